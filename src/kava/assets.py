@@ -1,0 +1,35 @@
+"""Files that ship with the project: recipes, the quickstart backbone and its KaVa checkpoint.
+
+In a checkout they lie at its root; in a wheel inside the package. A path that exists as given
+always wins, so a user's own `recipes/` folder is never shadowed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kava.errors import KavaError
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def roots() -> list[Path]:
+    """Folders that may hold shipped files, nearest first."""
+    checkout = _PACKAGE.parent.parent
+    return [root for root in (_PACKAGE, checkout) if (root / "recipes").is_dir()]
+
+
+def find(path: str | Path) -> Path:
+    """Resolve a user's path: as given, else among the shipped files.
+
+    Raises:
+        KavaError: neither exists.
+    """
+    given = Path(path).expanduser()
+    if given.exists():
+        return given
+    if not given.is_absolute():
+        for root in roots():
+            if (root / given).exists():
+                return root / given
+    raise KavaError(f"{path}: no such file or folder (looked here and among the shipped files)")

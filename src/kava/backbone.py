@@ -1,0 +1,153 @@
+"""Loading a Hugging Face causal language model, and knowing it again."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from kava import assets
+from kava.attention import IMPLEMENTATION_NAME
+from kava.errors import KavaError
+from kava.recipe import Recipe
+
+ACCESS_HINT = (
+    "log in with `hf auth login`, accept the model's licence on its page, "
+    "or pass backbone=/local/folder"
+)
+
+
+def load(
+    name: str, revision: str | None, dtype: torch.dtype
+) -> tuple[PreTrainedModel, Any, dict[str, Any]]:
+    """A backbone, its tokenizer and its identity, from a folder or the Hub.
+
+    Only safetensors, no remote code, nothing missing or left over.
+
+    Raises:
+        KavaError: cannot be had, or its weights do not fit its architecture.
+    """
+    source = locate(name)
+    model, tokenizer = load_model(source, revision, dtype), load_tokenizer(source, revision)
+    return model, tokenizer, identity(model, name, revision)
+
+
+def choose_dtype(recipe: Recipe, device: str | torch.device) -> torch.dtype:
+    """bf16 for a frozen backbone on an accelerator; fp32 on the CPU and where it is trained."""
+    wanted = recipe.train.precision
+    on_gpu = torch.device(device).type == "cuda"
+    if recipe.adapter == "full" or wanted == "fp32" or (wanted == "auto" and not on_gpu):
+        return torch.float32
+    return torch.bfloat16
+
+
+def locate(name: str) -> str:
+    """A folder given as such or shipped with the project, else a Hub name."""
+    try:
+        return str(assets.find(name))
+    except KavaError:
+        if name.startswith((".", "/", "~")) or name.count("/") != 1:
+            raise KavaError(
+                f"backbone: {name}: no such folder; give a folder that holds config.json and "
+                "model.safetensors, or a Hub name such as meta-llama/Llama-3.2-1B-Instruct"
+            ) from None
+        return name
+
+
+def load_model(source: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
+    """The model alone; see `load`."""
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision,
+            dtype=dtype,
+            attn_implementation=IMPLEMENTATION_NAME,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise KavaError(f"backbone {source}: {_first_line(error)}; {ACCESS_HINT}") from None
+    problems = {key: sorted(map(str, info[key])) for key in _LOADING_PROBLEMS if info.get(key)}
+    if problems:
+        raise KavaError(f"backbone {source}: weights do not fit the architecture: {problems}")
+    return prepare(model)
+
+
+_LOADING_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+
+
+def load_tokenizer(source: str, revision: str | None = None) -> Any:
+    """The tokenizer; a pad token is set to EOS where there is none (pads are always masked)."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise KavaError(f"tokenizer of {source}: {_first_line(error)}; {ACCESS_HINT}") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def prepare(model: PreTrainedModel) -> PreTrainedModel:
+    """Route attention through the recorder and check that logits are what we take them for.
+
+    Raises:
+        KavaError: the model's head does more than a matrix product and a soft cap, so logits at
+            label positions alone would be wrong.
+    """
+    model.set_attn_implementation(IMPLEMENTATION_NAME)
+    probe = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+    with torch.no_grad():
+        hidden = model.base_model(input_ids=probe).last_hidden_state
+        theirs, ours = model(input_ids=probe).logits, logits(model, hidden)
+    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, atol=1e-3, rtol=1e-3):
+        raise KavaError(
+            f"backbone of type {model.config.model_type}: its language-model head is not a "
+            "matrix product with an optional soft cap; this head is not supported"
+        )
+    return model
+
+
+def logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """[..., d] to [..., vocabulary], with the soft cap of backbones that have one (Gemma-2)."""
+    scores = model.get_output_embeddings()(hidden)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return scores if cap is None else torch.tanh(scores / cap) * cap
+
+
+def identity(model: PreTrainedModel, name: str, revision: str | None) -> dict[str, Any]:
+    """What a checkpoint remembers of its backbone."""
+    config = model.config.get_text_config()
+    return {
+        "name": name,
+        "revision": revision or getattr(model.config, "_commit_hash", None),
+        "model_type": config.model_type,
+        "hidden_size": config.hidden_size,
+        "num_layers": config.num_hidden_layers,
+        "vocab_size": config.vocab_size,
+        "fingerprint": fingerprint(model),
+    }
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of a sample of the weights, the same in fp32 and bf16."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        sample = weight.detach().flatten()[:256].to(torch.bfloat16).float().cpu()
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def describe_difference(saved: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """The first property in which two identities differ, in words; None if they agree."""
+    for key in ("model_type", "hidden_size", "num_layers", "vocab_size", "fingerprint"):
+        if saved[key] != found[key]:
+            return f"{key} is {found[key]}, the checkpoint was trained on {saved[key]}"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:300]

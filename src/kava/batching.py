@@ -1,0 +1,191 @@
+"""Sequences, masks and positions: made here and nowhere else.
+
+A batch is a set of segments, each padded on its own, so that every segment is the same columns in
+every row (`.` is a pad):
+
+              question        steps           answer
+    row 0     ..Q Q Q Q       C C C C C C     The answer is: 7 EOS .
+    row 1     Q Q Q Q Q Q     C C C . . .     The answer is: 1 2   EOS
+
+Questions are padded on the left and everything after them on the right. A cache may therefore
+have holes; the mask says which columns are real, and a position counts real columns only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kava.errors import KavaError
+from kava.types import ANSWER_PROMPT, Example
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tokenised example. `answer` is the prompt, the answer and EOS; `steps` may be empty."""
+
+    id: str
+    question: list[int]
+    steps: list[int]
+    answer: list[int]
+
+
+class Encoder:
+    """Text to token ids, the same way for every method.
+
+    Question: BOS (where the tokenizer has one) and the text. Steps: each on its own, as in the
+    data, separated by a blank if they are sentences. Answer: prompt, blank, answer, EOS.
+
+    Raises:
+        KavaError: the tokenizer has no EOS.
+    """
+
+    def __init__(self, tokenizer: Any, drop_last_step: bool):
+        if tokenizer.eos_token_id is None:
+            raise KavaError("the tokenizer has no end-of-sequence token; set tokenizer.eos_token")
+        self.tokenizer = tokenizer
+        self.drop_last_step = drop_last_step
+        self.prompt = self._ids(ANSWER_PROMPT)
+
+    def question(self, text: str) -> list[int]:
+        """BOS and the question's tokens."""
+        bos = self.tokenizer.bos_token_id
+        return ([] if bos is None else [bos]) + self._ids(text)
+
+    def row(self, example: Example) -> Row:
+        """Tokenise an example whole."""
+        steps = example.steps[:-1] if self.drop_last_step else example.steps
+        return Row(
+            id=example.id,
+            question=self.question(example.question),
+            steps=[token for step in steps for token in self._ids(_spaced(step))],
+            answer=[
+                *self.prompt,
+                *self._ids(" " + example.answer),
+                self.tokenizer.eos_token_id,
+            ],
+        )
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+def _spaced(step: str) -> str:
+    """Equations touch one another; sentences are parted by a blank."""
+    return step if step.startswith("<<") else " " + step
+
+
+def pad(sequences: Sequence[Sequence[int]], side: str, value: int = 0) -> tuple[Tensor, Tensor]:
+    """Pad to the longest. Returns ids [B, S] and a boolean mask [B, S], true at real tokens."""
+    width = max((len(s) for s in sequences), default=0)
+    ids = torch.full((len(sequences), width), value, dtype=torch.long)
+    mask = torch.zeros((len(sequences), width), dtype=torch.bool)
+    for i, sequence in enumerate(sequences):
+        at = slice(width - len(sequence), None) if side == "left" else slice(0, len(sequence))
+        ids[i, at] = torch.tensor(sequence, dtype=torch.long)
+        mask[i, at] = True
+    return ids, mask
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Which columns predict which tokens, as flat indices (no host sync on an accelerator).
+
+    rows, columns, ids: [N]. A hidden state at (rows[n], columns[n]) predicts ids[n].
+    """
+
+    rows: Tensor
+    columns: Tensor
+    ids: Tensor
+
+
+def next_token_labels(ids: Tensor, mask: Tensor) -> Labels:
+    """Labels of right-padded segments [B, S] that follow one column (column 0).
+
+    Column 0 stands for the last real token before the segments; column j + 1 for segment
+    column j. Pads inside are jumped over: the predecessor is the last real column.
+    """
+    rows, targets = mask.nonzero(as_tuple=True)
+    index = torch.arange(1, mask.shape[1] + 1).expand_as(mask) * mask
+    last_real = torch.cummax(index, dim=1).values if mask.shape[1] else index
+    before = torch.cat((torch.zeros_like(index[:, :1]), last_real[:, :-1]), dim=1)
+    return Labels(rows, before[rows, targets], ids[rows, targets])
+
+
+def collate(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
+    """Rows to the tensors of one micro-batch.
+
+    Returns a flat dict: `question`, `steps`, `answer` with their `_mask` ([B, .]);
+    `teacher_*` labels over [question end, steps, answer] and `answer_*` labels over
+    [column before, answer], each as `rows`, `columns`, `ids`; and the rows' `ids`.
+    """
+    question, question_mask = pad([r.question for r in rows], "left", pad_id)
+    steps, steps_mask = pad([r.steps for r in rows], "right", pad_id)
+    answer, answer_mask = pad([r.answer for r in rows], "right", pad_id)
+    batch: dict[str, Any] = {
+        "question": question, "question_mask": question_mask,
+        "steps": steps, "steps_mask": steps_mask,
+        "answer": answer, "answer_mask": answer_mask,
+        "ids": [r.id for r in rows],
+    }  # fmt: skip
+    written = next_token_labels(
+        torch.cat((steps, answer), dim=1), torch.cat((steps_mask, answer_mask), dim=1)
+    )
+    for name, labels in (("teacher", written), ("answer", next_token_labels(answer, answer_mask))):
+        batch[f"{name}_rows"] = labels.rows
+        batch[f"{name}_columns"] = labels.columns
+        batch[f"{name}_ids"] = labels.ids
+    return batch
+
+
+def counts(batch: dict[str, Any], num_latents: int, fill_all: bool = False) -> Tensor:
+    """Denominators of the losses, [4]: written labels, answer labels, rows, filled latent slots.
+
+    A trainer that accumulates gradients adds them up over its micro-batches, so that the
+    accumulated gradient equals that of the whole batch. With `fill_all`, every slot counts.
+    """
+    rows = batch["question"].shape[0]
+    slots = batch["steps_mask"].sum(1).clamp(max=num_latents).sum()
+    device = slots.device
+    fixed = [batch["teacher_ids"].numel(), batch["answer_ids"].numel(), rows]
+    slots = torch.tensor(rows * num_latents, device=device) if fill_all else slots
+    return torch.cat((torch.tensor(fixed, device=device), slots[None]))
+
+
+def positions(past: Tensor, mask: Tensor) -> Tensor:
+    """Positions [B, n] of new columns after a past [B, S]: the count of real columns before each.
+
+    A pad gets the position of the nearest real column (its state is never read).
+    """
+    return (past.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
+
+
+def causal_mask(past: Tensor, mask: Tensor) -> Tensor:
+    """Boolean attention mask [B, 1, n, S + n] of n new columns after a past of S.
+
+    A column sees the real columns before it and itself. A pad sees itself too, so that no row of
+    the softmax is empty on any attention kernel; nothing ever sees a pad.
+    """
+    n = mask.shape[1]
+    triangle = torch.ones(n, n, dtype=torch.bool, device=mask.device).tril()
+    inside = (triangle & mask[:, None, :]) | torch.eye(n, dtype=torch.bool, device=mask.device)
+    return torch.cat((past[:, None, :].expand(-1, n, -1), inside), dim=2)[:, None]
+
+
+def picture(batch: dict[str, Any], tokenizer: Any, width: int = 6) -> str:
+    """A batch in ASCII, one line per row, for eyes: `|` between segments, `.` for pads."""
+    lines = []
+    for i in range(len(batch["ids"])):
+        parts = []
+        for name in ("question", "steps", "answer"):
+            ids, mask = batch[name][i].tolist(), batch[f"{name}_mask"][i].tolist()
+            words = [tokenizer.decode([t]).strip() or "_" if m else "." for t, m in zip(ids, mask)]
+            parts.append(" ".join(word[:width].ljust(width) for word in words))
+        lines.append(" | ".join(parts))
+    return "\n".join(lines)

@@ -1,0 +1,192 @@
+"""A checkpoint folder: written whole, loaded strictly, safetensors only.
+
+kava.json           format, method, backbone identity, tokenizer size, versions
+recipe.yaml         the resolved recipe
+kava.safetensors    the three token rows and the projection
+adapter/            peft's own format            (adapter: lora)
+backbone/           transformers' own format     (adapter: full)
+tokenizer.json ...  the tokenizer with the three tokens
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kava import assets, recipe
+from kava import backbone as backbones
+from kava.errors import KavaError
+
+if TYPE_CHECKING:
+    from kava.model import Reasoner
+
+FORMAT = 1
+_PACKAGES = ("kava", "torch", "transformers", "peft", "tokenizers", "safetensors")
+
+
+def save(reasoner: Reasoner, folder: str | Path) -> None:
+    """Write into a folder beside and rename, so that a half-written checkpoint never has the name.
+
+    An existing checkpoint of that name is replaced.
+    """
+    folder = Path(folder)
+    parts = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir(parents=True)
+    write(reasoner, parts)
+    if folder.exists():
+        shutil.rmtree(folder)
+    parts.rename(folder)
+
+
+def write(reasoner: Reasoner, folder: Path) -> None:
+    """Write the files of a checkpoint into an existing folder."""
+    save_file(own_weights(reasoner), folder / "kava.safetensors")
+    if reasoner.recipe.adapter == "lora":
+        reasoner.backbone.save_pretrained(folder / "adapter", safe_serialization=True)
+    else:
+        reasoner.lm.save_pretrained(folder / "backbone")
+    reasoner.tokenizer.save_pretrained(folder)
+    (folder / "recipe.yaml").write_text(recipe.dump(reasoner.recipe), encoding="utf-8")
+    description = {
+        "format": FORMAT,
+        "method": reasoner.recipe.method,
+        "adapter": reasoner.recipe.adapter,
+        "backbone": reasoner.identity,
+        "tokenizer_size": len(reasoner.tokenizer),
+        "versions": {name: version(name) for name in _PACKAGES},
+    }
+    (folder / "kava.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def load(
+    kind: type[Reasoner], folder: str | Path, backbone: str | None, device: str | torch.device
+) -> Reasoner:
+    """See `Reasoner.from_pretrained`.
+
+    Raises:
+        KavaError: names the file and what does not fit.
+    """
+    folder = locate(folder)
+    described, resolved = describe(folder), _recipe(folder)
+    tokenizer = backbones.load_tokenizer(str(folder))
+    if len(tokenizer) != described["tokenizer_size"]:
+        raise KavaError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, "
+            f"the checkpoint was saved with {described['tokenizer_size']}"
+        )
+    identity = described["backbone"]
+    if resolved.adapter == "full":
+        model = backbones.load_model(str(folder / "backbone"), None, torch.float32)
+        _check_vocabulary(model, tokenizer, folder)
+    else:
+        dtype = backbones.choose_dtype(resolved, device)
+        name = backbone or identity["name"]
+        revision = identity["revision"] if name == identity["name"] else None
+        model, _, found = backbones.load(name, revision, dtype)
+        difference = backbones.describe_difference(identity, found)
+        if difference:
+            raise KavaError(f"{folder}: {name} is another backbone: {difference}")
+    reasoner = kind(model.to(device), tokenizer, resolved, identity)
+    load_weights(reasoner, folder)
+    return reasoner.eval()
+
+
+def locate(folder: str | Path) -> Path:
+    """The checkpoint of a path: itself, or `checkpoint` inside a run folder."""
+    folder = assets.find(folder)
+    for candidate in (folder, folder / "checkpoint"):
+        if (candidate / "kava.json").is_file():
+            return candidate
+    raise KavaError(f"{folder}: no kava.json here, so this is not a checkpoint of kava")
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """`kava.json`, its format checked."""
+    try:
+        described = json.loads((folder / "kava.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise KavaError(f"{folder / 'kava.json'}: cannot be read: {error}") from None
+    if described.get("format") != FORMAT:
+        raise KavaError(
+            f"{folder / 'kava.json'}: format {described.get('format')}, this version reads {FORMAT}"
+        )
+    return described
+
+
+def load_weights(reasoner: Reasoner, folder: str | Path) -> None:
+    """Fill an existing reasoner from a checkpoint of the same shape, strictly."""
+    folder = Path(folder)
+    file = folder / "kava.safetensors"
+    fill(own_weights(reasoner), _read(file), str(file))
+    if reasoner.recipe.adapter == "lora":
+        file = folder / "adapter" / "adapter_model.safetensors"
+        weights = _read(file)
+        match(get_peft_model_state_dict(reasoner.backbone), weights, str(file))
+        set_peft_model_state_dict(reasoner.backbone, weights)
+        return
+    model = backbones.load_model(str(folder / "backbone"), None, torch.float32)
+    fill(dict(reasoner.lm.named_parameters()), dict(model.named_parameters()), str(folder))
+
+
+def own_weights(reasoner: Reasoner) -> dict[str, Tensor]:
+    """The rows of the new tokens and the projection, by name."""
+    rows = {f"special_tokens.{name}": row for name, row in reasoner.special_tokens.items()}
+    inner = {f"projection.{name}": w for name, w in reasoner.projection.state_dict().items()}
+    return {name: weight.detach() for name, weight in {**rows, **inner}.items()}
+
+
+def match(expected: dict[str, Tensor], found: dict[str, Tensor], where: str) -> None:
+    """Raise a KavaError that names the first weight that is missing, left over or misshapen."""
+    for name, weight in expected.items():
+        if name not in found:
+            raise KavaError(f"{where}: weight '{name}' is missing")
+        if found[name].shape != weight.shape:
+            raise KavaError(
+                f"{where}: weight '{name}' has shape {tuple(found[name].shape)}, "
+                f"this model needs {tuple(weight.shape)}"
+            )
+    for name in found:
+        if name not in expected:
+            raise KavaError(f"{where}: weight '{name}' is not part of this model")
+
+
+@torch.no_grad()
+def fill(target: dict[str, Tensor], source: dict[str, Tensor], where: str) -> None:
+    """Copy every weight, after `match`."""
+    match(target, source, where)
+    for name, weight in target.items():
+        weight.copy_(source[name])
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise KavaError(f"{file}: this file of the checkpoint is missing")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise KavaError(f"{file}: damaged: {error}") from None
+
+
+def _recipe(folder: Path) -> recipe.Recipe:
+    file = folder / "recipe.yaml"
+    if not file.is_file():
+        raise KavaError(f"{file}: this file of the checkpoint is missing")
+    return recipe.load_recipe(file)
+
+
+def _check_vocabulary(model: Any, tokenizer: Any, folder: Path) -> None:
+    rows, needed = model.get_input_embeddings().weight.shape[0], len(tokenizer) - 3
+    if needed > rows:
+        raise KavaError(
+            f"{folder}: the tokenizer needs {needed} embedding rows, the backbone has {rows}"
+        )

@@ -1,0 +1,175 @@
+"""Where examples come from: a data set of this package, a local file, or the Hugging Face Hub.
+
+A new data set is one new file in this folder, whose name is the name of the data set, with
+`load(split, limit, **options) -> list[Example]`; or, where rows are made on the spot,
+`generate(split, count, **options) -> list[Example]`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from kava import registry
+from kava.data import files
+from kava.errors import KavaError
+from kava.types import Example
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+# A dot may be part of a Hub name (`v1.5`), so only endings that mean a file count as one.
+_FILE_ENDINGS = {*files.FORMATS, ".csv", ".tsv", ".gz", ".zip", ".xlsx", ".arrow", ".yaml"}
+
+
+def load_examples(
+    source: str,
+    split: str = "train",
+    *,
+    limit: int | None = None,
+    options: dict[str, Any] | None = None,
+) -> list[Example]:
+    """Load the examples of one split, in order; no row is left out.
+
+    Args:
+        source: a data set of this package (`gsm8k_aug`), a file (`rows.jsonl`, `.json` with one
+            object per line, `.parquet`, or `.txt` with `question||steps #### answer`), or a Hub
+            data set (`owner/name`), in this order of precedence.
+        split: `train`, `validation` or `test`. A file is one split, so there it is not used.
+        limit: the first `limit` rows only; also how many to make where rows are generated.
+        options: keyword arguments of the data set. For a file `steps`, the field with the steps
+            if it is neither `steps` nor `cot`; for the Hub also `config`.
+
+    Raises:
+        KavaError: unknown source, option or split; unreadable file or Hub; a broken row, by file,
+            line and field; a repeated id; no rows at all; `limit` below 1.
+    """
+    if limit is not None and limit < 1:
+        raise KavaError(f"{source}: limit must be at least 1, not {limit}")
+    options = dict(options or {})
+    if source in data_sets():
+        return _load_named(source, split, limit, options)
+    if is_file(source):
+        return call(load_file, source, Path(source).expanduser(), limit=limit, **options)
+    if _HUB_NAME.fullmatch(source):
+        return call(load_hub, source, source, split=split, limit=limit, **options)
+    raise unknown("data set", source, data_sets(), "or give a file, or a Hub name 'owner/name'")
+
+
+def data_sets() -> list[str]:
+    """Names of the data sets in this folder."""
+    return [name for name in registry.names("data") if name != "files"]
+
+
+def is_file(source: str) -> bool:
+    """Whether `source` means a file or folder, be it there or not, and not a Hub name."""
+    path = Path(source).expanduser()
+    return (
+        path.exists()
+        or path.suffix.lower() in _FILE_ENDINGS
+        or ("/" in source and not _HUB_NAME.fullmatch(source))
+    )
+
+
+def load_file(path: str | Path, *, limit: int | None = None, steps: str | None = None):
+    """All examples of a local file, or its first `limit`. Raises KavaError as `load_examples`."""
+    path = Path(path).expanduser()
+    return files.to_examples(files.read_rows(path), str(path), path.stem, limit, steps)
+
+
+def load_hub(
+    name: str,
+    split: str,
+    *,
+    limit: int | None = None,
+    config: str | None = None,
+    steps: str | None = None,
+) -> list[Example]:
+    """All examples of one split of a Hub data set. Raises KavaError as `load_examples`."""
+    rows = hub_rows(name, split, config)
+    stem = f"{name.rpartition('/')[2]}-{split}"
+    return files.to_examples(rows, f"{name}, split {split}", stem, limit, steps)
+
+
+def hub_rows(name: str, split: str, config: str | None = None, instead: str = "data.train=FILE"):
+    """Rows of a Hub data set with where each stands, read as they are asked for.
+
+    Raises:
+        KavaError: offline, gated, not found, or no such split; names `instead`, the argument that
+            takes a local file.
+    """
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    # Unreachable, `datasets` would retry for half a minute before it looks at its own cache.
+    datasets.config.HF_HUB_OFFLINE = before or not _reachable(name)
+    try:
+        table = datasets.load_dataset(name, config, split=split)
+    except Exception as error:
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise KavaError(
+            f"cannot load split '{split}' of '{name}' from the Hugging Face Hub ({why}); go online,"
+            f" log in with `hf auth login` and accept the licence at"
+            f" https://huggingface.co/datasets/{name}, or pass {instead}"
+        ) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+    return ((f"{name}, split {split}, row {n}", row) for n, row in enumerate(table, 1))
+
+
+def _reachable(name: str) -> bool:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().dataset_info(name, timeout=10)
+    except HfHubHTTPError:  # the Hub answered; what it refuses is said by the download itself
+        return True
+    except Exception:  # no network, a proxy, offline mode: each library version has its own class
+        return False
+    return True
+
+
+def _load_named(name: str, split: str, limit: int | None, options: dict[str, Any]) -> list[Example]:
+    module = importlib.import_module(f"kava.data.{name}")
+    if hasattr(module, "load"):
+        return call(module.load, name, split, limit=limit, **options)
+    counts = [n for n in (limit, options.pop("count", None)) if n is not None]
+    if not counts:
+        raise KavaError(f"{name} is made on the spot: say how many rows, by limit or option count")
+    return call(module.generate, name, split, min(counts), **options)
+
+
+def find_module(folder: str, kind: str, name: str) -> ModuleType:
+    """Module `kava.<folder>.<name>`. Raises KavaError with the nearest name if there is none."""
+    known = registry.names(folder)
+    if name not in known:
+        raise unknown(kind, name, known)
+    return importlib.import_module(f"kava.{folder}.{name}")
+
+
+def unknown(kind: str, name: str, known: list[str], more: str = "") -> KavaError:
+    """The error for a wrong name: the nearest known one, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+    return KavaError(" ".join(f"unknown {kind} '{name}'; {hint} {more}".split()))
+
+
+def call(function: Callable[..., Any], what: str, *args: Any, **options: Any) -> Any:
+    """`function(*args, **options)` for options that a user wrote.
+
+    Raises:
+        KavaError: an option that `function` does not have, or a value that it refuses.
+    """
+    known = list(inspect.signature(function).parameters)[len(args) :]
+    for name in options:
+        if name not in known:
+            raise unknown(f"option of {what}:", name, known)
+    try:
+        return function(*args, **options)
+    except (TypeError, ValueError) as error:
+        raise KavaError(f"{what}: {error}") from error

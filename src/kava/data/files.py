@@ -1,0 +1,181 @@
+"""Examples from rows, and rows from local files: JSON lines, Parquet, the one-line text form."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from kava.errors import KavaError
+from kava.types import Example
+
+Row = tuple[str, dict[str, Any]]  # where it stands, for messages; its fields
+
+_THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?")
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Rows of a file in order, read as they are asked for.
+
+    Raises:
+        KavaError: no such file, a folder, an ending not in `FORMATS`; while reading, a row that
+            is not UTF-8 or not of its form, by file and line.
+    """
+    if not path.exists():
+        raise KavaError(f"{path}: no such file")
+    if path.is_dir():
+        raise KavaError(f"{path} is a folder; give one file ({', '.join(FORMATS)})")
+    reader = FORMATS.get(path.suffix.lower())
+    if reader is None:
+        raise KavaError(f"{path}: a data file must end in one of {', '.join(FORMATS)}")
+    return reader(path)
+
+
+def to_examples(
+    rows: Iterable[Row], source: str, stem: str, limit: int | None = None, steps: str | None = None
+) -> list[Example]:
+    """Examples from the first `limit` rows, or all.
+
+    A row without an id gets `<stem>-<index>`, counted from 0. Fields other than the id, question,
+    steps and answer go into `extra` as text.
+
+    Raises:
+        KavaError: a missing or wrong field, by row; an id that came before; no rows.
+    """
+    seen: dict[str, str] = {}
+    examples = []
+    for index, (where, row) in enumerate(islice(rows, limit)):
+        example = to_example(row, where, f"{stem}-{index}", steps)
+        if example.id in seen:
+            raise KavaError(f"{where}: id '{example.id}' is already that of {seen[example.id]}")
+        seen[example.id] = where
+        examples.append(example)
+    if not examples:
+        raise KavaError(f"{source} holds no rows")
+    return examples
+
+
+def to_example(row: dict[str, Any], where: str, default_id: str, steps: str | None = None):
+    """One checked example; `steps` names the field with the steps (else `steps`, else `cot`).
+
+    The answer may be a number or a text; thousands commas go. All else stays as written.
+
+    Raises:
+        KavaError: a field is missing, empty or of the wrong type.
+    """
+    field = steps or ("steps" if "steps" in row else "cot")
+    for needed in ("question", "answer", field):
+        if needed not in row:
+            name = needed if needed != field or steps else "steps' or 'cot"
+            raise KavaError(f"{where}: no field '{name}'; the row has: {', '.join(row) or 'none'}")
+    question = row["question"]
+    if not isinstance(question, str) or not question.strip():
+        raise KavaError(f"{where}: 'question' must be a text that is not empty, not {question!r}")
+    written = row[field]
+    if not isinstance(written, list) or not all(isinstance(step, str) for step in written):
+        raise KavaError(f"{where}: '{field}' must be a list of texts, not {_brief(written)}")
+    used = {"id", "question", "answer", field}
+    extra = {key: _text(value) for key, value in row.items() if key not in used}
+    identity = default_id if row.get("id") is None else str(row["id"])
+    return Example(identity, question, tuple(written), _answer(row["answer"], where), extra)
+
+
+def _answer(value: Any, where: str) -> str:
+    number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
+    if number and math.isfinite(value):
+        # A Parquet column of floats holds 18 as 18.0; 2.50 in JSON keeps its digits.
+        whole = isinstance(value, float) and value.is_integer()
+        return str(int(value) if whole else value)
+    if not isinstance(value, str) or not value.strip():
+        raise KavaError(f"{where}: 'answer' must be a number or a text, not {_brief(value)}")
+    value = value.strip()
+    return value.replace(",", "") if _THOUSANDS.fullmatch(value) else value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Lines with where they stand. Only a line feed ends one: texts may hold U+2028."""
+    blank = None
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            where = f"{path}, line {number}"
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                at = f"byte {error.start + 1} is 0x{raw[error.start]:02x}"
+                raise KavaError(f"{where}: not UTF-8 ({at}); save the file as UTF-8") from error
+            if not line:
+                blank = blank or where
+            elif blank:  # blank lines at the end are no rows, one in between may be a lost row
+                raise KavaError(f"{blank}: the line is empty; give it a row or delete it")
+            else:
+                yield where, line
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    for where, line in _lines(path):
+        try:
+            # Decimal keeps an answer's digits as they are in the file.
+            row = json.loads(line, parse_float=Decimal, parse_constant=_refuse)
+        except (ValueError, RecursionError) as error:
+            raise KavaError(f"{where}: broken JSON ({error}); one object per line") from error
+        if not isinstance(row, dict):
+            raise KavaError(f"{where}: not a JSON object but {_brief(row)}; one object per line")
+        yield where, row
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
+
+
+def _text_rows(path: Path) -> Iterator[Row]:
+    """Rows of the form in which GSM8k-Aug was published (Deng et al., arXiv:2405.14838).
+
+    Blanks in the question are single, as in the JSON twins of these files: the originals have one
+    or two after a sentence, by whoever wrote it.
+    """
+    for where, line in _lines(path):
+        problem, mark, answer = line.rpartition("####")
+        question, bars, steps = problem.rpartition("||")
+        if not (mark and bars):
+            raise KavaError(f"{where}: '{bars or '||'}' or '####' is missing; the form is"
+                            " question||steps #### answer")  # fmt: skip
+        written = re.split(r"(?<=>>)\s*(?=<<)", steps.strip()) if steps.strip() else []
+        yield where, {"question": " ".join(question.split()), "steps": written, "answer": answer}
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        why = str(error).strip().partition("\n")[0]
+        raise KavaError(f"{path}: not a readable Parquet file ({why})") from error
+
+
+FORMATS = {
+    ".jsonl": _json_rows,
+    ".json": _json_rows,
+    ".parquet": _parquet_rows,
+    ".txt": _text_rows,
+}

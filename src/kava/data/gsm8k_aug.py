@@ -1,0 +1,44 @@
+"""GSM8k-Aug: GSM8K's training set rewritten and enlarged by a language model.
+
+Made by Deng et al. (arXiv:2405.14838); steps are equations such as `<<16-3-4=9>>`. The natural
+form, GSM8k-Aug-NL, has sentences instead. Both come from the Hub as the PCCoT authors put them
+there (arXiv:2506.18582). The 500 validation rows are part of GSM8K's own training set.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kava.data import load_file, load_hub, unknown
+from kava.errors import KavaError
+from kava.types import Example
+
+NAMES = {"equation": "whynlp/gsm8k-aug", "natural": "whynlp/gsm8k-aug-nl"}
+ROWS = {"train": 385_620, "validation": 500, "test": 1_319}
+
+
+def load(
+    split: str, limit: int | None = None, form: str = "equation", file: str | Path | None = None
+) -> list[Example]:
+    """One split, from the Hub or from `file`, a local copy of that split.
+
+    Args:
+        split: `train`, `validation` or `test`.
+        limit: the first `limit` rows; without it the number of rows is checked.
+        form: `equation` or `natural`.
+
+    Raises:
+        KavaError: unknown split or form; any of `load_examples`; fewer or more rows than published.
+    """
+    if split not in ROWS:
+        raise unknown("split of gsm8k_aug", split, list(ROWS))
+    if form not in NAMES:
+        raise unknown("form of gsm8k_aug", form, list(NAMES))
+    source = str(file or f"{NAMES[form]}, split {split}")
+    examples = load_file(file, limit=limit) if file else load_hub(NAMES[form], split, limit=limit)
+    if limit is None and len(examples) != ROWS[split]:
+        raise KavaError(
+            f"{source} has {len(examples):,} rows and GSM8k-Aug {split} has {ROWS[split]:,};"
+            " set a limit, or name a partial file itself as the data set"
+        )
+    return examples

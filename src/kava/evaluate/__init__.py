@@ -1,0 +1,1 @@
+"""Scoring of checkpoints on tasks."""

@@ -1,0 +1,1 @@
+"""Cache compressors. One file each; the file's name is `kv.eviction.name` in a recipe."""

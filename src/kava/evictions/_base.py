@@ -1,0 +1,70 @@
+"""The compressor: scores from one small file, everything else here.
+
+Works on each layer and each key/value head on its own (KaVa, Listing 1; spec, Cache compression).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a score may be computed from, for one layer.
+
+    keys: [B, H, C, D].   mask: [B, C], true at real tokens.
+    attention: [B, H, A, C], answer-to-reasoning (zero at pads), None if not asked for.
+    answer_mask: [B, A], true at answer tokens.
+    """
+
+    keys: Tensor
+    mask: Tensor
+    attention: Tensor | None
+    answer_mask: Tensor
+
+
+@dataclass
+class Eviction(ABC):
+    """Base of every compressor. `lam` is R-KV's lambda; most ignore it."""
+
+    lam: float = 0.1
+    needs_attention = False
+
+    @abstractmethod
+    def score(self, scored: Scored) -> Tensor:
+        """Scores [B, H, C], higher is kept. Pads are handled by the caller."""
+
+    def check(self, longest: int, budget: int) -> None:
+        """Raise a KavaError where this compressor cannot bring `longest` tokens to `budget`."""
+
+    def keep(self, scored: Scored, budget: int) -> tuple[Tensor, Tensor]:
+        """Choose the `budget` best columns of each row and head, in reading order.
+
+        Returns:
+            columns [B, H, budget] (0 in unfilled slots) and filled [B, H, budget]. A row with
+            fewer real tokens than `budget` fills its first slots.
+        """
+        columns = scored.keys.shape[2]
+        real = scored.mask[:, None, :]
+        scores = self.score(scored).float()
+        scores = scores.masked_fill(~real, -torch.inf)
+        best = scores.topk(min(budget, columns), dim=-1).indices
+        is_real = real.expand_as(scores).gather(-1, best)
+        # A pad sorts behind every real token, so that filled slots come first.
+        ordered = torch.where(is_real, best, columns).sort(dim=-1).values
+        missing = budget - ordered.shape[-1]
+        ordered = torch.nn.functional.pad(ordered, (0, max(missing, 0)), value=columns)
+        filled = ordered < columns
+        return ordered.masked_fill(~filled, 0), filled
+
+
+def gather(states: Tensor, columns: Tensor) -> Tensor:
+    """Columns [B, H, M] of states [B, H, C, D], as [B, H, M, D]; zeros if C is 0."""
+    if states.shape[2] == 0:
+        return states.new_zeros(*columns.shape, states.shape[-1])
+    index = columns[..., None].expand(*columns.shape, states.shape[-1])
+    return states.gather(2, index)

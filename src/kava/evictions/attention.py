@@ -1,0 +1,19 @@
+"""Importance to the answer alone: R-KV with lambda 1."""
+
+from torch import Tensor
+
+from kava.evictions._base import Eviction, Scored
+from kava.evictions.rkv import importance
+
+
+class Attention(Eviction):
+    """S = I."""
+
+    needs_attention = True
+
+    def score(self, scored: Scored) -> Tensor:
+        """[B, H, C]."""
+        return importance(scored)
+
+
+IMPLEMENTATION = Attention

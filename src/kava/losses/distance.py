@@ -1,0 +1,26 @@
+"""The distances a distillation loss may use."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def distance(kind: str, student: Tensor, teacher: Tensor) -> Tensor:
+    """Elementwise distance: `l1`, `smooth_l1` (beta 1) or `mse`. Same shape as the inputs."""
+    loss = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss, "mse": F.mse_loss}[kind]
+    return loss(student.float(), teacher.float(), reduction="none")
+
+
+def masked_std(values: Tensor, mask: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Standard deviation (n - 1) of unmasked values over `dims`, those kept with size 1.
+
+    `mask` is broadcastable to `values`. At least 1e-6, so that it can be divided by.
+    """
+    values = values.float()
+    weight = mask.expand_as(values).to(values.dtype)
+    count = weight.sum(dims, keepdim=True)
+    mean = (values * weight).sum(dims, keepdim=True) / count.clamp(min=1)
+    square = ((values - mean).square() * weight).sum(dims, keepdim=True)
+    return torch.sqrt(square / (count - 1).clamp(min=1)).clamp(min=1e-6)

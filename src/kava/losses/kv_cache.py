@@ -1,0 +1,52 @@
+"""L_KV: the latents' keys and values against the compressed teacher cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kava.cache import KeyValues
+from kava.losses.distance import distance, masked_std
+
+
+def kv_cache_loss(
+    student: KeyValues,
+    teacher: KeyValues,
+    filled: list[Tensor],
+    kind: str,
+    layerwise_std: bool,
+    slots: Tensor,
+) -> Tensor:
+    """1/2 ( mean |sg(K~) - K_s| + mean |sg(V~) - V_s| ), each divided by std (spec, Loss).
+
+    The mean is over filled slots, heads, head size and layers.
+
+    Args:
+        student, teacher: one pair of [B, H, M, D] per layer. No gradient flows into `teacher`.
+        filled: one [B, H, M] per layer, true where the teacher has a token.
+        kind: `l1 | smooth_l1 | mse`.
+        layerwise_std: divide by each layer's own teacher std, else by one std over all layers;
+            keys and values each have their own.
+        slots: filled slots of one head over the whole batch (more than this micro-batch's where
+            gradients are accumulated).
+    """
+    mask = torch.stack(filled)[..., None]
+    terms = [_term(student, teacher, part, mask, kind, layerwise_std, slots) for part in (0, 1)]
+    return (terms[0] + terms[1]) / 2
+
+
+def _term(
+    student: KeyValues,
+    teacher: KeyValues,
+    part: int,
+    mask: Tensor,
+    kind: str,
+    layerwise_std: bool,
+    slots: Tensor,
+) -> Tensor:
+    ours = torch.stack([pair[part] for pair in student])
+    theirs = torch.stack([pair[part] for pair in teacher]).detach().float()
+    dims = (1, 2, 3, 4) if layerwise_std else (0, 1, 2, 3, 4)
+    layers, _, heads, _, size = theirs.shape
+    error = distance(kind, ours, theirs) / masked_std(theirs, mask, dims) * mask
+    return error.sum() / (slots.clamp(min=1) * layers * heads * size)

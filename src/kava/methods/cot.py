@@ -1,0 +1,39 @@
+"""CoT: write the steps, then the answer.
+
+Q | C | "The answer is:" a EOS        CE on C and answer
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kava.methods._base import (
+    Batch,
+    Method,
+    Terms,
+    Thinking,
+    label_loss,
+    read_question,
+    read_written,
+)
+from kava.thought import Thought
+
+
+class CoT(Method):
+    """Written steps; the paper's upper line, and the teacher's role in every other method."""
+
+    def loss(self, reasoner, batch: Batch, counts: Tensor) -> Terms:
+        """CE over steps and answer."""
+        written = read_written(reasoner, read_question(reasoner, batch), batch)
+        ce = label_loss(reasoner, written.hidden, batch, "teacher", counts[0])
+        return {"loss": ce, "teacher_ce": ce}
+
+    def think(self, reasoner, question: Tensor, mask: Tensor, num_iterations=None) -> Thinking:
+        """Nothing is thought: the question's last token is the prompt and writing begins."""
+        thought = Thought.empty(question.shape[0], question.device)
+        if question.shape[1] > 1:
+            _, thought = reasoner.extend(thought, reasoner.embed(question[:, :-1]), mask[:, :-1])
+        return Thinking(thought, question[:, -1:], "", forward_passes=0, prefill_passes=1)
+
+
+IMPLEMENTATION = CoT

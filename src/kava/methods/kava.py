@@ -1,0 +1,78 @@
+"""KaVa: PCCoT whose latents also match the teacher's compressed key/value cache.
+
+L = CE_student + w_t CE_teacher + a1 L_CODI + a2 L_KV
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kava import registry
+from kava.attention import answer_attention
+from kava.cache import KeyValues
+from kava.evictions._base import Scored, gather
+from kava.latents._state import LatentState
+from kava.losses.kv_cache import kv_cache_loss
+from kava.methods._base import Batch, Terms, Written
+from kava.methods.pccot import PCCoT
+from kava.recipe import Recipe
+
+
+class KaVa(PCCoT):
+    """Kuzina, Pioro, Whatmough, Bejnordi, arXiv:2510.02312."""
+
+    def __init__(self, recipe: Recipe):
+        super().__init__(recipe)
+        self.eviction = registry.find("evictions", recipe.kv.eviction.name)(
+            lam=recipe.kv.eviction.lam
+        )
+        self.needs_queries = self.eviction.needs_attention
+
+    def combine(
+        self, reasoner, batch: Batch, counts: Tensor, teacher: Written, student: LatentState
+    ) -> Terms:
+        """PCCoT's terms and L_KV; with `kv.supervise: all`, its mean over all T + 1 passes."""
+        terms = super().combine(reasoner, batch, counts, teacher, student)
+        kv = self.recipe.kv
+        target, filled = self.compress(batch, teacher)
+        per_pass = [
+            kv_cache_loss(latents, target, filled, kv.loss, kv.layerwise_std, counts[3])
+            for latents in student.key_values
+        ]
+        terms["kv"] = torch.stack(per_pass).mean()
+        if kv.supervise == "all":
+            terms.update({f"kv_step_{i + 1}": value for i, value in enumerate(per_pass)})
+        terms["loss"] = terms["loss"] + kv.weight * terms["kv"]
+        return terms
+
+    @torch.no_grad()
+    def compress(self, batch: Batch, teacher: Written) -> tuple[KeyValues, list[Tensor]]:
+        """K~, V~ [B, H, M, D] and filled slots [B, H, M], per layer.
+
+        With `short_traces: zeros`, unfilled slots hold zeros and count as filled.
+        """
+        budget = self.recipe.num_latents
+        self.eviction.check(batch["steps"].shape[1], budget)
+        target, filled = [], []
+        for layer, (keys, values) in enumerate(teacher.steps):
+            scored = self.scored(batch, teacher, layer)
+            columns, real = self.eviction.keep(scored, budget)
+            target.append(tuple(gather(s, columns) * real[..., None] for s in (keys, values)))
+            filled.append(real if self.recipe.short_traces == "mask" else torch.ones_like(real))
+        return target, filled
+
+    def scored(self, batch: Batch, teacher: Written, layer: int) -> Scored:
+        """What the compressor sees of one layer."""
+        keys, attention = teacher.steps[layer][0], None
+        if teacher.queries is not None:
+            attention = answer_attention(
+                teacher.queries.queries[layer],
+                keys,
+                batch["steps_mask"],
+                teacher.queries.scaling[layer],
+            )
+        return Scored(keys, batch["steps_mask"], attention, batch["answer_mask"])
+
+
+IMPLEMENTATION = KaVa

@@ -1,0 +1,40 @@
+"""No-CoT: answer at once.
+
+Q | "The answer is:" a EOS        CE on the answer
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kava.methods._base import (
+    Batch,
+    Method,
+    Terms,
+    Thinking,
+    label_loss,
+    prompt_ids,
+    read_question,
+)
+
+
+class NoCoT(Method):
+    """The paper's lower line: the same backbone without any room to think."""
+
+    def loss(self, reasoner, batch: Batch, counts: Tensor) -> Terms:
+        """CE over the answer."""
+        thought, last = read_question(reasoner, batch)
+        output, _ = reasoner.extend(thought, reasoner.embed(batch["answer"]), batch["answer_mask"])
+        hidden = torch.cat((last, output.last_hidden_state), dim=1)
+        ce = label_loss(reasoner, hidden, batch, "answer", counts[1])
+        return {"loss": ce, "student_ce": ce}
+
+    def think(self, reasoner, question: Tensor, mask: Tensor, num_iterations=None) -> Thinking:
+        """The question, nothing else."""
+        thought, _ = read_question(reasoner, {"question": question, "question_mask": mask})
+        prompt = prompt_ids(reasoner, question.shape[0], question.device)
+        return Thinking(thought, prompt, reasoner.prompt_text, 0, prefill_passes=1)
+
+
+IMPLEMENTATION = NoCoT

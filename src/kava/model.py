@@ -1,0 +1,245 @@
+"""The reasoner: backbone, adapter, three trained token rows and the latent projection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from kava import backbone as backbones
+from kava import batching, cache, checkpoint, registry
+from kava.errors import KavaError
+from kava.latents._state import Tail
+from kava.methods._base import Method, Thinking
+from kava.projection import Projection
+from kava.recipe import Recipe
+from kava.thought import Thought
+from kava.types import ANSWER_PROMPT
+
+SPECIAL_TOKENS = {"bot": "<bot>", "latent": "<latent>", "eot": "<eot>"}
+
+
+class Reasoner(nn.Module):
+    """A causal language model that can think in latent tokens.
+
+    Args:
+        model: the bare backbone; an adapter is added here if the recipe asks for one.
+        tokenizer: the backbone's own; the three special tokens are added here.
+        recipe: what to build.
+        identity: of the backbone (`kava.backbone.identity`).
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any, recipe: Recipe, identity: dict[str, Any]
+    ):
+        super().__init__()
+        self.recipe, self.tokenizer, self.identity = recipe, tokenizer, identity
+        self.base_vocabulary = len(tokenizer)
+        tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS.values())})
+        self.encoder = batching.Encoder(tokenizer, recipe.drop_last_step)
+        self.method: Method = registry.find("methods", recipe.method)(recipe)
+        self.backbone = _with_adapter(model, recipe)
+        weight = self.lm.get_input_embeddings().weight.detach().float()
+        scale = float(weight.square().mean().sqrt())
+        self.special_tokens = nn.ParameterDict(
+            {name: nn.Parameter(_new_row(weight, scale)) for name in SPECIAL_TOKENS}
+        )
+        kind = recipe.projection if self.method.uses_latents else "none"
+        size = weight.shape[1]
+        self.projection = Projection(kind, size, recipe.projection_dim, scale)
+        self.to(self.lm.device)
+
+    @classmethod
+    def build(cls, recipe: Recipe, device: str | torch.device = "cpu") -> Reasoner:
+        """A new reasoner from the recipe's backbone; weights drawn from the recipe's seed.
+
+        Raises:
+            KavaError: the backbone cannot be had, or does not fit the recipe.
+        """
+        torch.manual_seed(recipe.seed)
+        model, tokenizer, identity = backbones.load(
+            recipe.backbone, recipe.revision, backbones.choose_dtype(recipe, device)
+        )
+        return cls(model.to(device), tokenizer, recipe, identity)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, backbone: str | None = None, device: str | torch.device = "cpu"
+    ) -> Reasoner:
+        """Load a checkpoint, strictly: anything missing, left over or foreign is an error.
+
+        Args:
+            folder: a checkpoint folder, or a run folder (its `checkpoint` is taken).
+            backbone: where the backbone of an adapter lies now, if not where it was.
+        """
+        return checkpoint.load(cls, folder, backbone, device)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a checkpoint that `from_pretrained` loads from any working directory."""
+        checkpoint.save(self, folder)
+
+    # -- pieces that methods and latent rules are made of --------------------------------------
+
+    @property
+    def lm(self) -> PreTrainedModel:
+        """The causal language model itself, adapter layers inside."""
+        peft = hasattr(self.backbone, "get_base_model")
+        return self.backbone.get_base_model() if peft else self.backbone
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.special_tokens["bot"].device
+
+    @property
+    def prompt_text(self) -> str:
+        """The answer prompt, which methods that think feed and do not generate."""
+        return ANSWER_PROMPT
+
+    def special(self, name: str) -> Tensor:
+        """Embedding [d] of `bot`, `latent` or `eot`, in the backbone's dtype."""
+        return self.special_tokens[name].to(self.lm.dtype)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids [B, n] to input embeddings [B, n, d]."""
+        return self.lm.get_input_embeddings()(ids)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """P(...): states [B, n, d] to latent inputs, in the backbone's dtype."""
+        return self.projection(hidden).to(self.lm.dtype)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Language-model head: [..., d] to [..., vocabulary]."""
+        return backbones.logits(self.lm, hidden)
+
+    def extend(
+        self, thought: Thought, embeds: Tensor, mask: Tensor, hidden_states: bool = False
+    ) -> tuple[BaseModelOutputWithPast, Thought]:
+        """Run new columns after a thought, which stays as it is.
+
+        Args:
+            embeds: [B, n, d].
+            mask: [B, n], true at real columns.
+            hidden_states: whether all layers' outputs are wanted.
+
+        Returns:
+            the output over the n columns, and the thought with them appended.
+        """
+        past = thought.attention_mask
+        output = self.lm.base_model(
+            inputs_embeds=embeds,
+            attention_mask=batching.causal_mask(past, mask),
+            position_ids=batching.positions(past, mask),
+            past_key_values=cache.fork(thought.past_key_values),
+            use_cache=True,
+            output_hidden_states=hidden_states,
+        )
+        return output, Thought(output.past_key_values, torch.cat((past, mask), dim=1))
+
+    def extend_latents(
+        self, thought: Thought, embeds: Tensor, tail: Tail | None
+    ) -> tuple[BaseModelOutputWithPast, Thought]:
+        """Run columns that are real in every row, and the tail after them if there is one."""
+        mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        if tail is None:
+            return self.extend(thought, embeds, mask)
+        embeds = torch.cat((embeds, tail.embeds), dim=1)
+        return self.extend(thought, embeds, torch.cat((mask, tail.mask), 1), tail.hidden_states)
+
+    def colon_states(self, output: BaseModelOutputWithPast, start: int) -> Tensor:
+        """All layers at the last token of the answer prompt, [L, B, d].
+
+        Args:
+            start: the column at which the answer segment begins.
+        """
+        states = output.hidden_states[0 if self.recipe.codi.include_embeddings else 1 :]
+        column = start + len(self.encoder.prompt) - 1
+        return torch.stack([state[:, column] for state in states])
+
+    # -- training --------------------------------------------------------------------------------
+
+    def forward(self, counts: Tensor | None = None, **batch: Any) -> dict[str, Tensor]:
+        """One training step of the recipe's method: `loss` and each of its terms, scalars.
+
+        Args:
+            counts: denominators (`kava.batching.counts`); of this batch alone if not given.
+            batch: see `kava.batching.collate`.
+        """
+        if counts is None:
+            counts = self.counts(batch)
+        return self.method.loss(self, batch, counts)
+
+    def counts(self, batch: dict[str, Any]) -> Tensor:
+        """Denominators of the losses of one micro-batch, [4]."""
+        fill_all = self.recipe.short_traces == "zeros"
+        return batching.counts(batch, self.recipe.num_latents, fill_all)
+
+    # -- inference -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def think(self, questions: list[str], num_iterations: int | None = None) -> Thinking:
+        """Think about questions; the answer has not begun.
+
+        Args:
+            num_iterations: T, the recipe's if not given.
+        """
+        ids, mask = batching.pad(
+            [self.encoder.question(q) for q in questions], "left", self.tokenizer.pad_token_id
+        )
+        return self.method.think(self, ids.to(self.device), mask.to(self.device), num_iterations)
+
+    @torch.no_grad()
+    def answer(self, thinking: Thinking, max_new_tokens: int = 256, **options: Any) -> Tensor:
+        """Continue a thought with transformers' `generate`; greedy unless options say otherwise.
+
+        Returns:
+            new token ids [B, n], padded after EOS.
+        """
+        thought, prompt = thinking.thought, thinking.prompt
+        mask = torch.cat((thought.attention_mask, torch.ones_like(prompt, dtype=torch.bool)), 1)
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+            **({"do_sample": False} | options),
+        )
+        new = self.lm.generate(
+            input_ids=prompt,
+            attention_mask=mask.long(),
+            past_key_values=cache.fork(thought.past_key_values),
+            generation_config=config,
+        )
+        return new[:, prompt.shape[1] :]
+
+    def generated_lengths(self, ids: Tensor) -> Tensor:
+        """Tokens generated in each row, EOS included, pads after it not: [B]."""
+        ended = (ids == self.tokenizer.eos_token_id).long().cumsum(1)
+        return ((ended - (ids == self.tokenizer.eos_token_id).long()) == 0).sum(1)
+
+
+def _with_adapter(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
+    if recipe.adapter == "full":
+        return model
+    lora = recipe.lora
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        task_type="CAUSAL_LM",
+        revision=recipe.revision,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise KavaError(f"lora.targets {lora.targets}: {str(error).splitlines()[0]}") from None
+
+
+def _new_row(weight: Tensor, scale: float) -> Tensor:
+    """A new token's embedding: the mean of the old ones and noise on their scale (ours)."""
+    return weight.mean(0) + torch.randn_like(weight[0]) * scale * 0.5

@@ -1,0 +1,271 @@
+"""What a recipe may hold: YAML, validated, overridable as `key.subkey=value`.
+
+A recipe names everything a run depends on. Unknown keys are refused with the nearest known one;
+the resolved recipe (every default written out) is saved beside the checkpoint.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kava import assets
+from kava.errors import KavaError
+
+Distance = Literal["l1", "smooth_l1", "mse"]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, fields can be filled by alias or name."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
+
+
+class Lora(Section):
+    """Low-rank adapter (peft). `targets` are module names, or `all-linear`."""
+
+    r: int = Field(128, ge=1)
+    alpha: int = Field(32, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    targets: list[str] | Literal["all-linear"] = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+class Codi(Section):
+    """L_CODI: hidden states at the last token of the answer prompt (spec, Loss)."""
+
+    weight: float = Field(0.0, ge=0)
+    loss: Distance = "l1"
+    layerwise_std: bool = True
+    include_embeddings: bool = False
+
+
+class Eviction(Section):
+    """How the teacher's reasoning cache is brought to `num_latents` slots."""
+
+    name: str = "rkv"
+    lam: float = Field(0.1, ge=0, le=1, alias="lambda")
+
+
+class Kv(Section):
+    """L_KV: student latents' keys and values against the compressed teacher cache (spec, Loss)."""
+
+    weight: float = Field(0.0, ge=0)
+    loss: Distance = "smooth_l1"
+    layerwise_std: bool = True
+    eviction: Eviction = Eviction()
+    supervise: Literal["last", "all"] = "last"
+
+
+class Data(Section):
+    """Where rows come from: a data set of this package, a file, or a Hub data set name."""
+
+    train: str
+    validation: str | None = None
+    train_rows: int | None = Field(None, ge=1)
+    validation_rows: int | None = Field(500, ge=1)
+    options: dict[str, Any] = {}
+
+
+class Train(Section):
+    """Optimisation. Exactly one of `steps` and `epochs`; `batch_size` is the global batch."""
+
+    steps: int | None = Field(None, ge=1)
+    epochs: float | None = Field(None, gt=0)
+    batch_size: int = Field(128, ge=1)
+    micro_batch_size: int | None = Field(None, ge=1)
+    learning_rate: float = Field(gt=0)
+    min_learning_rate: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    adam_beta2: float = Field(0.999, gt=0, lt=1)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = Field(0.03, ge=0, lt=1)
+    clip: float = Field(2.0, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    log_every: int = Field(10, ge=1)
+    save_every: int | None = Field(None, ge=1)
+    report_to: list[str] = []
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Train:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of train.steps and train.epochs")
+        micro = self.micro_batch_size
+        if micro and self.batch_size % micro:
+            raise ValueError(
+                f"train.batch_size {self.batch_size} is not a multiple of "
+                f"train.micro_batch_size {micro}"
+            )
+        return self
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per optimiser step on one process."""
+        return self.batch_size // (self.micro_batch_size or self.batch_size)
+
+
+class Evaluation(Section):
+    """Validation during training, and the decoding of every evaluation."""
+
+    every: int | None = Field(None, ge=1)
+    batch_size: int = Field(64, ge=1)
+    max_new_tokens: int = Field(256, ge=1)
+
+
+class Recipe(Section):
+    """One training run. See recipes/ for complete examples."""
+
+    method: str
+    backbone: str
+    revision: str | None = None
+    seed: int = 42
+    adapter: Literal["lora", "full"] = "lora"
+    lora: Lora = Lora()
+    num_latents: int = Field(24, ge=1)
+    num_iterations: int = Field(3, ge=0)
+    projection: Literal["none", "mlp", "mlp_layernorm"] = "mlp_layernorm"
+    projection_dim: int | None = Field(None, ge=1)
+    drop_last_step: bool = True
+    short_traces: Literal["mask", "zeros"] = "mask"
+    teacher_ce_weight: float = Field(1.0, ge=0)
+    codi: Codi = Codi()
+    kv: Kv = Kv()
+    data: Data
+    train: Train
+    eval: Evaluation = Evaluation()
+    description: str = ""
+
+
+class Architecture(Section):
+    """Shape of a backbone made from nothing (transformers' Llama)."""
+
+    hidden_size: int = Field(ge=8)
+    intermediate_size: int = Field(ge=8)
+    num_layers: int = Field(ge=1)
+    num_heads: int = Field(ge=1)
+    num_kv_heads: int = Field(ge=1)
+    max_positions: int = 512
+    rope_theta: float = 10000.0
+    tie_embeddings: bool = True
+
+
+class Vocabulary(Section):
+    """Tokenizer made from the training rows. `digits: single` splits numbers into digits."""
+
+    size: int = Field(2000, ge=64)
+    digits: Literal["single", "whole"] = "single"
+
+
+class BackboneRecipe(Section):
+    """Pre-training of a small backbone that writes its steps out: `kava pretrain`."""
+
+    name: str
+    seed: int = 42
+    architecture: Architecture
+    vocabulary: Vocabulary = Vocabulary()
+    data: Data
+    train: Train
+    eval: Evaluation = Evaluation()
+    description: str = ""
+
+
+def load_recipe(path: str | Path, overrides: list[str] = (), kind: type[Section] = Recipe) -> Any:
+    """Read a recipe file, apply `key.subkey=value` overrides, validate.
+
+    Args:
+        path: a YAML file, or a recipe that ships with the package (`recipes/quickstart/kava.yaml`).
+        overrides: dotted assignments; values are read as YAML.
+        kind: `Recipe` or `BackboneRecipe`.
+
+    Raises:
+        KavaError: missing file, broken YAML, unknown or ill-typed key; the message names it.
+    """
+    file = assets.find(path)
+    try:
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        problem = getattr(error, "problem", None) or str(error)
+        raise KavaError(f"{file}{line}: not valid YAML: {problem}") from None
+    if not isinstance(tree, dict):
+        raise KavaError(f"{file}: a recipe is a mapping of keys to values, this is not one")
+    for assignment in overrides:
+        _assign(tree, assignment)
+    return validate(tree, str(file), kind)
+
+
+def validate(tree: dict[str, Any], where: str, kind: type[Section] = Recipe) -> Any:
+    """Validate a mapping; `where` names it in errors."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        messages = "; ".join(_explain(item, kind) for item in error.errors())
+        raise KavaError(f"{where}: {messages}") from None
+
+
+def dump(recipe: Section) -> str:
+    """The resolved recipe as YAML, defaults written out."""
+    return yaml.safe_dump(recipe.model_dump(by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-4` as text; here it is a number, as in YAML 1.2. Twice a key is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _assign(tree: dict[str, Any], assignment: str) -> None:
+    key, sign, value = assignment.partition("=")
+    if not sign or not key:
+        raise KavaError(f"'{assignment}': an override is written key=value, as in train.steps=100")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        node = tree.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise KavaError(f"'{assignment}': '{parent}' holds a value, not further keys")
+        tree = node
+    try:
+        tree[leaf] = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError:
+        raise KavaError(f"'{assignment}': '{value}' is not a valid YAML value") from None
+
+
+def _explain(item: dict[str, Any], kind: type[Section]) -> str:
+    path = [str(part) for part in item["loc"]]
+    key = ".".join(path)
+    if item["type"] == "extra_forbidden":
+        known = _fields(kind, path[:-1])
+        close = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else f"; known here: {', '.join(known)}"
+        return f"unknown key '{key}'{hint}"
+    if item["type"] == "missing":
+        return f"key '{key}' is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"key '{key}': {message} (got {item['input']!r})" if key else message
+
+
+def _fields(kind: type[Section], path: list[str]) -> list[str]:
+    for part in path:
+        by_name = {(f.alias or name): f.annotation for name, f in kind.model_fields.items()}
+        kind = by_name[part]
+    return [field.alias or name for name, field in kind.model_fields.items()]

@@ -1,0 +1,48 @@
+"""What a model is evaluated on. A new task is one new file in this folder.
+
+It holds `VERSION`, raised whenever its rows or their text change, so that scores of different
+versions are never put side by side, and `load(file, limit, **options) -> Task`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from kava.data import call, find_module
+from kava.errors import KavaError
+from kava.types import Example
+
+
+@dataclass(frozen=True)
+class Task:
+    """The examples of one evaluation, in order, and where they come from."""
+
+    name: str
+    version: int
+    split: str
+    examples: list[Example]
+    source: str
+
+
+def load_task(
+    name: str,
+    *,
+    file: str | None = None,
+    limit: int | None = None,
+    options: dict[str, Any] | None = None,
+) -> Task:
+    """Load a task by its file name in this folder.
+
+    Args:
+        file: a local copy, for tasks that come from the Hub.
+        limit: the first `limit` examples only.
+        options: keyword arguments of the task.
+
+    Raises:
+        KavaError: unknown task or option; rows that cannot be had; `limit` below 1.
+    """
+    if limit is not None and limit < 1:
+        raise KavaError(f"task {name}: limit must be at least 1, not {limit}")
+    module = find_module("tasks", "task", name)
+    return call(module.load, f"task {name}", file=file, limit=limit, **(options or {}))
