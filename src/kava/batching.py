@@ -73,7 +73,8 @@ class Encoder:
         )
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        # A question may spell out "</s>" or "<bot>"; those are words, not the tokens themselves.
+        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
 def _spaced(step: str) -> str:

@@ -79,7 +79,6 @@ class Train(Section):
     batch_size: int = Field(128, ge=1)
     micro_batch_size: int | None = Field(None, ge=1)
     learning_rate: float = Field(gt=0)
-    min_learning_rate: float = Field(0.0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
     adam_beta2: float = Field(0.999, gt=0, lt=1)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -11,7 +11,7 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,9 +54,9 @@ def load_examples(
     if source in data_sets():
         return _load_named(source, split, limit, options)
     if is_file(source):
-        return call(load_file, source, Path(source).expanduser(), limit=limit, **options)
+        return call(load_file, source, {"path": source, "limit": limit}, options)
     if _HUB_NAME.fullmatch(source):
-        return call(load_hub, source, source, split=split, limit=limit, **options)
+        return call(load_hub, source, {"name": source, "split": split, "limit": limit}, options)
     raise unknown("data set", source, data_sets(), "or give a file, or a Hub name 'owner/name'")
 
 
@@ -75,7 +75,9 @@ def is_file(source: str) -> bool:
     )
 
 
-def load_file(path: str | Path, *, limit: int | None = None, steps: str | None = None):
+def load_file(
+    path: str | Path, *, limit: int | None = None, steps: str | None = None
+) -> list[Example]:
     """All examples of a local file, or its first `limit`. Raises KavaError as `load_examples`."""
     path = Path(path).expanduser()
     return files.to_examples(files.read_rows(path), str(path), path.stem, limit, steps)
@@ -95,7 +97,9 @@ def load_hub(
     return files.to_examples(rows, f"{name}, split {split}", stem, limit, steps)
 
 
-def hub_rows(name: str, split: str, config: str | None = None, instead: str = "data.train=FILE"):
+def hub_rows(
+    name: str, split: str, config: str | None = None, instead: str = "data.train=FILE"
+) -> Iterator[files.Row]:
     """Rows of a Hub data set with where each stands, read as they are asked for.
 
     Raises:
@@ -137,11 +141,14 @@ def _reachable(name: str) -> bool:
 def _load_named(name: str, split: str, limit: int | None, options: dict[str, Any]) -> list[Example]:
     module = importlib.import_module(f"kava.data.{name}")
     if hasattr(module, "load"):
-        return call(module.load, name, split, limit=limit, **options)
+        return call(module.load, name, {"split": split, "limit": limit}, options)
     counts = [n for n in (limit, options.pop("count", None)) if n is not None]
-    if not counts:
-        raise KavaError(f"{name} is made on the spot: say how many rows, by limit or option count")
-    return call(module.generate, name, split, min(counts), **options)
+    if not counts or not all(isinstance(n, int) and n > 0 for n in counts):
+        raise KavaError(
+            f"{name} is made on the spot; say how many rows, by limit or by its option count: a"
+            " whole number above 0"
+        )
+    return call(module.generate, name, {"split": split, "count": min(counts)}, options)
 
 
 def find_module(folder: str, kind: str, name: str) -> ModuleType:
@@ -159,17 +166,21 @@ def unknown(kind: str, name: str, known: list[str], more: str = "") -> KavaError
     return KavaError(" ".join(f"unknown {kind} '{name}'; {hint} {more}".split()))
 
 
-def call(function: Callable[..., Any], what: str, *args: Any, **options: Any) -> Any:
-    """`function(*args, **options)` for options that a user wrote.
+def call(
+    function: Callable[..., Any], what: str, given: dict[str, Any], options: dict[str, Any]
+) -> Any:
+    """`function(**given, **options)` for options that a user wrote.
 
     Raises:
         KavaError: an option that `function` does not have, or a value that it refuses.
     """
-    known = list(inspect.signature(function).parameters)[len(args) :]
+    parameters = inspect.signature(function).parameters
+    known = [name for name in parameters if name not in given]
+    passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for name in options:
-        if name not in known:
+        if name in given or (name not in known and not passes_on):
             raise unknown(f"option of {what}:", name, known)
     try:
-        return function(*args, **options)
+        return function(**given, **options)
     except (TypeError, ValueError) as error:
         raise KavaError(f"{what}: {error}") from error

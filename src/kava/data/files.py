@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from decimal import Decimal
@@ -30,6 +31,8 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise KavaError(f"{path}: no such file")
     if path.is_dir():
         raise KavaError(f"{path} is a folder; give one file ({', '.join(FORMATS)})")
+    if not os.access(path, os.R_OK):
+        raise KavaError(f"{path} may not be read; change its permissions")
     reader = FORMATS.get(path.suffix.lower())
     if reader is None:
         raise KavaError(f"{path}: a data file must end in one of {', '.join(FORMATS)}")
@@ -60,7 +63,9 @@ def to_examples(
     return examples
 
 
-def to_example(row: dict[str, Any], where: str, default_id: str, steps: str | None = None):
+def to_example(
+    row: dict[str, Any], where: str, default_id: str, steps: str | None = None
+) -> Example:
     """One checked example; `steps` names the field with the steps (else `steps`, else `cot`).
 
     The answer may be a number or a text; thousands commas go. All else stays as written.
@@ -86,11 +91,10 @@ def to_example(row: dict[str, Any], where: str, default_id: str, steps: str | No
 
 
 def _answer(value: Any, where: str) -> str:
-    number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
-    if number and math.isfinite(value):
-        # A Parquet column of floats holds 18 as 18.0; 2.50 in JSON keeps its digits.
-        whole = isinstance(value, float) and value.is_integer()
-        return str(int(value) if whole else value)
+    if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return str(int(value) if value.is_integer() else value)  # Parquet may hold 18 as 18.0
     if not isinstance(value, str) or not value.strip():
         raise KavaError(f"{where}: 'answer' must be a number or a text, not {_brief(value)}")
     value = value.strip()
@@ -151,8 +155,8 @@ def _text_rows(path: Path) -> Iterator[Row]:
         problem, mark, answer = line.rpartition("####")
         question, bars, steps = problem.rpartition("||")
         if not (mark and bars):
-            raise KavaError(f"{where}: '{bars or '||'}' or '####' is missing; the form is"
-                            " question||steps #### answer")  # fmt: skip
+            lacks = "####" if not mark else "||"
+            raise KavaError(f"{where}: no '{lacks}'; the form is question||steps #### answer")
         written = re.split(r"(?<=>>)\s*(?=<<)", steps.strip()) if steps.strip() else []
         yield where, {"question": " ".join(question.split()), "steps": written, "answer": answer}
 

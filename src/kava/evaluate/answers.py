@@ -13,7 +13,7 @@ from fractions import Fraction
 _MARKER = re.compile(r"the\s+answer\s+is\s*:|####", re.IGNORECASE)
 _UNSIGNED = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![\w)])[-−])?[$€£¥]?\s?(?P<inner>(?<![\w)])[-−])?"
+    r"(?P<sign>(?<![\w)])[-−])?(?:\\?[$€£¥]\s?)?(?P<inner>(?<![\w)])[-−])?"
     rf"(?P<above>{_UNSIGNED}(?:[eE](?P<power>[-+]?[0-9]+))?)"
     rf"(?:\s?/\s?(?P<below>{_UNSIGNED}))?"
 )

@@ -45,4 +45,4 @@ def load_task(
     if limit is not None and limit < 1:
         raise KavaError(f"task {name}: limit must be at least 1, not {limit}")
     module = find_module("tasks", "task", name)
-    return call(module.load, f"task {name}", file=file, limit=limit, **(options or {}))
+    return call(module.load, f"task {name}", {"file": file, "limit": limit}, options or {})

@@ -1,0 +1,193 @@
+"""Greedy, batched evaluation of a reasoner on examples."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kava.evaluate.answers import score
+from kava.model import Reasoner
+from kava.types import Example
+
+HEADLINE = "numeric"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`predictions`: one record per example, in the examples' order. `summary`: the numbers."""
+
+    predictions: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return len(self.predictions)
+
+    def write_predictions(self, file: Path) -> None:
+        """One JSON line per example."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps(record, ensure_ascii=False) for record in self.predictions)
+        file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answered question.
+
+    text: everything the model wrote, the answer prompt included.
+    forward_passes: sequential backbone calls from the end of the question's prefill to the end of
+        the answer (spec, Evaluation). generated_tokens includes EOS.
+    finished: false where `max_new_tokens` cut it off.
+    """
+
+    text: str
+    forward_passes: int
+    prefill_passes: int
+    generated_tokens: int
+    finished: bool
+
+
+def answer_batch(
+    reasoner: Reasoner,
+    questions: list[str],
+    max_new_tokens: int,
+    num_iterations: int | None = None,
+) -> list[Answer]:
+    """Think about and answer questions together."""
+    thinking = reasoner.think(questions, num_iterations)
+    ids = reasoner.answer(thinking, max_new_tokens)
+    lengths = reasoner.generated_lengths(ids).tolist()
+    eos = reasoner.tokenizer.eos_token_id
+    return [
+        Answer(
+            text=thinking.prompt_text
+            + reasoner.tokenizer.decode(row[:length], skip_special_tokens=True),
+            forward_passes=thinking.forward_passes + length,
+            prefill_passes=thinking.prefill_passes,
+            generated_tokens=length,
+            finished=row[length - 1] == eos,
+        )
+        for row, length in zip(ids.tolist(), lengths, strict=True)
+    ]
+
+
+def evaluate(
+    reasoner: Reasoner,
+    examples: Sequence[Example],
+    batch_size: int,
+    max_new_tokens: int,
+    num_iterations: int | None = None,
+    timed_alone: int = 0,
+    on_batch: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Answer every example and score it under every rule.
+
+    Args:
+        timed_alone: how many questions to time once more, one at a time (latency).
+        on_batch: told the number of examples done.
+    """
+    training = reasoner.training
+    reasoner.eval()
+    # Questions of like length share a batch; answers do not depend on it, time does.
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].question))
+    answers: dict[int, Answer] = {}
+    begin = time.perf_counter()
+    for at in range(0, len(order), batch_size):
+        chosen = order[at : at + batch_size]
+        texts = [examples[i].question for i in chosen]
+        batch = answer_batch(reasoner, texts, max_new_tokens, num_iterations)
+        answers.update(zip(chosen, batch, strict=True))
+        if on_batch:
+            on_batch(len(answers))
+    seconds = time.perf_counter() - begin
+    predictions = [_record(e, answers[i]) for i, e in enumerate(examples)]
+    summary = summarise(predictions)
+    summary["batch_size"] = batch_size
+    summary["ms_per_question_in_batch"] = round(1000 * seconds / max(len(examples), 1), 3)
+    if timed_alone:
+        alone = [e.question for e in examples[:timed_alone]]
+        summary["ms_per_question"] = time_alone(reasoner, alone, max_new_tokens, num_iterations)
+        summary["ms_per_question_n"] = len(alone)
+    reasoner.train(training)
+    return Evaluation(predictions, summary)
+
+
+def time_alone(
+    reasoner: Reasoner,
+    questions: list[str],
+    max_new_tokens: int,
+    num_iterations: int | None = None,
+) -> float:
+    """Median milliseconds from question to answer at batch 1, after a warm-up."""
+    times = []
+    for question in [questions[0], *questions]:
+        _synchronise(reasoner.device)
+        begin = time.perf_counter()
+        answer_batch(reasoner, [question], max_new_tokens, num_iterations)
+        _synchronise(reasoner.device)
+        times.append(1000 * (time.perf_counter() - begin))
+    return round(sorted(times[1:])[len(questions) // 2], 3)
+
+
+def summarise(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracies in percent with standard errors, and mean counts."""
+    n = len(predictions)
+    hits = sum(p["correct"][HEADLINE] for p in predictions)
+    summary: dict[str, Any] = {
+        "n": n,
+        "rule": HEADLINE,
+        "accuracy": _percent(hits, n),
+        "accuracy_se": standard_error(hits, n),
+        "accuracy_by_rule": {
+            rule: _percent(sum(p["correct"][rule] for p in predictions), n)
+            for rule in (predictions[0]["correct"] if predictions else ())
+        },
+        "accuracy_by_steps": {},
+        "unfinished": sum(not p["finished"] for p in predictions),
+    }
+    for steps in sorted({p["num_steps"] for p in predictions}):
+        group = [p["correct"][HEADLINE] for p in predictions if p["num_steps"] == steps]
+        summary["accuracy_by_steps"][str(steps)] = [_percent(sum(group), len(group)), len(group)]
+    for key in ("forward_passes", "prefill_passes", "generated_tokens"):
+        summary[key] = round(sum(p[key] for p in predictions) / max(n, 1), 3)
+    return summary
+
+
+def standard_error(hits: int, n: int) -> float:
+    """Of an accuracy of `hits` in `n`, in percent points (binomial)."""
+    if n == 0:
+        return 0.0
+    share = hits / n
+    return round(100 * math.sqrt(share * (1 - share) / n), 2)
+
+
+def _percent(hits: int, n: int) -> float:
+    return round(100 * hits / n, 2) if n else 0.0
+
+
+def _record(example: Example, answer: Answer) -> dict[str, Any]:
+    return {
+        "id": example.id,
+        "question": example.question,
+        "answer": example.answer,
+        "num_steps": len(example.steps),
+        "prediction": answer.text,
+        "correct": score(answer.text, example.answer),
+        "forward_passes": answer.forward_passes,
+        "prefill_passes": answer.prefill_passes,
+        "generated_tokens": answer.generated_tokens,
+        "finished": answer.finished,
+    }
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

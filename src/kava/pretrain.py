@@ -1,0 +1,112 @@
+"""A small backbone from nothing: tokenizer, random weights, training on written steps."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from kava import backbone as backbones
+from kava.evaluate.runner import evaluate
+from kava.model import Reasoner
+from kava.progress import Progress
+from kava.provenance import provenance, write_json
+from kava.recipe import Architecture, BackboneRecipe, Recipe
+from kava.run import RESULT, default_device, prepare, read_rows
+from kava.tokenization import train_tokenizer
+from kava.trainer import train
+from kava.types import ANSWER_PROMPT, Example
+
+SAMPLE = "sample.jsonl"
+
+
+def pretrain(
+    resolved: BackboneRecipe, folder: Path, console: Console, resume: bool = False
+) -> dict[str, Any]:
+    """Train a backbone that writes its steps out, and save it in transformers' format.
+
+    The folder then loads with `AutoModelForCausalLM` and `AutoTokenizer`; beside the weights lie
+    the recipe, the metrics, the result and a sample of held-out answers.
+    """
+    rows, validation = read_rows(resolved.data)
+    reasoner = new_reasoner(resolved, rows)
+    plain_tokenizer = copy.deepcopy(reasoner.tokenizer_before)
+    prepare(folder, resolved, resume)
+    title = f"backbone {resolved.name}"
+    measured = train(reasoner, rows, validation, folder, resume, Progress(title, console))
+    reasoner.lm.save_pretrained(folder)
+    plain_tokenizer.save_pretrained(folder)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    _write_sample(reasoner, validation[:20], folder / SAMPLE)
+    result = {
+        "name": resolved.name,
+        "seed": resolved.seed,
+        "weights": sum(p.numel() for p in reasoner.lm.parameters()),
+        **measured,
+        **provenance(),
+    }
+    write_json(folder / RESULT, result)
+    return result
+
+
+def new_reasoner(resolved: BackboneRecipe, rows: list[Example]) -> Reasoner:
+    """A randomly initialised backbone behind the `cot` method."""
+    torch.manual_seed(resolved.seed)
+    tokenizer = train_tokenizer(
+        (text for row in rows for text in _texts(row)),
+        resolved.vocabulary.size,
+        resolved.vocabulary.digits,
+    )
+    model = LlamaForCausalLM(_config(resolved.architecture, tokenizer)).to(default_device())
+    recipe = Recipe(
+        method="cot",
+        backbone=resolved.name,
+        seed=resolved.seed,
+        adapter="full",
+        drop_last_step=False,
+        data=resolved.data,
+        train=resolved.train,
+        eval=resolved.eval,
+    )
+    before = copy.deepcopy(tokenizer)
+    model = backbones.prepare(model)
+    reasoner = Reasoner(model, tokenizer, recipe, backbones.identity(model, resolved.name, None))
+    reasoner.tokenizer_before = before
+    return reasoner
+
+
+def _texts(row: Example) -> list[str]:
+    return [row.question, *row.steps, f"{ANSWER_PROMPT} {row.answer}"]
+
+
+def _config(shape: Architecture, tokenizer: Any) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        max_position_embeddings=shape.max_positions,
+        rope_theta=shape.rope_theta,
+        tie_word_embeddings=shape.tie_embeddings,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def _write_sample(reasoner: Reasoner, examples: list[Example], file: Path) -> None:
+    settings = reasoner.recipe.eval
+    sample = evaluate(reasoner, examples, settings.batch_size, settings.max_new_tokens)
+    kept = ("id", "question", "answer", "prediction")
+    lines = (json.dumps({key: p[key] for key in kept}) for p in sample.predictions)
+    file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+

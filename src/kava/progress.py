@@ -1,0 +1,60 @@
+"""The progress bar of a training: loss parts, validation accuracy, time left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+_SHORT = {"student_ce": "ce", "teacher_ce": "teacher", "codi": "codi", "kv": "kv"}
+
+
+class Progress:
+    """One bar on a terminal; a plain line at each validation where there is no terminal."""
+
+    def __init__(self, title: str, console: Console | None = None):
+        self.console = console or Console()
+        self.title = title
+        self._task: Any = None
+        self._parts = self._validation = ""
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def begin(self, done: int, total: int) -> None:
+        """A training of `total` steps starts after `done`."""
+        self._task = self._bar.add_task(self.title, total=total, completed=done, state="")
+
+    def step(self, done: int) -> None:
+        """`done` steps are over."""
+        self._bar.update(self._task, completed=done)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Show a line of the metrics."""
+        parts = [f"{_SHORT[k]} {record[k]:.3f}" for k in _SHORT if k in record]
+        if parts:
+            self._parts = "  ".join(parts)
+        if "validation_accuracy" in record:
+            accuracy = record["validation_accuracy"]
+            self._validation = f"validation {accuracy:.1f} %"
+            if not self.console.is_terminal:
+                self.console.print(
+                    f"{self.title}  step {record['step']}  {self._parts}  {self._validation}"
+                )
+        if self._task is not None:
+            self._bar.update(self._task, state=f"{self._parts}  {self._validation}")

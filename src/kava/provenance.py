@@ -1,0 +1,76 @@
+"""What a result file says of how it came about."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("kava", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, machine, command, commit and time."""
+    return {
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}},
+        "machine": machine(),
+        "command": shlex.join(["kava", *sys.argv[1:]]),
+        "commit": commit(),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory and accelerator."""
+    import torch
+
+    described = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        described["accelerator"] = torch.cuda.get_device_name()
+    return described
+
+
+def commit() -> str | None:
+    """The checkout's commit, with `+` where files differ from it; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True)
+        if done.returncode:
+            raise OSError(done.stderr)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except OSError:
+        return None
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(file)
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or "unknown"

@@ -1,0 +1,161 @@
+"""One run folder: a recipe trained, its checkpoint, its metrics, its scores.
+
+    recipe.yaml      resolved                metrics.jsonl   every logged step
+    checkpoint/      the trained reasoner    result.json     what was measured, and on what
+    checkpoints/     to resume from          predictions/    one JSONL per task
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kava import recipe as recipes
+from kava.data import load_examples
+from kava.errors import KavaError
+from kava.evaluate.runner import Evaluation, evaluate
+from kava.model import Reasoner
+from kava.progress import Progress
+from kava.provenance import provenance, write_json
+from kava.recipe import Data, Recipe
+from kava.tasks import Task
+from kava.trainer import METRICS, train
+from kava.types import Example
+
+RESULT = "result.json"
+
+
+def prepare(run: Path, resolved: recipes.Section, resume: bool) -> None:
+    """Make the run folder, or check that the one to resume was made by the same recipe.
+
+    Raises:
+        KavaError: it holds another run, or `resume` finds a different recipe.
+    """
+    text = recipes.dump(resolved)
+    file = run / "recipe.yaml"
+    if resume:
+        if not file.is_file():
+            raise KavaError(f"{run}: nothing to resume here (no recipe.yaml)")
+        if file.read_text(encoding="utf-8") != text:
+            raise KavaError(f"{run}: its recipe.yaml differs from the recipe given; not resumed")
+        return
+    if (run / METRICS).exists() or file.exists():
+        raise KavaError(f"{run}: already holds a run; pass --resume, or another --output")
+    run.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+def read_rows(data: Data) -> tuple[list[Example], list[Example]]:
+    """Training and validation rows of a recipe.
+
+    Raises:
+        KavaError: cannot be had, or a validation row is a training row.
+    """
+    train_rows = load_examples(data.train, "train", limit=data.train_rows, options=data.options)
+    if data.validation is None:
+        return train_rows, []
+    validation = load_examples(
+        data.validation, "validation", limit=data.validation_rows, options=data.options
+    )
+    shared = {e.question for e in train_rows} & {e.question for e in validation}
+    if shared:
+        raise KavaError(
+            f"data: {len(shared)} validation questions are training questions too, "
+            f"such as {min(shared)[:80]!r}"
+        )
+    return train_rows, validation
+
+
+def train_run(
+    resolved: Recipe, run: Path, console: Console, resume: bool = False, device: str | None = None
+) -> dict[str, Any]:
+    """Train a recipe into a run folder; returns what `result.json` then holds."""
+    reasoner = Reasoner.build(resolved, device or default_device())
+    rows, validation = read_rows(resolved.data)
+    prepare(run, resolved, resume)
+    title = f"{resolved.method} (seed {resolved.seed})"
+    measured = train(reasoner, rows, validation, run, resume, Progress(title, console))
+    reasoner.save_pretrained(run / "checkpoint")
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    result = {
+        "method": resolved.method,
+        "seed": resolved.seed,
+        "backbone": reasoner.identity,
+        "trained_weights": sum(p.numel() for p in reasoner.parameters() if p.requires_grad),
+        **measured,
+        "scores": {},
+        **provenance(),
+    }
+    write_json(run / RESULT, result)
+    return result
+
+
+def score_run(
+    reasoner: Reasoner,
+    task: Task,
+    run: Path,
+    batch_size: int | None = None,
+    timed_alone: int = 50,
+    on_batch: Any = None,
+) -> Evaluation:
+    """Evaluate on a task; predictions and scores go into the run folder."""
+    settings = reasoner.recipe.eval
+    result = evaluate(
+        reasoner,
+        task.examples,
+        batch_size or settings.batch_size,
+        settings.max_new_tokens,
+        timed_alone=timed_alone,
+        on_batch=on_batch,
+    )
+    result.write_predictions(run / "predictions" / f"{task.name}.jsonl")
+    written = read_result(run) or {"method": reasoner.recipe.method, "scores": {}}
+    written.setdefault("scores", {})[task.name] = {
+        "version": task.version,
+        "split": task.split,
+        "source": task.source,
+        **result.summary,
+        **provenance(),
+    }
+    write_json(run / RESULT, written)
+    return result
+
+
+def read_result(run: Path) -> dict[str, Any] | None:
+    """`result.json` of a run folder, None where there is none.
+
+    Raises:
+        KavaError: it is not JSON.
+    """
+    file = run / RESULT
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise KavaError(f"{file}: not valid JSON: {error}") from None
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """`metrics.jsonl` of a run folder."""
+    lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (0 for one value)."""
+    mean = sum(values) / len(values)
+    square = sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)
+    return round(mean, 2), round(square**0.5, 2)
+
+
+def default_device() -> str:
+    """`cuda` where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,269 @@
+"""Training: a transformers Trainer around one module forward per step."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging as transformers_logging
+
+from kava import batching, checkpoint
+from kava.errors import KavaError
+from kava.evaluate.runner import evaluate
+from kava.model import Reasoner
+from kava.progress import Progress
+from kava.recipe import Recipe
+from kava.types import Example
+
+METRICS = "metrics.jsonl"
+
+
+class StepTrainer(Trainer):
+    """Trainer whose losses are sums over the whole batch's denominators, and which logs each term.
+
+    Each micro-batch carries the denominators of all micro-batches of its step, on all processes,
+    so that accumulated equals whole.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._terms: dict[str, Tensor] = {}
+        self._tokens: Tensor | int = 0
+        self._since = time.perf_counter()
+        self._steps_logged = self._step_start = 0
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], None]:
+        """The micro-batches of one step, each told the denominators of all."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            counts = torch.stack([self.model.counts(b) for b in batches]).sum(0).to(device)
+            counts = self.accelerator.reduce(counts, "sum")
+            for batch in batches:
+                batch["counts"] = counts
+        return batches, None
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The loss of one micro-batch; its terms are kept for the log, on the device."""
+        terms = model(**inputs)
+        for name, value in terms.items():
+            if name != "loss":
+                self._terms[name] = self._terms.get(name, 0) + value.detach()
+        parts = ("question_mask", "steps_mask", "answer_mask")
+        self._tokens = self._tokens + sum(inputs[part].sum() for part in parts)
+        # Gradients are averaged over processes, and the denominators already count them all.
+        loss = terms["loss"] * self.accelerator.num_processes
+        return (loss, terms) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add every term's mean since the last log, and the reading speed."""
+        if "loss" in logs:
+            steps = self.state.global_step - self._step_start
+            names = sorted(self._terms)
+            if names and steps:
+                total = torch.stack([self._terms[name].float() for name in names])
+                total = self.accelerator.reduce(total, "sum") / steps
+                logs.update(zip(names, total.tolist(), strict=True))
+            seconds = time.perf_counter() - self._since
+            logs["tokens_per_second"] = round(float(self._tokens) / seconds, 1)
+            self._restart_window()
+        super().log(logs, start_time)
+
+    def _restart_window(self) -> None:
+        self._terms, self._tokens = {}, 0
+        self._since, self._step_start = time.perf_counter(), self.state.global_step
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write(self.model, folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        checkpoint.load_weights(model or self.model, resume_from_checkpoint)
+
+
+class Record(TrainerCallback):
+    """Writes `metrics.jsonl`, runs validation, and feeds the progress bar."""
+
+    def __init__(
+        self, recipe: Recipe, file: Path, validation: Sequence[Example], progress: Progress
+    ):
+        self.recipe, self.file = recipe, file
+        self.validation, self.progress = validation, progress
+        self.trainer: StepTrainer | None = None
+        self.validation_accuracy: float | None = None
+        self.seconds_in_validation = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forget what an interrupted run logged after its last checkpoint."""
+        _cut_after(self.file, state.global_step)
+        self.trainer._restart_window()
+        self.progress.begin(state.global_step, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Validate where the recipe says so, and at the end."""
+        self.progress.step(state.global_step)
+        every, last = self.recipe.eval.every, state.global_step == state.max_steps
+        if self.validation and ((every and state.global_step % every == 0) or last):
+            begin = time.perf_counter()
+            settings = self.recipe.eval
+            result = evaluate(
+                self.trainer.model, self.validation, settings.batch_size, settings.max_new_tokens
+            )
+            self.validation_accuracy = result.summary["accuracy"]
+            self.trainer.log(
+                {"validation_accuracy": self.validation_accuracy, "validation_n": result.n}
+            )
+            self.seconds_in_validation += time.perf_counter() - begin
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """One line a log; a loss that is not finite stops the run."""
+        record = {"step": state.global_step, **logs}
+        if "train_runtime" not in logs:
+            with self.file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(record) + "\n")
+        self.progress.log(record)
+        broken = [k for k, v in logs.items() if isinstance(v, float) and not math.isfinite(v)]
+        if broken:
+            raise KavaError(
+                f"step {state.global_step}: {', '.join(broken)} is not finite; the last checkpoint "
+                "is kept. Try a lower train.learning_rate"
+            )
+
+
+def train(
+    reasoner: Reasoner,
+    examples: Sequence[Example],
+    validation: Sequence[Example],
+    run: Path,
+    resume: bool,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Train a reasoner by its recipe; checkpoints and metrics go into `run`.
+
+    Returns:
+        what was measured: `steps`, `train_seconds` (validation not counted), `rows`,
+        `validation_accuracy` (percent) and its `validation_n`.
+
+    Raises:
+        KavaError: nothing to train on, or a loss that is not finite.
+    """
+    if not examples:
+        raise KavaError("data.train: no rows")
+    transformers_logging.set_verbosity_error()
+    recipe = reasoner.recipe
+    rows = [reasoner.encoder.row(example) for example in examples]
+    record = Record(recipe, run / METRICS, validation, progress)
+    trainer = StepTrainer(
+        model=reasoner,
+        args=arguments(recipe, run, reasoner.device),
+        train_dataset=rows,
+        data_collator=partial(batching.collate, pad_id=reasoner.tokenizer.pad_token_id),
+        callbacks=[record],
+    )
+    record.trainer = trainer
+    trainer.remove_callback(PrinterCallback)
+    begin = time.perf_counter()
+    with progress:
+        trainer.train(resume_from_checkpoint=last_checkpoint(run) if resume else None)
+    seconds = time.perf_counter() - begin - record.seconds_in_validation
+    reasoner.eval()
+    return {
+        "steps": trainer.state.global_step,
+        "rows": len(rows),
+        "train_seconds": round(seconds, 2),
+        "validation_accuracy": record.validation_accuracy,
+        "validation_n": len(validation),
+    }
+
+
+def arguments(recipe: Recipe, run: Path, device: torch.device) -> TrainingArguments:
+    """The recipe in the Trainer's words."""
+    settings = recipe.train
+    on_gpu = device.type == "cuda"
+    length = {"max_steps": settings.steps} if settings.steps else {}
+    return TrainingArguments(
+        output_dir=str(run / "checkpoints"),
+        num_train_epochs=settings.epochs or 1.0,
+        **length,
+        per_device_train_batch_size=settings.micro_batch_size or settings.batch_size,
+        gradient_accumulation_steps=settings.accumulation,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        adam_beta2=settings.adam_beta2,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup,
+        max_grad_norm=settings.clip,
+        bf16=settings.precision == "bf16" or (settings.precision == "auto" and on_gpu),
+        use_cpu=not on_gpu,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if settings.save_every else "no",
+        save_steps=settings.save_every or 500,
+        save_total_limit=2,
+        report_to=settings.report_to or "none",
+        remove_unused_columns=False,
+        label_names=[],
+        dataloader_pin_memory=on_gpu,
+        disable_tqdm=True,
+    )
+
+
+def last_checkpoint(run: Path) -> str:
+    """The newest complete checkpoint of a run.
+
+    Raises:
+        KavaError: there is none.
+    """
+    found = sorted(
+        (folder for folder in (run / "checkpoints").glob("checkpoint-*") if _complete(folder)),
+        key=lambda folder: int(folder.name.split("-")[1]),
+    )
+    if not found:
+        raise KavaError(f"{run}: no complete checkpoint to resume from; start without --resume")
+    return str(found[-1])
+
+
+def _complete(folder: Path) -> bool:
+    # The Trainer writes its state last, so a folder without it was cut off.
+    try:
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return (folder / "kava.json").is_file()
+
+
+def _cut_after(file: Path, step: int) -> None:
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # a line cut off by the kill, later than the last checkpoint
+        if record["step"] <= step:
+            kept.append(line)
+    file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
