@@ -103,11 +103,11 @@ def test_known_problem():
     example = generate("test", 3)[2]
     assert example.id == "synthetic-test-2"
     assert example.question == (
-        "Kim picked 5 fewer roses than Cleo. Cleo picked 6 more than "
-        "Ian. Gus picked 3 more than Kim. Ian picked 1. How many roses did Gus pick?"
+        "Cleo found 9 coins. Jo found 1 more than Eve. Eve found 5 fewer than Cleo. "
+        "Gus found 2 more than Jo. How many coins did Gus find?"
     )
-    assert example.steps == ("<<1+6=7>>", "<<7-5=2>>", "<<2+3=5>>")
-    assert example.answer == "5"
+    assert example.steps == ("<<9-5=4>>", "<<4+1=5>>", "<<5+2=7>>")
+    assert example.answer == "7"
 
 
 def test_splits_share_no_problem_whatever_the_seeds():

@@ -23,7 +23,7 @@ IMPLEMENTATION_NAME = "kava_sdpa"
 
 @dataclass
 class QueryRecord:
-    """Query states of chosen columns, by layer: [B, heads, columns, D], rotary embedding applied."""
+    """Query states of chosen columns by layer, [B, heads, columns, D], after rotary embedding."""
 
     columns: slice
     queries: dict[int, Tensor] = field(default_factory=dict)

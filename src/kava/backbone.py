@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from kava import assets
 from kava.attention import IMPLEMENTATION_NAME
 from kava.errors import KavaError
+from kava.progress import no_bars
 from kava.recipe import Recipe
 
 ACCESS_HINT = (
@@ -59,15 +62,18 @@ def locate(name: str) -> str:
 
 def load_model(source: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
     """The model alone; see `load`."""
+    # A download may take minutes and shows its bars; a folder is read in a moment.
+    bars = no_bars() if Path(source).is_dir() else nullcontext()
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision,
-            dtype=dtype,
-            attn_implementation=IMPLEMENTATION_NAME,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with bars:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source,
+                revision=revision,
+                dtype=dtype,
+                attn_implementation=IMPLEMENTATION_NAME,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError) as error:
         raise KavaError(f"backbone {source}: {_first_line(error)}; {ACCESS_HINT}") from None
     problems = {key: sorted(map(str, info[key])) for key in _LOADING_PROBLEMS if info.get(key)}

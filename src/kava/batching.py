@@ -186,7 +186,10 @@ def picture(batch: dict[str, Any], tokenizer: Any, width: int = 6) -> str:
         parts = []
         for name in ("question", "steps", "answer"):
             ids, mask = batch[name][i].tolist(), batch[f"{name}_mask"][i].tolist()
-            words = [tokenizer.decode([t]).strip() or "_" if m else "." for t, m in zip(ids, mask)]
+            words = [
+                tokenizer.decode([token]).strip() or "_" if real else "."
+                for token, real in zip(ids, mask, strict=True)
+            ]
             parts.append(" ".join(word[:width].ljust(width) for word in words))
         lines.append(" | ".join(parts))
     return "\n".join(lines)

@@ -1,8 +1,8 @@
 """The only file that touches transformers' cache classes.
 
-A cache here is a plain `DynamicCache`: one (keys, values) pair of [B, H, S, D] per layer, keys after
-the rotary embedding. `fork` and `crop` share tensors and copy nothing: `DynamicCache.update`
-concatenates into new tensors, so a fork never changes its origin and gradients flow through both.
+A cache here is a plain `DynamicCache`: one (keys, values) pair of [B, H, S, D] per layer, keys
+after the rotary embedding. `fork` and `crop` share tensors and copy nothing: `update` concatenates
+into new tensors, so a fork never changes its origin and gradients flow through both.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from torch import Tensor
 from kava import assets, recipe
 from kava import backbone as backbones
 from kava.errors import KavaError
+from kava.progress import no_bars
 
 if TYPE_CHECKING:
     from kava.model import Reasoner
@@ -51,10 +52,11 @@ def save(reasoner: Reasoner, folder: str | Path) -> None:
 def write(reasoner: Reasoner, folder: Path) -> None:
     """Write the files of a checkpoint into an existing folder."""
     save_file(own_weights(reasoner), folder / "kava.safetensors")
-    if reasoner.recipe.adapter == "lora":
-        reasoner.backbone.save_pretrained(folder / "adapter", safe_serialization=True)
-    else:
-        reasoner.lm.save_pretrained(folder / "backbone")
+    with no_bars():
+        if reasoner.recipe.adapter == "lora":
+            reasoner.backbone.save_pretrained(folder / "adapter", safe_serialization=True)
+        else:
+            reasoner.lm.save_pretrained(folder / "backbone")
     reasoner.tokenizer.save_pretrained(folder)
     (folder / "recipe.yaml").write_text(recipe.dump(reasoner.recipe), encoding="utf-8")
     description = {

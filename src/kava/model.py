@@ -79,6 +79,21 @@ class Reasoner(nn.Module):
         """
         return checkpoint.load(cls, folder, backbone, device)
 
+    @classmethod
+    def from_backbone(
+        cls, backbone: str, revision: str | None = None, device: str | torch.device = "cpu"
+    ) -> Reasoner:
+        """A plain causal language model as a reasoner that writes its steps out (`cot`)."""
+        recipe = Recipe(
+            method="cot",
+            backbone=backbone,
+            revision=revision,
+            adapter="full",
+            data={"train": "none"},
+            train={"steps": 1, "learning_rate": 1e-4},
+        )
+        return cls.build(recipe, device).eval()
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a checkpoint that `from_pretrained` loads from any working directory."""
         checkpoint.save(self, folder)

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from kava import backbone as backbones
 from kava.evaluate.runner import evaluate
 from kava.model import Reasoner
-from kava.progress import Progress
+from kava.progress import Progress, no_bars
 from kava.provenance import provenance, write_json
 from kava.recipe import Architecture, BackboneRecipe, Recipe
 from kava.run import RESULT, default_device, prepare, read_rows
@@ -35,13 +35,13 @@ def pretrain(
     the recipe, the metrics, the result and a sample of held-out answers.
     """
     rows, validation = read_rows(resolved.data)
-    reasoner = new_reasoner(resolved, rows)
-    plain_tokenizer = copy.deepcopy(reasoner.tokenizer_before)
+    reasoner, tokenizer = new_reasoner(resolved, rows)
     prepare(folder, resolved, resume)
     title = f"backbone {resolved.name}"
     measured = train(reasoner, rows, validation, folder, resume, Progress(title, console))
-    reasoner.lm.save_pretrained(folder)
-    plain_tokenizer.save_pretrained(folder)
+    with no_bars():
+        reasoner.lm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     _write_sample(reasoner, validation[:20], folder / SAMPLE)
     result = {
@@ -55,8 +55,12 @@ def pretrain(
     return result
 
 
-def new_reasoner(resolved: BackboneRecipe, rows: list[Example]) -> Reasoner:
-    """A randomly initialised backbone behind the `cot` method."""
+def new_reasoner(resolved: BackboneRecipe, rows: list[Example]) -> tuple[Reasoner, Any]:
+    """A randomly initialised backbone behind the `cot` method, and its tokenizer.
+
+    The reasoner has a copy of the tokenizer to which its special tokens are added; the backbone
+    itself does not know them.
+    """
     torch.manual_seed(resolved.seed)
     tokenizer = train_tokenizer(
         (text for row in rows for text in _texts(row)),
@@ -74,11 +78,8 @@ def new_reasoner(resolved: BackboneRecipe, rows: list[Example]) -> Reasoner:
         train=resolved.train,
         eval=resolved.eval,
     )
-    before = copy.deepcopy(tokenizer)
-    model = backbones.prepare(model)
-    reasoner = Reasoner(model, tokenizer, recipe, backbones.identity(model, resolved.name, None))
-    reasoner.tokenizer_before = before
-    return reasoner
+    identity = backbones.identity(backbones.prepare(model), resolved.name, None)
+    return Reasoner(model, copy.deepcopy(tokenizer), recipe, identity), tokenizer
 
 
 def _texts(row: Example) -> list[str]:
@@ -108,5 +109,3 @@ def _write_sample(reasoner: Reasoner, examples: list[Example], file: Path) -> No
     kept = ("id", "question", "answer", "prediction")
     lines = (json.dumps({key: p[key] for key in kept}) for p in sample.predictions)
     file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-
-

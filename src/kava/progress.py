@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from transformers.utils import logging
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Silence transformers' own bars, which would flash for every small file."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
 
 _SHORT = {"student_ce": "ce", "teacher_ce": "teacher", "codi": "codi", "kv": "kv"}
 

@@ -116,11 +116,16 @@ class Evaluation(Section):
 
 
 class Recipe(Section):
-    """One training run. See recipes/ for complete examples."""
+    """One training run. See recipes/ for complete examples.
+
+    `family` is the backbone's `model_type` in transformers; `kava train --smoke` builds a tiny
+    random backbone of it.
+    """
 
     method: str
     backbone: str
     revision: str | None = None
+    family: str | None = None
     seed: int = 42
     adapter: Literal["lora", "full"] = "lora"
     lora: Lora = Lora()
@@ -213,7 +218,7 @@ def dump(recipe: Section) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-4` as text; here it is a number, as in YAML 1.2. Twice a key is an error."""
+    """Reads `1e-4` as a number, as YAML 1.2 does; refuses a key that is given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

@@ -1,8 +1,8 @@
 """One run folder: a recipe trained, its checkpoint, its metrics, its scores.
 
-    recipe.yaml      resolved                metrics.jsonl   every logged step
-    checkpoint/      the trained reasoner    result.json     what was measured, and on what
-    checkpoints/     to resume from          predictions/    one JSONL per task
+recipe.yaml      resolved                metrics.jsonl   every logged step
+checkpoint/      the trained reasoner    result.json     what was measured, and on what
+checkpoints/     to resume from          predictions/    one JSONL per task
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from kava import assets
 from kava import recipe as recipes
 from kava.data import load_examples
 from kava.errors import KavaError
@@ -159,3 +160,23 @@ def default_device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def open_reasoner(path: str, backbone: str | None = None) -> Reasoner:
+    """A run folder, a checkpoint folder, or a plain backbone (which writes its steps out).
+
+    Raises:
+        KavaError: the folder is none of these.
+    """
+    try:
+        folder = assets.find(path)
+    except KavaError:
+        return Reasoner.from_backbone(path, device=default_device())  # a Hub name, or an error
+    if any((place / "kava.json").is_file() for place in (folder, folder / "checkpoint")):
+        return Reasoner.from_pretrained(path, backbone, device=default_device())
+    if (folder / "config.json").is_file():
+        return Reasoner.from_backbone(path, device=default_device())
+    raise KavaError(
+        f"{folder}: neither a run or checkpoint of kava (kava.json) nor a model of transformers "
+        "(config.json)"
+    )

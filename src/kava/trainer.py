@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
-from transformers.utils import logging as transformers_logging
 
 from kava import batching, checkpoint
 from kava.errors import KavaError
@@ -38,10 +37,9 @@ class StepTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._terms: dict[str, Tensor] = {}
-        self._tokens: Tensor | int = 0
-        self._since = time.perf_counter()
-        self._steps_logged = self._step_start = 0
+        self._restart_window()
+        self.validation_accuracy: float | None = None
+        self.seconds_in_validation = 0.0
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
@@ -87,8 +85,27 @@ class StepTrainer(Trainer):
             self._restart_window()
         super().log(logs, start_time)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Accuracy on the validation rows by greedy generation, not a loss."""
+        begin = time.perf_counter()
+        settings = self.model.recipe.eval
+        result = evaluate(
+            self.model, self.eval_dataset, settings.batch_size, settings.max_new_tokens
+        )
+        self.validation_accuracy = result.summary["accuracy"]
+        metrics = {"validation_accuracy": self.validation_accuracy, "validation_n": result.n}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        seconds = time.perf_counter() - begin
+        self.seconds_in_validation += seconds
+        self._since += seconds
+        return metrics
+
     def _restart_window(self) -> None:
-        self._terms, self._tokens = {}, 0
+        self._terms: dict[str, Tensor] = {}
+        self._tokens: Tensor | int = 0
         self._since, self._step_start = time.perf_counter(), self.state.global_step
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -101,38 +118,19 @@ class StepTrainer(Trainer):
 
 
 class Record(TrainerCallback):
-    """Writes `metrics.jsonl`, runs validation, and feeds the progress bar."""
+    """Writes `metrics.jsonl` and feeds the progress bar."""
 
-    def __init__(
-        self, recipe: Recipe, file: Path, validation: Sequence[Example], progress: Progress
-    ):
-        self.recipe, self.file = recipe, file
-        self.validation, self.progress = validation, progress
-        self.trainer: StepTrainer | None = None
-        self.validation_accuracy: float | None = None
-        self.seconds_in_validation = 0.0
+    def __init__(self, file: Path, progress: Progress):
+        self.file, self.progress = file, progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget what an interrupted run logged after its last checkpoint."""
         _cut_after(self.file, state.global_step)
-        self.trainer._restart_window()
         self.progress.begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Validate where the recipe says so, and at the end."""
+        """One more step on the bar."""
         self.progress.step(state.global_step)
-        every, last = self.recipe.eval.every, state.global_step == state.max_steps
-        if self.validation and ((every and state.global_step % every == 0) or last):
-            begin = time.perf_counter()
-            settings = self.recipe.eval
-            result = evaluate(
-                self.trainer.model, self.validation, settings.batch_size, settings.max_new_tokens
-            )
-            self.validation_accuracy = result.summary["accuracy"]
-            self.trainer.log(
-                {"validation_accuracy": self.validation_accuracy, "validation_n": result.n}
-            )
-            self.seconds_in_validation += time.perf_counter() - begin
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any
@@ -170,34 +168,34 @@ def train(
     """
     if not examples:
         raise KavaError("data.train: no rows")
-    transformers_logging.set_verbosity_error()
     recipe = reasoner.recipe
     rows = [reasoner.encoder.row(example) for example in examples]
-    record = Record(recipe, run / METRICS, validation, progress)
     trainer = StepTrainer(
         model=reasoner,
-        args=arguments(recipe, run, reasoner.device),
+        args=arguments(recipe, run, reasoner.device, validate=bool(validation)),
         train_dataset=rows,
+        eval_dataset=list(validation),
         data_collator=partial(batching.collate, pad_id=reasoner.tokenizer.pad_token_id),
-        callbacks=[record],
+        callbacks=[Record(run / METRICS, progress)],
     )
-    record.trainer = trainer
     trainer.remove_callback(PrinterCallback)
     begin = time.perf_counter()
     with progress:
         trainer.train(resume_from_checkpoint=last_checkpoint(run) if resume else None)
-    seconds = time.perf_counter() - begin - record.seconds_in_validation
+        if validation and (not recipe.eval.every or trainer.state.global_step % recipe.eval.every):
+            trainer.evaluate()
+    seconds = time.perf_counter() - begin - trainer.seconds_in_validation
     reasoner.eval()
     return {
         "steps": trainer.state.global_step,
         "rows": len(rows),
         "train_seconds": round(seconds, 2),
-        "validation_accuracy": record.validation_accuracy,
+        "validation_accuracy": trainer.validation_accuracy,
         "validation_n": len(validation),
     }
 
 
-def arguments(recipe: Recipe, run: Path, device: torch.device) -> TrainingArguments:
+def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -> TrainingArguments:
     """The recipe in the Trainer's words."""
     settings = recipe.train
     on_gpu = device.type == "cuda"
@@ -220,6 +218,8 @@ def arguments(recipe: Recipe, run: Path, device: torch.device) -> TrainingArgume
         data_seed=recipe.seed,
         logging_steps=settings.log_every,
         logging_nan_inf_filter=False,
+        eval_strategy="steps" if validate and recipe.eval.every else "no",
+        eval_steps=recipe.eval.every,
         save_strategy="steps" if settings.save_every else "no",
         save_steps=settings.save_every or 500,
         save_total_limit=2,

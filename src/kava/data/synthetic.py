@@ -3,7 +3,7 @@
 A problem is a chain. Somebody's count is told, and each further count follows from the one
 before by one operation:
 
-    Ann found 3 more pens than Bob. Dan and Ann found 9 together. Bob found 4.
+    Ann found 3 more than Bob. Dan and Ann found 9 together. Bob found 4 pens.
     How many pens did Dan find?                          <<4+3=7>> <<9-7=2>>   answer 2
 
 What makes it a fair test of reasoning that is not written down:
@@ -57,20 +57,18 @@ class Step:
             "more": f"{self.before}+{self.number}",
             "fewer": f"{self.before}-{self.number}",
             "together": f"{self.number}-{self.before}",
-            "twice": f"{self.number}*{self.before}",
+            "twice": f"{self.before}*{self.number}",
         }[self.kind]
         return f"{left}={self.after}"
 
-    def tell(self, who: str, other: str, verb: str, things: str) -> str:
-        """The fact in words; `things` may be empty where they are understood."""
-        noun = _noun(self.number, things)
-        fact = {
-            "more": f"{who} {verb} {self.number} more {noun} than {other}.",
-            "fewer": f"{who} {verb} {self.number} fewer {noun} than {other}.",
-            "together": f"{who} and {other} {verb} {self.number} {things} together.",
-            "twice": f"{who} {verb} twice as many {things} as {other}.",
+    def tell(self, who: str, other: str, verb: str) -> str:
+        """The fact in words: how the count of `who` follows from that of `other`."""
+        return {
+            "more": f"{who} {verb} {self.number} more than {other}.",
+            "fewer": f"{who} {verb} {self.number} fewer than {other}.",
+            "together": f"{who} and {other} {verb} {self.number} together.",
+            "twice": f"{who} {verb} twice as many as {other}.",
         }[self.kind]
-        return " ".join(fact.split())  # one blank where the noun is left out
 
 
 def generate(
@@ -206,16 +204,11 @@ def _word(
         i = rng.randrange(len(chain))
         links.append((who, needed[i], _draw_step(rng, chain[i].before, max_value)))
 
-    facts = []
-    for i in _order(rng, len(chain) + 1, len(spare)):
-        noun = "" if facts else thing  # named once, then understood
-        if i == 0:
-            start = chain[0].before
-            facts.append(f"{needed[0]} {told} {start} {_noun(start, noun)}".rstrip() + ".")
-        else:
-            who, other, step = links[i - 1]
-            facts.append(step.tell(who, other, told, noun))
-    question = " ".join([*facts, f"How many {thing} did {needed[-1]} {asked}?"])
+    start = chain[0].before
+    facts = [f"{needed[0]} {told} {start} {_noun(start, thing)}."]
+    facts += [step.tell(who, other, told) for who, other, step in links]
+    order = _order(rng, len(needed), len(spare))
+    question = " ".join([*(facts[i] for i in order), f"How many {thing} did {needed[-1]} {asked}?"])
     if form == "equation":
         return question, tuple(f"<<{step.equation}>>" for step in chain)
     return question, tuple(

@@ -38,7 +38,7 @@ class Eviction(ABC):
     def score(self, scored: Scored) -> Tensor:
         """Scores [B, H, C], higher is kept. Pads are handled by the caller."""
 
-    def check(self, longest: int, budget: int) -> None:
+    def check(self, longest: int, budget: int) -> None:  # noqa: B027
         """Raise a KavaError where this compressor cannot bring `longest` tokens to `budget`."""
 
     def keep(self, scored: Scored, budget: int) -> tuple[Tensor, Tensor]:

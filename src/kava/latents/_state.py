@@ -43,3 +43,9 @@ class LatentState:
     def tail(self) -> Tensor:
         """Last layer's states of the tail, [B, n, d]."""
         return self.output.last_hidden_state[:, self.tail_start :]
+
+    @property
+    def latents(self) -> Tensor:
+        """Last layer's states of those latents that ran in the last pass, [B, <= M, d]."""
+        first = max(self.tail_start - self.inputs[-1].shape[1], 0)
+        return self.output.last_hidden_state[:, first : self.tail_start]

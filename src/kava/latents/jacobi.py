@@ -1,7 +1,7 @@
 """Latents refined all at once (PCCoT's Jacobi iteration; spec, Latents).
 
     pass 0      h^0 = f([<bot>, <latent> x M] | KV(Q));  X^1_i = P(h^0_{i-1})
-    t = 1..T    h^t = f(X^t | KV(Q, <bot>));             X^{t+1} = [X^1_1, P(h^t_1) ... P(h^t_{M-1})]
+    t = 1..T    h^t = f(X^t | KV(Q, <bot>));             X^{t+1} = [X^1_1, P(h^t_1) ...]
 
 The last pass also carries <eot> and whatever follows it (the answer, in training): attention is
 causal, so this equals a further pass and costs less.

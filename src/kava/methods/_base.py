@@ -33,6 +33,7 @@ class Thinking:
     prompt_text: the part of the answer's text that the prompt already holds.
     forward_passes: sequential calls after the question's prefill (T for KaVa; spec, Evaluation).
     prefill_passes: calls that belong to the prefill.
+    latent_states: last layer's states of the latents after the last pass, [B, M, d], if any.
     """
 
     thought: Thought
@@ -40,6 +41,7 @@ class Thinking:
     prompt_text: str
     forward_passes: int
     prefill_passes: int
+    latent_states: Tensor | None = None
 
 
 class Method(ABC):

@@ -77,7 +77,8 @@ class PCCoT(Method):
         eot = Tail(reasoner.special("eot").expand(batch, 1, -1), mask.new_ones(batch, 1))
         state = jacobi.think(reasoner, context, self.recipe.num_latents, iterations, eot)
         prompt = prompt_ids(reasoner, batch, question.device)
-        return Thinking(state.thought, prompt, reasoner.prompt_text, iterations, prefill_passes=2)
+        text = reasoner.prompt_text
+        return Thinking(state.thought, prompt, text, iterations, 2, state.latents)
 
 
 IMPLEMENTATION = PCCoT

@@ -1,0 +1,28 @@
+"""`python -m kava` and `kava`: run a command; bad input is one line and status 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command line."""
+    # Idle worker threads that spin cost more than they save where processes share cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from kava.cli import app
+    from kava.errors import KavaError
+
+    try:
+        app(prog_name="kava")
+    except KavaError as error:
+        print(f"kava: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("kava: interrupted; `--resume` continues from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""The commands. Each imports what it needs when it runs, so that `kava --help` is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train, evaluate and ask language models that reason in latent tokens.",
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as train.steps=100")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="run folder to write")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint")]
+
+
+@app.command()
+def quickstart(
+    output: Output = None,
+    full: Annotated[bool, typer.Option("--full", help="the long recipes, all seeds")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="a few steps, to see that it runs")
+    ] = False,
+    seed: Annotated[list[int] | None, typer.Option(help="seed; may be repeated")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="only these methods")] = None,
+) -> None:
+    """Train KaVa and two baselines on a small model, here and now, and compare them."""
+    from kava import quickstart as command
+
+    command.run(output, full, smoke, seed, method, _console())
+
+
+@app.command()
+def train(
+    recipe: str,
+    overrides: Overrides = None,
+    output: Output = None,
+    resume: Resume = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="a few steps on a tiny random backbone of its family")
+    ] = False,
+) -> None:
+    """Train a recipe (YAML) into a run folder."""
+    from kava import recipe as recipes
+    from kava import run as runs
+
+    resolved = recipes.load_recipe(recipe, overrides or [])
+    console = _console()
+    if smoke:
+        from kava.smoke import smoke_run
+
+        smoke_run(resolved, output, console)
+        return
+    folder = output or Path("runs") / f"{_recipe_name(recipe)}-seed{resolved.seed}"
+    console.print(f"# {recipe}, resolved\n{recipes.dump(resolved)}", highlight=False, markup=False)
+    result = runs.train_run(resolved, folder, console, resume)
+    console.print(
+        f"trained {result['steps']} steps in {result['train_seconds']:.0f} s; "
+        f"checkpoint in {folder / 'checkpoint'}\nnext: kava eval {folder} --task ..., "
+        f'or kava ask {folder} "question"',
+        highlight=False,
+    )
+
+
+@app.command()
+def pretrain(
+    recipe: str, overrides: Overrides = None, output: Output = None, resume: Resume = False
+) -> None:
+    """Make a small backbone and its tokenizer that write their steps out."""
+    from kava import recipe as recipes
+    from kava.pretrain import pretrain as make
+
+    resolved = recipes.load_recipe(recipe, overrides or [], recipes.BackboneRecipe)
+    console, folder = _console(), output or Path("runs") / resolved.name
+    result = make(resolved, folder, console, resume)
+    console.print(
+        f"{result['weights']:,} weights after {result['steps']} steps in "
+        f"{result['train_seconds']:.0f} s, validation accuracy "
+        f"{result['validation_accuracy']} % of {result['validation_n']}; in {folder}",
+        highlight=False,
+    )
+
+
+@app.command("eval")
+def evaluate(
+    run: str,
+    task: Annotated[str, typer.Option(help="one task or several, with commas between")],
+    file: Annotated[str | None, typer.Option(help="local copy of the task's rows")] = None,
+    limit: Annotated[int | None, typer.Option(help="only the first rows")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="questions answered together")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="key=value of the task")] = None,
+    output: Output = None,
+    backbone: Annotated[str | None, typer.Option(help="where the backbone lies now")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the scores as JSON")] = False,
+) -> None:
+    """Score a run, a checkpoint or a plain backbone on tasks."""
+    from kava.evaluate.command import evaluate_tasks
+
+    summaries = evaluate_tasks(
+        run,
+        task.split(","),
+        file,
+        limit,
+        batch_size,
+        option or [],
+        output,
+        backbone,
+        _console(as_json),
+    )
+    if as_json:
+        print(json.dumps(summaries, indent=1))
+
+
+@app.command()
+def ask(
+    run: Annotated[str | None, typer.Argument(help="run or checkpoint folder")] = None,
+    question: Annotated[str | None, typer.Argument(help="read from input if not given")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="a plain model instead, or where the run's backbone lies now")
+    ] = None,
+    show_thoughts: Annotated[
+        bool, typer.Option("--show-thoughts", help="what each latent decodes to")
+    ] = False,
+    iterations: Annotated[int | None, typer.Option(min=0, help="T, if not the recipe's")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+) -> None:
+    """Ask a question, or one per line from the terminal or a pipe."""
+    from kava.ask import Settings, answer_one, answer_stream
+    from kava.errors import KavaError
+    from kava.run import open_reasoner
+
+    if run is None and backbone is None:
+        raise KavaError("ask: give a run folder, or a model with --backbone")
+    reasoner = open_reasoner(run or backbone, backbone if run else None)
+    settings = Settings(show_thoughts, iterations, max_new_tokens)
+    if question is not None:
+        answer_one(reasoner, question, settings, _console())
+    else:
+        answer_stream(reasoner, sys.stdin, settings, _console())
+
+
+def _console(quiet: bool = False) -> Any:
+    from rich.console import Console
+
+    return Console(quiet=quiet, soft_wrap=True)
+
+
+def _recipe_name(recipe: str) -> str:
+    path = Path(recipe)
+    return f"{path.parent.name}-{path.stem}" if path.parent.name else path.stem

@@ -1,0 +1,81 @@
+"""`kava eval`: tasks scored one after the other, one line each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kava.errors import KavaError
+from kava.model import Reasoner
+from kava.run import open_reasoner, score_run
+from kava.tasks import load_task
+
+
+def evaluate_tasks(
+    run: str,
+    tasks: list[str],
+    file: str | None,
+    limit: int | None,
+    batch_size: int | None,
+    options: list[str],
+    output: Path | None,
+    backbone: str | None,
+    console: Console,
+) -> dict[str, dict[str, Any]]:
+    """Score and print; results go into the run folder, or into `output`.
+
+    Raises:
+        KavaError: unknown task, rows that cannot be had, `--file` with several tasks.
+    """
+    if file and len(tasks) > 1:
+        raise KavaError("eval: --file holds the rows of one task, but several tasks are given")
+    given = dict(_option(o) for o in options)
+    reasoner = open_reasoner(run, backbone)
+    loaded = [
+        load_task(
+            name.strip(), file=file, limit=limit, options=_task_options(reasoner, name, given)
+        )
+        for name in tasks
+    ]
+    folder = output or _run_folder(Path(run))
+    summaries = {}
+    for task in loaded:
+        summary = score_run(reasoner, task, folder, batch_size).summary
+        summaries[task.name] = summary
+        console.print(line(task.name, summary), highlight=False)
+    console.print(f"predictions and scores in {folder}", highlight=False)
+    return summaries
+
+
+def line(task: str, summary: dict[str, Any]) -> str:
+    """One task's numbers in a line."""
+    rules = ", ".join(f"{rule} {value}" for rule, value in summary["accuracy_by_rule"].items())
+    return (
+        f"{task}: {summary['accuracy']} ± {summary['accuracy_se']} % of {summary['n']} "
+        f"(± is one standard error; by rule: {rules}); "
+        f"{summary['forward_passes']} forward passes, "
+        f"{summary['ms_per_question']} ms per question alone, "
+        f"{summary['ms_per_question_in_batch']} in a batch of {summary['batch_size']}"
+        + (f"; {summary['unfinished']} cut off" if summary["unfinished"] else "")
+    )
+
+
+def _task_options(reasoner: Reasoner, name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The problems a run was trained on are the ones it is asked, unless options say otherwise."""
+    data = reasoner.recipe.data
+    return {**(data.options if data.train == name == "synthetic" else {}), **given}
+
+
+def _option(text: str) -> tuple[str, Any]:
+    import yaml
+
+    key, sign, value = text.partition("=")
+    if not sign:
+        raise KavaError(f"eval: --option {text}: an option is written key=value")
+    return key, yaml.safe_load(value)
+
+
+def _run_folder(run: Path) -> Path:
+    return run.parent if run.name == "checkpoint" else run

@@ -1,0 +1,240 @@
+"""The two plots of a quickstart run: what an answer costs, and what was learned when.
+
+Colours are Okabe and Ito's, told apart with colour-blind eyes; a marker and a dash pattern per
+method say the same thing again, for print in grey. matplotlib is imported only to draw.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Record = dict[str, Any]
+
+
+class Look(NamedTuple):
+    """How a method is drawn, the same in every plot."""
+
+    label: str
+    colour: str
+    marker: str
+    dashes: str
+
+
+LOOKS = {
+    "cot": Look("CoT", "#000000", "s", "-"),
+    "no_cot": Look("No-CoT", "#E69F00", "v", "--"),
+    "pccot": Look("PCCoT", "#0072B2", "o", "-."),
+    "kava": Look("KaVa", "#D55E00", "D", "-"),
+    "codi": Look("CODI", "#009E73", "^", ":"),
+    "coconut": Look("Coconut", "#56B4E9", "P", "--"),
+    "icot": Look("iCoT", "#CC79A7", "X", "-."),
+    "lotus": Look("LOTUS", "#6B6B6B", "p", ":"),
+}
+PANELS = {
+    "loss": "Whole loss",
+    "student_ce": "CE, student",
+    "teacher_ce": "CE, teacher",
+    "codi": "L_CODI",
+    "kv": "L_KV",
+    "validation_accuracy": "Validation accuracy (%)",
+}
+_INK, _GREY = "#1A1A1A", "#4A4A4A"
+_DPI = 150
+
+
+def look(method: str) -> Look:
+    """The look of a method; one that is not known is drawn grey under its own name."""
+    return LOOKS.get(method, Look(method, "#6B6B6B", "*", ":"))
+
+
+def accuracy_against_passes(rows: Sequence[Record], path: str | Path) -> Path:
+    """Draw accuracy with its standard error against forward passes, one point per method.
+
+    Args:
+        rows: each with `method`, `accuracy` and `accuracy_se` in percent, `forward_passes`, `n`.
+        path: the PNG to write.
+    """
+    figure = _figure((6.4, 4.4))
+    axes = figure.add_subplot()
+    _tidy(axes)
+    passes = [row["forward_passes"] for row in rows]
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(0.5 * min(passes, default=1), 1.9 * max(passes, default=1))
+    _plain_powers(axes)
+    axes.set_ylim(0, 108)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_xlabel("Forward passes between question and end of answer (log scale)")
+    axes.set_ylabel("Accuracy (%)")
+    counts = sorted({row["n"] for row in rows})
+    problems = " or ".join(f"{n:,}" for n in counts)
+    _title(axes, f"Accuracy and cost of an answer ({problems} problems, ± standard error)")
+    heights = _label_heights(rows)
+    for row, height in zip(rows, heights, strict=True):
+        _point(axes, row, height, _is_crowded(row, rows))
+    return _save(figure, path)
+
+
+def loss_parts(series: dict[str, Sequence[Record]], path: str | Path) -> Path:
+    """Draw every loss term over training steps, a panel per term and a line per method.
+
+    Args:
+        series: method to the records of its `metrics.jsonl`; a record holds `step` and those
+            terms of `PANELS` that were logged then. Terms that no method has get no panel.
+        path: the PNG to write.
+    """
+    terms = [term for term in PANELS if any(_points(s, term)[0] for s in series.values())]
+    columns = min(3, max(1, len(terms)))
+    lines = max(1, math.ceil(len(terms) / columns))
+    figure = _figure((3.1 * columns + 0.4, 2.35 * lines + 0.5))
+    for place, term in enumerate(terms):
+        axes = figure.add_subplot(lines, columns, place + 1)
+        _panel(axes, series, term)
+        if place + columns >= len(terms):
+            axes.set_xlabel("Step")
+    _legend(figure, list(series))
+    return _save(figure, path)
+
+
+def _point(axes: Axes, row: Record, height: float, left: bool) -> None:
+    """A marker with its error bar, and its label at `height` on the right (or left) of it."""
+    name, colour, marker, _ = look(row["method"])
+    axes.errorbar(
+        row["forward_passes"],
+        row["accuracy"],
+        yerr=row["accuracy_se"],
+        color=colour,
+        marker=marker,
+        markersize=9,
+        markeredgecolor="white",
+        capsize=4,
+        elinewidth=1.4,
+        zorder=3,
+    )
+    axes.annotate(
+        f"{name}  {row['accuracy']:.1f}",
+        (row["forward_passes"], height),
+        xytext=(-10 if left else 10, 0),
+        textcoords="offset points",
+        horizontalalignment="right" if left else "left",
+        verticalalignment="center",
+        weight="bold" if row["method"] == "kava" else "normal",
+        color=_INK,
+    )
+
+
+def _label_heights(rows: Sequence[Record], gap: float = 6.0) -> list[float]:
+    """Heights for labels, near their points and at least `gap` apart."""
+    heights: dict[int, float] = {}
+    lowest = -math.inf
+    for index in sorted(range(len(rows)), key=lambda i: rows[i]["accuracy"]):
+        heights[index] = lowest = max(rows[index]["accuracy"], lowest + gap)
+    return [heights[index] for index in range(len(rows))]
+
+
+def _is_crowded(row: Record, rows: Sequence[Record]) -> bool:
+    """Whether another point lies where this one's label would be, on its right."""
+    return any(
+        1 < other["forward_passes"] / row["forward_passes"] < 2
+        and abs(other["accuracy"] - row["accuracy"]) < 10
+        for other in rows
+    )
+
+
+def _panel(axes: Axes, series: dict[str, Sequence[Record]], term: str) -> None:
+    _tidy(axes)
+    _title(axes, PANELS[term])
+    lowest = math.inf
+    for method, records in series.items():
+        steps, values = _points(records, term)
+        if not steps:
+            continue
+        lowest = min(lowest, *values)
+        _, colour, marker, dashes = look(method)
+        every = max(1, len(steps) // 6)
+        axes.plot(
+            steps,
+            values,
+            color=colour,
+            linestyle=dashes,
+            linewidth=1.5,
+            marker=marker,
+            markersize=4,
+            markevery=every,
+        )
+    if term == "validation_accuracy":
+        axes.set_ylim(0, 104)
+    elif lowest > 0:
+        axes.set_yscale("log")
+        _plain_logs(axes)
+
+
+def _points(records: Sequence[Record], term: str) -> tuple[list[float], list[float]]:
+    """Steps and values at which a term was logged as a finite number."""
+    kept = [(r["step"], r[term]) for r in records if r.get(term) is not None]
+    kept = [(step, value) for step, value in kept if math.isfinite(value)]
+    return [step for step, _ in kept], [value for _, value in kept]
+
+
+def _plain_powers(axes: Axes) -> None:
+    """Tick marks on the x axis as 2, 4, 8, ... and not as powers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axes.xaxis.set_major_locator(LogLocator(base=2))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _plain_logs(axes: Axes) -> None:
+    """At most a few tick marks on a logarithmic y axis, written out."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=6))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(figure: Figure, methods: list[str]) -> None:
+    """One legend under all panels: a method need not be in the first one."""
+    from matplotlib.lines import Line2D
+
+    looks = [look(method) for method in methods]
+    handles = [
+        Line2D([], [], color=one.colour, marker=one.marker, linestyle=one.dashes) for one in looks
+    ]
+    labels = [one.label for one in looks]
+    place = "outside lower center"
+    figure.legend(handles, labels, loc=place, ncols=max(1, len(labels)), frameon=False)
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    """A figure on the Agg canvas, whatever display or backend the caller has."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#E4E4E4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_GREY, labelsize=9)
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, fontsize=10.5, color=_INK)
+
+
+def _save(figure: Figure, path: str | Path) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", dpi=_DPI)
+    return path

@@ -1,0 +1,101 @@
+"""`kava train --smoke`: the recipe's own code path on a tiny random backbone, in seconds."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from kava import backbone as backbones
+from kava import recipe as recipes
+from kava import run as runs
+from kava.data import load_examples
+from kava.errors import KavaError
+from kava.recipe import Recipe
+from kava.tokenization import train_tokenizer
+from kava.types import ANSWER_PROMPT
+
+STEPS, ROWS = 3, 32
+
+
+def smoke_run(resolved: Recipe, output: Path | None, console: Console) -> None:
+    """Run a few steps of a recipe; the folder is kept only if `output` is given."""
+    with tempfile.TemporaryDirectory() as scratch:
+        backbone = Path(scratch) / "backbone"
+        weights = tiny_backbone(family(resolved), backbone)
+        small = shrink(resolved, backbone)
+        folder = output or Path(scratch) / "run"
+        result = runs.train_run(small, folder, console, device="cpu")
+        if output:
+            # An adapter is of no use without the backbone it was trained on.
+            shutil.copytree(backbone, folder / "backbone")
+    console.print(
+        f"smoke: {result['steps']} steps of '{resolved.method}' on a random "
+        f"{family(resolved)} of {weights:,} weights and {ROWS} generated rows. "
+        "It runs; nothing here is a result.",
+        highlight=False,
+    )
+
+
+def family(resolved: Recipe) -> str:
+    """The backbone's model type: of a local folder, else as the recipe says.
+
+    Raises:
+        KavaError: neither says.
+    """
+    local = Path(resolved.backbone) / "config.json"
+    if local.is_file():
+        return AutoConfig.from_pretrained(resolved.backbone).model_type
+    if resolved.family is None:
+        raise KavaError("--smoke needs the key 'family' in the recipe, such as family: llama")
+    return resolved.family
+
+
+def tiny_backbone(model_type: str, folder: Path, seed: int = 0) -> int:
+    """Save a tiny random backbone of a family with a tokenizer; returns its weights' number.
+
+    Raises:
+        KavaError: transformers knows no causal language model of that type.
+    """
+    rows = load_examples("synthetic", "train", limit=ROWS)
+    texts = [t for row in rows for t in (row.question, *row.steps, ANSWER_PROMPT)]
+    tokenizer = train_tokenizer(texts, 320, "single")
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    torch.manual_seed(seed)
+    try:
+        config = AutoConfig.for_model(model_type, **shape)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except ValueError:
+        raise KavaError(
+            f"family: '{model_type}' is no causal language model that transformers knows; "
+            "it is the 'model_type' of the backbone's config.json"
+        ) from None
+    backbones.prepare(model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return sum(p.numel() for p in model.parameters())
+
+
+def shrink(resolved: Recipe, backbone: Path) -> Recipe:
+    """The same recipe with a few small steps on generated rows."""
+    tree = resolved.model_dump(by_alias=True)
+    tree.update(backbone=str(backbone), revision=None)
+    tree["data"] = {"train": "synthetic", "train_rows": ROWS}
+    tree["train"] |= {"steps": STEPS, "epochs": None, "batch_size": 4, "micro_batch_size": 2}
+    tree["train"] |= {"log_every": 1, "save_every": None, "precision": "fp32"}
+    return recipes.validate(tree, "smoke")

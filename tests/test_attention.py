@@ -1,0 +1,110 @@
+"""The answer-to-reasoning block against a second model that runs eager attention in full."""
+
+import importlib
+
+import pytest
+import torch
+from tiny import HEADS, KV_HEADS, bare, batch, example, reasoner
+
+from kava import registry
+from kava.attention import answer_attention, grouped_logits, masked_softmax, record_queries
+from kava.methods._base import read_question, read_written
+
+EXAMPLES = [example(4, 6), example(9, 3, 1, "1 2 3"), example(1, 1, 2), example(6, 0, 3)]
+
+
+@torch.no_grad()
+def recorded(thinker, data):
+    return read_written(thinker, read_question(thinker, data), data, queries=True)
+
+
+@torch.no_grad()
+def eager_block(family, row, steps, answer):
+    """Weights of rows A and columns C over C alone, [layers, heads, A, C], of one bare row."""
+    model = bare(family)
+    model.set_attn_implementation("eager")
+    ids = torch.tensor([row.question + row.steps + row.answer])
+    weights = torch.stack(model(input_ids=ids, output_attentions=True).attentions)[:, 0]
+    start = len(row.question)
+    block = weights[:, :, start + steps :][:, :, :answer, start : start + steps]
+    return block / block.sum(-1, keepdim=True)
+
+
+def test_each_query_head_matches_eager_attention_over_the_steps(family):
+    thinker = reasoner(family)
+    data = batch(thinker, EXAMPLES)
+    teacher = recorded(thinker, data)
+    assert len(teacher.queries.queries) == len(teacher.steps) == 2
+    for layer, (keys, _) in enumerate(teacher.steps):
+        logits = grouped_logits(teacher.queries.queries[layer], keys, teacher.queries.scaling[layer])
+        weights = masked_softmax(logits, data["steps_mask"][:, None, None, None]).flatten(1, 2)
+        for i, one in enumerate(EXAMPLES):
+            row = thinker.encoder.row(one)
+            steps, answer = len(row.steps), len(row.answer)
+            assert not weights[i, :, :, steps:].any()
+            expected = eager_block(family, row, steps, answer)[layer]
+            torch.testing.assert_close(
+                weights[i, :, :answer, :steps], expected, atol=1e-5, rtol=1e-4
+            )
+
+
+def test_a_group_is_its_largest_logit_before_the_softmax():
+    # one row, one key/value head, two query heads, one answer token, two steps, D = 1
+    queries = torch.tensor([[[[2.0]], [[-1.0]]]])
+    keys = torch.tensor([[[[3.0], [-4.0]]]])
+    # logits: head 0 (6, -8), head 1 (-3, 4); the larger of each: (6, 4)
+    expected = torch.softmax(torch.tensor([6.0, 4.0]) * 0.5, -1)
+    found = answer_attention(queries, keys, torch.ones(1, 2, dtype=torch.bool), 0.5)
+    torch.testing.assert_close(found[0, 0, 0], expected)
+
+
+def test_query_heads_follow_the_key_head_they_share():
+    # query head 2 * h + g belongs to key/value head h: as repeat_interleave, not as repeat
+    queries = torch.arange(1.0, 5).reshape(1, 4, 1, 1)
+    keys = torch.tensor([10.0, 100.0]).reshape(1, 2, 1, 1)
+    found = grouped_logits(queries, keys, 1.0).flatten().tolist()
+    assert found == [10, 20, 300, 400]
+
+
+def test_rows_without_steps_and_pads_get_no_weight():
+    mask = torch.tensor([[True, False], [False, False]])
+    found = answer_attention(torch.randn(2, 4, 3, 8), torch.randn(2, 2, 2, 8), mask, 1.0)
+    assert torch.equal(found[0, ..., 0], torch.ones(2, 3))
+    assert not found[0, ..., 1].any() and not found[1].any()
+    assert found.isfinite().all()
+
+
+def test_recording_ends_with_its_block_and_holds_no_gradient(family):
+    thinker = reasoner(family)
+    data = batch(thinker, EXAMPLES)
+    with record_queries(slice(-2, None)) as record:
+        read_question(thinker, data)
+    inside = {layer: q.clone() for layer, q in record.queries.items()}
+    read_question(thinker, {k: v[:1] for k, v in data.items()})
+    heads = HEADS, data["question"].shape[0]
+    for layer, queries in record.queries.items():
+        assert torch.equal(queries, inside[layer]) and not queries.requires_grad
+        assert (queries.shape[1], queries.shape[0], queries.shape[2]) == (*heads, 2)
+
+
+def test_the_tiny_backbones_have_grouped_heads():
+    teacher = recorded(reasoner("llama"), batch(reasoner("llama"), EXAMPLES))
+    assert teacher.steps[0][0].shape[1] == KV_HEADS < HEADS
+
+
+@pytest.mark.parametrize("method", registry.names("methods"))
+def test_eager_attention_never_runs(family, method, monkeypatch):
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("eager attention ran")
+
+    monkeypatch.setattr(module, "eager_attention_forward", refuse)
+    with pytest.raises(AssertionError, match="eager attention ran"):  # the trap works
+        model = bare(family)
+        model.set_attn_implementation("eager")
+        model(input_ids=torch.ones(1, 3, dtype=torch.long))
+    thinker = reasoner(family, method)
+    thinker(**batch(thinker, EXAMPLES))["loss"].backward()
+    thinker.answer(thinker.think(["w1 w2", "w3"]), 3)
+    assert thinker.lm.config._attn_implementation == "kava_sdpa"

@@ -1,0 +1,112 @@
+"""Jacobi iteration reaches one-at-a-time latents, one more with each pass (PCCoT's law)."""
+
+import pytest
+import torch
+from reference import jacobi_inputs, token_embeds
+from tiny import batch, example, reasoner
+
+from kava import cache
+from kava.latents import jacobi, sequential
+from kava.methods._base import answer_tail, read_question
+
+M = 5
+EXAMPLES = [example(4, 3), example(9, 5, 1, "1 2"), example(1, 0, 2)]
+
+
+@pytest.fixture
+def thinker(family):
+    return reasoner(family)
+
+
+@pytest.fixture
+def start(thinker):
+    data = batch(thinker, EXAMPLES)
+    with torch.no_grad():
+        return read_question(thinker, data)[0], answer_tail(thinker, data, layers=False)
+
+
+def iterate(thinker, start, passes, **options):
+    with torch.no_grad():
+        return jacobi.think(thinker, start[0], M, passes, start[1], **options)
+
+
+def one_by_one(thinker, start):
+    with torch.no_grad():
+        return sequential.think(thinker, start[0], M, start[1])
+
+
+def close(a, b):
+    return torch.allclose(a, b, atol=1e-4)
+
+
+def same_columns(first, second, count):
+    return all(
+        close(a[:, :, :count], b[:, :, :count])
+        for pairs in zip(first, second)
+        for a, b in zip(*pairs)
+    )
+
+
+@pytest.mark.parametrize("passes", range(1, M + 3))
+def test_after_t_iterations_the_first_t_latents_are_the_sequential_ones(thinker, start, passes):
+    ours, theirs = iterate(thinker, start, passes), one_by_one(thinker, start)
+    assert close(ours.inputs[-1][:, :passes], theirs.inputs[-1][:, :passes])
+    assert same_columns(ours.key_values[-1], theirs.key_values[-1], passes)
+
+
+@pytest.mark.parametrize("passes", range(1, M))
+def test_before_that_the_next_latent_still_differs(thinker, start, passes):
+    ours, theirs = iterate(thinker, start, passes), one_by_one(thinker, start)
+    gap = (ours.inputs[-1][:, passes] - theirs.inputs[-1][:, passes]).abs()
+    assert gap.max() > 1e-2
+
+
+def test_as_many_iterations_as_latents_give_the_same_answer_states(thinker, start):
+    mask = start[1].mask
+    ours, theirs = iterate(thinker, start, M), one_by_one(thinker, start)
+    assert close(ours.tail[mask], theirs.tail[mask])
+
+
+def test_no_iteration_leaves_pause_tokens(thinker, start):
+    state = iterate(thinker, start, 0)
+    pause = thinker.special_tokens["latent"].expand(len(EXAMPLES), M, -1)
+    assert len(state.inputs) == 1 and torch.equal(state.inputs[0], pause)
+
+
+@pytest.mark.parametrize("passes", (0, 1, 3))
+def test_every_pass_has_the_inputs_of_plain_calls_without_cache(thinker, start, passes):
+    state = iterate(thinker, start, passes)
+    assert len(state.inputs) == passes + 1
+    for i, one in enumerate(EXAMPLES):
+        question = token_embeds(thinker, thinker.encoder.question(one.question))
+        with torch.no_grad():
+            slow = jacobi_inputs(thinker, question, M, passes)
+        for ours, theirs in zip(state.inputs, slow, strict=True):
+            assert close(ours[i], theirs)
+
+
+def test_keep_all_keeps_each_pass_and_only_adds_to_the_last(thinker, start):
+    kept = iterate(thinker, start, 3, keep_all=True).key_values
+    assert len(kept) == 4
+    for t, pairs in enumerate(kept):
+        alone = iterate(thinker, start, t).key_values
+        assert len(alone) == 1
+        assert same_columns(pairs, alone[0], M)
+
+
+@pytest.mark.parametrize("passes", (0, 1, 2))
+def test_thinking_leaves_the_question_as_it_was(thinker, start, passes):
+    question = start[0]
+    before = [t.clone() for pair in cache.key_values(question.past_key_values) for t in pair]
+    state = iterate(thinker, start, passes)
+    after = [t for pair in cache.key_values(question.past_key_values) for t in pair]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert state.thought.columns == question.columns + 1 + M + start[1].mask.shape[1]
+    assert cache.length(state.thought.past_key_values) == state.thought.columns
+
+
+def test_gradients_reach_the_first_pass(thinker, start):
+    thinker.zero_grad()
+    jacobi.think(thinker, start[0], M, 2, start[1]).tail.sum().backward()
+    for name in ("bot", "latent", "eot"):
+        assert thinker.special_tokens[name].grad.abs().max() > 0

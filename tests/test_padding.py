@@ -1,0 +1,137 @@
+"""What shares a batch with a question, and how far it is padded, never changes its answer."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import batch, example, reasoner
+
+from kava import batching, registry
+
+METHODS = registry.names("methods")
+TOLERANCE = 1e-4
+LENGTHS = st.tuples(st.integers(1, 12), st.integers(0, 9), st.sampled_from(["7", "1 2", "3 4 5"]))
+
+
+@pytest.fixture(params=METHODS)
+def thinker(request, family):
+    return reasoner(family, request.param)
+
+
+def make(mates, first_seed=0):
+    return [example(q, c, first_seed + i, answer) for i, (q, c, answer) in enumerate(mates)]
+
+
+def widen(data, left, right):
+    """Pad columns holding arbitrary tokens: left of the question, right of steps and answer."""
+    data = dict(data)
+    for name, amount in (("question", (left, 0)), ("steps", (0, right)), ("answer", (0, right))):
+        data[name] = F.pad(data[name], amount, value=21)
+        data[f"{name}_mask"] = F.pad(data[f"{name}_mask"], amount, value=False)
+    written = [torch.cat((data[f"steps{end}"], data[f"answer{end}"]), 1) for end in ("", "_mask")]
+    labels = {
+        "teacher": batching.next_token_labels(*written),
+        "answer": batching.next_token_labels(data["answer"], data["answer_mask"]),
+    }
+    for name, found in labels.items():
+        data |= {f"{name}_{part}": getattr(found, part) for part in ("rows", "columns", "ids")}
+    return data
+
+
+def label_logits(thinker, data, row):
+    """Logits behind every label of one row, as the training step computes them."""
+    seen, honest = [], thinker.logits
+
+    def spy(hidden):
+        scores = honest(hidden)
+        of = {len(data[f"{n}_rows"]): data[f"{n}_rows"] for n in ("teacher", "answer")}
+        seen.append(scores[of[len(scores)] == row])
+        return scores
+
+    thinker.logits = spy
+    try:
+        with torch.no_grad():
+            thinker(**data)
+    finally:
+        del thinker.logits
+    assert seen
+    return torch.cat(seen)
+
+
+def training_gap(thinker, examples, row, left=0, right=0):
+    alone = label_logits(thinker, batch(thinker, [examples[row]]), 0)
+    together = label_logits(thinker, widen(batch(thinker, examples), left, right), row)
+    return (alone - together).abs().max().item()
+
+
+@torch.no_grad()
+def first_logits(thinker, questions, left=0):
+    """Logits [B, V] of the first answer token, and the thinking they follow."""
+    ids, mask = batching.pad([thinker.encoder.question(q) for q in questions], "left", 0)
+    ids, mask = F.pad(ids, (left, 0), value=21), F.pad(mask, (left, 0), value=False)
+    thinking = thinker.method.think(thinker, ids, mask)
+    prompt = torch.ones_like(thinking.prompt, dtype=torch.bool)
+    output, _ = thinker.extend(thinking.thought, thinker.embed(thinking.prompt), prompt)
+    return thinker.logits(output.last_hidden_state[:, -1]), thinking
+
+
+def answers(thinker, thinking, count=6):
+    ids = thinker.answer(thinking, count)
+    return [row[:n].tolist() for row, n in zip(ids, thinker.generated_lengths(ids))]
+
+
+def generation_gap(thinker, examples, row, left=0):
+    alone, _ = first_logits(thinker, [examples[row].question])
+    together, _ = first_logits(thinker, [e.question for e in examples], left)
+    return (alone[0] - together[row]).abs().max().item()
+
+
+@settings(max_examples=12)
+@given(st.lists(LENGTHS, min_size=1, max_size=4), st.data(), st.integers(0, 9), st.integers(0, 5))
+def test_training_states_do_not_depend_on_batch_or_padding(thinker, mates, data, left, right):
+    row = data.draw(st.integers(0, len(mates) - 1))
+    assert training_gap(thinker, make(mates), row, left, right) < TOLERANCE
+
+
+@settings(max_examples=8)
+@given(st.lists(LENGTHS, min_size=1, max_size=4), st.data(), st.integers(0, 9))
+def test_generation_does_not_depend_on_batch_or_padding(thinker, mates, data, left):
+    examples, row = make(mates), data.draw(st.integers(0, len(mates) - 1))
+    assert generation_gap(thinker, examples, row, left) < TOLERANCE
+    _, alone = first_logits(thinker, [examples[row].question])
+    _, together = first_logits(thinker, [e.question for e in examples], left)
+    assert answers(thinker, alone)[0] == answers(thinker, together)[row]
+
+
+def test_questions_as_text_are_answered_as_if_alone(thinker):
+    questions = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11"]
+    together = answers(thinker, thinker.think(questions))
+    assert together == [answers(thinker, thinker.think([q]))[0] for q in questions]
+
+
+EXAMPLES = make([(2, 1, "7"), (11, 9, "3 4 5")])
+
+
+def test_a_dropped_mask_would_be_seen(thinker, monkeypatch):
+    honest = batching.causal_mask
+    monkeypatch.setattr(
+        batching,
+        "causal_mask",
+        lambda past, mask: honest(torch.ones_like(past), torch.ones_like(mask)),
+    )
+    assert training_gap(thinker, EXAMPLES, 0) > 0.1
+    assert generation_gap(thinker, EXAMPLES, 0) > 0.1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_positions_that_count_pads_would_be_seen(method, monkeypatch):
+    thinker = reasoner("gpt2", method)  # rotary embeddings forgive a shift of everything
+    honest = batching.positions
+    monkeypatch.setattr(
+        batching,
+        "positions",
+        lambda past, mask: honest(torch.ones_like(past), torch.ones_like(mask)),
+    )
+    assert training_gap(thinker, EXAMPLES, 0) > 0.1
+    assert generation_gap(thinker, EXAMPLES, 0) > 0.1
