@@ -51,30 +51,51 @@ class Encoder:
             raise KavaError("the tokenizer has no end-of-sequence token; set tokenizer.eos_token")
         self.tokenizer = tokenizer
         self.drop_last_step = drop_last_step
-        self.prompt = self._ids(ANSWER_PROMPT)
+        self.prompt = self._encode([ANSWER_PROMPT])[0]
 
     def question(self, text: str) -> list[int]:
         """BOS and the question's tokens."""
+        return self.questions([text])[0]
+
+    def questions(self, texts: Sequence[str]) -> list[list[int]]:
+        """BOS and the tokens of each question."""
         bos = self.tokenizer.bos_token_id
-        return ([] if bos is None else [bos]) + self._ids(text)
+        first = [] if bos is None else [bos]
+        return [first + ids for ids in self._encode(texts)]
 
     def row(self, example: Example) -> Row:
-        """Tokenise an example whole."""
-        steps = example.steps[:-1] if self.drop_last_step else example.steps
-        return Row(
-            id=example.id,
-            question=self.question(example.question),
-            steps=[token for step in steps for token in self._ids(_spaced(step))],
-            answer=[
-                *self.prompt,
-                *self._ids(" " + example.answer),
-                self.tokenizer.eos_token_id,
-            ],
-        )
+        """Tokenise one example whole."""
+        return self.rows([example])[0]
 
-    def _ids(self, text: str) -> list[int]:
-        # A question may spell out "</s>" or "<bot>"; those are words, not the tokens themselves.
-        return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+    def rows(self, examples: Sequence[Example]) -> list[Row]:
+        """Tokenise examples whole. Each different step and answer is encoded once."""
+        traces = [[_spaced(s) for s in self._kept(e)] for e in examples]
+        answers = [" " + e.answer for e in examples]
+        parts = list(dict.fromkeys([*answers, *(step for trace in traces for step in trace)]))
+        ids = dict(zip(parts, self._encode(parts), strict=True))
+        questions = self.questions([e.question for e in examples])
+        return [
+            Row(
+                id=example.id,
+                question=question,
+                steps=[token for step in trace for token in ids[step]],
+                answer=[*self.prompt, *ids[answer], self.tokenizer.eos_token_id],
+            )
+            for example, question, trace, answer in zip(
+                examples, questions, traces, answers, strict=True
+            )
+        ]
+
+    def _kept(self, example: Example) -> tuple[str, ...]:
+        return example.steps[:-1] if self.drop_last_step else example.steps
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        # A question may hold the text of a special token; it is read as text.
+        if not texts:
+            return []
+        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
 
 
 def _spaced(step: str) -> str:

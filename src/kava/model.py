@@ -203,9 +203,8 @@ class Reasoner(nn.Module):
         Args:
             num_iterations: T, the recipe's if not given.
         """
-        ids, mask = batching.pad(
-            [self.encoder.question(q) for q in questions], "left", self.tokenizer.pad_token_id
-        )
+        encoded = self.encoder.questions(questions)
+        ids, mask = batching.pad(encoded, "left", self.tokenizer.pad_token_id)
         return self.method.think(self, ids.to(self.device), mask.to(self.device), num_iterations)
 
     @torch.no_grad()

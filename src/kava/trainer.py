@@ -169,7 +169,7 @@ def train(
     if not examples:
         raise KavaError("data.train: no rows")
     recipe = reasoner.recipe
-    rows = [reasoner.encoder.row(example) for example in examples]
+    rows = reasoner.encoder.rows(examples)
     trainer = StepTrainer(
         model=reasoner,
         args=arguments(recipe, run, reasoner.device, validate=bool(validation)),

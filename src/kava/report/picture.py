@@ -1,6 +1,6 @@
 """The README's picture of the method: `python -m kava.report.picture docs/kava.png`.
 
-Drawn in units of a 112 x 54 grid, x to the right, y up. What a reader should see: teacher and
+Drawn in units of a 106 x 54 grid, x to the right, y up. What a reader should see: teacher and
 student share a question and differ in how they get from it to the answer, and the only way
 from the teacher's steps to the student's latents is a cache from which most tokens are gone.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH, HEIGHT = 112, 54
+WIDTH, HEIGHT = 106, 54
 INK, SOFT, PAPER = "#1F2933", "#66727F", "#FCFCFA"
 # Fill and edge of each kind of token; Okabe-Ito hues, lightened for text on top.
 QUESTION = ("#E4E9EE", "#8593A1")
@@ -24,7 +24,7 @@ ANSWER = ("#D3EFE6", "#009E73")
 SPECIAL = ("#FFFFFF", "#8593A1")
 
 TEACHER_Y, CACHE_Y, SLOTS_Y, STUDENT_Y, BOX = 43.5, 32.0, 21.5, 9.0, 5.2
-STEPS_X, SLOTS_X, CELL, SLOT = 37.0, 43.5, 1.9, 2.9
+STEPS_X, SLOTS_X, ANSWER_X, CELL, SLOT = 37.0, 44.4, 76.8, 1.9, 2.9
 COLUMNS, LATENT_COUNT = 20, 8
 # Which columns survive, per row: each layer and head chooses for itself.
 KEPT = (
@@ -48,6 +48,7 @@ def draw(path: str | Path) -> Path:
     _cache(axes)
     _student(axes)
     _losses(axes)
+    _note(axes, 2, (TEACHER_Y + STUDENT_Y + BOX) / 2, "one model,\nthe same weights", "left")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, facecolor=PAPER)
@@ -74,42 +75,44 @@ def _cache(axes: Axes) -> None:
     _arrow(axes, (middle, TEACHER_Y - 0.4), (middle, top + 0.4), SOFT)
     _arrow(axes, (middle, CACHE_Y - 0.5), (middle, SLOTS_Y + 3 * CELL + 0.4), SOFT)
     left = STEPS_X - 1.5
-    _note(axes, left, CACHE_Y + 1.5 * CELL, "its KV cache,\nlayer by head", "right")
+    _note(axes, left, CACHE_Y + 1.5 * CELL, "its KV cache, a row\nper layer and head", "right")
     _note(axes, left, SLOTS_Y + 1.5 * CELL, "M slots, chosen by\nimportance and novelty", "right")
     _note(axes, middle + 1.2, (CACHE_Y + SLOTS_Y + 3 * CELL) / 2, "compress", "left")
 
 
 def _student(axes: Axes) -> None:
-    _name(axes, STUDENT_Y, "Student", "thinks in latents")
+    _name(axes, STUDENT_Y, "Student", "thinks in latents;\nruns alone afterwards")
     _question(axes, STUDENT_Y)
-    _box(axes, STEPS_X, STUDENT_Y, 6, "<bot>", SPECIAL, mono=True)
+    _box(axes, STEPS_X, STUDENT_Y, 7, "<bot>", SPECIAL, mono=True)
     for place in range(LATENT_COUNT):
         text = {0: "$z_1$", 1: "$z_2$", LATENT_COUNT - 1: "$z_M$"}.get(place, "·")
         _box(axes, SLOTS_X + place * SLOT, STUDENT_Y, SLOT - 0.3, text, LATENTS)
-    _box(axes, SLOTS_X + LATENT_COUNT * SLOT + 0.2, STUDENT_Y, 6, "<eot>", SPECIAL, mono=True)
+    _box(axes, SLOTS_X + LATENT_COUNT * SLOT + 0.1, STUDENT_Y, 7, "<eot>", SPECIAL, mono=True)
     _answer(axes, STUDENT_Y)
     right, left = SLOTS_X + (LATENT_COUNT - 0.6) * SLOT, SLOTS_X + 0.4 * SLOT
     _arrow(axes, (right, STUDENT_Y - 0.3), (left, STUDENT_Y - 0.3), LATENTS[1], bend=-0.16)
     middle = (left + right) / 2
-    _note(axes, middle, 3.2, "all at once, refined T times", "center", LATENTS[1])
+    _note(axes, middle, 4.6, "all at once, refined T times", "center", LATENTS[1])
 
 
 def _losses(axes: Axes) -> None:
-    """What is matched: the cache, the state at the colon, the words."""
+    """What is matched, arrows from target to learner: the teacher gets no gradient from them."""
     middle = SLOTS_X + LATENT_COUNT * SLOT / 2
-    _arrow(axes, (middle, SLOTS_Y - 0.5), (middle, STUDENT_Y + BOX + 0.4), LATENTS[1], both=True)
+    _arrow(axes, (middle, SLOTS_Y - 0.5), (middle, STUDENT_Y + BOX + 0.4), LATENTS[1])
     _pill(axes, middle, (SLOTS_Y + STUDENT_Y + BOX) / 2, "$L_{\\mathrm{KV}}$", LATENTS[1])
-    colon = 96.4
+    colon, end = ANSWER_X + 17, ANSWER_X + 25.8
     ends = (colon, TEACHER_Y - 0.5), (colon, STUDENT_Y + BOX + 0.5)
-    _arrow(axes, *ends, ANSWER[1], both=True)
+    _arrow(axes, *ends, ANSWER[1])
     _pill(axes, colon, SLOTS_Y + 7.2, "$L_{\\mathrm{CODI}}$", ANSWER[1])
-    _bracket(axes, STEPS_X, 105, TEACHER_Y + BOX + 0.9, 1, "CE: steps and answer")
-    _bracket(axes, 80, 105, STUDENT_Y - 0.9, -1, "CE: answer")
+    _note(axes, colon - 5, SLOTS_Y + 7.2, "state at the colon,\nin every layer", "right")
+    _note(axes, middle + 3.6, (SLOTS_Y + STUDENT_Y + BOX) / 2, "keys and values", "left")
+    _bracket(axes, STEPS_X, end, TEACHER_Y + BOX + 0.9, 1, "CE: steps and answer")
+    _bracket(axes, ANSWER_X, end, STUDENT_Y - 0.9, -1, "CE: answer")
 
 
 def _name(axes: Axes, y: float, name: str, does: str) -> None:
     axes.text(2, y + 3.5, name, size=14, weight="bold", color=INK, va="center")
-    axes.text(2, y + 0.9, does, size=9.5, color=SOFT, va="center")
+    axes.text(2, y + 1.9, does, size=9.5, color=SOFT, va="top", linespacing=1.35)
 
 
 def _question(axes: Axes, y: float) -> None:
@@ -117,9 +120,9 @@ def _question(axes: Axes, y: float) -> None:
 
 
 def _answer(axes: Axes, y: float) -> None:
-    _box(axes, 80, y, 14.5, "The answer is", ANSWER)
-    _box(axes, 95, y, 2.8, ":", ANSWER)
-    _box(axes, 98.3, y, 6.7, "2", ANSWER, bold=True)
+    _box(axes, ANSWER_X, y, 15.2, "The answer is", ANSWER)
+    _box(axes, ANSWER_X + 15.5, y, 3, ":", ANSWER)
+    _box(axes, ANSWER_X + 18.8, y, 7, "2", ANSWER, bold=True)
 
 
 def _box(
@@ -157,7 +160,7 @@ def _cell(
 ) -> None:
     from matplotlib.patches import Rectangle
 
-    fill = colours[1] if strong else "#EFF3F6"
+    fill = colours[1] if strong else "#E3E9EE"
     axes.add_patch(
         Rectangle(at, width - 0.3, CELL - 0.3, facecolor=fill, edgecolor="none", linewidth=0)
     )
@@ -168,7 +171,6 @@ def _arrow(
     start: tuple[float, float],
     end: tuple[float, float],
     colour: str,
-    both: bool = False,
     bend: float = 0.0,
 ) -> None:
     from matplotlib.patches import FancyArrowPatch
@@ -177,7 +179,7 @@ def _arrow(
         FancyArrowPatch(
             start,
             end,
-            arrowstyle="<|-|>" if both else "-|>",
+            arrowstyle="-|>",
             connectionstyle=f"arc3,rad={bend}",
             mutation_scale=12,
             linewidth=1.5,

@@ -1,0 +1,231 @@
+"""Small word problems in the form of GSM8k-Aug, made on the spot: no download, no licence.
+
+A problem is a chain. Somebody's count is told, and each further count follows from the one
+before by one operation:
+
+    Ann found 3 more than Bob. Dan and Ann found 9 together. Bob found 4 pens.
+    How many pens did Dan find?                          <<4+3=7>> <<9-7=2>>   answer 2
+
+What makes it a fair test of reasoning that is not written down:
+
+- The facts are shuffled, so the order told is never the order needed (from two steps on).
+- `9 together` turns the sign of everything before it and `twice` doubles it, so adding up the
+  numbers of the question in any order does not give the answer.
+- Each new value is drawn uniformly, and only then the operation that leads to it, so every
+  answer from 1 to `max_value` is equally frequent.
+- A stable hash of the problem decides its split. Names, things and the order told are left out
+  of that hash, so a test problem is no training problem in other words.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+from kava.types import Example
+
+Split = Literal["train", "validation", "test"]
+Form = Literal["equation", "natural"]
+
+NAMES = ("Ann", "Bob", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ian", "Jo", "Kim", "Leo")
+# The verb as told, the verb as asked, and what it may be done to.
+SCENES = (
+    ("found", "find", ("coins", "shells", "pens")),
+    ("picked", "pick", ("apples", "plums", "roses")),
+    ("sold", "sell", ("books", "cards", "lamps")),
+    ("made", "make", ("cakes", "kites", "masks")),
+)
+_SHARES = {"test": (0,), "validation": (1,), "train": tuple(range(2, 10))}  # tenths of all problems
+_PATIENCE = 20_000  # draws in a row without a new problem before a request counts as impossible
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation, which leads from the value `before` to `after` by way of `number`."""
+
+    kind: Literal["more", "fewer", "together", "twice"]
+    number: int
+    before: int
+    after: int
+
+    @property
+    def equation(self) -> str:
+        """The step as arithmetic, such as `4+3=7`."""
+        left = {
+            "more": f"{self.before}+{self.number}",
+            "fewer": f"{self.before}-{self.number}",
+            "together": f"{self.number}-{self.before}",
+            "twice": f"{self.before}*{self.number}",
+        }[self.kind]
+        return f"{left}={self.after}"
+
+    def tell(self, who: str, other: str, verb: str) -> str:
+        """The fact in words: how the count of `who` follows from that of `other`."""
+        return {
+            "more": f"{who} {verb} as many as {other} and {self.number} more.",
+            "fewer": f"{who} {verb} as many as {other} but {self.number} fewer.",
+            "together": f"{who} and {other} {verb} {self.number} together.",
+            "twice": f"{who} {verb} as many as {other} twice over.",
+        }[self.kind]
+
+
+def generate(
+    split: Split,
+    count: int,
+    seed: int = 0,
+    *,
+    form: Form = "equation",
+    min_steps: int = 1,
+    max_steps: int = 5,
+    max_value: int = 9,
+    distractors: int = 0,
+) -> list[Example]:
+    """Makes `count` different problems of a split.
+
+    The same arguments give the same problems on every machine. The number of steps goes round
+    from `min_steps` to `max_steps`, so each number has the same share of any stretch of rows.
+    Problems of different splits differ in their numbers or operations, whatever the seeds; those
+    with one step, of which there are only some hundred, differ in their wording alone.
+
+    Args:
+        split: "train", "validation" or "test".
+        count: number of problems.
+        seed: another seed gives another sample of the same split.
+        form: how steps are written, `<<4+3=7>>` ("equation", as in GSM8k-Aug) or
+            `Ann found 4+3=7 pens.` ("natural", as in GSM8k-Aug-NL).
+        min_steps, max_steps: fewest and most operations in a problem.
+        max_value: every number told or computed lies in 1..max_value.
+        distractors: facts per problem that the answer does not need.
+
+    Returns:
+        Examples with ids such as `synthetic-test-17`.
+
+    Raises:
+        ValueError: for an unknown split or form, bounds out of range, more people than names,
+            or a count that the split does not hold.
+    """
+    _check(split, count, form, min_steps, max_steps, max_value, distractors)
+    rng = random.Random(f"{split}/{seed}")  # a string seed is hashed alike on every machine
+    seen: set[str] = set()
+    examples = []
+    for index in range(count):
+        steps = min_steps + index % (max_steps - min_steps + 1)
+        for _ in range(_PATIENCE):
+            chain = _draw_chain(rng, steps, max_value)
+            if steps > 1 and _split_of(canonical(chain)) != split:
+                continue
+            question, written = _word(rng, chain, form, max_value, distractors)
+            # The few chains of one step occur in every split; there the wording decides.
+            if question not in seen and (steps > 1 or _split_of(question) == split):
+                break
+        else:
+            raise ValueError(
+                f"the {split} split holds only about {len(seen)} problems of {min_steps} to "
+                f"{max_steps} steps up to {max_value}, not the {count} asked for"
+            )
+        seen.add(question)
+        answer = str(chain[-1].after)
+        examples.append(Example(f"synthetic-{split}-{index}", question, written, answer))
+    return examples
+
+
+def canonical(chain: list[Step]) -> str:
+    """What makes a chain the same problem in other words: its equations, `4+3=7 9-7=2`."""
+    return " ".join(step.equation for step in chain)
+
+
+def vocabulary(max_value: int = 9) -> list[str]:
+    """Every word, number and sign that questions, steps (both forms) and answers are made of.
+
+    Numbers are whole words. With `The answer is:` added, this is all that a word-level tokenizer
+    for these problems needs; blanks carry nothing.
+    """
+    signs = [".", "?", "<<", ">>", "+", "-", "*", "="]
+    words = ["more", "fewer", "than", "and", "together", "twice", "as", "many", "How", "did"]
+    verbs = [verb for told, asked, _ in SCENES for verb in (told, asked)]
+    things = [_noun(number, thing) for *_, three in SCENES for thing in three for number in (1, 2)]
+    return [*signs, *map(str, range(1, max_value + 1)), *words, *NAMES, *verbs, *things]
+
+
+def _check(split, count, form, min_steps, max_steps, max_value, distractors) -> None:
+    people = max_steps + 1 + distractors
+    for true, words in (
+        (split in _SHARES, f"split must be one of {sorted(_SHARES)}, not {split!r}"),
+        (form in ("equation", "natural"), f"form must be 'equation' or 'natural', not {form!r}"),
+        (count >= 0 and distractors >= 0, "count and distractors must not be negative"),
+        (1 <= min_steps <= max_steps, "1 <= min_steps <= max_steps must hold"),
+        (max_value >= 4, f"max_value must be at least 4, not {max_value}"),
+        (people <= len(NAMES), f"max_steps + 1 + distractors is above the {len(NAMES)} names"),
+    ):
+        if not true:
+            raise ValueError(words)
+
+
+def _split_of(text: str) -> str:
+    """The split that a text belongs to, by a hash that no seed and no Python version changes."""
+    digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
+    residue = int.from_bytes(digest, "big") % 10
+    return next(split for split, residues in _SHARES.items() if residue in residues)
+
+
+def _draw_chain(rng: random.Random, steps: int, max_value: int) -> list[Step]:
+    """Steps that follow from one another."""
+    chain = [_draw_step(rng, rng.randint(1, max_value), max_value)]
+    while len(chain) < steps:
+        chain.append(_draw_step(rng, chain[-1].after, max_value))
+    return chain
+
+
+def _draw_step(rng: random.Random, before: int, max_value: int) -> Step:
+    """A new value first, any but the old one, then one of the operations that lead there."""
+    after = rng.randint(1, max_value - 1)
+    after += after >= before
+    steps = [Step("more" if after > before else "fewer", abs(after - before), before, after)]
+    if before + after <= max_value:
+        steps.append(Step("together", before + after, before, after))
+    if after == 2 * before:
+        steps.append(Step("twice", 2, before, after))
+    return rng.choice(steps)
+
+
+def _word(
+    rng: random.Random, chain: list[Step], form: Form, max_value: int, distractors: int
+) -> tuple[str, tuple[str, ...]]:
+    """A chain in words: the question, and its written steps."""
+    told, asked, things = rng.choice(SCENES)
+    thing = rng.choice(things)
+    people = rng.sample(NAMES, len(chain) + 1 + distractors)
+    needed, spare = people[: len(chain) + 1], people[len(chain) + 1 :]
+    # Each link is a person, the one they are compared with, and how. The first has no other.
+    links = list(zip(needed[1:], needed, chain, strict=False))
+    for who in spare:
+        i = rng.randrange(len(chain))
+        links.append((who, needed[i], _draw_step(rng, chain[i].before, max_value)))
+
+    start = chain[0].before
+    facts = [f"{needed[0]} {told} {start} {_noun(start, thing)}."]
+    facts += [step.tell(who, other, told) for who, other, step in links]
+    order = _order(rng, len(needed), len(spare))
+    question = " ".join([*(facts[i] for i in order), f"How many {thing} did {needed[-1]} {asked}?"])
+    if form == "equation":
+        return question, tuple(f"<<{step.equation}>>" for step in chain)
+    return question, tuple(
+        f"{who} {told} {step.equation} {_noun(step.after, thing)}."
+        for who, _, step in links[: len(chain)]
+    )
+
+
+def _order(rng: random.Random, needed: int, spare: int) -> list[int]:
+    """An order to tell facts in, `needed` of which the answer needs in the order 0, 1, 2 ..."""
+    order = list(range(needed + spare))
+    while True:
+        rng.shuffle(order)
+        told = [i for i in order if i < needed]
+        if needed < 3 or told != sorted(told):  # one step may be told either way round
+            return order
+
+
+def _noun(number: int, things: str) -> str:
+    return things[:-1] if number == 1 else things

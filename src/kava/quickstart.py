@@ -1,0 +1,256 @@
+"""`kava quickstart`: the idea at work on a small model, made and measured on the spot."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kava import assets, recipe
+from kava.ask import Settings, answer_one
+from kava.evaluate.command import line
+from kava.model import Reasoner
+from kava.provenance import provenance, write_json
+from kava.recipe import Recipe
+from kava.report.plots import accuracy_against_passes, loss_parts
+from kava.report.tables import quickstart_table
+from kava.run import (
+    METRICS,
+    RESULT,
+    mean_and_std,
+    open_reasoner,
+    read_metrics,
+    read_result,
+    score_run,
+    train_run,
+)
+from kava.tasks import Task, load_task
+
+METHODS = ("kava", "pccot", "no_cot")
+SEEDS = (42, 123, 456)
+BACKBONE = "checkpoints/quickstart/backbone"
+CHECKPOINT = "checkpoints/quickstart/kava"
+SUMMARY = "results/quickstart/summary.json"
+QUESTIONS = {"short": 300, "full": 1000, "smoke": 20}
+TIMED_ALONE = {"short": 30, "full": 100, "smoke": 3}
+SMOKE = [
+    "train.steps=4", "train.batch_size=8", "train.log_every=1", "data.train_rows=64",
+    "data.validation_rows=16", "eval.every=2",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one call does. `length` is `short`, `full` or `smoke`."""
+
+    length: str
+    folder: Path
+    seeds: tuple[int, ...]
+    methods: tuple[str, ...]
+
+    def recipe(self, method: str, seed: int) -> Recipe:
+        """The recipe of one training."""
+        place = "recipes/quickstart" if self.length == "full" else "recipes/quickstart/short"
+        extra = SMOKE if self.length == "smoke" else []
+        return recipe.load_recipe(f"{place}/{method}.yaml", [f"seed={seed}", *extra])
+
+    def run(self, method: str, seed: int) -> Path:
+        """The folder of one training."""
+        many = self.length == "full" or len(self.seeds) > 1
+        return self.folder / (f"{method}-seed{seed}" if many else method)
+
+
+def run(
+    output: Path | None,
+    full: bool,
+    smoke: bool,
+    seeds: list[int] | None,
+    methods: list[str] | None,
+    console: Console,
+) -> None:
+    """Train, evaluate, compare, show."""
+    plan = make_plan(output, full, smoke, seeds, methods, console)
+    introduce(plan, console)
+    task = held_out(plan)
+    for seed in plan.seeds:
+        for method in plan.methods:
+            train_and_score(plan, method, seed, task, console)
+    score_backbone(plan, task, console)
+    rows = collect(plan, task.name)
+    write_results(plan, rows)
+    conclude(plan, rows, task, console)
+
+
+def make_plan(
+    output: Path | None,
+    full: bool,
+    smoke: bool,
+    seeds: list[int] | None,
+    methods: list[str] | None,
+    console: Console,
+) -> Plan:
+    """Settle lengths and folders. An earlier short result is moved aside, never overwritten."""
+    length = "full" if full else "smoke" if smoke else "short"
+    folder = output or Path("runs") / ("quickstart-full" if full else "quickstart")
+    if length != "full" and folder.exists():
+        aside = next(p for i in range(1, 10_000) if not (p := _numbered(folder, i)).exists())
+        folder.rename(aside)
+        console.print(f"what was in {folder} before is now in {aside}", style="dim")
+    chosen = tuple(seeds or (SEEDS if full else SEEDS[:1]))
+    return Plan(length, folder, chosen, tuple(methods or METHODS))
+
+
+def introduce(plan: Plan, console: Console) -> None:
+    """Say what is about to happen."""
+    first = plan.recipe(plan.methods[0], plan.seeds[0])
+    made = read_result(assets.find(BACKBONE)) or {}
+    console.print(
+        "KaVa quickstart: teach a small language model to think in latent tokens.\n"
+        f"backbone   {BACKBONE}: {made.get('weights', 0):,} weights, solves word problems with "
+        "written steps\n"
+        f"training   {', '.join(plan.methods)}: {first.train.steps} steps each, on the same rows, "
+        f"seed {', '.join(map(str, plan.seeds))}\n"
+        f"held out   {QUESTIONS[plan.length]} problems that share nothing with the training rows",
+        highlight=False,
+    )
+    if plan.length == "smoke":
+        console.print("smoke: only to see that it runs; nothing it measures is a result")
+
+
+def held_out(plan: Plan) -> Task:
+    """The test problems; those of the short run are the first of the full run's."""
+    options = plan.recipe(plan.methods[0], plan.seeds[0]).data.options
+    return load_task("synthetic", limit=QUESTIONS[plan.length], options=options)
+
+
+def train_and_score(plan: Plan, method: str, seed: int, task: Task, console: Console) -> None:
+    """One method, one seed; what a full run finds done is not done again."""
+    folder = plan.run(method, seed)
+    done = read_result(folder)
+    if done and task.name in done["scores"]:
+        console.print(f"{folder}: done before, kept", style="dim")
+        return
+    resume = plan.length == "full" and any((folder / "checkpoints").glob("checkpoint-*"))
+    if not done:
+        train_run(plan.recipe(method, seed), folder, console, resume)
+    score(plan, Reasoner.from_pretrained(folder), task, folder, console)
+
+
+def score_backbone(plan: Plan, task: Task, console: Console) -> None:
+    """CoT: the backbone itself, writing its steps."""
+    done = read_result(plan.folder / "cot")
+    if not (done and task.name in done["scores"]):
+        score(plan, Reasoner.from_backbone(BACKBONE), task, plan.folder / "cot", console)
+
+
+def score(plan: Plan, reasoner: Reasoner, task: Task, folder: Path, console: Console) -> None:
+    """Evaluate one model and say how it did."""
+    result = score_run(reasoner, task, folder, timed_alone=TIMED_ALONE[plan.length])
+    console.print(f"{folder.name}: {line(task.name, result.summary)}", highlight=False, style="dim")
+
+
+def collect(plan: Plan, task: str) -> list[dict[str, Any]]:
+    """One row per method, over its seeds."""
+    rows = []
+    for method in ("cot", *plan.methods):
+        seeds = [None] if method == "cot" else plan.seeds
+        folders = [plan.folder / "cot" if s is None else plan.run(method, s) for s in seeds]
+        results = [read_result(folder) for folder in folders]
+        scores = [r["scores"][task] for r in results]
+        mean, std = mean_and_std([s["accuracy"] for s in scores])
+        rows.append(
+            {
+                "method": method,
+                "accuracy": mean,
+                "accuracy_se": scores[0]["accuracy_se"],
+                "accuracy_mean": mean,
+                "accuracy_std": std,
+                "accuracies": [s["accuracy"] for s in scores],
+                "accuracy_by_steps": _by_steps(scores),
+                "n": scores[0]["n"],
+                "seeds": [s for s in seeds if s is not None],
+                "steps": results[0].get("steps"),
+                "forward_passes": mean_and_std([s["forward_passes"] for s in scores])[0],
+                "ms_per_question": mean_and_std([s["ms_per_question"] for s in scores])[0],
+                "train_seconds": None
+                if method == "cot"
+                else mean_and_std([r["train_seconds"] for r in results])[0],
+            }
+        )
+    return rows
+
+
+def write_results(plan: Plan, rows: list[dict[str, Any]]) -> None:
+    """`result.json` (`summary.json` for the full length), all metrics in one file, two plots."""
+    told = {"length": plan.length, "seeds": list(plan.seeds), "rows": rows, **provenance()}
+    name = "summary.json" if plan.length == "full" else RESULT
+    write_json(plan.folder / name, told)
+    series = {m: read_metrics(plan.run(m, plan.seeds[0])) for m in plan.methods}
+    with (plan.folder / METRICS).open("w", encoding="utf-8") as out:
+        for method, records in series.items():
+            out.writelines(json.dumps({"method": method, **r}) + "\n" for r in records)
+    accuracy_against_passes(rows, plan.folder / "accuracy_against_passes.png")
+    loss_parts(series, plan.folder / "loss_parts.png")
+
+
+def conclude(plan: Plan, rows: list[dict[str, Any]], task: Task, console: Console) -> None:
+    """The table, three questions, and where everything lies."""
+    console.print(f"\n[bold]Made just now[/bold] ({plan.length} length)", highlight=False)
+    console.print(quickstart_table(rows))
+    if plan.length == "full":
+        console.print(f"summary in {plan.folder / 'summary.json'}", highlight=False)
+        return
+    show_committed(console)
+    ask_three(plan, task, console)
+    console.print(
+        f"\nEverything made just now lies in {plan.folder}: recipes, metrics, predictions, plots, "
+        "checkpoints.\n"
+        "Next:\n"
+        f'  kava ask {CHECKPOINT} "{task.examples[1].question}" --show-thoughts\n'
+        f"  kava train recipes/quickstart/kava.yaml num_latents=14 -o runs/mine\n"
+        "  kava quickstart --full        the long recipes, three seeds\n"
+        "  kava train recipes/llama1b_aug/kava.yaml seed=42      the paper's first row (GPU, Hub)",
+        highlight=False,
+        markup=False,
+    )
+
+
+def show_committed(console: Console) -> None:
+    """The committed results of the full length."""
+    summary = json.loads(assets.find(SUMMARY).read_text(encoding="utf-8"))
+    seeds = ", ".join(map(str, summary["seeds"]))
+    console.print(
+        f"\n[bold]Committed[/bold], made earlier by `kava quickstart --full` (seeds {seeds}; "
+        f"{SUMMARY})",
+        highlight=False,
+    )
+    console.print(quickstart_table(summary["rows"]))
+
+
+def ask_three(plan: Plan, task: Task, console: Console) -> None:
+    """Three held-out questions, answered by three models."""
+    models = {
+        "written steps (the backbone)": open_reasoner(BACKBONE),
+        "KaVa (committed checkpoint)": open_reasoner(CHECKPOINT),
+    }
+    if "no_cot" in plan.methods:
+        models["no steps (No-CoT, made just now)"] = open_reasoner(
+            str(plan.run("no_cot", plan.seeds[0]))
+        )
+    for example in task.examples[2:5]:
+        console.print(f"\n{example.question}  [right: {example.answer}]", markup=False)
+        for name, reasoner in models.items():
+            console.print(f"  {name}:", style="bold", highlight=False)
+            answer_one(reasoner, example.question, Settings(), console)
+
+
+def _by_steps(scores: list[dict[str, Any]]) -> dict[str, float]:
+    keys = scores[0]["accuracy_by_steps"]
+    return {k: mean_and_std([s["accuracy_by_steps"][k][0] for s in scores])[0] for k in keys}
+
+
+def _numbered(folder: Path, number: int) -> Path:
+    return folder.with_name(f"{folder.name}-{number}")
