@@ -109,7 +109,9 @@ def importance(queries: list[list[list[float]]], keys: list[list[float]], scale:
     for a in range(answers):
         logits = []
         for key in keys:
-            per_head = [scale * sum(x * y for x, y in zip(head[a], key)) for head in queries]
+            per_head = [
+                scale * sum(x * y for x, y in zip(head[a], key, strict=True)) for head in queries
+            ]
             logits.append(max(per_head))
         for c, weight in enumerate(softmax(logits)):
             mean[c] += weight / answers
@@ -127,7 +129,7 @@ def redundancy(keys: list[list[float]]) -> list[float]:
         total = 0.0
         for j, other in enumerate(keys):
             if i != j:
-                total += sum(x * y for x, y in zip(k, other)) / (norm(k) * norm(other))
+                total += sum(x * y for x, y in zip(k, other, strict=True)) / (norm(k) * norm(other))
         logits.append(-total / len(keys))
     return softmax(logits)
 
@@ -139,7 +141,7 @@ def scores(name: str, lam: float, queries: list, keys: list, scale: float) -> li
     if name == "full":
         return [0.0] * len(keys)
     lam = {"cosine": 0.0, "attention": 1.0, "rkv": lam}[name]
-    pairs = zip(importance(queries, keys, scale), redundancy(keys))
+    pairs = zip(importance(queries, keys, scale), redundancy(keys), strict=True)
     return [lam * i + (1 - lam) * r for i, r in pairs]
 
 
@@ -243,14 +245,14 @@ def step(reasoner: Reasoner, rows: list) -> dict[str, Tensor]:
 
 def _kv_terms(reasoner: Reasoner, taught: list, students: list) -> dict[str, Tensor]:
     recipe = reasoner.recipe
-    keys, values = zip(*(compressed(reasoner, *row) for row in taught))
+    keys, values = zip(*(compressed(reasoner, *row) for row in taught), strict=True)
     passes = range(recipe.num_iterations + 1)
     per_pass = []
     for t in passes if recipe.kv.supervise == "all" else [recipe.num_iterations]:
         parts = []
         for part, target in (("keys", keys), ("values", values)):
             ours = []
-            for (_, q, _, _), student, row in zip(taught, students, target):
+            for (_, q, _, _), student, row in zip(taught, students, target, strict=True):
                 filled = row[0].shape[1]
                 ours.append([s[:, q + 1 : q + 1 + filled] for s in getattr(student[t], part)])
             parts.append(kv_term(ours, list(target), recipe.kv.loss, recipe.kv.layerwise_std))
@@ -276,7 +278,7 @@ def compressed(reasoner: Reasoner, whole: Run, q: int, c: int, a: int) -> tuple[
                     mean += block[head * group : (head + 1) * group, i].amax(0).softmax(-1) / a
                 other = redundancy(keys[head, q : q + c].tolist())
                 lam = recipe.kv.eviction.lam
-                score = [lam * float(m) + (1 - lam) * r for m, r in zip(mean, other)]
+                score = [lam * float(m) + (1 - lam) * r for m, r in zip(mean, other, strict=True)]
                 columns = [q + i for i in best(score, recipe.num_latents)]
             empty = recipe.num_latents - len(columns) if recipe.short_traces == "zeros" else 0
             for states, store in ((keys, kept[0]), (values, kept[1])):
@@ -303,10 +305,10 @@ def prefix(reasoner: Reasoner, question: list[int], prompt: list[int]) -> Tensor
     raise NotImplementedError(f"method '{method}': write down here what its answer follows")
 
 
-def generate(reasoner: Reasoner, embeds: Tensor, steps: int) -> list[int]:
-    """Greedy, the whole sequence again for each token; ends after EOS (id 2)."""
+def generate(reasoner: Reasoner, embeds: Tensor, steps: int, eos: int) -> list[int]:
+    """Greedy, the whole sequence again for each token; ends after EOS."""
     tokens: list[int] = []
-    while len(tokens) < steps and 2 not in tokens:
+    while len(tokens) < steps and eos not in tokens:
         scores = run(reasoner, torch.cat((embeds, token_embeds(reasoner, tokens)))).scores
         tokens.append(int(scores[-1].argmax()))
     return tokens

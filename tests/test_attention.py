@@ -36,7 +36,9 @@ def test_each_query_head_matches_eager_attention_over_the_steps(family):
     teacher = recorded(thinker, data)
     assert len(teacher.queries.queries) == len(teacher.steps) == 2
     for layer, (keys, _) in enumerate(teacher.steps):
-        logits = grouped_logits(teacher.queries.queries[layer], keys, teacher.queries.scaling[layer])
+        logits = grouped_logits(
+            teacher.queries.queries[layer], keys, teacher.queries.scaling[layer]
+        )
         weights = masked_softmax(logits, data["steps_mask"][:, None, None, None]).flatten(1, 2)
         for i, one in enumerate(EXAMPLES):
             row = thinker.encoder.row(one)

@@ -43,7 +43,10 @@ class Block:
         """Columns in filled slots, [row][head] -> list."""
         columns, filled = self.keep(name, budget, lam)
         assert columns.shape == filled.shape == (len(self.lengths), H, budget)
-        return [[c[f].tolist() for c, f in zip(*row)] for row in zip(columns, filled)]
+        return [
+            [c[f].tolist() for c, f in zip(*row, strict=True)]
+            for row in zip(columns, filled, strict=False)
+        ]
 
     def slow(self, name, budget, lam=0.3):
         """The same by loops; None where two scores at the border are too close to tell apart."""
@@ -87,8 +90,8 @@ def test_never_a_pad_always_in_reading_order_first_slots_filled(name, lengths, b
     if name == "full":
         budget = max(budget, *lengths)
     _, filled = block.keep(name, budget)
-    for row, flags, length in zip(block.kept(name, budget), filled, lengths):
-        for columns, slots in zip(row, flags):
+    for row, flags, length in zip(block.kept(name, budget), filled, lengths, strict=True):
+        for columns, slots in zip(row, flags, strict=True):
             assert len(columns) == min(budget, length)
             assert slots.tolist() == [i < len(columns) for i in range(budget)]
             assert all(column < length for column in columns)
@@ -125,8 +128,8 @@ def test_batch_mates_change_nothing(name, lengths, seed, extra):
     together = Block(lengths, seed, columns=max(lengths) + extra)
     for i, length in enumerate(lengths):
         alone = Block([length])
-        alone.queries, alone.keys = together.queries[i : i + 1], together.keys[i : i + 1, :, :length]
-        alone.answer_mask = together.answer_mask[i : i + 1]
+        alone.queries, alone.answer_mask = together.queries[[i]], together.answer_mask[[i]]
+        alone.keys = together.keys[[i], :, :length]
         assert together.kept(name, budget)[i] == alone.kept(name, budget)[0]
 
 
@@ -156,7 +159,7 @@ def test_random_is_fixed_by_the_seed_and_differs_between_heads():
 
 
 def test_full_refuses_what_does_not_fit():
-    with pytest.raises(KavaError, match="'full'.*trace of 9 tokens.*num_latents 5"):
+    with pytest.raises(KavaError, match=r"'full'.*trace of 9 tokens.*num_latents 5"):
         thinker = reasoner(kv={"weight": 1.0, "eviction": {"name": "full"}})
         thinker(**batch(thinker, [example(3, 9)]))
 
@@ -183,19 +186,22 @@ def test_in_the_method_layers_and_rows_are_compressed_on_their_own(name):
         teacher.queries and teacher.queries.queries[1].normal_()
 
     disturbed, _ = compress(thinker, batch(thinker, examples), disturb)
-    assert all(torch.equal(a, b) for a, b in zip(target[0], disturbed[0]))
+    assert all(torch.equal(a, b) for a, b in zip(target[0], disturbed[0], strict=True))
     assert not torch.equal(target[1][0], disturbed[1][0])
     for i in (0, 1):
         alone, alone_filled = compress(thinker, batch(thinker, [examples[i]]))
         for layer, pair in enumerate(alone):
             assert torch.equal(alone_filled[layer][0], filled[layer][i])
-            assert all(torch.allclose(a[0], b[i], atol=1e-4) for a, b in zip(pair, target[layer]))
+            assert all(
+                torch.allclose(a[0], b[i], atol=1e-4)
+                for a, b in zip(pair, target[layer], strict=True)
+            )
 
 
 def test_zeros_pads_short_traces_and_counts_them():
     thinker = reasoner(short_traces="zeros", num_latents=5)
     target, filled = compress(thinker, batch(thinker, [example(4, 2), example(4, 0)]))
-    for (keys, values), slots in zip(target, filled):
+    for (keys, values), slots in zip(target, filled, strict=True):
         assert slots.all()
         assert not keys[0, :, 2:].any() and not values[0, :, 2:].any()
         assert keys[0, :, :2].abs().min() > 0

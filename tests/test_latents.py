@@ -42,8 +42,8 @@ def close(a, b):
 def same_columns(first, second, count):
     return all(
         close(a[:, :, :count], b[:, :, :count])
-        for pairs in zip(first, second)
-        for a, b in zip(*pairs)
+        for pairs in zip(first, second, strict=True)
+        for a, b in zip(*pairs, strict=True)
     )
 
 
@@ -54,7 +54,7 @@ def test_after_t_iterations_the_first_t_latents_are_the_sequential_ones(thinker,
     assert same_columns(ours.key_values[-1], theirs.key_values[-1], passes)
 
 
-@pytest.mark.parametrize("passes", range(1, M))
+@pytest.mark.parametrize("passes", (1, 2))
 def test_before_that_the_next_latent_still_differs(thinker, start, passes):
     ours, theirs = iterate(thinker, start, passes), one_by_one(thinker, start)
     gap = (ours.inputs[-1][:, passes] - theirs.inputs[-1][:, passes]).abs()
@@ -106,7 +106,7 @@ def test_thinking_leaves_the_question_as_it_was(thinker, start, passes):
 
 
 def test_gradients_reach_the_first_pass(thinker, start):
-    thinker.zero_grad()
-    jacobi.think(thinker, start[0], M, 2, start[1]).tail.sum().backward()
+    tail = answer_tail(thinker, batch(thinker, EXAMPLES), layers=False)
+    jacobi.think(thinker, start[0], M, 2, tail).tail.square().sum().backward()
     for name in ("bot", "latent", "eot"):
         assert thinker.special_tokens[name].grad.abs().max() > 0

@@ -87,7 +87,7 @@ def lora(**changes: Any) -> dict[str, Any]:
     return {"adapter": "lora", "lora": {"r": 4, "dropout": 0.0, **changes}}
 
 
-def reasoner(family: str = "llama", method: str = "kava", seed: int = 0, **changes: Any) -> Reasoner:
+def reasoner(family="llama", method: str = "kava", seed: int = 0, **changes: Any) -> Reasoner:
     """In evaluation mode, fp32, on the CPU."""
     model = backbones.prepare(bare(family, seed))
     identity = backbones.identity(model, "tiny", None)

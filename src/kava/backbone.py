@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from kava import assets
+from kava import assets, hub
 from kava.attention import IMPLEMENTATION_NAME
 from kava.errors import KavaError
 from kava.progress import no_bars
 from kava.recipe import Recipe
 
 ACCESS_HINT = (
-    "log in with `hf auth login`, accept the model's licence on its page, "
+    "go online, log in with `hf auth login`, accept the model's licence on its page, "
     "or pass backbone=/local/folder"
 )
 
@@ -33,9 +35,10 @@ def load(
     Raises:
         KavaError: cannot be had, or its weights do not fit its architecture.
     """
-    source = locate(name)
-    model, tokenizer = load_model(source, revision, dtype), load_tokenizer(source, revision)
-    return model, tokenizer, identity(model, name, revision)
+    folder, commit = locate(name, revision)
+    model = load_model(folder, dtype)
+    lasting = name if commit else assets.lasting_name(folder)
+    return model, load_tokenizer(folder), identity(model, lasting, commit)
 
 
 def choose_dtype(recipe: Recipe, device: str | torch.device) -> torch.dtype:
@@ -47,50 +50,67 @@ def choose_dtype(recipe: Recipe, device: str | torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-def locate(name: str) -> str:
-    """A folder given as such or shipped with the project, else a Hub name."""
+def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
+    """The folder of a backbone, and its commit if it came from the Hub.
+
+    A folder given as such or shipped with the project, else a Hub name, downloaded if need be.
+
+    Raises:
+        KavaError: there is no such folder, or the Hub does not give it.
+    """
     try:
-        return str(assets.find(name))
+        return assets.find(name), None
     except KavaError:
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
             raise KavaError(
                 f"backbone: {name}: no such folder; give a folder that holds config.json and "
                 "model.safetensors, or a Hub name such as meta-llama/Llama-3.2-1B-Instruct"
             ) from None
-        return name
-
-
-def load_model(source: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
-    """The model alone; see `load`."""
-    # A download may take minutes and shows its bars; a folder is read in a moment.
-    bars = no_bars() if Path(source).is_dir() else nullcontext()
     try:
-        with bars:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=_FILES,
+            ignore_patterns=["original/*"],
+            local_files_only=not hub.reachable(name, "model"),
+        )
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise KavaError(f"backbone {name}: {_first_line(error)}; {ACCESS_HINT}") from None
+    return Path(folder), Path(folder).name
+
+
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+
+
+def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model alone; see `load`."""
+    try:
+        with no_bars():
             model, info = AutoModelForCausalLM.from_pretrained(
-                source,
-                revision=revision,
+                folder,
                 dtype=dtype,
                 attn_implementation=IMPLEMENTATION_NAME,
                 use_safetensors=True,
+                local_files_only=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError) as error:
-        raise KavaError(f"backbone {source}: {_first_line(error)}; {ACCESS_HINT}") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise KavaError(f"backbone {folder}: {_first_line(error)}") from None
     problems = {key: sorted(map(str, info[key])) for key in _LOADING_PROBLEMS if info.get(key)}
     if problems:
-        raise KavaError(f"backbone {source}: weights do not fit the architecture: {problems}")
+        raise KavaError(f"backbone {folder}: weights do not fit the architecture: {problems}")
     return prepare(model)
 
 
 _LOADING_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
 
-def load_tokenizer(source: str, revision: str | None = None) -> Any:
+def load_tokenizer(folder: Path) -> Any:
     """The tokenizer; a pad token is set to EOS where there is none (pads are always masked)."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise KavaError(f"tokenizer of {source}: {_first_line(error)}; {ACCESS_HINT}") from None
+        raise KavaError(f"tokenizer of {folder}: {_first_line(error)}") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -128,7 +148,7 @@ def identity(model: PreTrainedModel, name: str, revision: str | None) -> dict[st
     config = model.config.get_text_config()
     return {
         "name": name,
-        "revision": revision or getattr(model.config, "_commit_hash", None),
+        "revision": revision,
         "model_type": config.model_type,
         "hidden_size": config.hidden_size,
         "num_layers": config.num_hidden_layers,

@@ -80,7 +80,7 @@ def load(
     """
     folder = locate(folder)
     described, resolved = describe(folder), _recipe(folder)
-    tokenizer = backbones.load_tokenizer(str(folder))
+    tokenizer = backbones.load_tokenizer(folder)
     if len(tokenizer) != described["tokenizer_size"]:
         raise KavaError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, "
@@ -88,7 +88,7 @@ def load(
         )
     identity = described["backbone"]
     if resolved.adapter == "full":
-        model = backbones.load_model(str(folder / "backbone"), None, torch.float32)
+        model = backbones.load_model(folder / "backbone", torch.float32)
         _check_vocabulary(model, tokenizer, folder)
     else:
         dtype = backbones.choose_dtype(resolved, device)
@@ -118,10 +118,12 @@ def describe(folder: Path) -> dict[str, Any]:
         described = json.loads((folder / "kava.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise KavaError(f"{folder / 'kava.json'}: cannot be read: {error}") from None
-    if described.get("format") != FORMAT:
-        raise KavaError(
-            f"{folder / 'kava.json'}: format {described.get('format')}, this version reads {FORMAT}"
-        )
+    found = described.get("format") if isinstance(described, dict) else None
+    if found != FORMAT:
+        raise KavaError(f"{folder / 'kava.json'}: format {found}, this version reads {FORMAT}")
+    for key in ("backbone", "tokenizer_size"):
+        if key not in described:
+            raise KavaError(f"{folder / 'kava.json'}: key '{key}' is missing")
     return described
 
 
@@ -136,7 +138,7 @@ def load_weights(reasoner: Reasoner, folder: str | Path) -> None:
         match(get_peft_model_state_dict(reasoner.backbone), weights, str(file))
         set_peft_model_state_dict(reasoner.backbone, weights)
         return
-    model = backbones.load_model(str(folder / "backbone"), None, torch.float32)
+    model = backbones.load_model(folder / "backbone", torch.float32)
     fill(dict(reasoner.lm.named_parameters()), dict(model.named_parameters()), str(folder))
 
 

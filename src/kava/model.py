@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -249,7 +250,10 @@ def _with_adapter(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
         revision=recipe.revision,
     )
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # peft asks transformers for a property under its former name
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+            return get_peft_model(model, config)
     except ValueError as error:
         raise KavaError(f"lora.targets {lora.targets}: {str(error).splitlines()[0]}") from None
 

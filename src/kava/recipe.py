@@ -191,6 +191,8 @@ def load_recipe(path: str | Path, overrides: list[str] = (), kind: type[Section]
     file = assets.find(path)
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise KavaError(f"{file}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""

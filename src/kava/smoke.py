@@ -15,6 +15,7 @@ from kava import recipe as recipes
 from kava import run as runs
 from kava.data import load_examples
 from kava.errors import KavaError
+from kava.progress import no_bars
 from kava.recipe import Recipe
 from kava.tokenization import train_tokenizer
 from kava.types import ANSWER_PROMPT
@@ -86,7 +87,8 @@ def tiny_backbone(model_type: str, folder: Path, seed: int = 0) -> int:
             f"family: '{model_type}' is no causal language model that transformers knows; "
             "it is the 'model_type' of the backbone's config.json"
         ) from None
-    backbones.prepare(model).save_pretrained(folder)
+    with no_bars():
+        backbones.prepare(model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return sum(p.numel() for p in model.parameters())
 

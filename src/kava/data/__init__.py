@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kava import registry
+from kava import hub, registry
 from kava.data import files
 from kava.errors import KavaError
 from kava.types import Example
@@ -110,7 +110,7 @@ def hub_rows(
 
     before = datasets.config.HF_HUB_OFFLINE
     # Unreachable, `datasets` would retry for half a minute before it looks at its own cache.
-    datasets.config.HF_HUB_OFFLINE = before or not _reachable(name)
+    datasets.config.HF_HUB_OFFLINE = before or not hub.reachable(name, "dataset")
     try:
         table = datasets.load_dataset(name, config, split=split)
     except Exception as error:
@@ -123,19 +123,6 @@ def hub_rows(
     finally:
         datasets.config.HF_HUB_OFFLINE = before
     return ((f"{name}, split {split}, row {n}", row) for n, row in enumerate(table, 1))
-
-
-def _reachable(name: str) -> bool:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        HfApi().dataset_info(name, timeout=10)
-    except HfHubHTTPError:  # the Hub answered; what it refuses is said by the download itself
-        return True
-    except Exception:  # no network, a proxy, offline mode: each library version has its own class
-        return False
-    return True
 
 
 def _load_named(name: str, split: str, limit: int | None, options: dict[str, Any]) -> list[Example]:

@@ -1,10 +1,10 @@
 """Small word problems in the form of GSM8k-Aug, made on the spot: no download, no licence.
 
-A problem is a chain. Somebody's count is told, and each further count follows from the one
-before by one operation:
+A problem is a week. What came on Monday is told, and each further day follows from the day before
+by one operation:
 
-    Ann found 3 more than Bob. Dan and Ann found 9 together. Bob found 4 pens.
-    How many pens did Dan find?                          <<4+3=7>> <<9-7=2>>   answer 2
+    Wednesday and Tuesday brought 9 together. Tuesday brought 3 more than Monday. Monday brought
+    Ann 4 pens. How many pens did Wednesday bring Ann?       <<4+3=7>> <<9-7=2>>   answer 2
 
 What makes it a fair test of reasoning that is not written down:
 
@@ -30,13 +30,8 @@ Split = Literal["train", "validation", "test"]
 Form = Literal["equation", "natural"]
 
 NAMES = ("Ann", "Bob", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ian", "Jo", "Kim", "Leo")
-# The verb as told, the verb as asked, and what it may be done to.
-SCENES = (
-    ("found", "find", ("coins", "shells", "pens")),
-    ("picked", "pick", ("apples", "plums", "roses")),
-    ("sold", "sell", ("books", "cards", "lamps")),
-    ("made", "make", ("cakes", "kites", "masks")),
-)
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+THINGS = ("coins", "shells", "pens", "apples", "plums", "roses", "books", "cards", "lamps", "kites")
 _SHARES = {"test": (0,), "validation": (1,), "train": tuple(range(2, 10))}  # tenths of all problems
 _PATIENCE = 20_000  # draws in a row without a new problem before a request counts as impossible
 
@@ -61,13 +56,13 @@ class Step:
         }[self.kind]
         return f"{left}={self.after}"
 
-    def tell(self, who: str, other: str, verb: str) -> str:
-        """The fact in words: how the count of `who` follows from that of `other`."""
+    def tell(self, day: str, eve: str) -> str:
+        """The fact in words: how the count of `day` follows from that of `eve`, the day before."""
         return {
-            "more": f"{who} {verb} {self.number} more than {other}.",
-            "fewer": f"{who} {verb} {self.number} fewer than {other}.",
-            "together": f"{who} and {other} {verb} {self.number} together.",
-            "twice": f"{who} {verb} twice as many as {other}.",
+            "more": f"{day} brought {self.number} more than {eve}.",
+            "fewer": f"{day} brought {self.number} fewer than {eve}.",
+            "together": f"{day} and {eve} brought {self.number} together.",
+            "twice": f"{day} brought twice as many as {eve}.",
         }[self.kind]
 
 
@@ -94,16 +89,16 @@ def generate(
         count: number of problems.
         seed: another seed gives another sample of the same split.
         form: how steps are written, `<<4+3=7>>` ("equation", as in GSM8k-Aug) or
-            `Ann found 4+3=7 pens.` ("natural", as in GSM8k-Aug-NL).
+            `Tuesday brought 4+3=7 pens.` ("natural", as in GSM8k-Aug-NL).
         min_steps, max_steps: fewest and most operations in a problem.
         max_value: every number told or computed lies in 1..max_value.
-        distractors: facts per problem that the answer does not need.
+        distractors: days told after the one asked about, which the answer does not need.
 
     Returns:
         Examples with ids such as `synthetic-test-17`.
 
     Raises:
-        ValueError: for an unknown split or form, bounds out of range, more people than names,
+        ValueError: for an unknown split or form, bounds out of range, more days than a week has,
             or a count that the split does not hold.
     """
     _check(split, count, form, min_steps, max_steps, max_value, distractors)
@@ -143,21 +138,21 @@ def vocabulary(max_value: int = 9) -> list[str]:
     for these problems needs; blanks carry nothing.
     """
     signs = [".", "?", "<<", ">>", "+", "-", "*", "="]
-    words = ["more", "fewer", "than", "and", "together", "twice", "as", "many", "How", "did"]
-    verbs = [verb for told, asked, _ in SCENES for verb in (told, asked)]
-    things = [_noun(number, thing) for *_, three in SCENES for thing in three for number in (1, 2)]
-    return [*signs, *map(str, range(1, max_value + 1)), *words, *NAMES, *verbs, *things]
+    words = ["brought", "bring", "more", "fewer", "than", "and", "together"]
+    words += ["twice", "as", "many", "How", "did"]
+    things = [_noun(number, thing) for thing in THINGS for number in (1, 2)]
+    return [*signs, *map(str, range(1, max_value + 1)), *words, *DAYS, *NAMES, *things]
 
 
 def _check(split, count, form, min_steps, max_steps, max_value, distractors) -> None:
-    people = max_steps + 1 + distractors
+    days = max_steps + 1 + distractors
     for true, words in (
         (split in _SHARES, f"split must be one of {sorted(_SHARES)}, not {split!r}"),
         (form in ("equation", "natural"), f"form must be 'equation' or 'natural', not {form!r}"),
         (count >= 0 and distractors >= 0, "count and distractors must not be negative"),
         (1 <= min_steps <= max_steps, "1 <= min_steps <= max_steps must hold"),
         (max_value >= 4, f"max_value must be at least 4, not {max_value}"),
-        (people <= len(NAMES), f"max_steps + 1 + distractors is above the {len(NAMES)} names"),
+        (days <= len(DAYS), f"max_steps + distractors must not exceed {len(DAYS) - 1}"),
     ):
         if not true:
             raise ValueError(words)
@@ -194,26 +189,20 @@ def _word(
     rng: random.Random, chain: list[Step], form: Form, max_value: int, distractors: int
 ) -> tuple[str, tuple[str, ...]]:
     """A chain in words: the question, and its written steps."""
-    told, asked, things = rng.choice(SCENES)
-    thing = rng.choice(things)
-    people = rng.sample(NAMES, len(chain) + 1 + distractors)
-    needed, spare = people[: len(chain) + 1], people[len(chain) + 1 :]
-    # Each link is a person, the one they are compared with, and how. The first has no other.
-    links = list(zip(needed[1:], needed, chain, strict=False))
-    for who in spare:
-        i = rng.randrange(len(chain))
-        links.append((who, needed[i], _draw_step(rng, chain[i].before, max_value)))
-
-    start = chain[0].before
-    facts = [f"{needed[0]} {told} {start} {_noun(start, thing)}."]
-    facts += [step.tell(who, other, told) for who, other, step in links]
-    order = _order(rng, len(needed), len(spare))
-    question = " ".join([*(facts[i] for i in order), f"How many {thing} did {needed[-1]} {asked}?"])
+    name, things = rng.choice(NAMES), rng.choice(THINGS)
+    start, asked = chain[0].before, DAYS[len(chain)]
+    week = list(chain)
+    for _ in range(distractors):
+        week.append(_draw_step(rng, week[-1].after, max_value))
+    facts = [f"{DAYS[0]} brought {name} {start} {_noun(start, things)}."]
+    facts += [step.tell(DAYS[i + 1], DAYS[i]) for i, step in enumerate(week)]
+    told = [facts[i] for i in _order(rng, len(chain) + 1, distractors)]
+    question = " ".join([*told, f"How many {things} did {asked} bring {name}?"])
     if form == "equation":
         return question, tuple(f"<<{step.equation}>>" for step in chain)
     return question, tuple(
-        f"{who} {told} {step.equation} {_noun(step.after, thing)}."
-        for who, _, step in links[: len(chain)]
+        f"{day} brought {step.equation} {_noun(step.after, things)}."
+        for day, step in zip(DAYS[1:], chain, strict=False)
     )
 
 

@@ -54,11 +54,23 @@ def look(method: str) -> Look:
     return LOOKS.get(method, Look(method, "#6B6B6B", "*", ":"))
 
 
+def spread(row: Record) -> float:
+    """What stands behind ±: the deviation over seeds where there are several."""
+    return row["accuracy_std"] if len(row.get("seeds") or ()) > 1 else row["accuracy_se"]
+
+
+def spread_words(rows: Sequence[Record]) -> str:
+    """What ± means in these rows."""
+    many = max((len(row.get("seeds") or ()) for row in rows), default=0)
+    return f"standard deviation over {many} seeds" if many > 1 else "one standard error"
+
+
 def accuracy_against_passes(rows: Sequence[Record], path: str | Path) -> Path:
-    """Draw accuracy with its standard error against forward passes, one point per method.
+    """Draw accuracy against forward passes, one point with an error bar per method.
 
     Args:
-        rows: each with `method`, `accuracy` and `accuracy_se` in percent, `forward_passes`, `n`.
+        rows: each with `method`, `accuracy` and `accuracy_se` in percent, `forward_passes`, `n`;
+            with more than one of `seeds`, also `accuracy_std`, which then is the error bar.
         path: the PNG to write.
     """
     figure = _figure((6.4, 4.4))
@@ -74,7 +86,7 @@ def accuracy_against_passes(rows: Sequence[Record], path: str | Path) -> Path:
     axes.set_ylabel("Accuracy (%)")
     counts = sorted({row["n"] for row in rows})
     problems = " or ".join(f"{n:,}" for n in counts)
-    _title(axes, f"Accuracy and cost of an answer ({problems} problems, ± standard error)")
+    _title(axes, f"Accuracy and cost of an answer ({problems} problems, ± {spread_words(rows)})")
     heights = _label_heights(rows)
     for row, height in zip(rows, heights, strict=True):
         _point(axes, row, height, _is_crowded(row, rows))
@@ -108,7 +120,7 @@ def _point(axes: Axes, row: Record, height: float, left: bool) -> None:
     axes.errorbar(
         row["forward_passes"],
         row["accuracy"],
-        yerr=row["accuracy_se"],
+        yerr=spread(row),
         color=colour,
         marker=marker,
         markersize=9,

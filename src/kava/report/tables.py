@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kava.report.plots import look
+from kava.report.plots import look, spread, spread_words
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,7 +20,8 @@ def quickstart_table(rows: Sequence[Row], title: str | None = None) -> Table:
 
     Args:
         rows: each with `method`, `accuracy` and `accuracy_se` in percent, `n`, `forward_passes`,
-            `ms_per_question`, and `train_seconds`, None where nothing was trained (CoT).
+            `ms_per_question`, and `train_seconds`, None where nothing was trained (CoT); with
+            more than one of `seeds`, also `accuracy_std`, which then stands behind ±.
     """
     from rich import box
     from rich.table import Table
@@ -45,7 +46,7 @@ def cells(row: Row) -> tuple[str, ...]:
     """A row as text, in the order of `HEADINGS`."""
     return (
         look(row["method"]).label,
-        f"{row['accuracy']:.1f} ± {row['accuracy_se']:.1f}",
+        f"{row['accuracy']:.1f} ± {spread(row):.1f}",
         _number(row["forward_passes"]),
         _number(row["ms_per_question"]),
         UNTRAINED if row["train_seconds"] is None else duration(row["train_seconds"]),
@@ -56,7 +57,7 @@ def caption(rows: Sequence[Row]) -> str:
     """What the numbers were measured on."""
     counts = sorted({row["n"] for row in rows})
     problems = " or ".join(f"{n:,}" for n in counts) or "no"
-    return f"n = {problems} held-out problems; ± is one standard error"
+    return f"n = {problems} held-out problems; ± is {_what(rows)}"
 
 
 def duration(seconds: float) -> str:
@@ -67,6 +68,12 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _what(rows: Sequence[Row]) -> str:
+    words = spread_words(rows)
+    mixed = len({len(row.get("seeds") or ()) > 1 for row in rows}) > 1
+    return f"{words}, one standard error for a single run" if mixed else words
 
 
 def _number(value: float | None) -> str:

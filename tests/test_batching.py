@@ -1,0 +1,205 @@
+"""Segments, masks, positions and labels: what they are, against their plain definitions."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny import WORDS, batch, example, reasoner, tokenizer
+
+from kava import batching
+from kava.batching import Encoder, Row
+from kava.errors import KavaError
+from kava.types import Example
+
+MASKS = st.tuples(st.integers(1, 3), st.integers(0, 6), st.integers(1, 6), st.integers(0, 10**6))
+IDS = st.lists(st.integers(1, 50), max_size=6)
+ROWS = st.lists(st.tuples(IDS.filter(len), IDS, IDS.filter(len)), min_size=1, max_size=4)
+
+
+def masks(rows, past, new, seed):
+    """Random masks [rows, past] and [rows, new]: pads anywhere."""
+    draw = torch.Generator().manual_seed(seed)
+    return [torch.rand(rows, n, generator=draw) < 0.6 for n in (past, new)]
+
+
+def rows_of(parts):
+    return [Row(str(i), *part) for i, part in enumerate(parts)]
+
+
+# -- masks and positions -------------------------------------------------------------------------
+
+
+@given(MASKS)
+def test_a_column_sees_itself_and_the_real_columns_before_it(sizes):
+    past, new = masks(*sizes)
+    seen, width = batching.causal_mask(past, new), past.shape[1]
+    real = torch.cat((past, new), 1)
+    assert seen.shape == (len(past), 1, new.shape[1], width + new.shape[1])
+    for b in range(len(past)):
+        for i in range(new.shape[1]):
+            for j in range(real.shape[1]):
+                expected = j == width + i or (j < width + i and bool(real[b, j]))
+                assert bool(seen[b, 0, i, j]) == expected
+
+
+@given(MASKS)
+def test_a_position_is_the_number_of_real_columns_before(sizes):
+    past, new = masks(*sizes)
+    found, real = batching.positions(past, new), torch.cat((past, new), 1)
+    for b in range(len(past)):
+        for i in range(new.shape[1]):
+            if new[b, i]:
+                assert found[b, i] == real[b, : past.shape[1] + i].sum()
+    assert (found >= 0).all()
+
+
+# -- segments and labels -------------------------------------------------------------------------
+
+
+@given(st.lists(IDS, min_size=1, max_size=4), st.sampled_from(["left", "right"]))
+def test_padding_keeps_every_token_on_its_side(sequences, side):
+    ids, mask = batching.pad(sequences, side, value=99)
+    assert ids.shape == mask.shape == (len(sequences), max(map(len, sequences)))
+    for row, real, sequence in zip(ids, mask, sequences, strict=True):
+        gap = ids.shape[1] - len(sequence)
+        pads = [99] * gap
+        assert row.tolist() == (pads + sequence if side == "left" else sequence + pads)
+        assert real.tolist() == [t != 99 for t in row.tolist()]
+
+
+def spelled(data, name, segments):
+    """[(token before, label)] per row, from the batch's flat label indices; Q stands for 0."""
+    tokens = torch.cat((torch.zeros_like(data["question"][:, :1]), *(data[s] for s in segments)), 1)
+    pairs = [[] for _ in data["ids"]]
+    for r, c, t in zip(
+        *(data[f"{name}_{part}"].tolist() for part in ("rows", "columns", "ids")), strict=True
+    ):
+        pairs[r].append((tokens[r, c].item(), t))
+    return pairs
+
+
+@given(ROWS)
+def test_every_token_after_the_question_is_predicted_from_the_real_one_before_it(parts):
+    data = batching.collate(rows_of(parts), pad_id=99)
+    for (_, steps, answer), pairs in zip(
+        parts, spelled(data, "teacher", ("steps", "answer")), strict=True
+    ):
+        written = steps + answer
+        assert pairs == list(zip([0, *written[:-1]], written, strict=True))
+    for (_, _, answer), pairs in zip(parts, spelled(data, "answer", ("answer",)), strict=True):
+        assert pairs == list(zip([0, *answer[:-1]], answer, strict=True))
+
+
+@given(ROWS)
+def test_questions_end_and_other_segments_begin_at_one_column(parts):
+    data = batching.collate(rows_of(parts), pad_id=99)
+    for i, (question, steps, answer) in enumerate(parts):
+        assert data["question"][i, -len(question) :].tolist() == question
+        assert data["steps"][i, : len(steps)].tolist() == steps
+        assert data["answer"][i, : len(answer)].tolist() == answer
+        for name, ids in (("question", question), ("steps", steps), ("answer", answer)):
+            assert data[f"{name}_mask"][i].sum() == len(ids)
+
+
+@given(ROWS, st.integers(1, 5))
+def test_counts_are_the_denominators_and_add_up(parts, latents):
+    rows = rows_of(parts)
+    whole = batching.counts(batching.collate(rows, 0), latents)
+    assert whole.tolist() == [
+        sum(len(r.steps) + len(r.answer) for r in rows),
+        sum(len(r.answer) for r in rows),
+        len(rows),
+        sum(min(len(r.steps), latents) for r in rows),
+    ]
+    split = [batching.counts(batching.collate([row], 0), latents) for row in rows]
+    assert torch.equal(sum(split), whole)
+    assert batching.counts(batching.collate(rows, 0), latents, True)[3] == len(rows) * latents
+
+
+# -- text to tokens ------------------------------------------------------------------------------
+
+STORY = Example("1", "w1 w2", ("<< 4 - 2 = 2 >>", "<< 2 * 3 = 6 >>"), "6")
+
+
+def words(ids):
+    return tokenizer().convert_ids_to_tokens(ids)
+
+
+def test_a_row_is_question_steps_and_answer_with_eos():
+    row = Encoder(tokenizer(), drop_last_step=False).row(STORY)
+    assert words(row.question) == ["<s>", "w1", "w2"]
+    assert words(row.steps) == [
+        "<<",
+        "4",
+        "-",
+        "2",
+        "=",
+        "2",
+        ">>",
+        "<<",
+        "2",
+        "*",
+        "3",
+        "=",
+        "6",
+        ">>",
+    ]
+    assert words(row.answer) == ["The", "answer", "is", ":", "6", "</s>"]
+
+
+def test_the_last_step_can_be_dropped_down_to_nothing():
+    encoder = Encoder(tokenizer(), drop_last_step=True)
+    assert words(encoder.row(STORY).steps) == ["<<", "4", "-", "2", "=", "2", ">>"]
+    for steps in (("<< 1 = 1 >>",), ()):
+        assert encoder.row(Example("1", "w1", steps, "1")).steps == []
+
+
+def test_sentences_are_parted_by_a_blank_and_equations_touch():
+    class Letters:
+        """A tokenizer whose tokens are characters."""
+
+        eos_token_id, bos_token_id = 0, None
+
+        def __call__(self, texts, **_):
+            return {"input_ids": [[ord(c) for c in text] for text in texts]}
+
+    def steps(*texts):
+        row = Encoder(Letters(), drop_last_step=False).row(Example("1", "q", texts, "5"))
+        return "".join(map(chr, row.steps)), row
+
+    assert steps("<<1=1>>", "<<2=2>>")[0] == "<<1=1>><<2=2>>"
+    assert steps("One is one.", "Two too.")[0] == " One is one. Two too."
+    row = steps()[1]
+    assert "".join(map(chr, row.answer[:-1])) == "The answer is: 5"
+    assert "".join(map(chr, row.question)) == "q"  # no BOS where the tokenizer has none
+
+
+@pytest.fixture
+def thinker():
+    return reasoner()
+
+
+@given(st.lists(st.sampled_from([*WORDS, "<bot>", "</s>", "<latent>", "<pad>"]), max_size=8))
+def test_text_never_becomes_a_special_token(thinker, texts):
+    text = " ".join(texts)
+    row = thinker.encoder.row(Example("1", text, ("<< " + text,), text))
+    special = set(thinker.tokenizer.all_special_ids) - {thinker.tokenizer.unk_token_id}
+    assert not special & set(row.question[1:] + row.steps + row.answer[:-1])
+
+
+def test_a_tokenizer_without_eos_is_refused():
+    broken = tokenizer()
+    broken.eos_token = None
+    with pytest.raises(KavaError, match="no end-of-sequence token"):
+        Encoder(broken, drop_last_step=False)
+
+
+def test_the_picture_shows_each_segment_and_its_pads():
+    thinker = reasoner()
+    data = batch(thinker, [example(1, 2), example(3, 0, 1, "1 2")])
+    lines = batching.picture(data, thinker.tokenizer).split("\n")
+    assert [line.count("|") for line in lines] == [2, 2]
+    for line, row in zip(lines, range(2), strict=True):
+        parts = [part.split() for part in line.split("|")]
+        for part, name in zip(parts, ("question", "steps", "answer"), strict=True):
+            assert [word != "." for word in part] == data[f"{name}_mask"][row].tolist()

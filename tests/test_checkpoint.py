@@ -1,0 +1,302 @@
+"""A checkpoint gives back the same model, anywhere, or says by name what does not fit."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import bare, batch, example, lora, recipe, tokenizer
+
+from kava.errors import KavaError
+from kava.model import SPECIAL_TOKENS, Reasoner
+from kava.recipe import load_recipe
+
+EXAMPLES = [example(4, 6), example(7, 3, 1, "1 2 3")]
+QUESTIONS = ["w1 w2 w3", "w4"]
+ADAPTERS = {"full": {}, "lora": lora()}
+
+
+def store(folder, family="llama", seed=0, **config):
+    """A backbone as it lies on disk."""
+    model = bare(family, seed)
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def learn(thinker, steps):
+    """A few optimiser steps, so that every trained weight moves away from where it began."""
+    trained = [p for p in thinker.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        thinker(**batch(thinker, EXAMPLES))["loss"].backward()
+        optimizer.step()
+    return thinker
+
+
+def outputs(thinker):
+    with torch.no_grad():
+        terms = thinker(**batch(thinker, EXAMPLES))
+    return terms, thinker.answer(thinker.think(QUESTIONS), 6)
+
+
+def assert_same(first, second):
+    for name, value in first[0].items():
+        torch.testing.assert_close(second[0][name], value, rtol=1e-6, atol=1e-6, msg=name)
+    assert torch.equal(first[1], second[1])
+
+
+def build(tmp_path, family, adapter, method="kava"):
+    backbone = store(tmp_path / "backbone", family)
+    changes = {**ADAPTERS[adapter], "backbone": str(backbone)}
+    if family == "gpt2" and adapter == "lora":
+        changes |= lora(targets=["c_attn"])
+    return learn(Reasoner.build(recipe(method, **changes)).eval(), 2)
+
+
+@pytest.fixture(params=ADAPTERS)
+def saved(request, tmp_path):
+    """(reasoner, its checkpoint folder)."""
+    thinker = build(tmp_path, "llama", request.param)
+    thinker.save_pretrained(tmp_path / "checkpoint")
+    return thinker, tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def full(tmp_path):
+    build(tmp_path, "llama", "full").save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def adapted(tmp_path):
+    build(tmp_path, "llama", "lora").save_pretrained(tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+# -- the same model ------------------------------------------------------------------------------
+
+conv1d = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+
+
+@conv1d
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_loaded_from_another_directory_it_answers_the_same(tmp_path, family, adapter, monkeypatch):
+    thinker = build(tmp_path, family, adapter)
+    thinker.save_pretrained(tmp_path / "checkpoint")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert_same(outputs(thinker), outputs(Reasoner.from_pretrained(tmp_path / "checkpoint")))
+
+
+def test_training_continues_as_if_never_saved(saved):
+    thinker, folder = saved
+    loaded = Reasoner.from_pretrained(folder)
+    assert_same(outputs(learn(thinker, 2)), outputs(learn(loaded, 2)))
+
+
+@pytest.mark.parametrize("method", ("cot", "no_cot", "pccot"))
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_other_methods_too(tmp_path, method, adapter):
+    thinker = build(tmp_path, "llama", adapter, method)
+    thinker.save_pretrained(tmp_path / "run" / "checkpoint")
+    loaded = Reasoner.from_pretrained(tmp_path / "run")  # a run folder stands for its checkpoint
+    assert_same(outputs(thinker), outputs(loaded))
+
+
+def test_saved_again_it_is_the_same_folder(saved, tmp_path):
+    thinker, folder = saved
+    Reasoner.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    assert_same(outputs(thinker), outputs(Reasoner.from_pretrained(tmp_path / "again")))
+
+
+def test_saving_replaces_and_leaves_nothing_half_written(saved):
+    thinker, folder = saved
+    learn(thinker, 1).save_pretrained(folder)
+    assert_same(outputs(thinker), outputs(Reasoner.from_pretrained(folder)))
+    assert not list(folder.parent.glob("*.partial"))
+
+
+def test_a_checkpoint_can_be_moved(saved):
+    thinker, folder = saved
+    moved = folder.rename(folder.parent / "moved")
+    assert_same(outputs(thinker), outputs(Reasoner.from_pretrained(moved)))
+
+
+def test_the_backbone_of_an_adapter_may_have_moved(adapted, tmp_path):
+    before = outputs(Reasoner.from_pretrained(adapted))
+    there = (tmp_path / "backbone").rename(tmp_path / "there")
+    with pytest.raises(KavaError, match=r"backbone: .*no such folder"):
+        Reasoner.from_pretrained(adapted)
+    assert_same(before, outputs(Reasoner.from_pretrained(adapted, backbone=str(there))))
+
+
+def test_a_backbone_given_relatively_is_found_from_elsewhere(tmp_path, monkeypatch):
+    store(tmp_path / "backbone")
+    monkeypatch.chdir(tmp_path)
+    thinker = Reasoner.build(recipe(**{**lora(), "backbone": "./backbone"})).eval()
+    thinker.save_pretrained("checkpoint")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert_same(outputs(thinker), outputs(Reasoner.from_pretrained("../checkpoint")))
+
+
+def test_loaded_it_runs_our_attention_and_is_in_evaluation_mode(saved):
+    loaded = Reasoner.from_pretrained(saved[1])
+    assert loaded.lm.config._attn_implementation == "kava_sdpa"
+    assert not any(module.training for module in loaded.modules())
+
+
+def test_special_tokens_stay_what_they_are(saved):
+    thinker, folder = saved
+    loaded = Reasoner.from_pretrained(folder)
+    assert len(loaded.tokenizer) == len(thinker.tokenizer)
+    for token in SPECIAL_TOKENS.values():
+        ids = [t.convert_tokens_to_ids(token) for t in (thinker.tokenizer, loaded.tokenizer)]
+        assert ids[0] == ids[1] >= thinker.lm.config.vocab_size
+    text = "w1 <bot> </s> w2"
+    assert loaded.encoder.question(text) == thinker.encoder.question(text)
+
+
+def test_the_recipe_comes_back(saved):
+    assert Reasoner.from_pretrained(saved[1]).recipe == saved[0].recipe
+    assert load_recipe(saved[1] / "recipe.yaml") == saved[0].recipe
+
+
+# -- errors that name the thing ------------------------------------------------------------------
+
+
+def refuses(folder, *patterns, **options):
+    with pytest.raises(KavaError) as caught:
+        Reasoner.from_pretrained(folder, **options)
+    for pattern in patterns:
+        assert pattern in str(caught.value)
+
+
+def edit_weights(file, change):
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def edit_json(file, **changes):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("token", SPECIAL_TOKENS)
+def test_a_missing_row_of_the_new_embeddings(saved, token):
+    edit_weights(saved[1] / "kava.safetensors", lambda w: w.pop(f"special_tokens.{token}"))
+    refuses(saved[1], "kava.safetensors", f"special_tokens.{token}", "missing")
+
+
+def test_a_missing_part_of_the_projection(saved):
+    edit_weights(saved[1] / "kava.safetensors", lambda w: w.pop("projection.layers.2.weight"))
+    refuses(saved[1], "kava.safetensors", "projection.layers.2.weight", "missing")
+
+
+def test_a_weight_of_another_shape(saved):
+    edit_weights(
+        saved[1] / "kava.safetensors", lambda w: w.update({"special_tokens.bot": torch.zeros(7)})
+    )
+    refuses(saved[1], "special_tokens.bot", "(7,)", "(32,)")
+
+
+def test_a_weight_left_over(saved):
+    edit_weights(saved[1] / "kava.safetensors", lambda w: w.update(extra=torch.zeros(2)))
+    refuses(saved[1], "kava.safetensors", "'extra'", "not part of this model")
+
+
+@pytest.mark.parametrize("change", ("missing", "left over", "shape"))
+def test_adapter_weights_must_fit(adapted, change):
+    def edit(weights):
+        name = next(n for n in weights if "lora_A" in n)
+        weight = weights[name]
+        if change == "missing":
+            del weights[name]
+        elif change == "shape":
+            weights[name] = torch.zeros(1, *weight.shape[1:])
+        else:
+            weights["base_model.foreign.lora_A.weight"] = weight.clone()
+
+    edit_weights(adapted / "adapter" / "adapter_model.safetensors", edit)
+    words = {"missing": "missing", "left over": "foreign", "shape": "shape"}
+    refuses(adapted, "adapter_model.safetensors", "lora_A", words[change])
+
+
+def test_backbone_weights_must_fit(full):
+    edit_weights(full / "backbone" / "model.safetensors", lambda w: w.pop("model.norm.weight"))
+    refuses(full, "backbone", "model.norm.weight", "missing")
+
+
+@pytest.mark.parametrize(
+    "family,seed,word", (("llama", 1, "fingerprint"), ("qwen2", 0, "model_type"))
+)
+def test_a_wrong_backbone(adapted, tmp_path, family, seed, word):
+    other = store(tmp_path / "other", family, seed)
+    refuses(adapted, "another backbone", word, backbone=str(other))
+
+
+def test_a_tokenizer_of_another_size(saved):
+    thinker, folder = saved
+    size = len(thinker.tokenizer)
+    thinker.tokenizer.add_tokens(["new"])
+    thinker.tokenizer.save_pretrained(folder)
+    refuses(folder, "tokenizer", str(size), str(size + 1))
+
+
+@pytest.mark.parametrize("name", ("kava.safetensors", "recipe.yaml"))
+def test_a_missing_file(saved, name):
+    (saved[1] / name).unlink()
+    refuses(saved[1], name, "missing")
+
+
+def test_missing_tokenizer_files(saved):
+    for file in saved[1].glob("tokenizer*"):
+        file.unlink()
+    refuses(saved[1], "tokenizer")
+
+
+def test_a_missing_adapter_file(adapted):
+    (adapted / "adapter" / "adapter_model.safetensors").unlink()
+    refuses(adapted, "adapter_model.safetensors", "missing")
+
+
+def test_a_missing_backbone_file(full):
+    (full / "backbone" / "model.safetensors").unlink()
+    refuses(full, "backbone")
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def test_truncated_weights(saved):
+    truncate(saved[1] / "kava.safetensors")
+    refuses(saved[1], "kava.safetensors", "damaged")
+
+
+def test_truncated_adapter(adapted):
+    truncate(adapted / "adapter" / "adapter_model.safetensors")
+    refuses(adapted, "adapter_model.safetensors", "damaged")
+
+
+def test_truncated_backbone(full):
+    truncate(full / "backbone" / "model.safetensors")
+    refuses(full, "backbone")
+
+
+def test_another_format(saved):
+    edit_json(saved[1] / "kava.json", format=99)
+    refuses(saved[1], "kava.json", "99", "1")
+
+
+@pytest.mark.parametrize("text", ("{", "[]", '{"format": 1}', "\x00"))
+def test_a_description_that_is_none(saved, text):
+    (saved[1] / "kava.json").write_text(text)
+    refuses(saved[1], "kava.json")
+
+
+def test_not_a_checkpoint(tmp_path):
+    refuses(tmp_path, str(tmp_path), "not a checkpoint")
+    refuses(tmp_path / "nowhere", "nowhere", "no such file or folder")

@@ -1,0 +1,86 @@
+"""Answering from the cache equals computing the whole sequence again for every token."""
+
+import copy
+
+import pytest
+import torch
+from reference import generate, prefix, to_textbook
+from tiny import FAMILIES, reasoner
+
+from kava import cache, registry
+
+QUESTIONS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11", "w12 w12"]
+METHODS = registry.names("methods")
+COUNT = 7
+
+
+@pytest.fixture(params=METHODS)
+def thinker(request, family):
+    return reasoner(family, request.param)
+
+
+@torch.no_grad()
+def slow_answers(thinker, count=COUNT):
+    slow = to_textbook(copy.deepcopy(thinker))
+    prompt, eos = thinker.encoder.prompt, thinker.tokenizer.eos_token_id
+    questions = [thinker.encoder.question(q) for q in QUESTIONS]
+    return [generate(slow, prefix(slow, q, prompt), count, eos) for q in questions]
+
+
+def fast_answers(thinker, thinking, count=COUNT):
+    ids = thinker.answer(thinking, count)
+    lengths = thinker.generated_lengths(ids).tolist()
+    assert all(
+        (row[n:] == thinker.tokenizer.pad_token_id).all()
+        for row, n in zip(ids, lengths, strict=True)
+    )
+    return [row[:n].tolist() for row, n in zip(ids, lengths, strict=True)]
+
+
+def test_with_cache_as_without(thinker):
+    assert fast_answers(thinker, thinker.think(QUESTIONS)) == slow_answers(thinker)
+
+
+def test_rows_end_at_eos_on_their_own(thinker):
+    before = slow_answers(thinker)
+    thinker.tokenizer.eos_token = thinker.tokenizer.convert_ids_to_tokens(before[0][1])
+    expected = slow_answers(thinker)
+    assert len(expected[0]) <= 2 and expected != before
+    assert fast_answers(thinker, thinker.think(QUESTIONS)) == expected
+
+
+def test_a_thought_can_be_answered_twice(thinker):
+    thinking = thinker.think(QUESTIONS)
+    columns = thinking.thought.columns
+    first = fast_answers(thinker, thinking)
+    assert cache.length(thinking.thought.past_key_values) == columns
+    assert fast_answers(thinker, thinking) == first
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("iterations", (0, 1, 4))
+def test_the_number_of_iterations_can_be_chosen_when_asked(family, iterations):
+    trained = reasoner(family, "kava", num_iterations=2)
+    other = reasoner(family, "kava", num_iterations=iterations)
+    thinking = trained.think(QUESTIONS, num_iterations=iterations)
+    assert fast_answers(trained, thinking) == slow_answers(other)
+    assert thinking.forward_passes == iterations
+
+
+@pytest.mark.parametrize("method,passes", (("cot", 0), ("no_cot", 0), ("pccot", 2), ("kava", 2)))
+def test_forward_passes_count_the_calls_between_prefill_and_answer(method, passes):
+    thinker, calls = reasoner("llama", method), []
+    thinker.lm.base_model.register_forward_hook(lambda *_: calls.append(1))
+    thinking = thinker.think(QUESTIONS)
+    assert thinking.forward_passes == passes
+    assert len(calls) == thinking.prefill_passes + thinking.forward_passes
+
+
+def test_questions_that_spell_out_special_tokens_are_only_words():
+    thinker = reasoner()
+    ids = thinker.encoder.question("w1 <bot> w2 </s><latent> <pad> <eot> <s> w3")
+    assert ids[0] == thinker.tokenizer.bos_token_id
+    assert not set(ids[1:]) & set(thinker.tokenizer.all_special_ids) - {3}  # 3 is "<unk>"
+    assert max(ids) < thinker.lm.config.vocab_size
+    assert thinker.tokenizer.decode(ids[-1]) == "w3"
+    thinker.answer(thinker.think(["w1 <bot> w2 </s><latent>"]), 2)

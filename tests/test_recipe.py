@@ -1,0 +1,195 @@
+"""A recipe is read as meant, or refused with the key and what was probably meant."""
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kava.errors import KavaError
+from kava.recipe import BackboneRecipe, Recipe, dump, load_recipe, validate
+
+TEXT = """
+method: kava
+backbone: somewhere
+data: {train: rows.jsonl}
+train: {steps: 10, learning_rate: 1e-4}
+"""
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write a recipe and return its path."""
+
+    def write(text=TEXT):
+        file = tmp_path / "recipe.yaml"
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    return write
+
+
+def refuses(file, *words, overrides=()):
+    with pytest.raises(KavaError) as caught:
+        load_recipe(file, list(overrides))
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ("1e-4", "1E-4", "1.e-4", "0.0001", ".1e-3", "+1e-4", "1.0e-04"))
+def test_exponents_are_numbers_in_the_file_and_on_the_command_line(written, text):
+    file = written(TEXT.replace("1e-4", text))
+    assert load_recipe(file).train.learning_rate == 1e-4
+    assert load_recipe(written(), [f"train.learning_rate={text}"]).train.learning_rate == 1e-4
+
+
+def test_words_that_look_a_little_like_numbers_stay_words(written):
+    for word in ("1e", "e5", "2e-x", "1-e4"):
+        assert load_recipe(written(), [f"description={word}"]).description == word
+
+
+@pytest.mark.parametrize(
+    "wrong,right",
+    (
+        ("metod=kava", "method"),
+        ("num_latent=3", "num_latents"),
+        ("train.learning_rat=1", "learning_rate"),
+        ("kv.eviction.lamda=0.5", "lambda"),
+        ("kv.evicton=rkv", "eviction"),
+        ("codi.wieght=1", "weight"),
+    ),
+)
+def test_an_unknown_key_is_named_with_its_nearest(written, wrong, right):
+    refuses(written(), wrong.split("=")[0], f"did you mean '{right}'?", overrides=[wrong])
+
+
+def test_an_unknown_key_like_no_other_lists_what_is_known(written):
+    refuses(written(), "'kv.zzz'", "known here: weight, loss", overrides=["kv.zzz=1"])
+
+
+def test_a_key_given_twice(written):
+    refuses(written(TEXT + "seed: 1\nseed: 2\n"), "'seed' is given twice", "line 7")
+    refuses(written(TEXT + "kv: {loss: l1, loss: mse}\n"), "'loss' is given twice")
+
+
+@pytest.mark.parametrize("assignment", ("seed", "=3", "", "seed:3"))
+def test_an_override_without_key_or_value(written, assignment):
+    refuses(written(), "key=value", overrides=[assignment])
+
+
+def test_an_override_that_is_not_yaml(written):
+    refuses(written(), "'[1, 2'", "not a valid YAML value", overrides=["lora.targets=[1, 2"])
+
+
+def test_an_override_below_a_value(written):
+    refuses(written(), "'seed' holds a value", overrides=["seed=1", "seed.deep=2"])
+
+
+@pytest.mark.parametrize("key", (".seed", "train..steps", "train."))
+def test_an_override_with_an_empty_part(written, key):
+    refuses(written(), "unknown key", overrides=[f"{key}=1"])
+
+
+def test_overrides_win_in_order_and_fill_new_sections(written):
+    overrides = ["seed=1", "seed=2", "kv.eviction.name=cosine", "kv.weight=2", "lora.targets=[a]"]
+    recipe = load_recipe(written(), overrides)
+    assert (recipe.seed, recipe.kv.eviction.name, recipe.kv.weight) == (2, "cosine", 2)
+    assert recipe.lora.targets == ["a"]
+
+
+@pytest.mark.parametrize("lengths", (["train.epochs=2"], ["train.steps=null"]))
+def test_exactly_one_of_steps_and_epochs(written, lengths):
+    refuses(written(), "exactly one of train.steps and train.epochs", overrides=lengths)
+
+
+def test_epochs_alone_are_fine(written):
+    recipe = load_recipe(written(), ["train.steps=null", "train.epochs=2"])
+    assert (recipe.train.steps, recipe.train.epochs) == (None, 2)
+
+
+def test_micro_batches_must_divide_the_batch(written):
+    refuses(written(), "128", "50", overrides=["train.micro_batch_size=50"])
+    assert load_recipe(written(), ["train.micro_batch_size=32"]).train.accumulation == 4
+    assert load_recipe(written()).train.accumulation == 1
+
+
+@pytest.mark.parametrize(
+    "assignment,words",
+    (
+        ("train.learning_rate=fast", ("train.learning_rate", "fast")),
+        ("kv.loss=l2", ("kv.loss", "l2", "smooth_l1")),
+        ("num_latents=0", ("num_latents", "0")),
+        ("kv.eviction.lambda=1.5", ("kv.eviction.lambda", "1.5")),
+        ("train.steps=2.5", ("train.steps", "2.5")),
+        ("adapter=none", ("adapter", "none")),
+    ),
+)
+def test_a_value_of_the_wrong_kind_is_named(written, assignment, words):
+    refuses(written(), *words, overrides=[assignment])
+
+
+def test_a_missing_key_is_named(written):
+    refuses(written(TEXT.replace("backbone: somewhere\n", "")), "'backbone' is missing")
+    refuses(written(TEXT.replace("learning_rate: 1e-4", "")), "'train.learning_rate' is missing")
+
+
+def test_several_mistakes_are_told_at_once(written):
+    refuses(written(), "metod", "num_latents", overrides=["metod=x", "num_latents=0"])
+
+
+def test_a_missing_file(tmp_path):
+    refuses(tmp_path / "none.yaml", "none.yaml", "no such file")
+    refuses("recipes/none.yaml", "recipes/none.yaml", "no such file")
+
+
+def test_a_folder_is_not_a_recipe(tmp_path):
+    refuses(tmp_path, str(tmp_path), "cannot be read")
+
+
+def test_broken_yaml_names_file_and_line(written):
+    refuses(written("method: kava\nbackbone: [a\n"), "recipe.yaml", "line 3", "not valid YAML")
+
+
+@pytest.mark.parametrize("text", ("", "kava", "- a\n- b\n"))
+def test_what_is_not_a_mapping(written, text):
+    refuses(written(text), "recipe.yaml", "mapping")
+
+
+def test_text_that_is_not_utf8(written):
+    file = written()
+    file.write_bytes(b"method: \xff\xfe\n")
+    refuses(file, "recipe.yaml", "not valid YAML")
+
+
+def test_what_is_dumped_is_complete_and_loads_as_the_same(written):
+    recipe = load_recipe(written(), ["kv.eviction.lambda=0.25", "description='ä: #1'"])
+    text = dump(recipe)
+    assert load_recipe(written(text)) == recipe
+    assert yaml.safe_load(text)["kv"]["eviction"] == {"name": "rkv", "lambda": 0.25}
+    assert set(yaml.safe_load(text)) == set(Recipe.model_fields)
+
+
+@given(
+    st.floats(1e-12, 1e3, allow_nan=False), st.floats(0, 1), st.text(max_size=20),
+    st.sampled_from(["l1", "smooth_l1", "mse"]),
+)  # fmt: skip
+def test_any_recipe_survives_dump_and_load(tmp_path, rate, lam, description, loss):
+    tree = {
+        "method": "kava", "backbone": "b", "data": {"train": "t"}, "description": description,
+        "kv": {"loss": loss, "eviction": {"lambda": lam}},
+        "train": {"epochs": 1.5, "learning_rate": rate},
+    }  # fmt: skip
+    recipe = validate(tree, "here")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump(recipe), encoding="utf-8")
+    assert load_recipe(file) == recipe
+
+
+def test_a_backbone_recipe_has_its_own_keys(written):
+    file = written(
+        "name: small\ndata: {train: t}\ntrain: {steps: 1, learning_rate: 1e-3}\n"
+        "architecture: {hidden_size: 8, intermediate_size: 8, num_layers: 1,\n"
+        "               num_heads: 2, num_kv_heads: 1}\n"
+    )
+    assert load_recipe(file, kind=BackboneRecipe).architecture.num_kv_heads == 1
+    with pytest.raises(KavaError, match=r"architecture.num_layer'; did you mean 'num_layers'"):
+        load_recipe(file, ["architecture.num_layer=2"], BackboneRecipe)

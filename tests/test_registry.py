@@ -1,0 +1,89 @@
+"""A file in a folder is a name; an unknown one gets a hint; others may add their own."""
+
+import pytest
+import torch
+from tiny import batch, example, reasoner
+
+import kava.evictions
+from kava import registry
+from kava.errors import KavaError
+from kava.evictions._base import Eviction
+from kava.methods._base import Method
+
+
+@pytest.fixture(autouse=True)
+def _forget(monkeypatch):
+    monkeypatch.setattr(registry, "_outside", {})
+
+
+class KeepLast(Eviction):
+    """The mirror of crop_right."""
+
+    def score(self, scored):
+        batch, heads, columns, _ = scored.keys.shape
+        return torch.arange(columns).float().expand(batch, heads, columns)
+
+
+def test_names_are_the_files_of_the_folder():
+    assert {"cot", "no_cot", "pccot", "kava"} <= set(registry.names("methods"))
+    assert {"rkv", "cosine", "attention", "crop_right", "random", "full"} <= set(
+        registry.names("evictions")
+    )
+    assert not any(n.startswith("_") for f in ("methods", "evictions") for n in registry.names(f))
+
+
+@pytest.mark.parametrize("folder,base", (("methods", Method), ("evictions", Eviction)))
+def test_every_name_stands_for_a_class_of_its_folder(folder, base):
+    assert all(issubclass(registry.find(folder, name), base) for name in registry.names(folder))
+
+
+@pytest.mark.parametrize(
+    "folder,wrong,right",
+    (("methods", "kavva", "kava"), ("methods", "nocot", "no_cot"), ("evictions", "rvk", "rkv")),
+)
+def test_an_unknown_name_gets_a_hint(folder, wrong, right):
+    with pytest.raises(KavaError, match=f"'{wrong}'; did you mean '{right}'"):
+        registry.find(folder, wrong)
+
+
+def test_an_unknown_name_like_no_other_lists_what_is_known():
+    with pytest.raises(KavaError, match=r"unknown method 'xyz'; known: .*cot, kava, "):
+        registry.find("methods", "xyz")
+
+
+@pytest.mark.parametrize("changes", ({"method": "kavva"}, {"kv": {"eviction": {"name": "rvk"}}}))
+def test_a_recipe_with_an_unknown_name_is_refused(changes):
+    with pytest.raises(KavaError, match="did you mean"):
+        reasoner(**changes)
+
+
+def test_a_private_file_is_not_a_name():
+    with pytest.raises(KavaError, match="unknown eviction '_base'"):
+        registry.find("evictions", "_base")
+
+
+def test_a_class_from_outside_works_like_the_others():
+    registry.register("evictions", "keep_last", KeepLast)
+    assert registry.find("evictions", "keep_last") is KeepLast
+    assert "keep_last" in registry.names("evictions")
+    thinker = reasoner(kv={"weight": 1.0, "eviction": {"name": "keep_last"}})
+    terms = thinker(**batch(thinker, [example(3, 8)]))
+    other = reasoner(kv={"weight": 1.0, "eviction": {"name": "crop_right"}})
+    assert terms["kv"] != other(**batch(other, [example(3, 8)]))["kv"]
+
+
+@pytest.mark.parametrize("name", ("rkv", "keep_last"))
+def test_a_taken_name_is_refused(name):
+    registry.register("evictions", "keep_last", KeepLast)
+    with pytest.raises(KavaError, match=f"'{name}' is taken"):
+        registry.register("evictions", name, KeepLast)
+    assert registry.find("evictions", "rkv") is not KeepLast
+
+
+def test_a_new_file_is_found_without_any_edit(tmp_path, monkeypatch):
+    (tmp_path / "from_a_file.py").write_text(
+        "from kava.evictions.random import Random\nIMPLEMENTATION = Random\n"
+    )
+    monkeypatch.setattr(kava.evictions, "__path__", [*kava.evictions.__path__, str(tmp_path)])
+    assert "from_a_file" in registry.names("evictions")
+    assert issubclass(registry.find("evictions", "from_a_file"), Eviction)

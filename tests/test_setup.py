@@ -1,0 +1,158 @@
+"""What a fresh clone needs: make targets, pinned versions, the paper's recipe, true documents."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from kava import registry
+from kava.evictions._base import Scored
+from kava.recipe import load_recipe
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10; pytest brings it there
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "Makefile").exists(), reason="these files are part of a checkout only"
+)
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def pins():
+    """Package name to pinned requirement."""
+    lines = [line.strip() for line in read("constraints.txt").splitlines()]
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    assert len(found) == len({canonicalize_name(pin.name) for pin in found}), "a name twice"
+    return {canonicalize_name(pin.name): pin for pin in found}
+
+
+def dependencies():
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    extras = project.get("optional-dependencies", {}).values()
+    lines = [*project["dependencies"], *(line for extra in extras for line in extra)]
+    return [Requirement(line) for line in lines]
+
+
+@pytest.mark.parametrize("target", ["quickstart", "test", "clean"])
+def test_makefile_has_target(target):
+    assert re.search(rf"^{target}:", read("Makefile"), re.MULTILINE)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make on this machine")
+@pytest.mark.parametrize("python", ["false", "no-such-python"])
+def test_make_says_in_one_line_which_python_it_needs(tmp_path, python):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    words = ["make", "quickstart", f"PYTHON={python}"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "kava needs Python 3.10 or later" in done.stdout + done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_ci_calls_make_test_and_the_shortened_quickstart():
+    script = read(".ci/run")
+    assert "make test" in script and "kava quickstart --smoke" in script
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
+
+
+@pytest.mark.parametrize("needed", dependencies() if (ROOT / "pyproject.toml").exists() else ())
+def test_dependency_is_pinned_within_its_range(needed):
+    pin = pins()[canonicalize_name(needed.name)]
+    (exact,) = pin.specifier
+    assert exact.operator == "=="
+    assert needed.specifier.contains(exact.version)
+
+
+def test_make_installs_the_pinned_torch():
+    assert re.search(r"^torch==[\d.]+$", read("constraints.txt"), re.MULTILINE)
+    assert "grep '^torch=='" in read("Makefile")
+
+
+def test_paper_recipe_is_table_6():
+    assert len(read("recipes/llama1b_aug/kava.yaml").splitlines()) <= 30
+    recipe = load_recipe(ROOT / "recipes" / "llama1b_aug" / "kava.yaml", ["seed=123"])
+    assert (recipe.method, recipe.backbone) == ("kava", "meta-llama/Llama-3.2-1B-Instruct")
+    assert recipe.seed == 123
+    assert recipe.adapter == "lora"
+    lora = recipe.lora
+    assert (lora.r, lora.alpha, lora.dropout) == (128, 32, 0.1)
+    assert lora.targets == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert (recipe.num_latents, recipe.num_iterations) == (24, 3)
+    assert recipe.projection == "mlp_layernorm" and recipe.drop_last_step
+    assert (recipe.codi.weight, recipe.codi.loss, recipe.codi.layerwise_std) == (10, "l1", True)
+    kv = recipe.kv
+    assert (kv.weight, kv.loss, kv.layerwise_std) == (1, "smooth_l1", True)
+    assert (kv.eviction.name, kv.eviction.lam) == ("rkv", 0.1)
+
+
+def test_paper_recipe_trains_as_table_6():
+    recipe = load_recipe(ROOT / "recipes" / "llama1b_aug" / "kava.yaml")
+    train = recipe.train
+    assert (recipe.data.train, recipe.data.train_rows, recipe.seed) == ("gsm8k_aug", None, 42)
+    assert (train.epochs, train.batch_size, train.precision) == (10, 128, "bf16")
+    assert (train.learning_rate, train.weight_decay, train.clip) == (8e-4, 0.1, 2.0)
+    assert (train.schedule, train.warmup) == ("cosine", 0.03)
+    assert recipe.teacher_ce_weight == 1
+
+
+def test_contributing_example_runs(monkeypatch):
+    monkeypatch.setattr(registry, "_outside", {})
+    (code,) = re.findall(r"```python\n(.*?)```", read("CONTRIBUTING.md"), re.DOTALL)
+    space = {"__name__": "example"}
+    exec(code, space)
+    registry.register("evictions", "key_norm", space["IMPLEMENTATION"])
+    eviction = registry.find("evictions", "key_norm")(lam=0.1)
+    length = torch.tensor([3.0, 9.0, 1.0, 7.0, 8.0])
+    keys = length[None, None, :, None].expand(1, 2, 5, 4)
+    mask = torch.tensor([[True, True, True, True, False]])
+    scored = Scored(keys, mask, None, torch.ones(1, 1, dtype=torch.bool))
+    columns, filled = eviction.keep(scored, 2)
+    assert columns.tolist() == [[[1, 3], [1, 3]]] and filled.all()
+
+
+def test_contributing_names_files_that_exist():
+    for name in re.findall(r"`(?:src/kava/)?((?:\w+/)+_\w+\.py)`", read("CONTRIBUTING.md")):
+        assert (ROOT / "src" / "kava" / name).exists(), name
+
+
+def test_citation_holds_the_four_papers():
+    cited = yaml.safe_load(read("CITATION.cff"))
+    assert cited["license"] == "Apache-2.0" and cited["type"] == "software"
+    found = {paper["url"].rpartition("/")[2]: paper["authors"] for paper in cited["references"]}
+    first = {number: authors[0]["family-names"] for number, authors in found.items()}
+    assert first == {
+        "2510.02312": "Kuzina",
+        "2506.18582": "Wu",
+        "2502.21074": "Shen",
+        "2505.24133": "Cai",
+    }
+
+
+def test_licence_is_apache():
+    text = read("LICENSE")
+    assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text
+
+
+def test_no_file_names_a_folder_of_one_machine():
+    words = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
+    try:
+        listed = subprocess.run(words, cwd=ROOT, capture_output=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    pattern = re.compile(rb"(?<![\w.~-])/(?:work|root|home/\w+)/")
+    files = [ROOT / name.decode() for name in listed.split(b"\0") if name]
+    guilty = [f.name for f in files if f.is_file() and pattern.search(f.read_bytes())]
+    assert guilty == []

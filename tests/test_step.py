@@ -1,0 +1,148 @@
+"""One training step equals the slow reference: every term, every gradient, however it is split."""
+
+import copy
+
+import pytest
+import torch
+from reference import step, to_textbook
+from tiny import batch, example, lora, reasoner
+
+from kava import registry
+from kava.losses import hidden_state, kv_cache
+
+EXAMPLES = [
+    example(4, 9), example(9, 3, 1, "1 2 3"), example(2, 0, 2), example(6, 7, 3, "4 5"),
+]  # fmt: skip
+
+CASES = {
+    "cot": {"method": "cot"},
+    "no_cot": {"method": "no_cot"},
+    "pccot": {"method": "pccot", "codi": {"weight": 0.7, "loss": "smooth_l1"}},
+    "pccot, one std, no projection": {
+        "method": "pccot", "projection": "none", "teacher_ce_weight": 0.3,
+        "codi": {"weight": 2.0, "loss": "mse", "layerwise_std": False},
+    },
+    "kava": {},
+    "kava, no distillation of states": {"codi": {"weight": 0.0}, "projection": "mlp"},
+    "kava, every pass": {
+        "num_iterations": 3, "projection_dim": 24,
+        "kv": {
+            "weight": 2.0, "supervise": "all", "loss": "mse", "layerwise_std": False,
+            "eviction": {"lambda": 0.8},
+        },
+    },
+    "kava, zeros": {
+        "short_traces": "zeros", "num_latents": 8,
+        "kv": {"weight": 1.0, "loss": "l1", "eviction": {"lambda": 1.0}},
+    },
+    "kava, pause tokens": {
+        "num_iterations": 0, "num_latents": 3,
+        "kv": {"weight": 1.0, "eviction": {"lambda": 0.0}, "supervise": "all"},
+    },
+}  # fmt: skip
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_gradients(ours, theirs):
+    """Within 1e-4 of each parameter's largest gradient (and a rounding error of the largest)."""
+    assert ours.keys() == theirs.keys()
+    scale = max(g.abs().max() for g in theirs.values())
+    for name, expected in theirs.items():
+        allowed = 1e-4 * expected.abs().max() + 1e-6 * scale
+        gap = (ours[name] - expected).abs().max()
+        assert gap <= allowed, f"{name}: {gap} > {allowed}"
+
+
+def assert_same_terms(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, expected in theirs.items():
+        torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def assert_equals_reference(thinker):
+    slow = to_textbook(copy.deepcopy(thinker))
+    rows = [thinker.encoder.row(e) for e in EXAMPLES]
+    ours, theirs = thinker(**batch(thinker, EXAMPLES)), step(slow, rows)
+    assert_same_terms(ours, theirs)
+    assert_same_gradients(gradients(thinker, ours["loss"]), gradients(slow, theirs["loss"]))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_terms_and_gradients_equal_the_slow_reference(family, case):
+    assert_equals_reference(reasoner(family, **CASES[case]))
+
+
+@pytest.mark.parametrize("case", ("cot", "no_cot", "pccot", "kava, every pass"))
+def test_the_same_with_an_adapter(case):
+    thinker = reasoner(**CASES[case], **lora())
+    with torch.no_grad():
+        for name, weight in thinker.named_parameters():
+            if "lora_B" in name:  # zero at first, where the adapter would do nothing
+                weight.normal_(0, 0.05)
+    trained = {n for n, p in thinker.named_parameters() if p.requires_grad}
+    assert all(n.split(".")[0] != "backbone" or "lora_" in n for n in trained)
+    assert_equals_reference(thinker)
+
+
+def test_every_method_that_exists_is_compared():
+    covered = {case.get("method", "kava") for case in CASES.values()}
+    assert covered == set(registry.names("methods")), "write the new method into reference.step"
+
+
+def split(thinker):
+    """Counts of the whole batch, and its two unequal micro-batches."""
+    whole = batch(thinker, EXAMPLES)
+    parts = [batch(thinker, EXAMPLES[:1]), batch(thinker, EXAMPLES[1:])]
+    counts = sum(thinker.counts(part) for part in parts)
+    assert torch.equal(counts, thinker.counts(whole))
+    return whole, parts, counts
+
+
+def accumulated(thinker):
+    """Terms and gradients of the whole batch, then of its parts added up."""
+    whole, parts, counts = split(thinker)
+    terms = thinker(**whole)
+    at_once = gradients(thinker, terms["loss"])
+    at_once = {name: g.clone() for name, g in at_once.items()}
+    thinker.zero_grad()
+    per_part = [thinker(counts=counts, **part) for part in parts]
+    sum(t["loss"] for t in per_part).backward()
+    added = {n: p.grad for n, p in thinker.named_parameters() if p.grad is not None}
+    return (terms, at_once), ({k: sum(t[k] for t in per_part) for k in terms}, added)
+
+
+@pytest.mark.parametrize("case", ("cot", "no_cot"))
+def test_accumulated_equals_whole(case):
+    (terms, whole), (sums, added) = accumulated(reasoner(**CASES[case]))
+    assert_same_terms(sums, terms)
+    assert_same_gradients(added, whole)
+
+
+@pytest.mark.parametrize("case", ("pccot", "kava", "kava, every pass", "kava, zeros"))
+def test_accumulated_equals_whole_where_std_does_not_depend_on_the_split(case, monkeypatch):
+    for module in (hidden_state, kv_cache):
+        monkeypatch.setattr(module, "masked_std", lambda values, mask, dims: torch.tensor(1.7))
+    (terms, whole), (sums, added) = accumulated(reasoner(**CASES[case]))
+    assert_same_terms(sums, terms)
+    assert_same_gradients(added, whole)
+
+
+@pytest.mark.parametrize("case", ("pccot", "kava"))
+def test_the_std_is_that_of_the_micro_batch_so_only_ce_adds_up_exactly(case):
+    (terms, _), (sums, _) = accumulated(reasoner(**CASES[case]))
+    for name in ("student_ce", "teacher_ce"):
+        torch.testing.assert_close(sums[name], terms[name], rtol=1e-4, atol=1e-5)
+    for name in terms.keys() & {"codi", "kv"}:
+        assert abs(sums[name] / terms[name] - 1) < 0.5
+
+
+def test_the_weights_of_the_loss_are_the_recipes():
+    thinker = reasoner(teacher_ce_weight=0.25)
+    t = thinker(**batch(thinker, EXAMPLES))
+    expected = t["student_ce"] + 0.25 * t["teacher_ce"] + 0.7 * t["codi"] + 1.3 * t["kv"]
+    torch.testing.assert_close(t["loss"], expected)
