@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -74,6 +74,11 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
             ignore_patterns=["original/*"],
             local_files_only=not hub.reachable(name, "model"),
         )
+    except LocalEntryNotFoundError:
+        raise KavaError(
+            f"backbone {name}: the Hugging Face Hub cannot be reached and there is no local copy; "
+            + ACCESS_HINT
+        ) from None
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise KavaError(f"backbone {name}: {_first_line(error)}; {ACCESS_HINT}") from None
     return Path(folder), Path(folder).name

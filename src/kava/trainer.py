@@ -62,6 +62,8 @@ class StepTrainer(Trainer):
     ) -> Any:
         """The loss of one micro-batch; its terms are kept for the log, on the device."""
         terms = model(**inputs)
+        if not self._terms:
+            self._first_step = self.state.global_step
         for name, value in terms.items():
             if name != "loss":
                 self._terms[name] = self._terms.get(name, 0) + value.detach()
@@ -74,7 +76,7 @@ class StepTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add every term's mean since the last log, and the reading speed."""
         if "loss" in logs:
-            steps = self.state.global_step - self._step_start
+            steps = self.state.global_step - self._first_step
             names = sorted(self._terms)
             if names and steps:
                 total = torch.stack([self._terms[name].float() for name in names])
@@ -106,7 +108,7 @@ class StepTrainer(Trainer):
     def _restart_window(self) -> None:
         self._terms: dict[str, Tensor] = {}
         self._tokens: Tensor | int = 0
-        self._since, self._step_start = time.perf_counter(), self.state.global_step
+        self._since, self._first_step = time.perf_counter(), 0
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)

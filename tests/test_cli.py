@@ -1,0 +1,138 @@
+"""The commands as a user meets them: help, one clear line for bad input, answers."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kava.smoke import tiny_backbone
+
+QUESTION = "Monday brought Ann 4 pens. How many pens did Monday bring Ann?"
+
+
+def kava(*words: object, stdin: str = "", folder: Path | None = None) -> subprocess.CompletedProcess:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "kava", *map(str, words)],
+        input=stdin, capture_output=True, text=True, env=env, cwd=folder, timeout=600,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbone")
+    tiny_backbone("llama", folder)
+    return folder
+
+
+def test_help_names_each_command_with_its_purpose():
+    done = kava("--help")
+    assert done.returncode == 0
+    for command in ("quickstart", "train", "pretrain", "eval", "ask"):
+        line = next(row for row in done.stdout.splitlines() if row.split()[:1] == [command])
+        assert len(line.split()) > 4
+
+
+def test_the_console_script_is_the_module():
+    script = Path(sys.executable).with_name("kava")
+    done = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=60)
+    assert done.stdout == kava("--help").stdout
+
+
+@pytest.mark.parametrize("code", ["import kava", "import kava.cli", "import kava.__main__"])
+def test_nothing_heavy_is_imported_before_it_is_needed(code):
+    heavy = "{'torch', 'transformers', 'datasets', 'matplotlib'}"
+    check = f"{code}; import sys; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_public_names_load_on_first_use():
+    import kava
+
+    assert kava.Reasoner.__name__ == "Reasoner"
+    with pytest.raises(AttributeError, match="Reasoneer"):
+        kava.Reasoneer  # noqa: B018
+
+
+BAD = {
+    "no such recipe": (["train", "nowhere.yaml"], "nowhere.yaml: no such file"),
+    "typo in a key": (
+        ["train", "recipes/llama1b_aug/kava.yaml", "train.learnin_rate=1"],
+        "did you mean 'learning_rate'",
+    ),
+    "typo in a method": (
+        ["train", "recipes/quickstart/kava.yaml", "method=kva", "-o", "{tmp}/r"],
+        "did you mean 'kava'",
+    ),
+    "override without value": (["train", "recipes/quickstart/kava.yaml", "seed"], "key=value"),
+    "missing rows": (
+        ["train", "recipes/quickstart/kava.yaml", "data.train=no.jsonl", "-o", "{tmp}/r"],
+        "no.jsonl",
+    ),
+    "no such run": (["ask", "{tmp}/nowhere", "hello"], "no such folder"),
+    "not a run": (["eval", "{tmp}", "--task", "synthetic"], "neither a run or checkpoint"),
+    "typo in a task": (["eval", "{backbone}", "--task", "synthetik"], "synthetic"),
+    "a bad option": (
+        ["eval", "{backbone}", "--task", "synthetic", "--option", "max_step=2"],
+        "max_step",
+    ),
+    "an empty question": (["ask", "{backbone}", "  "], "the question is empty"),
+    "nobody to ask": (["ask"], "give a run folder"),
+}
+
+
+@pytest.mark.parametrize("words, message", BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_line_and_status_2(words, message, backbone, tmp_path):
+    words = [word.format(tmp=tmp_path, backbone=backbone) for word in words]
+    done = kava(*words, folder=Path(__file__).parents[1])
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()
+    assert len(last) == 1 and message in last[0], done.stderr
+    assert not (tmp_path / "r" / "metrics.jsonl").exists()
+
+
+def test_a_broken_row_is_named_by_file_and_line(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "q", "steps": [], "answer": "1"}\n{"question": "q"}\n')
+    done = kava("train", "recipes/quickstart/kava.yaml", f"data.train={rows}",
+                "-o", tmp_path / "r", folder=Path(__file__).parents[1])  # fmt: skip
+    assert done.returncode == 2
+    assert str(rows) in done.stderr and "line 2" in done.stderr and "answer" in done.stderr
+
+
+def test_ask_answers_a_question_given_or_piped(backbone):
+    given = kava("ask", "--backbone", backbone, QUESTION, "--max-new-tokens", 5)
+    piped = kava("ask", backbone, "--max-new-tokens", 5, stdin=f"{QUESTION}\n\n{QUESTION}\n")
+    assert given.returncode == piped.returncode == 0, given.stderr + piped.stderr
+    assert given.stdout.count("forward passes") == 1
+    assert piped.stdout.count("forward passes") == 2
+    assert piped.stdout.splitlines()[0] == given.stdout.splitlines()[0]
+
+
+def test_smoke_runs_the_papers_recipe_and_its_checkpoint_shows_its_thoughts(tmp_path):
+    root = Path(__file__).parents[1]
+    run = tmp_path / "run"
+    done = kava("train", "recipes/llama1b_aug/kava.yaml", "--smoke", "-o", run, folder=root)
+    assert done.returncode == 0, done.stderr
+    assert "nothing here is a result" in done.stdout
+    asked = kava("ask", run, QUESTION, "--backbone", run / "backbone", "--show-thoughts")
+    assert asked.returncode == 0, asked.stderr
+    latents = [line for line in asked.stdout.splitlines() if line.startswith("latent ")]
+    assert len(latents) == 24  # M of the recipe
+    assert all(len(line.split("  ")) >= 6 for line in latents)  # five tokens each
+
+
+def test_eval_writes_scores_and_predictions(backbone, tmp_path):
+    done = kava("eval", backbone, "--task", "synthetic", "--limit", 12, "-o", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(done.stdout)["synthetic"]
+    predictions = (tmp_path / "predictions" / "synthetic.jsonl").read_text().splitlines()
+    assert scores["n"] == 12 == len(predictions)
+    first = json.loads(predictions[0])
+    assert {"id", "question", "answer", "prediction", "correct", "forward_passes"} <= first.keys()
+    kept = json.loads((tmp_path / "result.json").read_text())["scores"]["synthetic"]
+    assert kept["accuracy"] == scores["accuracy"] and "accuracy_se" in kept

@@ -1,0 +1,157 @@
+"""A training run: every term logged, killed and resumed as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kava.errors import KavaError
+from kava.recipe import load_recipe
+from kava.run import read_metrics, read_result
+from kava.smoke import tiny_backbone
+
+VOLATILE = {"tokens_per_second", "epoch"}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbone")
+    tiny_backbone("llama", folder)
+    return folder
+
+
+def write_recipe(folder: Path, backbone: Path, **changes) -> Path:
+    tree = {
+        "method": "kava",
+        "backbone": str(backbone),
+        "num_latents": 6,
+        "num_iterations": 2,
+        "lora": {"r": 4},
+        "codi": {"weight": 1},
+        "kv": {"weight": 1, "supervise": "all"},
+        "data": {
+            "train": "synthetic", "train_rows": 64,
+            "validation": "synthetic", "validation_rows": 8,
+        },
+        "train": {
+            "steps": 12, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3,
+            "log_every": 1, "save_every": 4,
+        },
+        "eval": {"every": 6, "max_new_tokens": 4},
+    }  # fmt: skip
+    file = folder / "recipe-given.yaml"
+    file.write_text(yaml.safe_dump({**tree, **changes}), encoding="utf-8")
+    return file
+
+
+def kava(*words: object, **options) -> subprocess.Popen:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "kava", *map(str, words)]
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=600)
+    return process.returncode, out, err
+
+
+def trajectory(run: Path) -> list[dict]:
+    return [{k: v for k, v in r.items() if k not in VOLATILE} for r in read_metrics(run)]
+
+
+@pytest.fixture(scope="module")
+def whole(backbone, tmp_path_factory):
+    """An uninterrupted run of 12 steps; LoRA dropout is on, so random states matter."""
+    folder = tmp_path_factory.mktemp("whole")
+    recipe = write_recipe(folder, backbone)
+    status, out, err = finish(kava("train", recipe, "-o", folder / "run"))
+    assert status == 0, err
+    return folder / "run", recipe, out
+
+
+def test_every_term_is_logged_at_every_logging_step(whole):
+    run, _, _ = whole
+    steps = [r for r in read_metrics(run) if "loss" in r]
+    assert [r["step"] for r in steps] == list(range(1, 13))
+    wanted = {"student_ce", "teacher_ce", "codi", "kv", "loss", "grad_norm", "learning_rate"}
+    wanted |= {"tokens_per_second", "kv_step_1", "kv_step_2", "kv_step_3"}
+    assert all(wanted <= r.keys() for r in steps)
+    parts = steps[0]
+    total = parts["student_ce"] + parts["teacher_ce"] + parts["codi"] + parts["kv"]
+    assert parts["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_validation_runs_where_the_recipe_says(whole):
+    steps = [r["step"] for r in read_metrics(whole[0]) if "validation_accuracy" in r]
+    assert steps == [6, 12]
+
+
+def test_the_resolved_recipe_is_printed_and_saved(whole):
+    run, _, out = whole
+    saved = (run / "recipe.yaml").read_text(encoding="utf-8")
+    assert saved in out
+    assert load_recipe(run / "recipe.yaml") == load_recipe(run / "checkpoint" / "recipe.yaml")
+
+
+def test_the_result_says_how_it_came_about(whole):
+    result = read_result(whole[0])
+    assert result["steps"] == 12 and result["seed"] == 42 and result["rows"] == 64
+    assert {"versions", "machine", "command", "time"} <= result.keys()
+
+
+def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
+    run, recipe, _ = whole
+    process = kava("train", recipe, "-o", tmp_path / "run")
+    saved = tmp_path / "run" / "checkpoints" / "checkpoint-8" / "trainer_state.json"
+    deadline = time.monotonic() + 300
+    while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "finished before it could be killed"
+    assert not (tmp_path / "run" / "result.json").exists()
+
+    status, _, err = finish(kava("train", recipe, "-o", tmp_path / "run", "--resume"))
+    assert status == 0, err
+    assert trajectory(tmp_path / "run") == trajectory(run)  # bitwise: the same decimals
+    weights = "checkpoint/kava.safetensors"
+    assert (tmp_path / "run" / weights).read_bytes() == (run / weights).read_bytes()
+
+
+def test_a_finished_run_is_not_overwritten(whole):
+    run, recipe, _ = whole
+    status, _, err = finish(kava("train", recipe, "-o", run))
+    assert status == 2 and "already holds a run" in err and "Traceback" not in err
+
+
+def test_resume_refuses_another_recipe(whole):
+    run, recipe, _ = whole
+    status, _, err = finish(kava("train", recipe, "num_latents=5", "-o", run, "--resume"))
+    assert status == 2 and "differs" in err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(backbone, tmp_path):
+    recipe = write_recipe(tmp_path, backbone)
+    status, _, err = finish(
+        kava("train", recipe, "train.learning_rate=1e30", "train.clip=1e30", "-o", tmp_path / "r")
+    )
+    assert status == 2 and "not finite" in err and "Traceback" not in err
+
+
+def test_a_validation_question_among_the_training_rows_is_refused(backbone, tmp_path):
+    rows = [{"question": f"q {i} ?", "steps": [], "answer": str(i)} for i in range(8)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    recipe = write_recipe(tmp_path, backbone, data={"train": str(file), "validation": str(file)})
+    from kava.run import read_rows
+
+    with pytest.raises(KavaError, match="8 validation questions are training questions"):
+        read_rows(load_recipe(recipe).data)
