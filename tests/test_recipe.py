@@ -42,6 +42,11 @@ def test_exponents_are_numbers_in_the_file_and_on_the_command_line(written, text
     assert load_recipe(written(), [f"train.learning_rate={text}"]).train.learning_rate == 1e-4
 
 
+def test_an_exponent_is_a_number_where_any_type_is_allowed(written):
+    recipe = load_recipe(written(), ["data.options.rate=1e-4", "data.options.name='1e-4'"])
+    assert recipe.data.options == {"rate": 1e-4, "name": "1e-4"}
+
+
 def test_words_that_look_a_little_like_numbers_stay_words(written):
     for word in ("1e", "e5", "2e-x", "1-e4"):
         assert load_recipe(written(), [f"description={word}"]).description == word

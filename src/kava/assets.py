@@ -35,19 +35,6 @@ def find(path: str | Path) -> Path:
     raise KavaError(f"{path}: no such file or folder (looked here and among the shipped files)")
 
 
-def lasting(name: str) -> str:
-    """A name that finds the same folder from any working directory.
-
-    Shipped files keep their relative name, a user's own get an absolute one, a Hub name stays.
-    """
-    given = Path(name).expanduser()
-    if not given.exists():
-        return name
-    whole = given.resolve()
-    shipped = [whole.relative_to(root) for root in roots() if whole.is_relative_to(root)]
-    return str(shipped[0] if shipped else whole)
-
-
 def lasting_name(path: Path) -> str:
     """A name under which `find` finds a file again from any working directory.
 

@@ -131,8 +131,9 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
     model.set_attn_implementation(IMPLEMENTATION_NAME)
     probe = torch.zeros((1, 2), dtype=torch.long, device=model.device)
     with torch.no_grad():
-        hidden = model.base_model(input_ids=probe).last_hidden_state
-        theirs, ours = model(input_ids=probe).logits, logits(model, hidden)
+        inputs = {"input_ids": probe, "attention_mask": torch.ones_like(probe)}
+        hidden = model.base_model(**inputs).last_hidden_state
+        theirs, ours = model(**inputs).logits, logits(model, hidden)
     if theirs.shape != ours.shape or not torch.allclose(theirs, ours, atol=1e-3, rtol=1e-3):
         raise KavaError(
             f"backbone of type {model.config.model_type}: its language-model head is not a "

@@ -54,6 +54,7 @@ class Reasoner(nn.Module):
         size = weight.shape[1]
         self.projection = Projection(kind, size, recipe.projection_dim, scale)
         self.to(self.lm.device)
+        self.method.check(self)
 
     @classmethod
     def build(cls, recipe: Recipe, device: str | torch.device = "cpu") -> Reasoner:

@@ -96,6 +96,7 @@ def _config(shape: Architecture, tokenizer: Any) -> LlamaConfig:
         num_key_value_heads=shape.num_kv_heads,
         max_position_embeddings=shape.max_positions,
         rope_theta=shape.rope_theta,
+        initializer_range=shape.initializer_range,
         tie_word_embeddings=shape.tie_embeddings,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,

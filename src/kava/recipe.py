@@ -59,6 +59,7 @@ class Kv(Section):
     layerwise_std: bool = True
     eviction: Eviction = Eviction()
     supervise: Literal["last", "all"] = "last"
+    keys: Literal["post_rope", "pre_rope"] = "post_rope"
 
 
 class Data(Section):
@@ -154,6 +155,7 @@ class Architecture(Section):
     num_kv_heads: int = Field(ge=1)
     max_positions: int = 512
     rope_theta: float = 10000.0
+    initializer_range: float = Field(0.02, gt=0)
     tie_embeddings: bool = True
 
 

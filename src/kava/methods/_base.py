@@ -53,6 +53,9 @@ class Method(ABC):
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
 
+    def check(self, reasoner: Reasoner) -> None:  # noqa: B027
+        """Raise a KavaError where the backbone does not fit the recipe."""
+
     @abstractmethod
     def loss(self, reasoner: Reasoner, batch: Batch, counts: Tensor) -> Terms:
         """One training step: `loss` and every term that goes into the log, as scalars.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kava import registry
+from kava import batching, registry, rotary
 from kava.attention import answer_attention
 from kava.cache import KeyValues
 from kava.evictions._base import Scored, gather
@@ -29,16 +29,24 @@ class KaVa(PCCoT):
         )
         self.needs_queries = self.eviction.needs_attention
 
+    def check(self, reasoner) -> None:
+        """Raise a KavaError where the backbone does not fit the recipe."""
+        if self.recipe.kv.keys == "pre_rope":
+            rotary.check(reasoner.lm)
+
     def combine(
         self, reasoner, batch: Batch, counts: Tensor, teacher: Written, student: LatentState
     ) -> Terms:
         """PCCoT's terms and L_KV; with `kv.supervise: all`, its mean over all T + 1 passes."""
         terms = super().combine(reasoner, batch, counts, teacher, student)
         kv = self.recipe.kv
-        target, filled = self.compress(batch, teacher)
+        latents, steps = student.key_values, teacher.steps
+        if kv.keys == "pre_rope":
+            latents, steps = self.turned_back(reasoner, batch, latents, steps)
+        target, filled = self.compress(batch, teacher, steps)
         per_pass = [
-            kv_cache_loss(latents, target, filled, kv.loss, kv.layerwise_std, counts[3])
-            for latents in student.key_values
+            kv_cache_loss(one, target, filled, kv.loss, kv.layerwise_std, counts[3])
+            for one in latents
         ]
         terms["kv"] = torch.stack(per_pass).mean()
         if kv.supervise == "all":
@@ -46,19 +54,37 @@ class KaVa(PCCoT):
         terms["loss"] = terms["loss"] + kv.weight * terms["kv"]
         return terms
 
-    @torch.no_grad()
-    def compress(self, batch: Batch, teacher: Written) -> tuple[KeyValues, list[Tensor]]:
-        """K~, V~ [B, H, M, D] and filled slots [B, H, M], per layer.
+    def turned_back(
+        self, reasoner, batch: Batch, latents: list[KeyValues], steps: KeyValues
+    ) -> tuple[list[KeyValues], KeyValues]:
+        """Keys of latents and written steps without their rotation."""
+        past, model = batch["question_mask"], reasoner.lm
+        written = batching.positions(past, batch["steps_mask"])
+        slots = torch.arange(self.recipe.num_latents, device=past.device)
+        thought = past.sum(1, keepdim=True) + 1 + slots  # <bot> stands before the latents
+        return (
+            [rotary.turned_back(model, one, thought) for one in latents],
+            rotary.turned_back(model, steps, written),
+        )
 
+    @torch.no_grad()
+    def compress(
+        self, batch: Batch, teacher: Written, steps: KeyValues | None = None
+    ) -> tuple[KeyValues, list[Tensor]]:
+        """K~, V~ [B, H, M, D] and filled slots [B, H, M], per layer, gathered from `steps`
+        (the teacher's cache if not given).
+
+        Scores are of the keys as the cache holds them, whichever are compared afterwards.
         With `short_traces: zeros`, unfilled slots hold zeros and count as filled.
         """
+        steps = teacher.steps if steps is None else steps
         budget = self.recipe.num_latents
         self.eviction.check(batch["steps"].shape[1], budget)
         target, filled = [], []
-        for layer, (keys, values) in enumerate(teacher.steps):
+        for layer, pair in enumerate(steps):
             scored = self.scored(batch, teacher, layer)
             columns, real = self.eviction.keep(scored, budget)
-            target.append(tuple(gather(s, columns) * real[..., None] for s in (keys, values)))
+            target.append(tuple(gather(s, columns) * real[..., None] for s in pair))
             filled.append(real if self.recipe.short_traces == "mask" else torch.ones_like(real))
         return target, filled
 
