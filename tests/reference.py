@@ -37,10 +37,14 @@ AttentionMaskInterface.register("textbook", eager_mask)
 
 @dataclass
 class Run:
-    """One plain forward call: states [S, d] per layer, keys and values [H, S, D], logits."""
+    """One plain forward call: states [S, d] per layer, keys and values [H, S, D], logits.
+
+    `unturned` are the keys before the rotary embedding.
+    """
 
     layers: list[Tensor]
     keys: list[Tensor]
+    unturned: list[Tensor]
     values: list[Tensor]
     scores: Tensor
     attention: list[Tensor]
@@ -52,10 +56,18 @@ class Run:
 
 def run(reasoner: Reasoner, embeds: Tensor) -> Run:
     """The whole model over the input embeddings [S, d] of one sequence."""
+    linear = [m for name, m in reasoner.lm.named_modules() if name.endswith("k_proj")]
+    flat: list[Tensor] = []
+    hooks = [m.register_forward_hook(lambda m, i, out: flat.append(out[0])) for m in linear]
     out = reasoner.lm(inputs_embeds=embeds[None], use_cache=True, output_hidden_states=True)
+    for hook in hooks:
+        hook.remove()
+    keys = [layer.keys[0] for layer in out.past_key_values.layers]
+    size = keys[0].shape[-1]
     return Run(
         layers=[h[0] for h in out.hidden_states[1:]],
-        keys=[layer.keys[0] for layer in out.past_key_values.layers],
+        keys=keys,
+        unturned=[k.unflatten(-1, (-1, size)).transpose(0, 1) for k in flat] or keys,
         values=[layer.values[0] for layer in out.past_key_values.layers],
         scores=out.logits[0],
         attention=[LOGITS[i][0] for i in sorted(LOGITS)],
@@ -250,7 +262,8 @@ def _kv_terms(reasoner: Reasoner, taught: list, students: list) -> dict[str, Ten
     per_pass = []
     for t in passes if recipe.kv.supervise == "all" else [recipe.num_iterations]:
         parts = []
-        for part, target in (("keys", keys), ("values", values)):
+        compared = "unturned" if recipe.kv.keys == "pre_rope" else "keys"
+        for part, target in ((compared, keys), ("values", values)):
             ours = []
             for (_, q, _, _), student, row in zip(taught, students, target, strict=True):
                 filled = row[0].shape[1]
@@ -269,6 +282,8 @@ def compressed(reasoner: Reasoner, whole: Run, q: int, c: int, a: int) -> tuple[
     for layer, logits in enumerate(whole.attention):
         keys, values = whole.keys[layer].detach(), whole.values[layer].detach()
         block = logits[:, q + c : q + c + a, q : q + c]  # rows A, columns C
+        unturned = whole.unturned[layer].detach()
+        compared = unturned if recipe.kv.keys == "pre_rope" else keys
         group, kept = block.shape[0] // keys.shape[0], ([], [])
         for head in range(keys.shape[0]):
             columns = []
@@ -281,7 +296,7 @@ def compressed(reasoner: Reasoner, whole: Run, q: int, c: int, a: int) -> tuple[
                 score = [lam * float(m) + (1 - lam) * r for m, r in zip(mean, other, strict=True)]
                 columns = [q + i for i in best(score, recipe.num_latents)]
             empty = recipe.num_latents - len(columns) if recipe.short_traces == "zeros" else 0
-            for states, store in ((keys, kept[0]), (values, kept[1])):
+            for states, store in ((compared, kept[0]), (values, kept[1])):
                 store.append(F.pad(states[head, columns], (0, 0, 0, empty)))
         all_keys.append(torch.stack(kept[0]))
         all_values.append(torch.stack(kept[1]))

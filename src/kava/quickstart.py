@@ -28,6 +28,7 @@ from kava.run import (
     train_run,
 )
 from kava.tasks import Task, load_task
+from kava.trainer import has_checkpoint
 
 METHODS = ("kava", "pccot", "no_cot")
 SEEDS = (42, 123, 456)
@@ -36,6 +37,7 @@ CHECKPOINT = "checkpoints/quickstart/kava"
 SUMMARY = "results/quickstart/summary.json"
 QUESTIONS = {"short": 300, "full": 1000, "smoke": 20}
 TIMED_ALONE = {"short": 30, "full": 100, "smoke": 3}
+SHORT = ["train.steps=400", "train.learning_rate=2e-3", "eval.every=100"]
 SMOKE = [
     "train.steps=4", "train.batch_size=8", "train.log_every=1", "data.train_rows=64",
     "data.validation_rows=16", "eval.every=2",
@@ -53,9 +55,8 @@ class Plan:
 
     def recipe(self, method: str, seed: int) -> Recipe:
         """The recipe of one training."""
-        place = "recipes/quickstart" if self.length == "full" else "recipes/quickstart/short"
-        extra = SMOKE if self.length == "smoke" else []
-        return recipe.load_recipe(f"{place}/{method}.yaml", [f"seed={seed}", *extra])
+        extra = {"full": [], "short": SHORT, "smoke": SMOKE}[self.length]
+        return recipe.load_recipe(f"recipes/quickstart/{method}.yaml", [f"seed={seed}", *extra])
 
     def run(self, method: str, seed: int) -> Path:
         """The folder of one training."""
@@ -95,12 +96,18 @@ def make_plan(
     """Settle lengths and folders. An earlier short result is moved aside, never overwritten."""
     length = "full" if full else "smoke" if smoke else "short"
     folder = output or Path("runs") / ("quickstart-full" if full else "quickstart")
-    if length != "full" and folder.exists():
+    if length != "full":
+        put_aside(folder, console)
+    chosen = tuple(seeds or (SEEDS if full else SEEDS[:1]))
+    return Plan(length, folder, chosen, tuple(methods or METHODS))
+
+
+def put_aside(folder: Path, console: Console) -> None:
+    """Rename what is there already, if anything."""
+    if folder.exists():
         aside = next(p for i in range(1, 10_000) if not (p := _numbered(folder, i)).exists())
         folder.rename(aside)
         console.print(f"what was in {folder} before is now in {aside}", style="dim")
-    chosen = tuple(seeds or (SEEDS if full else SEEDS[:1]))
-    return Plan(length, folder, chosen, tuple(methods or METHODS))
 
 
 def introduce(plan: Plan, console: Console) -> None:
@@ -133,8 +140,10 @@ def train_and_score(plan: Plan, method: str, seed: int, task: Task, console: Con
     if done and task.name in done["scores"]:
         console.print(f"{folder}: done before, kept", style="dim")
         return
-    resume = plan.length == "full" and any((folder / "checkpoints").glob("checkpoint-*"))
     if not done:
+        resume = has_checkpoint(folder)
+        if not resume:
+            put_aside(folder, console)  # cut off before its first checkpoint
         train_run(plan.recipe(method, seed), folder, console, resume)
     score(plan, Reasoner.from_pretrained(folder), task, folder, console)
 

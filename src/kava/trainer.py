@@ -163,7 +163,8 @@ def train(
 
     Returns:
         what was measured: `steps`, `train_seconds` (validation not counted), `rows`,
-        `validation_accuracy` (percent) and its `validation_n`.
+        `validation_accuracy` (percent) and its `validation_n`; of a resumed run `resumed_from`,
+        the step after which `train_seconds` begin.
 
     Raises:
         KavaError: nothing to train on, or a loss that is not finite.
@@ -181,14 +182,17 @@ def train(
         callbacks=[Record(run / METRICS, progress)],
     )
     trainer.remove_callback(PrinterCallback)
+    checkpoint = last_checkpoint(run) if resume else None
     begin = time.perf_counter()
     with progress:
-        trainer.train(resume_from_checkpoint=last_checkpoint(run) if resume else None)
+        trainer.train(resume_from_checkpoint=checkpoint)
         if validation and (not recipe.eval.every or trainer.state.global_step % recipe.eval.every):
             trainer.evaluate()
     seconds = time.perf_counter() - begin - trainer.seconds_in_validation
     reasoner.eval()
+    resumed = {"resumed_from": int(checkpoint.rpartition("-")[2])} if checkpoint else {}
     return {
+        **resumed,
         "steps": trainer.state.global_step,
         "rows": len(rows),
         "train_seconds": round(seconds, 2),
@@ -239,13 +243,20 @@ def last_checkpoint(run: Path) -> str:
     Raises:
         KavaError: there is none.
     """
-    found = sorted(
-        (folder for folder in (run / "checkpoints").glob("checkpoint-*") if _complete(folder)),
-        key=lambda folder: int(folder.name.split("-")[1]),
-    )
+    found = _checkpoints(run)
     if not found:
         raise KavaError(f"{run}: no complete checkpoint to resume from; start without --resume")
     return str(found[-1])
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run can be resumed."""
+    return bool(_checkpoints(run))
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    complete = [f for f in (run / "checkpoints").glob("checkpoint-*") if _complete(f)]
+    return sorted(complete, key=lambda folder: int(folder.name.split("-")[1]))
 
 
 def _complete(folder: Path) -> bool:

@@ -1,0 +1,121 @@
+"""The quickstart runs from end to end, and what is committed of it is true."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kava.evaluate.runner import answer_batch
+from kava.model import Reasoner
+from kava.quickstart import BACKBONE, CHECKPOINT, METHODS, SEEDS, SUMMARY
+from kava.report.readme import filled
+from kava.run import mean_and_std, open_reasoner
+from kava.tasks import load_task
+
+ROOT = Path(__file__).parents[1]
+RESULTS = (ROOT / SUMMARY).parent
+pytestmark = pytest.mark.skipif(
+    not RESULTS.is_dir(), reason="the committed results are part of a checkout only"
+)
+LIMIT = 8 * 1024 * 1024
+
+
+def kava(*words: object, folder: Path = ROOT) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "kava", *map(str, words)],
+        capture_output=True, text=True, cwd=folder, timeout=600,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def read(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def test_smoke_leaves_every_file_and_says_what_is_new_and_what_is_committed(tmp_path):
+    said = kava("quickstart", "--smoke", "-o", "run", folder=tmp_path)
+    assert "Made just now" in said and "Committed" in said and "kava ask" in said
+    assert said.count("[right: ") == 3
+    run = tmp_path / "run"
+    result = read(run / "result.json")
+    assert {row["method"] for row in result["rows"]} == {"cot", *METHODS}
+    assert {"versions", "machine", "command", "seeds", "commit"} <= result.keys()
+    for method in METHODS:
+        recipe = yaml.safe_load((run / method / "recipe.yaml").read_text())
+        assert recipe["method"] == method
+        assert [r["step"] for r in lines(run / method / "metrics.jsonl") if "loss" in r] == [
+            1, 2, 3, 4,
+        ]  # fmt: skip
+        assert (run / method / "checkpoint" / "kava.json").is_file()
+    for method in ("cot", *METHODS):
+        predictions = lines(run / method / "predictions" / "synthetic.jsonl")
+        assert len(predictions) == 20 == len({p["id"] for p in predictions})
+    assert len(list(run.glob("*.png"))) == 2
+    again = kava("quickstart", "--smoke", "-o", "run", "--method", "no_cot", folder=tmp_path)
+    assert "run-1" in again  # the earlier result is kept
+    assert read(tmp_path / "run-1" / "result.json") == result
+
+
+def test_the_methods_differ_in_nothing_but_the_method():
+    recipes = [
+        yaml.safe_load((ROOT / f"recipes/quickstart/{method}.yaml").read_text())
+        for method in METHODS
+    ]
+    kept = [(r["data"], r["train"], r["eval"], r["backbone"], r["adapter"]) for r in recipes]
+    assert kept[0] == kept[1] == kept[2]
+
+
+def test_the_committed_backbone_answers_as_when_it_was_made():
+    folder = ROOT / BACKBONE
+    assert read(folder / "result.json")["validation_accuracy"] >= 95
+    assert (folder / "model.safetensors").stat().st_size <= LIMIT
+    sample = lines(folder / "sample.jsonl")
+    answers = answer_batch(Reasoner.from_backbone(str(folder)), [s["question"] for s in sample], 64)
+    assert [a.text for a in answers] == [s["prediction"] for s in sample]
+    assert len(sample) == 20
+
+
+def test_the_committed_checkpoint_answers_as_in_the_committed_predictions():
+    folder = ROOT / CHECKPOINT
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) <= LIMIT
+    predictions = lines(RESULTS / "kava-seed42" / "predictions" / "synthetic.jsonl")[:100]
+    examples = load_task("synthetic", limit=100).examples
+    assert [p["question"] for p in predictions] == [e.question for e in examples]
+    answers = answer_batch(open_reasoner(str(folder)), [e.question for e in examples], 4)
+    # Other processors add up in another order; a tie may then fall the other way.
+    same = sum(a.text == p["prediction"] for a, p in zip(answers, predictions, strict=True))
+    assert same >= 98
+    assert {a.forward_passes for a in answers} == {p["forward_passes"] for p in predictions}
+
+
+def test_the_summary_follows_from_the_predictions():
+    rows = {row["method"]: row for row in read(ROOT / SUMMARY)["rows"]}
+    assert set(rows) == {"cot", *METHODS}
+    for method, row in rows.items():
+        runs = [f"{method}-seed{s}" for s in SEEDS] if method != "cot" else ["cot"]
+        accuracies = []
+        for run in runs:
+            predictions = lines(RESULTS / run / "predictions" / "synthetic.jsonl")
+            assert len(predictions) == row["n"] >= 300
+            right = sum(p["correct"]["numeric"] for p in predictions)
+            accuracies.append(round(100 * right / len(predictions), 2))
+        assert accuracies == row["accuracies"]
+        assert (row["accuracy"], row["accuracy_std"]) == mean_and_std(accuracies)
+
+
+def test_the_readme_has_the_committed_numbers():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert filled(text, ROOT) == text
+    with pytest.raises(ValueError, match="quickstart"):
+        filled(re.sub("<!-- quickstart -->", "", text), ROOT)
