@@ -13,6 +13,7 @@ import yaml
 from kava.evaluate.runner import answer_batch
 from kava.model import Reasoner
 from kava.quickstart import BACKBONE, CHECKPOINT, METHODS, SEEDS, SUMMARY
+from kava.recipe import load_recipe
 from kava.report.readme import filled
 from kava.run import mean_and_std, open_reasoner
 from kava.tasks import load_task
@@ -67,12 +68,11 @@ def test_smoke_leaves_every_file_and_says_what_is_new_and_what_is_committed(tmp_
     assert read(tmp_path / "run-1" / "result.json") == result
 
 
-def test_the_methods_differ_in_nothing_but_the_method():
-    recipes = [
-        yaml.safe_load((ROOT / f"recipes/quickstart/{method}.yaml").read_text())
-        for method in METHODS
-    ]
-    kept = [(r["data"], r["train"], r["eval"], r["backbone"], r["adapter"]) for r in recipes]
+def test_the_methods_see_the_same_rows_for_the_same_number_of_steps():
+    recipes = [load_recipe(ROOT / f"recipes/quickstart/{method}.yaml") for method in METHODS]
+    for recipe in recipes:
+        recipe.train.learning_rate = 1.0  # each has its own, chosen on validation rows
+    kept = [(r.data, r.train, r.eval, r.backbone, r.adapter) for r in recipes]
     assert kept[0] == kept[1] == kept[2]
 
 
