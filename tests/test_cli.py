@@ -75,6 +75,21 @@ BAD = {
         ["train", "recipes/quickstart/kava.yaml", "data.train=no.jsonl", "-o", "{tmp}/r"],
         "no.jsonl",
     ),
+    "typo in a logger": (
+        ["train", "recipes/quickstart/kava.yaml", "train.report_to=[wanb]", "-o", "{tmp}/r"],
+        "did you mean 'wandb'",
+    ),
+    "output is a file": (
+        [
+            "train",
+            "recipes/quickstart/kava.yaml",
+            "data.train_rows=8",
+            "-o",
+            "{backbone}/config.json",
+        ],
+        "config.json: ",
+    ),
+    "no such method here": (["quickstart", "--method", "cot"], "method of the quickstart 'cot'"),
     "no such run": (["ask", "{tmp}/nowhere", "hello"], "no such folder"),
     "not a run": (["eval", "{tmp}", "--task", "synthetic"], "neither a run or checkpoint"),
     "typo in a task": (["eval", "{backbone}", "--task", "synthetik"], "synthetic"),

@@ -89,6 +89,21 @@ def test_every_term_is_logged_at_every_logging_step(whole):
     assert parts["loss"] == pytest.approx(total, rel=1e-5)
 
 
+def test_every_term_goes_to_tensorboard_where_asked(backbone, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = write_recipe(tmp_path, backbone)
+    status, _, err = finish(
+        kava("train", recipe, "train.report_to=[tensorboard]", "train.steps=2", "-o", tmp_path / "r")
+    )
+    assert status == 0, err
+    events = EventAccumulator(str(tmp_path / "r" / "tensorboard"))
+    events.Reload()
+    logged = read_metrics(tmp_path / "r")[0]
+    for term in ("loss", "student_ce", "teacher_ce", "codi", "kv", "kv_step_1"):
+        assert events.Scalars(f"train/{term}")[0].value == pytest.approx(logged[term])
+
+
 def test_validation_runs_where_the_recipe_says(whole):
     steps = [r["step"] for r in read_metrics(whole[0]) if "validation_accuracy" in r]
     assert steps == [6, 12]

@@ -19,6 +19,11 @@ def main() -> None:
     except KavaError as error:
         print(f"kava: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except OSError as error:
+        if error.filename is None:  # no file of the user's: a fault of ours, shown whole
+            raise
+        print(f"kava: {error.filename}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("kava: interrupted; `--resume` continues from the last checkpoint", file=sys.stderr)
         raise SystemExit(130) from None

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from kava import assets, recipe
 from kava.ask import Settings, answer_one
+from kava.errors import unknown
 from kava.evaluate.command import line
 from kava.model import Reasoner
 from kava.provenance import provenance, write_json
@@ -93,9 +94,16 @@ def make_plan(
     methods: list[str] | None,
     console: Console,
 ) -> Plan:
-    """Settle lengths and folders. An earlier short result is moved aside, never overwritten."""
+    """Settle lengths and folders. An earlier short result is moved aside, never overwritten.
+
+    Raises:
+        KavaError: a method that the quickstart does not have.
+    """
     length = "full" if full else "smoke" if smoke else "short"
     folder = output or Path("runs") / ("quickstart-full" if full else "quickstart")
+    for name in methods or ():
+        if name not in METHODS:
+            raise unknown("method of the quickstart", name, METHODS)
     if length != "full":
         put_aside(folder, console)
     chosen = tuple(seeds or (SEEDS if full else SEEDS[:1]))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from typing import Any
 
-from kava.errors import KavaError
+from kava.errors import KavaError, unknown
 
 _outside: dict[tuple[str, str], Any] = {}
 
@@ -40,7 +39,5 @@ def find(folder: str, name: str) -> Any:
         return _outside[folder, name]
     known = names(folder)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
-        raise KavaError(f"unknown {folder[:-1]} '{name}'; {hint}")
+        raise unknown(folder[:-1], name, known)
     return importlib.import_module(f"kava.{folder}.{name}").IMPLEMENTATION

@@ -25,7 +25,7 @@ from kava.progress import Progress
 from kava.provenance import provenance, write_json
 from kava.recipe import Data, Recipe
 from kava.tasks import Task
-from kava.trainer import METRICS, train
+from kava.trainer import METRICS, check_reports, train
 from kava.types import Example
 
 RESULT = "result.json"
@@ -35,8 +35,10 @@ def prepare(run: Path, resolved: recipes.Section, resume: bool) -> None:
     """Make the run folder, or check that the one to resume was made by the same recipe.
 
     Raises:
-        KavaError: it holds another run, or `resume` finds a different recipe.
+        KavaError: it holds another run, `resume` finds a different recipe, or the recipe reports
+            to a tool that is not there.
     """
+    check_reports(resolved.train.report_to)
     text = recipes.dump(resolved)
     file = run / "recipe.yaml"
     if resume:
@@ -45,7 +47,8 @@ def prepare(run: Path, resolved: recipes.Section, resume: bool) -> None:
         if file.read_text(encoding="utf-8") != text:
             raise KavaError(f"{run}: its recipe.yaml differs from the recipe given; not resumed")
         return
-    if (run / METRICS).exists() or file.exists():
+    # A recipe alone is what a start leaves that failed at once: nothing to lose.
+    if any(next(run.glob(name), None) for name in (METRICS, RESULT, "checkpoints/*")):
         raise KavaError(f"{run}: already holds a run; pass --resume, or another --output")
     run.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
 from kava import batching, checkpoint
-from kava.errors import KavaError
+from kava.errors import KavaError, unknown
 from kava.evaluate.runner import evaluate
 from kava.model import Reasoner
 from kava.progress import Progress
@@ -182,6 +183,9 @@ def train(
         callbacks=[Record(run / METRICS, progress)],
     )
     trainer.remove_callback(PrinterCallback)
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(run / "tensorboard")
     checkpoint = last_checkpoint(run) if resume else None
     begin = time.perf_counter()
     with progress:
@@ -230,11 +234,33 @@ def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -
         save_steps=settings.save_every or 500,
         save_total_limit=2,
         report_to=settings.report_to or "none",
+        project="kava",
+        run_name=run.name,
         remove_unused_columns=False,
         label_names=[],
         dataloader_pin_memory=on_gpu,
         disable_tqdm=True,
     )
+
+
+def check_reports(names: list[str]) -> None:
+    """Refuse a `train.report_to` that transformers does not know or that is not installed.
+
+    Raises:
+        KavaError: names it, and what would be right.
+    """
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as known
+
+    for name in names:
+        if name not in known:
+            raise unknown("train.report_to", name, known)
+        try:
+            known[name]()
+        except (ImportError, RuntimeError):
+            raise KavaError(
+                f"train.report_to: {name} is not installed; pip install 'kava[track]' brings"
+                " trackio, wandb and tensorboard"
+            ) from None
 
 
 def last_checkpoint(run: Path) -> str:

@@ -7,7 +7,6 @@ A new data set is one new file in this folder, whose name is the name of the dat
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import re
@@ -18,7 +17,7 @@ from typing import Any
 
 from kava import hub, registry
 from kava.data import files
-from kava.errors import KavaError
+from kava.errors import KavaError, unknown
 from kava.types import Example
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -144,13 +143,6 @@ def find_module(folder: str, kind: str, name: str) -> ModuleType:
     if name not in known:
         raise unknown(kind, name, known)
     return importlib.import_module(f"kava.{folder}.{name}")
-
-
-def unknown(kind: str, name: str, known: list[str], more: str = "") -> KavaError:
-    """The error for a wrong name: the nearest known one, or all of them."""
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
-    return KavaError(" ".join(f"unknown {kind} '{name}'; {hint} {more}".split()))
 
 
 def call(

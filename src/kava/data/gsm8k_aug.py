@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kava.data import load_file, load_hub, unknown
-from kava.errors import KavaError
+from kava.data import load_file, load_hub
+from kava.errors import KavaError, unknown
 from kava.types import Example
 
 NAMES = {"equation": "whynlp/gsm8k-aug", "natural": "whynlp/gsm8k-aug-nl"}
