@@ -94,7 +94,9 @@ def test_every_term_goes_to_tensorboard_where_asked(backbone, tmp_path):
 
     recipe = write_recipe(tmp_path, backbone)
     status, _, err = finish(
-        kava("train", recipe, "train.report_to=[tensorboard]", "train.steps=2", "-o", tmp_path / "r")
+        kava(
+            "train", recipe, "train.report_to=[tensorboard]", "train.steps=2", "-o", tmp_path / "r"
+        )
     )
     assert status == 0, err
     events = EventAccumulator(str(tmp_path / "r" / "tensorboard"))

@@ -8,8 +8,6 @@ import sys
 
 def main() -> None:
     """Run the command line."""
-    # Idle worker threads that spin cost more than they save where processes share cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from kava.cli import app
     from kava.errors import KavaError
