@@ -86,7 +86,8 @@ def accuracy_against_passes(rows: Sequence[Record], path: str | Path) -> Path:
     axes.set_ylabel("Accuracy (%)")
     counts = sorted({row["n"] for row in rows})
     problems = " or ".join(f"{n:,}" for n in counts)
-    _title(axes, f"Accuracy and cost of an answer ({problems} problems, ± {spread_words(rows)})")
+    words = f"{problems} problems, ± {spread_words(rows)}"
+    _title(axes, f"Accuracy and cost of an answer\n{words}")
     heights = _label_heights(rows)
     for row, height in zip(rows, heights, strict=True):
         _point(axes, row, height, _is_crowded(row, rows))
