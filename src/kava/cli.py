@@ -34,7 +34,7 @@ def quickstart(
     seed: Annotated[list[int] | None, typer.Option(help="seed; may be repeated")] = None,
     method: Annotated[list[str] | None, typer.Option(help="only these methods")] = None,
 ) -> None:
-    """Train KaVa and two baselines on a small model, here and now, and compare them."""
+    """Train KaVa and two baselines here and now, and compare them."""
     from kava import quickstart as command
 
     command.run(output, full, smoke, seed, method, _console())
@@ -76,7 +76,7 @@ def train(
 def pretrain(
     recipe: str, overrides: Overrides = None, output: Output = None, resume: Resume = False
 ) -> None:
-    """Make a small backbone and its tokenizer that write their steps out."""
+    """Make a small backbone that writes its steps out."""
     from kava import recipe as recipes
     from kava.pretrain import pretrain as make
 
