@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,14 +224,15 @@ def conclude(plan: Plan, rows: list[dict[str, Any]], task: Task, console: Consol
         return
     show_committed(console)
     ask_three(plan, task, console)
+    kava = own_command()
     console.print(
         f"\nEverything made just now lies in {plan.folder}: recipes, metrics, predictions, plots, "
         "checkpoints.\n"
         "Next:\n"
-        f'  kava ask {CHECKPOINT} "{task.examples[1].question}" --show-thoughts\n'
-        f"  kava train recipes/quickstart/kava.yaml num_latents=14 -o runs/mine\n"
-        "  kava quickstart --full        the long recipes, three seeds\n"
-        "  kava train recipes/llama1b_aug/kava.yaml seed=42      the paper's first row (GPU, Hub)",
+        f'  {kava} ask {CHECKPOINT} "{task.examples[1].question}" --show-thoughts\n'
+        f"  {kava} train recipes/quickstart/kava.yaml num_latents=14 -o runs/mine\n"
+        f"  {kava} quickstart --full    the long recipes, three seeds\n"
+        f"  {kava} train recipes/llama1b_aug/kava.yaml seed=42    the paper's first row (GPU, Hub)",
         highlight=False,
         markup=False,
     )
@@ -262,6 +265,14 @@ def ask_three(plan: Plan, task: Task, console: Console) -> None:
         for name, reasoner in models.items():
             console.print(f"  {name}:", style="bold", highlight=False)
             answer_one(reasoner, example.question, Settings(), console)
+
+
+def own_command() -> str:
+    """How the user can call `kava` again: `make quickstart` does not put it on the path."""
+    if shutil.which("kava"):
+        return "kava"
+    called = Path(sys.argv[0])
+    return str(called) if called.name == "kava" else f"{sys.executable} -m kava"
 
 
 def _by_steps(scores: list[dict[str, Any]]) -> dict[str, float]:
