@@ -21,7 +21,7 @@ from kava.tasks import load_task
 ROOT = Path(__file__).parents[1]
 RESULTS = (ROOT / SUMMARY).parent
 pytestmark = pytest.mark.skipif(
-    not RESULTS.is_dir(), reason="the committed results are part of a checkout only"
+    not (ROOT / "Makefile").exists(), reason="the committed results are part of a checkout only"
 )
 LIMIT = 8 * 1024 * 1024
 

@@ -135,6 +135,8 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "finished before it could be killed"
     assert not (tmp_path / "run" / "result.json").exists()
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as metrics:  # as a later kill leaves it
+        metrics.write(json.dumps({"step": 11, "loss": 0.0}) + '\n{"step": 12, "lo')
 
     status, _, err = finish(kava("train", recipe, "-o", tmp_path / "run", "--resume"))
     assert status == 0, err

@@ -23,7 +23,10 @@ def main() -> None:
         print(f"kava: {error.filename}: {error.strerror}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("kava: interrupted; `--resume` continues from the last checkpoint", file=sys.stderr)
+        print(
+            "kava: interrupted; where checkpoints were saved, `--resume` goes on from the last",
+            file=sys.stderr,
+        )
         raise SystemExit(130) from None
 
 

@@ -96,8 +96,10 @@ def evaluate(
     run: str,
     task: Annotated[str, typer.Option(help="one task or several, with commas between")],
     file: Annotated[str | None, typer.Option(help="local copy of the task's rows")] = None,
-    limit: Annotated[int | None, typer.Option(help="only the first rows")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="questions answered together")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first rows")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="questions answered together")
+    ] = None,
     option: Annotated[list[str] | None, typer.Option(help="key=value of the task")] = None,
     output: Output = None,
     backbone: Annotated[str | None, typer.Option(help="where the backbone lies now")] = None,

@@ -42,7 +42,6 @@ def pretrain(
     with no_bars():
         reasoner.lm.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     _write_sample(reasoner, validation[:20], folder / SAMPLE)
     result = {
         "name": resolved.name,
@@ -52,6 +51,7 @@ def pretrain(
         **provenance(),
     }
     write_json(folder / RESULT, result)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # last: until here it can be resumed
     return result
 
 

@@ -123,10 +123,10 @@ def put_aside(folder: Path, console: Console) -> None:
 def introduce(plan: Plan, console: Console) -> None:
     """Say what is about to happen."""
     first = plan.recipe(plan.methods[0], plan.seeds[0])
-    made = read_result(assets.find(BACKBONE)) or {}
+    made = json.loads((assets.find(BACKBONE) / RESULT).read_text(encoding="utf-8"))
     console.print(
         "KaVa quickstart: teach a small language model to think in latent tokens.\n"
-        f"backbone   {BACKBONE}: {made.get('weights', 0):,} weights, solves word problems with "
+        f"backbone   {BACKBONE}: {made['weights']:,} weights, solves word problems with "
         "written steps\n"
         f"training   {', '.join(plan.methods)}: {first.train.steps} steps each, on the same rows, "
         f"seed {', '.join(map(str, plan.seeds))}\n"

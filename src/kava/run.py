@@ -85,7 +85,6 @@ def train_run(
     title = f"{resolved.method} (seed {resolved.seed})"
     measured = train(reasoner, rows, validation, run, resume, Progress(title, console))
     reasoner.save_pretrained(run / "checkpoint")
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
     result = {
         "method": resolved.method,
         "seed": resolved.seed,
@@ -96,6 +95,7 @@ def train_run(
         **provenance(),
     }
     write_json(run / RESULT, result)
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)  # last: until here it can be resumed
     return result
 
 

@@ -147,8 +147,8 @@ class Record(TrainerCallback):
         broken = [k for k, v in logs.items() if isinstance(v, float) and not math.isfinite(v)]
         if broken:
             raise KavaError(
-                f"step {state.global_step}: {', '.join(broken)} is not finite; the last checkpoint "
-                "is kept. Try a lower train.learning_rate"
+                f"step {state.global_step}: {', '.join(broken)} is not finite; try a lower "
+                "train.learning_rate (checkpoints saved before are kept)"
             )
 
 
@@ -186,15 +186,15 @@ def train(
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             callback.logging_dir = str(run / "tensorboard")
-    checkpoint = last_checkpoint(run) if resume else None
+    start = last_checkpoint(run) if resume else None
     begin = time.perf_counter()
     with progress:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=start)
         if validation and (not recipe.eval.every or trainer.state.global_step % recipe.eval.every):
             trainer.evaluate()
     seconds = time.perf_counter() - begin - trainer.seconds_in_validation
     reasoner.eval()
-    resumed = {"resumed_from": int(checkpoint.rpartition("-")[2])} if checkpoint else {}
+    resumed = {"resumed_from": int(start.rpartition("-")[2])} if start else {}
     return {
         **resumed,
         "steps": trainer.state.global_step,
@@ -271,7 +271,9 @@ def last_checkpoint(run: Path) -> str:
     """
     found = _checkpoints(run)
     if not found:
-        raise KavaError(f"{run}: no complete checkpoint to resume from; start without --resume")
+        raise KavaError(
+            f"{run}: no complete checkpoint to resume from; start anew with another --output"
+        )
     return str(found[-1])
 
 
