@@ -37,7 +37,8 @@ def quickstart(
     """Train KaVa and two baselines here and now, and compare them."""
     from kava import quickstart as command
 
-    command.run(output, full, smoke, seed, method, _console())
+    console = _console()
+    command.run(command.make_plan(output, full, smoke, seed, method, console), console)
 
 
 @app.command()

@@ -67,16 +67,8 @@ class Plan:
         return self.folder / (f"{method}-seed{seed}" if many else method)
 
 
-def run(
-    output: Path | None,
-    full: bool,
-    smoke: bool,
-    seeds: list[int] | None,
-    methods: list[str] | None,
-    console: Console,
-) -> None:
+def run(plan: Plan, console: Console) -> None:
     """Train, evaluate, compare, show."""
-    plan = make_plan(output, full, smoke, seeds, methods, console)
     introduce(plan, console)
     task = held_out(plan)
     for seed in plan.seeds:
@@ -184,7 +176,7 @@ def collect(plan: Plan, task: str) -> list[dict[str, Any]]:
             {
                 "method": method,
                 "accuracy": mean,
-                "accuracy_se": scores[0]["accuracy_se"],
+                "accuracy_se": mean_and_std([s["accuracy_se"] for s in scores])[0],
                 "accuracy_mean": mean,
                 "accuracy_std": std,
                 "accuracies": [s["accuracy"] for s in scores],
