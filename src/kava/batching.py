@@ -28,11 +28,15 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Row:
-    """One tokenised example. `answer` is the prompt, the answer and EOS; `steps` may be empty."""
+    """One tokenised example. `answer` is the prompt, the answer and EOS; `steps` may be empty.
+
+    `step_of`: for each token of `steps`, the number of its step, from 0.
+    """
 
     id: str
     question: list[int]
     steps: list[int]
+    step_of: list[int]
     answer: list[int]
 
 
@@ -79,6 +83,7 @@ class Encoder:
                 id=example.id,
                 question=question,
                 steps=[token for step in trace for token in ids[step]],
+                step_of=[i for i, step in enumerate(trace) for _ in ids[step]],
                 answer=[*self.prompt, *ids[answer], self.tokenizer.eos_token_id],
             )
             for example, question, trace, answer in zip(
@@ -134,7 +139,7 @@ def next_token_labels(ids: Tensor, mask: Tensor) -> Labels:
     column j. Pads inside are jumped over: the predecessor is the last real column.
     """
     rows, targets = mask.nonzero(as_tuple=True)
-    index = torch.arange(1, mask.shape[1] + 1).expand_as(mask) * mask
+    index = torch.arange(1, mask.shape[1] + 1, device=mask.device).expand_as(mask) * mask
     last_real = torch.cummax(index, dim=1).values if mask.shape[1] else index
     before = torch.cat((torch.zeros_like(index[:, :1]), last_real[:, :-1]), dim=1)
     return Labels(rows, before[rows, targets], ids[rows, targets])
@@ -143,41 +148,54 @@ def next_token_labels(ids: Tensor, mask: Tensor) -> Labels:
 def collate(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
     """Rows to the tensors of one micro-batch.
 
-    Returns a flat dict: `question`, `steps`, `answer` with their `_mask` ([B, .]);
-    `teacher_*` labels over [question end, steps, answer] and `answer_*` labels over
-    [column before, answer], each as `rows`, `columns`, `ids`; and the rows' `ids`.
+    Returns a flat dict: `question`, `steps`, `answer` with their `_mask` ([B, .]); `step_of`
+    ([B, C], the number of each token's step, -1 at pads); `teacher_*` labels over [question end,
+    steps, answer] and `answer_*` labels over [column before, answer], each as `rows`, `columns`,
+    `ids`; and the rows' `ids`.
     """
     question, question_mask = pad([r.question for r in rows], "left", pad_id)
     steps, steps_mask = pad([r.steps for r in rows], "right", pad_id)
     answer, answer_mask = pad([r.answer for r in rows], "right", pad_id)
-    batch: dict[str, Any] = {
+    return {
         "question": question, "question_mask": question_mask,
         "steps": steps, "steps_mask": steps_mask,
+        "step_of": pad([r.step_of for r in rows], "right", -1)[0],
         "answer": answer, "answer_mask": answer_mask,
         "ids": [r.id for r in rows],
+        **_labels(steps, steps_mask, answer, answer_mask),
     }  # fmt: skip
+
+
+def _labels(steps: Tensor, steps_mask: Tensor, answer: Tensor, answer_mask: Tensor) -> dict:
     written = next_token_labels(
         torch.cat((steps, answer), dim=1), torch.cat((steps_mask, answer_mask), dim=1)
     )
-    for name, labels in (("teacher", written), ("answer", next_token_labels(answer, answer_mask))):
-        batch[f"{name}_rows"] = labels.rows
-        batch[f"{name}_columns"] = labels.columns
-        batch[f"{name}_ids"] = labels.ids
-    return batch
+    found = {"teacher": written, "answer": next_token_labels(answer, answer_mask)}
+    return {
+        f"{name}_{part}": getattr(labels, part)
+        for name, labels in found.items()
+        for part in ("rows", "columns", "ids")
+    }
 
 
-def counts(batch: dict[str, Any], num_latents: int, fill_all: bool = False) -> Tensor:
-    """Denominators of the losses, [4]: written labels, answer labels, rows, filled latent slots.
+def without_first(batch: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
+    """The same batch without the first `tokens` [B] reasoning tokens of each row.
 
-    A trainer that accumulates gradients adds them up over its micro-batches, so that the
-    accumulated gradient equals that of the whole batch. With `fill_all`, every slot counts.
+    What is left moves to the left, so that each segment is padded on its right again.
     """
-    rows = batch["question"].shape[0]
-    slots = batch["steps_mask"].sum(1).clamp(max=num_latents).sum()
-    device = slots.device
-    fixed = [batch["teacher_ids"].numel(), batch["answer_ids"].numel(), rows]
-    slots = torch.tensor(rows * num_latents, device=device) if fill_all else slots
-    return torch.cat((torch.tensor(fixed, device=device), slots[None]))
+    columns = torch.arange(batch["steps"].shape[1], device=tokens.device)
+    kept = batch["steps_mask"] & (columns >= tokens[:, None])
+    order = (~kept).long().argsort(dim=1, stable=True)[:, : int(kept.sum(1).max())]
+    parts = {name: batch[name].gather(1, order) for name in ("steps", "step_of")}
+    parts["steps_mask"] = kept.gather(1, order)
+    parts["step_of"] = parts["step_of"].masked_fill(~parts["steps_mask"], -1)
+    labels = _labels(parts["steps"], parts["steps_mask"], batch["answer"], batch["answer_mask"])
+    return {**batch, **parts, **labels}
+
+
+def tokens_of_steps(batch: dict[str, Any], steps: Tensor) -> Tensor:
+    """[B], how many reasoning tokens the first `steps` [B] steps of each row have."""
+    return (batch["steps_mask"] & (batch["step_of"] < steps[:, None])).sum(1)
 
 
 def positions(past: Tensor, mask: Tensor) -> Tensor:

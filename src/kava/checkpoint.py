@@ -143,10 +143,12 @@ def load_weights(reasoner: Reasoner, folder: str | Path) -> None:
 
 
 def own_weights(reasoner: Reasoner) -> dict[str, Tensor]:
-    """The rows of the new tokens and the projection, by name."""
-    rows = {f"special_tokens.{name}": row for name, row in reasoner.special_tokens.items()}
-    inner = {f"projection.{name}": w for name, w in reasoner.projection.state_dict().items()}
-    return {name: weight.detach() for name, weight in {**rows, **inner}.items()}
+    """The rows of the new tokens, the projection and the method's own weights, by name."""
+    return {
+        f"{part}.{name}": weight.detach()
+        for part in ("special_tokens", "projection", "method_modules")
+        for name, weight in getattr(reasoner, part).state_dict().items()
+    }
 
 
 def match(expected: dict[str, Tensor], found: dict[str, Tensor], where: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,9 @@ class Reasoner(nn.Module):
         kind = recipe.projection if self.method.uses_latents else "none"
         size = weight.shape[1]
         self.projection = Projection(kind, size, recipe.projection_dim, scale)
-        self.to(self.lm.device)
         self.method.check(self)
+        self.method_modules = self.method.modules(self)
+        self.to(self.lm.device)
 
     @classmethod
     def build(cls, recipe: Recipe, device: str | torch.device = "cpu") -> Reasoner:
@@ -130,6 +132,14 @@ class Reasoner(nn.Module):
         """P(...): states [B, n, d] to latent inputs, in the backbone's dtype."""
         return self.projection(hidden).to(self.lm.dtype)
 
+    @torch.no_grad()
+    def cache_shapes(self) -> list[tuple[int, int]]:
+        """(H, D) of each layer's cache."""
+        one = torch.zeros((1, 1), dtype=torch.long, device=self.lm.device)
+        start = Thought.empty(1, one.device)
+        _, thought = self.extend(start, self.embed(one), torch.ones_like(one, dtype=torch.bool))
+        return [(k.shape[1], k.shape[3]) for k, _ in cache.key_values(thought.past_key_values)]
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Language-model head: [..., d] to [..., vocabulary]."""
         return backbones.logits(self.lm, hidden)
@@ -163,6 +173,12 @@ class Reasoner(nn.Module):
     ) -> tuple[BaseModelOutputWithPast, Thought]:
         """Run columns that are real in every row, and the tail after them if there is one."""
         mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        return self.extend_with(thought, embeds, mask, tail)
+
+    def extend_with(
+        self, thought: Thought, embeds: Tensor, mask: Tensor, tail: Tail | None
+    ) -> tuple[BaseModelOutputWithPast, Thought]:
+        """Run columns [B, n, d] with their mask [B, n], and the tail after them if there is one."""
         if tail is None:
             return self.extend(thought, embeds, mask)
         embeds = torch.cat((embeds, tail.embeds), dim=1)
@@ -180,21 +196,29 @@ class Reasoner(nn.Module):
 
     # -- training --------------------------------------------------------------------------------
 
-    def forward(self, counts: Tensor | None = None, **batch: Any) -> dict[str, Tensor]:
+    def forward(self, counts: dict[str, Tensor] | None = None, **batch: Any) -> dict[str, Tensor]:
         """One training step of the recipe's method: `loss` and each of its terms, scalars.
 
         Args:
-            counts: denominators (`kava.batching.counts`); of this batch alone if not given.
+            counts: denominators (`Method.counts`) of a batch that is staged already. Without it
+                the batch stands alone, at the end of the method's curriculum.
             batch: see `kava.batching.collate`.
         """
         if counts is None:
-            counts = self.counts(batch)
+            batch = self.staged(batch)
+            counts = self.method.counts(batch)
         return self.method.loss(self, batch, counts)
 
-    def counts(self, batch: dict[str, Any]) -> Tensor:
-        """Denominators of the losses of one micro-batch, [4]."""
-        fill_all = self.recipe.short_traces == "zeros"
-        return batching.counts(batch, self.recipe.num_latents, fill_all)
+    def staged(
+        self, batch: dict[str, Any], epoch: float = math.inf, draw: int = 0
+    ) -> dict[str, Any]:
+        """A batch as the method's curriculum has it at a point of the training.
+
+        Args:
+            draw: seeds whatever is drawn, together with the recipe's seed.
+        """
+        generator = torch.Generator().manual_seed(hash((self.recipe.seed, draw)))
+        return self.method.staged(batch, epoch, generator)
 
     # -- inference -------------------------------------------------------------------------------
 
@@ -204,7 +228,15 @@ class Reasoner(nn.Module):
 
         Args:
             num_iterations: T, the recipe's if not given.
+
+        Raises:
+            KavaError: `num_iterations` for a method that does not iterate.
         """
+        if num_iterations is not None and not self.method.iterates:
+            raise KavaError(
+                f"method '{self.recipe.method}' does not iterate; the number of iterations cannot "
+                "be chosen"
+            )
         encoded = self.encoder.questions(questions)
         ids, mask = batching.pad(encoded, "left", self.tokenizer.pad_token_id)
         return self.method.think(self, ids.to(self.device), mask.to(self.device), num_iterations)

@@ -1,8 +1,10 @@
-"""P(...): from a hidden state to the next latent's input embedding."""
+"""Trained maps: of a hidden state to the next latent's input, and of keys and values."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
+
+from kava.cache import KeyValues
 
 
 class Projection(nn.Module):
@@ -31,3 +33,42 @@ class Projection(nn.Module):
         """[..., d] to [..., d]."""
         weight = next(self.parameters(), None)
         return self.layers(hidden if weight is None else hidden.to(weight.dtype))
+
+
+class KvProjection(nn.Module):
+    """Maps student keys and values before they are compared (`kv.projection`; ours).
+
+    One linear map for the keys and one for the values of each layer, over all heads together,
+    identity at first. It takes part in the loss alone; answers never see it.
+
+    Args:
+        kind: `linear` or `linear_layernorm`.
+        shapes: (heads, head size) of each layer's cache.
+    """
+
+    def __init__(self, kind: str, shapes: list[tuple[int, int]]):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleList(_identity(kind, heads * size) for _ in range(2)) for heads, size in shapes
+        )
+
+    def forward(self, pairs: KeyValues) -> KeyValues:
+        """One pair of [B, H, M, D] per layer, and the same back."""
+        return [
+            tuple(_over_heads(layer, states) for layer, states in zip(two, pair, strict=True))
+            for two, pair in zip(self.layers, pairs, strict=True)
+        ]
+
+
+def _identity(kind: str, width: int) -> nn.Sequential:
+    linear = nn.Linear(width, width)
+    nn.init.eye_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    norm = [nn.LayerNorm(width)] if kind == "linear_layernorm" else []
+    return nn.Sequential(linear, *norm)
+
+
+def _over_heads(layer: nn.Sequential, states: Tensor) -> Tensor:
+    flat = states.transpose(1, 2).flatten(2)
+    mapped = layer(flat.to(layer[0].weight.dtype))
+    return mapped.unflatten(2, states.shape[1::2]).transpose(1, 2)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kava import assets
+from kava import assets, registry
 from kava.errors import KavaError
 
 Distance = Literal["l1", "smooth_l1", "mse"]
@@ -52,7 +52,12 @@ class Eviction(Section):
 
 
 class Kv(Section):
-    """L_KV: student latents' keys and values against the compressed teacher cache (spec, Loss)."""
+    """L_KV: student latents' keys and values against the compressed teacher cache (spec, Loss).
+
+    `reduction`: `mean` over filled slots, heads, head size and layers; `row`: each row's mean
+    first, so that short traces weigh as much as long ones; `sum` over heads, head size and layers,
+    mean over filled slots (the norms of the paper's equation taken literally).
+    """
 
     weight: float = Field(0.0, ge=0)
     loss: Distance = "smooth_l1"
@@ -60,6 +65,22 @@ class Kv(Section):
     eviction: Eviction = Eviction()
     supervise: Literal["last", "all"] = "last"
     keys: Literal["post_rope", "pre_rope"] = "post_rope"
+    answer: bool = False
+    projection: Literal["none", "linear", "linear_layernorm"] = "none"
+    reduction: Literal["mean", "row", "sum"] = "mean"
+
+
+class LatentReadout(Section):
+    """CE of each latent, read by the language-model head, with its reasoning token (LOTUS).
+
+    `width` c: latents come in blocks of c, block i for step i, latent j of it for token j; without
+    it latent i stands for token i of the whole trace. `target: next` asks each latent for the
+    token after its own instead, as a language model's state at that token would be (ours).
+    """
+
+    weight: float = Field(0.0, ge=0)
+    width: int | None = Field(None, ge=1)
+    target: Literal["own", "next"] = "own"
 
 
 class Data(Section):
@@ -120,10 +141,12 @@ class Recipe(Section):
     """One training run. See recipes/ for complete examples.
 
     `family` is the backbone's `model_type` in transformers; `kava train --smoke` builds a tiny
-    random backbone of it.
+    random backbone of it. `method_options` are the keys of one method alone: `Options` in its file.
+    What a method sets by itself (`defaults` in its file) a recipe overrides.
     """
 
     method: str
+    method_options: dict[str, Any] = {}
     backbone: str
     revision: str | None = None
     family: str | None = None
@@ -139,10 +162,29 @@ class Recipe(Section):
     teacher_ce_weight: float = Field(1.0, ge=0)
     codi: Codi = Codi()
     kv: Kv = Kv()
+    latent_readout: LatentReadout = LatentReadout()
     data: Data
     train: Train
     eval: Evaluation = Evaluation()
     description: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_defaults(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and isinstance(tree.get("method"), str):
+            return merged(registry.find("methods", tree["method"]).defaults, tree)
+        return tree
+
+    @model_validator(mode="after")
+    def _resolve_method_options(self) -> Recipe:
+        kind = registry.find("methods", self.method).Options
+        try:
+            options = kind.model_validate(self.method_options)
+        except ValidationError as error:
+            problems = "; ".join(_explain(item, kind) for item in error.errors())
+            raise ValueError(f"method_options of '{self.method}': {problems}") from None
+        self.method_options = options.model_dump(by_alias=True)
+        return self
 
 
 class Architecture(Section):
@@ -191,6 +233,35 @@ def load_recipe(path: str | Path, overrides: list[str] = (), kind: type[Section]
         KavaError: missing file, broken YAML, unknown or ill-typed key; the message names it.
     """
     file = assets.find(path)
+    tree = _extended(file, ())
+    for assignment in overrides:
+        _assign(tree, assignment)
+    return validate(tree, str(file), kind)
+
+
+def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid on `under`, section by section."""
+    result = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def _extended(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """A recipe's keys laid on those of the recipe that it `extends`."""
+    tree = _read(file)
+    if "extends" not in tree:
+        return tree
+    name = tree.pop("extends")
+    beside = file.parent / str(name)
+    under = (beside if beside.is_file() else assets.find(str(name))).resolve()
+    if under in (*above, file.resolve()):
+        raise KavaError(f"{file}: key 'extends': {name} extends this recipe in turn")
+    return merged(_extended(under, (*above, file.resolve())), tree)
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
@@ -202,9 +273,7 @@ def load_recipe(path: str | Path, overrides: list[str] = (), kind: type[Section]
         raise KavaError(f"{file}{line}: not valid YAML: {problem}") from None
     if not isinstance(tree, dict):
         raise KavaError(f"{file}: a recipe is a mapping of keys to values, this is not one")
-    for assignment in overrides:
-        _assign(tree, assignment)
-    return validate(tree, str(file), kind)
+    return tree
 
 
 def validate(tree: dict[str, Any], where: str, kind: type[Section] = Recipe) -> Any:
@@ -214,6 +283,8 @@ def validate(tree: dict[str, Any], where: str, kind: type[Section] = Recipe) -> 
     except ValidationError as error:
         messages = "; ".join(_explain(item, kind) for item in error.errors())
         raise KavaError(f"{where}: {messages}") from None
+    except KavaError as error:
+        raise KavaError(f"{where}: {error}") from None
 
 
 def dump(recipe: Section) -> str:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from kava import backbone as backbones
 from kava import recipe as recipes
+from kava import registry
 from kava import run as runs
 from kava.data import load_examples
 from kava.errors import KavaError
@@ -21,6 +22,7 @@ from kava.tokenization import train_tokenizer
 from kava.types import ANSWER_PROMPT
 
 STEPS, ROWS = 3, 32
+LONGEST = 80  # tokens; more than the reasoning of any generated row has
 
 
 def smoke_run(resolved: Recipe, output: Path | None, console: Console) -> None:
@@ -100,4 +102,15 @@ def shrink(resolved: Recipe, backbone: Path) -> Recipe:
     tree["data"] = {"train": "synthetic", "train_rows": ROWS}
     tree["train"] |= {"steps": STEPS, "epochs": None, "batch_size": 4, "micro_batch_size": 2}
     tree["train"] |= {"log_every": 1, "save_every": None, "precision": "fp32"}
-    return recipes.validate(tree, "smoke")
+    return recipes.validate(_all_stages(tree), "smoke")
+
+
+def _all_stages(tree: dict) -> dict:
+    # A curriculum is shortened so that its last stage begins before the last step.
+    resolved = recipes.validate(tree, "smoke")
+    method = registry.find("methods", resolved.method)(resolved)
+    needed = method.last_stage_at(LONGEST)
+    if needed:
+        begins = (STEPS - 1) * resolved.train.batch_size / ROWS
+        tree["method_options"] = method.options.scaled(begins / needed).model_dump()
+    return tree

@@ -45,14 +45,36 @@ class StepTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], None]:
-        """The micro-batches of one step, each told the denominators of all."""
+        """The micro-batches of one step in its stage, each told the denominators of all."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
-            counts = torch.stack([self.model.counts(b) for b in batches]).sum(0).to(device)
+            self._enter_stage()
+            batches = [self._staged(batch, i) for i, batch in enumerate(batches)]
+            parts = [self.model.method.counts(batch) for batch in batches]
+            counts = {name: sum(part[name] for part in parts).to(device) for name in parts[0]}
             counts = self.accelerator.reduce(counts, "sum")
             for batch in batches:
                 batch["counts"] = counts
         return batches, None
+
+    def epoch_of(self, step: int) -> float:
+        """How many epochs lie before an optimiser step."""
+        return step / math.ceil(len(self.train_dataset) / self.model.recipe.train.batch_size)
+
+    def _enter_stage(self) -> None:
+        # From the step alone, so that a resumed run does what an uninterrupted one does.
+        method, step = self.model.method, self.state.global_step
+        stage = method.stage(self.epoch_of(step))
+        if stage is None or step == 0 or stage == method.stage(self.epoch_of(step - 1)):
+            return
+        if method.options.reset_optimizer:
+            self.optimizer.state.clear()
+
+    def _staged(self, batch: dict[str, Any], index: int) -> dict[str, Any]:
+        step, world = self.state.global_step, self.accelerator.num_processes
+        place = index * world + self.accelerator.process_index
+        draw = step * self.model.recipe.train.batch_size + place
+        return self.model.staged(batch, self.epoch_of(step), draw)
 
     def compute_loss(
         self,
@@ -84,6 +106,9 @@ class StepTrainer(Trainer):
                 total = self.accelerator.reduce(total, "sum") / steps
                 logs.update(zip(names, total.tolist(), strict=True))
             seconds = time.perf_counter() - self._since
+            stage = self.model.method.stage(self.epoch_of(self.state.global_step - 1))
+            if stage is not None:
+                logs["stage"] = stage
             logs["tokens_per_second"] = round(float(self._tokens) / seconds, 1)
             self._restart_window()
         super().log(logs, start_time)
@@ -174,6 +199,7 @@ def train(
         raise KavaError("data.train: no rows")
     recipe = reasoner.recipe
     rows = reasoner.encoder.rows(examples)
+    check_schedule(reasoner, rows)
     trainer = StepTrainer(
         model=reasoner,
         args=arguments(recipe, run, reasoner.device, validate=bool(validation)),
@@ -241,6 +267,24 @@ def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -
         dataloader_pin_memory=on_gpu,
         disable_tqdm=True,
     )
+
+
+def check_schedule(reasoner: Reasoner, rows: Sequence[batching.Row]) -> None:
+    """Refuse a training that ends before the method's last stage, which answers are asked in.
+
+    Raises:
+        KavaError: says how many epochs the stages need.
+    """
+    recipe, longest = reasoner.recipe, max(len(row.steps) for row in rows)
+    needed = reasoner.method.last_stage_at(longest)
+    per_epoch = math.ceil(len(rows) / recipe.train.batch_size)
+    epochs = recipe.train.epochs or recipe.train.steps / per_epoch
+    if needed and epochs <= needed:
+        raise KavaError(
+            f"method_options: the last stage of '{recipe.method}' begins after {needed:.2f} epochs "
+            f"and the training ends after {epochs:.2f} (of {per_epoch} steps); train longer, or "
+            "make the stages shorter"
+        )
 
 
 def check_reports(names: list[str]) -> None:

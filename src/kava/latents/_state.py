@@ -31,6 +31,7 @@ class LatentState:
     output: of the last pass; its columns from `tail_start` on are the tail.
     key_values: of the latents, [B, H, M, D] per layer; the last pass, or all T + 1 passes.
     inputs: the latents' input embeddings [B, M, d] of each pass.
+    latents: last layer's states of the latents in the last pass, [B, M, d].
     """
 
     thought: Thought
@@ -38,14 +39,9 @@ class LatentState:
     tail_start: int
     key_values: list[KeyValues]
     inputs: list[Tensor]
+    latents: Tensor
 
     @property
     def tail(self) -> Tensor:
         """Last layer's states of the tail, [B, n, d]."""
         return self.output.last_hidden_state[:, self.tail_start :]
-
-    @property
-    def latents(self) -> Tensor:
-        """Last layer's states of those latents that ran in the last pass, [B, <= M, d]."""
-        first = max(self.tail_start - self.inputs[-1].shape[1], 0)
-        return self.output.last_hidden_state[:, first : self.tail_start]

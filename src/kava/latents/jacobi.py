@@ -61,4 +61,6 @@ def think(
             inputs = torch.cat((first, projected[:, : num_latents - 1]), dim=1)
         embeds = inputs
         trajectory.append(inputs)
-    return LatentState(after, output, offset + num_latents, history, trajectory)
+    end = offset + num_latents
+    latents = output.last_hidden_state[:, offset:end]
+    return LatentState(after, output, end, history, trajectory, latents)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from kava import cache
 from kava.latents._state import LatentState, Tail
@@ -17,23 +18,42 @@ if TYPE_CHECKING:
     from kava.model import Reasoner
 
 
-def think(reasoner: Reasoner, question: Thought, num_latents: int, tail: Tail) -> LatentState:
+def think(
+    reasoner: Reasoner,
+    question: Thought,
+    num_latents: int,
+    tail: Tail,
+    lengths: Tensor | None = None,
+) -> LatentState:
     """M latents, each projected from the state of the one before it.
+
+    Each call carries one latent of every row and continues from the cache of those before it.
 
     Args:
         question: KV(Q).
-        num_latents: M; M calls follow the one for <bot>.
+        num_latents: M; M calls follow the one for <bot>. With 0 the tail follows <bot>.
         tail: what follows the latents, in the call of the last one; begins with <eot>.
+        lengths: [B], how many latents each row has if not all M; the others are pads.
     """
     batch, start = question.attention_mask.shape[0], question.columns
-    output, after = reasoner.extend_latents(
-        question, reasoner.special("bot").expand(batch, 1, -1), None
-    )
-    inputs = []
+    columns = torch.arange(num_latents, device=question.attention_mask.device)
+    real = columns < (num_latents if lengths is None else lengths[:, None])
+    real = real.expand(batch, num_latents)
+    embeds = reasoner.special("bot").expand(batch, 1, -1)
+    mask = question.attention_mask.new_ones(batch, 1)
+    inputs, states, after = [], [], question
     for i in range(num_latents):
-        inputs.append(reasoner.project(output.last_hidden_state[:, -1:]))
-        last = tail if i == num_latents - 1 else None
-        output, after = reasoner.extend_latents(after, inputs[-1], last)
-    columns = start + 1, start + 1 + num_latents
-    history = [cache.key_values(after.past_key_values, *columns)]
-    return LatentState(after, output, 1, history, [torch.cat(inputs, dim=1)])
+        output, after = reasoner.extend(after, embeds, mask)
+        states.append(output.last_hidden_state[:, -1:])
+        embeds, mask = reasoner.project(states[-1]), real[:, i : i + 1]
+        inputs.append(embeds)
+    output, after = reasoner.extend_with(after, embeds, mask, tail)
+    states.append(output.last_hidden_state[:, :1])
+    return LatentState(
+        thought=after,
+        output=output,
+        tail_start=1,
+        key_values=[cache.key_values(after.past_key_values, start + 1, start + 1 + num_latents)],
+        inputs=[torch.cat(inputs, dim=1) if inputs else embeds[:, :0]],
+        latents=torch.cat(states[1:], dim=1) if inputs else states[0][:, :0],
+    )

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kava import cache
 from kava.attention import QueryRecord, record_queries
 from kava.cache import KeyValues
-from kava.latents._state import Tail
+from kava.latents._state import LatentState, Tail
 from kava.losses.cross_entropy import cross_entropy
-from kava.recipe import Recipe
+from kava.recipe import Recipe, Section
 from kava.thought import Thought
 
 if TYPE_CHECKING:
@@ -44,25 +44,81 @@ class Thinking:
     latent_states: Tensor | None = None
 
 
-class Method(ABC):
-    """One file in this folder. `IMPLEMENTATION` names the class."""
+class Curriculum(Section):
+    """Options of a method that trains in stages."""
 
-    #: The recipe's weights of distillation terms only act in methods that have them.
+    reset_optimizer: bool = True
+
+    def scaled(self, factor: float) -> Curriculum:
+        """The same schedule in `factor` times as many epochs."""
+        raise NotImplementedError
+
+
+class Method(ABC):
+    """One file in this folder. `IMPLEMENTATION` names the class.
+
+    A method with a curriculum also says which `stage` a point of the training belongs to, and what
+    a batch looks like there (`staged`); see icot, coconut, lotus.
+    """
+
+    #: Whether answers continue from latent tokens; the projection exists only then.
     uses_latents = False
+    #: Whether the number of iterations T can be chosen when a question is asked.
+    iterates = False
+    #: Recipe keys that this method sets differently; a recipe overrides them.
+    defaults: ClassVar[dict[str, Any]] = {}
+    #: The method's own keys: `method_options` in a recipe.
+    Options: ClassVar[type[Section]] = Section
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
+        self.options = self.Options.model_validate(recipe.method_options)
 
     def check(self, reasoner: Reasoner) -> None:  # noqa: B027
-        """Raise a KavaError where the backbone does not fit the recipe."""
+        """Raise a KavaError where the backbone or the recipe does not fit the method."""
+
+    def modules(self, reasoner: Reasoner) -> nn.ModuleDict:
+        """Weights that only this method has; trained and saved with the rest."""
+        return nn.ModuleDict()
+
+    # -- curriculum ------------------------------------------------------------------------------
+
+    def stage(self, epoch: float) -> int | None:
+        """The stage at a point of the training (in epochs), None for a method without stages."""
+        return None
+
+    def last_stage_at(self, longest: int) -> float:
+        """The epoch at which the last stage begins, where `longest` is the longest trace."""
+        return 0.0
+
+    def staged(self, batch: Batch, epoch: float, generator: torch.Generator) -> Batch:
+        """A batch as this point of the training sees it; `math.inf` is the end of every stage.
+
+        Args:
+            generator: a CPU generator for whatever is drawn.
+        """
+        return batch
+
+    def counts(self, batch: Batch) -> Terms:
+        """Denominators of the losses of one staged micro-batch, scalars by name.
+
+        A trainer that accumulates gradients adds them up over its micro-batches, so that the
+        accumulated gradient equals that of the whole batch.
+        """
+        device = batch["question"].device
+        written, answer = batch["teacher_ids"].numel(), batch["answer_ids"].numel()
+        found = {"written": written, "answer": answer, "rows": batch["question"].shape[0]}
+        return {name: torch.tensor(value, device=device) for name, value in found.items()}
+
+    # -- what a method is ------------------------------------------------------------------------
 
     @abstractmethod
-    def loss(self, reasoner: Reasoner, batch: Batch, counts: Tensor) -> Terms:
+    def loss(self, reasoner: Reasoner, batch: Batch, counts: Terms) -> Terms:
         """One training step: `loss` and every term that goes into the log, as scalars.
 
         Args:
-            batch: see `kava.batching.collate`.
-            counts: see `kava.batching.counts`; of the whole batch where gradients accumulate.
+            batch: see `kava.batching.collate`; staged.
+            counts: see `counts`; of the whole batch where gradients accumulate.
         """
 
     @abstractmethod
@@ -72,19 +128,49 @@ class Method(ABC):
         """Everything between a question ([B, Q], left-padded) and its answer."""
 
 
+class LatentMethod(Method):
+    """A method that answers after Q <bot> z_1 ... z_M <eot>; `latents` says how they come about."""
+
+    uses_latents = True
+
+    @abstractmethod
+    def latents(
+        self, reasoner: Reasoner, question: Thought, tail: Tail, num_iterations: int
+    ) -> LatentState:
+        """Think after KV(Q), with all latents; `tail` is what follows them."""
+
+    def passes(self, num_iterations: int) -> int:
+        """Sequential backbone calls after pass 0, which belongs to the prefill."""
+        return num_iterations
+
+    def think(
+        self, reasoner: Reasoner, question: Tensor, mask: Tensor, num_iterations: int | None = None
+    ) -> Thinking:
+        """Pass 0 and the latents; no teacher."""
+        iterations = self.recipe.num_iterations if num_iterations is None else num_iterations
+        context, _ = read_question(reasoner, {"question": question, "question_mask": mask})
+        batch = question.shape[0]
+        eot = Tail(reasoner.special("eot").expand(batch, 1, -1), mask.new_ones(batch, 1))
+        state = self.latents(reasoner, context, eot, iterations)
+        prompt = prompt_ids(reasoner, batch, question.device)
+        text, passes = reasoner.prompt_text, self.passes(iterations)
+        return Thinking(state.thought, prompt, text, passes, 2, state.latents)
+
+
 @dataclass(frozen=True)
 class Written:
     """A teacher's pass over written steps and answer.
 
     hidden: [B, 1 + C + A, d], the last question state first.
     colon: [L, B, d], all layers at the last token of the answer prompt; None if not asked for.
-    steps: keys and values of the C columns, detached.
+    steps, answer: keys and values of the C and A columns, detached.
     queries: of the A columns; None if not asked for.
     """
 
     hidden: Tensor
     colon: Tensor | None
     steps: KeyValues
+    answer: KeyValues
     queries: QueryRecord | None
 
 
@@ -110,11 +196,12 @@ def read_written(
     start, width = question[0].columns, batch["steps"].shape[1]
     with record_queries(slice(width, None)) as record:
         output, after = reasoner.extend(question[0], reasoner.embed(ids), mask, layers)
-    pairs = cache.key_values(after.past_key_values, start, start + width)
+    pairs = cache.detach(cache.key_values(after.past_key_values, start))
     return Written(
         hidden=torch.cat((question[1], output.last_hidden_state), dim=1),
         colon=reasoner.colon_states(output, width) if layers else None,
-        steps=cache.detach(pairs),
+        steps=[(keys[:, :, :width], values[:, :, :width]) for keys, values in pairs],
+        answer=[(keys[:, :, width:], values[:, :, width:]) for keys, values in pairs],
         queries=record if queries else None,
     )
 
@@ -127,11 +214,17 @@ def label_loss(
     return cross_entropy(reasoner.logits(states), batch[f"{name}_ids"], count)
 
 
-def answer_tail(reasoner: Reasoner, batch: Batch, layers: bool) -> Tail:
-    """<eot> and the answer, as the student's end."""
-    eot = reasoner.special("eot").expand(batch["answer"].shape[0], 1, -1)
-    mask = torch.nn.functional.pad(batch["answer_mask"], (1, 0), value=True)
-    return Tail(torch.cat((eot, reasoner.embed(batch["answer"])), dim=1), mask, layers)
+def student_tail(
+    reasoner: Reasoner, batch: Batch, layers: bool = False, steps: bool = False
+) -> Tail:
+    """<eot> and the answer, as the student's end; with `steps`, written steps between them."""
+    ids, mask = batch["answer"], batch["answer_mask"]
+    if steps:
+        ids = torch.cat((batch["steps"], ids), dim=1)
+        mask = torch.cat((batch["steps_mask"], mask), dim=1)
+    eot = reasoner.special("eot").expand(ids.shape[0], 1, -1)
+    mask = torch.nn.functional.pad(mask, (1, 0), value=True)
+    return Tail(torch.cat((eot, reasoner.embed(ids)), dim=1), mask, layers)
 
 
 def prompt_ids(reasoner: Reasoner, batch: int, device: torch.device) -> Tensor:

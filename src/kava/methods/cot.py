@@ -22,10 +22,12 @@ from kava.thought import Thought
 class CoT(Method):
     """Written steps; the paper's upper line, and the teacher's role in every other method."""
 
-    def loss(self, reasoner, batch: Batch, counts: Tensor) -> Terms:
+    defaults = {"drop_last_step": False}  # the last step is the one that the answer is read from
+
+    def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
         """CE over steps and answer."""
         written = read_written(reasoner, read_question(reasoner, batch), batch)
-        ce = label_loss(reasoner, written.hidden, batch, "teacher", counts[0])
+        ce = label_loss(reasoner, written.hidden, batch, "teacher", counts["written"])
         return {"loss": ce, "teacher_ce": ce}
 
     def think(self, reasoner, question: Tensor, mask: Tensor, num_iterations=None) -> Thinking:

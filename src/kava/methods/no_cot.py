@@ -22,12 +22,12 @@ from kava.methods._base import (
 class NoCoT(Method):
     """The paper's lower line: the same backbone without any room to think."""
 
-    def loss(self, reasoner, batch: Batch, counts: Tensor) -> Terms:
+    def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
         """CE over the answer."""
         thought, last = read_question(reasoner, batch)
         output, _ = reasoner.extend(thought, reasoner.embed(batch["answer"]), batch["answer_mask"])
         hidden = torch.cat((last, output.last_hidden_state), dim=1)
-        ce = label_loss(reasoner, hidden, batch, "answer", counts[1])
+        ce = label_loss(reasoner, hidden, batch, "answer", counts["answer"])
         return {"loss": ce, "student_ce": ce}
 
     def think(self, reasoner, question: Tensor, mask: Tensor, num_iterations=None) -> Thinking:

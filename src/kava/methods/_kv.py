@@ -1,0 +1,157 @@
+"""L_KV in a method: compress the teacher's cache, compare it with that of the latents."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from kava import batching, cache, registry, rotary
+from kava.attention import answer_attention
+from kava.cache import KeyValues
+from kava.evictions._base import Scored, gather
+from kava.latents._state import LatentState
+from kava.losses.kv_cache import denominator, kv_cache_loss
+from kava.methods._base import Batch, Terms, Written
+from kava.projection import KvProjection
+from kava.recipe import Recipe
+
+if TYPE_CHECKING:
+    from kava.model import Reasoner
+
+
+class KvDistillation:
+    """The recipe's `kv`: terms `kv`, `kv_step_1 ... kv_step_{T+1}` and `kv_answer`.
+
+    Args:
+        recipe: `kv`, `num_latents` and `short_traces` are read.
+        width: c; latents come in blocks of c, and each step of the trace is compressed into its
+            own block (LOTUS with L_KV; ours). None compresses the whole trace, as KaVa does.
+    """
+
+    def __init__(self, recipe: Recipe, width: int | None = None):
+        self.recipe, self.kv, self.width = recipe, recipe.kv, width
+        eviction = recipe.kv.eviction
+        self.eviction = registry.find("evictions", eviction.name)(lam=eviction.lam)
+        self.needs_queries = self.eviction.needs_attention
+
+    def check(self, reasoner: Reasoner) -> None:
+        """Raise a KavaError where the backbone does not fit `kv.keys`."""
+        if self.kv.keys == "pre_rope":
+            rotary.check(reasoner.lm)
+
+    def modules(self, reasoner: Reasoner) -> nn.ModuleDict:
+        """The projection of keys and values, if the recipe has one."""
+        if self.kv.projection == "none":
+            return nn.ModuleDict()
+        shapes = reasoner.cache_shapes()
+        return nn.ModuleDict({"kv_projection": KvProjection(self.kv.projection, shapes)})
+
+    def counts(self, batch: Batch, latents: int | None = None) -> Terms:
+        """The denominator of L_KV; `latents` is how many there are, if not all M."""
+        rows, latents = batch["steps_mask"].shape[0], latents or self.recipe.num_latents
+        if self.recipe.short_traces == "zeros":
+            slots = batch["steps_mask"].new_full((rows,), latents, dtype=torch.long)
+        else:
+            slots = sum(block.sum(1).clamp(max=size) for block, size in self.blocks(batch))
+        return {"slots": denominator(slots, self.kv.reduction)}
+
+    def blocks(self, batch: Batch) -> list[tuple[Tensor, int]]:
+        """Masks [B, C] of the parts of the trace that are compressed, each with its budget."""
+        latents = self.recipe.num_latents
+        if self.width is None:
+            return [(batch["steps_mask"], latents)]
+        return [(batch["step_of"] == i, self.width) for i in range(latents // self.width)]
+
+    def terms(
+        self,
+        reasoner: Reasoner,
+        batch: Batch,
+        counts: Terms,
+        teacher: Written,
+        student: LatentState,
+    ) -> Terms:
+        """`kv`, with `kv.supervise: all` the mean over all T + 1 passes; and the log's parts.
+
+        The student may have fewer latents than the recipe (LOTUS in an early stage): it is then
+        compared with the first slots.
+        """
+        kv, before = self.kv, student.thought.attention_mask
+        end = student.thought.columns - batch["answer"].shape[1]
+        first = batch["question_mask"].shape[1] + 1  # <bot> stands before the latents
+        latents = student.key_values[0][0][0].shape[2]
+        real = before[:, first : first + latents]
+        ours = [self.seen(reasoner, one, before[:, :first], real) for one in student.key_values]
+        written = self.turned(reasoner, teacher.steps, batch["question_mask"], batch["steps_mask"])
+        target, filled = self.compress(batch, teacher, written)
+        target = [(k[:, :, :latents], v[:, :, :latents]) for k, v in target]
+        filled = [slots[:, :, :latents] for slots in filled]
+
+        def compare(one: KeyValues, other: KeyValues, mask: list[Tensor], count: Tensor) -> Tensor:
+            how = kv.loss, kv.layerwise_std
+            return kv_cache_loss(one, other, mask, *how, count, kv.reduction)
+
+        per_pass = [compare(one, target, filled, counts["slots"]) for one in ours]
+        terms = {"kv": torch.stack(per_pass).mean()}
+        if kv.supervise == "all":
+            terms.update({f"kv_step_{i + 1}": value for i, value in enumerate(per_pass)})
+        if kv.answer:
+            mask = batch["answer_mask"]
+            pairs = cache.key_values(student.thought.past_key_values, end)
+            past = torch.cat((batch["question_mask"], batch["steps_mask"]), dim=1)
+            theirs = self.turned(reasoner, teacher.answer, past, mask)
+            heads = [mask[:, None].expand(-1, keys.shape[1], -1) for keys, _ in theirs]
+            count = counts["rows" if kv.reduction == "row" else "answer"]
+            ours = self.seen(reasoner, pairs, before[:, :end], mask)
+            terms["kv_answer"] = compare(ours, theirs, heads, count)
+        return terms
+
+    def weighted(self, terms: Terms) -> Tensor:
+        """a2 times everything that L_KV is made of."""
+        return self.kv.weight * (terms["kv"] + terms.get("kv_answer", 0))
+
+    def seen(self, reasoner: Reasoner, pairs: KeyValues, past: Tensor, mask: Tensor) -> KeyValues:
+        """The student's keys and values as they are compared."""
+        pairs = self.turned(reasoner, pairs, past, mask)
+        if self.kv.projection == "none":
+            return pairs
+        return reasoner.method_modules["kv_projection"](pairs)
+
+    def turned(self, reasoner: Reasoner, pairs: KeyValues, past: Tensor, mask: Tensor) -> KeyValues:
+        """Columns with `mask` [B, n] after `past` [B, S], their keys as `kv.keys` says."""
+        if self.kv.keys == "post_rope":
+            return pairs
+        return rotary.turned_back(reasoner.lm, pairs, batching.positions(past, mask))
+
+    @torch.no_grad()
+    def compress(
+        self, batch: Batch, teacher: Written, steps: KeyValues | None = None
+    ) -> tuple[KeyValues, list[Tensor]]:
+        """K~, V~ [B, H, M, D] and filled slots [B, H, M], per layer, gathered from `steps`
+        (the teacher's cache if not given).
+
+        Scores are of the keys as the cache holds them, whichever are compared afterwards.
+        With `short_traces: zeros`, unfilled slots hold zeros and count as filled.
+        """
+        steps = teacher.steps if steps is None else steps
+        blocks = self.blocks(batch)
+        for mask, budget in blocks:
+            longest = mask.shape[1] if self.width is None else int(mask.sum(1).amax(0))
+            self.eviction.check(longest, budget)
+        target, filled = [], []
+        for layer, pair in enumerate(steps):
+            kept = [self.eviction.keep(self.scored(batch, teacher, layer, m), n) for m, n in blocks]
+            columns = torch.cat([one for one, _ in kept], dim=-1)
+            real = torch.cat([one for _, one in kept], dim=-1)
+            target.append(tuple(gather(s, columns) * real[..., None] for s in pair))
+            filled.append(real if self.recipe.short_traces == "mask" else torch.ones_like(real))
+        return target, filled
+
+    def scored(self, batch: Batch, teacher: Written, layer: int, mask: Tensor) -> Scored:
+        """What the compressor sees of one layer."""
+        keys, attention = teacher.steps[layer][0], None
+        if teacher.queries is not None:
+            queries, scaling = teacher.queries.queries[layer], teacher.queries.scaling[layer]
+            attention = answer_attention(queries, keys, mask, scaling)
+        return Scored(keys, mask, attention, batch["answer_mask"])

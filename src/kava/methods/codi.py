@@ -1,0 +1,35 @@
+"""CODI: latents one at a time, taught by the states of a teacher who writes.
+
+teacher   Q | C | "The answer is:" a EOS
+student   Q <bot> z_1 -> z_2 -> ... -> z_M <eot> "The answer is:" a EOS
+
+L = CE_student + w_t CE_teacher + a1 L_CODI
+"""
+
+from __future__ import annotations
+
+from kava.latents import sequential
+from kava.latents._state import LatentState
+from kava.methods.pccot import PCCoT
+
+
+class CODI(PCCoT):
+    """Shen et al., arXiv:2502.21074, with question and teacher computed once.
+
+    Six latents, factor 20 (theirs, on Llama-1B). Their code also compares the embeddings
+    (`codi.include_embeddings`); the spec's L_CODI does not.
+    """
+
+    iterates = False
+    defaults = {"num_latents": 6, "codi": {"weight": 20.0, "loss": "smooth_l1"}}
+
+    def latents(self, reasoner, question, tail, num_iterations, keep_all=False) -> LatentState:
+        """One backbone call for each latent."""
+        return sequential.think(reasoner, question, self.recipe.num_latents, tail)
+
+    def passes(self, num_iterations: int) -> int:
+        """M: the call for <bot> belongs to the prefill."""
+        return self.recipe.num_latents
+
+
+IMPLEMENTATION = CODI
