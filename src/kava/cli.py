@@ -108,10 +108,10 @@ def sweep(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE...", help="for every recipe")
     ] = None,
 ) -> None:
-    """Train recipes with several seeds, one after the other, and compare them.
+    """Train recipes with several seeds, and compare them.
 
-    What is done is skipped and what was interrupted goes on, so the same line can be given again.
-    Status 1 if a run failed.
+    One run after the other. What is done is skipped and what was interrupted goes on, so the same
+    line can be given again. Status 1 if a run failed.
     """
     from kava import sweep as command
     from kava.errors import KavaError
