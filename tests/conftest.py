@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from tiny import FAMILIES
 
 torch.set_num_threads(1)
 settings.register_profile(
@@ -20,7 +21,13 @@ def _seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=("llama", "qwen2", "gpt2"))
+@pytest.fixture(params=FAMILIES)
 def family(request):
-    """Grouped heads with tied embeddings, grouped heads with biases, learned positions."""
+    """Every family of tests/tiny.py: for what must hold on any backbone, over few methods."""
+    return request.param
+
+
+@pytest.fixture(params=("llama", "gpt2", "gemma2"))
+def few(request):
+    """Rotary, learned positions, windows and soft caps: for what is repeated for every method."""
     return request.param

@@ -118,7 +118,7 @@ def test_a_dropped_mask_would_be_seen(thinker, monkeypatch):
     monkeypatch.setattr(
         batching,
         "causal_mask",
-        lambda past, mask: honest(torch.ones_like(past), torch.ones_like(mask)),
+        lambda past, mask, *window: honest(torch.ones_like(past), torch.ones_like(mask), *window),
     )
     assert training_gap(thinker, EXAMPLES, 0) > 0.1
     assert generation_gap(thinker, EXAMPLES, 0) > 0.1

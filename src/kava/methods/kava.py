@@ -90,15 +90,26 @@ class KaVa(PCCoT):
 
     def scored(self, batch: Batch, teacher: Written, layer: int) -> Scored:
         """What the compressor sees of one layer."""
-        keys, attention = teacher.steps[layer][0], None
-        if teacher.queries is not None:
+        keys, attention, record = teacher.steps[layer][0], None, teacher.queries
+        if record is not None:
             attention = answer_attention(
-                teacher.queries.queries[layer],
+                record.queries[layer],
                 keys,
-                batch["steps_mask"],
-                teacher.queries.scaling[layer],
+                steps_seen(batch, record.window[layer]),
+                record.scaling[layer],
+                record.softcap[layer],
             )
         return Scored(keys, batch["steps_mask"], attention, batch["answer_mask"])
+
+
+def steps_seen(batch: Batch, window: int | None) -> Tensor:
+    """Reasoning tokens [B, A, C] that each answer token sees; [B, C] where it sees all of them."""
+    if window is None:
+        return batch["steps_mask"]
+    before = torch.cat((batch["question_mask"], batch["steps_mask"]), dim=1)
+    answer = batching.positions(before, batch["answer_mask"])
+    steps = batching.positions(batch["question_mask"], batch["steps_mask"])
+    return batching.within_window(answer, steps, window) & batch["steps_mask"][:, None]
 
 
 IMPLEMENTATION = KaVa
