@@ -5,6 +5,8 @@ import torch
 from hypothesis import HealthCheck, settings
 from tiny import FAMILIES
 
+from kava import registry
+
 torch.set_num_threads(1)
 settings.register_profile(
     "kava",
@@ -27,7 +29,14 @@ def family(request):
     return request.param
 
 
-@pytest.fixture(params=("llama", "gpt2", "gemma2"))
-def few(request):
-    """Rotary, learned positions, windows and soft caps: for what is repeated for every method."""
+#: Rotary, learned positions, windows and soft caps: for what is repeated for every method.
+FEW = ("llama", "gpt2", "gemma2")
+PAIRS = [(family, "kava") for family in FAMILIES] + [
+    (family, method) for method in registry.names("methods") if method != "kava" for family in FEW
+]
+
+
+@pytest.fixture(params=PAIRS, ids="-".join)
+def pair(request):
+    """(family, method): every family with kava, every method on a few families."""
     return request.param

@@ -6,7 +6,6 @@ import pytest
 import torch
 from tiny import HEADS, KV_HEADS, bare, batch, example, reasoner
 
-from kava import registry
 from kava.attention import answer_attention, grouped_logits, masked_softmax, record_queries
 from kava.methods._base import read_question, read_written
 from kava.methods.kava import steps_seen
@@ -97,9 +96,8 @@ def test_the_tiny_backbones_have_grouped_heads():
     assert teacher.steps[0][0].shape[1] == KV_HEADS < HEADS
 
 
-@pytest.mark.parametrize("method", registry.names("methods"))
-def test_eager_attention_never_runs(family, method, monkeypatch):
-    thinker = reasoner(family, method)  # the check of a new backbone does run it, on six tokens
+def test_eager_attention_never_runs(pair, monkeypatch):
+    thinker = reasoner(*pair)  # the check of a new backbone does run it, on six tokens
     module = sys.modules[type(thinker.lm).__module__]
 
     def refuse(*args, **kwargs):
@@ -107,7 +105,7 @@ def test_eager_attention_never_runs(family, method, monkeypatch):
 
     monkeypatch.setattr(module, "eager_attention_forward", refuse)
     with pytest.raises(AssertionError, match="eager attention ran"):  # the trap works
-        model = bare(family)
+        model = bare(pair[0])
         model.set_attn_implementation("eager")
         model(input_ids=torch.ones(1, 3, dtype=torch.long))
     thinker(**batch(thinker, EXAMPLES))["loss"].backward()

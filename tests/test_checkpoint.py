@@ -75,6 +75,7 @@ def adapted(tmp_path):
 
 # -- the same model ------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_loaded_from_another_directory_it_answers_the_same(tmp_path, family, adapter, monkeypatch):
     thinker = build(tmp_path, family, adapter)

@@ -7,16 +7,15 @@ import torch
 from reference import generate, prefix, to_textbook
 from tiny import FAMILIES, reasoner
 
-from kava import cache, registry
+from kava import cache
 
 QUESTIONS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11", "w12 w12"]
-METHODS = registry.names("methods")
 COUNT = 7
 
 
-@pytest.fixture(params=METHODS)
-def thinker(request, family):
-    return reasoner(family, request.param)
+@pytest.fixture
+def thinker(pair):
+    return reasoner(*pair)
 
 
 @torch.no_grad()

@@ -14,9 +14,9 @@ TOLERANCE = 1e-4
 LENGTHS = st.tuples(st.integers(1, 12), st.integers(0, 9), st.sampled_from(["7", "1 2", "3 4 5"]))
 
 
-@pytest.fixture(params=METHODS)
-def thinker(request, family):
-    return reasoner(family, request.param)
+@pytest.fixture
+def thinker(pair):
+    return reasoner(*pair)
 
 
 def make(mates, first_seed=0):

@@ -107,10 +107,14 @@ def lora(**changes: Any) -> dict[str, Any]:
 
 def reasoner(family="llama", method: str = "kava", seed: int = 0, **changes: Any) -> Reasoner:
     """In evaluation mode, fp32, on the CPU."""
-    model = backbones.prepare(bare(family, seed))
-    identity = backbones.identity(model, "tiny", None)
+    return wrap(bare(family, seed), method, seed, **changes)
+
+
+def wrap(model, method: str = "kava", seed: int = 0, words=None, **changes: Any) -> Reasoner:
+    """A reasoner of a given model; `words` is its tokenizer."""
+    identity = backbones.identity(backbones.prepare(model), "tiny", None)
     torch.manual_seed(seed + 1)
-    return Reasoner(model, tokenizer(), recipe(method, **changes), identity).eval()
+    return Reasoner(model, words or tokenizer(), recipe(method, **changes), identity).eval()
 
 
 def words(count: int, seed: int) -> str:

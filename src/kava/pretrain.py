@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from kava import backbone as backbones
 from kava.errors import KavaError
@@ -68,8 +68,7 @@ def new_reasoner(resolved: BackboneRecipe, rows: list[Example]) -> tuple[Reasone
         resolved.vocabulary.size,
         resolved.vocabulary.digits,
     )
-    config = _config(resolved.architecture, tokenizer)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(default_device())
+    model = new_model(resolved.architecture, tokenizer).to(default_device())
     recipe = Recipe(
         method="cot",
         backbone=resolved.name,
@@ -82,6 +81,15 @@ def new_reasoner(resolved: BackboneRecipe, rows: list[Example]) -> tuple[Reasone
     )
     identity = backbones.identity(backbones.prepare(model), resolved.name, None)
     return Reasoner(model, copy.deepcopy(tokenizer), recipe, identity), tokenizer
+
+
+def new_model(shape: Architecture, tokenizer: Any) -> PreTrainedModel:
+    """A random causal language model of a family, its weights drawn from torch's generator.
+
+    Raises:
+        KavaError: transformers does not know the family, or it has no such shape.
+    """
+    return AutoModelForCausalLM.from_config(_config(shape, tokenizer), dtype=torch.float32)
 
 
 def _texts(row: Example) -> list[str]:

@@ -19,7 +19,7 @@ from kava.thought import Thought
 TOKENS = 6
 #: Largest gap between two computations of the same logits, in parts of their spread.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-LOW_PRECISION_TOLERANCE = 0.1
+LOW_PRECISION_TOLERANCE = 0.2  # bf16, 16 random layers: up to 0.04
 
 
 def check_config(config: PreTrainedConfig) -> None:
