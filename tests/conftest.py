@@ -3,6 +3,9 @@
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from tiny import FAMILIES
+
+from kava import registry
 
 torch.set_num_threads(1)
 settings.register_profile(
@@ -20,7 +23,20 @@ def _seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=("llama", "qwen2", "gpt2"))
+@pytest.fixture(params=FAMILIES)
 def family(request):
-    """Grouped heads with tied embeddings, grouped heads with biases, learned positions."""
+    """Every family of tests/tiny.py: for what must hold on any backbone, over few methods."""
+    return request.param
+
+
+#: Rotary, learned positions, windows and soft caps: for what is repeated for every method.
+FEW = ("llama", "gpt2", "gemma2")
+PAIRS = [(family, "kava") for family in FAMILIES] + [
+    (family, method) for method in registry.names("methods") if method != "kava" for family in FEW
+]
+
+
+@pytest.fixture(params=PAIRS, ids="-".join)
+def pair(request):
+    """(family, method): every family with kava, every method on a few families."""
     return request.param

@@ -8,12 +8,14 @@ textbook implementation that stores its logits. Compression is loops over Python
 from __future__ import annotations
 
 import math
+import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import eager_mask
 
 from kava.model import Reasoner
@@ -21,13 +23,21 @@ from kava.model import Reasoner
 LOGITS: dict[int, Tensor] = {}
 
 
-def _textbook(module, query, key, value, attention_mask, scaling=None, **_):
-    """softmax(q k^T / sqrt(D) + mask) v; logits by layer are left in LOGITS, [B, heads, S, S]."""
+def _textbook(module, query, key, value, attention_mask, scaling=None, softcap=None, **_):
+    """softmax(q k^T * scaling + mask) v; logits by layer are left in LOGITS, [B, heads, S, S].
+
+    Logits are capped where the model says so, and -inf where its own mask (causal, or a sliding
+    window) hides a key.
+    """
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-    logits = query @ key.transpose(2, 3) / math.sqrt(query.shape[-1])
+    scaling = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
+    logits = query @ key.transpose(2, 3) * scaling
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    logits = logits.masked_fill(attention_mask < 0, -math.inf)
     LOGITS[module.layer_idx] = logits.detach()
-    weights = (logits + attention_mask).softmax(-1)
+    weights = logits.softmax(-1)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
@@ -57,23 +67,41 @@ class Run:
 
 def run(reasoner: Reasoner, embeds: Tensor) -> Run:
     """The whole model over the input embeddings [S, d] of one sequence."""
-    linear = [m for name, m in reasoner.lm.named_modules() if name.endswith("k_proj")]
-    flat: list[Tensor] = []
-    hooks = [m.register_forward_hook(lambda m, i, out: flat.append(out[0])) for m in linear]
-    out = reasoner.lm(inputs_embeds=embeds[None], use_cache=True, output_hidden_states=True)
-    for hook in hooks:
-        hook.remove()
+    unturned: list[Tensor] = []
+    with _keys_as_they_enter_the_rotation(reasoner.lm, unturned):
+        # A cache of its own would drop what is outside of a sliding window.
+        out = reasoner.lm(
+            inputs_embeds=embeds[None], past_key_values=DynamicCache(), output_hidden_states=True
+        )
     keys = [layer.keys[0] for layer in out.past_key_values.layers]
-    size = keys[0].shape[-1]
     return Run(
         embeddings=out.hidden_states[0][0],
         layers=[h[0] for h in out.hidden_states[1:]],
         keys=keys,
-        unturned=[k.unflatten(-1, (-1, size)).transpose(0, 1) for k in flat] or keys,
+        unturned=unturned or keys,
         values=[layer.values[0] for layer in out.past_key_values.layers],
         scores=out.logits[0],
         attention=[LOGITS[i][0] for i in sorted(LOGITS)],
     )
+
+
+@contextmanager
+def _keys_as_they_enter_the_rotation(model, seen: list[Tensor]):
+    """[H, S, D] of each layer, from the call that rotates them in the model's own module."""
+    module = sys.modules[type(model).__module__]
+    honest = getattr(module, "apply_rotary_pos_emb", None)  # none in GPT-2
+
+    def spy(query, key, *args, **kwargs):
+        seen.append(key[0])
+        return honest(query, key, *args, **kwargs)
+
+    if honest:
+        module.apply_rotary_pos_emb = spy
+    try:
+        yield
+    finally:
+        if honest:
+            module.apply_rotary_pos_emb = honest
 
 
 def to_textbook(reasoner: Reasoner) -> Reasoner:
@@ -85,7 +113,7 @@ def to_textbook(reasoner: Reasoner) -> Reasoner:
 
 def token_embeds(reasoner: Reasoner, ids: list[int]) -> Tensor:
     """[n, d]."""
-    return reasoner.lm.get_input_embeddings().weight[torch.tensor(ids, dtype=torch.long)]
+    return reasoner.lm.get_input_embeddings()(torch.tensor(ids, dtype=torch.long))
 
 
 def jacobi_inputs(reasoner: Reasoner, question: Tensor, latents: int, passes: int) -> list[Tensor]:
@@ -465,7 +493,9 @@ def _best_of(recipe, heads: Tensor, keys: Tensor, first: int, a: int, at: list, 
     """The best of the columns `at` for one key/value head; answers are rows first : first + a."""
     mean = torch.zeros(len(at))
     for i in range(a):  # max over the group before the softmax, then the mean over A
-        mean += heads[:, first + i, at].amax(0).softmax(-1) / a
+        logit = heads[:, first + i, at].amax(0)
+        if logit.isfinite().any():  # else all are outside of a sliding window
+            mean += logit.softmax(-1) / a
     other, lam = redundancy(keys[at].tolist()), recipe.kv.eviction.lam
     numbers = [lam * float(m) + (1 - lam) * r for m, r in zip(mean, other, strict=True)]
     return best(numbers, budget)

@@ -42,6 +42,31 @@ def test_a_column_sees_itself_and_the_real_columns_before_it(sizes):
                 assert bool(seen[b, 0, i, j]) == expected
 
 
+@given(MASKS, st.integers(1, 6))
+def test_a_window_counts_real_columns_and_not_pads(sizes, window):
+    past, new = masks(*sizes)
+    whole, seen = batching.causal_mask(past, new), batching.causal_mask(past, new, window)
+    real, width = torch.cat((past, new), 1), past.shape[1]
+    for b in range(len(past)):
+        for i in range(new.shape[1]):
+            if not new[b, i]:
+                continue
+            last = [j for j in range(width + i + 1) if real[b, j]][-window:]
+            assert seen[b, 0, i].nonzero().flatten().tolist() == last
+    assert not (seen & ~whole).any()
+    assert (seen.sum(-1) > 0).all()  # a pad sees itself
+
+
+def test_each_kind_of_layer_gets_its_mask():
+    past, new = masks(2, 4, 5, 0)
+    kinds = {"full_attention": None, "sliding_attention": 2}
+    found = batching.layer_masks(past, new, kinds)
+    assert found.keys() == kinds.keys()
+    for kind, window in kinds.items():
+        assert torch.equal(found[kind], batching.causal_mask(past, new, window))
+    assert torch.equal(batching.layer_masks(past, new, 3), batching.causal_mask(past, new, 3))
+
+
 @given(MASKS)
 def test_a_position_is_the_number_of_real_columns_before(sizes):
     past, new = masks(*sizes)

@@ -11,13 +11,12 @@ from kava import cache, registry
 from kava.errors import KavaError
 
 QUESTIONS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11", "w12 w12"]
-METHODS = registry.names("methods")
 COUNT = 7
 
 
-@pytest.fixture(params=METHODS)
-def thinker(request, family):
-    return reasoner(family, request.param)
+@pytest.fixture
+def thinker(pair):
+    return reasoner(*pair)
 
 
 @torch.no_grad()
@@ -85,7 +84,7 @@ def test_iterations_cannot_be_chosen_for_a_method_that_has_none():
         reasoner("llama", "codi").think(QUESTIONS, num_iterations=2)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", registry.names("methods"))
 def test_forward_passes_count_the_calls_between_prefill_and_answer(method):
     thinker, calls = reasoner("llama", method), []
     thinker.lm.base_model.register_forward_hook(lambda *_: calls.append(1))

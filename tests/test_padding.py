@@ -14,9 +14,9 @@ TOLERANCE = 1e-4
 LENGTHS = st.tuples(st.integers(1, 12), st.integers(0, 9), st.sampled_from(["7", "1 2", "3 4 5"]))
 
 
-@pytest.fixture(params=METHODS)
-def thinker(request, family):
-    return reasoner(family, request.param)
+@pytest.fixture
+def thinker(pair):
+    return reasoner(*pair)
 
 
 def make(mates, first_seed=0):
@@ -26,6 +26,7 @@ def make(mates, first_seed=0):
 def widen(data, left, right):
     """Pad columns holding arbitrary tokens: left of the question, right of steps and answer."""
     data = dict(data)
+    data["step_of"] = F.pad(data["step_of"], (0, right), value=-1)
     for name, amount in (("question", (left, 0)), ("steps", (0, right)), ("answer", (0, right))):
         data[name] = F.pad(data[name], amount, value=21)
         data[f"{name}_mask"] = F.pad(data[f"{name}_mask"], amount, value=False)
@@ -39,23 +40,36 @@ def widen(data, left, right):
     return data
 
 
+def supervised_rows(thinker, data):
+    """The batch row of every logit that a training step computes, in the order of its calls."""
+    method = thinker.recipe.method
+    if method == "lotus":
+        readout = thinker.method.readout.labels(thinker.method.supervised(data), 99)[0]
+        return [data["left"]["teacher_rows"], readout, data["teacher_rows"]]
+    if method in ("cot", "icot", "coconut"):
+        return [data["teacher_rows"]]
+    return (
+        [data["answer_rows"]] if method == "no_cot" else [data["answer_rows"], data["teacher_rows"]]
+    )
+
+
 def label_logits(thinker, data, row):
     """Logits behind every label of one row, as the training step computes them."""
-    seen, honest = [], thinker.logits
+    data = thinker.staged(data)
+    honest, of, seen = thinker.logits, iter(supervised_rows(thinker, data)), []
 
     def spy(hidden):
         scores = honest(hidden)
-        of = {len(data[f"{n}_rows"]): data[f"{n}_rows"] for n in ("teacher", "answer")}
-        seen.append(scores[of[len(scores)] == row])
+        seen.append(scores[next(of) == row])
         return scores
 
     thinker.logits = spy
     try:
         with torch.no_grad():
-            thinker(**data)
+            thinker(counts=thinker.method.counts(data), **data)
     finally:
         del thinker.logits
-    assert seen
+    assert next(of, None) is None
     return torch.cat(seen)
 
 
@@ -118,7 +132,7 @@ def test_a_dropped_mask_would_be_seen(thinker, monkeypatch):
     monkeypatch.setattr(
         batching,
         "causal_mask",
-        lambda past, mask: honest(torch.ones_like(past), torch.ones_like(mask)),
+        lambda past, mask, *window: honest(torch.ones_like(past), torch.ones_like(mask), *window),
     )
     assert training_gap(thinker, EXAMPLES, 0) > 0.1
     assert generation_gap(thinker, EXAMPLES, 0) > 0.1

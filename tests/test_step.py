@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from reference import step, to_textbook
-from tiny import batch, example, lora, reasoner, stepped
+from tiny import FAMILIES, batch, example, lora, reasoner, stepped
 
 from kava import registry
 from kava.losses import hidden_state, kv_cache
@@ -101,7 +101,16 @@ def assert_equals_reference(thinker):
     assert_same_gradients(gradients(thinker, ours["loss"]), gradients(slow, theirs["loss"]))
 
 
-@pytest.mark.parametrize("case", CASES)
+EVERYWHERE = ("kava", "kava, keys before their rotation", "codi")
+PLACES = [(family, case) for family in ("llama", "gemma2") for case in CASES] + [
+    (family, case)
+    for family in FAMILIES
+    if family not in ("llama", "gemma2")
+    for case in EVERYWHERE
+]
+
+
+@pytest.mark.parametrize("family,case", PLACES)
 def test_loss_terms_and_gradients_equal_the_slow_reference(family, case):
     assert_equals_reference(reasoner(family, **CASES[case]))
 

@@ -11,15 +11,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from kava import backbone as backbones
 from kava import batching
@@ -27,18 +19,52 @@ from kava.model import Reasoner
 from kava.recipe import Recipe
 from kava.types import Example
 
-FAMILIES = ("llama", "qwen2", "gpt2")
 WORDS = [f"w{i}" for i in range(20)]
 _VOCABULARY = ["<pad>", "<s>", "</s>", "<unk>", "The", "answer", "is", ":", "<<", ">>", "=", "+"]
 VOCABULARY = [*_VOCABULARY, "-", "*", *map(str, range(21)), *WORDS]
 
 WIDTH, HEADS, KV_HEADS, LAYERS = 32, 4, 2, 2
-_SHARED = {"vocab_size": len(VOCABULARY), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-_GROUPED = {
-    **_SHARED, "hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
+_SHARED = {
+    "vocab_size": len(VOCABULARY), "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
     "max_position_embeddings": 256, "initializer_range": 0.25,
 }  # fmt: skip
+_GROUPED = {
+    **_SHARED, "intermediate_size": 64, "num_key_value_heads": KV_HEADS, "head_dim": WIDTH // HEADS,
+}  # fmt: skip
+WINDOW = 7  # shorter than what the tests ask, so that a window that is ignored shows
+#: What each family is here for.
+_CONFIGS = {
+    # grouped heads, tied embeddings
+    "llama": {**_GROUPED, "tie_word_embeddings": True},
+    # biases on q, k and v; a window on the second layer alone
+    "qwen2": {
+        **_GROUPED, "tie_word_embeddings": False, "use_sliding_window": True,
+        "sliding_window": WINDOW, "max_window_layers": 1,
+    },
+    # queries and keys normalised; heads wider than hidden size / heads
+    "qwen3": {**_GROUPED, "tie_word_embeddings": True, "head_dim": 16},
+    # learned positions, layers stored transposed, no grouped heads
+    "gpt2": {**_SHARED, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    # a window on every layer
+    "mistral": {**_GROUPED, "tie_word_embeddings": False, "sliding_window": WINDOW},
+    # q, k and v in one matrix, half of each head rotated
+    "phi3": {
+        **_GROUPED, "tie_word_embeddings": False,
+        "rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    },
+    # soft caps, embeddings scaled inside, its own logit scale, full and window layers in turn
+    "gemma2": {
+        **_GROUPED, "sliding_window": WINDOW, "query_pre_attn_scalar": 20,
+        "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0,
+    },
+    # embeddings scaled by their table, another rotation for each kind of layer
+    "gemma3_text": {
+        **_GROUPED, "sliding_window": WINDOW, "query_pre_attn_scalar": 5,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}  # fmt: skip
+FAMILIES = tuple(_CONFIGS)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -51,19 +77,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def bare(family: str, seed: int = 0):
-    """A random language model as transformers makes it: grouped heads, biases, or GPT-2."""
+def bare(family: str, seed: int = 0, **changes: Any):
+    """A random language model as transformers makes it; `changes` to its configuration."""
     torch.manual_seed(seed)
-    if family == "llama":
-        model = LlamaForCausalLM(LlamaConfig(**_GROUPED, tie_word_embeddings=True))
-    elif family == "qwen2":
-        model = Qwen2ForCausalLM(Qwen2Config(**_GROUPED, tie_word_embeddings=False))
-    else:
-        config = GPT2Config(
-            **_SHARED, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=256,
-            initializer_range=0.25, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        )  # fmt: skip
-        model = GPT2LMHeadModel(config)
+    config = AutoConfig.for_model(family, **{**_CONFIGS[family], **changes})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():  # transformers starts biases at zero, where a lost one would not show
         for name, weight in model.named_parameters():
             if name.endswith("bias"):
@@ -97,10 +115,14 @@ def lora(**changes: Any) -> dict[str, Any]:
 
 def reasoner(family="llama", method: str = "kava", seed: int = 0, **changes: Any) -> Reasoner:
     """In evaluation mode, fp32, on the CPU."""
-    model = backbones.prepare(bare(family, seed))
-    identity = backbones.identity(model, "tiny", None)
+    return wrap(bare(family, seed), method, seed, **changes)
+
+
+def wrap(model, method: str = "kava", seed: int = 0, words=None, **changes: Any) -> Reasoner:
+    """A reasoner of a given model; `words` is its tokenizer."""
+    identity = backbones.identity(backbones.prepare(model), "tiny", None)
     torch.manual_seed(seed + 1)
-    return Reasoner(model, tokenizer(), recipe(method, **changes), identity).eval()
+    return Reasoner(model, words or tokenizer(), recipe(method, **changes), identity).eval()
 
 
 def words(count: int, seed: int) -> str:

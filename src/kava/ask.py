@@ -77,7 +77,9 @@ def decode_latents(
     states = reasoner.think([question], num_iterations).latent_states
     if states is None:
         return []
-    best = reasoner.logits(states[0]).float().softmax(-1).topk(TOP, dim=-1)
+    scores = reasoner.logits(states[0]).float()
+    scores[:, reasoner.unreadable_ids] = -torch.inf
+    best = scores.softmax(-1).topk(TOP, dim=-1)
     return [
         [(reasoner.tokenizer.decode([i]), p) for i, p in zip(ids, chances, strict=True)]
         for ids, chances in zip(best.indices.tolist(), best.values.tolist(), strict=True)

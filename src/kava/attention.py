@@ -2,7 +2,8 @@
 
 The compressor needs softmax over C of (q_answer . k_C) and nothing else. Queries of the answer
 tokens are recorded as they pass through transformers' attention interface; keys are already in
-the cache. The backbone itself runs scaled-dot-product attention throughout.
+the cache. The backbone itself runs scaled-dot-product attention throughout; where a model caps its
+logits (Gemma-2), which that cannot do, attention over a block of query rows at a time.
 """
 
 from __future__ import annotations
@@ -14,20 +15,26 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-IMPLEMENTATION_NAME = "kava_sdpa"
+IMPLEMENTATION_NAME = "kava"  # transformers asks a model for sdpa support if that is in the name
 
 
 @dataclass
 class QueryRecord:
-    """Query states of chosen columns by layer, [B, heads, columns, D], after rotary embedding."""
+    """Query states of chosen columns by layer, [B, heads, columns, D], after rotary embedding.
+
+    scaling, softcap, window: what the layer's attention does with them; None where it does not.
+    """
 
     columns: slice
     queries: dict[int, Tensor] = field(default_factory=dict)
     scaling: dict[int, float] = field(default_factory=dict)
+    softcap: dict[int, float | None] = field(default_factory=dict)
+    window: dict[int, int | None] = field(default_factory=dict)
 
 
 _recording: ContextVar[QueryRecord | None] = ContextVar("kava_query_record", default=None)
@@ -57,15 +64,67 @@ def _sdpa(
         layer = module.layer_idx
         record.queries[layer] = query[:, :, record.columns].detach()
         record.scaling[layer] = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        record.softcap[layer] = kwargs.get("softcap")
+        record.window[layer] = kwargs.get("sliding_window")
+    if kwargs.get("softcap") is not None:
+        return capped_attention(query, key, value, attention_mask, **kwargs), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+ROWS = 128  # of queries at a time; their attention weights are all that ever exists
+
+
+def capped_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    softcap: float,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **_: object,
+) -> Tensor:
+    """softmax(c tanh(q . k * scaling / c)) v, `ROWS` queries at a time.
+
+    Weights are made anew in the backward pass, so that no more than one block of them is held.
+
+    Args:
+        query: [B, H * G, n, D]; G query heads share a key/value head.
+        key, value: [B, H, S, D].
+        mask: boolean [B, 1, n, S]; causal if not given.
+
+    Returns:
+        [B, n, H * G, D].
+    """
+    rows, columns = query.shape[2], key.shape[2]
+    scaling = scaling or query.shape[-1] ** -0.5
+    if mask is None:
+        ones = torch.ones(1, 1, rows, columns, dtype=torch.bool, device=query.device)
+        mask = ones.tril(columns - rows)
+
+    def block(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        logits = grouped_logits(query, key, scaling, softcap)
+        logits = logits.masked_fill(~mask[:, :, None], torch.finfo(logits.dtype).min)
+        weights = torch.nn.functional.dropout(logits.softmax(-1).to(value.dtype), dropout)
+        return torch.einsum("bhgac,bhcd->bahgd", weights, value).flatten(2, 3)
+
+    blocks = [
+        checkpoint(
+            block, part, key, value, seen, use_reentrant=False, preserve_rng_state=dropout > 0
+        )
+        for part, seen in zip(query.split(ROWS, dim=2), mask.split(ROWS, dim=2), strict=True)
+    ]
+    return torch.cat(blocks, dim=1)
 
 
 AttentionInterface.register(IMPLEMENTATION_NAME, _sdpa)
 AttentionMaskInterface.register(IMPLEMENTATION_NAME, sdpa_mask)
 
 
-def grouped_logits(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
-    """q . k * scaling for each query head of each key/value head.
+def grouped_logits(
+    queries: Tensor, keys: Tensor, scaling: float, softcap: float | None = None
+) -> Tensor:
+    """q . k * scaling for each query head of each key/value head, soft-capped as the model does.
 
     Args:
         queries: [B, H * G, A, D]; G query heads share a key/value head.
@@ -76,22 +135,33 @@ def grouped_logits(queries: Tensor, keys: Tensor, scaling: float) -> Tensor:
     """
     batch, heads, _, size = keys.shape
     grouped = queries.reshape(batch, heads, -1, queries.shape[2], size).float()
-    return torch.einsum("bhgad,bhcd->bhgac", grouped, keys.float()) * scaling
+    logits = torch.einsum("bhgad,bhcd->bhgac", grouped, keys.float()) * scaling
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
-def answer_attention(queries: Tensor, keys: Tensor, keys_mask: Tensor, scaling: float) -> Tensor:
+def answer_attention(
+    queries: Tensor,
+    keys: Tensor,
+    keys_mask: Tensor,
+    scaling: float,
+    softcap: float | None = None,
+) -> Tensor:
     """A = softmax over C of the group's largest logit (KaVa, Listing 1; spec, Cache compression).
+
+    Scaling, soft cap and sliding window are the model's own (ours: the paper's models have
+    neither cap nor window), so that A is the attention that the answer really pays.
 
     Args:
         queries: [B, H * G, A, D] of the answer tokens.
         keys: [B, H, C, D] of the reasoning tokens.
-        keys_mask: [B, C], true at real reasoning tokens.
+        keys_mask: [B, C], true at real reasoning tokens; or [B, A, C], those an answer token sees.
 
     Returns:
-        [B, H, A, C]; zero at pads, and everywhere for a row without reasoning.
+        [B, H, A, C]; zero at pads, and everywhere for an answer token that sees no reasoning.
     """
-    logits = grouped_logits(queries, keys, scaling).amax(dim=2)
-    return masked_softmax(logits, keys_mask[:, None, None, :])
+    logits = grouped_logits(queries, keys, scaling, softcap).amax(dim=2)
+    mask = keys_mask[:, None] if keys_mask.dim() == 2 else keys_mask
+    return masked_softmax(logits, mask[:, None])
 
 
 def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:

@@ -11,9 +11,15 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
-from kava import assets, hub
+from kava import assets, hub, probe
 from kava.attention import IMPLEMENTATION_NAME
 from kava.errors import KavaError
 from kava.progress import no_bars
@@ -90,6 +96,8 @@ _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model alone; see `load`."""
     try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        probe.check_config(config)
         with no_bars():
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -122,31 +130,16 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
-    """Route attention through the recorder and check that logits are what we take them for.
+    """Route attention through the recorder, decode as asked, and try the model on a few tokens.
 
     Raises:
-        KavaError: the model's head does more than a matrix product and a soft cap, so logits at
-            label positions alone would be wrong.
+        KavaError: it is not a model that can think here (`kava.probe`).
     """
-    model.set_attn_implementation(IMPLEMENTATION_NAME)
-    probe = torch.zeros((1, 2), dtype=torch.long, device=model.device)
-    with torch.no_grad():
-        inputs = {"input_ids": probe, "attention_mask": torch.ones_like(probe)}
-        hidden = model.base_model(**inputs).last_hidden_state
-        theirs, ours = model(**inputs).logits, logits(model, hidden)
-    if theirs.shape != ours.shape or not torch.allclose(theirs, ours, atol=1e-3, rtol=1e-3):
-        raise KavaError(
-            f"backbone of type {model.config.model_type}: its language-model head is not a "
-            "matrix product with an optional soft cap; this head is not supported"
-        )
+    # A published generation_config.json may hold penalties and sampling; `generate` would take
+    # them over wherever a caller says nothing, and greedy answers would not be greedy.
+    model.generation_config = GenerationConfig.from_model_config(model.config)
+    probe.check(model)
     return model
-
-
-def logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """[..., d] to [..., vocabulary], with the soft cap of backbones that have one (Gemma-2)."""
-    scores = model.get_output_embeddings()(hidden)
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return scores if cap is None else torch.tanh(scores / cap) * cap
 
 
 def identity(model: PreTrainedModel, name: str, revision: str | None) -> dict[str, Any]:

@@ -25,6 +25,9 @@ from kava.types import ANSWER_PROMPT, Example
 
 IGNORE = -100
 
+#: Sliding windows of a backbone's layers (`kava.families.windows`).
+Windows = int | dict[str, int | None] | None
+
 
 @dataclass(frozen=True)
 class Row:
@@ -206,16 +209,46 @@ def positions(past: Tensor, mask: Tensor) -> Tensor:
     return (past.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
 
 
-def causal_mask(past: Tensor, mask: Tensor) -> Tensor:
+def causal_mask(past: Tensor, mask: Tensor, window: int | None = None) -> Tensor:
     """Boolean attention mask [B, 1, n, S + n] of n new columns after a past of S.
 
     A column sees the real columns before it and itself. A pad sees itself too, so that no row of
     the softmax is empty on any attention kernel; nothing ever sees a pad.
+
+    Args:
+        window: of a sliding window, in positions: itself and the `window` - 1 real columns before.
     """
     n = mask.shape[1]
-    triangle = torch.ones(n, n, dtype=torch.bool, device=mask.device).tril()
-    inside = (triangle & mask[:, None, :]) | torch.eye(n, dtype=torch.bool, device=mask.device)
-    return torch.cat((past[:, None, :].expand(-1, n, -1), inside), dim=2)[:, None]
+    own = torch.eye(n, dtype=torch.bool, device=mask.device)
+    inside = (own.new_ones(n, n).tril() & mask[:, None, :]) | own
+    seen = torch.cat((past[:, None, :].expand(-1, n, -1), inside), dim=2)
+    if window is not None:
+        seen = seen & within_window(positions(past, mask), both_positions(past, mask), window)
+    return seen[:, None]
+
+
+def within_window(queries: Tensor, keys: Tensor, window: int) -> Tensor:
+    """Whether a key lies less than `window` positions before a query: [B, n], [B, m] to [B, n, m].
+
+    Positions count real columns only, so pads and holes take no room in the window.
+    """
+    return queries[:, :, None] - keys[:, None, :] < window
+
+
+def both_positions(past: Tensor, mask: Tensor) -> Tensor:
+    """Positions [B, S + n] of a past and of the new columns after it."""
+    return torch.cat((positions(past[:, :0], past), positions(past, mask)), dim=1)
+
+
+def layer_masks(past: Tensor, mask: Tensor, windows: Windows) -> Tensor | dict[str, Tensor]:
+    """What a backbone takes as `attention_mask`: `causal_mask` for each kind of its layers.
+
+    Args:
+        windows: see `kava.backbone.windows`.
+    """
+    if isinstance(windows, dict):
+        return {kind: causal_mask(past, mask, window) for kind, window in windows.items()}
+    return causal_mask(past, mask, windows)
 
 
 def picture(batch: dict[str, Any], tokenizer: Any, width: int = 6) -> str:

@@ -56,6 +56,19 @@ def select(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     return _share([(keys[rows], values[rows]) for keys, values in key_values(cache)])
 
 
+def gather(cache: DynamicCache, columns: Tensor) -> DynamicCache:
+    """A new cache that holds the given columns [B, n] of each row, in that order."""
+    index = columns[:, None, :, None]
+    return _share(
+        [(_columns(keys, index), _columns(values, index)) for keys, values in key_values(cache)]
+    )
+
+
+def _columns(states: Tensor, index: Tensor) -> Tensor:
+    batch, heads, _, size = states.shape
+    return states.gather(2, index.expand(batch, heads, -1, size))
+
+
 def detach(pairs: KeyValues) -> KeyValues:
     """The same tensors without gradient."""
     return [(keys.detach(), values.detach()) for keys, values in pairs]

@@ -89,7 +89,6 @@ def load(
     identity = described["backbone"]
     if resolved.adapter == "full":
         model = backbones.load_model(folder / "backbone", torch.float32)
-        _check_vocabulary(model, tokenizer, folder)
     else:
         dtype = backbones.choose_dtype(resolved, device)
         name = backbone or identity["name"]
@@ -188,11 +187,3 @@ def _recipe(folder: Path) -> recipe.Recipe:
     if not file.is_file():
         raise KavaError(f"{file}: this file of the checkpoint is missing")
     return recipe.load_recipe(file)
-
-
-def _check_vocabulary(model: Any, tokenizer: Any, folder: Path) -> None:
-    rows, needed = model.get_input_embeddings().weight.shape[0], len(tokenizer) - 3
-    if needed > rows:
-        raise KavaError(
-            f"{folder}: the tokenizer needs {needed} embedding rows, the backbone has {rows}"
-        )

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from kava import adapter, batching, cache, checkpoint, families, registry
 from kava import backbone as backbones
-from kava import batching, cache, checkpoint, registry
 from kava.errors import KavaError
 from kava.latents._state import Tail
 from kava.methods._base import Method, Thinking
@@ -40,13 +38,16 @@ class Reasoner(nn.Module):
         self, model: PreTrainedModel, tokenizer: Any, recipe: Recipe, identity: dict[str, Any]
     ):
         super().__init__()
+        recipe = adapter.resolve(model, recipe)
         self.recipe, self.tokenizer, self.identity = recipe, tokenizer, identity
-        self.base_vocabulary = len(tokenizer)
         tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS.values())})
         self.encoder = batching.Encoder(tokenizer, recipe.drop_last_step)
+        self.unreadable_ids = families.unreadable_ids(model, tokenizer, SPECIAL_TOKENS.values())
+        self.windows = families.windows(model)
         self.method: Method = registry.find("methods", recipe.method)(recipe)
-        self.backbone = _with_adapter(model, recipe)
-        weight = self.lm.get_input_embeddings().weight.detach().float()
+        lora = recipe.adapter == "lora"
+        self.backbone = adapter.add(model, recipe.lora, recipe.revision) if lora else model
+        weight = families.embeddings(self.lm)
         scale = float(weight.square().mean().sqrt())
         self.special_tokens = nn.ParameterDict(
             {name: nn.Parameter(_new_row(weight, scale)) for name in SPECIAL_TOKENS}
@@ -116,6 +117,12 @@ class Reasoner(nn.Module):
         return self.special_tokens["bot"].device
 
     @property
+    def has_sliding_window(self) -> bool:
+        """Whether some layer sees only the last positions."""
+        by_kind = self.windows.values() if isinstance(self.windows, dict) else [self.windows]
+        return any(window is not None for window in by_kind)
+
+    @property
     def prompt_text(self) -> str:
         """The answer prompt, which methods that think feed and do not generate."""
         return ANSWER_PROMPT
@@ -142,7 +149,7 @@ class Reasoner(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Language-model head: [..., d] to [..., vocabulary]."""
-        return backbones.logits(self.lm, hidden)
+        return families.logits(self.lm, hidden)
 
     def extend(
         self, thought: Thought, embeds: Tensor, mask: Tensor, hidden_states: bool = False
@@ -157,16 +164,7 @@ class Reasoner(nn.Module):
         Returns:
             the output over the n columns, and the thought with them appended.
         """
-        past = thought.attention_mask
-        output = self.lm.base_model(
-            inputs_embeds=embeds,
-            attention_mask=batching.causal_mask(past, mask),
-            position_ids=batching.positions(past, mask),
-            past_key_values=cache.fork(thought.past_key_values),
-            use_cache=True,
-            output_hidden_states=hidden_states,
-        )
-        return output, Thought(output.past_key_values, torch.cat((past, mask), dim=1))
+        return families.extend(self.lm, self.windows, thought, embeds, mask, hidden_states)
 
     def extend_latents(
         self, thought: Thought, embeds: Tensor, tail: Tail | None
@@ -245,15 +243,20 @@ class Reasoner(nn.Module):
     def answer(self, thinking: Thinking, max_new_tokens: int = 256, **options: Any) -> Tensor:
         """Continue a thought with transformers' `generate`; greedy unless options say otherwise.
 
+        Embedding rows that the tokenizer has no text for are never generated.
+
         Returns:
             new token ids [B, n], padded after EOS.
         """
         thought, prompt = thinking.thought, thinking.prompt
+        if self.has_sliding_window:
+            thought = thought.packed()  # generate() counts a window in columns
         mask = torch.cat((thought.attention_mask, torch.ones_like(prompt, dtype=torch.bool)), 1)
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
+            suppress_tokens=self.unreadable_ids or None,
             **({"do_sample": False} | options),
         )
         new = self.lm.generate(
@@ -268,27 +271,6 @@ class Reasoner(nn.Module):
         """Tokens generated in each row, EOS included, pads after it not: [B]."""
         ended = (ids == self.tokenizer.eos_token_id).long().cumsum(1)
         return ((ended - (ids == self.tokenizer.eos_token_id).long()) == 0).sum(1)
-
-
-def _with_adapter(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
-    if recipe.adapter == "full":
-        return model
-    lora = recipe.lora
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets,
-        task_type="CAUSAL_LM",
-        revision=recipe.revision,
-    )
-    try:
-        with warnings.catch_warnings():
-            # peft asks transformers for a property under its former name
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-            return get_peft_model(model, config)
-    except ValueError as error:
-        raise KavaError(f"lora.targets {lora.targets}: {str(error).splitlines()[0]}") from None
 
 
 def _new_row(weight: Tensor, scale: float) -> Tensor:

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from kava import backbone as backbones
+from kava.errors import KavaError
 from kava.evaluate.runner import evaluate
 from kava.model import Reasoner
 from kava.progress import Progress, no_bars
@@ -67,7 +68,7 @@ def new_reasoner(resolved: BackboneRecipe, rows: list[Example]) -> tuple[Reasone
         resolved.vocabulary.size,
         resolved.vocabulary.digits,
     )
-    model = LlamaForCausalLM(_config(resolved.architecture, tokenizer)).to(default_device())
+    model = new_model(resolved.architecture, tokenizer).to(default_device())
     recipe = Recipe(
         method="cot",
         backbone=resolved.name,
@@ -82,26 +83,51 @@ def new_reasoner(resolved: BackboneRecipe, rows: list[Example]) -> tuple[Reasone
     return Reasoner(model, copy.deepcopy(tokenizer), recipe, identity), tokenizer
 
 
+def new_model(shape: Architecture, tokenizer: Any) -> PreTrainedModel:
+    """A random causal language model of a family, its weights drawn from torch's generator.
+
+    Raises:
+        KavaError: transformers does not know the family, or it has no such shape.
+    """
+    return AutoModelForCausalLM.from_config(_config(shape, tokenizer), dtype=torch.float32)
+
+
 def _texts(row: Example) -> list[str]:
     return [row.question, *row.steps, f"{ANSWER_PROMPT} {row.answer}"]
 
 
-def _config(shape: Architecture, tokenizer: Any) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_kv_heads,
-        max_position_embeddings=shape.max_positions,
-        rope_theta=shape.rope_theta,
-        initializer_range=shape.initializer_range,
-        tie_word_embeddings=shape.tie_embeddings,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+def _config(shape: Architecture, tokenizer: Any) -> PreTrainedConfig:
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "max_position_embeddings": shape.max_positions,
+        "rope_theta": shape.rope_theta,
+        "initializer_range": shape.initializer_range,
+        "tie_word_embeddings": shape.tie_embeddings,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    try:
+        known = AutoConfig.for_model(shape.family)
+    except ValueError:
+        raise KavaError(
+            f"architecture.family: '{shape.family}' is no model type that transformers knows"
+        ) from None
+    rotary = {"rope_theta"} if hasattr(known, "rope_parameters") else set()
+    missing = [key for key in settings if not hasattr(known, key) and key not in rotary]
+    if missing:
+        raise KavaError(
+            f"architecture.family: a {shape.family} has no {', '.join(missing)}; "
+            "choose a family that has"
+        )
+    # Families differ in its default; where it is not a setting it is this anyway.
+    settings["head_dim"] = shape.hidden_size // shape.num_heads
+    return AutoConfig.for_model(shape.family, **settings)
 
 
 def _write_sample(reasoner: Reasoner, examples: list[Example], file: Path) -> None:

@@ -27,12 +27,16 @@ class Section(BaseModel):
 
 
 class Lora(Section):
-    """Low-rank adapter (peft). `targets` are module names, or `all-linear`."""
+    """Low-rank adapter (peft). `targets` are module names, or `all-linear`.
+
+    Not given, they are the family's four attention projections (`kava.adapter`); a checkpoint's
+    recipe holds their names.
+    """
 
     r: int = Field(128, ge=1)
     alpha: int = Field(32, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
-    targets: list[str] | Literal["all-linear"] = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    targets: list[str] | Literal["all-linear"] | None = None
 
 
 class Codi(Section):
@@ -188,8 +192,9 @@ class Recipe(Section):
 
 
 class Architecture(Section):
-    """Shape of a backbone made from nothing (transformers' Llama)."""
+    """Shape of a backbone made from nothing; `family` is its `model_type` in transformers."""
 
+    family: str = "llama"
     hidden_size: int = Field(ge=8)
     intermediate_size: int = Field(ge=8)
     num_layers: int = Field(ge=1)

@@ -26,12 +26,18 @@ def turned_back(model: PreTrainedModel, pairs: KeyValues, positions: Tensor) -> 
     rotary = getattr(model.base_model, "rotary_emb", None)
     if rotary is None:
         return pairs
-    cos, sin = rotary(pairs[0][0], positions)
-    cos, sin = cos[:, None].float(), sin[:, None].float()
-    return [(_turn_back(keys, cos, sin), values) for keys, values in pairs]
+    kinds: list[tuple] = [()] * len(pairs)
+    if hasattr(rotary, "layer_types"):  # another rotation for each kind of layer (Gemma-3)
+        kinds = [(kind,) for kind in model.config.layer_types[: len(pairs)]]
+    angles = {kind: rotary(pairs[0][0], positions, *kind) for kind in set(kinds)}
+    return [
+        (_turn_back(keys, *angles[kind]), values)
+        for (keys, values), kind in zip(pairs, kinds, strict=True)
+    ]
 
 
 def _turn_back(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    cos, sin = cos[:, None].float(), sin[:, None].float()
     # A model may rotate only the first features of a head.
     size = cos.shape[-1]
     turned, rest = keys[..., :size].float(), keys[..., size:]
@@ -48,19 +54,24 @@ def check(model: PreTrainedModel) -> None:
     In the first layer a key depends on its token alone, so one token at many positions must have
     one key once it is turned back.
     """
-    ids = torch.zeros((1, 6), dtype=torch.long, device=model.device)
-    positions = torch.arange(6, device=model.device)[None]
     if getattr(model.base_model, "rotary_emb", None) is None:
         return
+    size, dtype = model.get_input_embeddings().weight.shape[1], model.dtype
+    one = torch.linspace(-1, 1, size, device=model.device, dtype=dtype)  # a pad's row may be zero
+    positions = torch.arange(6, device=model.device)[None]
     output = model.base_model(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
+        inputs_embeds=one.expand(1, 6, -1),
+        attention_mask=torch.ones_like(positions),
         position_ids=positions,
         use_cache=True,
     )
     first = cache.key_values(output.past_key_values)[:1]
-    keys = turned_back(model, first, positions)[0][0].float()
-    if not torch.allclose(keys, keys[:, :, :1].expand_as(keys), atol=1e-2, rtol=1e-2):
+    try:
+        keys = turned_back(model, first, positions)[0][0].float()
+        same = torch.allclose(keys, keys[:, :, :1].expand_as(keys), atol=1e-2, rtol=1e-2)
+    except (TypeError, RuntimeError):  # angles of another form than ours
+        same = False
+    if not same:
         raise KavaError(
             f"kv.keys: pre_rope is not known for backbones of type {model.config.model_type}; "
             "use post_rope"

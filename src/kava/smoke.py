@@ -7,13 +7,16 @@ import tempfile
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from kava import backbone as backbones
 from kava import recipe as recipes
 from kava import registry
 from kava import run as runs
+from kava.adapter import USUAL_TARGETS
 from kava.data import load_examples
 from kava.errors import KavaError
 from kava.progress import no_bars
@@ -62,7 +65,8 @@ def tiny_backbone(model_type: str, folder: Path, seed: int = 0) -> int:
     """Save a tiny random backbone of a family with a tokenizer; returns its weights' number.
 
     Raises:
-        KavaError: transformers knows no causal language model of that type.
+        KavaError: transformers knows no causal language model of that type, or it cannot be made
+            so small, or it cannot think here.
     """
     rows = load_examples("synthetic", "train", limit=ROWS)
     texts = [t for row in rows for t in (row.question, *row.steps, ANSWER_PROMPT)]
@@ -84,11 +88,14 @@ def tiny_backbone(model_type: str, folder: Path, seed: int = 0) -> int:
     try:
         config = AutoConfig.for_model(model_type, **shape)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except ValueError:
-        raise KavaError(
-            f"family: '{model_type}' is no causal language model that transformers knows; "
-            "it is the 'model_type' of the backbone's config.json"
-        ) from None
+    except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise KavaError(
+                f"family: '{model_type}' is no causal language model that transformers knows; "
+                "it is the 'model_type' of the backbone's config.json"
+            ) from None
+        line = " ".join(str(error).split())[:200]
+        raise KavaError(f"family: no tiny '{model_type}' can be made for --smoke: {line}") from None
     with no_bars():
         backbones.prepare(model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -99,6 +106,8 @@ def shrink(resolved: Recipe, backbone: Path) -> Recipe:
     """The same recipe with a few small steps on generated rows."""
     tree = resolved.model_dump(by_alias=True)
     tree.update(backbone=str(backbone), revision=None)
+    if tree["lora"]["targets"] == USUAL_TARGETS:  # with family=... they may have other names
+        tree["lora"]["targets"] = None
     tree["data"] = {"train": "synthetic", "train_rows": ROWS}
     tree["train"] |= {"steps": STEPS, "epochs": None, "batch_size": 4, "micro_batch_size": 2}
     tree["train"] |= {"log_every": 1, "save_every": None, "precision": "fp32"}

@@ -40,3 +40,12 @@ class Thought:
     def crop(self, columns: int) -> Thought:
         """The first `columns` columns; shares the tensors."""
         return Thought(cache.crop(self.past_key_values, columns), self.attention_mask[:, :columns])
+
+    def packed(self) -> Thought:
+        """The same thought without holes: pads on the left, as few as there can be."""
+        if self.columns == 0:
+            return self
+        columns = int(self.attention_mask.sum(1).max())
+        order = self.attention_mask.long().argsort(dim=1, stable=True)[:, self.columns - columns :]
+        mask = self.attention_mask.gather(1, order)
+        return Thought(cache.gather(self.past_key_values, order), mask)

@@ -52,7 +52,8 @@ class Eviction(ABC):
         real = scored.mask[:, None, :]
         scores = self.score(scored).float()
         scores = scores.masked_fill(~real, -torch.inf)
-        best = scores.topk(min(budget, columns), dim=-1).indices
+        # Stable: of equal scores (nothing outside of a sliding window is attended) the first wins.
+        best = scores.argsort(dim=-1, descending=True, stable=True)[..., :budget]
         is_real = real.expand_as(scores).gather(-1, best)
         # A pad sorts behind every real token, so that filled slots come first.
         ordered = torch.where(is_real, best, columns).sort(dim=-1).values

@@ -150,8 +150,22 @@ class KvDistillation:
 
     def scored(self, batch: Batch, teacher: Written, layer: int, mask: Tensor) -> Scored:
         """What the compressor sees of one layer."""
-        keys, attention = teacher.steps[layer][0], None
-        if teacher.queries is not None:
-            queries, scaling = teacher.queries.queries[layer], teacher.queries.scaling[layer]
-            attention = answer_attention(queries, keys, mask, scaling)
+        keys, attention, record = teacher.steps[layer][0], None, teacher.queries
+        if record is not None:
+            seen = steps_seen(batch, mask, record.window[layer])
+            how = record.scaling[layer], record.softcap[layer]
+            attention = answer_attention(record.queries[layer], keys, seen, *how)
         return Scored(keys, mask, attention, batch["answer_mask"])
+
+
+def steps_seen(batch: Batch, mask: Tensor, window: int | None) -> Tensor:
+    """Those of the reasoning tokens `mask` [B, C] that each answer token sees, [B, A, C].
+
+    `mask` itself where the layer has no sliding window.
+    """
+    if window is None:
+        return mask
+    before = torch.cat((batch["question_mask"], batch["steps_mask"]), dim=1)
+    answer = batching.positions(before, batch["answer_mask"])
+    steps = batching.positions(batch["question_mask"], batch["steps_mask"])
+    return batching.within_window(answer, steps, window) & mask[:, None]

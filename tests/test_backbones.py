@@ -1,0 +1,469 @@
+"""What families of backbones differ in: windows, soft caps, scaled embeddings, vocabularies, names.
+
+That training, latents, padding, decoding and checkpoints hold for each of them is in the files
+that test these things, by the fixture `family`.
+"""
+
+import copy
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from reference import generate, run, to_textbook, token_embeds
+from rich.console import Console
+from test_step import assert_equals_reference
+from tiny import (
+    FAMILIES,
+    VOCABULARY,
+    WINDOW,
+    bare,
+    batch,
+    example,
+    lora,
+    reasoner,
+    recipe,
+    tokenizer,
+    wrap,
+)
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import kava
+from kava import adapter, attention, batching, cache, families, probe
+from kava import backbone as backbones
+from kava.ask import decode_latents
+from kava.errors import KavaError
+from kava.methods._base import Thinking
+from kava.model import Reasoner
+from kava.recipe import Architecture, load_recipe
+from kava.smoke import smoke_run, tiny_backbone
+from kava.thought import Thought
+
+QUESTIONS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11 w12 w13 w14"]
+WINDOWED = {"qwen2": {None, WINDOW}, "mistral": {WINDOW}, "gemma2": {None, WINDOW}}
+WINDOWED |= {"gemma3_text": {None, WINDOW}}
+
+
+def test_no_model_class_is_named_in_the_package():
+    named = re.compile(r"\b(?!Auto|PreTrained|Generation|Lora)[A-Z]\w*(?:ForCausalLM|Config)\b")
+    allowed = {"ConfigDict"}
+    for file in Path(kava.__file__).parent.rglob("*.py"):
+        found = set(named.findall(file.read_text(encoding="utf-8"))) - allowed
+        assert not found, f"{file.name}: {found}"
+
+
+# -- sliding windows -----------------------------------------------------------------------------
+
+
+def test_windows_are_read_off_the_model(family):
+    found = families.windows(bare(family))
+    found = set(found.values()) if isinstance(found, dict) else {found}
+    assert found == WINDOWED.get(family, {None})
+
+
+@torch.no_grad()
+def states(thinker, mask):
+    """Last states of columns that are real where `mask` [B, S] says so, and the thought."""
+    ids = torch.randint(12, len(VOCABULARY), mask.shape)
+    start = Thought.empty(len(mask), thinker.device)
+    output, thought = thinker.extend(start, thinker.embed(ids), mask)
+    return ids, output.last_hidden_state, thought
+
+
+def holes(rows=3, columns=20):
+    mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(5)) < 0.7
+    mask[0] = True
+    return mask
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+def test_a_window_that_is_ignored_would_be_seen(family, monkeypatch):
+    thinker, mask = reasoner(family), torch.ones(1, 3 * WINDOW, dtype=torch.bool)
+    torch.manual_seed(3)
+    _, honest, _ = states(thinker, mask)
+    monkeypatch.setattr(
+        batching, "within_window", lambda q, k, w: torch.ones_like(q[:, :, None] - k[:, None] < w)
+    )
+    torch.manual_seed(3)
+    _, blind, _ = states(thinker, mask)
+    gap = (honest - blind).abs().amax(-1)[0]
+    assert gap[:WINDOW].max() < 1e-5 and gap[WINDOW:].max() > 0.1
+
+
+def test_holes_take_no_room_in_a_window(family):
+    thinker, mask = reasoner(family), holes()
+    ids, found, _ = states(thinker, mask)
+    for row in range(len(mask)):
+        with torch.no_grad():
+            alone = run(thinker, token_embeds(thinker, ids[row, mask[row]].tolist())).last
+        torch.testing.assert_close(found[row, mask[row]], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_a_thought_with_holes_is_answered_as_one_without(family):
+    thinker, mask = reasoner(family, "cot"), holes()
+    ids, _, thought = states(thinker, mask)
+    prompt = torch.tensor(thinker.encoder.prompt).expand(len(mask), -1)
+    found = thinker.answer(Thinking(thought, prompt, "", 0, 1), 6)
+    slow = to_textbook(copy.deepcopy(thinker))
+    for row in range(len(mask)):
+        before = [*ids[row, mask[row]].tolist(), *thinker.encoder.prompt]
+        with torch.no_grad():
+            expected = generate(slow, token_embeds(slow, before), 6, 2)
+        assert found[row].tolist()[: len(expected)] == expected
+
+
+def test_a_packed_thought_holds_the_real_columns_in_order(family):
+    thinker, mask = reasoner(family), holes()
+    _, _, thought = states(thinker, mask)
+    packed = thought.packed()
+    assert packed.columns == mask.sum(1).max() and torch.equal(
+        packed.next_position, thought.next_position
+    )
+    pairs = cache.key_values(thought.past_key_values), cache.key_values(packed.past_key_values)
+    for before, after in zip(*pairs, strict=True):
+        for one, other in zip(before, after, strict=True):
+            for row in range(len(mask)):
+                kept = other[row][:, packed.attention_mask[row]]
+                assert torch.equal(one[row][:, mask[row]], kept)
+                assert packed.attention_mask[row, -kept.shape[1] :].all()  # pads on the left
+    nothing = Thought.empty(2, thinker.device)
+    assert nothing.packed().columns == 0
+
+
+# -- soft caps -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows,columns,masked", ((7, 7, False), (5, 9, True), (1, 4, False)))
+def test_capped_attention_in_blocks_is_the_textbooks(rows, columns, masked, monkeypatch):
+    monkeypatch.setattr(attention, "ROWS", 3)
+    query = (3 * torch.randn(2, 4, rows, 8)).requires_grad_()
+    key, value = (torch.randn(2, 2, columns, 8, requires_grad=True) for _ in range(2))
+    causal = torch.ones(rows, columns).tril(columns - rows).bool().expand(2, 1, -1, -1)
+    mask = causal & (torch.rand(2, 1, rows, columns) < 0.6) if masked else causal
+    mask = mask | torch.eye(rows, columns).bool() if masked else mask
+    found = attention.capped_attention(
+        query, key, value, mask if masked else None, softcap=1.5, scaling=0.7
+    )
+    wide = [t.repeat_interleave(2, dim=1) for t in (key, value)]
+    logits = 1.5 * torch.tanh(query @ wide[0].transpose(2, 3) * 0.7 / 1.5)
+    weights = logits.masked_fill(~mask, -math.inf).softmax(-1)
+    expected = (weights @ wide[1]).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(
+        torch.autograd.grad(found.square().sum(), (query, key, value)),
+        torch.autograd.grad(expected.square().sum(), (query, key, value)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_capped_attention_holds_one_block_of_weights_at_a_time(monkeypatch):
+    monkeypatch.setattr(attention, "ROWS", 3)
+    thinker, saved = reasoner("gemma2"), []
+    data = batch(thinker, [example(9, 9), example(4, 6)])
+    whole = data["steps"].shape[1] + data["answer"].shape[1]
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: saved.append(t.shape) or t, lambda t: t
+    ):
+        thinker(**data)["loss"]
+    squares = [s for s in saved if len(s) >= 4 and min(s[-2:]) >= whole]
+    assert not squares and len(saved) > 100
+
+
+# -- embeddings ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_embeddings_given_are_those_that_ids_give(family):
+    model, ids = bare(family), torch.arange(5, 25)[None]
+    given = model(inputs_embeds=families.embeddings(model)[ids]).logits
+    torch.testing.assert_close(given, model(input_ids=ids).logits)
+
+
+def test_new_rows_and_latents_are_on_the_scale_that_layers_get(family):
+    """Not the stored weight's: Gemma-3 multiplies by the root of d in its table."""
+    thinker = reasoner(family)
+    usual = thinker.embed(torch.arange(len(VOCABULARY))).detach().square().mean().sqrt()
+    for row in thinker.special_tokens.values():
+        assert 0.3 < row.detach().square().mean().sqrt() / usual < 1
+    latents = thinker.project(torch.randn(2, 3, 32)).detach()
+    torch.testing.assert_close(latents.square().mean().sqrt(), usual, rtol=0.01, atol=0)
+
+
+# -- vocabularies --------------------------------------------------------------------------------
+
+EXTRA = 9
+
+
+def large(family="qwen2", method="kava", loud=0.0, **changes):
+    """More embedding rows than tokens; the head scores the unused ones by `loud` higher."""
+    model = bare(family, vocab_size=len(VOCABULARY) + EXTRA, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.bias = torch.nn.Parameter(torch.zeros(len(VOCABULARY) + EXTRA))
+        model.lm_head.bias[len(VOCABULARY) :] = loud
+    return wrap(model, method, **changes)
+
+
+@pytest.mark.parametrize("family", ("qwen2", "gpt2"))
+def test_a_step_with_a_vocabulary_larger_than_the_tokenizer(family):
+    thinker = large(family)
+    ids = thinker.tokenizer.convert_tokens_to_ids(["<bot>", "<latent>", "<eot>"])
+    assert max(ids) < thinker.lm.config.vocab_size  # they fall on unused rows, which stay unused
+    assert_equals_reference(thinker)
+    table = thinker.lm.get_input_embeddings().weight.grad
+    assert table[: len(VOCABULARY)].any() and not table[len(VOCABULARY) :].any()
+
+
+@pytest.mark.parametrize("method", ("cot", "kava"))
+def test_no_id_without_text_is_ever_generated(method):
+    quiet, loud = large(method=method), large(method=method, loud=1e3)
+    thinking = loud.think(QUESTIONS)
+    found = loud.answer(thinking, 5)
+    assert torch.equal(found, quiet.answer(quiet.think(QUESTIONS), 5))
+    assert found.max() < len(VOCABULARY) == loud.unreadable_ids[0]
+    free = copy.copy(loud)
+    free.unreadable_ids = []
+    assert free.answer(thinking, 5).min() >= len(VOCABULARY)  # else the test would be empty
+    if method == "kava":
+        words = [word for latent in decode_latents(loud, QUESTIONS[0]) for word, _ in latent]
+        assert set(words) <= set(VOCABULARY)
+        assert words == [w for latent in decode_latents(quiet, QUESTIONS[0]) for w, _ in latent]
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused():
+    with pytest.raises(KavaError, match=r"'w19' has id 54, but this llama has 50 embedding rows"):
+        wrap(bare("llama", vocab_size=50))
+
+
+def test_a_special_token_without_a_row_is_no_error_since_text_never_has_it():
+    words = tokenizer()
+    words.add_special_tokens({"additional_special_tokens": ["<image>"]})  # as Gemma-3 1B has
+    thinker = wrap(bare("gemma3_text"), words=words)
+    assert max(thinker.encoder.question("w1 <image> w2")) < len(VOCABULARY)
+    thinker.answer(thinker.think(["w1 <image> w2"]), 2)
+
+
+@pytest.mark.parametrize("method", ("cot", "no_cot", "kava"))
+def test_without_a_bos(method):
+    words = tokenizer()
+    words.bos_token = None
+    thinker = wrap(bare("qwen2", bos_token_id=None), method, words=words)
+    assert thinker.encoder.question("w4") == [VOCABULARY.index("w4")]
+    assert_equals_reference(thinker)
+    together = thinker.answer(thinker.think(QUESTIONS), 5)
+    for i, question in enumerate(QUESTIONS):
+        alone = thinker.answer(thinker.think([question]), 5)[0]
+        assert together[i].tolist()[: len(alone)] == alone.tolist()
+
+
+# -- decoding ------------------------------------------------------------------------------------
+
+
+def test_greedy_stays_greedy_whatever_the_backbones_files_ask_for(tmp_path):
+    thinker = reasoner("llama", "cot")
+    expected = thinker.answer(thinker.think(QUESTIONS), 12)
+    model = bare("llama")
+    model.generation_config.update(
+        repetition_penalty=3.0,
+        do_sample=True,
+        temperature=5.0,
+        top_k=3,
+        cache_implementation="static",
+    )
+    model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    found = Reasoner.build(recipe("cot", backbone=str(tmp_path))).eval()
+    assert torch.equal(found.answer(found.think(QUESTIONS), 12), expected)
+
+
+# -- LoRA ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapted(family):
+    """An adapter on the family's own targets that already does something."""
+    thinker = reasoner(family, **lora())
+    with torch.no_grad():
+        for name, weight in thinker.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.05)
+    return thinker
+
+
+def test_an_adapter_on_the_familys_own_projections(adapted):
+    names = {n.split(".lora_A")[0] for n, _ in adapted.named_parameters() if "lora_A" in n}
+    parts = {n.rpartition(".")[2] for n in names}
+    fused = {"gpt2": {"c_attn", "c_proj"}, "phi3": {"qkv_proj", "o_proj"}}
+    expected = fused.get(adapted.lm.config.model_type, {"q_proj", "k_proj", "v_proj", "o_proj"})
+    assert parts == expected and len(names) == 2 * len(expected)
+    assert all("attn" in n for n in names)
+    assert_equals_reference(adapted)
+
+
+def test_the_targets_that_were_taken_are_saved(adapted, tmp_path):
+    adapted.save_pretrained(tmp_path)
+    written = load_recipe(tmp_path / "recipe.yaml").lora.targets
+    family = adapted.lm.config.model_type
+    assert written == adapter.TARGETS.get(family, adapter.USUAL_TARGETS)
+
+
+@pytest.mark.parametrize(
+    "family,targets,wrong,known",
+    (
+        ("llama", ["q_proj", "c_attn"], "c_attn", "down_proj, gate_proj, k_proj, o_proj"),
+        ("gpt2", ["q_proj"], "q_proj", "c_attn, c_fc, c_proj"),
+        ("phi3", ["o_proj", "v_proj"], "v_proj", "down_proj, gate_up_proj, o_proj, qkv_proj"),
+        ("llama", ["lm_head"], "lm_head", "down_proj"),
+    ),
+)
+def test_a_target_that_is_no_layer_is_named_with_those_that_are(family, targets, wrong, known):
+    with pytest.raises(KavaError) as caught:
+        reasoner(family, **lora(targets=targets))
+    message = str(caught.value)
+    assert f"'{wrong}'" in message and known in message and "\n" not in message
+
+
+def test_all_linear_layers(family):
+    thinker = reasoner(family, **lora(targets="all-linear"))
+    assert any("mlp" in n and "lora_A" in n for n, _ in thinker.named_parameters())
+
+
+# -- refused -------------------------------------------------------------------------------------
+
+SHAPE = {
+    "vocab_size": len(VOCABULARY), "hidden_size": 32, "intermediate_size": 64,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 64, "initializer_range": 0.25,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "family,reason",
+    (
+        ("mamba", "'linear_attention'"),
+        ("falcon_mamba", "'linear_attention'"),
+        ("jamba", "'linear_attention'"),
+        ("recurrent_gemma", "'linear_attention'"),
+        ("llama4_text", "'chunked_attention'"),
+        ("mpt", "layer 0 has no attention"),  # positions as a bias, not as position_ids
+        ("bloom", "masks and positions of its caller"),
+        ("rwkv", "masks and positions of its caller"),
+        ("gpt_oss", "its attention does more"),  # a sink in each softmax
+        ("cohere", "its language-model head"),  # logits are scaled
+    ),
+)
+def test_a_backbone_that_cannot_think_here_is_refused_by_name(family, reason):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SHAPE)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with pytest.raises(KavaError) as caught:
+        backbones.prepare(model)
+    message = str(caught.value)
+    assert f"type {family}" in message and reason in message and "\n" not in message
+
+
+@pytest.mark.parametrize("family", ("t5", "bart", "gemma3"))
+def test_what_is_no_plain_language_model_is_refused_before_its_weights_are_read(tmp_path, family):
+    AutoConfig.for_model(family).save_pretrained(tmp_path)
+    with pytest.raises(KavaError, match=f"type {family}: (an encoder|more than a language model)"):
+        backbones.load_model(tmp_path, torch.float32)
+
+
+def test_a_model_that_ignores_positions_is_refused(monkeypatch):
+    model = bare("gpt2")
+    honest = model.base_model.forward
+    monkeypatch.setattr(
+        model.base_model, "forward", lambda *a, position_ids=None, **k: honest(*a, **k)
+    )
+    with pytest.raises(KavaError, match="type gpt2: continued from a cache with gaps"):
+        backbones.prepare(model)
+
+
+def test_a_layer_whose_window_is_not_the_configurations_is_refused():
+    model = bare("gemma2")
+    model.base_model.layers[0].self_attn.sliding_window = 5
+    with pytest.raises(KavaError, match=rf"layer 0 has a sliding window of 5, .* says {WINDOW}"):
+        backbones.prepare(model)
+
+
+def test_the_check_leaves_a_model_in_training_as_it_was():
+    model = bare("gpt2", attn_pdrop=0.5, resid_pdrop=0.5).train()  # dropout off while it looks
+    assert backbones.prepare(model).training
+    assert model.config._attn_implementation == attention.IMPLEMENTATION_NAME
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_low_precision_passes_the_check(family, dtype):
+    model = bare(family).to(dtype)
+    probe.check(model)
+
+
+# -- made from nothing ---------------------------------------------------------------------------
+
+
+def test_smoke_trains_every_family(family, tmp_path):
+    small = [f"family={family}", "num_latents=4", "num_iterations=1", "lora.r=2"]
+    resolved = load_recipe("recipes/llama1b_aug/kava.yaml", small)
+    run = tmp_path / "run"
+    smoke_run(resolved, run, Console(quiet=True))
+    loaded = Reasoner.from_pretrained(run, backbone=str(run / "backbone"))
+    assert loaded.lm.config.model_type == family
+    assert len(loaded.answer(loaded.think(["How many?"]), 2)) == 1
+
+
+@pytest.mark.parametrize(
+    "family,words",
+    (("mamba", "type mamba"), ("nonsense", "'nonsense'"), ("falcon", "tiny 'falcon'")),
+)
+def test_smoke_names_the_family_that_it_cannot_have(family, words, tmp_path):
+    with pytest.raises(KavaError, match=words):
+        tiny_backbone(family, tmp_path)
+
+
+ARCHITECTURE = {
+    "hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 4,
+    "num_kv_heads": 2, "tie_embeddings": False, "rope_theta": 5000.0, "initializer_range": 0.1,
+}  # fmt: skip
+
+
+def made(**changes):
+    from kava.pretrain import new_model
+
+    return new_model(Architecture(**ARCHITECTURE | changes), tokenizer())
+
+
+def test_a_backbone_from_nothing_is_a_llama_unless_said_otherwise():
+    torch.manual_seed(3)
+    found = made()
+    torch.manual_seed(3)
+    expected = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(VOCABULARY), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+            rope_theta=5000.0, initializer_range=0.1, tie_word_embeddings=False,
+            pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        )
+    )  # fmt: skip
+    ours, theirs = found.state_dict(), expected.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert found.config.rope_parameters == expected.config.rope_parameters
+
+
+@pytest.mark.parametrize("family", ("qwen3", "gemma2", "mistral"))
+def test_a_backbone_from_nothing_of_another_family(family):
+    model = backbones.prepare(made(family=family))
+    assert model.config.model_type == family
+    assert model.base_model.layers[0].self_attn.q_proj.weight.shape == (32, 32)
+
+
+@pytest.mark.parametrize(
+    "family,words",
+    (("gpt2", "a gpt2 has no intermediate_size, num_key_value_heads"), ("nonsense", "'nonsense'")),
+)
+def test_a_family_that_has_not_this_shape_is_named(family, words):
+    with pytest.raises(KavaError, match=f"architecture.family: .*{words}"):
+        made(family=family)
