@@ -44,7 +44,7 @@ class Reasoner(nn.Module):
         tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS.values())})
         self.encoder = batching.Encoder(tokenizer, recipe.drop_last_step)
         self.method: Method = registry.find("methods", recipe.method)(recipe)
-        self.backbone = _with_adapter(model, recipe)
+        self.backbone = with_adapter(model, recipe)
         weight = self.lm.get_input_embeddings().weight.detach().float()
         scale = float(weight.square().mean().sqrt())
         self.special_tokens = nn.ParameterDict(
@@ -238,7 +238,12 @@ class Reasoner(nn.Module):
         return ((ended - (ids == self.tokenizer.eos_token_id).long()) == 0).sum(1)
 
 
-def _with_adapter(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
+def with_adapter(model: PreTrainedModel, recipe: Recipe) -> nn.Module:
+    """The model with the adapter that the recipe asks for, or as it is.
+
+    Raises:
+        KavaError: the model has none of `lora.targets`.
+    """
     if recipe.adapter == "full":
         return model
     lora = recipe.lora
