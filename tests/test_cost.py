@@ -110,16 +110,10 @@ def test_each_stage_of_a_curriculum_counts_for_itself(backbone, tmp_path):
     file = tmp_path / "rows.jsonl"
     line = {"question": "Ann had 4 pens ?", "steps": ["<<4+1=5>>", "<<5+12=17>>"], "answer": "7"}
     file.write_text("".join(json.dumps({**line, "id": i}) + "\n" for i in range(4)))
-    found = Estimator().cost(
-        recipe(
-            "coconut",
-            backbone,
-            file,
-            num_latents=2,
-            method_options={"latents_per_stage": 2, "max_stage": 1, "epochs_per_stage": 1.0},
-            train={"epochs": 4, "batch_size": 2, "learning_rate": 1e-3},
-        )  # fmt: skip
-    )
+    options = {"latents_per_stage": 2, "max_stage": 1, "epochs_per_stage": 1.0}
+    train = {"epochs": 4, "batch_size": 2, "learning_rate": 1e-3}
+    changes = {"num_latents": 2, "method_options": options, "train": train}
+    found = Estimator().cost(recipe("coconut", backbone, file, **changes))
     (q, c, a), *_ = lengths(backbone, file)
     first = len(backbones.load_tokenizer(backbone)("<<4+1=5>>", add_special_tokens=False).input_ids)
     stages = [q + 1 + 1 + c + a, q + 1 + 2 + 1 + (c - first) + a, *2 * [q + 1 + 2 + 1 + a]]
