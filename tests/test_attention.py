@@ -8,7 +8,7 @@ from tiny import HEADS, KV_HEADS, bare, batch, example, reasoner
 
 from kava.attention import answer_attention, grouped_logits, masked_softmax, record_queries
 from kava.methods._base import read_question, read_written
-from kava.methods.kava import steps_seen
+from kava.methods._kv import steps_seen
 
 EXAMPLES = [example(4, 6), example(9, 3, 1, "1 2 3"), example(1, 1, 2), example(6, 0, 3)]
 
@@ -39,7 +39,7 @@ def test_each_query_head_matches_eager_attention_over_the_steps(family):
     for layer, (keys, _) in enumerate(teacher.steps):
         scaling, softcap = record.scaling[layer], record.softcap[layer]
         logits = grouped_logits(record.queries[layer], keys, scaling, softcap)
-        seen = steps_seen(data, record.window[layer])
+        seen = steps_seen(data, data["steps_mask"], record.window[layer])
         seen = seen[:, None] if seen.dim() == 2 else seen  # [B, A or 1, C]
         weights = masked_softmax(logits, seen[:, None, None]).flatten(1, 2)
         for i, one in enumerate(EXAMPLES):

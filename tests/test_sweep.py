@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -223,15 +224,19 @@ def test_a_run_of_another_recipe_is_neither_kept_nor_overwritten(kava, backbone,
 
 
 def test_seeds_are_the_words_that_follow_and_else_the_recipes_own(kava, backbone, tmp_path):
-    recipe = write(tmp_path, "a", backbone, seed=9)
-    for words in (["--seeds", 3, 4, recipe], [recipe, "--seeds", 3, "--seeds", 4, 3], [recipe]):
-        out = tmp_path / str(len(words)) / "out"
-        status, said = kava("sweep", *words, "-o", out, "--set", "method=kva")
-        assert status in (1, 2), said
-        if status == 1:  # an unknown method is found when the run begins, or with the recipe
-            wanted = {9} if words == [recipe] else {3, 4}
-            assert {int(r["run"].rpartition("seed")[2]) for r in summary(out)["runs"]} == wanted
-    assert kava("sweep", recipe, "--seeds", "-o", tmp_path)[0] == 2
+    recipe, out = write(tmp_path, "a", backbone, seed=9), tmp_path / "out"
+    for words, wanted in (
+        (["--seeds", 3, 4, recipe], {3, 4}),
+        ([recipe, "--seeds", 3, "--set", "train.steps=3", "eval.max_new_tokens=3", "-o", out], {3}),
+        ([recipe, "--seeds", 3, "--seeds", 4, 3], {3, 4}),
+        ([recipe], {9}),
+    ):
+        status, said = kava("sweep", *words, "--dry-run")
+        assert status == 0, said
+        found = re.findall(r"a-seed(\d+)\s+would run\s+(\d+)", said)
+        assert {int(seed) for seed, _ in found} == wanted and len(found) == len(wanted)
+        assert {steps for _, steps in found} == {"3" if "--set" in words else "2"}
+    assert kava("sweep", recipe, "--seeds", "-o", out)[0] == 2
     assert "give --seeds" in kava("sweep", recipe, "--set", "seed=3")[1]
 
 
@@ -254,6 +259,8 @@ def test_bad_input_is_refused_before_anything_runs(kava, backbone, tmp_path):
     status, said = kava("sweep", good, "--task", "synthetik", "-o", out)
     assert status == 2 and "did you mean 'synthetic'" in said
     status, said = kava("sweep", good, "--file", "x.jsonl", "-o", out)
+    assert status == 2 and "name it with --task" in said
+    status, said = kava("sweep", good, "--limit", 4, "-o", out)
     assert status == 2 and "name it with --task" in said
     assert not out.exists()
 
@@ -285,7 +292,7 @@ def test_a_run_in_other_hands_is_left_to_them(kava, backbone, tmp_path):
 
 def test_two_sweeps_at_once_share_a_matrix(backbone, tmp_path):
     recipe, out = write(tmp_path, "a", backbone), tmp_path / "out"
-    command = [sys.executable, "-m", "kava", "sweep", recipe, "--seeds", *"1234", "-o", out]
+    command = [sys.executable, "-m", "kava", "sweep", recipe, "--seeds", *"123", "-o", out]
     both = [
         subprocess.Popen(
             list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -295,9 +302,11 @@ def test_two_sweeps_at_once_share_a_matrix(backbone, tmp_path):
     ]  # fmt: skip
     said = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    trained = [sum(": trained 2 steps" in line for line in out.splitlines()) for out, _ in said]
-    assert sum(trained) == 4  # each run once, by one of the two
-    assert len(list(out.glob("a-seed?"))) == 4 and not list(out.glob("*.lock*"))
+    trained = [text.count(": trained 2 steps") for text, _ in said]
+    assert sum(trained) == 3  # each run once, by one of the two
+    assert len(list(out.glob("a-seed?"))) == 3 and not list(out.glob("*.lock*"))
+    (row,) = summary(out)["rows"]  # of the last one to end, which has seen all
+    assert row["seeds"] == [1, 2, 3]
 
 
 def test_a_dead_process_lock_is_taken_over_and_others_are_not(tmp_path, capsys):

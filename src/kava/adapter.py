@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from kava.errors import KavaError
-from kava.recipe import Lora, Recipe
+from kava.recipe import Recipe
 
 #: The four projections of attention, under the names that most families give them.
 USUAL_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -37,12 +37,15 @@ def resolve(model: PreTrainedModel, recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"targets": targets})})
 
 
-def add(model: PreTrainedModel, lora: Lora, revision: str | None) -> PeftModel:
-    """The model with a LoRA adapter on resolved targets.
+def add(model: PreTrainedModel, recipe: Recipe) -> PeftModel | PreTrainedModel:
+    """The model with a LoRA adapter on its resolved targets, or as it is (`adapter: full`).
 
     Raises:
         KavaError: peft has no adapter for these modules.
     """
+    if recipe.adapter == "full":
+        return model
+    lora, revision = recipe.lora, recipe.revision
     transposed = {isinstance(m, Conv1D) for m in _linear(model, lora.targets).values()}
     config = LoraConfig(
         r=lora.r,

@@ -107,11 +107,14 @@ def sweep(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE...", help="for every recipe")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="list what would run and what each would cost")
+    ] = False,
 ) -> None:
     """Train recipes with several seeds, and compare them.
 
     One run after the other. What is done is skipped and what was interrupted goes on, so the same
-    line can be given again. Status 1 if a run failed.
+    line can be given again. Status 1 if a run failed (or would, with --dry-run).
     """
     from kava import sweep as command
     from kava.errors import KavaError
@@ -119,9 +122,15 @@ def sweep(
     names = [name.strip() for name in task.split(",")] if task else []
     if file and len(names) != 1:
         raise KavaError("sweep: --file holds the rows of one task; name it with --task")
+    if limit and not names:
+        raise KavaError("sweep: --limit is of a task; name it with --task")
     console = _console()
     runs = command.plan(recipe, seeds or [], settings or [], output, console)
     scoring = command.Scoring(names, file, limit)
+    if dry_run:
+        from kava.dry_run import list_runs
+
+        raise typer.Exit(0 if list_runs(runs, scoring, console) else 1)
     outcomes = command.sweep(runs, scoring, output, console)
     if any(outcome.what == command.FAILED for outcome in outcomes):
         raise typer.Exit(1)

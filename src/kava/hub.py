@@ -2,6 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_offline: ContextVar[bool] = ContextVar("kava_offline", default=False)
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Inside the block nothing is asked of the Hub; what was downloaded before is still found."""
+    token = _offline.set(True)
+    try:
+        yield
+    finally:
+        _offline.reset(token)
+
 
 def reachable(name: str, kind: str) -> bool:
     """Ask for a repository's description, without the retries of the loading libraries.
@@ -12,6 +28,8 @@ def reachable(name: str, kind: str) -> bool:
         name: `owner/name`.
         kind: `model` or `dataset`.
     """
+    if _offline.get():
+        return False
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 

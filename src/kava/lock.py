@@ -35,6 +35,16 @@ def hold(file: Path, console: Console) -> Iterator[None]:
         file.unlink(missing_ok=True)
 
 
+def holder(file: Path) -> str:
+    """Who holds a lock, in words; empty if nobody does."""
+    if file.exists():
+        try:
+            _dead_owner(file)
+        except Held as held:
+            return str(held)
+    return ""
+
+
 def _create(file: Path) -> bool:
     """Make the file with this process in it, unless it is there."""
     owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})

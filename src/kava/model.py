@@ -45,8 +45,7 @@ class Reasoner(nn.Module):
         self.unreadable_ids = families.unreadable_ids(model, tokenizer, SPECIAL_TOKENS.values())
         self.windows = families.windows(model)
         self.method: Method = registry.find("methods", recipe.method)(recipe)
-        lora = recipe.adapter == "lora"
-        self.backbone = adapter.add(model, recipe.lora, recipe.revision) if lora else model
+        self.backbone = adapter.add(model, recipe)
         weight = families.embeddings(self.lm)
         scale = float(weight.square().mean().sqrt())
         self.special_tokens = nn.ParameterDict(

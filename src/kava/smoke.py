@@ -57,7 +57,7 @@ def family(resolved: Recipe) -> str:
     if local.is_file():
         return AutoConfig.from_pretrained(resolved.backbone).model_type
     if resolved.family is None:
-        raise KavaError("--smoke needs the key 'family' in the recipe, such as family: llama")
+        raise KavaError("the recipe needs the key 'family', such as family: llama")
     return resolved.family
 
 

@@ -14,6 +14,7 @@ import gc
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ def state(run: Run, tasks: Sequence[Task]) -> tuple[str, list[Task]]:
 def _is_scored(result: dict[str, Any], task: Task) -> bool:
     score = result.get("scores", {}).get(task.name)
     asked = (len(task.examples), task.version)
-    return score is not None and (score["n"], score["version"]) == asked
+    return score is not None and (score.get("n"), score.get("version")) == asked
 
 
 def sweep(runs: Sequence[Run], scoring: Scoring, output: Path, console: Console) -> list[Outcome]:
@@ -221,13 +222,16 @@ def sweep(runs: Sequence[Run], scoring: Scoring, output: Path, console: Console)
         scoring.of(run.recipe)
     outcomes = []
     for number, run in enumerate(runs, 1):
-        head = f"[{number}/{len(runs)}] {run.folder}"
-        outcome = attempt(run, scoring, lambda words, head=head: _say(console, f"{head}: {words}"),
-                          console)  # fmt: skip
-        outcomes.append(outcome)
+        say = partial(say_plainly, console, f"[{number}/{len(runs)}] {run.folder}")
+        outcomes.append(attempt(run, scoring, say, console))
         _free_memory()
-    outcomes = [_looked_at_again(outcome, scoring) for outcome in outcomes]
-    report(outcomes, scoring, output, console)
+    before: list[Outcome] = []
+    while outcomes != before:  # what others finish while the summary is written belongs in it too
+        before, outcomes = outcomes, [_looked_at_again(outcome, scoring) for outcome in outcomes]
+        rows = collect(outcomes, scoring.names or (VALIDATION,))
+        write_json(output / SUMMARY, summary(outcomes, rows))
+    report(outcomes, rows, console)
+    console.print(f"summary in {output / SUMMARY}", highlight=False)
     return outcomes
 
 
@@ -249,8 +253,8 @@ def attempt(run: Run, scoring: Scoring, say: Callable[[str], None], console: Con
 def _carry_out(run: Run, scoring: Scoring, say: Callable[[str], None], console: Console) -> Outcome:
     try:
         todo, tasks = state(run, scoring.of(run.recipe))
-    except KavaError as error:  # what is in the folder is not this run's: nothing is written there
-        return Outcome(run, FAILED, str(error))
+    except Exception as error:  # what is in the folder is not this run's: nothing is written there
+        return Outcome(run, FAILED, _in_a_line(error))
     if todo == DONE:
         return Outcome(run, SKIPPED)
     log = run.folder / ERROR
@@ -288,30 +292,29 @@ def score(run: Run, tasks: Sequence[Task], say: Callable[[str], None]) -> None:
         say(line(task.name, score_run(reasoner, task, run.folder).summary))
 
 
-def report(outcomes: Sequence[Outcome], scoring: Scoring, output: Path, console: Console) -> None:
-    """The tables, what was not done and why, and the summary file."""
-    rows = collect(outcomes, scoring.names or (VALIDATION,))
-    write_json(
-        output / SUMMARY,
-        {
-            "seeds": list(dict.fromkeys(o.run.recipe.seed for o in outcomes)),
-            "rows": rows,
-            "runs": [
-                {"run": o.run.folder.name, "outcome": o.what, "reason": o.reason} for o in outcomes
-            ],
-            **provenance(),
-        },
-    )
+def summary(outcomes: Sequence[Outcome], rows: Sequence[Row]) -> dict[str, Any]:
+    """What `summary.json` holds."""
+    return {
+        "seeds": list(dict.fromkeys(outcome.run.recipe.seed for outcome in outcomes)),
+        "rows": rows,
+        "runs": [
+            {"run": o.run.folder.name, "outcome": o.what, "reason": o.reason} for o in outcomes
+        ],
+        **provenance(),
+    }
+
+
+def report(outcomes: Sequence[Outcome], rows: Sequence[Row], console: Console) -> None:
+    """The tables, how many runs came to what, and what was not done and why."""
     for task in dict.fromkeys(row["task"] for row in rows):
-        what = "validation rows" if task == VALIDATION else f"task {task}"
-        console.print(f"\n{what}", highlight=False)
+        console.print("\nvalidation rows" if task == VALIDATION else f"\ntask {task}")
         console.print(quickstart_table([row for row in rows if row["task"] == task]))
     counts = {what: sum(o.what == what for o in outcomes) for what in _TOLD}
     told = ", ".join(f"{count} {_TOLD[what]}" for what, count in counts.items() if count)
-    console.print(f"\n{len(outcomes)} runs: {told}; summary in {output / SUMMARY}", highlight=False)
+    say_plainly(console, f"\n{len(outcomes)} runs: {told}")
     for outcome in outcomes:
         if outcome.reason:
-            _say(console, f"  {outcome.what}  {outcome.run.folder.name}: {outcome.reason}")
+            say_plainly(console, f"  {outcome.what}  {outcome.run.folder.name}", outcome.reason)
 
 
 _TOLD = {
@@ -346,8 +349,8 @@ def _looked_at_again(outcome: Outcome, scoring: Scoring) -> Outcome:
         try:
             if state(outcome.run, scoring.of(outcome.run.recipe))[0] == DONE:
                 return Outcome(outcome.run, SKIPPED)
-        except KavaError as error:
-            return Outcome(outcome.run, FAILED, str(error))
+        except Exception as error:
+            return Outcome(outcome.run, FAILED, _in_a_line(error))
     return outcome
 
 
@@ -363,5 +366,6 @@ def _in_a_line(error: Exception) -> str:
     return first if isinstance(error, KavaError) else f"{type(error).__name__}: {first}"
 
 
-def _say(console: Console, words: str) -> None:
-    console.print(words, highlight=False, markup=False)
+def say_plainly(console: Console, *parts: str) -> None:
+    """Print `one: two`, whatever brackets and numbers are in it, as it is."""
+    console.print(": ".join(parts), highlight=False, markup=False)

@@ -1,0 +1,128 @@
+"""`kava sweep --dry-run`: what a sweep would do and what each run would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from kava import hub, lock
+from kava.cost import Cost, Estimator
+from kava.data import find_module
+from kava.errors import KavaError
+from kava.memory import Memory
+from kava.run import default_device, read_result
+from kava.sweep import DONE, RESUME, SCORE, START, Run, Scoring, say_plainly, state
+
+LOCKED, REFUSED = "in other hands", "would fail"
+
+
+def list_runs(runs: Sequence[Run], scoring: Scoring, console: Console) -> bool:
+    """List what `sweep` would do, with the cost of each run; nothing is written or downloaded.
+
+    Returns:
+        whether no run would fail.
+
+    Raises:
+        KavaError: unknown task.
+    """
+    for name in scoring.names:
+        find_module("tasks", "task", name)
+    estimator, notes, left = Estimator(), _Notes(), 0
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for heading in ("run", "state", "steps", "token-forwards", "memory"):
+        table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
+    states = []
+    with console.status("counting"):
+        for run in runs:
+            now, why = _foreseen(run, scoring)
+            cost = estimator.cost(run.recipe)
+            states.append(now)
+            left += (cost.token_forwards or 0) * (now in (START, RESUME))
+            notes.add(run.folder.name, why)
+            for note in (*cost.notes, _parts(cost.memory)):
+                notes.add(run.name, note)
+            table.add_row(run.folder.name, now, *_told(cost))
+    console.print(table)
+    counts = ", ".join(f"{states.count(now)} {now}" for now in dict.fromkeys(states))
+    say_plainly(console, f"{len(runs)} runs: {counts}; {_large(left)} token-forwards to go\n")
+    say_plainly(console, _LEGEND.format(device=default_device()))
+    for words in notes.lines():
+        say_plainly(console, words)
+    return REFUSED not in states
+
+
+_LEGEND = (
+    "token-forwards: columns that enter the backbone in the whole training, with pads, without "
+    "validation\nmemory: an estimate for one training step on {device}"
+)
+
+
+class _Notes:
+    """Remarks, each once, with whom it concerns."""
+
+    def __init__(self) -> None:
+        self._about: dict[str, list[str]] = {}
+
+    def add(self, name: str, note: str) -> None:
+        """An empty note is none."""
+        if note and name not in self._about.setdefault(note, []):
+            self._about[note].append(name)
+
+    def lines(self) -> list[str]:
+        """`names: note`."""
+        return [f"{', '.join(about)}: {note}" for note, about in self._about.items()]
+
+
+def _foreseen(run: Run, scoring: Scoring) -> tuple[str, str]:
+    """A run's state, and the reason where that is not to run."""
+    if holder := lock.holder(run.lock):
+        return LOCKED, holder
+    try:
+        with hub.offline():
+            return state(run, scoring.of(run.recipe))[0], ""
+    except KavaError as error:
+        why = str(error)
+    try:
+        now, _ = state(run, [])
+    except KavaError:
+        return REFUSED, why
+    scores = (read_result(run.folder) or {}).get("scores", {})
+    known = now == DONE and set(scoring.names) <= scores.keys()
+    note = f"its tasks cannot be had here and now, so their number of rows is not checked: {why}"
+    return (DONE if known else SCORE if now == DONE else now), note
+
+
+def _told(cost: Cost) -> tuple[str, str, str]:
+    return (
+        "?" if cost.steps is None else f"{cost.steps:,}",
+        "?" if cost.token_forwards is None else _large(cost.token_forwards),
+        "?" if cost.memory is None else _bytes(cost.memory.total),
+    )
+
+
+def _parts(memory: Memory | None) -> str:
+    if memory is None:
+        return ""
+    weights, gradients, optimiser, activations = map(
+        _bytes, (memory.weights, memory.gradients, memory.optimiser, memory.activations)
+    )
+    return (
+        f"{weights} weights + {gradients} gradients + {optimiser} optimiser state + {activations} "
+        "activations of a micro-batch"
+    )
+
+
+def _large(number: int) -> str:
+    """`12,345`, `1.23 million`, `45.6 billion`."""
+    for size, word in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
+        if number >= size:
+            return f"{number / size:.3g} {word}"
+    return f"{number:,}"
+
+
+def _bytes(size: float) -> str:
+    """`18.5 GB`, `432 MB`."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
