@@ -42,6 +42,7 @@ class Run:
     `unturned` are the keys before the rotary embedding.
     """
 
+    embeddings: Tensor
     layers: list[Tensor]
     keys: list[Tensor]
     unturned: list[Tensor]
@@ -65,6 +66,7 @@ def run(reasoner: Reasoner, embeds: Tensor) -> Run:
     keys = [layer.keys[0] for layer in out.past_key_values.layers]
     size = keys[0].shape[-1]
     return Run(
+        embeddings=out.hidden_states[0][0],
         layers=[h[0] for h in out.hidden_states[1:]],
         keys=keys,
         unturned=[k.unflatten(-1, (-1, size)).transpose(0, 1) for k in flat] or keys,
@@ -96,6 +98,35 @@ def jacobi_inputs(reasoner: Reasoner, question: Tensor, latents: int, passes: in
         before = seen[len(question) : len(question) + latents]
         trajectory.append(reasoner.projection(before))
     return trajectory
+
+
+def sequential_inputs(reasoner: Reasoner, question: Tensor, latents: int) -> Tensor:
+    """z_1 = P(h(<bot>)), z_{i+1} = P(h(z_i)), [M, d]."""
+    sequence = torch.cat((question, reasoner.special_tokens["bot"][None]))
+    for _ in range(latents):
+        state = run(reasoner, sequence).last[-1:]
+        sequence = torch.cat((sequence, reasoner.projection(state)))
+    return sequence[len(question) + 1 :]
+
+
+def looped_inputs(reasoner: Reasoner, question: Tensor, latents: int, loops: int) -> list[Tensor]:
+    """E, then E + P(h^{t-1}) for t = 1 .. R, [M, d] each."""
+    bot = reasoner.special_tokens["bot"][None]
+    blank = reasoner.special_tokens["latent"][None].repeat(latents, 1)
+    trajectory = [blank]
+    for _ in range(loops):
+        states = run(reasoner, torch.cat((question, bot, trajectory[-1]))).last
+        trajectory.append(blank + reasoner.projection(states[len(question) + 1 :]))
+    return trajectory
+
+
+def all_passes(reasoner: Reasoner, question: Tensor) -> list[Tensor]:
+    """Inputs of the latents in every pass, by the recipe's method at the end of its stages."""
+    recipe, method = reasoner.recipe, reasoner.recipe.method
+    if method in ("codi", "coconut"):
+        return [sequential_inputs(reasoner, question, recipe.num_latents)]
+    think = looped_inputs if method == "lotus" else jacobi_inputs
+    return think(reasoner, question, recipe.num_latents, recipe.num_iterations)
 
 
 def student_embeds(reasoner: Reasoner, question: Tensor, latents: Tensor, after: Tensor) -> Tensor:
@@ -179,15 +210,23 @@ def spread(tensors: list[Tensor]) -> Tensor:
     return torch.cat([t.flatten() for t in tensors]).std()
 
 
-def kv_term(student: list, teacher: list, kind: str, layerwise: bool) -> Tensor:
+def kv_term(
+    student: list, teacher: list, kind: str, layerwise: bool, reduction: str = "mean"
+) -> Tensor:
     """student[row][layer] and teacher[row][layer] are [H, filled, D]; only filled slots."""
     rows, layers = range(len(teacher)), range(len(teacher[0]))
-    errors = []
+    errors, of_row = [], {r: [] for r in rows}
     for layer in layers:
         chosen = [layer] if layerwise else list(layers)
         std = spread([teacher[r][j] for r in rows for j in chosen])
         for r in rows:
             errors.append((elementwise(kind, student[r][layer], teacher[r][layer]) / std).flatten())
+            of_row[r].append(errors[-1])
+    if reduction == "row":
+        means = [torch.cat(of_row[r]).mean() for r in rows if of_row[r][0].numel()]
+        return torch.stack(means).mean()
+    if reduction == "sum":
+        return torch.cat(errors).sum() / sum(teacher[r][0].shape[1] for r in rows)
     return torch.cat(errors).mean()
 
 
@@ -207,40 +246,112 @@ def cross_entropy(rows: list[tuple[Tensor, list[int]]]) -> Tensor:
 # -- a whole training step -----------------------------------------------------------------------
 
 
-def step(reasoner: Reasoner, rows: list) -> dict[str, Tensor]:
-    """Loss and terms of the recipe's method over encoded rows."""
-    recipe, question_of = reasoner.recipe, {}
-    teacher_ce, answer_ce, taught = [], [], []
-    for i, row in enumerate(rows):
-        question_of[i] = token_embeds(reasoner, row.question)
-        q, c, a = len(row.question), len(row.steps), len(row.answer)
-        whole = run(reasoner, token_embeds(reasoner, row.question + row.steps + row.answer))
-        teacher_ce.append((whole.scores[q - 1 : q + c + a - 1], row.steps + row.answer))
-        taught.append((whole, q, c, a))
-        if recipe.method == "no_cot":
-            direct = run(reasoner, token_embeds(reasoner, row.question + row.answer))
-            answer_ce.append((direct.scores[q - 1 : q + a - 1], row.answer))
-    if recipe.method == "cot":
-        ce = cross_entropy(teacher_ce)
-        return {"loss": ce, "teacher_ce": ce}
-    if recipe.method == "no_cot":
-        ce = cross_entropy(answer_ce)
-        return {"loss": ce, "student_ce": ce}
+def step(reasoner: Reasoner, rows: list, stage: int | None = None) -> dict[str, Tensor]:
+    """Loss and terms of the recipe's method over encoded rows.
 
-    colon = len(reasoner.encoder.prompt) - 1  # of the answer segment
-    M, student_colon, teacher_colon, students = recipe.num_latents, [], [], []
-    for i, row in enumerate(rows):
-        question, answer = question_of[i], token_embeds(reasoner, row.answer)
-        per_pass = [
-            run(reasoner, student_embeds(reasoner, question, inputs, answer))
-            for inputs in jacobi_inputs(reasoner, question, M, recipe.num_iterations)
+    `stage`: tokens removed (icot), stage (coconut) or blocks (lotus); None is the end.
+    """
+    return {
+        "cot": _cot, "no_cot": _icot, "icot": _icot, "coconut": _coconut, "lotus": _lotus,
+    }.get(reasoner.recipe.method, _distilled)(reasoner, rows, stage)  # fmt: skip
+
+
+def _written(reasoner: Reasoner, row, steps: list[int]) -> tuple[Run, tuple]:
+    """Q, steps and answer in one call; scores and labels of everything after the question."""
+    q, n = len(row.question), len(steps) + len(row.answer)
+    whole = run(reasoner, token_embeds(reasoner, row.question + steps + row.answer))
+    return whole, (whole.scores[q - 1 : q + n - 1], steps + row.answer)
+
+
+def _cot(reasoner: Reasoner, rows: list, stage: None) -> dict[str, Tensor]:
+    ce = cross_entropy([_written(reasoner, row, row.steps)[1] for row in rows])
+    return {"loss": ce, "teacher_ce": ce}
+
+
+def _icot(reasoner: Reasoner, rows: list, stage: int | None) -> dict[str, Tensor]:
+    def left(row):
+        return [] if stage is None else row.steps[stage:]
+
+    ce = cross_entropy([_written(reasoner, row, left(row))[1] for row in rows])
+    return {"loss": ce, "student_ce": ce}
+
+
+def _after_latents(reasoner: Reasoner, row, inputs: Tensor, left: list[int]) -> tuple[Run, tuple]:
+    """Q <bot> latents <eot> left answer; scores and labels of everything after <eot>."""
+    question = token_embeds(reasoner, row.question)
+    after = token_embeds(reasoner, left + row.answer)
+    seen = run(reasoner, student_embeds(reasoner, question, inputs, after))
+    eot = len(row.question) + 1 + len(inputs)
+    return seen, (seen.scores[eot : eot + len(after)], left + row.answer)
+
+
+def _coconut(reasoner: Reasoner, rows: list, stage: int | None) -> dict[str, Tensor]:
+    options, labels = reasoner.method.options, []
+    for row in rows:
+        blocks = options.max_stage if stage is None else min(stage, options.max_stage)
+        gone = 99 if stage is None or stage > options.max_stage else stage
+        left = [t for t, number in zip(row.steps, row.step_of, strict=True) if number >= gone]
+        question = token_embeds(reasoner, row.question)
+        inputs = sequential_inputs(reasoner, question, blocks * options.latents_per_stage)
+        labels.append(_after_latents(reasoner, row, inputs, left)[1])
+    ce = cross_entropy(labels)
+    return {"loss": ce, "student_ce": ce}
+
+
+def _lotus(reasoner: Reasoner, rows: list, stage: int | None) -> dict[str, Tensor]:
+    recipe, width = reasoner.recipe, reasoner.recipe.latent_readout.width
+    blocks = recipe.num_latents // width
+    now = blocks if stage is None else stage
+    loops = recipe.num_iterations if now == blocks else min(now, recipe.num_iterations)
+    student_ce, teacher_ce, readout, students, taught = [], [], [], [], []
+    for row in rows:
+        question = token_embeds(reasoner, row.question)
+        numbered = list(zip(row.steps, row.step_of, strict=True))
+        left = [token for token, number in numbered if number >= now]
+        passes = looped_inputs(reasoner, question, now * width, loops)
+        seen = [_after_latents(reasoner, row, inputs, left) for inputs in passes]
+        student_ce.append(seen[-1][1])
+        students.append([one for one, _ in seen])
+        for number in range(now):
+            tokens = [token for token, n in numbered if n == number][:width]
+            at = len(row.question) + 1 + number * width
+            readout.append((seen[-1][0].scores[at : at + len(tokens)], tokens))
+        whole, labels = _written(reasoner, row, row.steps)
+        teacher_ce.append(labels)
+        taught.append((whole, len(row.question), len(row.steps), len(row.answer)))
+    terms = {"student_ce": cross_entropy(student_ce), "readout": cross_entropy(readout)}
+    loss = terms["student_ce"] + recipe.latent_readout.weight * terms["readout"]
+    if recipe.kv.weight:
+        terms["teacher_ce"] = cross_entropy(teacher_ce)
+        blocks_of = [
+            [[i for i, n in enumerate(row.step_of) if n == b] for b in range(now)] for row in rows
         ]
-        students.append(per_pass)
-        whole, q, c, _ = taught[i]
-        eot, end = q + 1 + M, q + 1 + M + 1 + len(row.answer)
-        answer_ce.append((per_pass[-1].scores[eot : end - 1], row.answer))
-        student_colon.append([h[eot + 1 + colon] for h in per_pass[-1].layers])
-        teacher_colon.append([h[q + c + colon].detach() for h in whole.layers])
+        terms |= _kv_terms(reasoner, taught, students, blocks_of, width)
+        loss = loss + recipe.teacher_ce_weight * terms["teacher_ce"]
+        loss = loss + recipe.kv.weight * terms["kv"]
+    return {"loss": loss, **terms}
+
+
+def _distilled(reasoner: Reasoner, rows: list, stage: None) -> dict[str, Tensor]:
+    recipe, colon = reasoner.recipe, len(reasoner.encoder.prompt) - 1  # of the answer segment
+    teacher_ce, answer_ce, readout, taught = [], [], [], []
+    M, student_colon, teacher_colon, students = recipe.num_latents, [], [], []
+    for row in rows:
+        whole, labels = _written(reasoner, row, row.steps)
+        teacher_ce.append(labels)
+        q, c, a = len(row.question), len(row.steps), len(row.answer)
+        taught.append((whole, q, c, a))
+        passes = all_passes(reasoner, token_embeds(reasoner, row.question))
+        seen = [_after_latents(reasoner, row, inputs, []) for inputs in passes]
+        students.append([one for one, _ in seen])
+        answer_ce.append(seen[-1][1])
+        last, first = seen[-1][0], 0 if recipe.codi.include_embeddings else 1
+        states = [last.embeddings, *last.layers], [whole.embeddings, *whole.layers]
+        student_colon.append([h[q + 1 + M + 1 + colon] for h in states[0][first:]])
+        teacher_colon.append([h[q + c + colon].detach() for h in states[1][first:]])
+        tokens = row.steps[1:] if recipe.latent_readout.target == "next" else row.steps
+        tokens = tokens[:M]
+        readout.append((last.scores[q + 1 : q + 1 + len(tokens)], tokens))
 
     terms = {"student_ce": cross_entropy(answer_ce), "teacher_ce": cross_entropy(teacher_ce)}
     loss = terms["student_ce"] + recipe.teacher_ce_weight * terms["teacher_ce"]
@@ -250,57 +361,114 @@ def step(reasoner: Reasoner, rows: list) -> dict[str, Tensor]:
         )
         loss = loss + recipe.codi.weight * terms["codi"]
     if recipe.method == "kava":
-        terms |= _kv_terms(reasoner, taught, students)
-        loss = loss + recipe.kv.weight * terms["kv"]
+        whole = [[list(range(c))] for _, _, c, _ in taught]
+        terms |= _kv_terms(reasoner, taught, students, whole, M)
+        loss = loss + recipe.kv.weight * (terms["kv"] + terms.get("kv_answer", 0))
+        if recipe.latent_readout.weight:
+            terms["readout"] = cross_entropy(readout)
+            loss = loss + recipe.latent_readout.weight * terms["readout"]
     return {"loss": loss, **terms}
 
 
-def _kv_terms(reasoner: Reasoner, taught: list, students: list) -> dict[str, Tensor]:
+def _kv_terms(
+    reasoner: Reasoner, taught: list, students: list, blocks: list, budget: int
+) -> dict[str, Tensor]:
+    """blocks[row] are lists of trace columns, each compressed to `budget` on its own."""
     recipe = reasoner.recipe
-    keys, values = zip(*(compressed(reasoner, *row) for row in taught), strict=True)
-    passes = range(recipe.num_iterations + 1)
+    kept = [
+        compressed(reasoner, *row, parts, budget) for row, parts in zip(taught, blocks, strict=True)
+    ]
+    slots = [
+        [i * budget + j for i, part in enumerate(parts) for j in range(min(len(part), budget))]
+        for parts in blocks
+    ]
+    if recipe.short_traces == "zeros":
+        slots = [list(range(recipe.num_latents)) for _ in blocks]
     per_pass = []
-    for t in passes if recipe.kv.supervise == "all" else [recipe.num_iterations]:
-        parts = []
-        compared = "unturned" if recipe.kv.keys == "pre_rope" else "keys"
-        for part, target in ((compared, keys), ("values", values)):
-            ours = []
-            for (_, q, _, _), student, row in zip(taught, students, target, strict=True):
-                filled = row[0].shape[1]
-                ours.append([s[:, q + 1 : q + 1 + filled] for s in getattr(student[t], part)])
-            parts.append(kv_term(ours, list(target), recipe.kv.loss, recipe.kv.layerwise_std))
-        per_pass.append((parts[0] + parts[1]) / 2)
+    every = recipe.kv.supervise == "all"
+    for t in range(len(students[0])) if every else [len(students[0]) - 1]:
+        places = [[q + 1 + s for s in row] for (_, q, _, _), row in zip(taught, slots, strict=True)]
+        seen = [student[t] for student in students]
+        per_pass.append(
+            _kv_distance(reasoner, seen, places, [k for k, _ in kept], [v for _, v in kept])
+        )
     terms = {"kv": sum(per_pass) / len(per_pass)}
-    if recipe.kv.supervise == "all":
+    if every:
         terms |= {f"kv_step_{t + 1}": value for t, value in enumerate(per_pass)}
+    if recipe.kv.answer:
+        M, compared = recipe.num_latents, compared_keys(reasoner)
+        places = [[q + 1 + M + 1 + i for i in range(a)] for _, q, _, a in taught]
+        theirs = []
+        for part in (compared, "values"):
+            theirs.append(
+                [
+                    [s[:, q + c : q + c + a].detach() for s in getattr(whole, part)]
+                    for whole, q, c, a in taught
+                ]
+            )
+        terms["kv_answer"] = _kv_distance(reasoner, [s[-1] for s in students], places, *theirs)
     return terms
 
 
-def compressed(reasoner: Reasoner, whole: Run, q: int, c: int, a: int) -> tuple[list, list]:
+def compared_keys(reasoner: Reasoner) -> str:
+    return "unturned" if reasoner.recipe.kv.keys == "pre_rope" else "keys"
+
+
+def _kv_distance(
+    reasoner: Reasoner, seen: list[Run], places: list[list[int]], keys: list, values: list
+) -> Tensor:
+    """Half the term of the keys and half that of the values, of the student's columns `places`."""
+    kv, parts = reasoner.recipe.kv, []
+    for side, (part, target) in enumerate(((compared_keys(reasoner), keys), ("values", values))):
+        ours = []
+        for one, columns in zip(seen, places, strict=True):
+            states = [s[:, columns] for s in getattr(one, part)]
+            if kv.projection != "none":
+                mapping = reasoner.method_modules["kv_projection"].layers
+                states = [
+                    mapping[i][side](s.transpose(0, 1).flatten(1)).unflatten(
+                        1, (len(s), s.shape[2])
+                    )
+                    for i, s in enumerate(states)
+                ]
+                states = [s.transpose(0, 1) for s in states]
+            ours.append(states)
+        parts.append(kv_term(ours, target, kv.loss, kv.layerwise_std, kv.reduction))
+    return (parts[0] + parts[1]) / 2
+
+
+def compressed(
+    reasoner: Reasoner, whole: Run, q: int, c: int, a: int, parts: list[list[int]], budget: int
+) -> tuple[list, list]:
     """K~ and V~ of one row: [H, filled, D] per layer, zeros in the rest with short_traces zeros."""
     recipe, all_keys, all_values = reasoner.recipe, [], []
     for layer, logits in enumerate(whole.attention):
         keys, values = whole.keys[layer].detach(), whole.values[layer].detach()
-        block = logits[:, q + c : q + c + a, q : q + c]  # rows A, columns C
-        unturned = whole.unturned[layer].detach()
-        compared = unturned if recipe.kv.keys == "pre_rope" else keys
-        group, kept = block.shape[0] // keys.shape[0], ([], [])
+        compared = getattr(whole, compared_keys(reasoner))[layer].detach()
+        group, kept = logits.shape[0] // keys.shape[0], ([], [])
         for head in range(keys.shape[0]):
-            columns = []
-            if c:
-                mean = torch.zeros(c)
-                for i in range(a):  # max over the group before the softmax, then the mean over A
-                    mean += block[head * group : (head + 1) * group, i].amax(0).softmax(-1) / a
-                other = redundancy(keys[head, q : q + c].tolist())
-                lam = recipe.kv.eviction.lam
-                score = [lam * float(m) + (1 - lam) * r for m, r in zip(mean, other, strict=True)]
-                columns = [q + i for i in best(score, recipe.num_latents)]
+            heads, columns = logits[head * group : (head + 1) * group], []
+            for part in filter(None, parts):
+                at = [q + i for i in part]
+                columns += [
+                    at[i] for i in _best_of(recipe, heads, keys[head], q + c, a, at, budget)
+                ]
             empty = recipe.num_latents - len(columns) if recipe.short_traces == "zeros" else 0
             for states, store in ((compared, kept[0]), (values, kept[1])):
                 store.append(F.pad(states[head, columns], (0, 0, 0, empty)))
         all_keys.append(torch.stack(kept[0]))
         all_values.append(torch.stack(kept[1]))
     return all_keys, all_values
+
+
+def _best_of(recipe, heads: Tensor, keys: Tensor, first: int, a: int, at: list, budget: int):
+    """The best of the columns `at` for one key/value head; answers are rows first : first + a."""
+    mean = torch.zeros(len(at))
+    for i in range(a):  # max over the group before the softmax, then the mean over A
+        mean += heads[:, first + i, at].amax(0).softmax(-1) / a
+    other, lam = redundancy(keys[at].tolist()), recipe.kv.eviction.lam
+    numbers = [lam * float(m) + (1 - lam) * r for m, r in zip(mean, other, strict=True)]
+    return best(numbers, budget)
 
 
 # -- generation ----------------------------------------------------------------------------------
@@ -311,13 +479,10 @@ def prefix(reasoner: Reasoner, question: list[int], prompt: list[int]) -> Tensor
     embeds, method = token_embeds(reasoner, question), reasoner.recipe.method
     if method == "cot":
         return embeds
-    if method == "no_cot":
+    if method in ("no_cot", "icot"):
         return torch.cat((embeds, token_embeds(reasoner, prompt)))
-    if method in ("pccot", "kava"):
-        recipe = reasoner.recipe
-        latents = jacobi_inputs(reasoner, embeds, recipe.num_latents, recipe.num_iterations)[-1]
-        return student_embeds(reasoner, embeds, latents, token_embeds(reasoner, prompt))
-    raise NotImplementedError(f"method '{method}': write down here what its answer follows")
+    latents = all_passes(reasoner, embeds)[-1]
+    return student_embeds(reasoner, embeds, latents, token_embeds(reasoner, prompt))
 
 
 def generate(reasoner: Reasoner, embeds: Tensor, steps: int, eos: int) -> list[int]:

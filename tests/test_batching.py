@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import WORDS, batch, example, reasoner, tokenizer
+from tiny import WORDS, batch, example, reasoner, recipe, tokenizer
 
-from kava import batching
+from kava import batching, registry
 from kava.batching import Encoder, Row
 from kava.errors import KavaError
 from kava.types import Example
@@ -23,7 +23,7 @@ def masks(rows, past, new, seed):
 
 
 def rows_of(parts):
-    return [Row(str(i), *part) for i, part in enumerate(parts)]
+    return [Row(str(i), q, c, [0] * len(c), a) for i, (q, c, a) in enumerate(parts)]
 
 
 # -- masks and positions -------------------------------------------------------------------------
@@ -102,18 +102,20 @@ def test_questions_end_and_other_segments_begin_at_one_column(parts):
 
 
 @given(ROWS, st.integers(1, 5))
-def test_counts_are_the_denominators_and_add_up(parts, latents):
+def test_counts_are_the_denominators(parts, latents):
     rows = rows_of(parts)
-    whole = batching.counts(batching.collate(rows, 0), latents)
-    assert whole.tolist() == [
-        sum(len(r.steps) + len(r.answer) for r in rows),
-        sum(len(r.answer) for r in rows),
-        len(rows),
-        sum(min(len(r.steps), latents) for r in rows),
-    ]
-    split = [batching.counts(batching.collate([row], 0), latents) for row in rows]
-    assert torch.equal(sum(split), whole)
-    assert batching.counts(batching.collate(rows, 0), latents, True)[3] == len(rows) * latents
+    data = batching.collate(rows, 0)
+    found = registry.find("methods", "kava")(recipe(num_latents=latents)).counts(data)
+    slots = sum(min(len(r.steps), latents) for r in rows)
+    assert {name: int(count) for name, count in found.items()} == {
+        "written": sum(len(r.steps) + len(r.answer) for r in rows),
+        "answer": sum(len(r.answer) for r in rows),
+        "rows": len(rows),
+        "slots": slots,
+        "readout": slots,
+    }
+    filled = registry.find("methods", "kava")(recipe(num_latents=latents, short_traces="zeros"))
+    assert filled.counts(data)["slots"] == len(rows) * latents
 
 
 # -- text to tokens ------------------------------------------------------------------------------

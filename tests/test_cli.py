@@ -33,7 +33,7 @@ def backbone(tmp_path_factory):
 def test_help_names_each_command_with_its_purpose():
     done = kava("--help")
     assert done.returncode == 0
-    for command in ("quickstart", "train", "pretrain", "eval", "ask"):
+    for command in ("quickstart", "train", "sweep", "pretrain", "eval", "ask"):
         line = next(row for row in done.stdout.splitlines() if row.split()[:1] == [command])
         assert len(line.split()) > 4 and not line.endswith("...")
 

@@ -172,7 +172,7 @@ def compress(thinker, data, change=None):
         teacher = read_written(thinker, start, data, queries=method.needs_queries)
         if change:
             change(teacher)
-        return method.compress(data, teacher)
+        return method.kv.compress(data, teacher)
 
 
 @pytest.mark.parametrize("name", [name for name in SCORED if name != "full"])

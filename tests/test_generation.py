@@ -8,6 +8,7 @@ from reference import generate, prefix, to_textbook
 from tiny import FAMILIES, reasoner
 
 from kava import cache, registry
+from kava.errors import KavaError
 
 QUESTIONS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11", "w12 w12"]
 METHODS = registry.names("methods")
@@ -67,12 +68,29 @@ def test_the_number_of_iterations_can_be_chosen_when_asked(family, iterations):
     assert thinking.forward_passes == iterations
 
 
-@pytest.mark.parametrize("method,passes", (("cot", 0), ("no_cot", 0), ("pccot", 2), ("kava", 2)))
-def test_forward_passes_count_the_calls_between_prefill_and_answer(method, passes):
+PASSES = {
+    "cot": 0,
+    "no_cot": 0,
+    "icot": 0,
+    "coconut": 4,
+    "codi": 5,
+    "pccot": 2,
+    "kava": 2,
+    "lotus": 2,
+}
+
+
+def test_iterations_cannot_be_chosen_for_a_method_that_has_none():
+    with pytest.raises(KavaError, match="'codi' does not iterate"):
+        reasoner("llama", "codi").think(QUESTIONS, num_iterations=2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_forward_passes_count_the_calls_between_prefill_and_answer(method):
     thinker, calls = reasoner("llama", method), []
     thinker.lm.base_model.register_forward_hook(lambda *_: calls.append(1))
     thinking = thinker.think(QUESTIONS)
-    assert thinking.forward_passes == passes
+    assert thinking.forward_passes == PASSES[method]
     assert len(calls) == thinking.prefill_passes + thinking.forward_passes
 
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from reference import jacobi_inputs, token_embeds
+from reference import jacobi_inputs, looped_inputs, sequential_inputs, token_embeds
 from tiny import batch, example, reasoner
 
 from kava import cache
-from kava.latents import jacobi, sequential
-from kava.methods._base import answer_tail, read_question
+from kava.latents import jacobi, looped, sequential
+from kava.methods._base import read_question, student_tail
 
 M = 5
 EXAMPLES = [example(4, 3), example(9, 5, 1, "1 2"), example(1, 0, 2)]
@@ -22,7 +22,7 @@ def thinker(family):
 def start(thinker):
     data = batch(thinker, EXAMPLES)
     with torch.no_grad():
-        return read_question(thinker, data)[0], answer_tail(thinker, data, layers=False)
+        return read_question(thinker, data)[0], student_tail(thinker, data)
 
 
 def iterate(thinker, start, passes, **options):
@@ -106,7 +106,56 @@ def test_thinking_leaves_the_question_as_it_was(thinker, start, passes):
 
 
 def test_gradients_reach_the_first_pass(thinker, start):
-    tail = answer_tail(thinker, batch(thinker, EXAMPLES), layers=False)
+    tail = student_tail(thinker, batch(thinker, EXAMPLES))
     jacobi.think(thinker, start[0], M, 2, tail).tail.square().sum().backward()
     for name in ("bot", "latent", "eot"):
         assert thinker.special_tokens[name].grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("loops", (0, 1, 3))
+def test_every_loop_has_the_inputs_of_plain_calls_without_cache(thinker, start, loops):
+    with torch.no_grad():
+        state = looped.think(thinker, start[0], M, loops, start[1], keep_all=True)
+    assert len(state.inputs) == len(state.key_values) == loops + 1
+    for i, one in enumerate(EXAMPLES):
+        question = token_embeds(thinker, thinker.encoder.question(one.question))
+        with torch.no_grad():
+            slow = looped_inputs(thinker, question, M, loops)
+        for ours, theirs in zip(state.inputs, slow, strict=True):
+            assert close(ours[i], theirs)
+
+
+def test_one_at_a_time_equals_plain_calls_without_cache(thinker, start):
+    state = one_by_one(thinker, start)
+    for i, one in enumerate(EXAMPLES):
+        question = token_embeds(thinker, thinker.encoder.question(one.question))
+        with torch.no_grad():
+            assert close(state.inputs[0][i], sequential_inputs(thinker, question, M))
+
+
+def test_rows_may_have_different_numbers_of_latents(thinker, start):
+    lengths = torch.tensor([3, 0, 5])
+    with torch.no_grad():
+        mixed = sequential.think(thinker, start[0], M, start[1], lengths)
+    for i, one in enumerate(EXAMPLES):
+        data = batch(thinker, [one])
+        with torch.no_grad():
+            question, tail = read_question(thinker, data)[0], student_tail(thinker, data)
+            alone = sequential.think(thinker, question, int(lengths[i]), tail)
+        width = tail.mask.shape[1]
+        assert close(mixed.tail[i, :width], alone.tail[0])
+        assert mixed.thought.next_position[i] == alone.thought.next_position[0]
+
+
+@pytest.mark.parametrize("rule", ("jacobi", "looped", "sequential"))
+def test_the_states_of_the_latents_are_those_that_the_head_would_read(thinker, start, rule):
+    with torch.no_grad():
+        state = {
+            "jacobi": lambda: jacobi.think(thinker, start[0], M, 2, start[1]),
+            "looped": lambda: looped.think(thinker, start[0], M, 2, start[1]),
+            "sequential": lambda: sequential.think(thinker, start[0], M, start[1]),
+        }[rule]()
+        again, _ = thinker.extend_latents(
+            state.thought.crop(start[0].columns + 1), state.inputs[-1], None
+        )
+    assert close(state.latents, again.last_hidden_state)

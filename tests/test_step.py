@@ -5,15 +5,19 @@ import copy
 import pytest
 import torch
 from reference import step, to_textbook
-from tiny import batch, example, lora, reasoner
+from tiny import batch, example, lora, reasoner, stepped
 
 from kava import registry
 from kava.losses import hidden_state, kv_cache
 
 EXAMPLES = [
-    example(4, 9), example(9, 3, 1, "1 2 3"), example(2, 0, 2), example(6, 7, 3, "4 5"),
+    example(4, 9), example(9, 3, 1, "1 2 3"), example(2, 0, 2), stepped(6, (2, 4, 1), 3, "4 5"),
 ]  # fmt: skip
 
+LOTUS = {
+    "num_latents": 12, "num_iterations": 3, "latent_readout": {"weight": 0.6, "width": 4},
+    "codi": {"weight": 0.0}, "kv": {"weight": 0.0},
+}  # fmt: skip
 CASES = {
     "cot": {"method": "cot"},
     "no_cot": {"method": "no_cot"},
@@ -22,7 +26,29 @@ CASES = {
         "method": "pccot", "projection": "none", "teacher_ce_weight": 0.3,
         "codi": {"weight": 2.0, "loss": "mse", "layerwise_std": False},
     },
+    "icot": {"method": "icot"},
+    "coconut": {"method": "coconut", "num_latents": 4,
+                "method_options": {"latents_per_stage": 2, "max_stage": 2}},
+    "codi": {
+        "method": "codi", "num_latents": 3, "codi": {"weight": 0.7, "include_embeddings": True},
+    },
+    "lotus": {"method": "lotus", **LOTUS},
+    "lotus with L_KV": {
+        "method": "lotus", **LOTUS, "projection": "mlp",
+        "kv": {"weight": 0.8, "supervise": "all", "keys": "pre_rope"},
+    },
     "kava": {},
+    "kava, everything that is off in the paper": {
+        "latent_readout": {"weight": 0.4, "target": "next"}, "num_latents": 4,
+        "codi": {"weight": 0.3, "include_embeddings": True},
+        "kv": {"weight": 1.0, "answer": True, "projection": "linear_layernorm",
+               "reduction": "row", "supervise": "all"},
+    },
+    "kava, sums": {
+        "latent_readout": {"weight": 0.4},
+        "kv": {"weight": 0.1, "answer": True, "keys": "pre_rope", "projection": "linear",
+               "reduction": "sum"},
+    },
     "kava, no distillation of states": {"codi": {"weight": 0.0}, "projection": "mlp"},
     "kava, every pass": {
         "num_iterations": 3, "projection_dim": 24,
@@ -99,17 +125,17 @@ def test_every_method_that_exists_is_compared():
 
 def split(thinker):
     """Counts of the whole batch, and its two unequal micro-batches."""
-    whole = batch(thinker, EXAMPLES)
-    parts = [batch(thinker, EXAMPLES[:1]), batch(thinker, EXAMPLES[1:])]
-    counts = sum(thinker.counts(part) for part in parts)
-    assert torch.equal(counts, thinker.counts(whole))
+    whole = thinker.staged(batch(thinker, EXAMPLES))
+    parts = [thinker.staged(batch(thinker, part)) for part in (EXAMPLES[:1], EXAMPLES[1:])]
+    counts, count = thinker.method.counts(whole), thinker.method.counts
+    assert counts == {name: sum(count(part)[name] for part in parts) for name in counts}
     return whole, parts, counts
 
 
 def accumulated(thinker):
     """Terms and gradients of the whole batch, then of its parts added up."""
     whole, parts, counts = split(thinker)
-    terms = thinker(**whole)
+    terms = thinker(counts=counts, **whole)
     at_once = gradients(thinker, terms["loss"])
     at_once = {name: g.clone() for name, g in at_once.items()}
     thinker.zero_grad()
@@ -119,14 +145,26 @@ def accumulated(thinker):
     return (terms, at_once), ({k: sum(t[k] for t in per_part) for k in terms}, added)
 
 
-@pytest.mark.parametrize("case", ("cot", "no_cot"))
+@pytest.mark.parametrize("case", ("cot", "no_cot", "icot", "coconut", "lotus"))
 def test_accumulated_equals_whole(case):
     (terms, whole), (sums, added) = accumulated(reasoner(**CASES[case]))
     assert_same_terms(sums, terms)
     assert_same_gradients(added, whole)
 
 
-@pytest.mark.parametrize("case", ("pccot", "kava", "kava, every pass", "kava, zeros"))
+@pytest.mark.parametrize(
+    "case",
+    (
+        "codi",
+        "pccot",
+        "lotus with L_KV",
+        "kava",
+        "kava, every pass",
+        "kava, zeros",
+        "kava, sums",
+        "kava, everything that is off in the paper",
+    ),
+)
 def test_accumulated_equals_whole_where_std_does_not_depend_on_the_split(case, monkeypatch):
     for module in (hidden_state, kv_cache):
         monkeypatch.setattr(module, "masked_std", lambda values, mask, dims: torch.tensor(1.7))

@@ -71,6 +71,14 @@ def bare(family: str, seed: int = 0):
     return model.eval()
 
 
+SPECIAL = {
+    "coconut": {"num_latents": 4, "method_options": {"max_stage": 2}},
+    "lotus": {
+        "num_latents": 6, "codi": {"weight": 0.0}, "latent_readout": {"weight": 0.3, "width": 3},
+    },
+}  # fmt: skip
+
+
 def recipe(method: str = "kava", **changes: Any) -> Recipe:
     """Every term of the loss switched on, full weights, 5 latents, 2 iterations."""
     tree = {
@@ -79,7 +87,7 @@ def recipe(method: str = "kava", **changes: Any) -> Recipe:
         "codi": {"weight": 0.7}, "kv": {"weight": 1.3},
         "data": {"train": "nothing"}, "train": {"steps": 1, "learning_rate": 1e-3},
     }  # fmt: skip
-    return Recipe.model_validate({**tree, **changes})
+    return Recipe.model_validate({**tree, **SPECIAL.get(method, {}), **changes})
 
 
 def lora(**changes: Any) -> dict[str, Any]:
@@ -105,6 +113,15 @@ def example(question: int, steps: int, seed: int = 0, answer: str = "7") -> Exam
     draw = random.Random(1000 * seed + 10 * question + steps)
     tokens = [str(draw.randrange(20)) for _ in range(steps)]
     written = ("<< " + " ".join(tokens[1:]),) if steps else ()  # "<<" is a token too
+    return Example(f"{question}-{steps}-{seed}", words(question, seed), written, answer)
+
+
+def stepped(question: int, steps: tuple[int, ...], seed: int = 0, answer: str = "7") -> Example:
+    """The same with several steps, of as many tokens as `steps` says."""
+    draw = random.Random(1000 * seed + question)
+    written = tuple(
+        "<< " + " ".join(str(draw.randrange(20)) for _ in range(count - 1)) for count in steps
+    )
     return Example(f"{question}-{steps}-{seed}", words(question, seed), written, answer)
 
 

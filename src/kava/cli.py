@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
+from typer.core import TyperCommand
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -74,6 +76,58 @@ def train(
         f'or kava ask {folder} "question"',
         highlight=False,
     )
+
+
+class ManyWords(TyperCommand):
+    """Lets `--seeds` and `--set` take all words of their kind that follow: `--seeds 42 123 456`."""
+
+    kinds: ClassVar[dict[str, str]] = {"--seeds": r"\d+", "--set": r"[\w.]+=.*"}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option before each further word."""
+        words: list[str] = []
+        for word in args:
+            option = words[-2] if len(words) > 1 else None
+            more = option in self.kinds and re.fullmatch(self.kinds[option], word, re.DOTALL)
+            words.extend([option, word] if more else [word])
+        return super().parse_args(ctx, words)
+
+
+@app.command(cls=ManyWords)
+def sweep(
+    recipe: Annotated[list[str], typer.Argument(metavar="RECIPE", help="YAML file")],
+    seeds: Annotated[
+        list[int] | None, typer.Option(metavar="SEED...", help="each recipe's own if not given")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="folder of all runs and the summary")
+    ] = Path("runs/sweep"),
+    task: Annotated[
+        str | None, typer.Option(help="score on one task or several, with commas between")
+    ] = None,
+    file: Annotated[str | None, typer.Option(help="local copy of the task's rows")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="only the task's first rows")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE...", help="for every recipe")
+    ] = None,
+) -> None:
+    """Train recipes with several seeds, and compare them.
+
+    One run after the other. What is done is skipped and what was interrupted goes on, so the same
+    line can be given again. Status 1 if a run failed.
+    """
+    from kava import sweep as command
+    from kava.errors import KavaError
+
+    names = [name.strip() for name in task.split(",")] if task else []
+    if file and len(names) != 1:
+        raise KavaError("sweep: --file holds the rows of one task; name it with --task")
+    console = _console()
+    runs = command.plan(recipe, seeds or [], settings or [], output, console)
+    scoring = command.Scoring(names, file, limit)
+    outcomes = command.sweep(runs, scoring, output, console)
+    if any(outcome.what == command.FAILED for outcome in outcomes):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -63,7 +63,7 @@ def commit() -> str | None:
 def write_json(file: Path, value: Any) -> None:
     """Write whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
+    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")  # two processes may write one
     partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(file)
 

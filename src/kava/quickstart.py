@@ -19,12 +19,13 @@ from kava.model import Reasoner
 from kava.provenance import provenance, write_json
 from kava.recipe import Recipe
 from kava.report.plots import accuracy_against_passes, loss_parts
+from kava.report.rows import make_row
 from kava.report.tables import quickstart_table
 from kava.run import (
     METRICS,
     RESULT,
-    mean_and_std,
     open_reasoner,
+    put_aside,
     read_metrics,
     read_result,
     score_run,
@@ -104,14 +105,6 @@ def make_plan(
     return Plan(length, folder, chosen, tuple(methods or METHODS))
 
 
-def put_aside(folder: Path, console: Console) -> None:
-    """Rename what is there already, if anything."""
-    if folder.exists():
-        aside = next(p for i in range(1, 10_000) if not (p := _numbered(folder, i)).exists())
-        folder.rename(aside)
-        console.print(f"what was in {folder} before is now in {aside}", style="dim")
-
-
 def introduce(plan: Plan, console: Console) -> None:
     """Say what is about to happen."""
     first = plan.recipe(plan.methods[0], plan.seeds[0])
@@ -165,32 +158,10 @@ def score(plan: Plan, reasoner: Reasoner, task: Task, folder: Path, console: Con
 
 def collect(plan: Plan, task: str) -> list[dict[str, Any]]:
     """One row per method, over its seeds."""
-    rows = []
-    for method in ("cot", *plan.methods):
-        seeds = [None] if method == "cot" else plan.seeds
-        folders = [plan.folder / "cot" if s is None else plan.run(method, s) for s in seeds]
-        results = [read_result(folder) for folder in folders]
-        scores = [r["scores"][task] for r in results]
-        mean, std = mean_and_std([s["accuracy"] for s in scores])
-        rows.append(
-            {
-                "method": method,
-                "accuracy": mean,
-                "accuracy_se": mean_and_std([s["accuracy_se"] for s in scores])[0],
-                "accuracy_mean": mean,
-                "accuracy_std": std,
-                "accuracies": [s["accuracy"] for s in scores],
-                "accuracy_by_steps": _by_steps(scores),
-                "n": scores[0]["n"],
-                "seeds": [s for s in seeds if s is not None],
-                "steps": results[0].get("steps"),
-                "forward_passes": mean_and_std([s["forward_passes"] for s in scores])[0],
-                "ms_per_question": mean_and_std([s["ms_per_question"] for s in scores])[0],
-                "train_seconds": None
-                if method == "cot"
-                else mean_and_std([r["train_seconds"] for r in results])[0],
-            }
-        )
+    rows = [make_row("cot", {None: read_result(plan.folder / "cot")}, task)]
+    for method in plan.methods:
+        results = {seed: read_result(plan.run(method, seed)) for seed in plan.seeds}
+        rows.append(make_row(method, results, task, plan.recipe(method, plan.seeds[0])))
     return rows
 
 
@@ -265,12 +236,3 @@ def own_command() -> str:
         return "kava"
     called = Path(sys.argv[0])
     return str(called) if called.name == "kava" else f"{sys.executable} -m kava"
-
-
-def _by_steps(scores: list[dict[str, Any]]) -> dict[str, float]:
-    keys = scores[0]["accuracy_by_steps"]
-    return {k: mean_and_std([s["accuracy_by_steps"][k][0] for s in scores])[0] for k in keys}
-
-
-def _numbered(folder: Path, number: int) -> Path:
-    return folder.with_name(f"{folder.name}-{number}")

@@ -44,14 +44,42 @@ def prepare(run: Path, resolved: recipes.Section, resume: bool) -> None:
     if resume:
         if not file.is_file():
             raise KavaError(f"{run}: nothing to resume here (no recipe.yaml)")
-        if file.read_text(encoding="utf-8") != text:
-            raise KavaError(f"{run}: its recipe.yaml differs from the recipe given; not resumed")
+        if different := differences(run, resolved):
+            raise KavaError(f"{run}: its recipe.yaml differs ({different}); not resumed")
         return
-    # A recipe alone is what a start leaves that failed at once: nothing to lose.
-    if any(next(run.glob(name), None) for name in (METRICS, RESULT, "checkpoints/*")):
+    if holds_run(run):
         raise KavaError(f"{run}: already holds a run; pass --resume, or another --output")
     run.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
+
+
+def holds_run(run: Path) -> bool:
+    """Whether a folder holds more of a run than what a start leaves that failed at once."""
+    return any(next(run.glob(name), None) for name in (METRICS, RESULT, "checkpoints/*"))
+
+
+def differences(run: Path, resolved: recipes.Section) -> str:
+    """In which keys the recipe in a run folder differs from another, in words; empty if in none.
+
+    It is read by today's rules, so a key that is newer than the run counts with its default.
+
+    Raises:
+        KavaError: there is no recipe, or it cannot be read.
+    """
+    saved = recipes.load_recipe(run / "recipe.yaml", kind=type(resolved))
+    there, given = (_flat(one.model_dump(by_alias=True)) for one in (saved, resolved))
+    keys = [key for key in {**given, **there} if given.get(key) != there.get(key)]
+    told = [f"{key}: {there.get(key)!r} there, {given.get(key)!r} given" for key in keys[:3]]
+    return "; ".join(told + [f"{len(keys) - 3} more"] * (len(keys) > 3))
+
+
+def put_aside(run: Path, console: Console) -> None:
+    """Rename what is there already, if anything."""
+    if run.exists():
+        names = (run.with_name(f"{run.name}-{number}") for number in range(1, 10_000))
+        aside = next(path for path in names if not path.exists())
+        run.rename(aside)
+        console.print(f"what was in {run} before is now in {aside}", style="dim")
 
 
 def read_rows(data: Data) -> tuple[list[Example], list[Example]]:
@@ -156,6 +184,15 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     mean = sum(values) / len(values)
     square = sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)
     return round(mean, 2), round(square**0.5, 2)
+
+
+def _flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested keys as `train.steps`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, dict)
+        flat.update(_flat(value, f"{above}{key}.") if nested else {above + key: value})
+    return flat
 
 
 def default_device() -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from kava.errors import KavaError
-from kava.model import Reasoner
+from kava.recipe import Recipe
 from kava.run import open_reasoner, score_run
 from kava.tasks import load_task
 
@@ -35,7 +35,10 @@ def evaluate_tasks(
     reasoner = open_reasoner(run, backbone)
     loaded = [
         load_task(
-            name.strip(), file=file, limit=limit, options=_task_options(reasoner, name, given)
+            name.strip(),
+            file=file,
+            limit=limit,
+            options=task_options(reasoner.recipe, name.strip(), given),
         )
         for name in tasks
     ]
@@ -62,9 +65,9 @@ def line(task: str, summary: dict[str, Any]) -> str:
     )
 
 
-def _task_options(reasoner: Reasoner, name: str, given: dict[str, Any]) -> dict[str, Any]:
+def task_options(recipe: Recipe, name: str, given: dict[str, Any]) -> dict[str, Any]:
     """The problems a run was trained on are the ones it is asked, unless options say otherwise."""
-    data = reasoner.recipe.data
+    data = recipe.data
     return {**(data.options if data.train == name == "synthetic" else {}), **given}
 
 

@@ -54,6 +54,12 @@ def look(method: str) -> Look:
     return LOOKS.get(method, Look(method, "#6B6B6B", "*", ":"))
 
 
+def label(row: Record) -> str:
+    """What a row is called: by its method, or by its own name where it has another."""
+    name = row.get("name", row["method"])
+    return look(row["method"]).label if name == row["method"] else name
+
+
 def spread(row: Record) -> float:
     """What stands behind ±: the deviation over seeds where there are several."""
     return row["accuracy_std"] if len(row.get("seeds") or ()) > 1 else row["accuracy_se"]
@@ -117,7 +123,7 @@ def loss_parts(series: dict[str, Sequence[Record]], path: str | Path) -> Path:
 
 def _point(axes: Axes, row: Record, height: float, left: bool) -> None:
     """A marker with its error bar, and its label at `height` on the right (or left) of it."""
-    name, colour, marker, _ = look(row["method"])
+    _, colour, marker, _ = look(row["method"])
     axes.errorbar(
         row["forward_passes"],
         row["accuracy"],
@@ -131,13 +137,13 @@ def _point(axes: Axes, row: Record, height: float, left: bool) -> None:
         zorder=3,
     )
     axes.annotate(
-        f"{name}  {row['accuracy']:.1f}",
+        f"{label(row)}  {row['accuracy']:.1f}",
         (row["forward_passes"], height),
         xytext=(-10 if left else 10, 0),
         textcoords="offset points",
         horizontalalignment="right" if left else "left",
         verticalalignment="center",
-        weight="bold" if row["method"] == "kava" else "normal",
+        weight="bold" if label(row) == "KaVa" else "normal",
         color=_INK,
     )
 

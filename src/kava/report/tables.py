@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kava.report.plots import look, spread, spread_words
+from kava.report.plots import label, spread, spread_words
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,8 +20,10 @@ def quickstart_table(rows: Sequence[Row], title: str | None = None) -> Table:
 
     Args:
         rows: each with `method`, `accuracy` and `accuracy_se` in percent, `n`, `forward_passes`,
-            `ms_per_question`, and `train_seconds`, None where nothing was trained (CoT); with
-            more than one of `seeds`, also `accuracy_std`, which then stands behind ±.
+            `ms_per_question`, and `train_seconds`, None where nothing was trained (the backbone);
+            with more than one of `seeds`, also `accuracy_std`, which then stands behind ±; with
+            `missing_seeds`, how many seeds count is said, and with none at all the numbers are
+            None. A `name` other than the method's is shown in its place. See `report.rows`.
     """
     from rich import box
     from rich.table import Table
@@ -31,7 +33,7 @@ def quickstart_table(rows: Sequence[Row], title: str | None = None) -> Table:
     for place, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if place in (1, 2, 3) else "left")
     for row in rows:
-        table.add_row(*cells(row), style="bold" if row["method"] == "kava" else None)
+        table.add_row(*cells(row), style="bold" if label(row) == "KaVa" else None)
     return table
 
 
@@ -45,19 +47,20 @@ def markdown_table(rows: Sequence[Row]) -> str:
 def cells(row: Row) -> tuple[str, ...]:
     """A row as text, in the order of `HEADINGS`."""
     return (
-        look(row["method"]).label,
-        f"{row['accuracy']:.1f} ± {spread(row):.1f}",
+        label(row),
+        _accuracy(row),
         _number(row["forward_passes"]),
         _number(row["ms_per_question"]),
-        UNTRAINED if row["train_seconds"] is None else duration(row["train_seconds"]),
+        _training_time(row),
     )
 
 
 def caption(rows: Sequence[Row]) -> str:
     """What the numbers were measured on."""
-    counts = sorted({row["n"] for row in rows})
+    counts = sorted({row["n"] for row in rows if row["n"] is not None})
     problems = " or ".join(f"{n:,}" for n in counts) or "no"
-    return f"n = {problems} held-out problems; ± is {_what(rows)}"
+    share = "; (k/m): only k of m seeds" if any(row.get("missing_seeds") for row in rows) else ""
+    return f"n = {problems} held-out problems; ± is {_what(rows)}{share}"
 
 
 def duration(seconds: float) -> str:
@@ -74,6 +77,20 @@ def _what(rows: Sequence[Row]) -> str:
     words = spread_words(rows)
     mixed = len({len(row.get("seeds") or ()) > 1 for row in rows}) > 1
     return f"{words}, one standard error for a single run" if mixed else words
+
+
+def _accuracy(row: Row) -> str:
+    seeds, missing = row.get("seeds") or (), row.get("missing_seeds") or ()
+    share = f" ({len(seeds)}/{len(seeds) + len(missing)})" if missing else ""
+    if row["accuracy"] is None:
+        return f"-{share}"
+    return f"{row['accuracy']:.1f} ± {spread(row):.1f}{share}"
+
+
+def _training_time(row: Row) -> str:
+    if row["train_seconds"] is not None:
+        return duration(row["train_seconds"])
+    return "-" if row.get("seeds") or row.get("missing_seeds") else UNTRAINED
 
 
 def _number(value: float | None) -> str:

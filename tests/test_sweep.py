@@ -1,0 +1,343 @@
+"""A matrix of trainings: what runs, what is skipped, what a failure leaves, what is counted."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from kava import lock
+from kava.__main__ import main
+from kava.errors import KavaError
+from kava.report.rows import VALIDATION, make_row
+from kava.run import read_metrics, read_result
+from kava.smoke import tiny_backbone
+from kava.sweep import names
+
+VOLATILE = {"tokens_per_second", "epoch"}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbone")
+    tiny_backbone("llama", folder)
+    return folder
+
+
+@pytest.fixture
+def kava(monkeypatch, capsys):
+    """Calls the command in this process; returns its status and all it prints."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["kava", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return ended.value.code or 0, said.out + said.err
+
+    return call
+
+
+def write(folder: Path, name: str, backbone: Path, **changes) -> Path:
+    tree = {
+        "method": "no_cot", "backbone": str(backbone), "adapter": "full", "num_latents": 4,
+        "num_iterations": 1, "kv": {"weight": 1},
+        "data": {"train": "synthetic", "train_rows": 16,
+                 "validation": "synthetic", "validation_rows": 4},
+        "train": {"steps": 2, "batch_size": 4, "learning_rate": 1e-3, "log_every": 1},
+        "eval": {"max_new_tokens": 2},
+    }  # fmt: skip
+    file = folder / f"{name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump({**tree, **changes}), encoding="utf-8")
+    return file
+
+
+def summary(output: Path) -> dict:
+    return json.loads((output / "summary.json").read_text(encoding="utf-8"))
+
+
+def trajectory(run: Path) -> list[dict]:
+    return [{k: v for k, v in r.items() if k not in VOLATILE} for r in read_metrics(run)]
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {
+        str(f.relative_to(folder)): f.stat().st_mtime_ns
+        for f in folder.rglob("*") if f.is_file() and f.name != "summary.json"
+    }  # fmt: skip
+
+
+def test_a_matrix_runs_is_skipped_when_done_and_is_summed_up(kava, backbone, tmp_path):
+    recipes = [write(tmp_path, "a", backbone), write(tmp_path, "b", backbone, method="kava")]
+    words = ["sweep", *recipes, "--seeds", 1, 2, "-o", tmp_path / "out"]
+    status, said = kava(*words, "--task", "synthetic", "--limit", 6)
+    assert status == 0 and "4 runs: 4 trained" in said
+    rows = {row["name"]: row for row in summary(tmp_path / "out")["rows"]}
+    assert rows.keys() == {"a", "b"}
+    for name, row in rows.items():
+        results = [read_result(tmp_path / "out" / f"{name}-seed{seed}") for seed in (1, 2)]
+        scores = [result["scores"]["synthetic"] for result in results]
+        assert row["accuracies"] == [score["accuracy"] for score in scores]
+        first, second = row["accuracies"]
+        assert row["accuracy"] == pytest.approx((first + second) / 2, abs=0.006)
+        assert row["accuracy_std"] == pytest.approx(abs(first - second) / 2**0.5, abs=0.006)
+        assert (row["n"], row["seeds"], row["missing_seeds"]) == (6, [1, 2], [])
+    assert (rows["a"]["num_latents"], rows["b"]["num_latents"]) == (None, 4)
+
+    before = files(tmp_path / "out")
+    status, said = kava(*words, "--task", "synthetic", "--limit", 6)
+    assert status == 0 and "4 runs: 4 done before" in said
+    assert files(tmp_path / "out") == before
+    status, said = kava(*words, "--task", "synthetic", "--limit", 5)  # other scores are asked for
+    assert status == 0 and "4 runs: 4 scored anew" in said
+    assert {row["n"] for row in summary(tmp_path / "out")["rows"]} == {5}
+    status, said = kava(*words)  # validation alone was measured by the training
+    assert status == 0 and "4 runs: 4 done before" in said
+    assert {(row["task"], row["n"]) for row in summary(tmp_path / "out")["rows"]} == {
+        (VALIDATION, 4)
+    }
+
+
+def test_a_run_of_a_sweep_is_the_run_that_train_makes(kava, backbone, tmp_path):
+    recipes = [write(tmp_path, name, backbone, method=name) for name in ("no_cot", "kava")]
+    assert kava("sweep", *recipes, "--seeds", 5, "-o", tmp_path / "out")[0] == 0
+    assert kava("train", recipes[1], "seed=5", "-o", tmp_path / "alone")[0] == 0
+    assert trajectory(tmp_path / "out" / "kava-seed5") == trajectory(tmp_path / "alone")
+    ours, theirs = (tmp_path / run / "recipe.yaml" for run in ("out/kava-seed5", "alone"))
+    assert ours.read_text() == theirs.read_text()
+
+
+def test_a_failure_is_reported_and_the_rest_goes_on(kava, backbone, tmp_path):
+    rows = tmp_path / "missing.jsonl"
+    bad = write(tmp_path, "bad", backbone, data={"train": str(rows)})
+    good = write(tmp_path, "good", backbone)
+    out = tmp_path / "out"
+    status, said = kava("sweep", bad, good, "--seeds", 1, 2, "-o", out)
+    assert status == 1
+    assert "4 runs: 2 trained, 2 failed" in said
+    assert said.count("missing.jsonl") >= 4  # where it failed, and in the report
+    assert "Traceback" in (out / "bad-seed1" / "error.log").read_text()
+    assert not (out / "good-seed1" / "error.log").exists()
+    assert "Traceback" not in said
+    row = summary(out)["rows"][0]
+    assert (row["name"], row["accuracy"], row["missing_seeds"]) == ("bad", None, [1, 2])
+    assert "missing.jsonl" in row["missing_because"]["1"]
+    assert not list(out.glob("*.lock"))
+
+    lines = [{"question": f"q {i} ?", "steps": ["<<1+1=2>>"], "answer": "2"} for i in range(8)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    status, said = kava("sweep", bad, good, "--seeds", 1, 2, "-o", out)
+    assert status == 0 and "4 runs: 2 trained, 2 done before" in said
+    assert not (out / "bad-seed1" / "error.log").exists()
+
+
+def test_an_error_of_any_kind_stays_with_its_run(kava, backbone, tmp_path, monkeypatch):
+    from kava import sweep
+
+    whole = sweep.train_run
+
+    def broken(recipe, *rest):
+        if recipe.seed == 1:
+            raise RuntimeError("out of memory\nand more")
+        return whole(recipe, *rest)
+
+    monkeypatch.setattr(sweep, "train_run", broken)
+    recipe = write(tmp_path, "a", backbone)
+    status, said = kava("sweep", recipe, "--seeds", 1, 2, "-o", tmp_path / "out")
+    assert status == 1 and "RuntimeError: out of memory" in said and "1 trained, 1 failed" in said
+    assert "and more" in (tmp_path / "out" / "a-seed1" / "error.log").read_text()
+    (row,) = summary(tmp_path / "out")["rows"]
+    assert (row["seeds"], row["missing_seeds"]) == ([2], [1])
+    assert "(1/2)" in said and "only k of m seeds" in said
+
+
+def test_an_interrupt_stops_the_sweep_and_lets_go_of_the_run(kava, backbone, tmp_path, monkeypatch):
+    from kava import sweep
+
+    def interrupted(*rest):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "train_run", interrupted)
+    recipe = write(tmp_path, "a", backbone)
+    status, said = kava("sweep", recipe, "--seeds", 1, 2, "-o", tmp_path / "out")
+    assert status == 130 and "seed2" not in said
+    assert not list((tmp_path / "out").glob("*.lock"))
+
+
+def test_an_interrupted_run_goes_on_and_one_without_checkpoint_is_put_aside(
+    kava, backbone, tmp_path, monkeypatch
+):
+    from kava import trainer
+
+    train = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "log_every": 1, "save_every": 2}
+    recipe = write(tmp_path, "a", backbone, train=train)
+    evaluate = trainer.StepTrainer.evaluate
+
+    def broken(self, *args, **kwargs):
+        raise RuntimeError("cut off")
+
+    for seed, out in ((1, tmp_path / "out"), (1, tmp_path / "whole")):
+        if out.name == "out":  # the training's last act fails, after its checkpoint
+            monkeypatch.setattr(trainer.StepTrainer, "evaluate", broken)
+            assert kava("sweep", recipe, "--seeds", seed, "-o", out)[0] == 1
+            monkeypatch.setattr(trainer.StepTrainer, "evaluate", evaluate)
+        status, said = kava("sweep", recipe, "--seeds", seed, "-o", out)
+        assert status == 0 and ("resuming" in said) == (out.name == "out")
+    run = tmp_path / "out" / "a-seed1"
+    assert read_result(run)["resumed_from"] == 4
+    assert trajectory(run) == trajectory(tmp_path / "whole" / "a-seed1")
+    (row,) = summary(tmp_path / "out")["rows"]
+    assert row["train_seconds"] is None  # only the rest of it was timed
+
+    (run / "result.json").unlink()  # metrics without a checkpoint: cut off before the first
+    status, said = kava("sweep", recipe, "--seeds", 1, "-o", tmp_path / "out")
+    assert status == 0 and "a-seed1-1" in said
+    assert (tmp_path / "out" / "a-seed1-1" / "metrics.jsonl").is_file()
+    assert trajectory(run) == trajectory(tmp_path / "whole" / "a-seed1")
+
+
+def test_a_run_of_another_recipe_is_neither_kept_nor_overwritten(kava, backbone, tmp_path):
+    recipe, out = write(tmp_path, "a", backbone), tmp_path / "out"
+    assert kava("sweep", recipe, "--seeds", 1, "-o", out)[0] == 0
+    before = files(out)
+    words = ["sweep", recipe, "--seeds", 1, 2, "-o", out, "--set", "train.learning_rate=2e-3"]
+    status, said = kava(*words, "train.clip=1")
+    assert status == 1 and "1 trained, 1 failed" in said
+    assert "train.learning_rate: 0.001 there, 0.002 given; train.clip: 2.0 there, 1.0" in said
+    assert {name: time for name, time in files(out).items() if "seed1" in name} == before
+    (row,) = summary(out)["rows"]
+    assert row["seeds"] == [2] and row["missing_seeds"] == [1]
+
+    # A key that came with a later version of the package is no difference if it has its default.
+    saved = out / "a-seed1" / "recipe.yaml"
+    tree = yaml.safe_load(saved.read_text())
+    assert tree["kv"].pop("supervise") == "last"
+    saved.write_text(yaml.safe_dump(tree))
+    assert "1 done before" in kava("sweep", recipe, "--seeds", 1, "-o", out)[1]
+
+
+def test_seeds_are_the_words_that_follow_and_else_the_recipes_own(kava, backbone, tmp_path):
+    recipe = write(tmp_path, "a", backbone, seed=9)
+    for words in (["--seeds", 3, 4, recipe], [recipe, "--seeds", 3, "--seeds", 4, 3], [recipe]):
+        out = tmp_path / str(len(words)) / "out"
+        status, said = kava("sweep", *words, "-o", out, "--set", "method=kva")
+        assert status in (1, 2), said
+        if status == 1:  # an unknown method is found when the run begins, or with the recipe
+            wanted = {9} if words == [recipe] else {3, 4}
+            assert {int(r["run"].rpartition("seed")[2]) for r in summary(out)["runs"]} == wanted
+    assert kava("sweep", recipe, "--seeds", "-o", tmp_path)[0] == 2
+    assert "give --seeds" in kava("sweep", recipe, "--set", "seed=3")[1]
+
+
+def test_recipes_of_backbones_are_left_out_aloud(kava, backbone, tmp_path):
+    makes = Path(__file__).parents[1] / "recipes" / "quickstart" / "backbone.yaml"
+    good = write(tmp_path, "good", backbone)
+    status, said = kava("sweep", makes, good, good, "-o", tmp_path / "out")
+    assert status == 0 and "1 runs: 1 trained" in said
+    assert f"{makes}: makes a backbone (kava pretrain), left out" in said
+    assert f"{good}: named twice, taken once" in said
+    status, said = kava("sweep", makes, "-o", tmp_path / "out")
+    assert status == 2 and "none of the files" in said
+
+
+def test_bad_input_is_refused_before_anything_runs(kava, backbone, tmp_path):
+    good, out = write(tmp_path, "good", backbone), tmp_path / "out"
+    typo = write(tmp_path, "typo", backbone, num_latent=4)
+    status, said = kava("sweep", good, typo, "-o", out)
+    assert status == 2 and "did you mean 'num_latents'" in said and str(typo) in said
+    status, said = kava("sweep", good, "--task", "synthetik", "-o", out)
+    assert status == 2 and "did you mean 'synthetic'" in said
+    status, said = kava("sweep", good, "--file", "x.jsonl", "-o", out)
+    assert status == 2 and "name it with --task" in said
+    assert not out.exists()
+
+
+def test_names_never_clash(tmp_path):
+    def named(*paths):
+        return names([tmp_path / path for path in paths])
+
+    assert named("a/kava.yaml", "a/cot.yaml") == ["kava", "cot"]
+    assert named("a/kava.yaml", "b/kava.yaml", "b/cot.yaml") == ["a-kava", "b-kava", "cot"]
+    assert named("x/a/kava.yaml", "y/a/kava.yaml") == ["x-a-kava", "y-a-kava"]
+    clash = named("a/kava.yaml", "b/kava.yaml", "c/a-kava.yaml")
+    assert len(set(clash)) == 3 and clash[1] == "b-kava"
+    with pytest.raises(KavaError, match="same name"):
+        names([Path("/a-b/c.yaml"), Path("/a/b-c.yaml"), Path("/z/c.yaml"), Path("/z/b-c.yaml"),
+               Path("/z-b/c.yaml"), Path("/z/y/b-c.yaml"), Path("/z/y-b/c.yaml")])  # fmt: skip
+
+
+def test_a_run_in_other_hands_is_left_to_them(kava, backbone, tmp_path):
+    recipe, out = write(tmp_path, "a", backbone), tmp_path / "out"
+    with lock.hold(out / "a-seed1.lock", Console()):
+        status, said = kava("sweep", recipe, "--seeds", 1, 2, "-o", out)
+    assert status == 0 and "1 trained, 1 in other hands" in said
+    assert f"process {os.getpid()} on" in said
+    assert not (out / "a-seed1").exists()
+    (row,) = summary(out)["rows"]
+    assert row["missing_seeds"] == [1] and "elsewhere" in row["missing_because"]["1"]
+
+
+def test_two_sweeps_at_once_share_a_matrix(backbone, tmp_path):
+    recipe, out = write(tmp_path, "a", backbone), tmp_path / "out"
+    command = [sys.executable, "-m", "kava", "sweep", recipe, "--seeds", *"1234", "-o", out]
+    both = [
+        subprocess.Popen(
+            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    said = [process.communicate(timeout=600) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    trained = [sum(": trained 2 steps" in line for line in out.splitlines()) for out, _ in said]
+    assert sum(trained) == 4  # each run once, by one of the two
+    assert len(list(out.glob("a-seed?"))) == 4 and not list(out.glob("*.lock*"))
+
+
+def test_a_dead_process_lock_is_taken_over_and_others_are_not(tmp_path, capsys):
+    file = tmp_path / "run.lock"
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    dead = {"pid": gone.pid, "host": socket.gethostname()}
+    file.write_text(json.dumps(dead))
+    with lock.hold(file, Console()):
+        assert json.loads(file.read_text())["pid"] == os.getpid()
+        assert str(gone.pid) in capsys.readouterr().out
+        with pytest.raises(lock.Held, match=str(os.getpid())), lock.hold(file, Console()):
+            pass
+        assert file.exists()
+    assert not file.exists()
+    for text, why in (
+        (json.dumps({**dead, "host": "elsewhere"}), "on elsewhere"),
+        ("", "just begun"),
+    ):
+        file.write_text(text)
+        with pytest.raises(lock.Held, match=why), lock.hold(file, Console()):
+            pass
+        assert file.read_text() == text
+    file.write_text(json.dumps(dead))
+    (tmp_path / "run.lock.takeover").write_text("{}")  # another is just doing so
+    with pytest.raises(lock.Held, match="taking over"), lock.hold(file, Console()):
+        pass
+    assert json.loads(file.read_text()) == dead
+
+
+def test_rows_of_seeds_that_lack_a_score():
+    good = {
+        "method": "kava", "seed": 1, "steps": 9, "train_seconds": 4.0, "validation_accuracy": 80.0,
+        "validation_n": 25, "scores": {"t": {"accuracy": 50.0, "accuracy_se": 5.0, "n": 100,
+        "forward_passes": 6.0, "ms_per_question": 2.0, "accuracy_by_steps": {"1": [50.0, 100]}}},
+    }  # fmt: skip
+    row = make_row("kava", {1: good, 2: {**good, "scores": {}}, 3: None}, "t")
+    assert (row["accuracy"], row["seeds"], row["missing_seeds"]) == (50.0, [1], [2, 3])
+    row = make_row("kava", {1: good, 2: None}, VALIDATION)
+    assert (row["accuracy"], row["accuracy_se"], row["n"]) == (80.0, 8.0, 25)  # sqrt(.8 .2 / 25)
+    assert row["forward_passes"] is None
+    empty = make_row("kava", {1: None}, "t")
+    assert (empty["accuracy"], empty["n"], empty["method"]) == (None, None, "kava")
