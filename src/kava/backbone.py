@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from kava import assets, hub, probe
+from kava import assets, hub, plain_run, probe
 from kava.attention import IMPLEMENTATION_NAME
 from kava.errors import KavaError
 from kava.progress import no_bars
@@ -34,7 +34,7 @@ ACCESS_HINT = (
 def load(
     name: str, revision: str | None, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, Any, dict[str, Any]]:
-    """A backbone, its tokenizer and its identity, from a folder or the Hub.
+    """A backbone, its tokenizer and its identity, from a folder, a finished run or the Hub.
 
     Only safetensors, no remote code, nothing missing or left over.
 
@@ -42,9 +42,12 @@ def load(
         KavaError: cannot be had, or its weights do not fit its architecture.
     """
     folder, commit = locate(name, revision)
-    model = load_model(folder, dtype)
+    if plain_run.is_run(folder):
+        model, tokenizer = plain_run.load(folder, dtype)
+    else:
+        model, tokenizer = load_model(folder, dtype), load_tokenizer(folder)
     lasting = name if commit else assets.lasting_name(folder)
-    return model, load_tokenizer(folder), identity(model, lasting, commit)
+    return model, tokenizer, identity(model, lasting, commit)
 
 
 def choose_dtype(recipe: Recipe, device: str | torch.device) -> torch.dtype:
@@ -70,7 +73,8 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
             raise KavaError(
                 f"backbone: {name}: no such folder; give a folder that holds config.json and "
-                "model.safetensors, or a Hub name such as meta-llama/Llama-3.2-1B-Instruct"
+                "model.safetensors, a finished run of cot, or a Hub name such as "
+                "meta-llama/Llama-3.2-1B-Instruct"
             ) from None
     try:
         folder = snapshot_download(

@@ -19,6 +19,9 @@ app = typer.Typer(
     help="Train, evaluate and ask language models that reason in latent tokens.",
 )
 
+recipe_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app.add_typer(recipe_app, name="recipes")
+
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as train.steps=100")
 ]
@@ -215,6 +218,39 @@ def ask(
         answer_one(reasoner, question, settings, _console())
     else:
         answer_stream(reasoner, sys.stdin, settings, _console())
+
+
+@recipe_app.callback(invoke_without_command=True)
+def recipes(context: typer.Context) -> None:
+    """List recipes, try them out, compare them with the paper."""
+    if context.invoked_subcommand is None:
+        from kava.recipe_book import show
+
+        show(_console())
+
+
+@recipe_app.command("check")
+def check_recipes(
+    paths: Annotated[
+        list[str] | None, typer.Argument(help="recipe files or folders; all if not given")
+    ] = None,
+) -> None:
+    """Run two steps of each recipe on a tiny random backbone."""
+    from kava.recipe_book import check
+
+    raise typer.Exit(0 if check(paths or [], _console()) else 1)
+
+
+@recipe_app.command("paper")
+def compare_recipes(
+    folder: Annotated[
+        Path | None, typer.Argument(help="with SETTING/kava.yaml in it; the shipped ones if none")
+    ] = None,
+) -> None:
+    """Print each value of the paper's Table 6 beside the recipe's."""
+    from kava.table6 import show
+
+    raise typer.Exit(0 if show(folder, _console()) else 1)
 
 
 def _console(quiet: bool = False) -> Any:

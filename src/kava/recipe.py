@@ -244,6 +244,15 @@ def load_recipe(path: str | Path, overrides: list[str] = (), kind: type[Section]
     return validate(tree, str(file), kind)
 
 
+def read(path: str | Path) -> dict[str, Any]:
+    """The keys of a recipe file and of those that it extends, not validated.
+
+    Raises:
+        KavaError: missing file, broken YAML.
+    """
+    return _extended(assets.find(path), ())
+
+
 def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` laid on `under`, section by section."""
     result = dict(under)

@@ -102,14 +102,14 @@ def tiny_backbone(model_type: str, folder: Path, seed: int = 0) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def shrink(resolved: Recipe, backbone: Path) -> Recipe:
-    """The same recipe with a few small steps on generated rows."""
+def shrink(resolved: Recipe, backbone: Path, steps: int = STEPS) -> Recipe:
+    """The same recipe with a few small steps on generated rows; the last is of its last stage."""
     tree = resolved.model_dump(by_alias=True)
     tree.update(backbone=str(backbone), revision=None)
     if tree["lora"]["targets"] == USUAL_TARGETS:  # with family=... they may have other names
         tree["lora"]["targets"] = None
     tree["data"] = {"train": "synthetic", "train_rows": ROWS}
-    tree["train"] |= {"steps": STEPS, "epochs": None, "batch_size": 4, "micro_batch_size": 2}
+    tree["train"] |= {"steps": steps, "epochs": None, "batch_size": 4, "micro_batch_size": 2}
     tree["train"] |= {"log_every": 1, "save_every": None, "precision": "fp32"}
     return recipes.validate(_all_stages(tree), "smoke")
 
@@ -120,6 +120,6 @@ def _all_stages(tree: dict) -> dict:
     method = registry.find("methods", resolved.method)(resolved)
     needed = method.last_stage_at(LONGEST)
     if needed:
-        begins = (STEPS - 1) * resolved.train.batch_size / ROWS
+        begins = (resolved.train.steps - 1) * resolved.train.batch_size / ROWS
         tree["method_options"] = method.options.scaled(begins / needed).model_dump()
     return tree
