@@ -19,8 +19,6 @@ from tiny import (
     VOCABULARY,
     WINDOW,
     bare,
-    batch,
-    example,
     lora,
     reasoner,
     recipe,
@@ -158,17 +156,28 @@ def test_capped_attention_in_blocks_is_the_textbooks(rows, columns, masked, monk
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_capped_attention_holds_one_block_of_weights_at_a_time(monkeypatch):
+def test_capped_attention_keeps_no_weights_and_makes_one_block_at_a_time(monkeypatch):
     monkeypatch.setattr(attention, "ROWS", 3)
-    thinker, saved = reasoner("gemma2"), []
-    data = batch(thinker, [example(9, 9), example(4, 6)])
-    whole = data["steps"].shape[1] + data["answer"].shape[1]
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda t: saved.append(t.shape) or t, lambda t: t
-    ):
-        thinker(**data)["loss"]
-    squares = [s for s in saved if len(s) >= 4 and min(s[-2:]) >= whole]
-    assert not squares and len(saved) > 100
+    honest, made, saved = attention.grouped_logits, [], []
+
+    def spy(*args):
+        made.append(honest(*args))
+        return made[-1]
+
+    def keep(tensor):
+        saved.append(tensor)
+        return tensor
+
+    monkeypatch.setattr(attention, "grouped_logits", spy)
+    query, key, value = (torch.randn(1, 2, 8, 4, requires_grad=True) for _ in range(3))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = attention.capped_attention(query, key, value, None, softcap=1.0)
+    assert [logits.shape[-2] for logits in made] == [3, 3, 2]
+    assert saved and not any(
+        t.dim() == 5 or (t.shape[-1] == 8 and t.is_floating_point()) for t in saved
+    )
+    found.sum().backward()
+    assert len(made) == 6  # made again, backwards
 
 
 # -- embeddings ----------------------------------------------------------------------------------
@@ -182,7 +191,7 @@ def test_embeddings_given_are_those_that_ids_give(family):
 
 
 def test_new_rows_and_latents_are_on_the_scale_that_layers_get(family):
-    """Not the stored weight's: Gemma-3 multiplies by the root of d in its table."""
+    """Not the stored weight's: Gemma multiplies by the root of d in its table."""
     thinker = reasoner(family)
     usual = thinker.embed(torch.arange(len(VOCABULARY))).detach().square().mean().sqrt()
     for row in thinker.special_tokens.values():
@@ -369,6 +378,16 @@ def test_what_is_no_plain_language_model_is_refused_before_its_weights_are_read(
     AutoConfig.for_model(family).save_pretrained(tmp_path)
     with pytest.raises(KavaError, match=f"type {family}: (an encoder|more than a language model)"):
         backbones.load_model(tmp_path, torch.float32)
+
+
+def test_keys_are_not_turned_back_where_another_rotation_made_them():
+    shape = {**SHAPE, "head_dim": 8, "attention_bias": False}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("glm4", **shape)  # turns neighbouring features, not halves
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    wrap(model)
+    with pytest.raises(KavaError, match="pre_rope is not known for backbones of type glm4"):
+        wrap(model, kv={"weight": 1.0, "keys": "pre_rope"})
 
 
 def test_a_model_that_ignores_positions_is_refused(monkeypatch):

@@ -53,12 +53,12 @@ _CONFIGS = {
         **_GROUPED, "tie_word_embeddings": False,
         "rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5},
     },
-    # soft caps, embeddings scaled inside, its own logit scale, full and window layers in turn
+    # soft caps, embeddings scaled by their table, its own logit scale, window and full layers
     "gemma2": {
         **_GROUPED, "sliding_window": WINDOW, "query_pre_attn_scalar": 20,
         "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0,
     },
-    # embeddings scaled by their table, another rotation for each kind of layer
+    # another rotation for each kind of layer, queries and keys normalised
     "gemma3_text": {
         **_GROUPED, "sliding_window": WINDOW, "query_pre_attn_scalar": 5,
         "layer_types": ["sliding_attention", "full_attention"],

@@ -67,7 +67,7 @@ def extend(
 def embeddings(model: PreTrainedModel) -> Tensor:
     """Input embeddings [vocabulary, d] of all ids in fp32, as the layers get them.
 
-    Not the stored weight: a model may scale it on the way (Gemma-3).
+    Not the stored weight: a model may scale it on the way (Gemma).
     """
     table = model.get_input_embeddings()
     return table(torch.arange(table.weight.shape[0], device=table.weight.device)).float()
