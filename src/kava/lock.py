@@ -27,8 +27,12 @@ def hold(file: Path, console: Console) -> Iterator[None]:
         Held: its owner lives, or may live: a process of another host cannot be looked up.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    if not _create(file):
-        _take_over(file, console)
+    while not _create(file):
+        try:
+            _take_over(file, console)
+            break
+        except FileNotFoundError:  # let go of since; it may be had now
+            continue
     try:
         yield
     finally:
@@ -37,11 +41,12 @@ def hold(file: Path, console: Console) -> Iterator[None]:
 
 def holder(file: Path) -> str:
     """Who holds a lock, in words; empty if nobody does."""
-    if file.exists():
-        try:
-            _dead_owner(file)
-        except Held as held:
-            return str(held)
+    try:
+        _dead_owner(file)
+    except FileNotFoundError:
+        pass
+    except Held as held:
+        return str(held)
     return ""
 
 
@@ -78,12 +83,15 @@ def _take_over(file: Path, console: Console) -> None:
 
 
 def _dead_owner(file: Path) -> int:
-    """The process that the lock names, if it is gone."""
+    """The process that the lock names, if it is gone.
+
+    Raises:
+        Held: it lives, or may live.
+        FileNotFoundError: there is no lock any more.
+    """
     try:
         owner = json.loads(file.read_text(encoding="utf-8"))
         pid, host = int(owner["pid"]), owner["host"]
-    except FileNotFoundError:
-        raise Held(f"another process has just let go of {file}") from None
     except (ValueError, KeyError, TypeError):  # its owner has made it and not yet written to it
         raise Held(f"another process has just begun; if there is none, delete {file}") from None
     if host != socket.gethostname() or _lives(pid):
