@@ -8,7 +8,7 @@ what the equations say.
 import pytest
 import torch
 from reference import best, importance, pooled, redundancy, repetition
-from tiny import VOCABULARY, WIDTH, reasoner
+from tiny import VOCABULARY, WIDTH, lora, reasoner, words
 from tiny import bare as tied
 from transformers import (
     AttentionInterface,
@@ -323,6 +323,24 @@ def test_a_plain_backbone_asked_writes_what_generate_writes():
         expected = generate(thinker.lm, [row])[0]
         thinker.tokenizer.eos_token = None
         assert thinker.answer(thinker.think(["w1 w2 w3 w4"]), NEW).tolist() == expected
+
+
+def test_a_long_question_waits_until_enough_tokens_have_observed():
+    thinker = reasoner("llama", "cot")
+    thinking = thinker.think([words(30, 1)])  # all but the last token, which is the prompt
+    with compressed(endless(thinker.lm), **SMALL) as log:
+        thinker.tokenizer.eos_token = None
+        thinker.answer(thinking, 2)
+        assert (log.held, log.compressions) == (32, 0)
+        thinker.answer(thinking, 3)
+        assert (log.held, log.compressions) == (33, 1)
+
+
+def test_a_model_wrapped_by_peft_is_compressed_inside():
+    thinker = reasoner("llama", "cot", **lora())
+    with compressed(thinker.backbone, **SMALL) as log:
+        written, _ = generate(thinker.lm, ROWS)
+    assert log.compressions and written != generate(thinker.lm, ROWS)[0]
 
 
 def test_the_model_is_left_as_it_was():

@@ -188,7 +188,7 @@ class _Rows:
 
     layers: by number, those that shrink.
     mask: [B, S], true at columns held that are real; the same for every layer and head.
-    counts: real columns held of each row (on the host, so that nothing waits for the accelerator).
+    counts: real columns held of each row (on the host).
     queries: of the last columns by layer, [B, heads, <= window, D].   observed: their mask.
     """
 

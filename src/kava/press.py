@@ -77,15 +77,12 @@ class RKVPress(ScorerPress):
 
         Observers are the last `window` of `hidden_states`, or as many as there are.
         """
-        batch, _, columns, _ = keys.shape
-        window = min(self.window, hidden_states.shape[1], columns - 1)
-        if window < 1:  # a single token
-            return torch.full(keys.shape[:3], KEPT, device=keys.device)
+        batch, window = keys.shape[0], min(self.window, hidden_states.shape[1])
+        candidates = keys[:, :, :-window]
         queries = get_prerope_query_states(module, hidden_states[:, -window:])
         queries = _turn(queries, *kwargs["position_embeddings"])
-        before = torch.ones(batch, columns - window, dtype=torch.bool, device=keys.device)
+        before = torch.ones(batch, candidates.shape[2], dtype=torch.bool, device=keys.device)
         observing = torch.ones(batch, window, dtype=torch.bool, device=keys.device)
-        candidates = keys[:, :, :-window]
         attention = answer_attention(queries, candidates, before, module.scaling)
         scores = RKV(lam=self.lam).score(Scored(candidates, before, attention, observing))
         return nn.functional.pad(scores, (0, window), value=KEPT)
