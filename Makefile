@@ -1,5 +1,6 @@
 # make quickstart   see it work: train, measure and ask on this machine, in minutes
 # make test         linter, formatter and all tests
+# make test-kvpress our press against NVIDIA's kvpress, in .venv-kvpress: it needs an older transformers
 # make clean        remove .venv and caches; results under runs/ stay
 
 PYTHON ?= python3
@@ -11,7 +12,9 @@ BIN := .venv/bin
 INSTALL := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: quickstart test clean
+KVPRESS := $(shell grep '^kvpress==' constraints.txt)
+
+.PHONY: quickstart test test-kvpress clean
 
 quickstart: .venv/ready
 	@$(BIN)/kava quickstart
@@ -20,6 +23,16 @@ test: .venv/ready-to-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pytest
+
+test-kvpress: .venv-kvpress/ready
+	PYTHONPATH=src .venv-kvpress/bin/python -m pytest --noconftest tests/test_press.py
+
+.venv-kvpress/ready: constraints.txt
+	@echo "Setting up .venv-kvpress (once): $(KVPRESS) and the transformers that it allows"
+	@$(PYTHON) -m venv .venv-kvpress
+	@.venv-kvpress/bin/pip install -qq --disable-pip-version-check $(TORCH_OPTIONS) $(TORCH)
+	@.venv-kvpress/bin/pip install -qq --disable-pip-version-check $(KVPRESS) $(TORCH) pytest
+	@touch $@
 
 # Done once, and again when the dependencies change.
 .venv/ready: pyproject.toml constraints.txt
@@ -40,5 +53,5 @@ test: .venv/ready-to-test
 	@touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-kvpress .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

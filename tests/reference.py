@@ -205,12 +205,41 @@ def redundancy(keys: list[list[float]]) -> list[float]:
     return softmax(logits)
 
 
+def cosine(one: list[float], other: list[float]) -> float:
+    """Of two vectors."""
+    product = sum(x * y for x, y in zip(one, other, strict=True))
+    return product / math.sqrt(sum(x * x for x in one) * sum(y * y for y in other))
+
+
+def repetition(keys: list, threshold: float, retain: str = "last", ratio: float = 0.2) -> list:
+    """R of rkv_decoding: softmax over j of the mean similarity to j, but for those that spare j."""
+    n = len(keys)
+    total, most = [0.0] * n, max(1, int(ratio * n)) if retain.endswith("percent") else 1
+    for i in range(n):
+        to = {j: cosine(keys[i], keys[j]) for j in range(n) if j != i}
+        near = [j for j in to if to[j] > threshold]
+        spared = near[-most:] if retain.startswith("last") else near[:most]
+        for j in to:
+            if j not in spared:
+                total[j] += to[j] / n
+    return softmax(total)
+
+
+def pooled(numbers: list[float], kernel: int) -> list[float]:
+    """The largest of each number and its neighbours."""
+    half = kernel // 2
+    return [max(numbers[max(0, c - half) : c + half + 1]) for c in range(len(numbers))]
+
+
 def scores(name: str, lam: float, queries: list, keys: list, scale: float) -> list[float]:
     """S of one head over its real tokens, for every eviction that is not random."""
     if name == "crop_right":
         return [-float(c) for c in range(len(keys))]
     if name == "full":
         return [0.0] * len(keys)
+    if name == "rkv_decoding":
+        pairs = zip(pooled(importance(queries, keys, scale), 7), repetition(keys, 0.5), strict=True)
+        return [lam * i - (1 - lam) * r for i, r in pairs]
     lam = {"cosine": 0.0, "attention": 1.0, "rkv": lam}[name]
     pairs = zip(importance(queries, keys, scale), redundancy(keys), strict=True)
     return [lam * i + (1 - lam) * r for i, r in pairs]

@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from kava import ask, decoding
+from kava.errors import KavaError
 from kava.smoke import tiny_backbone
 
 QUESTION = "Monday brought Ann 4 pens. How many pens did Monday bring Ann?"
@@ -99,6 +102,10 @@ BAD = {
     ),
     "an empty question": (["ask", "{backbone}", "  "], "the question is empty"),
     "nobody to ask": (["ask"], "give a run folder"),
+    "typo in its settings": (
+        ["ask", "--backbone", "{backbone}", "--compress", "rkv_decoding", "bugdet=9", "hello"],
+        "did you mean 'budget'",
+    ),
 }
 
 
@@ -128,6 +135,31 @@ def test_ask_answers_a_question_given_or_piped(backbone):
     assert given.stdout.count("forward passes") == 1
     assert piped.stdout.count("forward passes") == 2
     assert piped.stdout.splitlines()[0] == given.stdout.splitlines()[0]
+
+
+def test_ask_can_compress_the_cache(backbone):
+    words = ("ask", "--backbone", backbone, "--max-new-tokens", 40, "--compress", "rkv_decoding")
+    done = kava(*words, "budget=20", "buffer=8", "window=4", "lambda=0.3", QUESTION)
+    assert done.returncode == 0, done.stderr
+    held, seen = re.search(r"cache: at most (\d+) columns of (\d+)", done.stdout).groups()
+    assert int(seen) > 60 > int(held)
+
+
+def test_words_are_parted_into_run_question_and_settings():
+    part = lambda *words: ask.read_words(words, "rkv_decoding")  # noqa: E731
+    assert part("run", "budget=9", "What is 1 + x=2 ?") == (
+        ["run", "What is 1 + x=2 ?"],
+        decoding.plan(budget=9),
+    )
+    assert part("a=b c", "threshold=0.7", "retain=first")[0] == ["a=b c"]
+    assert ask.read_words(["run", "x=3"], None) == (["run", "x=3"], None)
+    for words, message in (
+        (("run", "What is", "two"), "'two' is too much"),
+        (("kernel=[",), "kernel is '\\['"),
+        (("budget=ten",), "budget is 'ten'"),
+    ):
+        with pytest.raises(KavaError, match=message):
+            part(*words)
 
 
 def test_smoke_runs_the_papers_recipe_and_its_checkpoint_shows_its_thoughts(tmp_path):

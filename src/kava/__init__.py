@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Reasoner", "Recipe", "__version__", "load_recipe"]
+__all__ = ["Reasoner", "Recipe", "__version__", "compressed", "load_recipe"]
 
 if TYPE_CHECKING:
+    from kava.decoding import compressed
     from kava.model import Reasoner
     from kava.recipe import Recipe, load_recipe
 
-_HOMES = {"Reasoner": "kava.model", "Recipe": "kava.recipe", "load_recipe": "kava.recipe"}
+_HOMES = {
+    "Reasoner": "kava.model",
+    "Recipe": "kava.recipe",
+    "compressed": "kava.decoding",
+    "load_recipe": "kava.recipe",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 
+from kava import decoding
 from kava.errors import KavaError
 from kava.evaluate.runner import answer_batch
 from kava.model import Reasoner
@@ -19,11 +24,45 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Settings:
-    """How to ask. `num_iterations` None is the recipe's."""
+    """How to ask. `num_iterations` None is the recipe's; `compress` None leaves the cache alone."""
 
     show_thoughts: bool = False
     num_iterations: int | None = None
     max_new_tokens: int = 256
+    compress: decoding.Plan | None = None
+
+
+_SETTING = re.compile(r"[a-z_]+=\S+")
+
+
+def read_words(
+    words: Sequence[str], compress: str | None
+) -> tuple[list[str], decoding.Plan | None]:
+    """Part the words of a command line into run and question, and the settings of `--compress`.
+
+    A setting is one word such as budget=128; without `--compress` there are none.
+
+    Raises:
+        KavaError: an unknown eviction or setting, a value that does not do, or too many words.
+    """
+    settings = [word for word in words if compress and _SETTING.fullmatch(word)]
+    others = [word for word in words if word not in settings]
+    if len(others) > 2:
+        raise KavaError(
+            f"ask: {' '.join(others[2:])!r} is too much; give a run folder and one question, in "
+            "quotes (settings of --compress are written key=value)"
+        )
+    if compress is None:
+        return others, None
+    values = {key: _value(text) for key, _, text in (word.partition("=") for word in settings)}
+    return others, decoding.plan(compress, **values)
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def answer_one(reasoner: Reasoner, question: str, settings: Settings, console: Console) -> None:
@@ -34,13 +73,16 @@ def answer_one(reasoner: Reasoner, question: str, settings: Settings, console: C
     """
     if not question.strip():
         raise KavaError("ask: the question is empty")
+    plan, tokens = settings.compress, settings.max_new_tokens
     begin = time.perf_counter()
-    answer = answer_batch(reasoner, [question], settings.max_new_tokens, settings.num_iterations)[0]
+    with decoding.compressed(reasoner.lm, plan) if plan else nullcontext() as log:
+        answer = answer_batch(reasoner, [question], tokens, settings.num_iterations)[0]
     elapsed = 1000 * (time.perf_counter() - begin)
     console.print(answer.text.strip(), highlight=False, markup=False)
-    cut = "" if answer.finished else f", cut off at {settings.max_new_tokens} new tokens"
+    cut = "" if answer.finished else f", cut off at {tokens} new tokens"
+    cache = f", cache: at most {log.held} columns of {log.seen}" if log else ""
     console.print(
-        f"{answer.forward_passes} forward passes, {elapsed:.0f} ms{cut}",
+        f"{answer.forward_passes} forward passes, {elapsed:.0f} ms{cut}{cache}",
         highlight=False,
         style="dim",
     )

@@ -62,7 +62,8 @@ def _sdpa(
     record = _recording.get()
     if record is not None:
         layer = module.layer_idx
-        record.queries[layer] = query[:, :, record.columns].detach()
+        # A copy: a view would keep the queries of every column alive.
+        record.queries[layer] = query[:, :, record.columns].detach().clone()
         record.scaling[layer] = kwargs.get("scaling") or query.shape[-1] ** -0.5
         record.softcap[layer] = kwargs.get("softcap")
         record.window[layer] = kwargs.get("sliding_window")

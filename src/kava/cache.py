@@ -7,9 +7,14 @@ into new tensors, so a fork never changes its origin and gradients flow through 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from kava.errors import KavaError
 
 KeyValues = list[tuple[Tensor, Tensor]]
 
@@ -77,6 +82,70 @@ def detach(pairs: KeyValues) -> KeyValues:
 def columns_in_bytes(cache: DynamicCache) -> int:
     """Memory of the cache in bytes."""
     return sum(t.numel() * t.element_size() for pair in key_values(cache) for t in pair)
+
+
+class ShrinkingLayer(DynamicLayer):
+    """One layer from which columns may be taken; its length goes on counting every token seen.
+
+    transformers takes positions and the width of masks from a cache's length. The columns held are
+    `keys.shape[2]`.
+    """
+
+    is_croppable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any):
+        """Append columns; returns all keys and values held."""
+        self.seen += key_states.shape[2]
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def get_seq_length(self) -> int:
+        """Tokens seen."""
+        return self.seen
+
+    def hold(self, keys: Tensor, values: Tensor) -> None:
+        """Hold these columns [B, H, S, D] in place of the present ones."""
+        self.keys, self.values = keys, values
+
+    def _refuse(self, *_: Any) -> None:
+        raise KavaError(
+            "a cache that is compressed while decoding cannot be reordered or cut; "
+            "beam search and assisted decoding are not possible with it"
+        )
+
+    reorder_cache = crop = batch_repeat_interleave = batch_select_indices = _refuse
+
+
+def let_shrink(cache: DynamicCache, config: Any, layers: list[int]) -> list[ShrinkingLayer]:
+    """Turn the given layers of a cache, filled or not, into ones that can shrink; returns them.
+
+    Args:
+        cache: changed in place.
+        config: the language model's, which says what an empty cache will hold.
+
+    Raises:
+        KavaError: the cache is of a kind that cannot.
+    """
+    if not isinstance(cache, DynamicCache) or cache.offloading:
+        raise KavaError(
+            f"a {type(cache).__name__} cannot be compressed while decoding; use the default cache "
+            "of transformers (no cache_implementation)"
+        )
+    if not cache.layers:
+        cache.layers = DynamicCache(config=config).layers
+    for i in layers:
+        old = cache.layers[i]
+        if type(old) is not DynamicLayer:
+            raise KavaError(
+                f"a cache with layers of {type(old).__name__} cannot be compressed here"
+            )
+        cache.layers[i] = ShrinkingLayer()
+        if old.is_initialized:
+            cache.layers[i].update(old.keys, old.values)
+    return [cache.layers[i] for i in layers]
 
 
 def _share(pairs: KeyValues) -> DynamicCache:

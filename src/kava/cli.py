@@ -194,8 +194,16 @@ def evaluate(
 def ask(
     run: Annotated[str | None, typer.Argument(help="run or checkpoint folder")] = None,
     question: Annotated[str | None, typer.Argument(help="read from input if not given")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="of --compress, such as budget=128"),
+    ] = None,
     backbone: Annotated[
         str | None, typer.Option(help="a plain model instead, or where the run's backbone lies now")
+    ] = None,
+    compress: Annotated[
+        str | None,
+        typer.Option(metavar="EVICTION", help="keep the cache small, such as rkv_decoding"),
     ] = None,
     show_thoughts: Annotated[
         bool, typer.Option("--show-thoughts", help="what each latent decodes to")
@@ -204,20 +212,23 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
 ) -> None:
     """Ask a question, or one per line from the terminal or a pipe."""
-    from kava.ask import Settings, answer_one, answer_stream
+    from kava.ask import Settings, answer_one, answer_stream, read_words
     from kava.errors import KavaError
     from kava.run import open_reasoner
 
+    given = [word for word in (run, question, *(settings or ())) if word is not None]
+    words, plan = read_words(given, compress)
+    run, question = (*words, None, None)[:2]
     if run is None and backbone is None:
         raise KavaError("ask: give a run folder, or a model with --backbone")
     if run and backbone and question is None and not Path(run).exists():
         run, question = None, run  # `kava ask --backbone FOLDER "question"`
     reasoner = open_reasoner(run or backbone, backbone if run else None)
-    settings = Settings(show_thoughts, iterations, max_new_tokens)
+    how = Settings(show_thoughts, iterations, max_new_tokens, plan)
     if question is not None:
-        answer_one(reasoner, question, settings, _console())
+        answer_one(reasoner, question, how, _console())
     else:
-        answer_stream(reasoner, sys.stdin, settings, _console())
+        answer_stream(reasoner, sys.stdin, how, _console())
 
 
 @recipe_app.callback(invoke_without_command=True)

@@ -19,12 +19,17 @@ class Scored:
     keys: [B, H, C, D].   mask: [B, C], true at real tokens.
     attention: [B, H, A, C], answer-to-reasoning (zero at pads), None if not asked for.
     answer_mask: [B, A], true at answer tokens.
+    recent: how many of each row's last real tokens are kept whatever their score.
+
+    While decoding there is no answer yet: the last `recent` tokens observe in its place, they are
+    themselves among the keys, and their attention is zero at their own columns.
     """
 
     keys: Tensor
     mask: Tensor
     attention: Tensor | None
     answer_mask: Tensor
+    recent: int = 0
 
 
 @dataclass
@@ -36,7 +41,7 @@ class Eviction(ABC):
 
     @abstractmethod
     def score(self, scored: Scored) -> Tensor:
-        """Scores [B, H, C], higher is kept. Pads are handled by the caller."""
+        """Scores [B, H, C], higher is kept. Pads and recent tokens are handled by the caller."""
 
     def check(self, longest: int, budget: int) -> None:  # noqa: B027
         """Raise a KavaError where this compressor cannot bring `longest` tokens to `budget`."""
@@ -52,6 +57,7 @@ class Eviction(ABC):
         real = scored.mask[:, None, :]
         scores = self.score(scored).float()
         scores = scores.masked_fill(~real, -torch.inf)
+        scores = scores.masked_fill(_recent(scored)[:, None, :], torch.inf)
         # Stable: of equal scores (nothing outside of a sliding window is attended) the first wins.
         best = scores.argsort(dim=-1, descending=True, stable=True)[..., :budget]
         is_real = real.expand_as(scores).gather(-1, best)
@@ -61,6 +67,12 @@ class Eviction(ABC):
         ordered = torch.nn.functional.pad(ordered, (0, max(missing, 0)), value=columns)
         filled = ordered < columns
         return ordered.masked_fill(~filled, 0), filled
+
+
+def _recent(scored: Scored) -> Tensor:
+    """[B, C], true at each row's last `recent` real tokens."""
+    from_here_on = scored.mask.flip(1).cumsum(1).flip(1)
+    return scored.mask & (from_here_on <= scored.recent)
 
 
 def gather(states: Tensor, columns: Tensor) -> Tensor:
