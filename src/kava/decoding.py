@@ -198,6 +198,7 @@ class _Rows:
     observed: Tensor
     queries: dict[int, Tensor] = field(default_factory=dict)
     scaling: dict[int, float] = field(default_factory=dict)
+    softcap: dict[int, float | None] = field(default_factory=dict)
     compressed: bool = False
 
     @property
@@ -219,7 +220,7 @@ class _Rows:
             parts = [self.queries[layer]] if layer in self.queries else []
             queries = torch.cat((*parts, record.queries[layer]), dim=2)
             self.queries[layer] = queries[:, :, -window:]
-            self.scaling[layer] = record.scaling[layer]
+            self.scaling[layer], self.softcap[layer] = record.scaling[layer], record.softcap[layer]
 
 
 class _Compressor:
@@ -312,9 +313,8 @@ class _Compressor:
         if self.plan.eviction.needs_attention:
             before = real.clone()
             before[:, -window:] = False
-            attention = answer_attention(
-                rows.queries[layer][chosen], keys, before, rows.scaling[layer]
-            )
+            how = rows.scaling[layer], rows.softcap[layer]
+            attention = answer_attention(rows.queries[layer][chosen], keys, before, *how)
         return Scored(keys, real, attention, rows.observed[chosen], recent=window)
 
 
