@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kava import registry
 from kava.evaluate.runner import answer_batch
 from kava.model import Reasoner
 from kava.quickstart import BACKBONE, CHECKPOINT, METHODS, SEEDS, SUMMARY
@@ -68,12 +69,30 @@ def test_smoke_leaves_every_file_and_says_what_is_new_and_what_is_committed(tmp_
     assert read(tmp_path / "run-1" / "result.json") == result
 
 
-def test_the_methods_see_the_same_rows_for_the_same_number_of_steps():
-    recipes = [load_recipe(ROOT / f"recipes/quickstart/{method}.yaml") for method in METHODS]
-    for recipe in recipes:
-        recipe.train.learning_rate = 1.0  # each has its own, chosen on validation rows
-    kept = [(r.data, r.train, r.eval, r.backbone, r.adapter) for r in recipes]
-    assert kept[0] == kept[1] == kept[2]
+RECIPES = {
+    file.stem: load_recipe(file)
+    for file in sorted((ROOT / "recipes/quickstart").glob("*.yaml"))
+    if file.stem != "backbone"
+}
+ABLATIONS = {
+    file.stem: load_recipe(file)
+    for file in sorted((ROOT / "recipes/quickstart/ablations").glob("*.yaml"))
+}
+
+
+@pytest.mark.parametrize("recipes", (RECIPES, ABLATIONS), ids=("methods", "ablations"))
+def test_the_same_rows_for_the_same_number_of_steps(recipes):
+    kept = []
+    for recipe in recipes.values():
+        # Each has its own learning rate, chosen on validation rows.
+        train = recipe.train.model_copy(update={"learning_rate": 1.0})
+        kept.append((recipe.data, train, recipe.backbone, recipe.adapter))
+    assert all(one == kept[0] for one in kept)
+
+
+def test_every_method_has_a_recipe():
+    assert {recipe.method for recipe in RECIPES.values()} == set(registry.names("methods"))
+    assert RECIPES["kava_readout"].latent_readout.weight > 0
 
 
 def test_the_committed_backbone_answers_as_when_it_was_made():
@@ -91,7 +110,7 @@ def test_the_committed_checkpoint_answers_as_in_the_committed_predictions():
     assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) <= LIMIT
     predictions = lines(RESULTS / "kava-seed42" / "predictions" / "synthetic.jsonl")[:100]
     examples = load_task("synthetic", limit=100).examples
-    assert [p["question"] for p in predictions] == [e.question for e in examples]
+    assert [p["id"] for p in predictions] == [e.id for e in examples]
     answers = answer_batch(open_reasoner(str(folder)), [e.question for e in examples], 4)
     # Other processors add up in another order; a tie may then fall the other way.
     same = sum(a.text == p["prediction"] for a, p in zip(answers, predictions, strict=True))
@@ -99,19 +118,35 @@ def test_the_committed_checkpoint_answers_as_in_the_committed_predictions():
     assert {a.forward_passes for a in answers} == {p["forward_passes"] for p in predictions}
 
 
-def test_the_summary_follows_from_the_predictions():
-    rows = {row["method"]: row for row in read(ROOT / SUMMARY)["rows"]}
-    assert set(rows) == {"cot", *METHODS}
-    for method, row in rows.items():
-        runs = [f"{method}-seed{s}" for s in SEEDS] if method != "cot" else ["cot"]
+def assert_follows(folder: Path, names: set[str], seeds: tuple[int, ...]):
+    rows = {row["name"]: row for row in read(folder / "summary.json")["rows"]}
+    assert set(rows) == names
+    for name, row in rows.items():
+        assert row["seeds"] == list(seeds) and not row["missing_seeds"]
         accuracies = []
-        for run in runs:
-            predictions = lines(RESULTS / run / "predictions" / "synthetic.jsonl")
-            assert len(predictions) == row["n"] >= 300
+        for seed in seeds:
+            predictions = lines(folder / f"{name}-seed{seed}" / "predictions" / "synthetic.jsonl")
+            assert len(predictions) == row["n"] == 1000
             right = sum(p["correct"]["numeric"] for p in predictions)
             accuracies.append(round(100 * right / len(predictions), 2))
         assert accuracies == row["accuracies"]
         assert (row["accuracy"], row["accuracy_std"]) == mean_and_std(accuracies)
+
+
+def test_the_summary_follows_from_the_predictions():
+    assert_follows(RESULTS, set(RECIPES), SEEDS)
+
+
+def test_the_summary_of_the_ablations_follows_from_the_predictions():
+    seeds = tuple(read(RESULTS / "ablations" / "summary.json")["seeds"])
+    assert_follows(RESULTS / "ablations", set(ABLATIONS), seeds)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_committed_runs_are_those_of_the_recipes(name):
+    for seed in SEEDS:
+        ran = load_recipe(RESULTS / f"{name}-seed{seed}" / "recipe.yaml")
+        assert ran == RECIPES[name].model_copy(update={"seed": seed})
 
 
 def test_the_readme_has_the_committed_numbers():
