@@ -109,7 +109,7 @@ def train_run(
     """Train a recipe into a run folder; returns what `result.json` then holds."""
     reasoner = Reasoner.build(resolved, device or default_device())
     rows, validation = read_rows(resolved.data)
-    prepare(run, reasoner.recipe, resume)
+    prepare(run, resolved, resume)
     title = f"{resolved.method} (seed {resolved.seed})"
     measured = train(reasoner, rows, validation, run, resume, Progress(title, console))
     reasoner.save_pretrained(run / "checkpoint")
