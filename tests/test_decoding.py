@@ -25,6 +25,7 @@ from transformers.masking_utils import eager_mask
 
 import kava
 from kava import cache as caches
+from kava.attention import IMPLEMENTATION_NAME
 from kava.decoding import compressed, plan
 from kava.errors import KavaError
 
@@ -32,9 +33,18 @@ SMALL = {"budget": 12, "buffer": 6, "window": 3}
 NEW = 25
 
 
+#: Without sliding windows, whose layers are left alone (below, and in the tests at the end).
+WHOLE = {"llama": {}, "gpt2": {}, "qwen2": {"use_sliding_window": False}, "qwen3": {}, "phi3": {}}
+
+
+@pytest.fixture(params=WHOLE)
+def family(request):
+    return request.param
+
+
 def bare(family):
     """A tiny model with a head of its own: with a tied one, a random model repeats itself."""
-    model = tied(family)
+    model = tied(family, **WHOLE[family])
     model.lm_head = torch.nn.Linear(WIDTH, len(VOCABULARY), bias=False)
     torch.nn.init.normal_(model.lm_head.weight)
     return model
@@ -145,6 +155,7 @@ def generate(model, rows, new=NEW, **options):
 ROWS = prompts(2, 7, 18, 40)
 
 
+@pytest.mark.parametrize("family", [name for name in WHOLE if name != "qwen3"])  # it repeats itself
 def test_a_padded_batch_writes_and_holds_what_the_ledger_says(family):
     model = bare(family)
     with compressed(model, **SMALL) as log:
@@ -316,6 +327,28 @@ def test_a_reasoner_answers_with_a_small_cache(method, family):
     assert small != plain and log.held <= 18 + 8
 
 
+def test_full_layers_among_windows_and_soft_caps_are_compressed():
+    thinker = reasoner("gemma2", "cot")
+    endless(thinker.lm)
+    questions = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11"]
+
+    def answer(texts):
+        thinker.tokenizer.eos_token = None
+        return thinker.answer(thinker.think(texts), NEW).tolist()
+
+    plain = answer(questions)
+    with compressed(thinker.lm, budget=200):
+        assert answer(questions) == plain
+    with compressed(thinker.lm, **SMALL) as log:
+        assert answer(questions) == [answer([question])[0] for question in questions]
+    assert log.compressions and log.held <= 18 + 8
+
+
+def test_a_model_whose_layers_all_have_windows_is_refused():
+    with pytest.raises(KavaError, match="all are bounded"), compressed(tied("mistral")):
+        pass
+
+
 def test_a_plain_backbone_asked_writes_what_generate_writes():
     thinker = reasoner("qwen2", "cot")
     row = thinker.encoder.question("w1 w2 w3 w4")
@@ -347,7 +380,7 @@ def test_the_model_is_left_as_it_was():
     model = bare("llama")
     model.set_attn_implementation("eager")
     with pytest.raises(ZeroDivisionError), compressed(model, **SMALL):
-        assert model.config._attn_implementation == "kava_sdpa" and "forward" in vars(model)
+        assert model.config._attn_implementation == IMPLEMENTATION_NAME and "forward" in vars(model)
         generate(model, ROWS)
         1 / 0  # noqa: B018
     assert model.config._attn_implementation == "eager" and "forward" not in vars(model)

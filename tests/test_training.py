@@ -115,7 +115,10 @@ def test_the_resolved_recipe_is_printed_and_saved(whole):
     run, _, out = whole
     saved = (run / "recipe.yaml").read_text(encoding="utf-8")
     assert saved in out
-    assert load_recipe(run / "recipe.yaml") == load_recipe(run / "checkpoint" / "recipe.yaml")
+    trained = load_recipe(run / "checkpoint" / "recipe.yaml")
+    assert trained.lora.targets == ["q_proj", "k_proj", "v_proj", "o_proj"]  # the family's
+    trained.lora.targets = None
+    assert load_recipe(run / "recipe.yaml") == trained
 
 
 def test_the_result_says_how_it_came_about(whole):

@@ -167,10 +167,13 @@ def compressed(
 def _full_attention_layers(lm: PreTrainedModel) -> list[int]:
     """Numbers of the layers whose every query sees every column before it."""
     config, kind = lm.config.get_text_config(), type(lm).__name__
-    if lm.config.is_encoder_decoder or not getattr(lm, "_supports_sdpa", False):
+    provided = any(
+        getattr(lm, name, False) for name in ("_supports_sdpa", "_supports_attention_backend")
+    )
+    if lm.config.is_encoder_decoder or not provided:
         raise KavaError(
             f"compressed: {kind} cannot be compressed while decoding; it has to be a decoder whose "
-            "attention can be torch's scaled_dot_product_attention"
+            "attention transformers lets others provide"
         )
     types = getattr(config, "layer_types", None)
     if types is None:
