@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import bare, batch, example, lora, recipe, tokenizer
 
+from kava import registry
 from kava.errors import KavaError
 from kava.model import SPECIAL_TOKENS, Reasoner
 from kava.recipe import load_recipe
@@ -91,13 +92,28 @@ def test_training_continues_as_if_never_saved(saved):
     assert_same(outputs(learn(thinker, 2)), outputs(learn(loaded, 2)))
 
 
-@pytest.mark.parametrize("method", ("cot", "no_cot", "pccot"))
+@pytest.mark.parametrize("method", [m for m in registry.names("methods") if m != "kava"])
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_other_methods_too(tmp_path, method, adapter):
     thinker = build(tmp_path, "llama", adapter, method)
     thinker.save_pretrained(tmp_path / "run" / "checkpoint")
     loaded = Reasoner.from_pretrained(tmp_path / "run")  # a run folder stands for its checkpoint
     assert_same(outputs(thinker), outputs(loaded))
+
+
+def test_a_methods_own_weights_are_part_of_the_checkpoint(tmp_path):
+    kv = {"weight": 1.3, "projection": "linear_layernorm"}
+    backbone = str(store(tmp_path / "backbone"))
+    changes = {"backbone": backbone, "kv": kv, **ADAPTERS["lora"]}
+    thinker = learn(Reasoner.build(recipe("kava", **changes)), 2).eval()
+    thinker.save_pretrained(tmp_path / "checkpoint")
+    loaded = Reasoner.from_pretrained(tmp_path / "checkpoint")
+    assert_same(outputs(thinker), outputs(loaded))
+    for name, weight in thinker.method_modules.state_dict().items():
+        assert torch.equal(loaded.method_modules.state_dict()[name], weight)
+    file = tmp_path / "checkpoint" / "kava.safetensors"
+    edit_weights(file, lambda w: w.pop("method_modules.kv_projection.layers.0.0.0.weight"))
+    refuses(tmp_path / "checkpoint", "method_modules.kv_projection", "missing")
 
 
 def test_saved_again_it_is_the_same_folder(saved, tmp_path):

@@ -4,12 +4,16 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import batch, example, reasoner
 
+from kava.batching import pad
 from kava.losses.cross_entropy import cross_entropy
 from kava.losses.distance import distance, masked_std
 from kava.losses.hidden_state import hidden_state_loss
 from kava.losses.kv_cache import kv_cache_loss
+from kava.losses.latent_readout import latent_readout_loss, readout_labels
 
 KINDS = ("l1", "smooth_l1", "mse")
 
@@ -175,3 +179,37 @@ def test_cross_entropy_divides_by_the_count_it_is_given():
     # -log(3/4) for label 1, -log(1/2) for label 0
     found = cross_entropy(logits, torch.tensor([1, 0]), torch.tensor(4))
     assert found.item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 4)
+
+
+# -- latent readout ------------------------------------------------------------------------------
+
+TRACES = st.lists(st.lists(st.integers(1, 4), max_size=4), min_size=1, max_size=3)
+
+
+@given(
+    TRACES, st.sampled_from((None, 1, 2, 3)), st.integers(1, 4), st.sampled_from(("own", "next"))
+)
+def test_each_latent_is_read_against_its_own_token_or_the_next(traces, width, blocks, target):
+    """By loops: token j of step i belongs to latent i c + j, or token i of the trace to latent i."""
+    latents = blocks * (width or 3)
+    flat = [[i for i, n in enumerate(lengths) for _ in range(n)] for lengths in traces]
+    step_of, mask = pad(flat, "right", -1)
+    steps = torch.arange(100, 100 + step_of.numel()).view_as(step_of)
+    expected = []
+    for b, lengths in enumerate(traces):
+        total, column = sum(lengths), 0
+        for i, n in enumerate(lengths):
+            for j in range(n):
+                slot = column if width is None else i * width + j
+                inside = slot < latents and (width is None or j < width)
+                read = column + (target == "next")
+                if inside and read < total:
+                    expected.append((b, slot, int(steps[b, read])))
+                column += 1
+    rows, places, ids = readout_labels(steps, step_of, latents, width, target)
+    assert list(zip(rows.tolist(), places.tolist(), ids.tolist(), strict=True)) == sorted(expected)
+    assert mask.sum() == sum(map(sum, traces))
+
+
+def test_readout_of_nothing_is_zero():
+    assert latent_readout_loss(torch.zeros(0, 7), torch.zeros(0).long(), torch.tensor(0)) == 0
