@@ -190,7 +190,7 @@ TRACES = st.lists(st.lists(st.integers(1, 4), max_size=4), min_size=1, max_size=
     TRACES, st.sampled_from((None, 1, 2, 3)), st.integers(1, 4), st.sampled_from(("own", "next"))
 )
 def test_each_latent_is_read_against_its_own_token_or_the_next(traces, width, blocks, target):
-    """By loops: token j of step i belongs to latent i c + j; or token i of the trace to latent i."""
+    """By loops: token j of step i belongs to latent i c + j; or token i of all to latent i."""
     latents = blocks * (width or 3)
     flat = [[i for i, n in enumerate(lengths) for _ in range(n)] for lengths in traces]
     step_of, mask = pad(flat, "right", -1)
