@@ -12,8 +12,9 @@ from typing import Any
 from rich.console import Console
 
 from kava import assets, recipe
+from kava import sweep as sweeps
 from kava.ask import Settings, answer_one
-from kava.errors import unknown
+from kava.errors import KavaError, unknown
 from kava.evaluate.command import line
 from kava.model import Reasoner
 from kava.provenance import provenance, write_json
@@ -32,7 +33,6 @@ from kava.run import (
     train_run,
 )
 from kava.tasks import Task, load_task
-from kava.trainer import has_checkpoint
 
 METHODS = ("kava", "pccot", "no_cot")
 SEEDS = (42, 123, 456)
@@ -40,7 +40,7 @@ BACKBONE = "checkpoints/quickstart/backbone"
 CHECKPOINT = "checkpoints/quickstart/kava"
 SUMMARY = "results/quickstart/summary.json"
 QUESTIONS = {"short": 300, "full": 1000, "smoke": 20}
-TIMED_ALONE = {"short": 30, "full": 100, "smoke": 3}
+TIMED_ALONE = {"short": 30, "smoke": 3}
 SHORT = ["train.steps=400", "train.learning_rate=2e-3", "eval.every=100"]
 SMOKE = [
     "train.steps=4", "train.batch_size=8", "train.log_every=1", "data.train_rows=64",
@@ -69,8 +69,15 @@ class Plan:
 
 
 def run(plan: Plan, console: Console) -> None:
-    """Train, evaluate, compare, show."""
+    """Train, evaluate, compare, show.
+
+    Raises:
+        KavaError: at full length, if a run failed; the others are done then.
+    """
     introduce(plan, console)
+    if plan.length == "full":
+        run_matrix(plan, console)
+        return
     task = held_out(plan)
     for seed in plan.seeds:
         for method in plan.methods:
@@ -79,6 +86,24 @@ def run(plan: Plan, console: Console) -> None:
     rows = collect(plan, task.name)
     write_results(plan, rows)
     conclude(plan, rows, task, console)
+
+
+def run_matrix(plan: Plan, console: Console) -> None:
+    """The full length is a sweep (`kava sweep`) over the quickstart's recipes, and two plots."""
+    files = [f"recipes/quickstart/{method}.yaml" for method in plan.methods]
+    runs = sweeps.plan(files, plan.seeds, [], plan.folder, console)
+    scoring = sweeps.Scoring(["synthetic"], limit=QUESTIONS["full"])
+    outcomes = sweeps.sweep(runs, scoring, plan.folder, console)
+    failed = [outcome.run.folder.name for outcome in outcomes if not outcome.counts]
+    if failed:
+        raise KavaError(f"quickstart: no result of {', '.join(failed)}; the reasons stand above")
+    plot(plan, sweeps.collect(outcomes, scoring.names))
+
+
+def all_methods() -> tuple[str, ...]:
+    """Every recipe of the quickstart by name, that of the backbone left out."""
+    files = sorted(assets.find("recipes/quickstart").glob("*.yaml"))
+    return tuple(file.stem for file in files if not sweeps.is_backbone(file))
 
 
 def make_plan(
@@ -96,13 +121,14 @@ def make_plan(
     """
     length = "full" if full else "smoke" if smoke else "short"
     folder = output or Path("runs") / ("quickstart-full" if full else "quickstart")
+    known = all_methods() if full else METHODS
     for name in methods or ():
-        if name not in METHODS:
-            raise unknown("method of the quickstart", name, METHODS)
-    if length != "full":
+        if name not in known:
+            raise unknown("method of the quickstart", name, known)
+    if not full:
         put_aside(folder, console)
     chosen = tuple(seeds or (SEEDS if full else SEEDS[:1]))
-    return Plan(length, folder, chosen, tuple(methods or METHODS))
+    return Plan(length, folder, chosen, tuple(methods or known))
 
 
 def introduce(plan: Plan, console: Console) -> None:
@@ -129,25 +155,15 @@ def held_out(plan: Plan) -> Task:
 
 
 def train_and_score(plan: Plan, method: str, seed: int, task: Task, console: Console) -> None:
-    """One method, one seed; what a full run finds done is not done again."""
+    """One method, one seed."""
     folder = plan.run(method, seed)
-    done = read_result(folder)
-    if done and task.name in done["scores"]:
-        console.print(f"{folder}: done before, kept", style="dim")
-        return
-    if not done:
-        resume = has_checkpoint(folder)
-        if not resume:
-            put_aside(folder, console)  # cut off before its first checkpoint
-        train_run(plan.recipe(method, seed), folder, console, resume)
+    train_run(plan.recipe(method, seed), folder, console)
     score(plan, Reasoner.from_pretrained(folder), task, folder, console)
 
 
 def score_backbone(plan: Plan, task: Task, console: Console) -> None:
     """CoT: the backbone itself, writing its steps."""
-    done = read_result(plan.folder / "cot")
-    if not (done and task.name in done["scores"]):
-        score(plan, Reasoner.from_backbone(BACKBONE), task, plan.folder / "cot", console)
+    score(plan, Reasoner.from_backbone(BACKBONE), task, plan.folder / "cot", console)
 
 
 def score(plan: Plan, reasoner: Reasoner, task: Task, folder: Path, console: Console) -> None:
@@ -166,25 +182,29 @@ def collect(plan: Plan, task: str) -> list[dict[str, Any]]:
 
 
 def write_results(plan: Plan, rows: list[dict[str, Any]]) -> None:
-    """`result.json` (`summary.json` for the full length), all metrics in one file, two plots."""
+    """`result.json`, all metrics in one file, two plots."""
     told = {"length": plan.length, "seeds": list(plan.seeds), "rows": rows, **provenance()}
-    name = "summary.json" if plan.length == "full" else RESULT
-    write_json(plan.folder / name, told)
-    series = {m: read_metrics(plan.run(m, plan.seeds[0])) for m in plan.methods}
+    write_json(plan.folder / RESULT, told)
     with (plan.folder / METRICS).open("w", encoding="utf-8") as out:
-        for method, records in series.items():
+        for method in plan.methods:
+            records = read_metrics(plan.run(method, plan.seeds[0]))
             out.writelines(json.dumps({"method": method, **r}) + "\n" for r in records)
+    plot(plan, rows)
+
+
+def plot(plan: Plan, rows: list[dict[str, Any]]) -> None:
+    """Accuracy against forward passes, and the parts of the loss of the quickstart's methods."""
+    shown = [method for method in plan.methods if method in METHODS]
+    series = {method: read_metrics(plan.run(method, plan.seeds[0])) for method in shown}
     accuracy_against_passes(rows, plan.folder / "accuracy_against_passes.png")
-    loss_parts(series, plan.folder / "loss_parts.png")
+    if series:
+        loss_parts(series, plan.folder / "loss_parts.png")
 
 
 def conclude(plan: Plan, rows: list[dict[str, Any]], task: Task, console: Console) -> None:
     """The table, three questions, and where everything lies."""
     console.print(f"\n[bold]Made just now[/bold] ({plan.length} length)", highlight=False)
     console.print(quickstart_table(rows))
-    if plan.length == "full":
-        console.print(f"summary in {plan.folder / 'summary.json'}", highlight=False)
-        return
     show_committed(console)
     ask_three(plan, task, console)
     kava = own_command()
@@ -194,7 +214,7 @@ def conclude(plan: Plan, rows: list[dict[str, Any]], task: Task, console: Consol
         "Next:\n"
         f'  {kava} ask {CHECKPOINT} "{task.examples[1].question}" --show-thoughts\n'
         f"  {kava} train recipes/quickstart/kava.yaml num_latents=14 -o runs/mine\n"
-        f"  {kava} quickstart --full    the long recipes, three seeds\n"
+        f"  {kava} quickstart --full    every method at full length, three seeds: hours\n"
         f"  {kava} train recipes/llama1b_aug/kava.yaml seed=42    the paper's first row (GPU, Hub)",
         highlight=False,
         markup=False,

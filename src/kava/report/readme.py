@@ -16,7 +16,8 @@ from kava.report.tables import markdown_table
 def tables(root: Path) -> dict[str, str]:
     """Every table of the README by name, from the committed results below `root`."""
     quickstart = json.loads((root / "results/quickstart/summary.json").read_text(encoding="utf-8"))
-    return {"quickstart": markdown_table(quickstart["rows"])}
+    best_first = sorted(quickstart["rows"], key=lambda row: -row["accuracy"])
+    return {"quickstart": markdown_table(best_first)}
 
 
 def filled(text: str, root: Path) -> str:
