@@ -32,9 +32,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="continue from the last c
 @app.command()
 def quickstart(
     output: Output = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="every method at length, three seeds")
-    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="every method, three seeds: hours")] = False,
     smoke: Annotated[
         bool, typer.Option("--smoke", help="a few steps, to see that it runs")
     ] = False,
