@@ -21,10 +21,19 @@ def provenance() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}},
         "machine": machine(),
-        "command": shlex.join(["kava", *sys.argv[1:]]),
+        "command": shlex.join([*_program(), *sys.argv[1:]]),
         "commit": commit(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _program() -> list[str]:
+    """What was called: `kava`, or a script by its place in the project."""
+    script = Path(sys.argv[0]).resolve()
+    root = Path(__file__).resolve().parents[2]
+    if script.suffix == ".py" and script.is_relative_to(root / "benchmarks"):
+        return ["python", script.relative_to(root).as_posix()]
+    return ["kava"]
 
 
 def machine() -> dict[str, Any]:
