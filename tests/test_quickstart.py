@@ -137,11 +137,6 @@ def test_the_summary_follows_from_the_predictions():
     assert_follows(RESULTS, set(RECIPES), SEEDS)
 
 
-def test_the_summary_of_the_ablations_follows_from_the_predictions():
-    seeds = tuple(read(RESULTS / "ablations" / "summary.json")["seeds"])
-    assert_follows(RESULTS / "ablations", set(ABLATIONS), seeds)
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_committed_runs_are_those_of_the_recipes(name):
     for seed in SEEDS:
