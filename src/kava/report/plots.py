@@ -79,7 +79,7 @@ def accuracy_against_passes(rows: Sequence[Record], path: str | Path) -> Path:
             with more than one of `seeds`, also `accuracy_std`, which then is the error bar.
         path: the PNG to write.
     """
-    figure = _figure((6.4, 4.4))
+    figure = _figure((7.4, 4.2))
     axes = figure.add_subplot()
     _tidy(axes)
     passes = [row["forward_passes"] for row in rows]
@@ -94,9 +94,10 @@ def accuracy_against_passes(rows: Sequence[Record], path: str | Path) -> Path:
     problems = " or ".join(f"{n:,}" for n in counts)
     words = f"{problems} problems, ± {spread_words(rows)}"
     _title(axes, f"Accuracy and cost of an answer\n{words}")
-    heights = _label_heights(rows)
-    for row, height in zip(rows, heights, strict=True):
-        _point(axes, row, height, _is_crowded(row, rows))
+    for row in sorted(rows, key=lambda row: -row["accuracy"]):
+        _point(axes, row)
+    if rows:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return _save(figure, path)
 
 
@@ -121,48 +122,24 @@ def loss_parts(series: dict[str, Sequence[Record]], path: str | Path) -> Path:
     return _save(figure, path)
 
 
-def _point(axes: Axes, row: Record, height: float, left: bool) -> None:
-    """A marker with its error bar, and its label at `height` on the right (or left) of it."""
+def _point(axes: Axes, row: Record) -> None:
+    """A marker with its error bar; hollow for a row that is not its method's plain one."""
     _, colour, marker, _ = look(row["method"])
+    plain = row.get("name", row["method"]) == row["method"]
     axes.errorbar(
         row["forward_passes"],
         row["accuracy"],
         yerr=spread(row),
+        label=f"{label(row)}  {row['accuracy']:.1f} ± {spread(row):.1f}",
         color=colour,
         marker=marker,
-        markersize=9,
-        markeredgecolor="white",
+        markersize=9 if plain else 8,
+        markeredgecolor="white" if plain else colour,
+        markerfacecolor=colour if plain else "white",
+        linestyle="none",
         capsize=4,
         elinewidth=1.4,
         zorder=3,
-    )
-    axes.annotate(
-        f"{label(row)}  {row['accuracy']:.1f}",
-        (row["forward_passes"], height),
-        xytext=(-10 if left else 10, 0),
-        textcoords="offset points",
-        horizontalalignment="right" if left else "left",
-        verticalalignment="center",
-        weight="bold" if label(row) == "KaVa" else "normal",
-        color=_INK,
-    )
-
-
-def _label_heights(rows: Sequence[Record], gap: float = 6.0) -> list[float]:
-    """Heights for labels, near their points and at least `gap` apart."""
-    heights: dict[int, float] = {}
-    lowest = -math.inf
-    for index in sorted(range(len(rows)), key=lambda i: rows[i]["accuracy"]):
-        heights[index] = lowest = max(rows[index]["accuracy"], lowest + gap)
-    return [heights[index] for index in range(len(rows))]
-
-
-def _is_crowded(row: Record, rows: Sequence[Record]) -> bool:
-    """Whether another point lies where this one's label would be, on its right."""
-    return any(
-        1 < other["forward_passes"] / row["forward_passes"] < 2
-        and abs(other["accuracy"] - row["accuracy"]) < 10
-        for other in rows
     )
 
 
