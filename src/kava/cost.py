@@ -152,9 +152,8 @@ def count(reasoner: Reasoner, batches: Sequence[Batch], steps: int, rows: int) -
 
 def stages(reasoner: Reasoner, steps: int, rows: int) -> list[tuple[int, int]]:
     """Stretches of steps, from the first to before the last, in which the method does the same."""
-    stage = getattr(reasoner.method, "stage", lambda epoch: None)
     per_epoch = math.ceil(rows / reasoner.recipe.train.batch_size)
-    found = [stage(step / per_epoch) for step in range(steps)]
+    found = [reasoner.method.stage(step / per_epoch) for step in range(steps)]
     changes = [step for step in range(1, steps) if found[step] != found[step - 1]]
     return list(pairwise([0, *changes, steps]))
 
@@ -166,7 +165,10 @@ def traffic(reasoner: Reasoner, batches: Sequence[Batch], epoch: float) -> Traff
 
     def enters(module: nn.Module, args: tuple, inputs: Batch) -> None:
         rows, columns = inputs["inputs_embeds"].shape[:2]
-        keys = inputs["attention_mask"].shape[-1]
+        mask = inputs["attention_mask"]
+        if isinstance(mask, dict):  # one for each kind of layer, of one shape
+            mask = next(iter(mask.values()))
+        keys = mask.shape[-1]
         seen.tokens += rows * columns
         seen.keys += rows * keys
         seen.cells += rows * columns * keys
@@ -188,11 +190,8 @@ def traffic(reasoner: Reasoner, batches: Sequence[Batch], epoch: float) -> Traff
 
 
 def _loss(reasoner: Reasoner, batch: Batch, epoch: float) -> None:
-    if hasattr(reasoner, "staged"):
-        batch = reasoner.staged(batch, epoch)
-        reasoner(counts=reasoner.method.counts(batch), **batch)
-    else:
-        reasoner(**batch)
+    batch = reasoner.staged(batch, epoch)
+    reasoner(counts=reasoner.method.counts(batch), **batch)
 
 
 def peak(reasoner: Reasoner, batches: Sequence[Batch]) -> Traffic:

@@ -81,7 +81,7 @@ def _latents(recipe: Recipe | None) -> dict[str, int | None]:
     """M and T of methods that have them."""
     method = registry.find("methods", recipe.method) if recipe else None
     latents = bool(method and method.uses_latents)
-    iterates = latents and getattr(method, "iterates", True)
+    iterates = latents and method.iterates
     return {
         "num_latents": recipe.num_latents if recipe and latents else None,
         "num_iterations": recipe.num_iterations if recipe and iterates else None,
