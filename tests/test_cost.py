@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kava import backbone as backbones
-from kava import cost, memory, registry
+from kava import cost, memory
 from kava.cost import ANSWER, QUESTION, REASONING, Estimator, rows_seen, total_steps
 from kava.data import load_examples
 from kava.dry_run import _parts, _told
@@ -106,7 +106,6 @@ def test_rows_are_seen_as_the_trainer_deals_them(backbone, rows):
     assert total_steps(recipe("cot", backbone, rows), None) is None
 
 
-@pytest.mark.skipif("coconut" not in registry.names("methods"), reason="no method with stages")
 def test_each_stage_of_a_curriculum_counts_for_itself(backbone, tmp_path):
     file = tmp_path / "rows.jsonl"
     line = {"question": "Ann had 4 pens ?", "steps": ["<<4+1=5>>", "<<5+12=17>>"], "answer": "7"}

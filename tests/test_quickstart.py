@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from kava import registry
+from kava.errors import KavaError
 from kava.evaluate.runner import answer_batch
 from kava.model import Reasoner
-from kava.quickstart import BACKBONE, CHECKPOINT, METHODS, SEEDS, SUMMARY
+from kava.quickstart import BACKBONE, CHECKPOINT, METHODS, SEEDS, SUMMARY, make_plan
 from kava.recipe import load_recipe
 from kava.report.readme import filled
 from kava.run import differences, mean_and_std, open_reasoner
@@ -88,6 +90,15 @@ def test_the_same_rows_for_the_same_number_of_steps(recipes):
         train = recipe.train.model_copy(update={"learning_rate": 1.0})
         kept.append((recipe.data, train, recipe.backbone, recipe.adapter))
     assert all(one == kept[0] for one in kept)
+
+
+def test_the_full_length_is_every_recipe_with_every_seed(tmp_path):
+    plan = make_plan(tmp_path, True, False, None, None, Console(quiet=True))
+    assert (set(plan.methods), plan.seeds) == (set(RECIPES), SEEDS)
+    for method, recipe in RECIPES.items():
+        assert plan.recipe(method, recipe.seed) == recipe
+    with pytest.raises(KavaError, match="unknown method of the quickstart 'lotos'"):
+        make_plan(tmp_path, True, False, None, ["lotos"], Console(quiet=True))
 
 
 def test_every_method_has_a_recipe():

@@ -44,14 +44,14 @@ class Thinking:
     latent_states: Tensor | None = None
 
 
-class Curriculum(Section):
+class Curriculum(Section, ABC):
     """Options of a method that trains in stages."""
 
     reset_optimizer: bool = True
 
+    @abstractmethod
     def scaled(self, factor: float) -> Curriculum:
         """The same schedule in `factor` times as many epochs."""
-        raise NotImplementedError
 
 
 class Method(ABC):
