@@ -1,32 +1,16 @@
-"""The commands. Each imports what it needs when it runs, so that `kava --help` is quick."""
+"""Commands that train, and those about recipes."""
 
 from __future__ import annotations
 
-import json
-import re
-import sys
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 import typer
-from typer.core import TyperCommand
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    help="Train, evaluate and ask language models that reason in latent tokens.",
-)
+from kava.cli._app import Limit, ManyWords, Output, Overrides, Resume, TaskFile, app, make_console
 
 recipe_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.add_typer(recipe_app, name="recipes")
-
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as train.steps=100")
-]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="run folder to write")]
-Resume = Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint")]
 
 
 @app.command()
@@ -42,7 +26,7 @@ def quickstart(
     """Train KaVa and two baselines here and now, and compare them."""
     from kava import quickstart as command
 
-    console = _console()
+    console = make_console()
     command.run(command.make_plan(output, full, smoke, seed, method, console), console)
 
 
@@ -61,7 +45,7 @@ def train(
     from kava import run as runs
 
     resolved = recipes.load_recipe(recipe, overrides or [])
-    console = _console()
+    console = make_console()
     if smoke:
         from kava.smoke import smoke_run
 
@@ -78,21 +62,6 @@ def train(
     )
 
 
-class ManyWords(TyperCommand):
-    """Lets `--seeds` and `--set` take all words of their kind that follow: `--seeds 42 123 456`."""
-
-    kinds: ClassVar[dict[str, str]] = {"--seeds": r"\d+", "--set": r"[\w.]+=.*"}
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Repeat the option before each further word."""
-        words: list[str] = []
-        for word in args:
-            option = words[-2] if len(words) > 1 else None
-            more = option in self.kinds and re.fullmatch(self.kinds[option], word, re.DOTALL)
-            words.extend([option, word] if more else [word])
-        return super().parse_args(ctx, words)
-
-
 @app.command(cls=ManyWords)
 def sweep(
     recipe: Annotated[list[str], typer.Argument(metavar="RECIPE", help="YAML file")],
@@ -105,8 +74,8 @@ def sweep(
     task: Annotated[
         str | None, typer.Option(help="score on one task or several, with commas between")
     ] = None,
-    file: Annotated[str | None, typer.Option(help="local copy of the task's rows")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="only the task's first rows")] = None,
+    file: TaskFile = None,
+    limit: Limit = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE...", help="for every recipe")
     ] = None,
@@ -127,7 +96,7 @@ def sweep(
         raise KavaError("sweep: --file holds the rows of one task; name it with --task")
     if limit and not names:
         raise KavaError("sweep: --limit is of a task; name it with --task")
-    console = _console()
+    console = make_console()
     runs = command.plan(recipe, seeds or [], settings or [], output, console)
     scoring = command.Scoring(names, file, limit)
     if dry_run:
@@ -148,7 +117,7 @@ def pretrain(
     from kava.pretrain import pretrain as make
 
     resolved = recipes.load_recipe(recipe, overrides or [], recipes.BackboneRecipe)
-    console, folder = _console(), output or Path("runs") / resolved.name
+    console, folder = make_console(), output or Path("runs") / resolved.name
     result = make(resolved, folder, console, resume)
     console.print(
         f"{result['weights']:,} weights after {result['steps']} steps in "
@@ -158,86 +127,13 @@ def pretrain(
     )
 
 
-@app.command("eval")
-def evaluate(
-    run: str,
-    task: Annotated[str, typer.Option(help="one task or several, with commas between")],
-    file: Annotated[str | None, typer.Option(help="local copy of the task's rows")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="only the first rows")] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="questions answered together")
-    ] = None,
-    option: Annotated[list[str] | None, typer.Option(help="key=value of the task")] = None,
-    output: Output = None,
-    backbone: Annotated[str | None, typer.Option(help="where the backbone lies now")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the scores as JSON")] = False,
-) -> None:
-    """Score a run, a checkpoint or a plain backbone on tasks."""
-    from kava.evaluate.command import evaluate_tasks
-
-    summaries = evaluate_tasks(
-        run,
-        task.split(","),
-        file,
-        limit,
-        batch_size,
-        option or [],
-        output,
-        backbone,
-        _console(as_json),
-    )
-    if as_json:
-        print(json.dumps(summaries, indent=1))
-
-
-@app.command()
-def ask(
-    run: Annotated[str | None, typer.Argument(help="run or checkpoint folder")] = None,
-    question: Annotated[str | None, typer.Argument(help="read from input if not given")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="of --compress, such as budget=128"),
-    ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="a plain model instead, or where the run's backbone lies now")
-    ] = None,
-    compress: Annotated[
-        str | None,
-        typer.Option(metavar="EVICTION", help="keep the cache small, such as rkv_decoding"),
-    ] = None,
-    show_thoughts: Annotated[
-        bool, typer.Option("--show-thoughts", help="what each latent decodes to")
-    ] = False,
-    iterations: Annotated[int | None, typer.Option(min=0, help="T, if not the recipe's")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
-) -> None:
-    """Ask a question, or one per line from the terminal or a pipe."""
-    from kava.ask import Settings, answer_one, answer_stream, read_words
-    from kava.errors import KavaError
-    from kava.run import open_reasoner
-
-    given = [word for word in (run, question, *(settings or ())) if word is not None]
-    words, plan = read_words(given, compress)
-    run, question = (*words, None, None)[:2]
-    if run is None and backbone is None:
-        raise KavaError("ask: give a run folder, or a model with --backbone")
-    if run and backbone and question is None and not Path(run).exists():
-        run, question = None, run  # `kava ask --backbone FOLDER "question"`
-    reasoner = open_reasoner(run or backbone, backbone if run else None)
-    how = Settings(show_thoughts, iterations, max_new_tokens, plan)
-    if question is not None:
-        answer_one(reasoner, question, how, _console())
-    else:
-        answer_stream(reasoner, sys.stdin, how, _console())
-
-
 @recipe_app.callback(invoke_without_command=True)
 def recipes(context: typer.Context) -> None:
     """List recipes, try them out, compare them with the paper."""
     if context.invoked_subcommand is None:
         from kava.recipe_book import show
 
-        show(_console())
+        show(make_console())
 
 
 @recipe_app.command("check")
@@ -249,7 +145,7 @@ def check_recipes(
     """Run two steps of each recipe on a tiny random backbone."""
     from kava.recipe_book import check
 
-    raise typer.Exit(0 if check(paths or [], _console()) else 1)
+    raise typer.Exit(0 if check(paths or [], make_console()) else 1)
 
 
 @recipe_app.command("paper")
@@ -261,13 +157,7 @@ def compare_recipes(
     """Print each value of the paper's Table 6 beside the recipe's."""
     from kava.table6 import show
 
-    raise typer.Exit(0 if show(folder, _console()) else 1)
-
-
-def _console(quiet: bool = False) -> Any:
-    from rich.console import Console
-
-    return Console(quiet=quiet, soft_wrap=True)
+    raise typer.Exit(0 if show(folder, make_console()) else 1)
 
 
 def _recipe_name(recipe: str) -> str:

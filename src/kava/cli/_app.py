@@ -1,0 +1,48 @@
+"""The application, and what its commands share."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import typer
+from typer.core import TyperCommand
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train, evaluate and ask language models that reason in latent tokens.",
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as train.steps=100")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="run folder to write")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint")]
+TaskFile = Annotated[str | None, typer.Option(help="local copy of the task's rows")]
+Limit = Annotated[int | None, typer.Option(min=1, help="only the task's first rows")]
+
+
+class ManyWords(TyperCommand):
+    """Lets `--seeds` and `--set` take all words of their kind that follow: `--seeds 42 123 456`."""
+
+    kinds: ClassVar[dict[str, str]] = {"--seeds": r"\d+", "--set": r"[\w.]+=.*"}
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option before each further word."""
+        words: list[str] = []
+        for word in args:
+            option = words[-2] if len(words) > 1 else None
+            more = option in self.kinds and re.fullmatch(self.kinds[option], word, re.DOTALL)
+            words.extend([option, word] if more else [word])
+        return super().parse_args(ctx, words)
+
+
+def make_console(quiet: bool = False) -> Any:
+    """A console for everything that a command says."""
+    from rich.console import Console
+
+    return Console(quiet=quiet, soft_wrap=True)

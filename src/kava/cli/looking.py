@@ -1,0 +1,52 @@
+"""Commands that look inside."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kava.cli._app import app, make_console
+
+
+@app.command()
+def ask(
+    run: Annotated[str | None, typer.Argument(help="run or checkpoint folder")] = None,
+    question: Annotated[str | None, typer.Argument(help="read from input if not given")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="of --compress, such as budget=128"),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="a plain model instead, or where the run's backbone lies now")
+    ] = None,
+    compress: Annotated[
+        str | None,
+        typer.Option(metavar="EVICTION", help="keep the cache small, such as rkv_decoding"),
+    ] = None,
+    show_thoughts: Annotated[
+        bool, typer.Option("--show-thoughts", help="what each latent decodes to")
+    ] = False,
+    iterations: Annotated[int | None, typer.Option(min=0, help="T, if not the recipe's")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+) -> None:
+    """Ask a question, or one per line from the terminal or a pipe."""
+    from kava.ask import Settings, answer_one, answer_stream, read_words
+    from kava.errors import KavaError
+    from kava.run import open_reasoner
+
+    given = [word for word in (run, question, *(settings or ())) if word is not None]
+    words, plan = read_words(given, compress)
+    run, question = (*words, None, None)[:2]
+    if run is None and backbone is None:
+        raise KavaError("ask: give a run folder, or a model with --backbone")
+    if run and backbone and question is None and not Path(run).exists():
+        run, question = None, run  # `kava ask --backbone FOLDER "question"`
+    reasoner = open_reasoner(run or backbone, backbone if run else None)
+    how = Settings(show_thoughts, iterations, max_new_tokens, plan)
+    if question is not None:
+        answer_one(reasoner, question, how, make_console())
+    else:
+        answer_stream(reasoner, sys.stdin, how, make_console())
