@@ -5,11 +5,10 @@ import re
 import shutil
 
 import pytest
-import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
-from kava import recipe_book, registry, table6
+from kava import published, recipe_book, registry, table6
 from kava.cli import app
 from kava.data import data_sets
 from kava.data.gsm8k_aug import NAMES
@@ -148,7 +147,7 @@ def test_check_of_nothing(tmp_path):
 def test_the_recipes_are_table_6():
     text, same = said(table6.show, None)
     assert same, text
-    table = yaml.safe_load(table6.FILE.read_text(encoding="utf-8"))
+    table = published.load()["table6"]
     assert sorted(table["settings"]) == sorted(SETTINGS)
     for setting, own in table["settings"].items():
         found = {line.name for line in table6.compare() if line.setting == setting}

@@ -20,7 +20,7 @@ from kava.run import read_metrics, read_result
 from kava.smoke import tiny_backbone
 from kava.sweep import names
 
-VOLATILE = {"tokens_per_second", "epoch"}
+VOLATILE = {"tokens_per_second", "seconds_per_step", "epoch"}
 
 
 @pytest.fixture(scope="module")

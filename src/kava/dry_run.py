@@ -13,6 +13,7 @@ from kava.cost import Cost, Estimator
 from kava.data import find_module
 from kava.errors import KavaError
 from kava.memory import Memory
+from kava.report.tables import memory as told_bytes
 from kava.run import default_device, read_result
 from kava.sweep import DONE, RESUME, SCORE, START, Run, Scoring, say_plainly, state
 
@@ -99,7 +100,7 @@ def _told(cost: Cost) -> tuple[str, str, str]:
     return (
         "?" if cost.steps is None else f"{cost.steps:,}",
         "?" if cost.token_forwards is None else _large(cost.token_forwards),
-        "?" if cost.memory is None else _bytes(cost.memory.total),
+        "?" if cost.memory is None else told_bytes(cost.memory.total),
     )
 
 
@@ -107,7 +108,7 @@ def _parts(memory: Memory | None) -> str:
     if memory is None:
         return ""
     weights, gradients, optimiser, activations = map(
-        _bytes, (memory.weights, memory.gradients, memory.optimiser, memory.activations)
+        told_bytes, (memory.weights, memory.gradients, memory.optimiser, memory.activations)
     )
     return (
         f"{weights} weights + {gradients} gradients + {optimiser} optimiser state + {activations} "
@@ -121,8 +122,3 @@ def _large(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g} {word}"
     return f"{number:,}"
-
-
-def _bytes(size: float) -> str:
-    """`18.5 GB`, `432 MB`."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"

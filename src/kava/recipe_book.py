@@ -158,7 +158,16 @@ def _losses(records: Iterator[dict[str, float]]) -> list[str]:
     return [name for name in names if name not in _NO_LOSS and not name.startswith("train_")]
 
 
-_NO_LOSS = {"step", "epoch", "loss", "grad_norm", "learning_rate", "tokens_per_second", "stage"}
+_NO_LOSS = {
+    "step",
+    "epoch",
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "tokens_per_second",
+    "seconds_per_step",
+    "stage",
+}
 
 
 def _files(path: str | Path) -> list[tuple[str, Path]]:

@@ -68,7 +68,7 @@ def differences(run: Path, resolved: recipes.Section) -> str:
         KavaError: there is no recipe, or it cannot be read.
     """
     saved = recipes.load_recipe(run / "recipe.yaml", kind=type(resolved))
-    there, given = (_flat(one.model_dump(by_alias=True)) for one in (saved, resolved))
+    there, given = (flat(one.model_dump(by_alias=True)) for one in (saved, resolved))
     keys = [key for key in {**given, **there} if given.get(key) != there.get(key)]
     if given.get("adapter") == there.get("adapter") == "full":
         keys = [key for key in keys if not key.startswith("lora.")]
@@ -189,13 +189,13 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     return round(mean, 2), round(square**0.5, 2)
 
 
-def _flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
     """Nested keys as `train.steps`."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         nested = isinstance(value, dict)
-        flat.update(_flat(value, f"{above}{key}.") if nested else {above + key: value})
-    return flat
+        found.update(flat(value, f"{above}{key}.") if nested else {above + key: value})
+    return found
 
 
 def default_device() -> str:

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
+from kava import published
 from kava.recipe import load_recipe
 from kava.recipe_book import print_columns, print_plain, shipped_folder
-
-FILE = Path(__file__).parent / "published" / "table6.yaml"
 
 #: The paper's values and the recipe's keys that hold them.
 KEYS = {
@@ -68,7 +66,7 @@ def compare(folder: Path | None = None) -> list[Line]:
         KavaError: a recipe is missing or not valid.
     """
     folder = folder or shipped_folder()
-    table = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    table = published.load()["table6"]
     lines = []
     for setting, own in table["settings"].items():
         recipe = load_recipe(folder / setting / "kava.yaml").model_dump(by_alias=True)

@@ -97,7 +97,7 @@ class StepTrainer(Trainer):
         return (loss, terms) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add every term's mean since the last log, and the reading speed."""
+        """Add every term's mean since the last log, and the speed."""
         if "loss" in logs:
             steps = self.state.global_step - self._first_step
             names = sorted(self._terms)
@@ -110,6 +110,8 @@ class StepTrainer(Trainer):
             if stage is not None:
                 logs["stage"] = stage
             logs["tokens_per_second"] = round(float(self._tokens) / seconds, 1)
+            if steps:
+                logs["seconds_per_step"] = round(seconds / steps, 4)
             self._restart_window()
         super().log(logs, start_time)
 

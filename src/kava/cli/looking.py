@@ -50,3 +50,14 @@ def ask(
         answer_one(reasoner, question, how, make_console())
     else:
         answer_stream(reasoner, sys.stdin, how, make_console())
+
+
+@app.command()
+def watch(
+    run: Path,
+    once: Annotated[bool, typer.Option("--once", help="show it as it is now, and end")] = False,
+) -> None:
+    """Watch a running training in the terminal."""
+    from kava.watch import watch as follow
+
+    follow(run, make_console(), once)

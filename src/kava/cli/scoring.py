@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -40,3 +41,83 @@ def evaluate(
     )
     if as_json:
         print(json.dumps(summaries, indent=1))
+
+
+Results = Annotated[
+    list[str], typer.Argument(metavar="RESULTS...", help="run folders, or folders that hold them")
+]
+
+
+@app.command()
+def table(
+    results: Results,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="the paper's tables, published numbers beside ours")
+    ] = False,
+    task: Annotated[str | None, typer.Option(help="only these tasks, with commas between")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="folder for .md, .csv and .tex")
+    ] = None,
+) -> None:
+    """Print results as a Markdown table; with -o, write Markdown, CSV and LaTeX."""
+    from kava.errors import KavaError
+    from kava.report.results import find
+    from kava.report.table import paper_tables, results_table
+
+    if paper and task:
+        raise KavaError("table: --paper shows every task of the paper; leave out --task")
+    groups = find(results)
+    tables = paper_tables(groups) if paper else [results_table(groups, _names(task))]
+    files = [file for one in tables for file in (one.write(output) if output else ())]
+    print("\n".join(one.markdown() for one in tables), end="")
+    if files:
+        print(f"\nwritten: {', '.join(map(str, files))}")
+
+
+@app.command()
+def plot(
+    results: Results,
+    task: Annotated[str | None, typer.Option(help="only these tasks, with commas between")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder for the pictures")] = Path(
+        "plots"
+    ),
+) -> None:
+    """Draw accuracy against cost, training curves, sweeps of M and T, accuracy by steps."""
+    from kava.report.draw import draw
+    from kava.report.results import find
+
+    for line in draw(find(results), _names(task), output):
+        print(line)
+
+
+def _names(task: str | None) -> list[str]:
+    return [name.strip() for name in task.split(",")] if task else []
+
+
+@app.command()
+def compare(
+    run_a: str,
+    run_b: str,
+    task: Annotated[str | None, typer.Option(help="if the runs were scored on several")] = None,
+    rule: Annotated[str, typer.Option(help="of reading an answer")] = "numeric",
+    seed: Annotated[int, typer.Option(help="of the bootstrap")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="print the numbers as JSON")] = False,
+) -> None:
+    """Compare two runs, or files of predictions, on the same questions."""
+    from kava.errors import KavaError
+    from kava.evaluate.compare import compare as compare_runs
+    from kava.evaluate.compare import tasks_of, told
+
+    paths = Path(run_a), Path(run_b)
+    for path in paths:
+        if not path.exists():
+            raise KavaError(f"{path}: no such run folder or file of predictions")
+    folders = [path for path in paths if path.is_dir()]
+    shared = [t for t in (tasks_of(folders[0]) if folders else []) if t in tasks_of(folders[-1])]
+    if task is None and folders:
+        if len(shared) != 1:
+            scored = "; ".join(f"{f}: {', '.join(tasks_of(f)) or 'none'}" for f in folders)
+            raise KavaError(f"compare: say which --task both were scored on ({scored})")
+        task = shared[0]
+    found = compare_runs(*paths, task or paths[0].stem, rule, seed)
+    print(json.dumps(found.record(), indent=1) if as_json else told(run_a, run_b, found))

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from kava.errors import KavaError
 from kava.recipe import Recipe
+from kava.report.tables import memory
 from kava.run import open_reasoner, score_run
 from kava.tasks import load_task
 
@@ -60,7 +61,9 @@ def line(task: str, summary: dict[str, Any]) -> str:
         f"(± is one standard error; by rule: {rules}); "
         f"{summary['forward_passes']} forward passes, "
         f"{summary['ms_per_question']} ms per question alone, "
-        f"{summary['ms_per_question_in_batch']} in a batch of {summary['batch_size']}"
+        f"{summary['ms_per_question_in_batch']} in a batch of {summary['batch_size']} "
+        f"({summary['tokens_per_second']} tokens/s, at most "
+        f"{memory(summary['peak_memory']['bytes'])} of {summary['peak_memory']['of']} memory)"
         + (f"; {summary['unfinished']} cut off" if summary["unfinished"] else "")
     )
 

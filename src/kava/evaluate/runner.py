@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 
 from kava.evaluate.answers import score
 from kava.model import Reasoner
+from kava.peak import peak_memory
 from kava.types import Example
 
 HEADLINE = "numeric"
@@ -100,18 +101,22 @@ def evaluate(
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].question))
     answers: dict[int, Answer] = {}
     begin = time.perf_counter()
-    for at in range(0, len(order), batch_size):
-        chosen = order[at : at + batch_size]
-        texts = [examples[i].question for i in chosen]
-        batch = answer_batch(reasoner, texts, max_new_tokens, num_iterations)
-        answers.update(zip(chosen, batch, strict=True))
-        if on_batch:
-            on_batch(len(answers))
+    with peak_memory(reasoner.device) as peak:
+        for at in range(0, len(order), batch_size):
+            chosen = order[at : at + batch_size]
+            texts = [examples[i].question for i in chosen]
+            batch = answer_batch(reasoner, texts, max_new_tokens, num_iterations)
+            answers.update(zip(chosen, batch, strict=True))
+            if on_batch:
+                on_batch(len(answers))
     seconds = time.perf_counter() - begin
     predictions = [_record(e, answers[i]) for i, e in enumerate(examples)]
     summary = summarise(predictions)
     summary["batch_size"] = batch_size
     summary["ms_per_question_in_batch"] = round(1000 * seconds / max(len(examples), 1), 3)
+    tokens = sum(answer.generated_tokens for answer in answers.values())
+    summary["tokens_per_second"] = round(tokens / seconds, 1) if seconds else None
+    summary["peak_memory"] = asdict(peak)
     if timed_alone:
         alone = [e.question for e in examples[:timed_alone]]
         summary["ms_per_question"] = time_alone(reasoner, alone, max_new_tokens, num_iterations)

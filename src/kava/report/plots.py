@@ -1,4 +1,4 @@
-"""The two plots of a quickstart run: what an answer costs, and what was learned when.
+"""Plots of results: what an answer costs, what was learned when, what M, T and steps change.
 
 Colours are Okabe and Ito's, told apart with colour-blind eyes; a marker and a dash pattern per
 method say the same thing again, for print in grey. matplotlib is imported only to draw.
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Record = dict[str, Any]
+Point = tuple[float, float, float | None]
 
 
 class Look(NamedTuple):
@@ -43,6 +44,7 @@ PANELS = {
     "teacher_ce": "CE, teacher",
     "codi": "L_CODI",
     "kv": "L_KV",
+    "readout": "CE, latents read out",
     "validation_accuracy": "Validation accuracy (%)",
 }
 _INK, _GREY = "#1A1A1A", "#4A4A4A"
@@ -52,6 +54,21 @@ _DPI = 150
 def look(method: str) -> Look:
     """The look of a method; one that is not known is drawn grey under its own name."""
     return LOOKS.get(method, Look(method, "#6B6B6B", "*", ":"))
+
+
+#: For names that are no method's; dark enough for print, apart from the methods' hues.
+_MORE = ("#5E3C99", "#8C510A", "#01665E", "#A50F15", "#737300")
+
+
+def looks(names: Sequence[str]) -> dict[str, Look]:
+    """A look for each name: a method's own where the name is one, else one of a further set."""
+    markers, dashes = "*hd<>1234", ("-", "--", "-.", ":")
+    found = {name: LOOKS[name] for name in names if name in LOOKS}
+    for place, name in enumerate(name for name in dict.fromkeys(names) if name not in LOOKS):
+        colour = _MORE[place % len(_MORE)]
+        style = markers[place % len(markers)], dashes[place % len(dashes)]
+        found[name] = Look(name, colour, *style)
+    return found
 
 
 def label(row: Record) -> str:
@@ -105,20 +122,61 @@ def loss_parts(series: dict[str, Sequence[Record]], path: str | Path) -> Path:
     """Draw every loss term over training steps, a panel per term and a line per method.
 
     Args:
-        series: method to the records of its `metrics.jsonl`; a record holds `step` and those
-            terms of `PANELS` that were logged then. Terms that no method has get no panel.
+        series: method, or another name, to the records of its `metrics.jsonl`; a record holds
+            `step` and those terms of `PANELS` that were logged then. Terms that none has get no
+            panel.
         path: the PNG to write.
     """
+    styles = looks(list(series))
     terms = [term for term in PANELS if any(_points(s, term)[0] for s in series.values())]
     columns = min(3, max(1, len(terms)))
     lines = max(1, math.ceil(len(terms) / columns))
     figure = _figure((3.1 * columns + 0.4, 2.35 * lines + 0.5))
     for place, term in enumerate(terms):
         axes = figure.add_subplot(lines, columns, place + 1)
-        _panel(axes, series, term)
+        _panel(axes, series, styles, term)
         if place + columns >= len(terms):
             axes.set_xlabel("Step")
-    _legend(figure, list(series))
+    _legend(figure, list(styles.values()))
+    return _save(figure, path)
+
+
+def lines(
+    series: dict[str, Sequence[Point]],
+    path: str | Path,
+    across: str,
+    title: str,
+    whole: bool = True,
+) -> Path:
+    """Draw accuracy over a number, a line with error bars per name.
+
+    Args:
+        series: name to points (x, accuracy in percent, its spread or None), in any order.
+        path: the PNG to write.
+        across: what x is.
+        title: above the axes.
+        whole: whether x takes these values alone, each of which then gets its tick.
+    """
+    figure = _figure((6.4, 3.9))
+    axes = figure.add_subplot()
+    _tidy(axes)
+    styles = looks(list(series))
+    for name, points in series.items():
+        xs, ys, spreads = zip(*sorted(points, key=lambda point: point[0]), strict=True)
+        bars = [value or 0.0 for value in spreads] if any(spreads) else None
+        style = styles[name]
+        axes.errorbar(
+            xs, ys, yerr=bars, label=style.label, color=style.colour, marker=style.marker,
+            linestyle=style.dashes, markersize=6, capsize=3, linewidth=1.5, elinewidth=1.2,
+        )  # fmt: skip
+    if whole:
+        axes.set_xticks(sorted({point[0] for points in series.values() for point in points}))
+    axes.set_ylim(0, 104)
+    axes.set_xlabel(across)
+    axes.set_ylabel("Accuracy (%)")
+    _title(axes, title)
+    if len(series) > 1:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
     return _save(figure, path)
 
 
@@ -143,7 +201,9 @@ def _point(axes: Axes, row: Record) -> None:
     )
 
 
-def _panel(axes: Axes, series: dict[str, Sequence[Record]], term: str) -> None:
+def _panel(
+    axes: Axes, series: dict[str, Sequence[Record]], styles: dict[str, Look], term: str
+) -> None:
     _tidy(axes)
     _title(axes, PANELS[term])
     lowest = math.inf
@@ -152,7 +212,7 @@ def _panel(axes: Axes, series: dict[str, Sequence[Record]], term: str) -> None:
         if not steps:
             continue
         lowest = min(lowest, *values)
-        _, colour, marker, dashes = look(method)
+        _, colour, marker, dashes = styles[method]
         every = max(1, len(steps) // 6)
         axes.plot(
             steps,
@@ -187,25 +247,26 @@ def _plain_powers(axes: Axes) -> None:
 
 
 def _plain_logs(axes: Axes) -> None:
-    """At most a few tick marks on a logarithmic y axis, written out."""
+    """A few tick marks on a logarithmic y axis, written out; powers of ten on a long one."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5), numticks=6))
+    low, high = axes.get_ylim()
+    subs = (1, 2, 5) if high / low < 1000 else (1,)
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=subs, numticks=8))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend(figure: Figure, methods: list[str]) -> None:
+def _legend(figure: Figure, styles: list[Look]) -> None:
     """One legend under all panels: a method need not be in the first one."""
     from matplotlib.lines import Line2D
 
-    looks = [look(method) for method in methods]
     handles = [
-        Line2D([], [], color=one.colour, marker=one.marker, linestyle=one.dashes) for one in looks
+        Line2D([], [], color=one.colour, marker=one.marker, linestyle=one.dashes) for one in styles
     ]
-    labels = [one.label for one in looks]
+    labels = [one.label for one in styles]
     place = "outside lower center"
-    figure.legend(handles, labels, loc=place, ncols=max(1, len(labels)), frameon=False)
+    figure.legend(handles, labels, loc=place, ncols=max(1, min(5, len(labels))), frameon=False)
 
 
 def _figure(size: tuple[float, float]) -> Figure:

@@ -13,6 +13,11 @@ from kava.run import mean_and_std
 Row = dict[str, Any]
 Result = dict[str, Any]
 VALIDATION = "validation"
+#: What answers cost: means over questions, and here over seeds.
+COSTS = (
+    "forward_passes", "prefill_passes", "generated_tokens", "ms_per_question",
+    "ms_per_question_in_batch", "tokens_per_second",
+)  # fmt: skip
 
 
 def make_row(
@@ -55,8 +60,8 @@ def make_row(
         "seeds": [seed for seed in counted if seed is not None],
         "missing_seeds": [seed for seed, score in scores.items() if not score],
         "steps": trained[0].get("steps") if trained else None,
-        "forward_passes": _mean_and_std([s.get("forward_passes") for s in found])[0],
-        "ms_per_question": _mean_and_std([s.get("ms_per_question") for s in found])[0],
+        **{key: _mean_and_std([s.get(key) for s in found])[0] for key in COSTS},
+        "peak_memory_bytes": _largest([s.get("peak_memory", {}).get("bytes") for s in found]),
         "train_seconds": _mean_and_std(whole)[0],
         "validation_accuracy": validation,
         "validation_accuracy_std": validation_std,
@@ -86,6 +91,10 @@ def _latents(recipe: Recipe | None) -> dict[str, int | None]:
         "num_latents": recipe.num_latents if recipe and latents else None,
         "num_iterations": recipe.num_iterations if recipe and iterates else None,
     }
+
+
+def _largest(values: list[int | None]) -> int | None:
+    return max((value for value in values if value is not None), default=None)
 
 
 def _by_steps(scores: list[dict[str, Any]]) -> dict[str, float]:

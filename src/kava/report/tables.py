@@ -73,6 +73,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def memory(size: float) -> str:
+    """Bytes as `18.5 GB`, `432 MB`."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+
+
 def _what(rows: Sequence[Row]) -> str:
     words = spread_words(rows)
     mixed = len({len(row.get("seeds") or ()) > 1 for row in rows}) > 1

@@ -1,0 +1,53 @@
+"""Numbers of others, each with its source: `published.yaml`, the only place that holds any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+FILE = Path(__file__).with_suffix(".yaml")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A published value and where it stands."""
+
+    value: float
+    source: str
+
+    @property
+    def told(self) -> str:
+        """The source in a few words, as `arXiv:2510.02312v1, second-hand`."""
+        source = load()["sources"][self.source]
+        version = source["version"]
+        version = version if version.startswith("v") else ""
+        return f"arXiv:{source['arxiv']}{version}, {source['read']}"
+
+
+@cache
+def load() -> dict[str, Any]:
+    """The whole file."""
+    return yaml.safe_load(FILE.read_text(encoding="utf-8"))
+
+
+def number(quantity: str, task: str, setting: str, method: str) -> Number | None:
+    """A published value, None where none is known here.
+
+    Args:
+        quantity: `accuracy` (percent) or `forward_passes`.
+        setting: a folder of `recipes/`, such as `llama1b_aug`.
+    """
+    for entry in load()["results"]:
+        place = entry["quantity"], entry["task"], entry["setting"]
+        if place == (quantity, task, setting) and method in entry["values"]:
+            return Number(float(entry["values"][method]), entry["source"])
+    return None
+
+
+def settings() -> dict[str, dict[str, Any]]:
+    """The paper's settings: name to backbone, data and what it trained with (Table 6)."""
+    return load()["table6"]["settings"]

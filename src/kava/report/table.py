@@ -1,0 +1,298 @@
+"""`kava table`: results as Markdown, CSV and LaTeX, with the published numbers where they exist."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kava import assets, published
+from kava.errors import KavaError
+from kava.recipe import load_recipe
+from kava.report.plots import look, spread, spread_words
+from kava.report.results import Group, changes, seeds, setting
+from kava.report.rows import Row
+
+GAP = "-"
+#: Of one answer, and how its column is called; see `report.rows`.
+COSTS = {
+    "forward_passes": "forward passes",
+    "prefill_passes": "prefill passes",
+    "generated_tokens": "generated tokens",
+    "ms_per_question": "ms alone",
+    "ms_per_question_in_batch": "ms in a batch",
+    "tokens_per_second": "tokens/s in a batch",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A value with what stands behind ±, if anything.
+
+    share: how many of the seeds count, if not all.   gap: stands where there is no value.
+    """
+
+    value: float | None
+    spread: float | None = None
+    share: str = ""
+    gap: str = GAP
+
+    def text(self, sign: str = "±") -> str:
+        """As `93.2 ± 3.3`, with `(2/3)` behind it where seeds are missing."""
+        if self.value is None:
+            return self.gap + self.share
+        behind = "" if self.spread is None else f" {sign} {self.spread:.1f}"
+        return f"{self.value:.1f}{behind}{self.share}"
+
+
+Cell = str | Measured
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that is written in three forms from the same cells.
+
+    name: of the files.   caption: what was measured, and what ± is.
+    In CSV a column of numbers is two, the value and its spread.
+    """
+
+    name: str
+    caption: str
+    headings: tuple[str, ...]
+    rows: list[tuple[Cell, ...]]
+
+    @property
+    def numbers(self) -> list[bool]:
+        """Which columns hold measured values."""
+        return [any(isinstance(row[i], Measured) for row in self.rows) for i in self._columns]
+
+    def markdown(self) -> str:
+        """A Markdown table with its caption below."""
+        rule = ["---:" if number else "---" for number in self.numbers]
+        lines = [
+            self.headings,
+            rule,
+            *([_text(c).replace("|", "\\|") for c in r] for r in self.rows),
+        ]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"{table}\n\n{self.caption}\n"
+
+    def csv(self) -> str:
+        """Comma-separated values; numbers unrounded, empty where there is none."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        head: list[str] = []
+        for heading, number in zip(self.headings, self.numbers, strict=True):
+            head += [heading, f"{heading} ±"] if number else [heading]
+        writer.writerow(head)
+        for row in self.rows:
+            line: list[Any] = []
+            for cell, number in zip(row, self.numbers, strict=True):
+                if number:
+                    known = cell if isinstance(cell, Measured) else Measured(None)
+                    line += [_plain(known.value), _plain(known.spread)]
+                else:
+                    line.append(cell)
+            writer.writerow(line)
+        return out.getvalue()
+
+    def latex(self) -> str:
+        """A `tabular` with booktabs' rules and the caption as a comment above."""
+        columns = "".join("r" if number else "l" for number in self.numbers)
+        lines = [
+            [_latex(h) for h in self.headings],
+            *([_latex_cell(c) for c in r] for r in self.rows),
+        ]
+        head, *body = (" & ".join(line) + r" \\" for line in lines)
+        comment = "\n".join(f"% {line}" for line in self.caption.splitlines())
+        begin, end = rf"\begin{{tabular}}{{{columns}}}", r"\end{tabular}"
+        return "\n".join(
+            [comment, begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", end, ""]
+        )
+
+    def write(self, folder: Path) -> list[Path]:
+        """NAME.md, NAME.csv and NAME.tex in a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        forms = {".md": self.markdown(), ".csv": self.csv(), ".tex": self.latex()}
+        files = [folder / f"{self.name}{ending}" for ending in forms]
+        for file, text in zip(files, forms.values(), strict=True):
+            file.write_text(text, encoding="utf-8")
+        return files
+
+    @property
+    def _columns(self) -> range:
+        return range(len(self.headings))
+
+
+def results_table(groups: Sequence[Group], tasks: Sequence[str] = ()) -> Table:
+    """A row per recipe, an accuracy per task, and what the first task's answers cost.
+
+    Args:
+        tasks: all that any run was scored on, if not given.
+
+    Raises:
+        KavaError: no run was scored on a task.
+    """
+    tasks = list(tasks) or list(dict.fromkeys(task for group in groups for task in group.tasks))
+    if not tasks:
+        raise KavaError(
+            "table: none of the runs was scored yet; kava eval RUN --task ... does that"
+        )
+    known = {task for group in groups for task in group.tasks}
+    for task in tasks:
+        if task not in known:
+            raise KavaError(f"table: no run was scored on '{task}'; scored: {', '.join(known)}")
+    all_seeds = seeds(groups)
+    by_group = [[group.row(task, all_seeds) for task in tasks] for group in groups]
+    order = sorted(range(len(groups)), key=lambda i: -(by_group[i][0]["accuracy"] or -1))
+    rows = []
+    for i in order:
+        found, first = by_group[i], by_group[i][0]
+        size = first["peak_memory_bytes"]
+        rows.append(
+            (
+                group_label(groups[i]),
+                *(accuracy(row) for row in found),
+                *(Measured(first[cost]) for cost in COSTS),
+                Measured(None if size is None else size / 1e6),
+            )
+        )
+    headings = ("method", *(f"{task} (%)" for task in tasks), *COSTS.values(), "peak memory (MB)")
+    flat = [row for found in by_group for row in found]
+    cost = f"; costs on {tasks[0]}" if len(tasks) > 1 else ""
+    return Table("results", _caption(flat) + cost, headings, rows)
+
+
+def paper_tables(groups: Sequence[Group]) -> list[Table]:
+    """The paper's Table 1 (accuracy) and Table 2 (forward passes), ours beside the published.
+
+    Every setting and method has a row, run or not. A run whose recipe is not the shipped one has a
+    row of its own, named by the keys that differ, and no published number.
+    """
+    placed = [(setting(group), group) for group in groups]
+    left = [group.name for where, group in placed if where is None]
+    note = f"; not of the paper's settings and left out: {', '.join(left)}" if left else ""
+    return [
+        _paper_table("accuracy", "table1_accuracy", placed, note),
+        _paper_table("forward_passes", "table2_forward_passes", placed, note),
+    ]
+
+
+def _paper_table(
+    quantity: str, name: str, placed: Sequence[tuple[str | None, Group]], note: str
+) -> Table:
+    counted = [group for where, group in placed if where]
+    tasks = list(dict.fromkeys(["gsm8k", *(task for group in counted for task in group.tasks)]))
+    rows: list[tuple[Cell, ...]] = []
+    shown: list[Row] = []
+    for where in published.settings():
+        groups = [group for at, group in placed if at == where]
+        for task in tasks:
+            rows += _paper_rows(quantity, where, task, groups, seeds(counted), shown)
+    title = {"accuracy": "Accuracy (%)", "forward_passes": "Forward passes per answer"}[quantity]
+    measured = _caption(shown) if any(row["n"] for row in shown) else "no run of ours yet"
+    caption = (
+        f"{title}; ours: {measured}; published: by others, second-hand; - where there is none{note}"
+    )
+    headings = ("setting", "task", "method", "ours", "published", "difference", "source")
+    return Table(name, caption, headings, rows)
+
+
+METHODS = ("cot", "no_cot", "icot", "coconut", "codi", "pccot", "kava", "lotus")
+
+
+def _paper_rows(
+    quantity: str,
+    where: str,
+    task: str,
+    groups: Sequence[Group],
+    all_seeds: Sequence[int],
+    shown: list[Row],
+) -> Iterable[tuple[Cell, ...]]:
+    for method in METHODS:
+        shipped = load_recipe(assets.find(f"recipes/{where}/{method}.yaml"))
+        own = [group for group in groups if group.method == method]
+        different = {id(group): changes(group, shipped) for group in own}
+        plain = [group for group in own if not different[id(group)]]
+        other = published.number(quantity, task, where, method)
+        if plain or other or task == "gsm8k":
+            yield _paper_row(quantity, where, task, method, plain, other, all_seeds, shown)
+        for group in own:
+            if different[id(group)]:
+                keys = ", ".join(f"{k}={v}" for k, v in different[id(group)].items())
+                label = f"{method} with {keys}"
+                yield _paper_row(quantity, where, task, label, [group], None, all_seeds, shown)
+
+
+def _paper_row(
+    quantity: str,
+    where: str,
+    task: str,
+    name: str,
+    groups: Sequence[Group],
+    other: published.Number | None,
+    all_seeds: Sequence[int],
+    shown: list[Row],
+) -> tuple[Cell, ...]:
+    if len(groups) > 1:
+        folders = ", ".join(str(next(iter(group.runs.values()))) for group in groups)
+        raise KavaError(f"table: {where} {name}: the same recipe under several names ({folders})")
+    ours = Measured(None, gap="not run")
+    if groups:
+        row = groups[0].row(task, all_seeds)
+        shown.append(row)
+        ours = accuracy(row) if quantity == "accuracy" else Measured(row[quantity])
+    both = ours.value is not None and other is not None
+    return (
+        where,
+        task,
+        look(name).label,
+        ours,
+        Measured(other.value if other else None),
+        Measured(ours.value - other.value if both else None),
+        other.told if other else GAP,
+    )
+
+
+def accuracy(row: Row) -> Measured:
+    """A row's accuracy with its spread."""
+    counted, missing = row.get("seeds") or (), row.get("missing_seeds") or ()
+    share = f" ({len(counted)}/{len(counted) + len(missing)})" if missing else ""
+    return Measured(row["accuracy"], spread(row) if row["accuracy"] is not None else None, share)
+
+
+def group_label(group: Group) -> str:
+    """The method's name in print, or the run's own where it has another."""
+    return look(group.method).label if group.name == group.method else group.name
+
+
+def _caption(rows: Sequence[Row]) -> str:
+    counts = sorted({row["n"] for row in rows if row["n"] is not None})
+    words = " or ".join(f"{n:,}" for n in counts)
+    share = "; (k/m): only k of m seeds" if any(row.get("missing_seeds") for row in rows) else ""
+    return f"n = {words}; ± is {spread_words(rows)}{share}"
+
+
+def _text(cell: Cell) -> str:
+    return cell if isinstance(cell, str) else cell.text()
+
+
+def _plain(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+}  # fmt: skip
+
+
+def _latex(text: str) -> str:
+    return "".join(_SPECIAL.get(letter, letter) for letter in text)
+
+
+def _latex_cell(cell: Cell) -> str:
+    return _latex(cell) if isinstance(cell, str) else cell.text(r"$\pm$")

@@ -1,0 +1,202 @@
+"""`kava watch`: a running training in the terminal, read from its folder.
+
+It reads `metrics.jsonl` and `recipe.yaml` and touches nothing, so that any number of watchers may
+look at one run, on another machine too where the folder is shared.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from kava.errors import KavaError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+METRICS, RESULT, RECIPE = "metrics.jsonl", "result.json", "recipe.yaml"
+_BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 20
+#: Not a quantity of the training.
+_HIDDEN = {"step", "epoch", "validation_n"}
+FIRST = ("loss", "student_ce", "teacher_ce", "codi", "kv")
+
+
+@dataclass(frozen=True)
+class State:
+    """What the folder holds at one moment.
+
+    records: of the log, in order.   age: seconds since the log was last written to.
+    steps: of the whole training, None where the recipe counts epochs and nothing said more yet.
+    """
+
+    run: Path
+    records: list[dict[str, Any]]
+    steps: int | None
+    age: float
+    finished: bool
+
+    @property
+    def step(self) -> int:
+        """The last step logged."""
+        return max((record["step"] for record in self.records), default=0)
+
+
+def look(run: Path) -> State:
+    """Read a run folder.
+
+    Raises:
+        KavaError: it is no run folder.
+    """
+    file = run / METRICS
+    if not file.is_file():
+        raise KavaError(f"{run}: nothing to watch here (no {METRICS}; a training writes it)")
+    records = _complete_records(file)
+    age = max(0.0, time.time() - file.stat().st_mtime)
+    return State(run, records, _steps(run, records), age, (run / RESULT).is_file())
+
+
+def watch(run: Path, console: Console, once: bool = False, every: float = 1.0) -> None:
+    """Show a run until it ends, or once.
+
+    Raises:
+        KavaError: `run` is no run folder.
+    """
+    state = look(run)
+    if once or state.finished or not console.is_terminal:
+        console.print(view(state))
+        return
+    from rich.live import Live
+
+    with Live(view(state), console=console, refresh_per_second=4) as live:
+        while not state.finished:
+            time.sleep(every)
+            state = look(run)
+            live.update(view(state))
+
+
+def view(state: State) -> RenderableType:
+    """Progress, and for each logged quantity its last value, range and course."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for heading, justify in (
+        ("", "left"),
+        ("last", "right"),
+        ("lowest", "right"),
+        ("highest", "right"),
+    ):
+        table.add_column(heading, justify=justify)
+    table.add_column("course", no_wrap=True)
+    for key in _keys(state.records):
+        values = [record[key] for record in state.records if _is_number(record.get(key))]
+        name = f"{key}, log" if is_wide(values) else key
+        table.add_row(name, *map(_told, (values[-1], min(values), max(values))), sparkline(values))
+    return Group(Text(headline(state), style="bold"), table)
+
+
+def headline(state: State) -> str:
+    """Where the training is, and how long it still takes at the pace of its last steps."""
+    total = f" of {state.steps:,}" if state.steps else ""
+    words = f"{state.run}: step {state.step:,}{total}"
+    if state.finished:
+        return f"{words}, finished"
+    left = seconds_left(state)
+    more = f", about {_duration(left)} left" if left is not None else ""
+    quiet = f"; nothing logged for {_duration(state.age)}" if state.age > 60 else ""
+    return words + more + quiet
+
+
+def seconds_left(state: State) -> float | None:
+    """From the throughput that was logged; None where it was not, or the length is not known."""
+    timed = [r for r in state.records if _is_number(r.get("seconds_per_step"))]
+    if not timed or state.steps is None:
+        return None
+    recent = [record["seconds_per_step"] for record in timed[-10:]]
+    return (state.steps - state.step) * sum(recent) / len(recent)
+
+
+def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
+    """Means of equal parts of the values, as bars of eight heights; see `is_wide`."""
+    parts = min(width, len(values))
+    edges = [round(i * len(values) / parts) for i in range(parts + 1)] if parts else [0]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    if is_wide(values):
+        means = [math.log(mean) for mean in means]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    span = (high - low) or 1.0
+    return "".join(_BARS[min(7, int(8 * (value - low) / span))] for value in means)
+
+
+def is_wide(values: Sequence[float]) -> bool:
+    """Whether a course is drawn on a logarithmic scale: positive and over a factor of 50."""
+    return min(values, default=0) > 0 and max(values) / min(values) > 50
+
+
+def _keys(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Logged quantities, losses first, each once."""
+    found = [key for record in records for key in record if key not in _HIDDEN]
+    known = list(dict.fromkeys(key for key in found if _seen(records, key)))
+    return [key for key in FIRST if key in known] + [key for key in known if key not in FIRST]
+
+
+def _seen(records: Sequence[dict[str, Any]], key: str) -> bool:
+    return any(_is_number(record.get(key)) for record in records)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _complete_records(file: Path) -> list[dict[str, Any]]:
+    """Every whole line; the last one may be half written at this moment."""
+    records = []
+    lines = file.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if number == len(lines):
+                break
+            raise KavaError(f"{file}, line {number}: broken JSON; not a log of kava") from None
+    return records
+
+
+def _steps(run: Path, records: Sequence[dict[str, Any]]) -> int | None:
+    """Steps of the whole training: of the recipe, or its epochs at the log's steps per epoch."""
+    from kava.recipe import BackboneRecipe, Recipe, load_recipe
+
+    file = run / RECIPE
+    if not file.is_file():
+        return None
+    try:
+        train = load_recipe(file, kind=Recipe).train
+    except KavaError:
+        train = load_recipe(file, kind=BackboneRecipe).train
+    if train.steps is not None:
+        return train.steps
+    last = next((r for r in reversed(records) if r.get("epoch")), None)
+    return None if last is None else round(train.epochs * last["step"] / last["epoch"])
+
+
+def _told(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    from kava.report.tables import duration
+
+    return duration(seconds)

@@ -1,0 +1,132 @@
+"""A training can be watched from its folder alone, at any moment of its life."""
+
+import io
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from kava import watch
+from kava.errors import KavaError
+from kava.peak import peak_memory
+
+RECIPE = """
+method: kava
+backbone: tiny
+data: {train: synthetic, train_rows: 100}
+train: {LENGTH, learning_rate: 1e-3}
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Forty of a hundred steps."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("LENGTH", "steps: 100"), "utf-8")
+    write(tmp_path, range(10, 50, 10))
+    return tmp_path
+
+
+def write(run, steps, end=""):
+    rows = [
+        {
+            "step": s,
+            "loss": 100.0 / s**2,
+            "kv": 0.5 - s / 1000,
+            "epoch": s / 50,
+            "seconds_per_step": 2.0,
+        }
+        for s in steps
+    ]
+    rows.append({"step": steps[-1], "validation_accuracy": 41.0, "validation_n": 300})
+    text = "".join(json.dumps(row) + "\n" for row in rows) + end
+    (run / "metrics.jsonl").write_text(text, "utf-8")
+
+
+def shown(run, width=100):
+    console = Console(width=width, record=True, file=io.StringIO())
+    watch.watch(run, console)
+    return console.export_text()
+
+
+def test_what_is_shown(run):
+    text = shown(run)
+    head, rows = text.splitlines()[0], text.splitlines()[3:]
+    assert head.endswith("step 40 of 100, about 2 min 00 s left")
+    by = {row.split("  ")[0].strip(): row.split() for row in rows if row.strip()}
+    assert by["kv"][1:4] == ["0.46", "0.46", "0.49"] and by["kv"][4] == "█▆▃▁"
+    assert by["loss"][1] == "0.0625" and by["validation_accuracy"][1] == "41"
+    assert "validation_n" not in text and list(by)[:2] == ["loss", "kv"]
+
+
+def test_a_line_that_is_being_written_waits(run):
+    write(run, range(10, 50, 10), end='{"step": 50, "lo')
+    assert "step 40 of 100" in shown(run)
+    whole = (run / "metrics.jsonl").read_text("utf-8")
+    (run / "metrics.jsonl").write_text(whole + "\n" + whole, "utf-8")
+    with pytest.raises(KavaError, match="line 6: broken JSON"):
+        watch.look(run)
+
+
+def test_epochs_become_steps(run):
+    (run / "recipe.yaml").write_text(RECIPE.replace("LENGTH", "epochs: 3"), "utf-8")
+    assert watch.look(run).steps == 150
+    (run / "recipe.yaml").unlink()
+    assert watch.look(run).steps is None and "step 40," not in shown(run).splitlines()[0]
+
+
+def test_the_end_and_a_long_silence(run):
+    old = time.time() - 3600
+    os.utime(run / "metrics.jsonl", (old, old))
+    assert "nothing logged for 1 h 00 min" in shown(run)
+    (run / "result.json").write_text("{}", "utf-8")
+    assert shown(run).splitlines()[0].endswith("step 40 of 100, finished")
+
+
+def test_watching_ends_with_the_run(run, monkeypatch):
+    """On a terminal the view follows until there is a result."""
+
+    def go_on(_):
+        write(run, range(10, 110, 10))
+        (run / "result.json").write_text("{}", "utf-8")
+
+    monkeypatch.setattr(watch.time, "sleep", go_on)
+    out = io.StringIO()
+    watch.watch(run, Console(file=out, force_terminal=True, width=100))
+    assert "step 100 of 100, finished" in out.getvalue()
+
+
+def test_nothing_to_watch(tmp_path):
+    with pytest.raises(KavaError, match=r"nothing to watch here \(no metrics.jsonl"):
+        watch.look(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "bars"),
+    [
+        ([], ""), ([1.0], "▁"), ([0, 7], "▁█"), ([2.0, 2.0], "▁▁"), ([-1, 0, 1], "▁▅█"),
+        ([1, 10, 100], "▁▅█"),  # logarithmic
+    ],
+)  # fmt: skip
+def test_sparkline(values, bars):
+    assert watch.sparkline(values) == bars
+    assert len(watch.sparkline(list(range(1000)))) == watch.WIDTH
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux forgets a peak")
+def test_peak_memory_is_that_of_the_block():
+    """Sizes far above what the rest of the process moves by; /proc may be read-only in a jail."""
+    size = 200_000_000
+    held = torch.ones(size // 4)
+    del held
+    with peak_memory(torch.device("cpu")) as small:
+        pass
+    with peak_memory(torch.device("cpu")) as large:
+        held = torch.ones(size // 4)
+        del held
+    assert large.of == "process"
+    if not small.since_start:
+        assert large.bytes - small.bytes > 0.8 * size
