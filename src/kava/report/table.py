@@ -136,12 +136,12 @@ def results_table(groups: Sequence[Group], tasks: Sequence[str] = ()) -> Table:
     Raises:
         KavaError: no run was scored on a task.
     """
-    tasks = list(tasks) or list(dict.fromkeys(task for group in groups for task in group.tasks))
+    known = list(dict.fromkeys(task for group in groups for task in group.tasks))
+    tasks = list(tasks) or known
     if not tasks:
         raise KavaError(
             "table: none of the runs was scored yet; kava eval RUN --task ... does that"
         )
-    known = {task for group in groups for task in group.tasks}
     for task in tasks:
         if task not in known:
             raise KavaError(f"table: no run was scored on '{task}'; scored: {', '.join(known)}")
