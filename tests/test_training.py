@@ -84,6 +84,7 @@ def test_every_term_is_logged_at_every_logging_step(whole):
     wanted = {"student_ce", "teacher_ce", "codi", "kv", "loss", "grad_norm", "learning_rate"}
     wanted |= {"tokens_per_second", "seconds_per_step", "kv_step_1", "kv_step_2", "kv_step_3"}
     assert all(wanted <= r.keys() for r in steps)
+    assert all(r["seconds_per_step"] > 0 < r["tokens_per_second"] for r in steps)
     parts = steps[0]
     total = parts["student_ce"] + parts["teacher_ce"] + parts["codi"] + parts["kv"]
     assert parts["loss"] == pytest.approx(total, rel=1e-5)

@@ -244,6 +244,10 @@ class Reasoner(nn.Module):
 
         Embedding rows that the tokenizer has no text for are never generated.
 
+        Args:
+            options: fields of `GenerationConfig` (`do_sample`, `temperature`, ...), and arguments
+                of `generate` itself (`streamer`, `stopping_criteria`, `logits_processor`, ...).
+
         Returns:
             new token ids [B, n], padded after EOS.
         """
@@ -251,18 +255,22 @@ class Reasoner(nn.Module):
         if self.has_sliding_window:
             thought = thought.packed()  # generate() counts a window in columns
         mask = torch.cat((thought.attention_mask, torch.ones_like(prompt, dtype=torch.bool)), 1)
+        fields = GenerationConfig().to_dict()
+        settings = {key: value for key, value in options.items() if key in fields}
+        never = sorted({*self.unreadable_ids, *(settings.pop("suppress_tokens", None) or ())})
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self.tokenizer.pad_token_id,
-            suppress_tokens=self.unreadable_ids or None,
-            **({"do_sample": False} | options),
+            suppress_tokens=never or None,
+            **({"do_sample": False} | settings),
         )
         new = self.lm.generate(
             input_ids=prompt,
             attention_mask=mask.long(),
             past_key_values=cache.fork(thought.past_key_values),
             generation_config=config,
+            **{key: value for key, value in options.items() if key not in fields},
         )
         return new[:, prompt.shape[1] :]
 

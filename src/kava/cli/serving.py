@@ -1,0 +1,52 @@
+"""Commands that let others ask."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kava.cli._app import app, make_console
+
+
+@app.command()
+def serve(
+    run: str,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="KAVA_API_KEY", help="which clients must give")
+    ] = None,
+    allow_no_key: Annotated[
+        bool, typer.Option("--allow-no-key", help="let anybody ask, on any address")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="of the model; the run's own if not given")
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="where the backbone lies now")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="questions answered together")] = 32,
+    delay_ms: Annotated[
+        float, typer.Option(min=0, max=1000, help="how long to wait for more questions")
+    ] = 2.0,
+    queue_length: Annotated[int, typer.Option(min=1, help="questions that may wait")] = 256,
+    max_question_tokens: Annotated[int, typer.Option(min=1)] = 1024,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    max_body_bytes: Annotated[int, typer.Option(min=1024)] = 1_000_000,
+    timeout: Annotated[float, typer.Option(min=0.1, help="seconds for an answer")] = 60.0,
+) -> None:
+    """Answer questions over HTTP, the way OpenAI's clients ask them."""
+    from kava.serve.command import Address
+    from kava.serve.command import serve as start
+    from kava.serve.limits import Limits
+
+    address = Address(host, port, api_key, allow_no_key)
+    limits = Limits(
+        question_tokens=max_question_tokens,
+        new_tokens=max_new_tokens,
+        body_bytes=max_body_bytes,
+        timeout=timeout,
+        batch_size=batch_size,
+        delay=delay_ms / 1000,
+        queue_length=queue_length,
+    )
+    start(run, address, limits, name, backbone, make_console())

@@ -1,0 +1,96 @@
+"""`kava serve`: start the service."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from kava.errors import KavaError
+from kava.serve.limits import Limits
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the service listens, and who may ask."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    allow_no_key: bool = False
+
+
+def check(address: Address) -> None:
+    """Anybody who can reach the service may use it without a key: only this machine by default.
+
+    Raises:
+        KavaError: another address than loopback without a key, or a key that cannot be sent.
+    """
+    key = address.api_key
+    if key is not None and (not key.strip() or not key.isascii() or not key.isprintable()):
+        raise KavaError("serve: the API key must be printable ASCII and not empty")
+    if key is None and not address.allow_no_key and not is_loopback(address.host):
+        raise KavaError(
+            f"serve: {address.host} can be reached from other machines; give --api-key (or the "
+            "environment variable KAVA_API_KEY), or allow anybody with --allow-no-key"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's own."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(
+    run: str,
+    address: Address,
+    limits: Limits,
+    name: str | None,
+    backbone: str | None,
+    console: Console,
+) -> None:
+    """Load a run and answer requests until interrupted.
+
+    Raises:
+        KavaError: an address that needs a key, a run that cannot be loaded, or libraries that are
+            not installed.
+    """
+    check(address)
+    try:
+        import uvicorn
+
+        from kava.serve.app import create_app
+    except ImportError as error:
+        raise KavaError(
+            f"serve needs further libraries ({error.name}); install them with "
+            "pip install 'kava[serve]'"
+        ) from None
+    from kava.run import open_reasoner
+
+    reasoner = open_reasoner(run, backbone)
+    name = name or Path(run).resolve().name
+    app = create_app(reasoner, name, limits, address.api_key)
+    shown = f"[{address.host}]" if ":" in address.host else address.host
+    console.print(
+        f"{name} ({reasoner.recipe.method}) at http://{shown}:{address.port}/v1, "
+        f"{'with' if address.api_key else 'without'} an API key; Ctrl-C stops",
+        highlight=False,
+        markup=False,
+    )
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    uvicorn.run(
+        app,
+        host=address.host,
+        port=address.port,
+        access_log=False,
+        log_level="warning",
+        timeout_graceful_shutdown=int(limits.timeout) + 5,
+    )

@@ -1,0 +1,238 @@
+"""OpenAI's completion interfaces: what is read, what is refused, what is answered.
+
+A reasoner answers one question at a time and has no roles, tools or formats; a request for what it
+does not have is refused by name and not half fulfilled.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kava.serve.batcher import LENGTH, Piece, Sampling
+
+
+class Refused(Exception):
+    """A request that gets an error: HTTP status, message, the parameter at fault, OpenAI's type."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        param: str | None = None,
+        kind: str = "invalid_request_error",
+        headers: dict[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status, self.message, self.param, self.kind = status, message, param, kind
+        self.headers = headers or {}
+
+    def body(self) -> dict[str, Any]:
+        """As OpenAI's clients expect it."""
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": None}
+        return {"error": error}
+
+
+#: Accepted and without effect: they say who asks and where it is kept, not how to answer.
+IGNORED = {
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
+    "prompt_cache_retention", "parallel_tool_calls",
+}  # fmt: skip
+#: Accepted where they ask for nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,), "presence_penalty": (0,), "logprobs": (False,), "best_of": (1,),
+    "echo": (False,), "logit_bias": ({},), "suffix": ("",), "response_format": ({"type": "text"},),
+    "tools": ([],), "tool_choice": ("none", "auto"), "top_logprobs": (0,),
+    "modalities": (["text"],),
+}  # fmt: skip
+
+Tokens = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
+
+
+class StreamOptions(BaseModel):
+    """`stream_options`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    include_usage: bool | None = None
+
+
+class Request(BaseModel):
+    """What both interfaces have. `num_iterations` is ours: T of the methods that iterate."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    model: Annotated[str, Field(max_length=256)]
+    max_tokens: Tokens | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    n: Annotated[int, Field(ge=1, le=16, strict=True)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)] | None = None
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=256)]
+        | Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=4)]
+        | None
+    ) = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    num_iterations: Annotated[int, Field(ge=0, le=64, strict=True)] | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """Greedy unless a temperature above 0 is given."""
+        if not self.temperature:
+            return Sampling()
+        return Sampling(self.temperature, self.top_p or 1.0, self.seed)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Stop strings."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def limit(self) -> int | None:
+        """New tokens asked for, if any number was."""
+        return self.max_tokens
+
+    def check(self) -> None:
+        """Refuse what was asked for and is not there.
+
+        Raises:
+            Refused: names the field.
+        """
+        for name, value in (self.model_extra or {}).items():
+            if name in IGNORED or value is None or value in NEUTRAL.get(name, ()):
+                continue
+            known = name in NEUTRAL
+            why = "is not possible with this model" if known else "is not a field of this request"
+            raise Refused(400, f"'{name[:64]}' {why}", name[:64])
+
+
+class TextPart(BaseModel):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """A message; only `user` ones can be answered."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: Annotated[str, Field(max_length=32)]
+    content: str | list[TextPart]
+
+
+class ChatRequest(Request):
+    """`/v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=64)]
+    max_completion_tokens: Tokens | None = None
+
+    def limit(self) -> int | None:
+        """`max_completion_tokens`, or its older name."""
+        return self.max_completion_tokens or self.max_tokens
+
+    def questions(self) -> list[str]:
+        """The one question.
+
+        Raises:
+            Refused: anything but one message of the user.
+        """
+        if len(self.messages) != 1 or self.messages[0].role != "user":
+            roles = ", ".join(message.role for message in self.messages[:4])
+            raise Refused(
+                400,
+                "this model answers one question on its own: give exactly one message, of the role "
+                f"'user' (got: {roles})",
+                "messages",
+            )
+        content = self.messages[0].content
+        return [content if isinstance(content, str) else "".join(part.text for part in content)]
+
+
+class CompletionRequest(Request):
+    """`/v1/completions`; a list of prompts is a list of questions."""
+
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=256)]
+
+    def questions(self) -> list[str]:
+        """All of them."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the answers of one interface look."""
+
+    prefix: str
+    whole: str
+    part: str
+    chat: bool
+
+    def start(self, model: str, stream: bool) -> dict[str, Any]:
+        """What every answer of a request, or every part of a stream, begins with."""
+        return {
+            "id": f"{self.prefix}-{uuid.uuid4().hex}",
+            "object": self.part if stream else self.whole,
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        """A whole answer."""
+        text = (
+            {"message": {"role": "assistant", "content": piece.text, "refusal": None}}
+            if self.chat
+            else {"text": piece.text}
+        )
+        return {"index": index, **text, "logprobs": None, "finish_reason": _finish(piece)}
+
+    def delta(self, index: int, piece: Piece, first: bool) -> dict[str, Any]:
+        """A part of an answer."""
+        if not self.chat:
+            text: dict[str, Any] = {"text": piece.text}
+        else:
+            role = {"role": "assistant"} if first else {}
+            text = {"delta": {**role, "content": piece.text}}
+        reason = _finish(piece) if piece.reason else None
+        return {"index": index, **text, "logprobs": None, "finish_reason": reason}
+
+
+CHAT = Form("chatcmpl", "chat.completion", "chat.completion.chunk", True)
+TEXT = Form("cmpl", "text_completion", "text_completion", False)
+
+
+def usage(pieces: list[Piece], questions: int) -> dict[str, int]:
+    """Tokens, as OpenAI counts them, and what the thinking took.
+
+    `forward_passes` are sequential backbone calls after the question's prefill, summed over the
+    answers; `latents` are latent tokens.
+
+    Args:
+        pieces: the last one of each answer; several answers to one question stand together.
+        questions: how many questions there were.
+    """
+    each = len(pieces) // questions
+    prompt = sum(piece.question_tokens for piece in pieces[::each])
+    completion = sum(piece.generated_tokens for piece in pieces)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "forward_passes": sum(piece.forward_passes for piece in pieces),
+        "latents": sum(piece.latents for piece in pieces),
+    }
+
+
+def _finish(piece: Piece) -> str:
+    return "length" if piece.reason == LENGTH else "stop"

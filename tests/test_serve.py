@@ -1,0 +1,454 @@
+"""The service answers over real HTTP as the model does offline, whoever else asks or leaves."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+import tiny
+
+from kava.errors import KavaError
+from kava.evaluate.runner import answer_batch
+
+pytest.importorskip("fastapi", reason="kava[serve] is not installed")
+import httpx
+import openai
+import uvicorn
+
+from kava.serve.app import create_app, fitted
+from kava.serve.batcher import Batcher, Job, QueueFull
+from kava.serve.command import Address, check, is_loopback
+from kava.serve.limits import Limits
+
+QUESTIONS = [tiny.words(3 + i % 9, seed=i) for i in range(24)]
+LIMITS = Limits(question_tokens=64, new_tokens=12, timeout=30.0, delay=0.01, batch_size=8)
+
+
+@contextmanager
+def serving(reasoner, limits=LIMITS, api_key=None):
+    """A real server in a thread, on a free port; gives its address and the uvicorn server."""
+    app = create_app(reasoner, "tiny", limits, api_key)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = uvicorn.Config(
+        app, port=port, log_level="error", access_log=False, timeout_graceful_shutdown=20
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{port}", server
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def reasoner():
+    return tiny.reasoner("llama", "kava")
+
+
+@pytest.fixture(scope="module")
+def url(reasoner):
+    with serving(reasoner) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def offline(reasoner):
+    """What the model answers, one question at a time."""
+    return {q: answer_batch(reasoner, [q], LIMITS.new_tokens)[0] for q in QUESTIONS}
+
+
+def client(url, key="none", **more):
+    plain = httpx.Client(verify=False)  # reading the certificates of the world takes 50 ms
+    return openai.OpenAI(
+        base_url=f"{url}/v1", api_key=key, max_retries=0, http_client=plain, **more
+    )
+
+
+def chat(url, question, **more):
+    messages = [{"role": "user", "content": question}]
+    with client(url) as openai_client:
+        made = openai_client.chat.completions.create(model="tiny", messages=messages, **more)
+        return list(made) if more.get("stream") else made
+
+
+def post(url, body, path="/v1/completions", **more):
+    return httpx.post(url + path, json=body, timeout=30, verify=False, **more)
+
+
+def test_openais_client_gets_the_offline_answer(url, offline):
+    answer = chat(url, QUESTIONS[0])
+    expected = offline[QUESTIONS[0]]
+    assert answer.choices[0].message.content == expected.text
+    assert answer.choices[0].finish_reason == ("stop" if expected.finished else "length")
+    told = answer.usage.model_dump()
+    assert told["forward_passes"] == expected.forward_passes
+    assert told["completion_tokens"] == expected.generated_tokens and told["latents"] == 5
+    assert told["prompt_tokens"] == 1 + 3 and told["total_tokens"] == 4 + expected.generated_tokens
+
+
+def test_a_stream_is_the_same_text_in_pieces(url, offline):
+    for question in QUESTIONS[:4]:
+        parts = chat(url, question, stream=True, stream_options={"include_usage": True})
+        *deltas, last = parts
+        text = "".join(part.choices[0].delta.content or "" for part in deltas)
+        assert text == offline[question].text
+        assert (
+            last.choices == []
+            and last.usage.completion_tokens == offline[question].generated_tokens
+        )
+        assert [bool(part.choices[0].finish_reason) for part in deltas] == [False] * (
+            len(deltas) - 1
+        ) + [True]
+    assert len(deltas) > 2
+
+
+def test_completions_take_several_prompts_and_several_answers(url, offline):
+    with client(url) as openai_client:
+        made = openai_client.completions.create(model="tiny", prompt=QUESTIONS[:3], n=2)
+    assert [choice.index for choice in made.choices] == list(range(6))
+    expected = [offline[q] for q in QUESTIONS[:3] for _ in range(2)]
+    assert [choice.text for choice in made.choices] == [one.text for one in expected]
+    assert made.usage.prompt_tokens == sum(1 + 3 + i % 9 for i in range(3))
+    assert made.usage.completion_tokens == sum(one.generated_tokens for one in expected)
+
+
+def test_many_at_once_get_each_their_own(url, offline):
+    """Greedy, sampled, with other iterations: batches form, and nothing is mixed up."""
+
+    def ask(i):
+        question = QUESTIONS[i % len(QUESTIONS)]
+        return question, chat(url, question, stream=bool(i % 2)), i
+
+    before = batches(url)
+    with ThreadPoolExecutor(24) as pool:
+        found = list(pool.map(ask, range(72)))
+    for question, answer, i in found:
+        if i % 2:
+            text = "".join(part.choices[0].delta.content or "" for part in answer)
+        else:
+            text = answer.choices[0].message.content
+        assert text == offline[question].text
+    after = batches(url)
+    assert after["questions"] - before["questions"] == 72
+    assert after["batches"] - before["batches"] < 60
+
+
+def batches(url):
+    text = httpx.get(f"{url}/metrics").text
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return {
+        "batches": float(values["kava_batch_size_count"]),
+        "questions": float(values["kava_batch_size_sum"]),
+    }
+
+
+def test_ways_of_asking_do_not_mix(url, reasoner):
+    """What is asked in another way at the same moment is answered in that way."""
+    question = QUESTIONS[5]
+    by_t = {t: answer_batch(reasoner, [question], 12, t)[0].text for t in (0, 1, 4)}
+    assert len(set(by_t.values())) > 1
+    seeded = [chat(url, question, temperature=1.5, seed=7).choices[0].message.content] * 2
+
+    def ask(i):
+        if i % 4 == 3:
+            return chat(url, question, temperature=1.5, seed=7).choices[0].message.content
+        more = {"extra_body": {"num_iterations": (0, 1, 4)[i % 4]}}
+        return chat(url, question, **more).choices[0].message.content
+
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(ask, range(32)))
+    for i, text in enumerate(found):
+        assert text == (seeded[0] if i % 4 == 3 else by_t[(0, 1, 4)[i % 4]])
+    others = {
+        chat(url, question, temperature=1.5, seed=s).choices[0].message.content for s in range(6)
+    }
+    assert len(others) > 1
+
+
+def test_limits_of_an_answer(url, offline):
+    long = next(q for q in QUESTIONS if offline[q].generated_tokens > 4)
+    whole = offline[long].text
+    cut = chat(url, long, max_tokens=2)
+    assert cut.choices[0].finish_reason == "length" and cut.usage.completion_tokens == 2
+    assert whole.startswith(cut.choices[0].message.content)
+    stop = whole.split()[-2]
+    for stream in (False, True):
+        made = chat(url, long, stop=["nowhere", stop], stream=stream)
+        if stream:
+            made = "".join(part.choices[0].delta.content or "" for part in made)
+        else:
+            made = made.choices[0].message.content
+        assert made == whole[: whole.index(stop)]
+
+
+BAD = [
+    (b"{", 400, "not valid JSON"),
+    (b"[]", 400, "valid dictionary"),
+    (b'{"model": "\xff"}', 400, "parsing the body"),
+    (b"[" * 100_000, 400, ""),
+    ({"prompt": "w1"}, 400, "model: Field required"),
+    ({"model": "tiny"}, 400, "prompt: Field required"),
+    ({"model": "other", "prompt": "w1"}, 404, "there is no model 'other' here"),
+    ({"model": "tiny", "prompt": ""}, 400, "the question is empty"),
+    ({"model": "tiny", "prompt": []}, 400, "prompt"),
+    ({"model": "tiny", "prompt": [1, 2]}, 400, "prompt"),
+    (b'{"model": "tiny", "prompt": "\\ud800"}', 400, "broken characters"),
+    (b'{"model": "tiny", "prompt": "w1", "temperature": NaN}', 400, "temperature"),
+    ({"model": "tiny", "prompt": "w1", "temperature": -1}, 400, "temperature"),
+    ({"model": "tiny", "prompt": "w1", "max_tokens": 0}, 400, "max_tokens"),
+    ({"model": "tiny", "prompt": "w1", "max_tokens": 13}, 400, "at most 12 new tokens"),
+    ({"model": "tiny", "prompt": "w1", "n": 10**9}, 400, "n: "),
+    ({"model": "tiny", "prompt": "w1", "stop": ["a"] * 9}, 400, "stop"),
+    ({"model": "tiny", "prompt": "w1", "num_iterations": 10**6}, 400, "num_iterations"),
+    ({"model": "tiny", "prompt": "w1", "tools": [{}]}, 400, "'tools' is not possible"),
+    ({"model": "tiny", "prompt": "w1", "promt": "w2"}, 400, "'promt' is not a field"),
+    ({"model": "tiny", "prompt": "w1 " * 65}, 400, "has 66 tokens; at most 64"),
+    ({"model": "tiny", "prompt": "w" * 5000}, 400, "has 5,000 letters; at most 64 tokens"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "said"), BAD, ids=range(len(BAD)))
+def test_bad_requests_get_one_clear_error(url, body, status, said):
+    if isinstance(body, dict):
+        answer = post(url, body)
+    else:
+        headers = {"content-type": "application/json"}
+        answer = httpx.post(f"{url}/v1/completions", content=body, headers=headers)
+    error = answer.json()["error"]
+    assert answer.status_code == status and said in error["message"], answer.text
+    assert "Traceback" not in answer.text and len(answer.text) < 1000
+    assert post(url, {"model": "tiny", "prompt": "w1", "max_tokens": 1}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([{"role": "system", "content": "w1"}], "exactly one message"),
+        ([{"role": "user", "content": "w1"}] * 2, "exactly one message"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "messages"),
+        ([], "messages"),
+    ],
+)
+def test_conversations_are_refused(url, messages, said):
+    answer = post(url, {"model": "tiny", "messages": messages}, "/v1/chat/completions")
+    assert answer.status_code == 400 and said in answer.json()["error"]["message"]
+
+
+def test_what_asks_for_nothing_is_accepted(url, offline):
+    more = {"user": "x", "frequency_penalty": 0, "logprobs": False, "tools": None}
+    text = [{"type": "text", "text": QUESTIONS[1]}]
+    body = {"model": "tiny", "messages": [{"role": "user", "content": text}], **more}
+    answer = post(url, body, "/v1/chat/completions").json()
+    assert answer["choices"][0]["message"]["content"] == offline[QUESTIONS[1]].text
+
+
+def test_models_health_and_unknown_addresses(url):
+    with client(url) as openai_client:
+        assert [model.id for model in openai_client.models.list()] == ["tiny"]
+        assert openai_client.models.retrieve("tiny").id == "tiny"
+        with pytest.raises(openai.NotFoundError, match="no model"):
+            openai_client.models.retrieve("nothing")
+    assert httpx.get(f"{url}/health").json()["status"] == "ok"
+    for path in ("/", "/v1/nothing", "/docs"):
+        answer = httpx.get(url + path)
+        assert answer.status_code == 404 and answer.json()["error"]["message"] == "Not Found"
+    assert httpx.get(f"{url}/v1/completions").status_code == 405
+
+
+def test_bodies_that_are_too_large_or_too_slow(reasoner):
+    limits = Limits(question_tokens=64, new_tokens=4, body_bytes=2000, timeout=0.5)
+    with serving(reasoner, limits) as (url, _):
+        assert post(url, {"model": "tiny", "prompt": "w" * 3000}).status_code == 413
+        parts = (b"x" * 500 for _ in range(10))  # chunked: no length is told
+        answer = httpx.post(f"{url}/v1/completions", content=parts)
+        assert answer.status_code == 413 and "2,000 bytes" in answer.json()["error"]["message"]
+
+        def slowly():
+            yield b'{"model": '
+            time.sleep(1)
+            yield b'"tiny"}'
+
+        assert httpx.post(f"{url}/v1/completions", content=slowly()).status_code == 408
+
+
+def test_a_full_queue_says_when_to_come_back(reasoner, offline):
+    limits = Limits(question_tokens=64, new_tokens=12, batch_size=1, queue_length=2, timeout=30.0)
+    with serving(reasoner, limits) as (url, _), ThreadPoolExecutor(16) as pool:
+        bodies = [{"model": "tiny", "prompt": QUESTIONS[i]} for i in range(16)]
+        found = list(pool.map(lambda body: post(url, body), bodies))
+        assert {answer.status_code for answer in found} == {200, 429}
+        for body, answer in zip(bodies, found, strict=True):
+            if answer.status_code == 429:
+                assert int(answer.headers["retry-after"]) >= 1
+                assert answer.json()["error"]["type"] == "rate_limit_error"
+            else:
+                assert answer.json()["choices"][0]["text"] == offline[body["prompt"]].text
+
+
+@pytest.fixture
+def endless(reasoner, monkeypatch):
+    """The model without an end of answers, and slow: 20 ms a token."""
+    read = type(reasoner).logits
+
+    def answer(thinking, max_new_tokens, stopping_criteria, **options):
+        class Slow(type(stopping_criteria[0])):
+            def __call__(self, *args, **more):
+                time.sleep(0.02)
+                return super().__call__(*args, **more)
+
+        stopping_criteria[0].__class__ = Slow
+        return original(
+            thinking, max_new_tokens, stopping_criteria=stopping_criteria,
+            suppress_tokens=[reasoner.tokenizer.eos_token_id], **options,
+        )  # fmt: skip
+
+    original = reasoner.answer
+    monkeypatch.setattr(reasoner, "answer", answer)
+    assert read is type(reasoner).logits
+    return reasoner
+
+
+LONG = Limits(question_tokens=64, new_tokens=100, timeout=30.0, delay=0.0)
+
+
+def reasons(url):
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    found = [line for line in lines if line.startswith("kava_answers_total")]
+    return {line.split('"')[1]: float(line.rsplit(" ", 1)[1]) for line in found}
+
+
+def test_an_answer_that_takes_too_long(endless):
+    limits = Limits(question_tokens=64, new_tokens=100, timeout=0.4, delay=0.0)
+    with serving(endless, limits) as (url, _):
+        begin = time.monotonic()
+        answer = post(url, {"model": "tiny", "prompt": "w1"})
+        assert answer.status_code == 504 and "too long" in answer.json()["error"]["message"]
+        assert time.monotonic() - begin < 1.5  # a hundred tokens would take two seconds
+        assert reasons(url) == {"timeout": 1.0}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_frees_its_place(endless, stream):
+    with serving(endless, LONG) as (url, _):
+
+        async def leave():
+            body = {"model": "tiny", "prompt": "w1", "stream": stream}
+            async with httpx.AsyncClient() as http:
+                with pytest.raises(httpx.ReadTimeout):
+                    async with http.stream(
+                        "POST", f"{url}/v1/completions", json=body, timeout=0.3
+                    ) as answer:
+                        async for _ in answer.aiter_text():
+                            if stream:
+                                raise httpx.ReadTimeout("enough")
+
+        asyncio.run(leave())
+        for _ in range(100):
+            if reasons(url):
+                break
+            time.sleep(0.02)
+        assert reasons(url) == {"cancelled": 1.0}
+        tokens = [x for x in httpx.get(f"{url}/metrics").text.splitlines() if "tokens_total" in x]
+        assert tokens[-1].endswith(" 0.0")
+
+
+def test_a_stop_finishes_what_was_accepted(endless):
+    with serving(endless, LONG) as (url, server), ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(post, url, {"model": "tiny", "prompt": "w1"}) for _ in range(2)]
+        time.sleep(0.5)
+        server.should_exit = True
+        for answer in answers:
+            body = answer.result().json()
+            assert body["usage"]["completion_tokens"] == 100
+
+
+def test_a_batch_that_fails_does_not_end_the_service(reasoner, monkeypatch):
+    with serving(reasoner) as (url, _):
+        with monkeypatch.context() as patch:
+            patch.setattr(reasoner, "think", lambda *_: 1 / 0)
+            answer = post(url, {"model": "tiny", "prompt": "w1"})
+            assert answer.status_code == 500
+            assert "ZeroDivision" not in answer.text and "Traceback" not in answer.text
+        assert post(url, {"model": "tiny", "prompt": "w1"}).status_code == 200
+
+
+def test_the_key_is_asked_for_everywhere_but_for_health(reasoner):
+    with serving(reasoner, api_key="secret-1") as (url, _):
+        assert httpx.get(f"{url}/health").status_code == 200
+        for path in ("/v1/models", "/metrics", "/v1/nothing", "/openapi.json"):
+            for headers in (
+                {},
+                {"authorization": "Bearer secret-2"},
+                {"authorization": "secret-1"},
+            ):
+                assert httpx.get(url + path, headers=headers).status_code == 401
+        with client(url, "secret-1") as right, client(url, "wrong") as wrong:
+            assert [model.id for model in right.models.list()] == ["tiny"]
+            with pytest.raises(openai.AuthenticationError):
+                wrong.models.list()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost"])
+def test_this_machine_needs_no_key(host):
+    assert is_loopback(host)
+    check(Address(host))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "example.org", "localhost.evil.org"])
+def test_other_addresses_need_a_key(host):
+    with pytest.raises(KavaError, match="--api-key"):
+        check(Address(host))
+    check(Address(host, api_key="x"))
+    check(Address(host, allow_no_key=True))
+
+
+@pytest.mark.parametrize("key", ["", "  ", "é", "a\nb"])
+def test_a_key_that_cannot_be_sent(key):
+    with pytest.raises(KavaError, match="printable ASCII"):
+        check(Address(api_key=key))
+
+
+def test_questions_fit_the_positions_of_the_backbone(reasoner):
+    assert fitted(reasoner, Limits(new_tokens=100)).question_tokens == 256 - 7 - 4 - 100
+    with pytest.raises(KavaError, match="256 positions"):
+        fitted(reasoner, Limits(new_tokens=250))
+
+
+def test_methods_without_latents_are_served_too():
+    with serving(tiny.reasoner("llama", "cot"), LIMITS) as (url, _):
+        usage = chat(url, QUESTIONS[0]).usage.model_dump()
+        assert usage["latents"] == 0 and usage["forward_passes"] == usage["completion_tokens"]
+        answer = post(url, {"model": "tiny", "prompt": "w1", "num_iterations": 1})
+        assert answer.status_code == 400 and "does not iterate" in answer.text
+
+
+def test_the_queue_takes_all_jobs_of_a_request_or_none(reasoner):
+    batcher = Batcher(reasoner, queue_length=3)
+    try:
+        with pytest.raises(QueueFull):
+            batcher.submit([Job("w1", lambda _: None) for _ in range(4)])
+        assert batcher.waiting == 0
+    finally:
+        batcher.close()
+    with pytest.raises(KavaError, match="stopping"):
+        batcher.submit([Job("w1", lambda _: None)])
+
+
+def test_openapi_describes_the_requests(url):
+    told = httpx.get(f"{url}/openapi.json").json()
+    assert set(told["paths"]) == {
+        "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model}", "/health",
+        "/metrics",
+    }  # fmt: skip
+    assert "prompt" in json.dumps(told["components"]["schemas"]["CompletionRequest"])
