@@ -82,7 +82,7 @@ def plot(
         "plots"
     ),
 ) -> None:
-    """Draw accuracy against cost, training curves, sweeps of M and T, accuracy by steps."""
+    """Draw accuracy against cost, M, T and steps, and training curves."""
     from kava.report.draw import draw
     from kava.report.results import find
 

@@ -1,0 +1,164 @@
+"""The model card of a checkpoint: what it is, what it was made from, what was measured.
+
+Written into every checkpoint as `README.md`, so that a folder that is passed on explains itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from kava.recipe import Recipe, dump
+
+PAPERS = {
+    "kava": ("KaVa", "2510.02312"),
+    "pccot": ("PCCoT", "2506.18582"),
+    "codi": ("CODI", "2502.21074"),
+    "coconut": ("Coconut", "2412.06769"),
+    "icot": ("iCoT", "2405.14838"),
+    "lotus": ("LOTUS", "2606.31779"),
+}
+UNMEASURED = (
+    "Anything that the tables above do not name: other tasks, other languages, sampling in place "
+    "of greedy decoding, safety, bias, and what the model says to what is no question of its kind."
+)
+
+
+def card(recipe: Recipe, identity: dict[str, Any], record: dict[str, Any] | None = None) -> str:
+    """The card as Markdown with a YAML head, as the Hub reads it.
+
+    Args:
+        recipe: resolved.
+        identity: of the backbone (`kava.backbone.identity`).
+        record: what `result.json` holds, if the training has ended.
+    """
+    record = record or {}
+    parts = [
+        _head(recipe, identity),
+        f"# {recipe.method} on {identity['name']}",
+        _what(recipe),
+        "## How to use it\n\n" + _use(),
+        "## What it was made from\n\n" + _table(_origin(recipe, identity, record)),
+        "## What was measured\n\n" + _scores(record),
+        f"## What was not measured\n\n{UNMEASURED}",
+        f"## Recipe\n\n```yaml\n{dump(recipe)}```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(recipe: Recipe, identity: dict[str, Any]) -> str:
+    told: dict[str, Any] = {
+        "library_name": "kava",
+        "pipeline_tag": "text-generation",
+        "tags": ["kava", "latent-reasoning", recipe.method],
+    }
+    if _on_the_hub(identity["name"]):
+        told["base_model"] = identity["name"]
+    return f"---\n{yaml.safe_dump(told, sort_keys=False)}---"
+
+
+def _what(recipe: Recipe) -> str:
+    name, paper = PAPERS.get(recipe.method, (recipe.method, None))
+    source = f" ([arXiv:{paper}](https://arxiv.org/abs/{paper}))" if paper else ""
+    return (
+        f"A language model trained with the method {name}{source} by "
+        f"[kava](https://arxiv.org/abs/2510.02312), an implementation by others than the papers' "
+        "authors. It answers one question at a time, without a chat template, and ends with "
+        "`The answer is:` and the answer."
+    )
+
+
+def _use() -> str:
+    return (
+        "```python\nfrom kava import Reasoner\n\n"
+        'reasoner = Reasoner.from_pretrained("FOLDER_OR_HUB_NAME")\n'
+        'print(reasoner.generate("a question"))\n```'
+    )
+
+
+def _origin(
+    recipe: Recipe, identity: dict[str, Any], record: dict[str, Any]
+) -> list[tuple[str, str]]:
+    lines = [
+        ("method", recipe.method),
+        ("backbone", _backbone(identity)),
+        ("adapter", _adapter(recipe)),
+        ("training rows", _rows(recipe.data.train, record.get("data", {}).get("train"))),
+    ]
+    if recipe.data.validation:
+        told = record.get("data", {}).get("validation")
+        lines.append(("validation rows", _rows(recipe.data.validation, told)))
+    lines.append(("seed", str(recipe.seed)))
+    for key, words in (
+        ("steps", "steps"), ("train_seconds", "seconds of training"),
+        ("trained_weights", "trained weights"), ("command", "command"), ("commit", "commit"),
+        ("time", "finished"),
+    ):  # fmt: skip
+        if record.get(key) is not None:
+            value = record[key]
+            text = f"{value:,}" if isinstance(value, int) else str(value)
+            lines.append((words, f"`{text}`" if key in ("command", "commit") else text))
+    versions = record.get("versions", {})
+    if versions:
+        lines.append(("versions", ", ".join(f"{k} {v}" for k, v in versions.items())))
+    if "steps" not in record:
+        lines.append(("state", "saved before the end of its training"))
+    return lines
+
+
+def _backbone(identity: dict[str, Any]) -> str:
+    revision = identity.get("revision")
+    at = f" at revision `{revision}`" if revision else ", a local folder: no revision"
+    shape = (
+        f"{identity['model_type']}, {identity['num_layers']} layers, width "
+        f"{identity['hidden_size']}, fingerprint `{identity['fingerprint']}`"
+    )
+    return f"{identity['name']}{at} ({shape})"
+
+
+def _adapter(recipe: Recipe) -> str:
+    if recipe.adapter == "full":
+        return "none: all weights were trained"
+    lora = recipe.lora
+    targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets or ())
+    return f"LoRA r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout} on {targets}"
+
+
+def _rows(name: str, told: dict[str, Any] | None) -> str:
+    if not told:
+        return f"{name} (not read yet)"
+    revision = told.get("revision")
+    at = f" at revision `{revision}`" if revision else ""
+    digest = f", SHA-256 of the rows `{told['sha256'][:16]}`" if told.get("sha256") else ""
+    return f"{told['rows']:,} of {told['source']}{at}{digest}"
+
+
+def _scores(record: dict[str, Any]) -> str:
+    lines = []
+    for task, score in record.get("scores", {}).items():
+        rules = ", ".join(f"{k} {v}" for k, v in score.get("accuracy_by_rule", {}).items())
+        lines.append(
+            f"| {task} (version {score['version']}, {score['split']}) | {score['accuracy']} ± "
+            f"{score['accuracy_se']} | {score['n']:,} | {score['rule']} | {rules} | "
+            f"{score['forward_passes']} |"
+        )
+    accuracy = record.get("validation_accuracy")
+    if accuracy is not None:
+        told = f"Validation rows, during training: {accuracy} % of {record['validation_n']}."
+    else:
+        told = "No validation rows."
+    if not lines:
+        return f"No task was scored yet (`kava eval`). {told}"
+    head = "| task | accuracy (%) | n | rule | by rule | forward passes |"
+    table = "\n".join([head, "| --- | ---: | ---: | --- | --- | ---: |", *lines])
+    note = "± is one standard error of one training; greedy decoding."
+    return f"{table}\n\n{note} {told}"
+
+
+def _table(lines: list[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in lines)])
+
+
+def _on_the_hub(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))

@@ -1,0 +1,171 @@
+"""Reference pages made from the code: `python -m kava.report.reference docs/reference`.
+
+Every command with its help, every recipe key with its type and default, every method, eviction,
+task and data set with the first line of its file. A test compares the committed pages with these.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import typer
+from pydantic.fields import FieldInfo
+
+from kava import registry
+from kava.recipe import BackboneRecipe, Recipe, Section
+
+WIDTH = 96
+
+
+def pages() -> dict[str, str]:
+    """File name to Markdown."""
+    return {"commands.md": commands(), "recipe.md": recipe(), "pieces.md": pieces()}
+
+
+def commands() -> str:
+    """Every command as `--help` prints it."""
+    from kava.cli import app
+
+    root = typer.main.get_command(app)
+    parts = ["# Commands\n\nAs each prints it with `--help`.\n"]
+    for words, command in _commands(root, ("kava",)):
+        context = click.Context(command, info_name=" ".join(words), terminal_width=WIDTH)
+        context.max_content_width = WIDTH
+        parts.append(
+            f"## {' '.join(words)}\n\n```text\n{command.get_help(context).rstrip()}\n```\n"
+        )
+    return "\n".join(parts)
+
+
+def recipe() -> str:
+    """Every key of a recipe."""
+    parts = [
+        "# Recipe keys\n\n"
+        "A recipe is YAML; a key inside a section is written `section.key` on the command line. "
+        "Unknown keys are refused. What a method sets by itself stands under its name below.\n",
+        "## A training: `kava train`\n",
+        _section(Recipe, ""),
+        "## A backbone: `kava pretrain`\n",
+        _section(BackboneRecipe, ""),
+        "## What methods set, and their own keys\n",
+    ]
+    for name in registry.names("methods"):
+        method = registry.find("methods", name)
+        defaults = ", ".join(f"`{k}: {v}`" for k, v in _flat(method.defaults))
+        parts.append(f"### {name}\n\n{'Sets ' + defaults + '.' if defaults else 'Sets nothing.'}\n")
+        if method.Options.model_fields:
+            parts.append(_section(method.Options, "method_options."))
+    return "\n".join(parts)
+
+
+def pieces() -> str:
+    """What can be named in a recipe or a command, by the folder that a new one goes into."""
+    parts = ["# Pieces\n\nEach is one file of `src/kava`; its name is its registered name.\n"]
+    for folder in ("methods", "evictions", "data", "tasks", "latents", "losses"):
+        lines = [f"## {folder}\n", "| name | what it is |", "| --- | --- |"]
+        for name in _files(folder):
+            told = inspect.getdoc(importlib.import_module(f"kava.{folder}.{name}")) or ""
+            first = " ".join(told.split("\n\n")[0].split())
+            lines.append(f"| `{name}` | {first.replace('|', chr(92) + '|')} |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _files(folder: str) -> list[str]:
+    home = Path(importlib.import_module(f"kava.{folder}").__file__).parent
+    return sorted(file.stem for file in home.glob("*.py") if not file.stem.startswith("_"))
+
+
+def _commands(
+    command: click.Command, words: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield words, command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from _commands(inner, (*words, name))
+
+
+def _section(kind: type[Section], above: str) -> str:
+    """A table of one section's keys, and then its sections."""
+    told = inspect.getdoc(kind) or ""
+    rows, inner = [], []
+    for name, field in kind.model_fields.items():
+        key = above + (field.alias or name)
+        section = _as_section(field.annotation)
+        if section is not None:
+            inner.append((section, key))
+            continue
+        rows.append(f"| `{key}` | {_type(field.annotation)}{_bounds(field)} | {_default(field)} |")
+    parts = [told, ""] if told else []
+    if rows:
+        parts += ["| key | values | default |", "| --- | --- | --- |", *rows, ""]
+    for section, key in inner:
+        parts += [f"**`{key}`**\n", _section(section, f"{key}.")]
+    return "\n".join(parts)
+
+
+def _as_section(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return None
+
+
+def _type(annotation: Any) -> str:
+    origin = typing.get_origin(annotation)
+    arguments = typing.get_args(annotation)
+    if origin is typing.Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        words = [_type(part) for part in arguments if part is not type(None)]
+        return " or ".join(words) + (" or null" if type(None) in arguments else "")
+    if origin is list:
+        return f"list of {_type(arguments[0])}"
+    if origin is dict:
+        return "mapping"
+    named = {str: "text", int: "whole number", float: "number", bool: "`true`, `false`"}
+    return named.get(annotation, str(annotation))
+
+
+_SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+def _bounds(field: FieldInfo) -> str:
+    found = [
+        f"{sign} {getattr(limit, name):g}"
+        for limit in field.metadata
+        for name, sign in _SIGNS.items()
+        if getattr(limit, name, None) is not None
+    ]
+    return f" {', '.join(found)}" if found else ""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "must be given"
+    value = field.get_default(call_default_factory=True)
+    if value is None:
+        return "null"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _flat(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield above + key, value
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, text in pages().items():
+        (folder / file).write_text(text, encoding="utf-8")
+        print(folder / file)
