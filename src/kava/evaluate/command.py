@@ -31,7 +31,7 @@ def evaluate_tasks(
     """
     if file and len(tasks) > 1:
         raise KavaError("eval: --file holds the rows of one task, but several tasks are given")
-    given = dict(_option(o) for o in options)
+    given = read_options("eval", options)
     reasoner = open_reasoner(run, backbone)
     loaded = [
         load_task(
@@ -71,13 +71,21 @@ def task_options(recipe: Recipe, name: str, given: dict[str, Any]) -> dict[str, 
     return {**(data.options if data.train == name == "synthetic" else {}), **given}
 
 
-def _option(text: str) -> tuple[str, Any]:
+def read_options(command: str, options: list[str]) -> dict[str, Any]:
+    """What `--option key=value` says, for each one.
+
+    Raises:
+        KavaError: one without a value.
+    """
     import yaml
 
-    key, sign, value = text.partition("=")
-    if not sign:
-        raise KavaError(f"eval: --option {text}: an option is written key=value")
-    return key, yaml.safe_load(value)
+    given = {}
+    for text in options:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise KavaError(f"{command}: --option {text}: an option is written key=value")
+        given[key] = yaml.safe_load(value)
+    return given
 
 
 def _run_folder(run: Path) -> Path:

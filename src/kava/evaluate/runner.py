@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from kava.evaluate.answers import score
+from kava.methods._base import Thinking
 from kava.model import Reasoner
 from kava.types import Example
 
@@ -62,7 +63,11 @@ def answer_batch(
     num_iterations: int | None = None,
 ) -> list[Answer]:
     """Think about and answer questions together."""
-    thinking = reasoner.think(questions, num_iterations)
+    return answer_thoughts(reasoner, reasoner.think(questions, num_iterations), max_new_tokens)
+
+
+def answer_thoughts(reasoner: Reasoner, thinking: Thinking, max_new_tokens: int) -> list[Answer]:
+    """Answer what was thought about."""
     ids = reasoner.answer(thinking, max_new_tokens)
     lengths = reasoner.generated_lengths(ids).tolist()
     eos = reasoner.tokenizer.eos_token_id
@@ -96,12 +101,9 @@ def evaluate(
     """
     training = reasoner.training
     reasoner.eval()
-    # Questions of like length share a batch; answers do not depend on it, time does.
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].question))
     answers: dict[int, Answer] = {}
     begin = time.perf_counter()
-    for at in range(0, len(order), batch_size):
-        chosen = order[at : at + batch_size]
+    for chosen in batches(examples, batch_size):
         texts = [examples[i].question for i in chosen]
         batch = answer_batch(reasoner, texts, max_new_tokens, num_iterations)
         answers.update(zip(chosen, batch, strict=True))
@@ -118,6 +120,16 @@ def evaluate(
         summary["ms_per_question_n"] = len(alone)
     reasoner.train(training)
     return Evaluation(predictions, summary)
+
+
+def batches(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:
+    """Indices of examples to answer together: questions of like length share a batch.
+
+    Answers do not depend on it, time does.
+    """
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].question))
+    for at in range(0, len(order), batch_size):
+        yield order[at : at + batch_size]
 
 
 def time_alone(

@@ -1,0 +1,96 @@
+"""Statistics of accuracies: an interval for one, and two compared on the same questions.
+
+`a` and `b` are hits, true where an answer is right, in the same order of questions. Questions are
+what was sampled here; nothing is said of other seeds of a training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kava.errors import KavaError
+
+LEVEL = 0.95
+RESAMPLES = 10_000
+_AT_ONCE = 4_000_000  # questions drawn together: 32 MB
+
+
+def difference(a: Sequence[bool], b: Sequence[bool]) -> float:
+    """Accuracy of `a` minus that of `b`, in percent points.
+
+    Raises:
+        KavaError: they differ in length, or are empty.
+    """
+    _check(a, b)
+    return 100 * (sum(map(bool, a)) - sum(map(bool, b))) / len(a)
+
+
+def paired_bootstrap(
+    a: Sequence[bool], b: Sequence[bool], seed: int, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """95 % interval of `difference(a, b)`: percentiles over resampled questions, pairs kept.
+
+    The same arguments give the same interval. Where the two agree on every question it is (0, 0).
+
+    Raises:
+        KavaError: they differ in length, or are empty.
+    """
+    _check(a, b)
+    gaps = torch.tensor([int(x) - int(y) for x, y in zip(a, b, strict=True)])
+    n, generator = len(gaps), torch.Generator().manual_seed(seed)
+    sums: list[Tensor] = []
+    left = resamples
+    while left:
+        count = min(left, max(1, _AT_ONCE // n))
+        sums.append(gaps[torch.randint(n, (count, n), generator=generator)].sum(1))
+        left -= count
+    # Whole numbers until here, so that exchanging `a` and `b` negates the interval exactly.
+    ordered = torch.cat(sums).sort().values.tolist()
+    skipped = math.floor((1 - LEVEL) / 2 * resamples)
+    return 100 * ordered[skipped] / n, 100 * ordered[-1 - skipped] / n
+
+
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
+    """McNemar's exact test: the two-sided p of accuracies that do not differ.
+
+    Only questions count on which the two disagree; each is then right in `a` or in `b` with even
+    chances (binomial). Without any such question p is 1.
+
+    Raises:
+        KavaError: they differ in length, or are empty.
+    """
+    _check(a, b)
+    only_a = sum(bool(x) and not y for x, y in zip(a, b, strict=True))
+    only_b = sum(bool(y) and not x for x, y in zip(a, b, strict=True))
+    n, fewer = only_a + only_b, min(only_a, only_b)
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(fewer + 1)) / 2**n)
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """95 % interval of an accuracy of `hits` in `n`, in percent (Wilson's score interval).
+
+    Unlike one standard error it has a width at 0 and 100 % too.
+
+    Raises:
+        KavaError: `n` is not above 0.
+    """
+    if n < 1:
+        raise KavaError(f"an accuracy of {n} questions has no interval; give at least one")
+    z = 1.959964  # of the standard normal distribution, for 95 %
+    share, spread = hits / n, z * z / n
+    middle = share + spread / 2
+    width = math.sqrt(spread * (share * (1 - share) + spread / 4))
+    low, high = ((middle + side * width) / (1 + spread) for side in (-1, 1))
+    return 100 * max(0.0, low), 100 * min(1.0, high)
+
+
+def _check(a: Sequence[bool], b: Sequence[bool]) -> None:
+    if len(a) != len(b) or not a:
+        raise KavaError(
+            f"paired comparison of {len(a)} and {len(b)} answers; give answers to the same "
+            "questions, at least one"
+        )
