@@ -36,7 +36,7 @@ def backbone(tmp_path_factory):
 def test_help_names_each_command_with_its_purpose():
     done = kava("--help")
     assert done.returncode == 0
-    for command in ("quickstart", "train", "sweep", "pretrain", "eval", "ask"):
+    for command in ("quickstart", "train", "sweep", "pretrain", "eval", "ask", "ablate"):
         line = next(row for row in done.stdout.splitlines() if row.split()[:1] == [command])
         assert len(line.split()) > 4 and not line.endswith("...")
 
@@ -99,6 +99,10 @@ BAD = {
     "a bad option": (
         ["eval", "{backbone}", "--task", "synthetic", "--option", "max_step=2"],
         "max_step",
+    ),
+    "nothing to change": (
+        ["ablate", "{backbone}", "--task", "synthetic"],
+        "has no latents to change",
     ),
     "an empty question": (["ask", "{backbone}", "  "], "the question is empty"),
     "nobody to ask": (["ask"], "give a run folder"),

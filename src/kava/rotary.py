@@ -17,6 +17,11 @@ from kava.cache import KeyValues
 from kava.errors import KavaError
 
 
+def rotates(model: PreTrainedModel) -> bool:
+    """Whether keys are rotated by their position; else position enters with the embeddings."""
+    return getattr(model.base_model, "rotary_emb", None) is not None
+
+
 def turned_back(model: PreTrainedModel, pairs: KeyValues, positions: Tensor) -> KeyValues:
     """Keys without their rotation; values as they are. Nothing to do for a model without one.
 
@@ -57,9 +62,9 @@ def _angles(
     model: PreTrainedModel, pairs: KeyValues, positions: Tensor
 ) -> list[tuple[Tensor, Tensor]] | None:
     """Cosine and sine of each layer, [B, n, rotated features]; None without a rotation."""
-    rotary = getattr(model.base_model, "rotary_emb", None)
-    if rotary is None:
+    if not rotates(model):
         return None
+    rotary = model.base_model.rotary_emb
     kinds: list[tuple] = [()] * len(pairs)
     if hasattr(rotary, "layer_types"):  # another rotation for each kind of layer (Gemma-3)
         kinds = [(kind,) for kind in model.config.layer_types[: len(pairs)]]
@@ -100,7 +105,7 @@ def check(model: PreTrainedModel, needed: str, instead: str) -> None:
         needed: what turns keys back, for the message.
         instead: what would be right, for the message.
     """
-    if getattr(model.base_model, "rotary_emb", None) is None:
+    if not rotates(model):
         return
     size, dtype = model.get_input_embeddings().weight.shape[1], model.dtype
     one = torch.linspace(-1, 1, size, device=model.device, dtype=dtype)  # a pad's row may be zero

@@ -21,6 +21,7 @@ from kava.evaluate.interventions import (
     INTERVENTIONS,
     Latents,
     Scene,
+    left_out,
     partners,
     replace_latents,
 )
@@ -57,6 +58,8 @@ def ablate(
     on_batch: Callable[[int], None] | None = None,
 ) -> Answers:
     """Answers to every example under each intervention, and with 0 to T iterations.
+
+    Interventions that mean nothing for the backbone have no row (`interventions.left_out`).
 
     Answers are in the examples' order, and depend neither on `batch_size` nor on one another. The
     iterations are those of a method that has them, up to the recipe's T, which is `as_they_are`.
@@ -103,6 +106,8 @@ def _batch(
     other = Latents.of(reasoner.think([examples[partner_of[i]].question for i in chosen]))
     answers: Answers = {}
     for name, intervene in INTERVENTIONS.items():
+        if name in left_out(reasoner.lm):
+            continue
         draws = [random.Random(f"{name}/{seed}/{i}") for i in chosen]
         pairs = intervene(Scene(reasoner.lm, own, other, draws))
         changed = replace_latents(reasoner, thinking, own, pairs)
@@ -234,6 +239,7 @@ def ablate_task(
         "seed": seed,
         "batch_size": batch_size,
         **measure(task.examples, answers, seed),
+        "left_out": left_out(reasoner.lm),
         **provenance(),
     }
     _write_predictions(folder / "predictions" / "ablation", task.examples, answers, seed)

@@ -99,7 +99,8 @@ def noise(scene: Scene) -> KeyValues:
 def shuffled(scene: Scene) -> KeyValues:
     """The latents of the same question in another order, each turned to the place it comes to.
 
-    Never in the order that they had, where there is more than one.
+    Never in the order that they had, where there is more than one. Without a rotation this changes
+    nothing: attention reads keys and values as a set (`left_out`).
     """
     places = scene.own.positions
     order = torch.tensor([_another_order(places.shape[1], draw) for draw in scene.draws])
@@ -127,6 +128,16 @@ INTERVENTIONS: dict[str, Intervention] = {
     function.__name__: function
     for function in (as_they_are, zeroed, noise, shuffled, swapped, removed)
 }
+
+
+def left_out(model: PreTrainedModel) -> dict[str, str]:
+    """Interventions that mean nothing for a backbone, and why."""
+    if rotary.rotates(model):
+        return {}
+    return {
+        "shuffled": f"keys of {model.config.model_type} are not rotated, so that an answer reads "
+        "the latents as a set, without an order"
+    }
 
 
 @torch.no_grad()

@@ -49,6 +49,7 @@ def caption(table: dict[str, Any]) -> str:
         f"{chance['most_frequent']:.1f} % with the most frequent one\n"
         f"swapped with another question's: {swapped['partner_accuracy']:.1f} % of the answers are "
         "right for that question"
+        + "".join(f"\nno row '{name}': {why}" for name, why in table["left_out"].items())
     )
 
 
