@@ -68,7 +68,7 @@ def ablate(
     backbone: Annotated[str | None, typer.Option(help="where the backbone lies now")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
 ) -> None:
-    """Does it think? Accuracy with the latents zeroed, shuffled, swapped, with fewer iterations."""
+    """Does it think? Accuracy when latents are zeroed or swapped."""
     from kava.evaluate.ablation import ablate_task, check, result_folder
     from kava.evaluate.command import read_options, task_options
     from kava.report.ablation import ablation_table
