@@ -103,7 +103,7 @@ def shuffled(scene: Scene) -> KeyValues:
     nothing: attention reads keys and values as a set (`left_out`).
     """
     places = scene.own.positions
-    order = torch.tensor([_another_order(places.shape[1], draw) for draw in scene.draws])
+    order = torch.tensor([another_order(places.shape[1], draw) for draw in scene.draws])
     order = order.to(places.device)
     index = order[:, None, :, None]
     taken = [
@@ -173,7 +173,8 @@ def partners(count: int, seed: int) -> list[int]:
     return [following[i] for i in range(count)]
 
 
-def _another_order(count: int, draw: random.Random) -> list[int]:
+def another_order(count: int, draw: random.Random) -> list[int]:
+    """A drawn order of `count` slots that is not the one they have; with one slot there is none."""
     order = list(range(count))
     while order == list(range(count)) and count > 1:
         draw.shuffle(order)
