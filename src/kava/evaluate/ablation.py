@@ -16,7 +16,7 @@ from typing import Any
 from kava import registry, rotary
 from kava.errors import KavaError
 from kava.evaluate import paired
-from kava.evaluate.answers import read_number, score
+from kava.evaluate.answers import RULES, read_number
 from kava.evaluate.interventions import (
     INTERVENTIONS,
     Latents,
@@ -172,8 +172,8 @@ def chance(examples: Sequence[Example]) -> dict[str, float]:
 
 
 def _hits(examples: Sequence[Example], answers: Sequence[Answer]) -> list[bool]:
-    pairs = zip(examples, answers, strict=True)
-    return [score(answer.text, example.answer)[HEADLINE] for example, answer in pairs]
+    rule, pairs = RULES[HEADLINE], zip(examples, answers, strict=True)
+    return [rule(answer.text, example.answer) for example, answer in pairs]
 
 
 def _row(
@@ -282,11 +282,11 @@ def _write_predictions(
     partner_of = partners(len(examples), seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name, given in answers.items():
-        lines = []
+        lines, hits = [], _hits(examples, given)
         for i, (example, answer) in enumerate(zip(examples, given, strict=True)):
             record: dict[str, Any] = {"id": example.id, "prediction": answer.text}
             if name == SWAPPED:
                 record["partner"] = examples[partner_of[i]].id
-            record["correct"] = score(answer.text, example.answer)
+            record["correct"] = {HEADLINE: hits[i]}
             lines.append(json.dumps(record, ensure_ascii=False) + "\n")
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
