@@ -16,7 +16,7 @@ import resource
 import signal
 import sys
 
-CPU_SECONDS = 2.0  # of processor time, so a busy machine decides nothing
+CPU_SECONDS = 1.0  # of processor time, so a busy machine decides nothing
 MEMORY = 4 << 30  # bytes of address space
 
 

@@ -28,7 +28,7 @@ _worker: _Worker | None = None
 def agrees(text: str, gold: str) -> bool:
     """Whether math-verify finds `gold` in `text`.
 
-    What takes it more than 2 seconds of processor time, or 4 GiB, or what it dies of, is wrong.
+    What takes it more than a second of processor time, or 4 GiB, or what it dies of, is wrong.
 
     Raises:
         KavaError: math-verify cannot be started at all.
