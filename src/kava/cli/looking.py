@@ -70,10 +70,10 @@ def ablate(
 ) -> None:
     """Does it think? Accuracy when latents are zeroed or swapped."""
     from kava.evaluate.ablation import ablate_task, check, result_folder
-    from kava.evaluate.command import read_options, task_options
+    from kava.evaluate.command import task_options
     from kava.report.ablation import ablation_table
     from kava.run import open_reasoner
-    from kava.tasks import load_task
+    from kava.tasks import load_task, read_options
 
     given, console = read_options("ablate", option or []), make_console(as_json)
     reasoner = open_reasoner(run, backbone)

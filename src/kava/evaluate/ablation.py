@@ -16,7 +16,7 @@ from typing import Any
 from kava import registry, rotary
 from kava.errors import KavaError
 from kava.evaluate import paired
-from kava.evaluate.answers import RULES, read_number
+from kava.evaluate.answers import HEADLINE, RULES, percent, read_number, standard_error
 from kava.evaluate.interventions import (
     INTERVENTIONS,
     Latents,
@@ -25,7 +25,7 @@ from kava.evaluate.interventions import (
     partners,
     replace_latents,
 )
-from kava.evaluate.runner import HEADLINE, Answer, answer_thoughts, batches, standard_error
+from kava.evaluate.runner import Answer, answer_thoughts, batches
 from kava.model import Reasoner
 from kava.provenance import provenance, write_json
 from kava.tasks import Task
@@ -148,7 +148,7 @@ def measure(examples: Sequence[Example], answers: Answers, seed: int = 0) -> dic
         row = _row(name, given, hits[name], answers[BASELINE], hits[BASELINE], seed)
         if name == SWAPPED:
             theirs = sum(_hits([examples[i] for i in partner_of], given))
-            row["partner_accuracy"] = round(100 * theirs / len(given), 2)
+            row["partner_accuracy"] = percent(theirs, len(given))
             row["partner_accuracy_interval"] = _rounded(paired.wilson(theirs, len(given)))
         rows.append(row)
     return {"rows": rows, "chance": chance(examples)}
@@ -166,8 +166,8 @@ def chance(examples: Sequence[Example]) -> dict[str, float]:
     n = len(examples)
     alike = sum(count * (count - 1) for count in counts)
     return {
-        "other_question": round(100 * alike / (n * (n - 1)), 2),
-        "most_frequent": round(100 * max(counts) / n, 2),
+        "other_question": percent(alike, n * (n - 1)),
+        "most_frequent": percent(max(counts), n),
     }
 
 
@@ -189,13 +189,13 @@ def _row(
     return {
         "name": name,
         "n": n,
-        "accuracy": round(100 * right / n, 2),
+        "accuracy": percent(right, n),
         "accuracy_se": standard_error(right, n),
         "accuracy_interval": _rounded(paired.wilson(right, n)),
         "difference": round(paired.difference(hits, as_they_are_hits), 2),
         "difference_interval": _rounded(paired.paired_bootstrap(hits, as_they_are_hits, seed)),
         "mcnemar_p": float(f"{paired.mcnemar(hits, as_they_are_hits):.3g}"),
-        "changed": round(100 * other / n, 2),
+        "changed": percent(other, n),
         "forward_passes": round(sum(a.forward_passes for a in answers) / n, 3),
         "unfinished": sum(not a.finished for a in answers),
     }

@@ -10,7 +10,7 @@ from rich.console import Console
 from kava.errors import KavaError
 from kava.recipe import Recipe
 from kava.run import open_reasoner, score_run
-from kava.tasks import load_task
+from kava.tasks import load_task, read_options
 
 
 def evaluate_tasks(
@@ -69,23 +69,6 @@ def task_options(recipe: Recipe, name: str, given: dict[str, Any]) -> dict[str, 
     """The problems a run was trained on are the ones it is asked, unless options say otherwise."""
     data = recipe.data
     return {**(data.options if data.train == name == "synthetic" else {}), **given}
-
-
-def read_options(command: str, options: list[str]) -> dict[str, Any]:
-    """What `--option key=value` says, for each one.
-
-    Raises:
-        KavaError: one without a value.
-    """
-    import yaml
-
-    given = {}
-    for text in options:
-        key, sign, value = text.partition("=")
-        if not sign:
-            raise KavaError(f"{command}: --option {text}: an option is written key=value")
-        given[key] = yaml.safe_load(value)
-    return given
 
 
 def _run_folder(run: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,10 @@ from typing import Any
 
 import torch
 
-from kava.evaluate.answers import score
+from kava.evaluate.answers import HEADLINE, RULES, accuracy_by_rule, percent, score, standard_error
 from kava.methods._base import Thinking
 from kava.model import Reasoner
 from kava.types import Example
-
-HEADLINE = "numeric"
 
 
 @dataclass(frozen=True)
@@ -92,12 +89,14 @@ def evaluate(
     num_iterations: int | None = None,
     timed_alone: int = 0,
     on_batch: Callable[[int], None] | None = None,
+    rules: Sequence[str] = tuple(RULES),
 ) -> Evaluation:
-    """Answer every example and score it under every rule.
+    """Answer every example and score it under every rule, or under `rules`.
 
     Args:
         timed_alone: how many questions to time once more, one at a time (latency).
         on_batch: told the number of examples done.
+        rules: the headline among them.
     """
     training = reasoner.training
     reasoner.eval()
@@ -110,7 +109,7 @@ def evaluate(
         if on_batch:
             on_batch(len(answers))
     seconds = time.perf_counter() - begin
-    predictions = [_record(e, answers[i]) for i, e in enumerate(examples)]
+    predictions = [_record(e, answers[i], rules) for i, e in enumerate(examples)]
     summary = summarise(predictions)
     summary["batch_size"] = batch_size
     summary["ms_per_question_in_batch"] = round(1000 * seconds / max(len(examples), 1), 3)
@@ -156,43 +155,28 @@ def summarise(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "n": n,
         "rule": HEADLINE,
-        "accuracy": _percent(hits, n),
+        "accuracy": percent(hits, n),
         "accuracy_se": standard_error(hits, n),
-        "accuracy_by_rule": {
-            rule: _percent(sum(p["correct"][rule] for p in predictions), n)
-            for rule in (predictions[0]["correct"] if predictions else ())
-        },
+        "accuracy_by_rule": accuracy_by_rule([p["correct"] for p in predictions]),
         "accuracy_by_steps": {},
         "unfinished": sum(not p["finished"] for p in predictions),
     }
     for steps in sorted({p["num_steps"] for p in predictions}):
         group = [p["correct"][HEADLINE] for p in predictions if p["num_steps"] == steps]
-        summary["accuracy_by_steps"][str(steps)] = [_percent(sum(group), len(group)), len(group)]
+        summary["accuracy_by_steps"][str(steps)] = [percent(sum(group), len(group)), len(group)]
     for key in ("forward_passes", "prefill_passes", "generated_tokens"):
         summary[key] = round(sum(p[key] for p in predictions) / max(n, 1), 3)
     return summary
 
 
-def standard_error(hits: int, n: int) -> float:
-    """Of an accuracy of `hits` in `n`, in percent points (binomial)."""
-    if n == 0:
-        return 0.0
-    share = hits / n
-    return round(100 * math.sqrt(share * (1 - share) / n), 2)
-
-
-def _percent(hits: int, n: int) -> float:
-    return round(100 * hits / n, 2) if n else 0.0
-
-
-def _record(example: Example, answer: Answer) -> dict[str, Any]:
+def _record(example: Example, answer: Answer, rules: Sequence[str]) -> dict[str, Any]:
     return {
         "id": example.id,
         "question": example.question,
         "answer": example.answer,
         "num_steps": len(example.steps),
         "prediction": answer.text,
-        "correct": score(answer.text, example.answer),
+        "correct": score(answer.text, example.answer, rules),
         "forward_passes": answer.forward_passes,
         "prefill_passes": answer.prefill_passes,
         "generated_tokens": answer.generated_tokens,
