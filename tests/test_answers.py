@@ -1,16 +1,23 @@
-"""Reading an answer from a text: by hand, by property, and on every real gold answer."""
+"""Reading an answer from a text: by hand, by property, against a slow oracle, on every real one."""
 
 import json
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kava.evaluate.answers import RULES, after_marker, read_number, score
+from kava.errors import KavaError
+from kava.evaluate import symbolic
+from kava.evaluate.answers import RULES, after_marker, math_verify, numeric, read_number, score
 
+OF_OURS = ("numeric", "last_number", "string")
+DOCS = Path(__file__).parents[1] / "docs" / "answers.md"
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 NUMBERS = {
@@ -51,22 +58,22 @@ def test_read_number(text, number):
 @pytest.mark.parametrize("text", ["", "none", "1/0", "1e99999", "9" * 5000, "-", "$", ".", "٣"])
 def test_no_number(text):
     assert read_number(text) is None
-    assert not any(score(f"The answer is: {text}", "1").values())
+    assert not any(score(f"The answer is: {text}", "1", OF_OURS).values())
 
 
 @pytest.mark.parametrize(
     ("text", "gold", "right"),
     [
-        ("The answer is: 18", "18", "numeric last_number string"),
-        ("<<1+1=2>> The answer is: 18.", "18", "numeric last_number"),
-        ("#### 1,800", "1800", "numeric last_number"),
-        ("#### 18.0", "18", "numeric last_number"),
-        ("The answer is: 3 The answer is: 4", "4", "numeric last_number string"),
+        ("The answer is: 18", "18", "numeric last_number string math_verify"),
+        ("<<1+1=2>> The answer is: 18.", "18", "numeric last_number math_verify"),
+        ("#### 1,800", "1800", "numeric last_number math_verify"),
+        ("#### 18.0", "18", "numeric last_number math_verify"),
+        ("The answer is: 3 The answer is: 4", "4", "numeric last_number string math_verify"),
         ("THE ANSWER IS:4 of 9", "4", "numeric"),
-        ("it is 4", "4", "last_number"),
-        ("The answer is: .5", "0.5", "numeric"),
-        ("The answer is: 2/5", "2/5", "numeric string"),
-        ("The answer is: 0.4", "2/5", "numeric last_number"),
+        ("it is 4", "4", "last_number math_verify"),
+        ("The answer is: .5", "0.5", "numeric math_verify"),
+        ("The answer is: 2/5", "2/5", "numeric string math_verify"),
+        ("The answer is: 0.4", "2/5", "numeric last_number math_verify"),
         ("The answer is:", "4", ""),
         ("The answer is: 50", "5", ""),
         ("The answer is: 5.5", "5", ""),
@@ -108,12 +115,239 @@ def test_fractions_are_exact(above, below):
 def test_no_gold_matches_a_longer_number(gold, more, point):
     # Zero is left out in front: 05 is 5.
     longer = f"{gold or 1}{point}{more}"
-    assert not any(score(f"The answer is: {longer}", str(gold or 1)).values())
+    assert not any(score(f"The answer is: {longer}", str(gold or 1), OF_OURS).values())
 
 
 @given(st.text(max_size=60), st.text(max_size=10))
 def test_never_raises(text, gold):
     assert set(score(text, gold)) == set(RULES)
+
+
+# A value and a way to write it that means it; what stands behind it does not matter.
+WHOLE = st.integers(1, 10**12)
+RENDERED = st.one_of(
+    WHOLE.map(lambda n: (Fraction(n), f"{n:,}")),
+    WHOLE.map(lambda n: (Fraction(n), f"${n:,}.")),
+    WHOLE.map(lambda n: (Fraction(n), f"{n} %")),
+    WHOLE.map(lambda n: (Fraction(n), f"{n}km, all told")),
+    WHOLE.map(lambda n: (Fraction(-n), f"−{n}")),
+    WHOLE.map(lambda n: (Fraction(-n), f"-€{n:,}")),
+    WHOLE.map(lambda n: (Fraction(-n), f"£-{n}")),
+    st.integers(1, 10**6).map(lambda n: (Fraction(n, 10**6), f".{n:06}" if n < 10**6 else "1.0")),
+    st.tuples(WHOLE, st.integers(1, 999)).map(lambda p: (Fraction(*p), f"{p[0]}/{p[1]} of it")),
+    st.tuples(st.integers(1, 9), st.integers(0, 99), st.integers(-20, 20)).map(
+        lambda p: (Fraction(f"{p[0]}.{p[1]:02}e{p[2]}"), f"{p[0]}.{p[1]:02}e{p[2]:+03}")
+    ),
+)
+MARKERS = st.sampled_from(["The answer is:", "the answer is :", "THE ANSWER IS:", "####"])
+WORDS = st.text("abc xyz 0123456789.,-$", max_size=20)
+
+
+@given(RENDERED, MARKERS, WORDS)
+def test_every_rendering_reads_back_exactly_after_the_last_marker(rendered, marker, before):
+    value, written = rendered
+    text = f"{before} The answer is: 1234567 {marker} {written}"
+    assert numeric(text, str(value))
+    assert not numeric(text, str(value + 1))
+    assert not numeric(f"{text} {marker}", str(value))  # the last marker has nothing
+
+
+@given(RENDERED, WORDS)
+def test_without_a_marker_numeric_is_wrong(rendered, before):
+    value, written = rendered
+    assert not numeric(f"{before} {written}", str(value))
+
+
+class Oracle:
+    """`numeric`, character by character: one position, moved by hand."""
+
+    def __init__(self, text):
+        self.text, self.at = text, 0
+
+    def look(self, ahead=0):
+        place = self.at + ahead
+        return self.text[place] if 0 <= place < len(self.text) else ""
+
+    def digits(self):
+        begin = self.at
+        while self.look() and self.look() in "0123456789":
+            self.at += 1
+        return self.text[begin : self.at]
+
+    def minus(self):
+        before = self.look(-1)
+        if self.look() not in ("-", "−") or before == ")" or before.isalnum() or before == "_":
+            return False
+        self.at += 1
+        return True
+
+    def currency(self):
+        sign = 1 if self.look() == "\\" else 0
+        if self.look(sign) and self.look(sign) in "$€£¥":
+            self.at += sign + 1
+            self.at += self.look().isspace()
+
+    def unsigned(self):
+        whole = self.digits()
+        if 1 <= len(whole) <= 3:
+            behind, grouped = self.at, whole
+            while self.look() == "," and all(self.look(k).isdigit() for k in (1, 2, 3)):
+                grouped += self.text[self.at + 1 : self.at + 4]
+                self.at += 4
+            broken = self.look().isdigit() or (self.look() == "," and self.look(1).isdigit())
+            if broken:
+                self.at = behind
+            else:
+                whole = grouped
+        if self.look() == "." and (whole or self.look(1).isdigit()):
+            self.at += 1
+            part = self.digits()
+            return Fraction(int((whole + part) or 0), 10 ** len(part))
+        return Fraction(int(whole)) if whole else None
+
+    def power(self):
+        begin = self.at
+        if self.look() and self.look() in "eE":
+            self.at += 1
+            sign = self.look()
+            self.at += sign in ("-", "+")
+            written = self.digits()
+            if written:
+                return -int(written) if sign == "-" else int(written)
+        self.at = begin
+        return 0
+
+    def number_here(self):
+        """The number that begins here; False if none does, None if it is no number."""
+        negative = self.minus()
+        self.currency()
+        negative = self.minus() or negative
+        value = self.unsigned()
+        if value is None:
+            return False
+        power = self.power()
+        if abs(power) > 999:
+            return None
+        value *= Fraction(10) ** power
+        self.at += self.look().isspace() and self.look(1) == "/"
+        if self.look() == "/":
+            self.at += 1
+            self.at += self.look().isspace()
+            below = self.unsigned()
+            if below == 0:
+                return None
+            value /= below or 1
+        return -value if negative else value
+
+
+def slow_number(text):
+    for begin in range(len(text)):
+        oracle = Oracle(text)
+        oracle.at = begin
+        value = oracle.number_here()
+        if value is not False:
+            return value
+    return None
+
+
+@settings(max_examples=500)
+@given(st.text("01239,.-−$/ eE%x()\\_", max_size=14))
+def test_read_number_agrees_with_a_slow_oracle(text):
+    assert read_number(text) == slow_number(text)
+
+
+def test_the_oracle_knows_the_hand_made_ones():
+    assert {text: slow_number(text) for text in NUMBERS} == NUMBERS
+
+
+# -- math-verify ---------------------------------------------------------------------------------
+
+LATEX = {
+    r"The answer is: $\frac{2}{5}$": "0.4",
+    "no marker, so $x = 7$": "7",
+    "The answer is:-.5": "no",
+    "#### 1/2": "-.5",
+    "So \\boxed{12} it is": "12",
+    "The answer is: 12 and then 13": "12",
+}
+
+
+def test_math_verify_says_what_the_library_says_in_the_main_thread():
+    from math_verify import parse, verify
+
+    for text, gold in LATEX.items():
+        read = after_marker(text) or text
+        assert math_verify(text, gold) == verify(parse(gold), parse(read)), text
+
+
+def test_math_verify_is_the_same_from_any_thread():
+    with ThreadPoolExecutor(4) as threads:
+        got = list(threads.map(math_verify, list(LATEX) * 5, list(LATEX.values()) * 5))
+    assert got == [math_verify(text, gold) for text, gold in LATEX.items()] * 5
+
+
+def test_a_gold_without_its_zero_or_with_a_power_is_written_out():
+    assert math_verify("The answer is: -0.5", "-.5")
+    assert math_verify("The answer is: 0.000125", "1.25e-4")
+    assert not math_verify("The answer is: 1.25", "1.25e-4")
+
+
+HOSTILE = {
+    "tower": "9^9^9^9",
+    "digits": "7" * 10_000,
+    "deep": r"\frac{1}{" * 3_000,
+    "brackets": "(" * 5_000,
+    "rambling": "and 5 + 3 = 8 so " * 3_000,
+    "dollars": "$" * 9_999,
+    "over time": r"$\int_0^1 \sin(x^x) \cos(\exp(x)) dx$",
+    "control": "\0\n\ud800 5",
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_text_is_wrong_and_the_next_is_right(text):
+    assert not math_verify(f"The answer is: {text}", "18")
+    assert math_verify("The answer is: 18", "18")
+
+
+def test_what_is_cut_off_is_no_number():
+    """A number that the cut would halve is not read as another."""
+    half = "1" * symbolic.LONGEST
+    assert not math_verify(f"The answer is: {half}2345", half)
+    assert not math_verify(f"9999{half}", half)
+    assert math_verify(f"{'a b ' * 1000} 7", "7")
+    assert math_verify(f"The answer is: 7 {'a b ' * 1000}", "7")
+
+
+def test_a_process_that_something_else_ended_is_replaced():
+    assert math_verify("#### 5", "5")
+    os.kill(symbolic._worker.process.pid, signal.SIGKILL)
+    assert math_verify("#### 5", "5")
+
+
+def test_a_broken_installation_is_an_error_and_not_a_wrong_answer(tmp_path, monkeypatch):
+    (tmp_path / "math_verify.py").write_text("raise ImportError('half of it is missing')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(symbolic, "_worker", None)
+    with pytest.raises(KavaError, match=r"cannot be started \(ImportError: half of it is missing"):
+        math_verify("#### 5", "5")
+
+
+def table_rows():
+    rows = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_the_table_of_the_docs_is_what_the_rules_say():
+    heading, _, *rows = table_rows()
+    assert heading == ["text", "right answer", *(f"`{rule}`" for rule in RULES)]
+    assert len({tuple(row) for row in rows}) == 20
+    for written, gold, *cells in rows:
+        text = written.strip("`").replace(" ↵ ", "\n")
+        said = score(text, gold.strip("`"))
+        assert cells == ["yes" if said[rule] else "no" for rule in RULES], written
+    for column in zip(*rows, strict=True):  # no rule that is always right, none always wrong
+        assert len(set(column)) > 1
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real data (../shared/data) is not here")

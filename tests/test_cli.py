@@ -36,7 +36,8 @@ def backbone(tmp_path_factory):
 def test_help_names_each_command_with_its_purpose():
     done = kava("--help")
     assert done.returncode == 0
-    for command in ("quickstart", "train", "sweep", "pretrain", "eval", "ask"):
+    commands = "quickstart train sweep pretrain eval score ask ablate data"
+    for command in commands.split():
         line = next(row for row in done.stdout.splitlines() if row.split()[:1] == [command])
         assert len(line.split()) > 4 and not line.endswith("...")
 
@@ -49,7 +50,7 @@ def test_the_console_script_is_the_module():
 
 @pytest.mark.parametrize("code", ["import kava", "import kava.cli", "import kava.__main__"])
 def test_nothing_heavy_is_imported_before_it_is_needed(code):
-    heavy = "{'torch', 'transformers', 'datasets', 'matplotlib'}"
+    heavy = "{'torch', 'transformers', 'datasets', 'matplotlib', 'math_verify', 'sympy'}"
     check = f"{code}; import sys; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
@@ -100,8 +101,21 @@ BAD = {
         ["eval", "{backbone}", "--task", "synthetic", "--option", "max_step=2"],
         "max_step",
     ),
+    "nothing to change": (
+        ["ablate", "{backbone}", "--task", "synthetic"],
+        "has no latents to change",
+    ),
     "an empty question": (["ask", "{backbone}", "  "], "the question is empty"),
     "nobody to ask": (["ask"], "give a run folder"),
+    "predictions of nothing": (["score", "{tmp}/p.jsonl"], "--task NAME or --data FILE"),
+    "no predictions": (
+        ["score", "{tmp}/p.jsonl", "--task", "synthetic", "--limit", "1"],
+        "p.jsonl: no such file",
+    ),
+    "rows of nowhere": (
+        ["data", "check", "{tmp}/p.jsonl", "--against", "gsm8"],
+        "did you mean 'gsm8k'",
+    ),
     "typo in its settings": (
         ["ask", "--backbone", "{backbone}", "--compress", "rkv_decoding", "bugdet=9", "hello"],
         "did you mean 'budget'",
@@ -185,3 +199,10 @@ def test_eval_writes_scores_and_predictions(backbone, tmp_path):
     assert {"id", "question", "answer", "prediction", "correct", "forward_passes"} <= first.keys()
     kept = json.loads((tmp_path / "result.json").read_text())["scores"]["synthetic"]
     assert kept["accuracy"] == scores["accuracy"] and "accuracy_se" in kept
+    file = tmp_path / "predictions" / "synthetic.jsonl"  # as it is, it can be scored again
+    again = kava("score", file, "--task", "synthetic", "--limit", 12, "--json")
+    counts = json.loads(again.stdout)
+    assert counts["n"] == 12
+    assert {k: round(100 * v / 12, 2) for k, v in counts["correct"].items()} == (
+        scores["accuracy_by_rule"]
+    )

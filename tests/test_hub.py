@@ -99,7 +99,7 @@ def hub(tmp_path):
     root = tmp_path / "hub"
     (root / "datasets").mkdir(parents=True)
     tiny_backbone("llama", root / "models")
-    for split, count in (("train", 64), ("validation", 16), ("test", 16)):
+    for split, count in (("train", 64), ("validation", 16), ("test", 1319)):
         lines = (
             json.dumps({"question": e.question, "steps": list(e.steps), "answer": e.answer})
             for e in generate(split, count)
@@ -132,6 +132,7 @@ def test_the_papers_recipe_downloads_its_backbone_and_rows_and_trains(hub, tmp_p
     done = train(address, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "trained 2 steps" in done.stdout
+    assert "of 32 training questions 0 equal one of the 1,319 of gsm8k_aug" in done.stdout
     assert any("model.safetensors" in path for path in asked)
     assert any("train.jsonl" in path for path in asked)
     described = json.loads((tmp_path / "run" / "checkpoint" / "kava.json").read_text())

@@ -1,12 +1,17 @@
 """Tasks: what is loaded, from where, and what is refused."""
 
 import json
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from kava import registry
+from kava.data.files import plain_number
 from kava.errors import KavaError
-from kava.tasks import load_task
+from kava.tasks import load_task, read_options
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_real_data = pytest.mark.skipif(
@@ -72,3 +77,168 @@ def test_synthetic():
         load_task("synthetic", file="a.jsonl")
     with pytest.raises(KavaError, match="synthetic: "):
         load_task("synthetic", limit=1, options={"max_steps": 0})
+
+
+# -- the other sets ------------------------------------------------------------------------------
+
+COUNTS = {"gsm8k": 1319, "gsm8k_aug": 1319, "gsm_hard": 1319, "svamp": 1000, "multiarith": 180}
+LOCAL = {"gsm8k": "gsm8k_test.jsonl", "gsm8k_aug": "gsm8k_aug_test.jsonl",
+         "gsm_hard": "gsm_hard.jsonl", "svamp": "svamp.jsonl",
+         "multiarith": "multiarith.jsonl"}  # fmt: skip
+ON_THE_HUB = {  # what is asked for, and a row as it lies there
+    "gsm8k": ([("openai/gsm8k", "main", "test")], PUBLISHED, "How many?", "1300"),
+    "gsm8k_aug": (
+        [("whynlp/gsm8k-aug", None, "test")],
+        {"question": "q", "steps": ["<<1/2=.5>>"], "answer": ".5"}, "q", ".5",
+    ),
+    "gsm_hard": (
+        [("reasoning-machines/gsm-hard", None, "train")],
+        {"input": "q", "code": "def solution(): ...", "target": -9867630.0}, "q", "-9867630",
+    ),
+    "svamp": (
+        [("ChilleD/SVAMP", None, "train"), ("ChilleD/SVAMP", None, "test")],
+        {"Type": "Addition", "Answer": "145.0", "Equation": "( 5 + 140 )",
+         "Body": "There are 5 cows. ", "Question": "How many?"},
+        "There are 5 cows. How many?", "145",
+    ),
+    "multiarith": (
+        [("ChilleD/MultiArith", None, "test")],
+        {"question": " Adam bought 3 boxes", "final_ans": "9"}, " Adam bought 3 boxes", "9",
+    ),
+}  # fmt: skip
+
+
+def from_the_hub(monkeypatch, rows):
+    """A Hub that has `rows` for each split that is asked for; what was asked."""
+    asked = []
+
+    def load_dataset(*args, split):
+        asked.append((*args, split))
+        return rows
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("kava.hub.reachable", lambda name, kind: True)
+    return asked
+
+
+def test_every_task_is_tried_here():
+    assert set(registry.names("tasks")) == {*COUNTS, "synthetic"} == {*ON_THE_HUB, "synthetic"}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_from_the_hub(name, monkeypatch):
+    places, row, question, answer = ON_THE_HUB[name]
+    asked = from_the_hub(monkeypatch, [row] * (COUNTS[name] // len(places)))
+    task = load_task(name)
+    assert asked == places and len(task.examples) == COUNTS[name]
+    assert len({e.id for e in task.examples}) == COUNTS[name]
+    assert (task.examples[0].question, task.examples[0].answer) == (question, answer)
+    assert places[0][0] in task.source and task.version == 1
+
+    from_the_hub(monkeypatch, [row] * 7)
+    held = 7 * len(places)
+    with pytest.raises(
+        KavaError, match=f"has {held} rows and .* has {COUNTS[name]:,}; set a limit"
+    ):
+        load_task(name)
+    assert len(load_task(name, limit=5).examples) == 5
+
+
+def test_validation_rows_of_gsm8k_aug_have_a_name_of_their_own(monkeypatch):
+    row = ON_THE_HUB["gsm8k_aug"][1]
+    asked = from_the_hub(monkeypatch, [row] * 500)
+    task = load_task("gsm8k_aug", options={"split": "validation", "form": "natural"})
+    assert asked == [("whynlp/gsm8k-aug-nl", None, "validation")]
+    assert (task.name, task.split) == ("gsm8k_aug-validation", "validation")
+    with pytest.raises(KavaError, match="did you mean 'validation'"):
+        load_task("gsm8k_aug", options={"split": "valid"})
+    with pytest.raises(KavaError, match="unknown split of task gsm8k_aug 'train'"):
+        load_task("gsm8k_aug", options={"split": "train"})
+
+
+@needs_real_data
+@pytest.mark.parametrize("name", LOCAL)
+def test_from_the_real_file(name):
+    task = load_task(name, file=str(SHARED / LOCAL[name]))
+    rows = [json.loads(line) for line in (SHARED / LOCAL[name]).read_bytes().splitlines()]
+    rows = [r for r in rows if name != "multiarith" or r["split"] == "test"]
+    assert len(task.examples) == COUNTS[name] == len(rows)
+    assert [(e.id, e.question) for e in task.examples] == [(r["id"], r["question"]) for r in rows]
+    if name != "gsm8k_aug":  # it has fractions
+        assert [Decimal(e.answer) for e in task.examples] == [Decimal(r["answer"]) for r in rows]
+        assert not any("e" in e.answer.lower() for e in task.examples)
+
+
+@needs_real_data
+def test_published_forms_equal_their_local_copies(tmp_path):
+    """PAL's `input` and `target`, numbers as floats; SVAMP.json, one list, body and question."""
+    hard = [json.loads(line) for line in (SHARED / LOCAL["gsm_hard"]).read_bytes().splitlines()]
+    lines = [json.dumps({"input": r["question"], "target": float(r["answer"])}) for r in hard]
+    (tmp_path / "gsmhardv2.jsonl").write_text("\n".join(lines))
+    svamp = [json.loads(line) for line in (SHARED / LOCAL["svamp"]).read_bytes().splitlines()]
+    published = [
+        {"ID": r["id"].removeprefix("svamp-"), "Body": r["body"], "Question": r["ask"],
+         "Equation": r["equation"], "Answer": float(r["answer"]), "Type": r["type"]}
+        for r in svamp
+    ]  # fmt: skip
+    (tmp_path / "SVAMP.json").write_text(json.dumps(published, indent=4))
+    for name, file in (("gsm_hard", "gsmhardv2.jsonl"), ("svamp", "SVAMP.json")):
+        one = load_task(name, file=str(tmp_path / file)).examples
+        other = load_task(name, file=str(SHARED / LOCAL[name])).examples
+        assert [(e.question, e.answer) for e in one] == [(e.question, e.answer) for e in other]
+    assert [e.id for e in one] == [e.id for e in other]
+
+
+def test_rows_without_steps_or_with_others_splits(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        '{"question": "a", "final_ans": 2e-05, "split": "test"}\n'
+        '{"question": "b", "answer": "7", "split": "train"}\n'
+        '{"question": "c", "answer": 144.33333, "split": "test"}\n'
+    )
+    examples = load_task("multiarith", file=str(file), limit=9).examples
+    assert [(e.id, e.question, e.answer, e.steps) for e in examples] == [
+        ("multiarith-0", "a", "0.00002", ()),
+        ("multiarith-1", "c", "144.33333", ()),
+    ]
+    with pytest.raises(KavaError, match="has 2 rows and MultiArith test has 180"):
+        load_task("multiarith", file=str(file))
+    with pytest.raises(KavaError, match="line 1: no field 'answer'; the row has: question"):
+        file.write_text('{"question": "a"}\n')
+        load_task("svamp", file=str(file), limit=1)
+
+
+def test_a_json_file_may_be_one_list(tmp_path):
+    file = tmp_path / "rows.json"
+    file.write_text('\n [{"question": "a", "answer": "1"},\n {"question": "b", "answer": 2.0}]')
+    examples = load_task("gsm8k", file=str(file), limit=9).examples
+    assert [(e.question, e.answer) for e in examples] == [("a", "1"), ("b", "2")]
+    for text, words in (("[1]", "row 1: not a JSON object"), ("[{", "rows.json: broken JSON")):
+        file.write_text(text)
+        with pytest.raises(KavaError, match=words):
+            load_task("gsm8k", file=str(file), limit=9)
+
+
+NUMBERS = {"1.0": "1", "2e-05": "0.00002", "-9867630.0": "-9867630", "144.33333": "144.33333",
+           "2.50": "2.50", "1e23": "1" + 23 * "0", "-0.0": "0", "1E+5": "100000",
+           "1e999999999": "1E+999999999"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("written", "text"), NUMBERS.items())
+def test_a_number_becomes_its_digits(written, text):
+    assert plain_number(Decimal(written)) == text
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.decimals(allow_nan=False))
+def test_no_number_is_rounded(value):
+    exact = value if isinstance(value, Decimal) else Decimal(repr(value))
+    assert Decimal(plain_number(exact)) == exact
+
+
+def test_options_of_a_task_are_read():
+    assert read_options("eval", ["split=validation", "count=3"]) == {
+        "split": "validation", "count": 3,
+    }  # fmt: skip
+    for word, message in (("split", "an option is written key=value"), ("a=[", "not a valid YAML")):
+        with pytest.raises(KavaError, match=message):
+            read_options("eval", [word])

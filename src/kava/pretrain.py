@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from kava import backbone as backbones
 from kava.errors import KavaError
+from kava.evaluate.answers import HEADLINE
 from kava.evaluate.runner import evaluate
 from kava.model import Reasoner
 from kava.progress import Progress, no_bars
@@ -35,7 +36,7 @@ def pretrain(
     The folder then loads with `AutoModelForCausalLM` and `AutoTokenizer`; beside the weights lie
     the recipe, the metrics, the result and a sample of held-out answers.
     """
-    rows, validation = read_rows(resolved.data)
+    rows, validation = read_rows(resolved.data, console)
     reasoner, tokenizer = new_reasoner(resolved, rows)
     prepare(folder, resolved, resume)
     title = f"backbone {resolved.name}"
@@ -132,7 +133,8 @@ def _config(shape: Architecture, tokenizer: Any) -> PreTrainedConfig:
 
 def _write_sample(reasoner: Reasoner, examples: list[Example], file: Path) -> None:
     settings = reasoner.recipe.eval
-    sample = evaluate(reasoner, examples, settings.batch_size, settings.max_new_tokens)
+    length = settings.max_new_tokens
+    sample = evaluate(reasoner, examples, settings.batch_size, length, rules=(HEADLINE,))
     kept = ("id", "question", "answer", "prediction")
     lines = (json.dumps({key: p[key] for key in kept}) for p in sample.predictions)
     file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

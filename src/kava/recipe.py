@@ -15,9 +15,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kava import assets, registry
-from kava.errors import KavaError
+from kava.errors import KavaError, unknown
 
 Distance = Literal["l1", "smooth_l1", "mse"]
+_GSM8K_AUG = ("gsm8k_aug", "whynlp/gsm8k-aug", "whynlp/gsm8k-aug-nl")
 
 
 class Section(BaseModel):
@@ -88,13 +89,37 @@ class LatentReadout(Section):
 
 
 class Data(Section):
-    """Where rows come from: a data set of this package, a file, or a Hub data set name."""
+    """Where rows come from: a data set of this package, a file, or a Hub data set name.
+
+    Training rows are compared with the questions of the tasks in `leak_check` before a training
+    (`kava.leaks`). Not given, that is `gsm8k_aug` (the questions of GSM8K test) for GSM8k-Aug from
+    the Hub, where they lie too, and no task for other rows. `leak_files` names local copies, task
+    by task. A row that equals a test question stops the training; with `leak_stop: up_to_numbers`
+    so does one that equals it but for its numbers, which is else reported. `allow_leaks` lets
+    through what it names: ids of test rows, or a whole task.
+    """
 
     train: str
     validation: str | None = None
     train_rows: int | None = Field(None, ge=1)
     validation_rows: int | None = Field(500, ge=1)
     options: dict[str, Any] = {}
+    leak_check: list[str] | None = None
+    leak_files: dict[str, str] = {}
+    leak_stop: Literal["equal", "up_to_numbers"] = "equal"
+    allow_leaks: list[str] = []
+
+    @model_validator(mode="after")
+    def _resolve_leak_check(self) -> Data:
+        if self.leak_check is None:
+            from_the_hub = self.train in _GSM8K_AUG and "file" not in self.options
+            self.leak_check = ["gsm8k_aug"] if from_the_hub else []
+        for name in self.leak_check:
+            if name not in registry.names("tasks"):
+                raise ValueError(str(unknown("task", name, registry.names("tasks"))))
+        if unused := self.leak_files.keys() - set(self.leak_check):
+            raise ValueError(f"leak_files names {min(unused)}, which leak_check does not")
+        return self
 
 
 class Train(Section):

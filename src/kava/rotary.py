@@ -1,8 +1,9 @@
-"""Keys before the rotary embedding, from keys after it (`kv.keys: pre_rope`).
+"""Keys before the rotary embedding, from keys after it, and keys that move to another place.
 
 Written step j stands at position Q + j, the latent of its slot at Q + 1 + i, and a compressed trace
 moves further: the same content has another key only because it stands elsewhere. Turning each key
-back by its own position takes that difference out of the comparison.
+back by its own position takes that difference out of the comparison (`kv.keys: pre_rope`). Turned
+on by another position, it is the key that the same content has there (`kava ablate`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ from kava.cache import KeyValues
 from kava.errors import KavaError
 
 
+def rotates(model: PreTrainedModel) -> bool:
+    """Whether keys are rotated by their position; else position enters with the embeddings."""
+    return getattr(model.base_model, "rotary_emb", None) is not None
+
+
 def turned_back(model: PreTrainedModel, pairs: KeyValues, positions: Tensor) -> KeyValues:
     """Keys without their rotation; values as they are. Nothing to do for a model without one.
 
@@ -23,38 +29,83 @@ def turned_back(model: PreTrainedModel, pairs: KeyValues, positions: Tensor) -> 
         pairs: one pair of [B, H, n, D] per layer.
         positions: [B, n], where each column stands.
     """
-    rotary = getattr(model.base_model, "rotary_emb", None)
-    if rotary is None:
+    angles = _angles(model, pairs, positions)
+    if angles is None:
         return pairs
+    return [
+        (_turn_back(keys.float(), *layer).to(keys.dtype), values)
+        for (keys, values), layer in zip(pairs, angles, strict=True)
+    ]
+
+
+def moved(model: PreTrainedModel, pairs: KeyValues, positions: Tensor, to: Tensor) -> KeyValues:
+    """Keys as they would be at other positions; values as they are.
+
+    Nothing to do for a model without a rotation: learned positions (GPT-2) enter with the
+    embeddings, and no key can be freed from them.
+
+    Args:
+        pairs: one pair of [B, H, n, D] per layer.
+        positions: [B, n], where each column stands.
+        to: [B, n], where it shall stand.
+    """
+    before, after = (_angles(model, pairs, place) for place in (positions, to))
+    if before is None or after is None:
+        return pairs
+    return [
+        (_turn(_turn_back(keys.float(), *old), *new).to(keys.dtype), values)
+        for (keys, values), old, new in zip(pairs, before, after, strict=True)
+    ]
+
+
+def _angles(
+    model: PreTrainedModel, pairs: KeyValues, positions: Tensor
+) -> list[tuple[Tensor, Tensor]] | None:
+    """Cosine and sine of each layer, [B, n, rotated features]; None without a rotation."""
+    if not rotates(model):
+        return None
+    rotary = model.base_model.rotary_emb
     kinds: list[tuple] = [()] * len(pairs)
     if hasattr(rotary, "layer_types"):  # another rotation for each kind of layer (Gemma-3)
         kinds = [(kind,) for kind in model.config.layer_types[: len(pairs)]]
     angles = {kind: rotary(pairs[0][0], positions, *kind) for kind in set(kinds)}
-    return [
-        (_turn_back(keys, *angles[kind]), values)
-        for (keys, values), kind in zip(pairs, kinds, strict=True)
-    ]
+    return [angles[kind] for kind in kinds]
+
+
+def _turn(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """k cos + half(k) sin, in fp32. A model may rotate only the first features of a head."""
+    turned, half, rest = _parts(keys, cos)
+    return torch.cat((turned * cos[:, None].float() + half * sin[:, None].float(), rest), dim=-1)
 
 
 def _turn_back(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same, solved for k; cos^2 + sin^2 is above 1 where a model scales its rotation."""
     cos, sin = cos[:, None].float(), sin[:, None].float()
-    # A model may rotate only the first features of a head.
+    turned, half, rest = _parts(keys, cos)
+    back = (turned * cos - half * sin) / (cos.square() + sin.square())
+    return torch.cat((back, rest), dim=-1)
+
+
+def _parts(keys: Tensor, cos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The features that are rotated, the same with their halves exchanged, and the others."""
     size = cos.shape[-1]
-    turned, rest = keys[..., :size].float(), keys[..., size:]
+    turned, rest = keys[..., :size], keys[..., size:]
     left, right = turned.chunk(2, dim=-1)
-    # k cos + half(k) sin, solved for k; cos^2 + sin^2 is above 1 where a model scales its rotation.
-    back = (turned * cos - torch.cat((-right, left), dim=-1) * sin) / (cos.square() + sin.square())
-    return torch.cat((back.to(keys.dtype), rest), dim=-1)
+    return turned, torch.cat((-right, left), dim=-1), rest
 
 
 @torch.no_grad()
-def check(model: PreTrainedModel) -> None:
+def check(model: PreTrainedModel, needed: str, instead: str) -> None:
     """Raise a KavaError where a model's rotation is of another kind than ours is the inverse of.
 
     In the first layer a key depends on its token alone, so one token at many positions must have
     one key once it is turned back.
+
+    Args:
+        needed: what turns keys back, for the message.
+        instead: what would be right, for the message.
     """
-    if getattr(model.base_model, "rotary_emb", None) is None:
+    if not rotates(model):
         return
     size, dtype = model.get_input_embeddings().weight.shape[1], model.dtype
     one = torch.linspace(-1, 1, size, device=model.device, dtype=dtype)  # a pad's row may be zero
@@ -73,6 +124,5 @@ def check(model: PreTrainedModel) -> None:
         same = False
     if not same:
         raise KavaError(
-            f"kv.keys: pre_rope is not known for backbones of type {model.config.model_type}; "
-            "use post_rope"
+            f"{needed} is not known for backbones of type {model.config.model_type}; {instead}"
         )

@@ -20,6 +20,7 @@ from kava import recipe as recipes
 from kava.data import load_examples
 from kava.errors import KavaError
 from kava.evaluate.runner import Evaluation, evaluate
+from kava.leaks import check_training_rows, normal
 from kava.model import Reasoner
 from kava.progress import Progress
 from kava.provenance import provenance, write_json
@@ -85,19 +86,22 @@ def put_aside(run: Path, console: Console) -> None:
         console.print(f"what was in {run} before is now in {aside}", style="dim")
 
 
-def read_rows(data: Data) -> tuple[list[Example], list[Example]]:
+def read_rows(data: Data, console: Console | None = None) -> tuple[list[Example], list[Example]]:
     """Training and validation rows of a recipe.
 
     Raises:
-        KavaError: cannot be had, or a validation row is a training row.
+        KavaError: cannot be had; a validation row is a training row, in normal form; a test row
+            is one (`kava.leaks`).
     """
     train_rows = load_examples(data.train, "train", limit=data.train_rows, options=data.options)
+    check_training_rows(data, train_rows, console)
     if data.validation is None:
         return train_rows, []
     validation = load_examples(
         data.validation, "validation", limit=data.validation_rows, options=data.options
     )
-    shared = {e.question for e in train_rows} & {e.question for e in validation}
+    normal_forms = {normal(e.question) for e in train_rows}
+    shared = [e.question for e in validation if normal(e.question) in normal_forms]
     if shared:
         raise KavaError(
             f"data: {len(shared)} validation questions are training questions too, "
@@ -111,7 +115,7 @@ def train_run(
 ) -> dict[str, Any]:
     """Train a recipe into a run folder; returns what `result.json` then holds."""
     reasoner = Reasoner.build(resolved, device or default_device())
-    rows, validation = read_rows(resolved.data)
+    rows, validation = read_rows(resolved.data, console)
     prepare(run, resolved, resume)
     title = f"{resolved.method} (seed {resolved.seed})"
     measured = train(reasoner, rows, validation, run, resume, Progress(title, console))

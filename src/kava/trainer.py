@@ -18,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from kava import batching, checkpoint
 from kava.errors import KavaError, unknown
+from kava.evaluate.answers import HEADLINE
 from kava.evaluate.runner import evaluate
 from kava.model import Reasoner
 from kava.progress import Progress
@@ -120,7 +121,11 @@ class StepTrainer(Trainer):
         begin = time.perf_counter()
         settings = self.model.recipe.eval
         result = evaluate(
-            self.model, self.eval_dataset, settings.batch_size, settings.max_new_tokens
+            self.model,
+            self.eval_dataset,
+            settings.batch_size,
+            settings.max_new_tokens,
+            rules=(HEADLINE,),
         )
         self.validation_accuracy = result.summary["accuracy"]
         metrics = {"validation_accuracy": self.validation_accuracy, "validation_n": result.n}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kava.cli._app import app, make_console
+from kava.cli._app import Limit, Output, TaskFile, app, make_console
 
 
 @app.command()
@@ -50,6 +51,41 @@ def ask(
         answer_one(reasoner, question, how, make_console())
     else:
         answer_stream(reasoner, sys.stdin, how, make_console())
+
+
+@app.command()
+def ablate(
+    run: str,
+    task: Annotated[str, typer.Option(help="whose questions are answered")],
+    file: TaskFile = None,
+    limit: Limit = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="questions answered together")
+    ] = None,
+    option: Annotated[list[str] | None, typer.Option(help="key=value of the task")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of noise, orders and partners")] = 0,
+    output: Output = None,
+    backbone: Annotated[str | None, typer.Option(help="where the backbone lies now")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
+) -> None:
+    """Does it think? Accuracy when latents are zeroed or swapped."""
+    from kava.evaluate.ablation import ablate_task, check, result_folder
+    from kava.evaluate.command import task_options
+    from kava.report.ablation import ablation_table
+    from kava.run import open_reasoner
+    from kava.tasks import load_task, read_options
+
+    given, console = read_options("ablate", option or []), make_console(as_json)
+    reasoner = open_reasoner(run, backbone)
+    check(reasoner)
+    folder = result_folder(run, output)
+    options = task_options(reasoner.recipe, task, given)
+    loaded = load_task(task, file=file, limit=limit, options=options)
+    table = ablate_task(reasoner, loaded, folder, batch_size, seed)
+    if as_json:
+        print(json.dumps(table, indent=1))
+    console.print(ablation_table(table))
+    console.print(f"table, plot and predictions in {folder}", highlight=False)
 
 
 @app.command()

@@ -90,11 +90,23 @@ def to_example(
     return Example(identity, question, tuple(written), _answer(row["answer"], where), extra)
 
 
+def plain_number(value: Decimal) -> str:
+    """A number in digits alone, exactly: 2e-05 is `0.00002`, 18.0 is `18`, 2.50 stays as it is.
+
+    One of a thousand digits or more, which only hostile data has, keeps its power of ten.
+    """
+    if not value.is_finite() or abs(value.adjusted()) > 999:
+        return str(value)
+    if value == value.to_integral_value():
+        return str(int(value))
+    return f"{value:f}"
+
+
 def _answer(value: Any, where: str) -> str:
     if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
-        return str(value)
+        return plain_number(Decimal(value))
     if isinstance(value, float) and math.isfinite(value):
-        return str(int(value) if value.is_integer() else value)  # Parquet may hold 18 as 18.0
+        return plain_number(Decimal(repr(value)))  # the digits that were written, not all binary
     if not isinstance(value, str) or not value.strip():
         raise KavaError(f"{where}: 'answer' must be a number or a text, not {_brief(value)}")
     value = value.strip()
@@ -131,14 +143,36 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
 
 def _json_rows(path: Path) -> Iterator[Row]:
     for where, line in _lines(path):
-        try:
-            # Decimal keeps an answer's digits as they are in the file.
-            row = json.loads(line, parse_float=Decimal, parse_constant=_refuse)
-        except (ValueError, RecursionError) as error:
-            raise KavaError(f"{where}: broken JSON ({error}); one object per line") from error
-        if not isinstance(row, dict):
-            raise KavaError(f"{where}: not a JSON object but {_brief(row)}; one object per line")
-        yield where, row
+        yield where, _object(_parse(line, where, "one object per line"), where)
+
+
+def _json_list(path: Path) -> Iterator[Row]:
+    """Rows of a `.json` file: one list of objects, or one object per line."""
+    with path.open("rb") as file:
+        start = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not start.startswith(b"["):
+        yield from _json_rows(path)
+        return
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise KavaError(f"{path}: not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
+    for number, row in enumerate(_parse(text, str(path), "a list of objects"), 1):
+        yield f"{path}, row {number}", _object(row, f"{path}, row {number}")
+
+
+def _parse(text: str, where: str, form: str) -> Any:
+    try:
+        # Decimal keeps an answer's digits as they are in the file.
+        return json.loads(text, parse_float=Decimal, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise KavaError(f"{where}: broken JSON ({error}); {form}") from error
+
+
+def _object(row: Any, where: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise KavaError(f"{where}: not a JSON object but {_brief(row)}; one object per line")
+    return row
 
 
 def _refuse(name: str) -> None:
@@ -179,7 +213,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 FORMATS = {
     ".jsonl": _json_rows,
-    ".json": _json_rows,
+    ".json": _json_list,
     ".parquet": _parquet_rows,
     ".txt": _text_rows,
 }

@@ -1,14 +1,20 @@
 """Rules for reading an answer from a generated text and comparing it with the right one.
 
 `numeric` is the headline; the rules of CODI and PCCoT are reported beside it, because published
-scores rest on them. A rule takes the text and the gold answer and says whether they agree.
+scores rest on them, and math-verify's, because many leaderboards do. A rule takes the text and the
+gold answer and says whether they agree. docs/answers.md shows what each makes of hard cases.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+
+from kava.data.files import plain_number
+from kava.evaluate import symbolic
 
 _MARKER = re.compile(r"the\s+answer\s+is\s*:|####", re.IGNORECASE)
 _UNSIGNED = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
@@ -72,16 +78,63 @@ def string(text: str, gold: str) -> bool:
     return after_marker(text) == gold
 
 
+def math_verify(text: str, gold: str) -> bool:
+    """math-verify (Hugging Face): what it reads in the text equals what it reads in `gold`.
+
+    It is given what follows the last marker, else the whole text, in which it looks for an answer
+    by itself (it does not find the 18 of `The answer is:18`, which has no blank). Of more than
+    2,000 characters it is given the first of them after a marker, the last without one, up to a
+    blank. It rounds to 6 decimals and takes the last of several numbers; 50 % equals 50.
+    A gold number is written out first (`-.5` as `-0.5`), since it would not read it else.
+    """
+    read = after_marker(text)
+    if read is None:
+        read = text
+        if len(read) > symbolic.LONGEST:
+            read = read[-symbolic.LONGEST :].partition(" ")[2]
+    elif len(read) > symbolic.LONGEST:
+        read = read[: symbolic.LONGEST].rpartition(" ")[0]
+    return bool(read) and symbolic.agrees(read, _written_out(gold))
+
+
+HEADLINE = "numeric"
 RULES: dict[str, Callable[[str, str], bool]] = {
     "numeric": numeric,
     "last_number": last_number,
     "string": string,
+    "math_verify": math_verify,
 }
 
 
-def score(text: str, gold: str) -> dict[str, bool]:
+def score(text: str, gold: str, rules: Sequence[str] = tuple(RULES)) -> dict[str, bool]:
     """Whether `text` is right, by each rule."""
-    return {name: rule(text, gold) for name, rule in RULES.items()}
+    return {name: RULES[name](text, gold) for name in rules}
+
+
+def _written_out(gold: str) -> str:
+    try:
+        return plain_number(Decimal(gold))
+    except InvalidOperation:  # a fraction, or no number
+        return gold
+
+
+def accuracy_by_rule(correct: Sequence[dict[str, bool]]) -> dict[str, float]:
+    """Percent of texts that are right, by rule, from what `score` says of each."""
+    n = len(correct)
+    return {rule: percent(sum(c[rule] for c in correct), n) for rule in (correct[0] if n else ())}
+
+
+def percent(hits: int, n: int) -> float:
+    """Accuracy, to two places."""
+    return round(100 * hits / n, 2) if n else 0.0
+
+
+def standard_error(hits: int, n: int) -> float:
+    """Of an accuracy of `hits` in `n`, in percent points (binomial)."""
+    if n == 0:
+        return 0.0
+    share = hits / n
+    return round(100 * math.sqrt(share * (1 - share) / n), 2)
 
 
 def _exact(number: str) -> Fraction:

@@ -11,7 +11,7 @@ from kava.errors import KavaError
 from kava.recipe import Recipe
 from kava.report.tables import memory
 from kava.run import open_reasoner, score_run
-from kava.tasks import load_task
+from kava.tasks import load_task, read_options
 
 
 def evaluate_tasks(
@@ -32,7 +32,7 @@ def evaluate_tasks(
     """
     if file and len(tasks) > 1:
         raise KavaError("eval: --file holds the rows of one task, but several tasks are given")
-    given = dict(_option(o) for o in options)
+    given = read_options("eval", options)
     reasoner = open_reasoner(run, backbone)
     loaded = [
         load_task(
@@ -72,15 +72,6 @@ def task_options(recipe: Recipe, name: str, given: dict[str, Any]) -> dict[str, 
     """The problems a run was trained on are the ones it is asked, unless options say otherwise."""
     data = recipe.data
     return {**(data.options if data.train == name == "synthetic" else {}), **given}
-
-
-def _option(text: str) -> tuple[str, Any]:
-    import yaml
-
-    key, sign, value = text.partition("=")
-    if not sign:
-        raise KavaError(f"eval: --option {text}: an option is written key=value")
-    return key, yaml.safe_load(value)
 
 
 def _run_folder(run: Path) -> Path:

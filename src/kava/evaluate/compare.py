@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kava.errors import KavaError
+from kava.evaluate.answers import HEADLINE, standard_error
 from kava.evaluate.paired import mcnemar, paired_bootstrap
-from kava.evaluate.runner import HEADLINE, standard_error
 
 
 @dataclass(frozen=True)

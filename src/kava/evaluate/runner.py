@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kava.evaluate.answers import score
+from kava.evaluate.answers import HEADLINE, RULES, accuracy_by_rule, percent, score, standard_error
+from kava.methods._base import Thinking
 from kava.model import Reasoner
 from kava.peak import peak_memory
 from kava.types import Example
-
-HEADLINE = "numeric"
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,11 @@ def answer_batch(
     num_iterations: int | None = None,
 ) -> list[Answer]:
     """Think about and answer questions together."""
-    thinking = reasoner.think(questions, num_iterations)
+    return answer_thoughts(reasoner, reasoner.think(questions, num_iterations), max_new_tokens)
+
+
+def answer_thoughts(reasoner: Reasoner, thinking: Thinking, max_new_tokens: int) -> list[Answer]:
+    """Answer what was thought about."""
     ids = reasoner.answer(thinking, max_new_tokens)
     lengths = reasoner.generated_lengths(ids).tolist()
     eos = reasoner.tokenizer.eos_token_id
@@ -88,29 +90,28 @@ def evaluate(
     num_iterations: int | None = None,
     timed_alone: int = 0,
     on_batch: Callable[[int], None] | None = None,
+    rules: Sequence[str] = tuple(RULES),
 ) -> Evaluation:
-    """Answer every example and score it under every rule.
+    """Answer every example and score it under every rule, or under `rules`.
 
     Args:
         timed_alone: how many questions to time once more, one at a time (latency).
         on_batch: told the number of examples done.
+        rules: the headline among them.
     """
     training = reasoner.training
     reasoner.eval()
-    # Questions of like length share a batch; answers do not depend on it, time does.
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].question))
     answers: dict[int, Answer] = {}
     begin = time.perf_counter()
     with peak_memory(reasoner.device) as peak:
-        for at in range(0, len(order), batch_size):
-            chosen = order[at : at + batch_size]
+        for chosen in batches(examples, batch_size):
             texts = [examples[i].question for i in chosen]
             batch = answer_batch(reasoner, texts, max_new_tokens, num_iterations)
             answers.update(zip(chosen, batch, strict=True))
             if on_batch:
                 on_batch(len(answers))
     seconds = time.perf_counter() - begin
-    predictions = [_record(e, answers[i]) for i, e in enumerate(examples)]
+    predictions = [_record(e, answers[i], rules) for i, e in enumerate(examples)]
     summary = summarise(predictions)
     summary["batch_size"] = batch_size
     summary["ms_per_question_in_batch"] = round(1000 * seconds / max(len(examples), 1), 3)
@@ -123,6 +124,16 @@ def evaluate(
         summary["ms_per_question_n"] = len(alone)
     reasoner.train(training)
     return Evaluation(predictions, summary)
+
+
+def batches(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:
+    """Indices of examples to answer together: questions of like length share a batch.
+
+    Answers do not depend on it, time does.
+    """
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].question))
+    for at in range(0, len(order), batch_size):
+        yield order[at : at + batch_size]
 
 
 def time_alone(
@@ -149,43 +160,28 @@ def summarise(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "n": n,
         "rule": HEADLINE,
-        "accuracy": _percent(hits, n),
+        "accuracy": percent(hits, n),
         "accuracy_se": standard_error(hits, n),
-        "accuracy_by_rule": {
-            rule: _percent(sum(p["correct"][rule] for p in predictions), n)
-            for rule in (predictions[0]["correct"] if predictions else ())
-        },
+        "accuracy_by_rule": accuracy_by_rule([p["correct"] for p in predictions]),
         "accuracy_by_steps": {},
         "unfinished": sum(not p["finished"] for p in predictions),
     }
     for steps in sorted({p["num_steps"] for p in predictions}):
         group = [p["correct"][HEADLINE] for p in predictions if p["num_steps"] == steps]
-        summary["accuracy_by_steps"][str(steps)] = [_percent(sum(group), len(group)), len(group)]
+        summary["accuracy_by_steps"][str(steps)] = [percent(sum(group), len(group)), len(group)]
     for key in ("forward_passes", "prefill_passes", "generated_tokens"):
         summary[key] = round(sum(p[key] for p in predictions) / max(n, 1), 3)
     return summary
 
 
-def standard_error(hits: int, n: int) -> float:
-    """Of an accuracy of `hits` in `n`, in percent points (binomial)."""
-    if n == 0:
-        return 0.0
-    share = hits / n
-    return round(100 * math.sqrt(share * (1 - share) / n), 2)
-
-
-def _percent(hits: int, n: int) -> float:
-    return round(100 * hits / n, 2) if n else 0.0
-
-
-def _record(example: Example, answer: Answer) -> dict[str, Any]:
+def _record(example: Example, answer: Answer, rules: Sequence[str]) -> dict[str, Any]:
     return {
         "id": example.id,
         "question": example.question,
         "answer": example.answer,
         "num_steps": len(example.steps),
         "prediction": answer.text,
-        "correct": score(answer.text, example.answer),
+        "correct": score(answer.text, example.answer, rules),
         "forward_passes": answer.forward_passes,
         "prefill_passes": answer.prefill_passes,
         "generated_tokens": answer.generated_tokens,

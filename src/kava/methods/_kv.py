@@ -39,7 +39,7 @@ class KvDistillation:
     def check(self, reasoner: Reasoner) -> None:
         """Raise a KavaError where the backbone does not fit `kv.keys`."""
         if self.kv.keys == "pre_rope":
-            rotary.check(reasoner.lm)
+            rotary.check(reasoner.lm, "kv.keys: pre_rope", "use post_rope")
 
     def modules(self, reasoner: Reasoner) -> nn.ModuleDict:
         """The projection of keys and values, if the recipe has one."""

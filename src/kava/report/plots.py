@@ -19,6 +19,15 @@ Record = dict[str, Any]
 Point = tuple[float, float, float | None]
 
 
+class Dot(NamedTuple):
+    """A value with its interval, under the name of its line."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+
+
 class Look(NamedTuple):
     """How a method is drawn, the same in every plot."""
 
@@ -116,6 +125,54 @@ def accuracy_against_passes(rows: Sequence[Record], path: str | Path) -> Path:
     if rows:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return _save(figure, path)
+
+
+def dots(
+    series: dict[str, Sequence[Dot]],
+    path: str | Path,
+    across: str,
+    title: str,
+    level: float,
+    level_label: str,
+) -> Path:
+    """Draw percentages as dots with intervals, a line for each label.
+
+    Args:
+        series: what is counted to its dots; the first one names all lines, from top to bottom.
+        path: the PNG to write.
+        across: what the values are.
+        title: above the axes.
+        level: a value to hold them against, drawn as a broken line under `level_label`.
+    """
+    lines = {dot.label: -place for place, dot in enumerate(next(iter(series.values())))}
+    figure = _figure((7.0, 1.7 + 0.32 * len(lines)))
+    axes = figure.add_subplot()
+    _tidy(axes)
+    axes.axvline(level, color=_GREY, linestyle="--", linewidth=1.2, label=level_label)
+    for name, look in zip(series, (LOOKS["kava"], LOOKS["pccot"]), strict=False):
+        _dots(axes, series[name], lines, name, look)
+    axes.set_yticks(list(lines.values()), list(lines))
+    axes.set_xlim(-2, 102)
+    axes.set_xlabel(across)
+    _title(axes, title)
+    figure.legend(loc="outside lower center", ncols=len(series) + 1, frameon=False, fontsize=9)
+    return _save(figure, path)
+
+
+def _dots(axes: Axes, dots: Sequence[Dot], lines: dict[str, int], name: str, look: Look) -> None:
+    axes.errorbar(
+        [dot.value for dot in dots],
+        [lines[dot.label] for dot in dots],
+        xerr=[[dot.value - dot.low for dot in dots], [dot.high - dot.value for dot in dots]],
+        label=name,
+        color=look.colour,
+        marker=look.marker,
+        markersize=7,
+        linestyle="none",
+        capsize=3,
+        elinewidth=1.4,
+        zorder=3,
+    )
 
 
 def loss_parts(series: dict[str, Sequence[Record]], path: str | Path) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kava import registry
-from kava.evaluate.runner import standard_error
+from kava.evaluate.answers import standard_error
 from kava.recipe import Recipe
 from kava.run import mean_and_std
 

@@ -46,3 +46,19 @@ def load_task(
         raise KavaError(f"task {name}: limit must be at least 1, not {limit}")
     module = find_module("tasks", "task", name)
     return call(module.load, f"task {name}", {"file": file, "limit": limit}, options or {})
+
+
+def read_options(command: str, words: list[str]) -> dict[str, Any]:
+    """`key=value` words, values read as YAML. Raises KavaError for a word of another form."""
+    import yaml
+
+    options = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign or not key:
+            raise KavaError(f"{command}: --option {word}: an option is written key=value")
+        try:
+            options[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise KavaError(f"{command}: --option {word}: not a valid YAML value") from None
+    return options

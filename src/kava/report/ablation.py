@@ -1,0 +1,94 @@
+"""Table and plot of `kava ablate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kava.report.plots import Dot, dots, look
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MEANINGS = {
+    "noise": "noise of the same norm",
+    "shuffled": "shuffled in order",
+    "swapped": "swapped with another question's",
+}
+
+
+def label(name: str) -> str:
+    """What a row is called: what was done to the latents, or how many iterations they had."""
+    kind, _, count = name.rpartition("_")
+    return f"T = {count}" if kind == "iterations" else name.replace("_", " ")
+
+
+def ablation_table(table: dict[str, Any]) -> Table:
+    """What `ablation.json` holds, for a rich console."""
+    from rich import box
+    from rich.table import Table
+
+    # Without its edges the table fits a terminal of 80 columns.
+    shown = Table(caption=caption(table), box=box.SIMPLE_HEAD, show_edge=False)
+    shown.add_column("latents")
+    for heading in ("accuracy (%)", "difference", "95 %", "p", "passes"):
+        shown.add_column(heading, justify="right")
+    for row in table["rows"]:
+        shown.add_row(*_cells(row))
+    return shown
+
+
+def caption(table: dict[str, Any]) -> str:
+    """What the numbers were measured on, and what they are to be held against."""
+    rows = {row["name"]: row for row in table["rows"]}
+    chance, swapped = table["chance"], rows["swapped"]
+    return (
+        f"n = {swapped['n']:,} of {table['task']}; ± is one standard error; differences to the "
+        "first row in percent points (paired bootstrap; p: McNemar)\n"
+        f"by chance: {chance['other_question']:.1f} % with another question's answer, "
+        f"{chance['most_frequent']:.1f} % with the most frequent one\n"
+        f"swapped with another question's: {swapped['partner_accuracy']:.1f} % of the answers are "
+        "right for that question"
+        + "".join(f"\nno row '{name}': {why}" for name, why in table["left_out"].items())
+    )
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    first = f"{row['accuracy']:.1f} ± {row['accuracy_se']:.1f}"
+    passes = f"{row['forward_passes']:.1f}"
+    if row["name"] == "as_they_are":
+        return label(row["name"]), first, "", "", "", passes
+    low, high = row["difference_interval"]
+    return (
+        label(row["name"]),
+        first,
+        f"{row['difference']:+.1f}",
+        f"{low:+.1f} to {high:+.1f}",
+        f"{row['mcnemar_p']:.2g}" if row["mcnemar_p"] >= 1e-4 else "<0.0001",
+        passes,
+    )
+
+
+def draw(table: dict[str, Any], path: Path) -> Path:
+    """One dot with its 95 % interval per row, and the share that answers the other question."""
+
+    def named(name: str) -> str:
+        return MEANINGS.get(name, label(name))
+
+    found = [
+        Dot(named(row["name"]), row["accuracy"], *row["accuracy_interval"]) for row in table["rows"]
+    ]
+    swapped = next(row for row in table["rows"] if row["name"] == "swapped")
+    partner = Dot(
+        named("swapped"), swapped["partner_accuracy"], *swapped["partner_accuracy_interval"]
+    )
+    method, n = look(table["method"]).label, swapped["n"]
+    return dots(
+        {"the question's answer": found, "the other question's answer": [partner]},
+        path,
+        across="Share of answers (%), with 95 % intervals",
+        title=f"Does it think? {method}'s latents changed before the answer\n"
+        f"{table['task']}, {n:,} problems",
+        level=table["chance"]["other_question"],
+        level_label="chance",
+    )

@@ -1,0 +1,111 @@
+"""`kava score`: counts by hand, matched by id or by order, and what does not match is named."""
+
+import json
+import random
+
+import pytest
+from typer.testing import CliRunner
+
+from kava.cli import app
+from kava.errors import KavaError
+from kava.evaluate.answers import RULES, score
+
+GOLD = {"a": "18", "b": "0.4", "c": "-7", "d": "1800"}
+TEXTS = {
+    "a": "The answer is: 18",  # every rule
+    "b": "The answer is: 2/5",  # numeric, math_verify
+    "c": "so it is -7",  # last_number, math_verify
+    "d": "#### 18 hundred",  # none
+}
+COUNTS = {"numeric": 2, "last_number": 2, "string": 1, "math_verify": 3}
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    rows = [{"id": key, "question": f"q {key}", "answer": gold} for key, gold in GOLD.items()]
+    return write(tmp_path / "rows.jsonl", rows)
+
+
+def run(*words):
+    done = CliRunner().invoke(app, ["score", *map(str, words)])
+    if isinstance(done.exception, KavaError):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def with_ids(order="abcd"):
+    return [{"id": key, "prediction": TEXTS[key]} for key in order]
+
+
+def test_counts_by_hand():
+    said = {key: score(TEXTS[key], GOLD[key]) for key in GOLD}
+    assert {rule: sum(s[rule] for s in said.values()) for rule in RULES} == COUNTS
+
+
+def test_by_id_in_any_order_and_by_order_without_ids(data, tmp_path):
+    order = list("abcd")
+    random.Random(0).shuffle(order)
+    assert order != sorted(order)
+    for rows in (with_ids(order), [{"prediction": TEXTS[key]} for key in "abcd"]):
+        file = write(tmp_path / "p.jsonl", rows)
+        assert json.loads(run(file, "--data", data, "--json")) == {"n": 4, "correct": COUNTS}
+    file = write(tmp_path / "p.jsonl", with_ids("ab"))
+    assert json.loads(run(file, "--data", data, "--limit", 2, "--json"))["correct"] == {
+        "numeric": 2, "last_number": 1, "string": 1, "math_verify": 2,
+    }  # fmt: skip
+
+
+def test_the_table(data, tmp_path):
+    said = run(write(tmp_path / "p.jsonl", with_ids()), "--data", data)
+    lines = [line.split() for line in said.splitlines()]
+    assert ["numeric", "*", "2", "50.00", "±", "25.00"] in lines  # sqrt(.5 * .5 / 4)
+    assert ["math_verify", "3", "75.00", "±", "21.65"] in lines
+    assert "n = 4" in said
+
+
+def changed(rows, index, **fields):
+    row = {key: value for key, value in {**rows[index], **fields}.items() if value is not None}
+    return [*rows[:index], row, *rows[index + 1 :]]
+
+
+BAD = {
+    "an unknown id": (changed(with_ids(), 2, id="x"), "line 3: id 'x' is not of .*like 'a'"),
+    "an id twice": (changed(with_ids(), 2, id="a"), "line 3: id 'a' is already that of .*line 1"),
+    "a missing id": (with_ids("abd"), "has 3 rows and .* has 4; .* without a prediction is 'c'"),
+    "too many ids": ([*with_ids(), *with_ids("a")], "line 5: id 'a' is already"),
+    "too few rows": ([{"prediction": "1"}] * 3, "has 3 rows and .* has 4; without an id"),
+    "too many rows": ([{"prediction": "1"}] * 5, "has 5 rows and .* has 4; without an id"),
+    "ids in another order, one gone": (
+        changed(with_ids("abdc"), 0, id=None), "line 3: id 'd' stands where .* has 'c'",
+    ),
+    "no prediction": (changed(with_ids(), 1, prediction=None), "line 2: no field 'prediction'"),
+    "a number": (changed(with_ids(), 1, prediction=7), "line 2: 'prediction' must be the text"),
+    "nothing": ([], "holds no rows"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("rows", "message"), BAD.values(), ids=BAD.keys())
+def test_what_does_not_match_is_named(rows, message, data, tmp_path):
+    with pytest.raises(KavaError, match=message) as caught:
+        run(write(tmp_path / "p.jsonl", rows), "--data", data)
+    assert "\n" not in str(caught.value)
+
+
+def test_right_answers_come_from_one_place(data, tmp_path):
+    file = write(tmp_path / "p.jsonl", with_ids())
+    for words, message in (
+        ((), "by --task NAME or --data FILE, one of both"),
+        (("--task", "gsm8k", "--data", data), "by --task NAME or --data FILE, one of both"),
+        (("--data", data, "--file", data), "--file and --option are of a task"),
+        (("--task", "gsm8k", "--file", data), "has 4 rows and GSM8K test has 1,319"),
+    ):
+        with pytest.raises(KavaError, match=message):
+            run(file, *words)
+    said = run(file, "--task", "gsm8k", "--file", data, "--limit", 4, "--json")
+    assert json.loads(said)["correct"] == COUNTS
