@@ -13,14 +13,13 @@ from kava.errors import KavaError
 from kava.evaluate.answers import numeric
 from kava.inspect._numbers import Absent
 from kava.inspect.attended import Attended, attended
+from kava.inspect.compression import compression
 from kava.inspect.decoded import Decoded, decoded
-from kava.inspect.kept import KeptTokens, kept_tokens
+from kava.inspect.kept import KeptTokens
 from kava.inspect.movement import Movement, movement
-from kava.inspect.similarity import Similarity, similarity
+from kava.inspect.similarity import Similarity
 from kava.inspect.trace import Trace, find_trace
-from kava.latents._state import LatentState
-from kava.methods._base import Batch, LatentMethod, Written, read_question, read_written
-from kava.methods._kv import KvDistillation, taken
+from kava.methods._base import Batch, LatentMethod, read_question, read_written
 
 if TYPE_CHECKING:
     from kava.model import Reasoner
@@ -104,8 +103,9 @@ def look(
     batch = _on(reasoner.device, batching.collate([encoded], reasoner.tokenizer.pad_token_id))
     teacher = read_written(reasoner, context, batch, queries=True)
     text = reasoner.tokenizer.decode(new[0], skip_special_tokens=True).strip()
+    written = new[:, : int((new != reasoner.tokenizer.eos_token_id).sum())]
     shapes = reasoner.cache_shapes()
-    compared, kept = _compression(reasoner, batch, teacher, state)
+    compared, kept = compression(reasoner, batch, teacher, state)
     return Look(
         about=About(
             run=run,
@@ -126,7 +126,7 @@ def look(
         movement=movement(state.inputs) if method.iterates else _one_at_a_time(reasoner),
         similarity=compared,
         kept=kept,
-        attended=attended(reasoner, state, thinking.prompt, new),
+        attended=attended(reasoner, state, thinking.prompt, written),
     )
 
 
@@ -151,64 +151,6 @@ def _one_at_a_time(reasoner: Reasoner) -> Absent:
         f"method '{reasoner.recipe.method}' makes its latents one at a time: there are no "
         "iterations to move in"
     )
-
-
-def _compression(
-    reasoner: Reasoner, batch: Batch, teacher: Written, state: LatentState
-) -> tuple[Similarity | Absent, KeptTokens | Absent]:
-    """The two panels about the compressed cache of the teacher."""
-    kv, trained = _distillation(reasoner)
-    notes = [] if trained else [_untrained(reasoner)]
-    try:
-        kv.check(reasoner)
-        chosen = kv.choose(batch, teacher)
-    except KavaError as error:
-        return Absent(str(error)), Absent(str(error))
-    written = kv.turned(reasoner, teacher.steps, batch["question_mask"], batch["steps_mask"])
-    target = [
-        tuple(taken(states, kept) for states in pair)
-        for pair, kept in zip(written, chosen, strict=True)
-    ]
-    before, start = state.thought.attention_mask, batch["question"].shape[1] + 1
-    real = before[:, start : start + state.latents.shape[1]]
-    maps = kv.seen if "kv_projection" in reasoner.method_modules else kv.turned
-    student = [maps(reasoner, one, before[:, :start], real) for one in state.key_values]
-    filled = [kept.filled for kept in chosen]
-    how = [*notes, *_how_compared(reasoner, kv)]
-    return (
-        similarity(student, target, filled, how),
-        kept_tokens(reasoner, kv, batch, teacher, chosen, notes),
-    )
-
-
-def _distillation(reasoner: Reasoner) -> tuple[KvDistillation, bool]:
-    """How the cache is compressed, and whether the method was trained on it."""
-    own = getattr(reasoner.method, "kv", None)
-    if own is None:
-        return KvDistillation(reasoner.recipe), False
-    return own, reasoner.recipe.kv.weight > 0
-
-
-def _untrained(reasoner: Reasoner) -> str:
-    return (
-        f"This {reasoner.recipe.method} was not trained to match this cache; the compression is "
-        "that of the recipe's kv section (its defaults where it has none)."
-    )
-
-
-def _how_compared(reasoner: Reasoner, kv: KvDistillation) -> list[str]:
-    notes = []
-    if kv.kv.keys == "post_rope":
-        notes.append("Keys are compared as the cache holds them (kv.keys: post_rope).")
-    elif getattr(reasoner.lm.base_model, "rotary_emb", None) is not None:
-        notes.append(
-            "Keys are compared before their rotation, as the loss does (kv.keys: pre_rope)."
-        )
-    if "kv_projection" in reasoner.method_modules:
-        notes.append(
-            "The student's keys and values go through kv.projection first, as in the loss."
-        )
-    return notes
 
 
 def _on(device: torch.device, batch: dict[str, Any]) -> Batch:

@@ -148,17 +148,20 @@ function drawDecoded(decoded) {
   const passes = decoded.passes, last = passes.length - 1, count = passes[0].length;
   let view = passes.length > 1 ? "all" : "0";
   const words = (top) => top.map(([text, p]) => `${(100 * p).toFixed(2).padStart(6)} %  ${shown(text)}`).join("\n");
-  const cell = ([text, p], top, where) => el("td", { class: "word" + (p > 0.55 ? " strong" : ""), v: p.toFixed(3), ...tipped(where + "\n" + words(top)) }, shown(text), el("span", {}, p.toFixed(2)));
+  const cell = ([text, p], top, where, early) => el("td", { class: "word" + (early ? " early" : ""), v: p.toFixed(3), ...(early ? { colour: "var(--below)" } : {}), ...tipped(where + "\n" + words(top)) }, shown(text), el("span", {}, p.toFixed(2)));
+  const early = (t, i) => passes[t][i][0][0] !== passes[last][i][0][0];
   const [place, again] = redrawn(() => {
     const all = view === "all", t = all ? last : Number(view);
     const columns = all ? passes.map((_, i) => (i === last ? `iteration ${i} (last)` : "iteration " + i)) : ["likeliest", "2nd", "3rd", "4th", "5th"];
     const caption = all ? "The likeliest token of each latent after each iteration, with its probability" : "Five likeliest tokens of each latent after " + after(t);
     const rows = range(count).map((i) => el("tr", {}, el("th", { scope: "row" }, String(i + 1)), all
-      ? passes.map((one, n) => cell(one[i][0], one[i], `latent ${i + 1} after ${after(n)}`))
+      ? passes.map((one, n) => cell(one[i][0], one[i], `latent ${i + 1} after ${after(n)}`, early(n, i)))
       : passes[t][i].map((token) => cell(token, passes[t][i], `latent ${i + 1} after ${after(t)}`))));
     const table = el("table", { class: "wide" }, el("caption", {}, caption),
       el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "latent"), columns.map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, rows));
-    return [scrolling(caption, walkable(table, "td"))];
+    const key = (colour, text) => { const swatch = el("span", { class: "swatch" }); swatch.style.background = colour; return el("span", {}, swatch, text); };
+    const mixed = (name) => `color-mix(in oklab, var(--${name}) 34%, var(--zero))`;
+    return [scrolling(caption, walkable(table, "td")), all ? el("p", { class: "legend" }, key(mixed("hue"), "the token of the last iteration"), key(mixed("below"), "another token, in italics"), "stronger is likelier") : ""];
   });
   const [reading, reread] = redrawn(() => {
     const t = view === "all" ? last : Number(view);
@@ -220,13 +223,15 @@ function keptAt(row, slot, head) {
 
 function drawKept(kept) {
   const names = Object.keys(kept.numbers), layers = kept.columns.length, heads = kept.columns[0].length, count = kept.tokens.length;
-  let which = "all", colour = "kept";
+  let which = "all";
   const all = range(layers).flatMap((l) => range(heads).map((h) => [l, h]));
   const held = all.map(([l, h]) => new Set(kept.columns[l][h].filter((c) => c !== null)));
   const chosen = () => (which === "all" ? all : [which.split(",").map(Number)]);
   const keeps = (l, h, c) => held[l * heads + h].has(c);
   const value = (name, l, h, c) => kept.numbers[name][l][h][c];
   const share = (some, c) => mean(some.map(([l, h]) => (keeps(l, h, c) ? 1 : 0)));
+  const everything = held.every((one) => one.size === count);
+  let colour = everything && names.length ? names[0] : "kept"; // one colour for all tokens says nothing
   // Shades are between the smallest and the largest number of the same head.
   const spans = {};
   for (const name of names) spans[name] = all.map(([l, h]) => { const v = kept.numbers[name][l][h].filter((x) => x !== null); return [Math.min(...v), Math.max(...v)]; });
@@ -265,13 +270,13 @@ function drawKept(kept) {
   });
   const redraw = () => { retext(); remap(); };
   const [label, select] = chooser("Head", [["all", "every head together"], ...all.map(([l, h]) => [`${l},${h}`, `layer ${l + 1}, head ${h + 1}`])], (v) => { which = v; redraw(); });
-  const [second] = chooser("Colour by", [["kept", "kept or evicted"], ...names.map((n) => [n, n])], (v) => { colour = v; redraw(); });
+  const [second, by] = chooser("Colour by", [["kept", "kept or evicted"], ...names.map((n) => [n, n])], (v) => { colour = v; redraw(); });
+  by.value = colour;
   const slots = kept.blocks > 1 ? `${kept.blocks} blocks of ${kept.budget} slots, one for each step` : `${kept.budget} slots`;
-  const everything = held.every((one) => one.size === count) ? " All tokens fit, so nothing is evicted here." : "";
   const how = { rkv: `score = λ importance + (1 − λ) redundancy, λ ${kept.lam}`, rkv_decoding: `score = λ importance − (1 − λ) redundancy, λ ${kept.lam}`, attention: "score = importance", cosine: "score = redundancy" }[kept.eviction];
   const lacking = ["importance", "redundancy"].filter((name) => !names.includes(name));
   return [
-    el("p", { class: "note" }, `${count} tokens, ${slots} in each head. Eviction ${kept.eviction}${how ? ": " + how : ""}.${everything}`, lacking.length ? ` This eviction has no ${lacking.join(" and no ")}.` : "", " ", kept.notes.join(" ")),
+    el("p", { class: "note" }, `${count} tokens, ${slots} in each head. Eviction ${kept.eviction}${how ? ": " + how : ""}.${everything ? " All tokens fit, so nothing is evicted here." : ""}`, lacking.length ? ` This eviction has no ${lacking.join(" and no ")}.` : "", " ", kept.notes.join(" ")),
     el("div", { class: "controls" }, label, second), text, map,
     el("p", { class: "legend" }, "● kept  · evicted; shades of a number are from the smallest to the largest of its head"),
   ];
@@ -282,7 +287,7 @@ function drawAttended(paid) {
   const layers = paid.layers[0].length, heads = paid.heads[0][0].length;
   const shares = el("table", { class: "shares" },
     el("caption", {}, "Where each token of the answer looks (mean over layers and heads, in percent)"),
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "token"), paid.parts.map((name, i) => { const s = el("span", { class: "swatch" }); s.style.background = `var(--part-${i})`; return el("th", { scope: "col" }, s, name); }), el("th", { scope: "col" }, "all"))),
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "token"), paid.parts.map((name, i) => { const s = el("span", { class: "swatch" }); s.style.background = `var(--part-${i})`; return el("th", { scope: "col" }, s, name); }), el("th", { scope: "col" }, "together"))),
     el("tbody", {}, paid.tokens.map((text, a) => el("tr", {}, el("th", { scope: "row", class: "count" }, shown(text)), paid.shares[a].map((p) => el("td", {}, percent(p))),
       el("td", {}, el("div", { class: "stack", "aria-hidden": "true" }, paid.shares[a].map((p, i) => { const part = el("i"); part.style.width = 100 * p + "%"; part.style.background = `var(--part-${i})`; return part; })))))));
   const [place, again] = redrawn(() => {
