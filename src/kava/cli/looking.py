@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kava.cli._app import ManyWords, TaskFile, app, make_console
+from kava.cli._app import ManyWords, app, make_console
 
 
 @app.command()
@@ -64,7 +64,9 @@ def inspect(
         str | None, typer.Option(help="the right one; the model's own if not given")
     ] = None,
     task: Annotated[str | None, typer.Option(help="a row of this task, named by --id")] = None,
-    file: TaskFile = None,
+    file: Annotated[
+        str | None, typer.Option(help="local copy of the task's rows, or examples of your own")
+    ] = None,
     id: Annotated[
         str | None, typer.Option(metavar="ROW", help="of --task, or of the examples in --file")
     ] = None,

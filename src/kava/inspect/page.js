@@ -73,7 +73,11 @@ function walkable(grid, selector) {
   return grid;
 }
 
-const scrolling = (name, table) => el("div", { class: "scroll", role: "region", "aria-label": name, tabindex: 0 }, table);
+function scrolling(name, table) {
+  table.setAttribute("aria-label", name);
+  // The caption stands outside, so that it stays in sight where the table is wider than the page.
+  return el("div", {}, el("p", { class: "caption" }, name), el("div", { class: "scroll", role: "region", "aria-label": name, tabindex: 0 }, table));
+}
 
 function chooser(label, options, onchange) {
   const select = el("select", { onchange: () => onchange(select.value) }, options.map(([value, text]) => el("option", { value }, text)));
@@ -90,7 +94,6 @@ function heat({ caption, corner, columns, rows, limit, both, tip: words, text = 
     return el("td", { class: "cell" + (v > 0.55 ? " strong" : ""), v: v.toFixed(3), ...colour, ...tipped(words(row, i, value)) }, text(value));
   });
   const table = el("table", {},
-    el("caption", {}, caption),
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, corner), columns.map((name) => el("th", { scope: "col" }, name)))),
     el("tbody", {}, rows.map((row) => el("tr", row.mean ? { class: "mean" } : {}, el("th", { scope: "row" }, row.name), cells(row)))));
   return scrolling(caption, walkable(table, "td"));
@@ -148,7 +151,7 @@ function drawDecoded(decoded) {
   const passes = decoded.passes, last = passes.length - 1, count = passes[0].length;
   let view = passes.length > 1 ? "all" : "0";
   const words = (top) => top.map(([text, p]) => `${(100 * p).toFixed(2).padStart(6)} %  ${shown(text)}`).join("\n");
-  const cell = ([text, p], top, where, early) => el("td", { class: "word" + (early ? " early" : ""), v: p.toFixed(3), ...(early ? { colour: "var(--below)" } : {}), ...tipped(where + "\n" + words(top)) }, shown(text), el("span", {}, p.toFixed(2)));
+  const cell = ([text, p], top, where, early) => el("td", { class: "word" + (early ? " early" : ""), v: p.toFixed(3), ...(early ? { colour: "var(--below)" } : {}), ...tipped(where + "\n" + words(top)) }, el("div", {}, shown(text), el("span", {}, p.toFixed(2))));
   const early = (t, i) => passes[t][i][0][0] !== passes[last][i][0][0];
   const [place, again] = redrawn(() => {
     const all = view === "all", t = all ? last : Number(view);
@@ -157,7 +160,7 @@ function drawDecoded(decoded) {
     const rows = range(count).map((i) => el("tr", {}, el("th", { scope: "row" }, String(i + 1)), all
       ? passes.map((one, n) => cell(one[i][0], one[i], `latent ${i + 1} after ${after(n)}`, early(n, i)))
       : passes[t][i].map((token) => cell(token, passes[t][i], `latent ${i + 1} after ${after(t)}`))));
-    const table = el("table", { class: "wide" }, el("caption", {}, caption),
+    const table = el("table", { class: "wide" },
       el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "latent"), columns.map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, rows));
     const key = (colour, text) => { const swatch = el("span", { class: "swatch" }); swatch.style.background = colour; return el("span", {}, swatch, text); };
     const mixed = (name) => `color-mix(in oklab, var(--${name}) 34%, var(--zero))`;
@@ -265,7 +268,7 @@ function drawKept(kept) {
     const row = ([l, h]) => el("tr", {},
       el("th", { scope: "row" }, el("button", { class: "head", type: "button", "aria-pressed": String(which === `${l},${h}`), onclick: () => { which = which === `${l},${h}` ? "all" : `${l},${h}`; select.value = which; retext(); remap(); } }, `layer ${l + 1}, head ${h + 1}`)),
       range(count).map((c) => { const v = shade(l, h, c); return el("td", { class: "cell" + (v > 0.55 ? " strong" : ""), v: v.toFixed(3), ...hue(), ...tipped(words([[l, h]], c)) }, keeps(l, h, c) ? "●" : "·"); }));
-    const table = el("table", {}, el("caption", {}, caption), el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "token"), kept.tokens.map(([piece]) => el("th", { scope: "col", class: "count" }, shown(piece))))), el("tbody", {}, all.map(row)));
+    const table = el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "token"), kept.tokens.map(([piece]) => el("th", { scope: "col", class: "count" }, shown(piece))))), el("tbody", {}, all.map(row)));
     return [scrolling(caption, walkable(table, "td"))];
   });
   const redraw = () => { retext(); remap(); };
@@ -273,7 +276,13 @@ function drawKept(kept) {
   const [second, by] = chooser("Colour by", [["kept", "kept or evicted"], ...names.map((n) => [n, n])], (v) => { colour = v; redraw(); });
   by.value = colour;
   const slots = kept.blocks > 1 ? `${kept.blocks} blocks of ${kept.budget} slots, one for each step` : `${kept.budget} slots`;
-  const how = { rkv: `score = λ importance + (1 − λ) redundancy, λ ${kept.lam}`, rkv_decoding: `score = λ importance − (1 − λ) redundancy, λ ${kept.lam}`, attention: "score = importance", cosine: "score = redundancy" }[kept.eviction];
+  const unlike = "redundancy is high where a key is unlike the others (R of the paper)";
+  const how = {
+    rkv: `score = λ importance + (1 − λ) redundancy, λ ${kept.lam}; importance is the answer's attention, ${unlike}`,
+    rkv_decoding: `score = λ importance − (1 − λ) redundancy, λ ${kept.lam}; redundancy is high where a key is repeated`,
+    attention: "score = importance, the answer's attention",
+    cosine: `score = redundancy; ${unlike}`,
+  }[kept.eviction];
   const lacking = ["importance", "redundancy"].filter((name) => !names.includes(name));
   return [
     el("p", { class: "note" }, `${count} tokens, ${slots} in each head. Eviction ${kept.eviction}${how ? ": " + how : ""}.${everything ? " All tokens fit, so nothing is evicted here." : ""}`, lacking.length ? ` This eviction has no ${lacking.join(" and no ")}.` : "", " ", kept.notes.join(" ")),
@@ -286,7 +295,6 @@ function drawAttended(paid) {
   let token = 0, head = "mean";
   const layers = paid.layers[0].length, heads = paid.heads[0][0].length;
   const shares = el("table", { class: "shares" },
-    el("caption", {}, "Where each token of the answer looks (mean over layers and heads, in percent)"),
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "token"), paid.parts.map((name, i) => { const s = el("span", { class: "swatch" }); s.style.background = `var(--part-${i})`; return el("th", { scope: "col" }, s, name); }), el("th", { scope: "col" }, "together"))),
     el("tbody", {}, paid.tokens.map((text, a) => el("tr", {}, el("th", { scope: "row", class: "count" }, shown(text)), paid.shares[a].map((p) => el("td", {}, percent(p))),
       el("td", {}, el("div", { class: "stack", "aria-hidden": "true" }, paid.shares[a].map((p, i) => { const part = el("i"); part.style.width = 100 * p + "%"; part.style.background = `var(--part-${i})`; return part; })))))));
@@ -304,7 +312,7 @@ function drawAttended(paid) {
   const [first] = chooser("Token", paid.tokens.map((text, a) => [String(a), `${shown(text)}${a ? "" : " (asks for the answer)"}`]), (v) => { token = Number(v); again(); });
   const query = (h) => `head ${h + 1}${paid.group > 1 ? ` (of key/value head ${Math.floor(h / paid.group) + 1})` : ""}`;
   const [second] = chooser("Head", [["mean", "mean over heads"], ...range(heads).map((h) => [String(h), query(h)])], (v) => { head = v; again(); });
-  return [scrolling("Shares", shares), el("h3", {}, "Latent by latent"), el("div", { class: "controls" }, first, second), place];
+  return [scrolling("Where each token of the answer looks (mean over layers and heads, in percent)", shares), el("h3", {}, "Latent by latent"), el("div", { class: "controls" }, first, second), place];
 }
 
 header();

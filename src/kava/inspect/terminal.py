@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _BARS = " ▁▂▃▄▅▆▇█"
+#: Beyond these a line for each head would fill the screen.
+MANY_HEADS = 32
 
 
 def show(look: Look, console: Console) -> None:
@@ -33,11 +35,7 @@ def show(look: Look, console: Console) -> None:
     _heading(console, "What each latent decodes to")
     _decoded(look.decoded, console)
     for title, content, draw in (
-        (
-            "How far latents move: |X' - X| / |X|, from one iteration to the next",
-            look.movement,
-            _movement,
-        ),
+        ("How far latents move, |X' - X| / |X|", look.movement, _movement),
         ("Cosine of student and teacher, slot by slot", look.similarity, _similarity),
         ("Which reasoning tokens each head keeps", look.kept, _kept),
         ("Where the answer looks", look.attended, _attended),
@@ -97,42 +95,53 @@ def _similarity(similar: Similarity, console: Console) -> None:
             _say(console, f"{name:6} layer {layer:2d}  {_bars(row, 1)}  mean {_mean(row):.3f}")
         passes = ", ".join(f"{mean:.3f}" for mean in part.passes)
         _say(console, f"{name:6} mean      {_bars(part.slots, 1)}  by pass: {passes}")
-    _say(console, "a column for each slot, mean over heads; full is 1, empty 0 or below, "
-                  "- no token. " + " ".join(similar.notes), "dim")  # fmt: skip
+    legend = "a column for each slot, mean over heads; full is 1, empty 0 or below, - no token. "
+    _say(console, legend + " ".join(similar.notes), "dim")
 
 
 def _kept(kept: KeptTokens, console: Console) -> None:
-    heads = [(layer, head) for layer, row in enumerate(kept.columns) for head in range(len(row))]
-    numbers = range(len(kept.tokens))
-    for layer, head in heads:
-        held = set(kept.columns[layer][head])
-        line = Text(f"layer {layer + 1:2d} head {head + 1:2d}  ", "dim")
-        for column in numbers:
-            word = kept.tokens[column][0]
-            # What is evicted is in brackets, for those who see no colour.
-            line.append(word if column in held else f"[{word.strip()}]",
-                        "green" if column in held else "dim")  # fmt: skip
-        console.print(line)
-    fits = "; all fit" if len(kept.tokens) <= kept.budget * kept.blocks and not any(
-        None not in row for layer in kept.columns for row in layer
-    ) else ""  # fmt: skip
+    """A line for each head; for each layer, with the tokens of most of its heads, if many."""
+    held = [[set(head) - {None} for head in layer] for layer in kept.columns]
+    many = sum(map(len, held)) > MANY_HEADS
+    for number, heads in enumerate(held, start=1):
+        if many:
+            votes = [sum(column in head for head in heads) for column in range(len(kept.tokens))]
+            most = [column for column, count in enumerate(votes) if 2 * count > len(heads)]
+            console.print(_line(f"layer {number:2d}  ", kept, most))
+            continue
+        for head, columns in enumerate(heads, start=1):
+            console.print(_line(f"layer {number:2d} head {head:2d}  ", kept, columns))
+    full = all(len(head) == len(kept.tokens) for layer in held for head in layer)
     slots = f"{kept.blocks} x {kept.budget}" if kept.blocks > 1 else str(kept.budget)
-    _say(console, f"{len(kept.tokens)} tokens, {slots} slots, eviction {kept.eviction}{fits}; "
-                  f"evicted tokens are in [brackets]. {' '.join(kept.notes)}".strip(), "dim")  # fmt: skip
+    _say(
+        console,
+        f"{len(kept.tokens)} tokens, {slots} slots, eviction {kept.eviction}; "
+        + ("all fit, nothing is evicted. " if full else "evicted tokens stand in [brackets]. ")
+        + ("A line holds what most heads of the layer keep. " if many else "")
+        + " ".join(kept.notes),
+        "dim",
+    )
+
+
+def _line(name: str, kept: KeptTokens, columns: Collection[int]) -> Text:
+    """The trace; what is not in `columns` is in brackets, for those who see no colour."""
+    line = Text(name, "dim")
+    for column, (word, _) in enumerate(kept.tokens):
+        word = word.replace("\n", "⏎")
+        here = column in columns
+        line.append(word if here else f"[{word.strip()}]", "green" if here else "dim")
+    return line
 
 
 def _attended(paid: Attended, console: Console) -> None:
     width = max(len(repr(token)) for token in paid.tokens)
     for token, shares, latents in zip(paid.tokens, paid.shares, paid.latents, strict=True):
-        parts = ", ".join(
-            f"{name} {100 * p:.1f}" for name, p in zip(paid.parts, shares, strict=True)
-        )
+        named = zip(paid.parts, shares, strict=True)
+        parts = ", ".join(f"{name} {100 * share:.1f}" for name, share in named)
         _say(console, f"{token!r:{width}}  {parts} (percent)")
         top = max(latents)
-        most = 1 + latents.index(top)
-        _say(
-            console, f"{'':{width}}  {_bars(latents, top)}  most to latent {most}: {100 * top:.1f}"
-        )
+        most = f"most to latent {1 + latents.index(top)}: {100 * top:.1f}"
+        _say(console, f"{'':{width}}  {_bars(latents, top)}  {most}")
     _say(console, "mean over layers and heads; a column for each latent", "dim")
 
 

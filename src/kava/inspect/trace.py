@@ -92,6 +92,8 @@ def _write(reasoner: Reasoner, question: str, most: int) -> tuple[list[str], str
     ids = torch.tensor([reasoner.encoder.question(question)], device=reasoner.device)
     text = _text(reasoner, begin_writing(reasoner, ids, torch.ones_like(ids) > 0), most)
     told = "No steps were given, so the model wrote them itself (greedily, without <bot>)."
+    if reasoner.recipe.drop_last_step:
+        told += " It learned to leave the last one out (drop_last_step)."
     written, answer = parted(text)
     if answer is None:
         told += f' It did not get to "{ANSWER_PROMPT}" within {most} tokens.'
