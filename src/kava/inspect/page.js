@@ -37,7 +37,10 @@ function tell(event) {
   node.removeAttribute("title");
   tip.textContent = node.dataset.tip;
   tip.hidden = false;
-  const at = node.getBoundingClientRect(), size = tip.getBoundingClientRect();
+  place();
+}
+function place() {
+  const at = told.getBoundingClientRect(), size = tip.getBoundingClientRect();
   const below = at.bottom + 8 + size.height < innerHeight;
   tip.style.top = Math.max(4, below ? at.bottom + 8 : at.top - size.height - 8) + "px";
   tip.style.left = Math.max(4, Math.min(at.left, innerWidth - size.width - 8)) + "px";
@@ -50,7 +53,8 @@ function hush() {
 document.addEventListener("pointerover", tell);
 document.addEventListener("focusin", tell);
 document.addEventListener("focusout", hush);
-document.addEventListener("scroll", hush, true);
+// A focused cell scrolls into sight by itself and keeps its words; the mouse is elsewhere afterwards.
+document.addEventListener("scroll", () => (told && told === document.activeElement ? place() : hush()), true);
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") hush(); });
 const tipped = (text) => ({ "data-tip": text, title: text, tabindex: -1 });
 
