@@ -30,7 +30,8 @@ const tip = document.getElementById("tip");
 let told = null;
 function tell(event) {
   const node = event.target.closest("[data-tip]");
-  if (node === told) return;
+  // What has the focus keeps its words until the mouse meets others: it may scroll away by itself.
+  if (node === told || (!node && focused())) return;
   hush();
   if (!node) return;
   told = node;
@@ -39,6 +40,7 @@ function tell(event) {
   tip.hidden = false;
   place();
 }
+const focused = () => told !== null && told === document.activeElement;
 function place() {
   const at = told.getBoundingClientRect(), size = tip.getBoundingClientRect();
   const below = at.bottom + 8 + size.height < innerHeight;
@@ -53,8 +55,7 @@ function hush() {
 document.addEventListener("pointerover", tell);
 document.addEventListener("focusin", tell);
 document.addEventListener("focusout", hush);
-// A focused cell scrolls into sight by itself and keeps its words; the mouse is elsewhere afterwards.
-document.addEventListener("scroll", () => (told && told === document.activeElement ? place() : hush()), true);
+document.addEventListener("scroll", () => (told && (focused() || told.matches(":hover")) ? place() : hush()), true);
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") hush(); });
 const tipped = (text) => ({ "data-tip": text, title: text, tabindex: -1 });
 
