@@ -265,7 +265,7 @@ def test_one_step_is_dropped_as_in_training_but_not_from_what_the_model_writes()
     assert (whole.trace.source, whole.trace.read, whole.right) == ("row", 3, True)
     quick.recipe.drop_last_step = True
     given = look(quick, one.question, one.steps, one.answer)
-    assert (given.trace.source, given.trace.read, given.right) == ("given", 2, None)
+    assert (given.trace.source, given.trace.read, given.right) == ("given", 2, True)
     assert "dropped" in given.trace.told
     assert given.kept.tokens == whole.kept.tokens[: len(given.kept.tokens)]
     assert {step for _, step in given.kept.tokens} == {0, 1}
@@ -442,7 +442,9 @@ def test_the_terminal_shows_each_panel_with_the_numbers_of_the_look():
     for layer, heads in enumerate(found.kept.columns, start=1):
         for head, columns in enumerate(heads, start=1):
             (line,) = [one for one in shown if one.startswith(f"layer {layer:2d} head {head:2d}")]
-            assert line.count("[") == len(found.kept.tokens) - len(columns) > 0
+            evicted = "".join(re.findall(r"\[(.*?)\]", line))
+            words = [text for i, (text, _) in enumerate(found.kept.tokens) if i not in columns]
+            assert evicted == "".join(words) != ""
     share = found.attended.shares[0][2]
     assert f"latents {100 * share:.1f}" in "\n".join(shown)
 
@@ -461,8 +463,10 @@ def test_many_heads_are_one_line_for_each_layer(monkeypatch):
     found = look(plain.thinker, EXAMPLE.question, EXAMPLE.steps, "7", max_new_tokens=2)
     shown = [line for line in lines(found) if line.startswith("layer  ")]
     assert len(shown) == LAYERS
-    both = [set(a) & set(b) for a, b in found.kept.columns]  # most of two heads is both
-    assert [line.count("[") for line in shown] == [9 - len(held) for held in both]
+    for line, (one, other) in zip(shown, found.kept.columns, strict=True):
+        both = set(one) & set(other)  # most of two heads is both
+        words = [text for i, (text, _) in enumerate(found.kept.tokens) if i not in both]
+        assert "".join(re.findall(r"\[(.*?)\]", line)) == "".join(words)
 
 
 @pytest.fixture(scope="module")

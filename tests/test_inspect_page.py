@@ -181,6 +181,23 @@ def test_panels_that_there_are_not_are_named_with_the_reason(opened):
     assert tab.locator("#decoded tbody tr").count() == 5
 
 
+@pytest.mark.parametrize("method", ("pccot", "codi", "coconut", "lotus"))
+def test_the_page_of_each_method_opens(opened, method):
+    thinker = reasoner("gpt2", method)
+    seen = look(thinker, EXAMPLE.question, EXAMPLE.steps, "7", max_new_tokens=2)
+    tab = opened(seen)
+    shown = [tab.locator(f"#{panel} .absent").count() for panel in PANELS]
+    assert shown == [0, 0 if thinker.method.iterates else 1, 0, 0, 0]
+    for panel in ("kept", "attended"):  # lotus has tokens in no block, which have no score
+        for option in range(tab.locator(f"#{panel} select").nth(1).locator("option").count()):
+            tab.locator(f"#{panel} select").nth(1).select_option(index=option)
+    if method == "lotus":
+        assert "none (in no block of slots)" in tab.locator("#kept .token").last.get_attribute(
+            "title"
+        )
+    assert ("was not trained" in tab.locator("#kept").inner_text()) == (method != "lotus")
+
+
 def test_text_of_the_question_is_never_markup(opened, tiny):
     top = [(EVIL, 0.5)] * 5
     evil = dataclasses.replace(

@@ -43,8 +43,8 @@ class About:
 class Look:
     """One question. A panel that the method does not have is an `Absent`, which says why.
 
-    answer: the student's, after its latents. `gold` is the row's and `right` whether they agree,
-    None without a row.
+    answer: the student's, after its latents. `gold` is the right one, if it is known, and
+    `right` whether they agree.
     """
 
     about: About
@@ -119,8 +119,8 @@ def look(
         ),
         question=question,
         answer=text,
-        gold=answer if row else None,
-        right=numeric(reasoner.prompt_text + " " + text, answer) if row and answer else None,
+        gold=answer,
+        right=None if answer is None else numeric(f"{reasoner.prompt_text} {text}", answer),
         trace=trace,
         decoded=decoded(reasoner, state),
         movement=movement(state.inputs) if method.iterates else _one_at_a_time(reasoner),

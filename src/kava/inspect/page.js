@@ -21,6 +21,7 @@ const range = (n) => Array.from({ length: n }, (_, i) => i);
 const shown = (text) => text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/^ +| +$/g, (s) => "␣".repeat(s.length)) || "∅";
 function brief(value) {
   if (Math.abs(value) >= 9.995) return value.toFixed(0);
+  if (Math.abs(value) < 0.005) return ".00";
   return value.toFixed(Math.abs(value) >= 0.995 ? 1 : 2).replace(/^(-?)0\./, "$1.");
 }
 
@@ -78,6 +79,8 @@ function walkable(grid, selector) {
   return grid;
 }
 
+// How strongly a cell is coloured decides whether dark or light text is easier to read on it.
+const inked = (v) => (v > 0.88 ? " strong stronger" : v > 0.6 ? " strong" : "");
 function scrolling(name, table) {
   table.setAttribute("aria-label", name);
   // The caption stands outside, so that it stays in sight where the table is wider than the page.
@@ -96,7 +99,7 @@ function heat({ caption, corner, columns, rows, limit, both, tip: words, text = 
     if (value === null) return el("td", { class: "none", ...tipped(none) }, "–");
     const v = Math.min(Math.abs(value) / (limit || 1), 1);
     const colour = both && value < 0 ? { colour: "var(--below)" } : {};
-    return el("td", { class: "cell" + (v > 0.55 ? " strong" : ""), v: v.toFixed(3), ...colour, ...tipped(words(row, i, value)) }, text(value));
+    return el("td", { class: "cell" + inked(v), v: v.toFixed(3), ...colour, ...tipped(words(row, i, value)) }, text(value));
   });
   const table = el("table", {},
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, corner), columns.map((name) => el("th", { scope: "col" }, name)))),
@@ -262,7 +265,7 @@ function drawKept(kept) {
     const some = chosen(), lines = new Map();
     kept.tokens.forEach(([piece, step], c) => {
       const v = mean(some.map(([l, h]) => shade(l, h, c))), part = share(some, c);
-      const token = el("span", { class: `token${part > 0 ? " kept" : " gone"}${v > 0.55 ? " strong" : ""}`, v: v.toFixed(3), ...hue(), ...tipped(words(some, c)) }, shown(piece));
+      const token = el("span", { class: `token${part > 0 ? " kept" : " gone"}${inked(v)}`, v: v.toFixed(3), ...hue(), ...tipped(words(some, c)) }, shown(piece));
       if (!lines.has(step)) lines.set(step, []);
       lines.get(step).push(token);
     });
@@ -272,8 +275,8 @@ function drawKept(kept) {
     const caption = "Every head: a row for each, a column for each reasoning token";
     const row = ([l, h]) => el("tr", {},
       el("th", { scope: "row" }, el("button", { class: "head", type: "button", "aria-pressed": String(which === `${l},${h}`), onclick: () => { which = which === `${l},${h}` ? "all" : `${l},${h}`; select.value = which; retext(); remap(); } }, `layer ${l + 1}, head ${h + 1}`)),
-      range(count).map((c) => { const v = shade(l, h, c); return el("td", { class: "cell" + (v > 0.55 ? " strong" : ""), v: v.toFixed(3), ...hue(), ...tipped(words([[l, h]], c)) }, keeps(l, h, c) ? "●" : "·"); }));
-    const table = el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "token"), kept.tokens.map(([piece]) => el("th", { scope: "col", class: "count" }, shown(piece))))), el("tbody", {}, all.map(row)));
+      range(count).map((c) => { const v = shade(l, h, c); return el("td", { class: "cell" + inked(v), v: v.toFixed(3), ...hue(), ...tipped(words([[l, h]], c)) }, keeps(l, h, c) ? "●" : "·"); }));
+    const table = el("table", { class: "dense" }, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "token"), kept.tokens.map(([piece]) => el("th", { scope: "col", class: "count" }, shown(piece))))), el("tbody", {}, all.map(row)));
     return [scrolling(caption, walkable(table, "td"))];
   });
   const redraw = () => { retext(); remap(); };

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -126,10 +127,9 @@ def _kept(kept: KeptTokens, console: Console) -> None:
 def _line(name: str, kept: KeptTokens, columns: Collection[int]) -> Text:
     """The trace; what is not in `columns` is in brackets, for those who see no colour."""
     line = Text(name, "dim")
-    for column, (word, _) in enumerate(kept.tokens):
-        word = word.replace("\n", "⏎")
-        here = column in columns
-        line.append(word if here else f"[{word.strip()}]", "green" if here else "dim")
+    for here, run in groupby(range(len(kept.tokens)), lambda column: column in columns):
+        words = "".join(kept.tokens[column][0] for column in run).replace("\n", "⏎")
+        line.append(words if here else f"[{words}]", "green" if here else "dim")
     return line
 
 
