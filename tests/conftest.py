@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from browser import browser, browser_page
 from hypothesis import HealthCheck, settings
 from tiny import FAMILIES
 
 from kava import registry
+
+__all__ = ["browser", "browser_page"]  # fixtures for every test file
 
 torch.set_num_threads(1)
 settings.register_profile(

@@ -521,14 +521,20 @@ def compressed(
 
 def _best_of(recipe, heads: Tensor, keys: Tensor, first: int, a: int, at: list, budget: int):
     """The best of the columns `at` for one key/value head; answers are rows first : first + a."""
+    mean, other = rkv_parts(heads, keys, first, a, at)
+    lam = recipe.kv.eviction.lam
+    numbers = [lam * m + (1 - lam) * r for m, r in zip(mean, other, strict=True)]
+    return best(numbers, budget)
+
+
+def rkv_parts(heads: Tensor, keys: Tensor, first: int, a: int, at: list) -> tuple[list, list]:
+    """I and R of the columns `at` for one key/value head; logits [G, S, S], keys [S, D]."""
     mean = torch.zeros(len(at))
     for i in range(a):  # max over the group before the softmax, then the mean over A
         logit = heads[:, first + i, at].amax(0)
         if logit.isfinite().any():  # else all are outside of a sliding window
             mean += logit.softmax(-1) / a
-    other, lam = redundancy(keys[at].tolist()), recipe.kv.eviction.lam
-    numbers = [lam * float(m) + (1 - lam) * r for m, r in zip(mean, other, strict=True)]
-    return best(numbers, budget)
+    return mean.tolist(), redundancy(keys[at].tolist())
 
 
 # -- generation ----------------------------------------------------------------------------------

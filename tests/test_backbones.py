@@ -30,8 +30,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 import kava
 from kava import adapter, attention, batching, cache, families, probe
 from kava import backbone as backbones
-from kava.ask import decode_latents
 from kava.errors import KavaError
+from kava.inspect.decoded import decode_latents
 from kava.methods._base import Thinking
 from kava.model import Reasoner
 from kava.recipe import Architecture, load_recipe

@@ -36,8 +36,8 @@ def backbone(tmp_path_factory):
 def test_help_names_each_command_with_its_purpose():
     done = kava("--help")
     assert done.returncode == 0
-    commands = "quickstart train sweep pretrain eval score ask ablate data"
-    for command in commands.split():
+    commands = "quickstart train sweep pretrain eval table plot compare score data"
+    for command in (commands + " ask inspect ablate watch serve recipes").split():
         line = next(row for row in done.stdout.splitlines() if row.split()[:1] == [command])
         assert len(line.split()) > 4 and not line.endswith("...")
 
@@ -101,9 +101,8 @@ BAD = {
         ["eval", "{backbone}", "--task", "synthetic", "--option", "max_step=2"],
         "max_step",
     ),
-    "nothing to change": (
-        ["ablate", "{backbone}", "--task", "synthetic"],
-        "has no latents to change",
+    commands = "quickstart train sweep pretrain eval table plot compare score data"
+    for command in (commands + " ask inspect ablate watch serve recipes").split():
     ),
     "an empty question": (["ask", "{backbone}", "  "], "the question is empty"),
     "nobody to ask": (["ask"], "give a run folder"),
@@ -130,7 +129,7 @@ def test_bad_input_is_one_line_and_status_2(words, message, backbone, tmp_path):
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()
     assert len(last) == 1 and message in last[0], done.stderr
-    assert not (tmp_path / "r" / "metrics.jsonl").exists()
+    assert not (tmp_path / "r" / "metrics.jsonl").exists() and not (tmp_path / "r").is_file()
 
 
 def test_a_broken_row_is_named_by_file_and_line(tmp_path):

@@ -94,6 +94,15 @@ def test_keep_all_keeps_each_pass_and_only_adds_to_the_last(thinker, start):
         assert same_columns(pairs, alone[0], M)
 
 
+def test_the_states_of_each_pass_are_those_of_a_shorter_thought(thinker, start):
+    kept = iterate(thinker, start, 3, keep_all=True)
+    assert len(kept.states) == 4 and kept.latents is kept.states[-1]
+    for t, states in enumerate(kept.states):
+        alone = iterate(thinker, start, t)
+        assert len(alone.states) == 1
+        assert close(states, alone.latents)
+
+
 @pytest.mark.parametrize("passes", (0, 1, 2))
 def test_thinking_leaves_the_question_as_it_was(thinker, start, passes):
     question = start[0]

@@ -10,16 +10,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import yaml
 from rich.console import Console
 
 from kava import decoding
 from kava.errors import KavaError
 from kava.evaluate.runner import answer_batch
+from kava.inspect.decoded import decode_latents
 from kava.model import Reasoner
-
-TOP = 5
 
 
 @dataclass(frozen=True)
@@ -109,20 +107,3 @@ def show_thoughts(reasoner: Reasoner, question: str, settings: Settings, console
     for number, tokens in enumerate(decoded, start=1):
         words = "  ".join(f"{word!r} {probability:.2f}" for word, probability in tokens)
         console.print(f"latent {number:2d}  {words}", highlight=False, markup=False)
-
-
-@torch.no_grad()
-def decode_latents(
-    reasoner: Reasoner, question: str, num_iterations: int | None = None
-) -> list[list[tuple[str, float]]]:
-    """Each latent's state read by the language-model head: its five likeliest tokens."""
-    states = reasoner.think([question], num_iterations).latent_states
-    if states is None:
-        return []
-    scores = reasoner.logits(states[0]).float()
-    scores[:, reasoner.unreadable_ids] = -torch.inf
-    best = scores.softmax(-1).topk(TOP, dim=-1)
-    return [
-        [(reasoner.tokenizer.decode([i]), p) for i, p in zip(ids, chances, strict=True)]
-        for ids, chances in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]

@@ -229,14 +229,19 @@ class Reasoner(nn.Module):
         Raises:
             KavaError: `num_iterations` for a method that does not iterate.
         """
-        if num_iterations is not None and not self.method.iterates:
+        if num_iterations is not None:
+            self.check_iterations()
+        encoded = self.encoder.questions(questions)
+        ids, mask = batching.pad(encoded, "left", self.tokenizer.pad_token_id)
+        return self.method.think(self, ids.to(self.device), mask.to(self.device), num_iterations)
+
+    def check_iterations(self) -> None:
+        """Raise a KavaError where the number of iterations cannot be chosen."""
+        if not self.method.iterates:
             raise KavaError(
                 f"method '{self.recipe.method}' does not iterate; the number of iterations cannot "
                 "be chosen"
             )
-        encoded = self.encoder.questions(questions)
-        ids, mask = batching.pad(encoded, "left", self.tokenizer.pad_token_id)
-        return self.method.think(self, ids.to(self.device), mask.to(self.device), num_iterations)
 
     @torch.no_grad()
     def answer(self, thinking: Thinking, max_new_tokens: int = 256, **options: Any) -> Tensor:

@@ -27,9 +27,16 @@ Limit = Annotated[int | None, typer.Option(min=1, help="only the task's first ro
 
 
 class ManyWords(TyperCommand):
-    """Lets `--seeds` and `--set` take all words of their kind that follow: `--seeds 42 123 456`."""
+    """Lets `--seeds`, `--set` and `--steps` take all words of their kind that follow.
 
-    kinds: ClassVar[dict[str, str]] = {"--seeds": r"\d+", "--set": r"[\w.]+=.*"}
+    As in `--seeds 42 123 456`.
+    """
+
+    kinds: ClassVar[dict[str, str]] = {
+        "--seeds": r"\d+",
+        "--set": r"[\w.]+=.*",
+        "--steps": r"(?!-).+",
+    }
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeat the option before each further word."""

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from kava.cli._app import Limit, Output, TaskFile, app, make_console
+from kava.cli._app import Limit, ManyWords, Output, TaskFile, app, make_console
 
 
 @app.command()
@@ -51,6 +51,61 @@ def ask(
         answer_one(reasoner, question, how, make_console())
     else:
         answer_stream(reasoner, sys.stdin, how, make_console())
+
+
+@app.command(cls=ManyWords)
+def inspect(
+    run: Annotated[str, typer.Argument(help="run or checkpoint folder")],
+    question: Annotated[str | None, typer.Argument(help="or a row: --task TASK --id ROW")] = None,
+    steps: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STEP...", help="written steps; the model writes them if not given"),
+    ] = None,
+    answer: Annotated[
+        str | None, typer.Option(help="the right one; the model's own if not given")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="a row of this task, named by --id")] = None,
+    file: Annotated[
+        str | None, typer.Option(help="local copy of the task's rows, or examples of your own")
+    ] = None,
+    id: Annotated[
+        str | None, typer.Option(metavar="ROW", help="of --task, or of the examples in --file")
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(min=0, help="T, if not the recipe's")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="page to write; RUN/inspect/... if not given"),
+    ] = None,
+    as_json: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="write the numbers too")
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="open the page in a browser")] = False,
+    backbone: Annotated[str | None, typer.Option(help="where the backbone lies now")] = None,
+) -> None:
+    """Look inside one answer: a page and a view in the terminal.
+
+    What latents decode to after each iteration, how far they move, how alike the student's cache
+    and the teacher's are, which reasoning tokens each head keeps, where the answer looks.
+    """
+    from kava.inspect import command
+
+    rows = command.Rows(task, file, id)
+    page = command.inspect(
+        run,
+        question,
+        steps,
+        answer,
+        rows,
+        output,
+        as_json,
+        iterations,
+        max_new_tokens,
+        backbone,
+        make_console(),
+    )
+    if open_page:
+        typer.launch(page.resolve().as_uri())
 
 
 @app.command()

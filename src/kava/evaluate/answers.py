@@ -56,6 +56,17 @@ def after_marker(text: str) -> str | None:
     return text[ends[-1] :].strip() if ends else None
 
 
+def parted(text: str) -> tuple[str, str | None]:
+    """What stands before the first marker, and what follows it up to the line's end, stripped.
+
+    Without a marker, the whole text and None.
+    """
+    match = _MARKER.search(text)
+    if match is None:
+        return text.strip(), None
+    return text[: match.start()].strip(), text[match.end() :].strip().partition("\n")[0].strip()
+
+
 def numeric(text: str, gold: str) -> bool:
     """The first number after the last marker equals `gold`, exactly; no number is wrong."""
     tail = after_marker(text)

@@ -43,6 +43,13 @@ class Eviction(ABC):
     def score(self, scored: Scored) -> Tensor:
         """Scores [B, H, C], higher is kept. Pads and recent tokens are handled by the caller."""
 
+    def parts(self, scored: Scored) -> dict[str, Tensor]:
+        """What the score is made of, each [B, H, C] by name, for those who look inside.
+
+        `importance`: I, high where the answer attends. `redundancy`: R as the eviction defines it.
+        """
+        return {}
+
     def check(self, longest: int, budget: int) -> None:  # noqa: B027
         """Raise a KavaError where this compressor cannot bring `longest` tokens to `budget`."""
 
@@ -53,20 +60,24 @@ class Eviction(ABC):
             columns [B, H, budget] (0 in unfilled slots) and filled [B, H, budget]. A row with
             fewer real tokens than `budget` fills its first slots.
         """
-        columns = scored.keys.shape[2]
-        real = scored.mask[:, None, :]
-        scores = self.score(scored).float()
-        scores = scores.masked_fill(~real, -torch.inf)
-        scores = scores.masked_fill(_recent(scored)[:, None, :], torch.inf)
-        # Stable: of equal scores (nothing outside of a sliding window is attended) the first wins.
-        best = scores.argsort(dim=-1, descending=True, stable=True)[..., :budget]
-        is_real = real.expand_as(scores).gather(-1, best)
-        # A pad sorts behind every real token, so that filled slots come first.
-        ordered = torch.where(is_real, best, columns).sort(dim=-1).values
-        missing = budget - ordered.shape[-1]
-        ordered = torch.nn.functional.pad(ordered, (0, max(missing, 0)), value=columns)
-        filled = ordered < columns
-        return ordered.masked_fill(~filled, 0), filled
+        return best(self.score(scored), scored, budget)
+
+
+def best(scores: Tensor, scored: Scored, budget: int) -> tuple[Tensor, Tensor]:
+    """`Eviction.keep` by scores [B, H, C]."""
+    columns = scored.keys.shape[2]
+    real = scored.mask[:, None, :]
+    scores = scores.float().masked_fill(~real, -torch.inf)
+    scores = scores.masked_fill(_recent(scored)[:, None, :], torch.inf)
+    # Stable: of equal scores (nothing outside of a sliding window is attended) the first wins.
+    first = scores.argsort(dim=-1, descending=True, stable=True)[..., :budget]
+    is_real = real.expand_as(scores).gather(-1, first)
+    # A pad sorts behind every real token, so that filled slots come first.
+    ordered = torch.where(is_real, first, columns).sort(dim=-1).values
+    missing = budget - ordered.shape[-1]
+    ordered = torch.nn.functional.pad(ordered, (0, max(missing, 0)), value=columns)
+    filled = ordered < columns
+    return ordered.masked_fill(~filled, 0), filled
 
 
 def _recent(scored: Scored) -> Tensor:

@@ -11,9 +11,13 @@ class Attention(Eviction):
 
     needs_attention = True
 
+    def parts(self, scored: Scored) -> dict[str, Tensor]:
+        """I alone."""
+        return {"importance": importance(scored)}
+
     def score(self, scored: Scored) -> Tensor:
         """[B, H, C]."""
-        return importance(scored)
+        return self.parts(scored)["importance"]
 
 
 IMPLEMENTATION = Attention

@@ -9,9 +9,13 @@ from kava.evictions.rkv import redundancy
 class Cosine(Eviction):
     """S = R."""
 
+    def parts(self, scored: Scored) -> dict[str, Tensor]:
+        """R alone."""
+        return {"redundancy": redundancy(scored)}
+
     def score(self, scored: Scored) -> Tensor:
         """[B, H, C]."""
-        return redundancy(scored)
+        return self.parts(scored)["redundancy"]
 
 
 IMPLEMENTATION = Cosine

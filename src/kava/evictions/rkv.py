@@ -35,9 +35,14 @@ class RKV(Eviction):
 
     needs_attention = True
 
+    def parts(self, scored: Scored) -> dict[str, Tensor]:
+        """I and R."""
+        return {"importance": importance(scored), "redundancy": redundancy(scored)}
+
     def score(self, scored: Scored) -> Tensor:
         """[B, H, C]."""
-        return self.lam * importance(scored) + (1 - self.lam) * redundancy(scored)
+        parts = self.parts(scored)
+        return self.lam * parts["importance"] + (1 - self.lam) * parts["redundancy"]
 
 
 IMPLEMENTATION = RKV

@@ -72,12 +72,18 @@ class RKVDecoding(Eviction):
 
     def score(self, scored: Scored) -> Tensor:
         """[B, H, C]."""
+        parts = self.parts(scored)
+        return self.lam * parts["importance"] - (1 - self.lam) * parts["redundancy"]
+
+    def parts(self, scored: Scored) -> dict[str, Tensor]:
+        """I after its pooling; R, high where a key is repeated (`rkv` has it the other way)."""
         if scored.keys.shape[2] == 0:
-            return scored.keys.new_zeros(scored.keys.shape[:3])
+            none = scored.keys.new_zeros(scored.keys.shape[:3])
+            return {"importance": none, "redundancy": none}
         pooled = torch.nn.functional.max_pool1d(
             importance(scored), self.kernel, stride=1, padding=self.kernel // 2
         )
-        return self.lam * pooled - (1 - self.lam) * self.redundancy(scored)
+        return {"importance": pooled, "redundancy": self.redundancy(scored)}
 
     def redundancy(self, scored: Scored) -> Tensor:
         """R, [B, H, C]; zero at pads."""

@@ -36,7 +36,7 @@ def iterate(
         num_latents: M.
         num_iterations: T; 0 leaves the <latent> embeddings as they are (pause tokens).
         tail: what follows the latents in the last pass; begins with <eot>.
-        keep_all: also keep the latents' keys and values of passes 0 .. T - 1.
+        keep_all: also keep the latents' keys, values and states of passes 0 .. T - 1.
         following: from a pass's last states, [B, 1 + M, d] with <bot> first in pass 0 and
             [B, M, d] after it, to the next inputs [B, M, d].
     """
@@ -45,18 +45,17 @@ def iterate(
     bot = reasoner.special("bot").expand(batch, 1, -1)
     context, embeds, offset = question, torch.cat((bot, inputs), dim=1), 1
     columns = start + 1, start + 1 + num_latents
-    history, trajectory = [], [inputs]
+    history, trajectory, states = [], [inputs], []
     for t in range(num_iterations + 1):
         last = t == num_iterations
         output, after = reasoner.extend_latents(context, embeds, tail if last else None)
         if last or keep_all:
             history.append(cache.key_values(after.past_key_values, *columns))
+            states.append(output.last_hidden_state[:, offset : offset + num_latents])
         if last:
             break
         embeds = following(output.last_hidden_state)
         trajectory.append(embeds)
         if t == 0:
             context, offset = after.crop(start + 1), 0
-    end = offset + num_latents
-    latents = output.last_hidden_state[:, offset:end]
-    return LatentState(after, output, end, history, trajectory, latents)
+    return LatentState(after, output, offset + num_latents, history, trajectory, states)

@@ -31,7 +31,7 @@ class LatentState:
     output: of the last pass; its columns from `tail_start` on are the tail.
     key_values: of the latents, [B, H, M, D] per layer; the last pass, or all T + 1 passes.
     inputs: the latents' input embeddings [B, M, d] of each pass.
-    latents: last layer's states of the latents in the last pass, [B, M, d].
+    states: last layer's states of the latents, [B, M, d]; of the passes of `key_values`.
     """
 
     thought: Thought
@@ -39,7 +39,12 @@ class LatentState:
     tail_start: int
     key_values: list[KeyValues]
     inputs: list[Tensor]
-    latents: Tensor
+    states: list[Tensor]
+
+    @property
+    def latents(self) -> Tensor:
+        """Last layer's states of the latents in the last pass, [B, M, d]."""
+        return self.states[-1]
 
     @property
     def tail(self) -> Tensor:

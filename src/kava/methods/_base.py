@@ -135,9 +135,17 @@ class LatentMethod(Method):
 
     @abstractmethod
     def latents(
-        self, reasoner: Reasoner, question: Thought, tail: Tail, num_iterations: int
+        self,
+        reasoner: Reasoner,
+        question: Thought,
+        tail: Tail,
+        num_iterations: int,
+        keep_all: bool = False,
     ) -> LatentState:
-        """Think after KV(Q), with all latents; `tail` is what follows them."""
+        """Think after KV(Q), with all latents; `tail` is what follows them.
+
+        With `keep_all`, a method that iterates keeps keys, values and states of every pass.
+        """
 
     def passes(self, num_iterations: int) -> int:
         """Sequential backbone calls after pass 0, which belongs to the prefill."""
@@ -149,11 +157,23 @@ class LatentMethod(Method):
         """Pass 0 and the latents; no teacher."""
         iterations = self.recipe.num_iterations if num_iterations is None else num_iterations
         context, _ = read_question(reasoner, {"question": question, "question_mask": mask})
-        batch = question.shape[0]
+        state = self.think_on(reasoner, context, iterations)
+        return self.ready(reasoner, state, iterations)
+
+    def think_on(
+        self, reasoner: Reasoner, question: Thought, num_iterations: int, keep_all: bool = False
+    ) -> LatentState:
+        """<bot>, the latents and <eot> after KV(Q), as when a question is asked."""
+        mask = question.attention_mask
+        batch = mask.shape[0]
         eot = Tail(reasoner.special("eot").expand(batch, 1, -1), mask.new_ones(batch, 1))
-        state = self.latents(reasoner, context, eot, iterations)
-        prompt = prompt_ids(reasoner, batch, question.device)
-        text, passes = reasoner.prompt_text, self.passes(iterations)
+        return self.latents(reasoner, question, eot, num_iterations, keep_all)
+
+    def ready(self, reasoner: Reasoner, state: LatentState, num_iterations: int) -> Thinking:
+        """What the answer continues from."""
+        mask = state.thought.attention_mask
+        prompt = prompt_ids(reasoner, mask.shape[0], mask.device)
+        text, passes = reasoner.prompt_text, self.passes(num_iterations)
         return Thinking(state.thought, prompt, text, passes, 2, state.latents)
 
 

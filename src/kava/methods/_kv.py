@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from kava import batching, cache, registry, rotary
 from kava.attention import answer_attention
 from kava.cache import KeyValues
-from kava.evictions._base import Scored, gather
+from kava.evictions._base import Scored, best, gather
 from kava.latents._state import LatentState
 from kava.losses.kv_cache import denominator, kv_cache_loss
 from kava.methods._base import Batch, Terms, Written
@@ -19,6 +20,20 @@ from kava.recipe import Recipe
 
 if TYPE_CHECKING:
     from kava.model import Reasoner
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which reasoning tokens one layer's heads keep.
+
+    columns, filled: [B, H, M], as `Eviction.keep` has them; block after block where latents come
+        in blocks.
+    scores: of each block, [B, H, C]; meaningful at the block's own tokens.
+    """
+
+    columns: Tensor
+    filled: Tensor
+    scores: list[Tensor]
 
 
 class KvDistillation:
@@ -135,18 +150,34 @@ class KvDistillation:
         With `short_traces: zeros`, unfilled slots hold zeros and count as filled.
         """
         steps = teacher.steps if steps is None else steps
-        blocks = self.blocks(batch)
+        target, filled = [], []
+        for pair, kept in zip(steps, self.choose(batch, teacher), strict=True):
+            target.append(tuple(taken(states, kept) for states in pair))
+            real = kept.filled
+            filled.append(real if self.recipe.short_traces == "mask" else torch.ones_like(real))
+        return target, filled
+
+    @torch.no_grad()
+    def choose(self, batch: Batch, teacher: Written) -> list[Kept]:
+        """The tokens that each layer's heads keep.
+
+        Raises:
+            KavaError: the eviction cannot bring this trace to its budget.
+        """
+        blocks, chosen = self.blocks(batch), []
         for mask, budget in blocks:
             longest = mask.shape[1] if self.width is None else int(mask.sum(1).amax(0))
             self.eviction.check(longest, budget)
-        target, filled = [], []
-        for layer, pair in enumerate(steps):
-            kept = [self.eviction.keep(self.scored(batch, teacher, layer, m), n) for m, n in blocks]
-            columns = torch.cat([one for one, _ in kept], dim=-1)
-            real = torch.cat([one for _, one in kept], dim=-1)
-            target.append(tuple(gather(s, columns) * real[..., None] for s in pair))
-            filled.append(real if self.recipe.short_traces == "mask" else torch.ones_like(real))
-        return target, filled
+        for layer in range(len(teacher.steps)):
+            seen = [self.scored(batch, teacher, layer, mask) for mask, _ in blocks]
+            scores = [self.eviction.score(scored) for scored in seen]
+            kept = [
+                best(score, scored, budget)
+                for score, scored, (_, budget) in zip(scores, seen, blocks, strict=True)
+            ]
+            columns, filled = (torch.cat(part, dim=-1) for part in zip(*kept, strict=True))
+            chosen.append(Kept(columns, filled, scores))
+        return chosen
 
     def scored(self, batch: Batch, teacher: Written, layer: int, mask: Tensor) -> Scored:
         """What the compressor sees of one layer."""
@@ -156,6 +187,11 @@ class KvDistillation:
             how = record.scaling[layer], record.softcap[layer]
             attention = answer_attention(record.queries[layer], keys, seen, *how)
         return Scored(keys, mask, attention, batch["answer_mask"])
+
+
+def taken(states: Tensor, kept: Kept) -> Tensor:
+    """What is kept of states [B, H, C, D], as [B, H, M, D]; zeros in unfilled slots."""
+    return gather(states, kept.columns) * kept.filled[..., None]
 
 
 def steps_seen(batch: Batch, mask: Tensor, window: int | None) -> Tensor:

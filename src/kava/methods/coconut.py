@@ -68,7 +68,7 @@ class Coconut(LatentMethod):
                 f"{options.latents_per_stage} times method_options.max_stage {options.max_stage}"
             )
 
-    def latents(self, reasoner, question, tail, num_iterations) -> LatentState:
+    def latents(self, reasoner, question, tail, num_iterations, keep_all=False) -> LatentState:
         """One backbone call for each latent."""
         return sequential.think(reasoner, question, self.recipe.num_latents, tail)
 

@@ -31,11 +31,16 @@ class CoT(Method):
         return {"loss": ce, "teacher_ce": ce}
 
     def think(self, reasoner, question: Tensor, mask: Tensor, num_iterations=None) -> Thinking:
-        """Nothing is thought: the question's last token is the prompt and writing begins."""
-        thought = Thought.empty(question.shape[0], question.device)
-        if question.shape[1] > 1:
-            _, thought = reasoner.extend(thought, reasoner.embed(question[:, :-1]), mask[:, :-1])
-        return Thinking(thought, question[:, -1:], "", forward_passes=0, prefill_passes=1)
+        """Nothing is thought; writing begins."""
+        return begin_writing(reasoner, question, mask)
+
+
+def begin_writing(reasoner, question: Tensor, mask: Tensor) -> Thinking:
+    """Right after the question [B, Q], whose last token is the prompt."""
+    thought = Thought.empty(question.shape[0], question.device)
+    if question.shape[1] > 1:
+        _, thought = reasoner.extend(thought, reasoner.embed(question[:, :-1]), mask[:, :-1])
+    return Thinking(thought, question[:, -1:], "", forward_passes=0, prefill_passes=1)
 
 
 IMPLEMENTATION = CoT

@@ -88,9 +88,11 @@ class Lotus(LatentMethod):
         """K."""
         return self.recipe.num_latents // self.width
 
-    def latents(self, reasoner, question, tail, num_iterations) -> LatentState:
+    def latents(self, reasoner, question, tail, num_iterations, keep_all=False) -> LatentState:
         """All K blocks."""
-        return looped.think(reasoner, question, self.recipe.num_latents, num_iterations, tail)
+        return looped.think(
+            reasoner, question, self.recipe.num_latents, num_iterations, tail, keep_all
+        )
 
     def stage(self, epoch: float) -> int:
         """From 1, the number of steps that are latents, to K."""

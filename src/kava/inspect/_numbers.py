@@ -1,0 +1,33 @@
+"""Tensors as JSON holds them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A panel that there is not, and why."""
+
+    reason: str
+
+
+def numbers(values: Tensor, mask: Tensor | None = None) -> Any:
+    """Nested lists of floats with four significant digits; None where masked or not finite.
+
+    Args:
+        mask: true where there is a value, of the shape of `values`.
+    """
+    if mask is not None:
+        values = values.masked_fill(~mask, math.nan)
+    return _rounded(values.detach().float().tolist())
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return float(f"{value:.4g}") if math.isfinite(value) else None

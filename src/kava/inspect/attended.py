@@ -1,0 +1,88 @@
+"""Where the answer looks: softmax attention of its tokens over everything before them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from kava import batching, cache
+from kava.attention import QueryRecord, grouped_logits, masked_softmax, record_queries
+from kava.inspect._numbers import numbers
+from kava.latents._state import LatentState
+
+if TYPE_CHECKING:
+    from kava.model import Reasoner
+
+#: Tokens of the answer that are looked from: the ":", and the first tokens of the answer itself.
+ROWS = 3
+PARTS = ("question", "<bot>", "latents", "<eot>", "answer")
+
+
+@dataclass(frozen=True)
+class Attended:
+    """tokens: the A answer tokens that look, as text, the ":" first.
+
+    heads: weight of each latent, [A][L][heads][M], over all query heads.
+    layers: mean over heads, [A][L][M].   latents: mean over layers too, [A][M].
+    shares: what `parts` get of all the weight, mean over layers and heads, [A][5].
+    layer_shares: mean over heads, [A][L][5].
+    group: query heads that share a key/value head.
+    """
+
+    tokens: list[str]
+    heads: list[Any]
+    layers: list[Any]
+    latents: list[Any]
+    parts: tuple[str, ...]
+    shares: list[Any]
+    layer_shares: list[Any]
+    group: int
+
+
+@torch.no_grad()
+def attended(reasoner: Reasoner, state: LatentState, prompt: Tensor, answer: Tensor) -> Attended:
+    """One pass over the prompt [1, P] and the answer [1, n], whose ":" and first tokens look.
+
+    Args:
+        state: the end of thinking: Q, <bot>, latents and <eot>.
+    """
+    ids = torch.cat((prompt, answer[:, : ROWS - 1]), dim=1)
+    rows = slice(prompt.shape[1] - 1, None)
+    past, mask = state.thought.attention_mask, torch.ones_like(ids, dtype=torch.bool)
+    with record_queries(rows) as record:
+        _, after = reasoner.extend(state.thought, reasoner.embed(ids), mask)
+    weights = torch.stack(
+        [
+            _weights(record, layer, keys, past, mask, rows)
+            for layer, (keys, _) in enumerate(cache.key_values(after.past_key_values))
+        ]
+    ).transpose(1, 2)  # [L, A, heads, S]
+    weights = weights.transpose(0, 1)
+    count = state.latents.shape[1]
+    sizes = [past.shape[1] - count - 2, 1, count, 1, ids.shape[1]]
+    parts = torch.stack([part.sum(-1) for part in weights.split(sizes, dim=-1)], dim=-1)
+    latents = weights.split(sizes, dim=-1)[2]
+    heads = record.queries[0].shape[1]
+    return Attended(
+        tokens=[reasoner.tokenizer.decode([i]) for i in ids[0, rows].tolist()],
+        heads=numbers(latents),
+        layers=numbers(latents.mean(2)),
+        latents=numbers(latents.mean((1, 2))),
+        parts=PARTS,
+        shares=numbers(parts.mean((1, 2))),
+        layer_shares=numbers(parts.mean(2)),
+        group=heads // reasoner.cache_shapes()[0][0],
+    )
+
+
+def _weights(
+    record: QueryRecord, layer: int, keys: Tensor, past: Tensor, mask: Tensor, rows: slice
+) -> Tensor:
+    """[heads, A, S], what each query head of one layer pays to every column."""
+    how = record.scaling[layer], record.softcap[layer]
+    logits = grouped_logits(record.queries[layer], keys, *how)
+    seen = batching.causal_mask(past, mask, record.window[layer])[:, :, rows]
+    return masked_softmax(logits, seen[:, :, None])[0].flatten(0, 1)

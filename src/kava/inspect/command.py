@@ -1,0 +1,173 @@
+"""`kava inspect`: which question is meant, and where what was seen is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from kava import assets
+from kava.data import load_file
+from kava.errors import KavaError, unknown
+from kava.evaluate.command import task_options
+from kava.inspect.look import Look, look
+from kava.inspect.page import is_page, page
+from kava.inspect.terminal import show
+from kava.model import Reasoner
+from kava.run import open_reasoner
+from kava.tasks import load_task
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question, with its steps and answer where they are known; `row` is the id of its row."""
+
+    question: str
+    steps: Sequence[str] | None = None
+    answer: str | None = None
+    row: str | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where a row may come from: a task, a file (the task's, or one of examples), and its id."""
+
+    task: str | None = None
+    file: str | None = None
+    id: str | None = None
+
+
+def inspect(
+    run: str,
+    question: str | None,
+    steps: Sequence[str] | None,
+    answer: str | None,
+    rows: Rows,
+    output: Path | None,
+    as_json: Path | None,
+    num_iterations: int | None,
+    max_new_tokens: int,
+    backbone: str | None,
+    console: Console,
+) -> Path:
+    """Look, show it in the terminal and write the page; returns its path.
+
+    Raises:
+        KavaError: nothing or too much to ask, an unknown row, a run without latents, or a file
+            that is in the way.
+    """
+    check(question, steps, answer, rows)
+    reasoner = open_reasoner(run, backbone)
+    asked = Asked(question, steps, answer) if question is not None else find(reasoner, rows)
+    file = output or default_file(run, asked.question)
+    for path in filter(None, (file, as_json)):
+        in_the_way(path)
+    seen = look(
+        reasoner,
+        asked.question,
+        asked.steps,
+        asked.answer,
+        row=asked.row,
+        num_iterations=num_iterations,
+        max_new_tokens=max_new_tokens,
+        run=run,
+    )
+    show(seen, console)
+    console.print()
+    write(file, page(seen), "page", console)
+    if as_json:
+        write(as_json, dump(seen), "numbers", console)
+    return file
+
+
+def check(
+    question: str | None, steps: Sequence[str] | None, answer: str | None, rows: Rows
+) -> None:
+    """Raise a KavaError where it is not clear what is asked."""
+    from_rows = rows.task or rows.file
+    if question is None and not from_rows:
+        raise KavaError("inspect: give a question in quotes, or a row: --task TASK --id ROW")
+    if question is not None and (from_rows or rows.id):
+        raise KavaError("inspect: give a question, or a row by --task, --file and --id; not both")
+    if from_rows and not rows.id:
+        raise KavaError("inspect: say which row, by --id")
+    if from_rows and (steps or answer):
+        raise KavaError("inspect: a row has its own steps and answer; leave out --steps, --answer")
+    if question is not None and not question.strip():
+        raise KavaError("inspect: the question is empty")
+
+
+def find(reasoner: Reasoner, rows: Rows) -> Asked:
+    """The row with the id that was given.
+
+    Raises:
+        KavaError: rows that cannot be had, or none with this id.
+    """
+    if rows.task:
+        options = task_options(reasoner.recipe, rows.task, {})
+        examples = load_task(rows.task, file=rows.file, options=options).examples
+    else:
+        examples = load_file(rows.file)
+    for example in examples:
+        if example.id == rows.id:
+            return Asked(example.question, example.steps, example.answer, example.id)
+    source = rows.task or rows.file
+    known = [example.id for example in examples]
+    if len(known) > 20:  # too many to be listed
+        error = unknown("", rows.id, known)
+        close = str(error).partition("; ")[2] if "did you mean" in str(error) else ""
+        close = close or f"ids go from {known[0]} to {known[-1]}"
+        raise KavaError(f"unknown row of {source} '{rows.id}'; {close}")
+    raise unknown(f"row of {source}", rows.id, known)
+
+
+def default_file(run: str, question: str) -> Path:
+    """RUN/inspect/SLUG.html; inspect.html here for what ships with the project or is no folder."""
+    folder = assets.find(run) if Path(run).expanduser().exists() else None
+    shipped = [root / "checkpoints" for root in assets.roots()]
+    if folder is None or any(folder.resolve().is_relative_to(s.resolve()) for s in shipped):
+        return Path("inspect.html")
+    folder = folder.parent if folder.resolve().name == "checkpoint" else folder
+    return folder / "inspect" / f"{slug(question)}.html"
+
+
+def slug(question: str) -> str:
+    """A file name of a question: its first words, and a few letters that tell it from others."""
+    words = "-".join(re.findall(r"[a-z0-9]+", question.lower()))[:40].strip("-")
+    digest = hashlib.blake2b(question.encode(), digest_size=3).hexdigest()
+    return f"{words}-{digest}" if words else digest
+
+
+def in_the_way(file: Path) -> None:
+    """Raise a KavaError where a file exists that `kava inspect` did not write."""
+    if not file.exists():
+        return
+    if file.is_dir():
+        raise KavaError(f"{file} is a folder; name a file")
+    if not (is_page(file) or _is_dump(file)):
+        raise KavaError(f"{file} exists and is not of kava inspect; name another file")
+
+
+def write(file: Path, text: str, what: str, console: Console) -> None:
+    """Write a file and say so; an earlier one of ours is replaced, and that is said too."""
+    replaced = " (replaced the one that was there)" if file.exists() else ""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    console.print(f"{what}: {file}{replaced}", highlight=False, markup=False)
+
+
+def dump(seen: Look) -> str:
+    """The numbers as JSON."""
+    return (
+        json.dumps({"kava inspect": 1, **seen.tree()}, ensure_ascii=False, allow_nan=False) + "\n"
+    )
+
+
+def _is_dump(file: Path) -> bool:
+    with file.open(encoding="utf-8", errors="replace") as opened:
+        return opened.read(20).startswith('{"kava inspect":')

@@ -1,0 +1,78 @@
+"""The teacher's cache, compressed as the recipe says, and the student's beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kava.errors import KavaError
+from kava.inspect._numbers import Absent
+from kava.inspect.kept import KeptTokens, kept_tokens
+from kava.inspect.similarity import Similarity, similarity
+from kava.latents._state import LatentState
+from kava.methods._base import Batch, Written
+from kava.methods._kv import KvDistillation, taken
+
+if TYPE_CHECKING:
+    from kava.model import Reasoner
+
+
+def compression(
+    reasoner: Reasoner, batch: Batch, teacher: Written, state: LatentState
+) -> tuple[Similarity | Absent, KeptTokens | Absent]:
+    """The two panels about the compressed cache, of one question.
+
+    A method that has no L_KV is compared all the same, by the `kv` section of its recipe: a note
+    says so. Where the eviction cannot do with this trace, both are absent.
+    """
+    kv, trained = _distillation(reasoner)
+    notes = [] if trained else [_untrained(reasoner)]
+    try:
+        kv.check(reasoner)
+        chosen = kv.choose(batch, teacher)
+    except KavaError as error:
+        return Absent(str(error)), Absent(str(error))
+    written = kv.turned(reasoner, teacher.steps, batch["question_mask"], batch["steps_mask"])
+    target = [
+        tuple(taken(states, kept) for states in pair)
+        for pair, kept in zip(written, chosen, strict=True)
+    ]
+    before, start = state.thought.attention_mask, batch["question"].shape[1] + 1
+    real = before[:, start : start + state.latents.shape[1]]
+    maps = kv.seen if "kv_projection" in reasoner.method_modules else kv.turned
+    student = [maps(reasoner, one, before[:, :start], real) for one in state.key_values]
+    filled = [kept.filled for kept in chosen]
+    how = [*notes, *_how_compared(reasoner, kv)]
+    return (
+        similarity(student, target, filled, how),
+        kept_tokens(reasoner, kv, batch, teacher, chosen, notes),
+    )
+
+
+def _distillation(reasoner: Reasoner) -> tuple[KvDistillation, bool]:
+    """How the cache is compressed, and whether the method was trained on it."""
+    own = getattr(reasoner.method, "kv", None)
+    if own is None:
+        return KvDistillation(reasoner.recipe), False
+    return own, reasoner.recipe.kv.weight > 0
+
+
+def _untrained(reasoner: Reasoner) -> str:
+    return (
+        f"This {reasoner.recipe.method} was not trained to match this cache; the compression is "
+        "that of the recipe's kv section (its defaults where it has none)."
+    )
+
+
+def _how_compared(reasoner: Reasoner, kv: KvDistillation) -> list[str]:
+    notes = []
+    if kv.kv.keys == "post_rope":
+        notes.append("Keys are compared as the cache holds them (kv.keys: post_rope).")
+    elif getattr(reasoner.lm.base_model, "rotary_emb", None) is not None:
+        notes.append(
+            "Keys are compared before their rotation, as the loss does (kv.keys: pre_rope)."
+        )
+    if "kv_projection" in reasoner.method_modules:
+        notes.append(
+            "The student's keys and values go through kv.projection first, as in the loss."
+        )
+    return notes

@@ -1,0 +1,59 @@
+"""What latents decode to: their last states, read by the language-model head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kava.latents._state import LatentState
+
+if TYPE_CHECKING:
+    from kava.model import Reasoner
+
+TOP = 5
+
+#: The likeliest tokens of one latent with their probabilities, likeliest first.
+Top = list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """passes[t][i]: what latent i decodes to after iteration t; pass 0 is iteration 0.
+
+    iterates: whether there are iterations; if not, there is one pass.
+    """
+
+    passes: list[list[Top]]
+    iterates: bool
+
+
+def decoded(reasoner: Reasoner, state: LatentState) -> Decoded:
+    """Every pass that `state` holds, of one question."""
+    passes = [decode_states(reasoner, states[0]) for states in state.states]
+    return Decoded(passes, reasoner.method.iterates)
+
+
+def decode_latents(
+    reasoner: Reasoner, question: str, num_iterations: int | None = None
+) -> list[Top]:
+    """Each latent after the last iteration; empty for a method that has none."""
+    states = reasoner.think([question], num_iterations).latent_states
+    return [] if states is None else decode_states(reasoner, states[0])
+
+
+@torch.no_grad()
+def decode_states(reasoner: Reasoner, states: Tensor) -> list[Top]:
+    """Last layer's states [n, d] to their likeliest tokens; ids without text are left out."""
+    scores = reasoner.logits(states).float()
+    scores[:, reasoner.unreadable_ids] = -torch.inf
+    best = scores.softmax(-1).topk(TOP, dim=-1)
+    return [
+        [
+            (reasoner.tokenizer.decode([i]), float(f"{p:.4g}"))
+            for i, p in zip(ids, chances, strict=True)
+        ]
+        for ids, chances in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]

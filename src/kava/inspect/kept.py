@@ -1,0 +1,97 @@
+"""Which reasoning tokens each head keeps of the teacher's cache, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kava.inspect._numbers import Absent, numbers
+from kava.methods._base import Batch, Written
+from kava.methods._kv import Kept, KvDistillation
+
+if TYPE_CHECKING:
+    from kava.model import Reasoner
+
+
+@dataclass(frozen=True)
+class KeptTokens:
+    """tokens: of the trace, C pairs of text and number of the step.
+
+    columns: [L][H], the kept tokens in the order of the slots; None in a slot without one.
+    numbers: `score`, and what it is made of (`importance`, `redundancy`), each [L][H][C]; None
+        at a token that belongs to no block.
+    budget: slots of each block.   blocks: one, or a block of slots for each step (LOTUS).
+    """
+
+    tokens: list[tuple[str, int]]
+    columns: list[Any]
+    numbers: dict[str, Any]
+    eviction: str
+    lam: float
+    budget: int
+    blocks: int
+    notes: list[str]
+
+
+def kept_tokens(
+    reasoner: Reasoner,
+    kv: KvDistillation,
+    batch: Batch,
+    teacher: Written,
+    kept: list[Kept],
+    notes: list[str],
+) -> KeptTokens | Absent:
+    """From what `kv` chose of one question's trace."""
+    ids = batch["steps"][0].tolist()
+    if not ids:
+        return Absent("the teacher read no step, so there is nothing to keep or to evict")
+    steps = batch["step_of"][0].tolist()
+    blocks = kv.blocks(batch)
+    parts: dict[str, list] = {}
+    for layer, one in enumerate(kept):
+        for name, values in _measured(kv, batch, teacher, layer, one).items():
+            parts.setdefault(name, []).append(values)
+    return KeptTokens(
+        tokens=list(zip(pieces(reasoner.tokenizer, ids), steps, strict=True)),
+        columns=[_columns(one) for one in kept],
+        numbers={name: numbers(torch.stack(values)) for name, values in parts.items()},
+        eviction=kv.kv.eviction.name,
+        lam=kv.kv.eviction.lam,
+        budget=blocks[0][1],
+        blocks=len(blocks),
+        notes=notes,
+    )
+
+
+def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
+    """The text that each token adds to those before it."""
+    whole = [tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False) for n in range(len(ids))]
+    whole.append(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+    return [
+        # A token may hold a part of a character alone, which the next one completes.
+        after[len(before) :] if after.startswith(before) else tokenizer.decode([token])
+        for before, after, token in zip(whole, whole[1:], ids, strict=False)
+    ]
+
+
+def _measured(
+    kv: KvDistillation, batch: Batch, teacher: Written, layer: int, kept: Kept
+) -> dict[str, torch.Tensor]:
+    """Score and parts [H, C] of one layer, each token's from its own block."""
+    found: dict[str, torch.Tensor] = {}
+    for (mask, _), score in zip(kv.blocks(batch), kept.scores, strict=True):
+        parts = kv.eviction.parts(kv.scored(batch, teacher, layer, mask))
+        for name, values in {"score": score, **parts}.items():
+            empty = torch.full_like(values, torch.nan, dtype=torch.float32)
+            found[name] = torch.where(mask[:, None], values.float(), found.get(name, empty))
+    return {name: values[0] for name, values in found.items()}
+
+
+def _columns(kept: Kept) -> list[list[int | None]]:
+    columns, filled = kept.columns[0].tolist(), kept.filled[0].tolist()
+    return [
+        [column if real else None for column, real in zip(*head, strict=True)]
+        for head in zip(columns, filled, strict=True)
+    ]

@@ -1,0 +1,157 @@
+"""Everything that is measured of one question, as one tree that JSON can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kava import batching, registry
+from kava.errors import KavaError
+from kava.evaluate.answers import numeric
+from kava.inspect._numbers import Absent
+from kava.inspect.attended import Attended, attended
+from kava.inspect.compression import compression
+from kava.inspect.decoded import Decoded, decoded
+from kava.inspect.kept import KeptTokens
+from kava.inspect.movement import Movement, movement
+from kava.inspect.similarity import Similarity
+from kava.inspect.trace import Trace, find_trace
+from kava.methods._base import Batch, LatentMethod, read_question, read_written
+
+if TYPE_CHECKING:
+    from kava.model import Reasoner
+
+
+@dataclass(frozen=True)
+class About:
+    """The model. `forward_passes` as in an evaluation; `latents` M, `iterations` T or None."""
+
+    run: str
+    method: str
+    backbone: str
+    latents: int
+    iterations: int | None
+    layers: int
+    heads: int
+    forward_passes: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """One question. A panel that the method does not have is an `Absent`, which says why.
+
+    answer: the student's, after its latents. `gold` is the right one, if it is known, and
+    `right` whether they agree.
+    """
+
+    about: About
+    question: str
+    answer: str
+    gold: str | None
+    right: bool | None
+    trace: Trace
+    decoded: Decoded
+    movement: Movement | Absent
+    similarity: Similarity | Absent
+    kept: KeptTokens | Absent
+    attended: Attended
+
+    def tree(self) -> dict[str, Any]:
+        """Dicts and lists of plain values."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def look(
+    reasoner: Reasoner,
+    question: str,
+    steps: Sequence[str] | None = None,
+    answer: str | None = None,
+    *,
+    row: str | None = None,
+    num_iterations: int | None = None,
+    max_new_tokens: int = 256,
+    run: str = "",
+) -> Look:
+    """Think about a question, answer it, and compare with the same weights reading its steps.
+
+    Args:
+        steps: the written steps; None lets the model write them.
+        answer: the right one; None asks the model after it has read the steps.
+        row: the id of the row that these are of.
+        num_iterations: T, the recipe's if not given.
+        run: the name that the page gives the model.
+
+    Raises:
+        KavaError: a method without latents, `num_iterations` for a method that does not iterate,
+            an empty question or step.
+    """
+    method = _latent_method(reasoner, num_iterations)
+    if not question.strip():
+        raise KavaError("inspect: the question is empty")
+    iterations = reasoner.recipe.num_iterations if num_iterations is None else num_iterations
+    ids = torch.tensor([reasoner.encoder.question(question)], device=reasoner.device)
+    asked = {"question": ids, "question_mask": torch.ones_like(ids, dtype=torch.bool)}
+    context = read_question(reasoner, asked)
+    state = method.think_on(reasoner, context[0], iterations, keep_all=True)
+    thinking = method.ready(reasoner, state, iterations)
+    new = reasoner.answer(thinking, max_new_tokens)
+    trace, encoded = find_trace(reasoner, question, context[0], steps, answer, row, max_new_tokens)
+    batch = _on(reasoner.device, batching.collate([encoded], reasoner.tokenizer.pad_token_id))
+    teacher = read_written(reasoner, context, batch, queries=True)
+    text = reasoner.tokenizer.decode(new[0], skip_special_tokens=True).strip()
+    written = new[:, : int((new != reasoner.tokenizer.eos_token_id).sum())]
+    shapes = reasoner.cache_shapes()
+    compared, kept = compression(reasoner, batch, teacher, state)
+    return Look(
+        about=About(
+            run=run,
+            method=reasoner.recipe.method,
+            backbone=str(reasoner.identity["name"]),
+            latents=state.latents.shape[1],
+            iterations=iterations if method.iterates else None,
+            layers=len(shapes),
+            heads=shapes[0][0],
+            forward_passes=thinking.forward_passes + int(reasoner.generated_lengths(new)[0]),
+        ),
+        question=question,
+        answer=text,
+        gold=answer,
+        right=None if answer is None else numeric(f"{reasoner.prompt_text} {text}", answer),
+        trace=trace,
+        decoded=decoded(reasoner, state),
+        movement=movement(state.inputs) if method.iterates else _one_at_a_time(reasoner),
+        similarity=compared,
+        kept=kept,
+        attended=attended(reasoner, state, thinking.prompt, written),
+    )
+
+
+def _latent_method(reasoner: Reasoner, num_iterations: int | None) -> LatentMethod:
+    method, name = reasoner.method, reasoner.recipe.method
+    if not isinstance(method, LatentMethod):
+        known = [
+            other
+            for other in registry.names("methods")
+            if registry.find("methods", other).uses_latents
+        ]
+        raise KavaError(
+            f"inspect: method '{name}' thinks in no latent tokens; give a run of {', '.join(known)}"
+        )
+    if num_iterations is not None:
+        reasoner.check_iterations()
+    return method
+
+
+def _one_at_a_time(reasoner: Reasoner) -> Absent:
+    return Absent(
+        f"method '{reasoner.recipe.method}' makes its latents one at a time: there are no "
+        "iterations to move in"
+    )
+
+
+def _on(device: torch.device, batch: dict[str, Any]) -> Batch:
+    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}

@@ -1,0 +1,38 @@
+"""How far latents move from one iteration to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kava.inspect._numbers import Absent, numbers
+
+
+@dataclass(frozen=True)
+class Movement:
+    """From the inputs X^t of pass t to X^{t+1}, for t = 0 .. T - 1 and each latent, [T][M].
+
+    distance: |X^{t+1} - X^t| / |X^t|.   cosine: of the two.   The means are over the latents.
+    """
+
+    distance: list[list[float]]
+    cosine: list[list[float]]
+    mean_distance: list[float]
+    mean_cosine: list[float]
+
+
+def movement(inputs: list[Tensor]) -> Movement | Absent:
+    """From the latents' inputs [1, M, d] of every pass.
+
+    X^0 is the <latent> embedding, the same at every place.
+    """
+    if len(inputs) < 2:
+        return Absent("there is a single pass, so no iteration to move in")
+    before, after = torch.cat(inputs[:-1]).float(), torch.cat(inputs[1:]).float()
+    length = torch.linalg.vector_norm(before, dim=-1).clamp(min=1e-12)
+    distance = torch.linalg.vector_norm(after - before, dim=-1) / length
+    cosine = torch.nn.functional.cosine_similarity(before, after, dim=-1)
+    means = numbers(distance.mean(1)), numbers(cosine.mean(1))
+    return Movement(numbers(distance), numbers(cosine), *means)

@@ -1,0 +1,58 @@
+"""A look as a page: one HTML file with its style, script and numbers inside; nothing is loaded."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from pathlib import Path
+
+from kava.inspect.look import Look
+
+_HERE = Path(__file__).parent
+#: What every page holds, and no page of another tool does.
+MARK = '<meta name="generator" content="kava inspect">'
+
+
+def page(look: Look) -> str:
+    """The HTML. Texts of the question and of the model stand in it as data, never as markup.
+
+    The page's security policy lets nothing run but its own script, by its hash, and forbids every
+    connection.
+    """
+    style, script = (_read(name) for name in ("page.css", "page.js"))
+    values = {
+        "title": html.escape(f"kava inspect: {look.question}"),
+        "style-hash": _hash(style),
+        "script-hash": _hash(script),
+        "style": style,
+        "script": script,
+        "data": as_script(look),
+    }
+    parts = _read("page.html").split("@")
+    # Every second part is a name: what is put in is not looked at again.
+    return "".join(values[part] if i % 2 else part for i, part in enumerate(parts))
+
+
+def as_script(look: Look) -> str:
+    """JSON that no text inside can end: `<`, `>` and `&` are escaped."""
+    text = json.dumps(look.tree(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def is_page(file: Path) -> bool:
+    """Whether a file is a page of ours."""
+    with file.open(encoding="utf-8", errors="replace") as opened:
+        return MARK in opened.read(2000)
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"
+
+
+def _read(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")

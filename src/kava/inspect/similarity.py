@@ -1,0 +1,73 @@
+"""Cosine similarity of the student's and the teacher's keys and values (the paper's figure)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kava.cache import KeyValues
+from kava.inspect._numbers import Absent, numbers
+
+
+@dataclass(frozen=True)
+class Cosines:
+    """Of keys, or of values, after the last iteration; None at slots without a token.
+
+    heads: [L][H][M].   layers: mean over heads, [L][M].   slots: mean over layers too, [M].
+    passes: the mean over everything, for each pass; the last is that of the numbers above.
+    """
+
+    heads: list[Any]
+    layers: list[Any]
+    slots: list[Any]
+    passes: list[float]
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """keys, values: each slot's latent against the token that its head keeps there.
+
+    notes: how they are compared, in sentences.
+    """
+
+    keys: Cosines
+    values: Cosines
+    notes: list[str]
+
+
+def similarity(
+    student: list[KeyValues], teacher: KeyValues, filled: list[Tensor], notes: list[str]
+) -> Similarity | Absent:
+    """Slot by slot.
+
+    Args:
+        student: [1, H, M, D] pairs per layer, for each pass.
+        teacher: the compressed cache, of the same shape.
+        filled: [1, H, M] per layer, true where the teacher has a token.
+    """
+    if not any(bool(one.any()) for one in filled):
+        return Absent("the teacher read no step, so its compressed cache is empty")
+    real = torch.stack([one[0] for one in filled])
+    return Similarity(*(_cosines(student, teacher, real, part) for part in (0, 1)), notes)
+
+
+def _cosines(student: list[KeyValues], teacher: KeyValues, real: Tensor, part: int) -> Cosines:
+    theirs = [pair[part][0] for pair in teacher]
+    passes = [
+        torch.stack([_cosine(o[part][0], t) for o, t in zip(ours, theirs, strict=True)])
+        for ours in student
+    ]
+    heads = passes[-1]
+    return Cosines(
+        heads=numbers(heads, real),
+        layers=numbers(heads.mean(1), real[:, 0]),
+        slots=numbers(heads.mean((0, 1)), real[0, 0]),
+        passes=[float(f"{one[real].mean():.4g}") for one in passes],
+    )
+
+
+def _cosine(ours: Tensor, theirs: Tensor) -> Tensor:
+    return torch.nn.functional.cosine_similarity(ours.float(), theirs.float(), dim=-1)

@@ -1,0 +1,168 @@
+"""A look in the terminal: the page's panels, averaged where a screen has no room for each head."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from kava.inspect._numbers import Absent
+from kava.inspect.attended import Attended
+from kava.inspect.decoded import Decoded
+from kava.inspect.kept import KeptTokens
+from kava.inspect.look import Look
+from kava.inspect.movement import Movement
+from kava.inspect.similarity import Similarity
+from kava.inspect.trace import Trace
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_BARS = " ▁▂▃▄▅▆▇█"
+#: Beyond these a line for each head would fill the screen.
+MANY_HEADS = 32
+
+
+def show(look: Look, console: Console) -> None:
+    """Print every panel."""
+    verdict = {None: "", True: "  right", False: f"  wrong, it is {look.gold}"}[look.right]
+    _say(console, look.question)
+    _say(console, f"answered {look.answer or '(nothing)'}{verdict}", "bold")
+    _say(console, _about(look), "dim")
+    _heading(console, "The written steps")
+    _trace(look.trace, console)
+    _heading(console, "What each latent decodes to")
+    _decoded(look.decoded, console)
+    for title, content, draw in (
+        ("How far latents move, |X' - X| / |X|", look.movement, _movement),
+        ("Cosine of student and teacher, slot by slot", look.similarity, _similarity),
+        ("Which reasoning tokens each head keeps", look.kept, _kept),
+        ("Where the answer looks", look.attended, _attended),
+    ):
+        _heading(console, title)
+        if isinstance(content, Absent):
+            _say(console, f"not here: {content.reason}", "dim")
+        else:
+            draw(content, console)
+
+
+def _about(look: Look) -> str:
+    about = look.about
+    iterations = "" if about.iterations is None else f", {about.iterations} iterations"
+    return (
+        f"{about.method}, {about.latents} latents{iterations}, {about.forward_passes} forward "
+        f"passes; {about.layers} layers of {about.heads} key/value heads"
+    )
+
+
+def _trace(trace: Trace, console: Console) -> None:
+    for number, step in enumerate(trace.steps, start=1):
+        dropped = "" if number <= trace.read else "  (dropped)"
+        _say(console, f"{number:3d}  {step}{dropped}")
+    _say(console, f"  =  {trace.answer or '(none)'}")
+    _say(console, trace.told, "dim")
+
+
+def _decoded(decoded: Decoded, console: Console) -> None:
+    """The likeliest token after each iteration, five after the last."""
+    last = decoded.passes[-1]
+    words = [[_word(top[0]) for top in latents] for latents in decoded.passes[:-1]]
+    widths = [max(map(len, column)) for column in words]
+    names = [f"{t:<{max(width, 1)}}" for t, width in enumerate(widths)]
+    if words:
+        _say(console, f"after   {'  '.join(names)}  {len(widths)}: top 5", "dim")
+    for i, top in enumerate(last):
+        before = [f"{column[i]:<{width}}" for column, width in zip(words, widths, strict=True)]
+        _say(console, "  ".join([f"latent {i + 1:2d}" if not words else f"{i + 1:5d} ", *before,
+                                 *map(_word, top)]))  # fmt: skip
+
+
+def _word(token: tuple[str, float]) -> str:
+    return f"{token[0]!r} {token[1]:.2f}"
+
+
+def _movement(moved: Movement, console: Console) -> None:
+    top = max(map(max, moved.distance))
+    for t, (row, mean) in enumerate(zip(moved.distance, moved.mean_distance, strict=True)):
+        _say(console, f"{t} -> {t + 1}   {_bars(row, top)}  mean {mean:.3f}")
+    _say(console, f"a column for each latent; a full one is {top:.3g}", "dim")
+
+
+def _similarity(similar: Similarity, console: Console) -> None:
+    for name, part in (("keys", similar.keys), ("values", similar.values)):
+        for layer, row in enumerate(part.layers, start=1):
+            _say(console, f"{name:6} layer {layer:2d}  {_bars(row, 1)}  mean {_mean(row):.3f}")
+        passes = ", ".join(f"{mean:.3f}" for mean in part.passes)
+        _say(console, f"{name:6} mean      {_bars(part.slots, 1)}  by pass: {passes}")
+    legend = "a column for each slot, mean over heads; full is 1, empty 0 or below, - no token. "
+    _say(console, legend + " ".join(similar.notes), "dim")
+
+
+def _kept(kept: KeptTokens, console: Console) -> None:
+    """A line for each head; for each layer, with the tokens of most of its heads, if many."""
+    held = [[set(head) - {None} for head in layer] for layer in kept.columns]
+    many = sum(map(len, held)) > MANY_HEADS
+    for number, heads in enumerate(held, start=1):
+        if many:
+            votes = [sum(column in head for head in heads) for column in range(len(kept.tokens))]
+            most = [column for column, count in enumerate(votes) if 2 * count > len(heads)]
+            console.print(_line(f"layer {number:2d}  ", kept, most))
+            continue
+        for head, columns in enumerate(heads, start=1):
+            console.print(_line(f"layer {number:2d} head {head:2d}  ", kept, columns))
+    full = all(len(head) == len(kept.tokens) for layer in held for head in layer)
+    slots = f"{kept.blocks} x {kept.budget}" if kept.blocks > 1 else str(kept.budget)
+    _say(
+        console,
+        f"{len(kept.tokens)} tokens, {slots} slots, eviction {kept.eviction}; "
+        + ("all fit, nothing is evicted. " if full else "evicted tokens stand in [brackets]. ")
+        + ("A line holds what most heads of the layer keep. " if many else "")
+        + " ".join(kept.notes),
+        "dim",
+    )
+
+
+def _line(name: str, kept: KeptTokens, columns: Collection[int]) -> Text:
+    """The trace; what is not in `columns` is in brackets, for those who see no colour."""
+    line = Text(name, "dim")
+    for here, run in groupby(range(len(kept.tokens)), lambda column: column in columns):
+        words = "".join(kept.tokens[column][0] for column in run).replace("\n", "⏎")
+        line.append(words if here else f"[{words}]", "green" if here else "dim")
+    return line
+
+
+def _attended(paid: Attended, console: Console) -> None:
+    width = max(len(repr(token)) for token in paid.tokens)
+    for token, shares, latents in zip(paid.tokens, paid.shares, paid.latents, strict=True):
+        named = zip(paid.parts, shares, strict=True)
+        parts = ", ".join(f"{name} {100 * share:.1f}" for name, share in named)
+        _say(console, f"{token!r:{width}}  {parts} (percent)")
+        top = max(latents)
+        most = f"most to latent {1 + latents.index(top)}: {100 * top:.1f}"
+        _say(console, f"{'':{width}}  {_bars(latents, top)}  {most}")
+    _say(console, "mean over layers and heads; a column for each latent", "dim")
+
+
+def _bars(values: Sequence[float | None], top: float) -> str:
+    """A column for each value; a full one is `top`, a dash has no value."""
+    return "".join("-" if value is None else _bar(value, top) for value in values)
+
+
+def _bar(value: float, top: float) -> str:
+    share = 0.0 if top <= 0 else min(max(value / top, 0.0), 1.0)
+    return _BARS[round(share * (len(_BARS) - 1))]
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found)
+
+
+def _heading(console: Console, text: str) -> None:
+    _say(console, f"\n{text}", "bold")
+
+
+def _say(console: Console, text: Any, style: str | None = None) -> None:
+    console.print(text, style=style, highlight=False, markup=False)

@@ -1,0 +1,115 @@
+"""The written steps of a question: given, or written by the model itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kava.batching import Encoder, Row
+from kava.errors import KavaError
+from kava.evaluate.answers import parted
+from kava.methods._base import Thinking, prompt_ids
+from kava.methods.cot import begin_writing
+from kava.thought import Thought
+from kava.types import ANSWER_PROMPT, Example
+
+if TYPE_CHECKING:
+    from kava.model import Reasoner
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What the teacher reads after the question.
+
+    source: `given`, `row` or `written` (by the model).
+    told: where steps and answer come from, in a sentence.
+    steps: all of them; the teacher reads the first `read`, the rest is dropped.
+    answer: the teacher's.
+    """
+
+    source: str
+    told: str
+    steps: list[str]
+    read: int
+    answer: str
+
+
+def find_trace(
+    reasoner: Reasoner,
+    question: str,
+    context: Thought,
+    steps: Sequence[str] | None,
+    answer: str | None,
+    row: str | None,
+    max_new_tokens: int,
+) -> tuple[Trace, Row]:
+    """The trace, and the row that the teacher reads.
+
+    Given steps lose the last one where the recipe says so (`drop_last_step`), as in training.
+    Steps that the model writes do not: what it learned to write lacks it already.
+
+    Args:
+        context: KV(Q), from which an answer is asked for where none is given.
+        steps: None lets the model write them.
+        row: the id of the row that steps and answer are of, if any.
+
+    Raises:
+        KavaError: a step without text.
+    """
+    if steps is not None and not all(step.strip() for step in steps):
+        raise KavaError("inspect: a step is empty; leave it out, or write the equation or sentence")
+    if steps is None:
+        source, (steps, answer, told) = "written", _write(reasoner, question, max_new_tokens)
+    else:
+        steps, source = list(steps), "row" if row else "given"
+        told = f"Steps and answer are those of row {row}." if row else "The steps were given."
+    drops = source != "written" and reasoner.recipe.drop_last_step
+    encoder = Encoder(reasoner.tokenizer, drop_last_step=drops)
+    encoded = encoder.row(Example("asked", question, tuple(steps), answer or ""))
+    if answer is None:
+        answer = _ask(reasoner, context, encoded.steps, max_new_tokens)
+        told += " The answer is what the model says after reading them."
+        encoded = encoder.row(Example("asked", question, tuple(steps), answer))
+    if not answer:
+        encoded = replace(encoded, answer=[*encoder.prompt, reasoner.tokenizer.eos_token_id])
+    if drops and steps:
+        told += " The last step is dropped, as in training (drop_last_step)."
+    return Trace(source, told, list(steps), max(len(steps) - drops, 0), answer), encoded
+
+
+def split_steps(text: str) -> list[str]:
+    """Equations `<<...>>` one by one; else sentences."""
+    parts = re.split(r"(?<=>>)\s*(?=<<)" if "<<" in text else r"(?<=[.!?])\s+", text.strip())
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _write(reasoner: Reasoner, question: str, most: int) -> tuple[list[str], str | None, str]:
+    """Steps and answer as the model writes them greedily after Q, without <bot>."""
+    ids = torch.tensor([reasoner.encoder.question(question)], device=reasoner.device)
+    text = _text(reasoner, begin_writing(reasoner, ids, torch.ones_like(ids) > 0), most)
+    told = "No steps were given, so the model wrote them itself (greedily, without <bot>)."
+    if reasoner.recipe.drop_last_step:
+        told += " It learned to leave the last one out (drop_last_step)."
+    written, answer = parted(text)
+    if answer is None:
+        told += f' It did not get to "{ANSWER_PROMPT}" within {most} tokens.'
+    return split_steps(written), answer, told
+
+
+def _ask(reasoner: Reasoner, context: Thought, steps: list[int], most: int) -> str:
+    """What the model answers after Q | C | "The answer is:"."""
+    thought = context
+    if steps:
+        ids = torch.tensor([steps], device=reasoner.device)
+        _, thought = reasoner.extend(context, reasoner.embed(ids), torch.ones_like(ids) > 0)
+    prompt = prompt_ids(reasoner, 1, reasoner.device)
+    return _text(reasoner, Thinking(thought, prompt, ANSWER_PROMPT, 0, 1), most).strip()
+
+
+def _text(reasoner: Reasoner, thinking: Thinking, most: int) -> str:
+    ids: Any = reasoner.answer(thinking, most)[0]
+    return reasoner.tokenizer.decode(ids, skip_special_tokens=True)
