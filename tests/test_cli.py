@@ -36,8 +36,8 @@ def backbone(tmp_path_factory):
 def test_help_names_each_command_with_its_purpose():
     done = kava("--help")
     assert done.returncode == 0
-    commands = "quickstart train sweep pretrain eval table plot compare score data"
-    for command in (commands + " ask inspect ablate watch serve recipes").split():
+    commands = "quickstart train sweep pretrain eval table plot compare score ask inspect ablate"
+    for command in (*commands.split(), "watch", "serve", "recipes", "data"):
         line = next(row for row in done.stdout.splitlines() if row.split()[:1] == [command])
         assert len(line.split()) > 4 and not line.endswith("...")
 
@@ -101,9 +101,17 @@ BAD = {
         ["eval", "{backbone}", "--task", "synthetic", "--option", "max_step=2"],
         "max_step",
     ),
-    commands = "quickstart train sweep pretrain eval table plot compare score data"
-    for command in (commands + " ask inspect ablate watch serve recipes").split():
+    "nothing to look into": (
+        ["inspect", "{backbone}", "hello", "-o", "{tmp}/r"],
+        "'cot' thinks in no latent tokens; give a run of coconut, codi",
     ),
+    "nothing to change": (
+        ["ablate", "{backbone}", "--task", "synthetic"],
+        "has no latents to change",
+    ),
+    "nothing to watch": (["watch", "{tmp}"], "nothing to watch here"),
+    "no results": (["table", "{tmp}"], "holds no run"),
+    "served to everybody": (["serve", "{backbone}", "--host", "0.0.0.0"], "--api-key"),
     "an empty question": (["ask", "{backbone}", "  "], "the question is empty"),
     "nobody to ask": (["ask"], "give a run folder"),
     "predictions of nothing": (["score", "{tmp}/p.jsonl"], "--task NAME or --data FILE"),

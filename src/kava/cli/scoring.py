@@ -63,7 +63,7 @@ def table(
         Path | None, typer.Option("--output", "-o", help="folder for .md, .csv and .tex")
     ] = None,
 ) -> None:
-    """Print results as a Markdown table; with -o, write Markdown, CSV and LaTeX."""
+    """Print results as a table, with -o as Markdown, CSV and LaTeX."""
     from kava.errors import KavaError
     from kava.report.results import find
     from kava.report.table import paper_tables, results_table
@@ -86,7 +86,7 @@ def plot(
         "plots"
     ),
 ) -> None:
-    """Draw accuracy against cost, M, T and steps, and training curves."""
+    """Draw accuracy against cost, M, T and steps; training curves."""
     from kava.report.draw import draw
     from kava.report.results import find
 
@@ -107,7 +107,10 @@ def compare(
     seed: Annotated[int, typer.Option(help="of the bootstrap")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print the numbers as JSON")] = False,
 ) -> None:
-    """Compare two runs, or files of predictions, on the same questions."""
+    """Compare two runs on the same questions.
+
+    A run is a folder, or a file of predictions.
+    """
     from kava.errors import KavaError
     from kava.evaluate.compare import compare as compare_runs
     from kava.evaluate.compare import tasks_of, told

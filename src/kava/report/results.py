@@ -21,6 +21,7 @@ _SEED = re.compile(r"-seed\d+$")
 CARRIED_OUT = (
     "seed", "family", "description", "revision", "train.micro_batch_size", "train.precision",
     "train.log_every", "train.save_every", "train.report_to", "eval.every", "eval.batch_size",
+    "data.leak_check", "data.leak_stop", "data.allow_leaks",
 )  # fmt: skip
 
 
@@ -112,6 +113,7 @@ def changes(group: Group, recipe: Recipe) -> dict[str, Any]:
     own, other = (flat(one.model_dump(by_alias=True)) for one in (group.recipe, recipe))
     skipped = {*CARRIED_OUT, "backbone"}
     keys = [k for k in {**other, **own} if k not in skipped and own.get(k) != other.get(k)]
+    keys = [key for key in keys if not key.startswith("data.leak_files")]
     return {key: own.get(key) for key in keys}
 
 
