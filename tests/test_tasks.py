@@ -144,6 +144,13 @@ def test_from_the_hub(name, monkeypatch):
     assert len(load_task(name, limit=5).examples) == 5
 
 
+def test_floats_of_the_hub_keep_the_digits_that_were_written(monkeypatch):
+    rows = [{"input": "q", "target": value} for value in (144.33333, 2e-05, -3244047.0999999996)]
+    from_the_hub(monkeypatch, rows)
+    answers = [e.answer for e in load_task("gsm_hard", limit=3).examples]
+    assert answers == ["144.33333", "0.00002", "-3244047.0999999996"]
+
+
 def test_validation_rows_of_gsm8k_aug_have_a_name_of_their_own(monkeypatch):
     row = ON_THE_HUB["gsm8k_aug"][1]
     asked = from_the_hub(monkeypatch, [row] * 500)

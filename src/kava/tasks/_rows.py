@@ -96,9 +96,9 @@ def with_plain_answers(rows: Iterable[Row]) -> Iterator[Row]:
     `2.0107e-06` in one copy and the same as a binary number in another are one text then.
     """
     for where, row in unfold(rows):
-        # No text, or no number: refused or kept by `to_example`.
-        with suppress(KeyError, TypeError, ValueError, InvalidOperation):
-            row["answer"] = plain_number(Decimal(row["answer"]))
+        if isinstance(row.get("answer"), str):  # a number `to_example` writes out
+            with suppress(InvalidOperation):  # no number: kept as it is
+                row["answer"] = plain_number(Decimal(row["answer"]))
         yield where, row
 
 
