@@ -1,0 +1,29 @@
+"""`python -m kava.lm_eval`: the harness's command line, with our model and our tasks."""
+
+from __future__ import annotations
+
+import sys
+
+from kava.errors import KavaError
+
+
+def main() -> None:
+    """Run `lm_eval`; bad input of ours is one line and status 2."""
+    from kava.lm_eval import TASKS, require
+
+    try:
+        require()
+        from lm_eval.__main__ import cli_evaluate
+
+        import kava.lm_eval.model  # noqa: F401  registers itself
+
+        if len(sys.argv) > 1 and "--include_path" not in " ".join(sys.argv):
+            sys.argv += ["--include_path", str(TASKS)]
+        cli_evaluate()
+    except KavaError as error:
+        print(f"kava: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""A checkpoint of kava as a model of lm-evaluation-harness: thinks, then answers or scores."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+from tqdm import tqdm
+
+from kava import batching
+from kava.errors import KavaError, unknown
+from kava.evaluate.runner import answer_batch
+from kava.run import open_reasoner
+
+T = TypeVar("T")
+
+
+@register_model("kava")
+class KavaLM(LM):
+    """A run, a checkpoint or a plain backbone, as `kava eval` takes it.
+
+    A context is taken for a question. What is generated begins with "The answer is:", which
+    methods that think are fed and do not write. There are no chat templates.
+
+    Args:
+        checkpoint: run or checkpoint folder.
+        backbone: where its backbone lies now.
+        num_iterations: T, if not the recipe's.
+        max_gen_toks: the longest answer of tasks that name none; the recipe's if not given.
+        batch_size: questions answered together; the recipe's if not given or `auto`.
+        device: such as `cpu`. `cuda:0`, which the harness gives unasked, counts where there is one.
+
+    Raises:
+        KavaError: an unknown argument, no checkpoint, or iterations of a method without any.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | None = None,
+        backbone: str | None = None,
+        num_iterations: int | None = None,
+        max_gen_toks: int | None = None,
+        batch_size: int | str | None = None,
+        device: str | None = None,
+        **others: Any,
+    ):
+        super().__init__()
+        known = list(inspect.signature(KavaLM).parameters)[:-1]
+        for name in others:
+            raise unknown("argument of model kava:", name, known)
+        if checkpoint is None:
+            raise KavaError("model kava: no checkpoint; give --model_args checkpoint=FOLDER")
+        self.reasoner = open_reasoner(str(checkpoint), backbone)
+        if device and (torch.cuda.is_available() or not device.startswith("cuda")):
+            self.reasoner.to(device)
+        if num_iterations is not None and not self.reasoner.method.iterates:
+            raise KavaError(
+                f"model kava: method '{self.reasoner.recipe.method}' does not iterate; leave out "
+                "num_iterations"
+            )
+        settings = self.reasoner.recipe.eval
+        self.num_iterations = num_iterations
+        self.max_gen_toks = max_gen_toks or settings.max_new_tokens
+        given = batch_size not in (None, "auto")
+        self.batch_size = int(batch_size) if given else settings.batch_size
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """The answer to each context, up to the first of its stopping sequences.
+
+        Raises:
+            KavaError: a task that samples.
+        """
+
+        def answer(group: list[Instance], longest: int) -> list[str]:
+            contexts = [request.args[0] for request in group]
+            answers = answer_batch(self.reasoner, contexts, longest, self.num_iterations)
+            return [
+                _before(found.text, request.args[1].get("until"))
+                for request, found in zip(group, answers, strict=True)
+            ]
+
+        return self._in_batches(requests, self._longest, answer, disable_tqdm)
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """log P(continuation | the thought about the context, "The answer is:"), natural.
+
+        The second value says whether it is what `generate_until` would write.
+        """
+
+        def likelihoods(group: list[Instance], _: None) -> list[tuple[float, bool]]:
+            return self._likelihoods([request.args for request in group])
+
+        return self._in_batches(requests, lambda _: None, likelihoods, disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
+        """Refused: a model that thinks about a question gives no whole text a likelihood."""
+        raise KavaError(
+            "model kava answers questions; it has no likelihood of a whole text "
+            "(loglikelihood_rolling), so perplexity tasks are not possible"
+        )
+
+    def _longest(self, request: Instance) -> int:
+        """New tokens of an answer."""
+        settings = request.args[1]
+        if settings.get("do_sample") and settings.get("temperature", 1.0) > 0:
+            raise KavaError(
+                "model kava answers greedily; the task samples: set do_sample=False with "
+                "--gen_kwargs"
+            )
+        return int(settings.get("max_gen_toks") or self.max_gen_toks)
+
+    def _in_batches(
+        self,
+        requests: Sequence[Instance],
+        kind: Callable[[Instance], Any],
+        answer: Callable[[list[Instance], Any], list[T]],
+        quiet: bool,
+    ) -> list[T]:
+        """Answers in the requests' order; those of one `kind` and of like length share a batch."""
+        found: dict[int, T] = {}
+        with tqdm(total=len(requests), disable=quiet, desc="kava") as bar:
+            for which, chosen in self._batches(requests, kind):
+                group = [requests[i] for i in chosen]
+                for i, request, value in zip(chosen, group, answer(group, which), strict=True):
+                    found[i] = value
+                    self.cache_hook.add_partial(request.request_type, request.args, value)
+                bar.update(len(chosen))
+        return [found[i] for i in range(len(requests))]
+
+    def _batches(
+        self, requests: Sequence[Instance], kind: Callable[[Instance], Any]
+    ) -> Iterator[tuple[Any, list[int]]]:
+        kinds: dict[Any, list[int]] = {}
+        for i, request in enumerate(requests):
+            kinds.setdefault(kind(request), []).append(i)
+        for which, members in kinds.items():
+            members.sort(key=lambda i: len(requests[i].args[0]))
+            for at in range(0, len(members), self.batch_size):
+                yield which, members[at : at + self.batch_size]
+
+    @torch.no_grad()
+    def _likelihoods(self, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
+        reasoner = self.reasoner
+        thinking = reasoner.think([context for context, _ in pairs], self.num_iterations)
+        encoded = reasoner.tokenizer(
+            [text for _, text in pairs], add_special_tokens=False, split_special_tokens=True
+        )["input_ids"]
+        ids, mask = (t.to(reasoner.device) for t in batching.pad(encoded, "right"))
+        prompt = thinking.prompt
+        output, _ = reasoner.extend(
+            thinking.thought,
+            reasoner.embed(torch.cat((prompt, ids), dim=1)),
+            torch.cat((torch.ones_like(prompt, dtype=torch.bool), mask), dim=1),
+        )
+        # The state before a token predicts it; the prompt's last one predicts the first.
+        states = output.last_hidden_state[:, prompt.shape[1] - 1 : -1]
+        scores = reasoner.logits(states).float()
+        scores[..., reasoner.unreadable_ids] = -torch.inf  # never generated
+        chosen = scores.log_softmax(-1).gather(2, ids[..., None])[..., 0]
+        greedy = (scores.argmax(-1) == ids) | ~mask
+        total = chosen.masked_fill(~mask, 0).sum(1)
+        return list(zip(total.tolist(), greedy.all(1).tolist(), strict=True))
+
+
+def _before(text: str, until: str | list[str] | None) -> str:
+    """`text` up to the first stopping sequence in it."""
+    stops = [until] if isinstance(until, str) else until or []
+    return text[: min((text.find(stop) for stop in stops if stop and stop in text), default=None)]

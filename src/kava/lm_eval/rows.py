@@ -1,0 +1,42 @@
+"""What the YAML tasks of this folder are made of: rows and scoring of `kava.tasks`.
+
+Rows come from the Hub, or from a local file that `--metadata` names:
+
+    --metadata '{"svamp_file": "svamp.jsonl"}'
+
+A file must hold the whole task, or say how many rows to take: `"svamp_limit": 20`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kava.evaluate.answers import HEADLINE, score
+from kava.tasks import load_task
+
+#: The rules beside the headline (`exact_match`) that are reported.
+RULES = (HEADLINE, "last_number", "string")
+
+
+def load(task: str, **metadata: Any) -> dict[str, Any]:
+    """`custom_dataset` of a task: its rows as the split `test`, with id, question and answer.
+
+    Args:
+        task: of `kava.tasks`.
+        metadata: what `--metadata` and `--model_args` hold; `TASK_file` and `TASK_limit` are read.
+
+    Raises:
+        KavaError: rows that cannot be had, or are not those of the task.
+    """
+    from datasets import Dataset
+
+    limit = metadata.get(f"{task}_limit")
+    loaded = load_task(task, file=metadata.get(f"{task}_file"), limit=limit)
+    rows = [{"id": e.id, "question": e.question, "answer": e.answer} for e in loaded.examples]
+    return {loaded.split: Dataset.from_list(rows)}
+
+
+def judge(row: dict[str, str], answers: list[str]) -> dict[str, float]:
+    """`process_results` of a task: `exact_match` is the headline of `kava eval`."""
+    found = score(answers[0], row["answer"], RULES)
+    return {"exact_match" if rule == HEADLINE else rule: float(found[rule]) for rule in RULES}
