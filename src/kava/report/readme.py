@@ -9,15 +9,86 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
+from kava.report.ablation import MEANINGS, label
+from kava.report.results import find
+from kava.report.table import Table, results_table
 from kava.report.tables import markdown_table
+
+#: Rows of the ablation of latents that the README shows.
+SHOWN = (
+    "as_they_are", "swapped", "shuffled", "noise", "zeroed", "iterations_0", "iterations_2",
+    "iterations_3",
+)  # fmt: skip
 
 
 def tables(root: Path) -> dict[str, str]:
     """Every table of the README by name, from the committed results below `root`."""
-    quickstart = json.loads((root / "results/quickstart/summary.json").read_text(encoding="utf-8"))
+    results = root / "results"
+    quickstart = json.loads((results / "quickstart/summary.json").read_text(encoding="utf-8"))
     best_first = sorted(quickstart["rows"], key=lambda row: -row["accuracy"])
-    return {"quickstart": markdown_table(best_first)}
+    return {
+        "quickstart": markdown_table(best_first),
+        "components": components(results / "quickstart/ablations"),
+        "latents": latents(results / "quickstart/ablation/kava/ablation.json"),
+        "small": results_table(find([results / "gsm8k_small"])).markdown(),
+    }
+
+
+#: Recipes of `recipes/quickstart/ablations` in the order of the README, and what each adds.
+COMPONENTS = {
+    "none": "PCCoT without any distillation",
+    "codi": "+ L_CODI",
+    "crop": "+ L_KV, the first 12 tokens",
+    "crop20": "the same, a2 20",
+    "random": "+ L_KV, 12 tokens at random",
+    "lambda0": "+ L_KV, R-KV with lambda 0",
+    "rkv": "+ L_KV, R-KV with lambda 0.1",
+    "lambda1": "+ L_KV, R-KV with lambda 1",
+    "rkv20": "+ L_KV, R-KV with lambda 0.1, a2 20",
+    "post_rope": "as R-KV, keys compared after their rotation",
+    "all": "+ L_CODI and L_KV with R-KV",
+    "readout": "+ L_KV with R-KV and the latent readout",
+    "m6": "R-KV, M 6",
+    "m24": "R-KV, M 24",
+    "m35": "R-KV, M 35 (nothing is evicted)",
+    "t0": "R-KV, T 0",
+    "t1": "R-KV, T 1",
+    "t2": "R-KV, T 2",
+    "t8": "R-KV, T 8",
+    "lotus": "LOTUS",
+    "lotus_kv": "LOTUS + L_KV, a2 20",
+}
+
+
+def components(folder: Path) -> str:
+    """The ablations of the quickstart, in the order of `COMPONENTS`."""
+    made = results_table(find([folder]), ["synthetic"])
+    accuracies = {row[0]: row[1] for row in made.rows}
+    names = {"lotus": "LOTUS"}  # a plain method's row has the method's name
+    rows = [(told, accuracies[names.get(name, name)]) for name, told in COMPONENTS.items()]
+    return Table("components", made.caption, ("trained with", "accuracy (%)"), rows).markdown()
+
+
+def latents(file: Path) -> str:
+    """What becomes of answers when latents are changed."""
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    by_name = {row["name"]: row for row in found["rows"]}
+    lines = ["| latents | accuracy (%) | difference, 95 % interval |", "| --- | ---: | ---: |"]
+    for name in SHOWN:
+        row = by_name[name]
+        low, high = row["difference_interval"] if name != "as_they_are" else (None, None)
+        gap = "" if low is None else f"{row['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+        told = MEANINGS.get(name, label(name))
+        lines.append(f"| {told} | {row['accuracy']:.1f} ± {row['accuracy_se']:.1f} | {gap} |")
+    swapped, chance = by_name["swapped"], found["chance"]["other_question"]
+    end = (
+        f"n = {swapped['n']:,}; ± is one standard error; chance is {chance:.1f} %. With another "
+        f"question's latents, {swapped['partner_accuracy']:.1f} % of the answers are right for "
+        "that other question."
+    )
+    return "\n".join(lines) + f"\n\n{end}\n"
 
 
 def filled(text: str, root: Path) -> str:
