@@ -304,7 +304,6 @@ HOSTILE = {
     "brackets": "(" * 5_000,
     "rambling": "and 5 + 3 = 8 so " * 3_000,
     "dollars": "$" * 9_999,
-    "over time": r"$\int_0^1 \sin(x^x) \cos(\exp(x)) dx$",
     "control": "\0\n\ud800 5",
 }
 
@@ -315,13 +314,17 @@ def test_hostile_text_is_wrong_and_the_next_is_right(text):
     assert math_verify("The answer is: 18", "18")
 
 
+ENDLESS = r"$\int_0^1 \sin(x^x) \cos(\exp(x)) dx$"
+
+
 def test_time_is_bounded_and_counted_in_processor_time():
     assert math_verify("#### 5", "5")  # it is running
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert not math_verify(f"The answer is: {HOSTILE['over time']}", "18")
+    assert not math_verify(f"The answer is: {ENDLESS}", "18")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert 1 <= used < 4  # one second, and its start
+    assert math_verify("#### 5", "5")
 
 
 def test_what_is_cut_off_is_no_number():

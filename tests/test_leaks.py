@@ -247,7 +247,8 @@ def test_train_stops_before_it_writes_anything(tmp_path, gold_file):
     done = CliRunner().invoke(
         app,
         ["train", "recipes/quickstart/kava.yaml", f"data.train={rows}", "data.validation=null",
-         "train.steps=1", "data.leak_check=[gsm8k]", f"data.leak_files={{gsm8k: {gold_file}}}", "-o", str(run)],
+         "train.steps=1", "data.leak_check=[gsm8k]",
+         f"data.leak_files={{gsm8k: {gold_file}}}", "-o", str(run)],
     )  # fmt: skip
     assert isinstance(done.exception, KavaError)
     assert "are test questions of gsm8k" in str(done.exception)
