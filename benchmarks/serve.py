@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kava.evaluate.runner import answer_batch
 from kava.provenance import provenance, write_json
 from kava.run import open_reasoner
 from kava.tasks import load_task
@@ -47,7 +46,7 @@ def main() -> int:
     given = parser.parse_args()
     reasoner = open_reasoner(given.run)
     questions = [e.question for e in load_task("synthetic", limit=given.questions).examples]
-    expected = {q: answer_batch(reasoner, [q], NEW_TOKENS)[0].text for q in questions}
+    expected = {q: reasoner.answer(reasoner.think([q]), NEW_TOKENS)[0].text for q in questions}
     del reasoner
     port = _free_port()
     words = [sys.executable, "-m", "kava", "serve", given.run, "--port", str(port), "--name", "m"]

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.masking_utils import eager_mask
 
 from kava import cache, registry, rotary
+from kava.answer import Answer
 from kava.cli import app
 from kava.errors import KavaError
 from kava.evaluate import ablation, interventions
@@ -34,7 +35,8 @@ from kava.evaluate.interventions import (
     partners,
     replace_latents,
 )
-from kava.evaluate.runner import Answer, evaluate
+from kava.evaluate.runner import evaluate
+from kava.model import Reasoner
 from kava.tasks import Task
 from kava.thought import Thought
 
@@ -69,9 +71,7 @@ def test_as_they_are_is_plain_evaluation(thinker):
 @pytest.fixture
 def first_logits(monkeypatch):
     """Answers are logits of their first token: on random weights texts seldom change."""
-    monkeypatch.setattr(
-        ablation, "answer_thoughts", lambda one, thinking, _: list(scores(one, thinking))
-    )
+    monkeypatch.setattr(Reasoner, "answer", lambda one, thinking, _: list(scores(one, thinking)))
 
 
 def test_what_shares_a_batch_changes_no_answer(thinker, first_logits):

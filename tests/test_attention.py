@@ -109,5 +109,5 @@ def test_eager_attention_never_runs(pair, monkeypatch):
         model.set_attn_implementation("eager")
         model(input_ids=torch.ones(1, 3, dtype=torch.long))
     thinker(**batch(thinker, EXAMPLES))["loss"].backward()
-    thinker.answer(thinker.think(["w1 w2", "w3"]), 3)
+    thinker.continue_from(thinker.think(["w1 w2", "w3"]), 3)
     assert thinker.lm.config._attn_implementation == "kava"

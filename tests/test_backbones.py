@@ -102,7 +102,7 @@ def test_a_thought_with_holes_is_answered_as_one_without(family):
     thinker, mask = reasoner(family, "cot"), holes()
     ids, _, thought = states(thinker, mask)
     prompt = torch.tensor(thinker.encoder.prompt).expand(len(mask), -1)
-    found = thinker.answer(Thinking(thought, prompt, "", 0, 1), 6)
+    found = thinker.continue_from(Thinking(thought, prompt, "", 0, 1), 6)
     slow = to_textbook(copy.deepcopy(thinker))
     for row in range(len(mask)):
         before = [*ids[row, mask[row]].tolist(), *thinker.encoder.prompt]
@@ -228,12 +228,12 @@ def test_a_step_with_a_vocabulary_larger_than_the_tokenizer(family):
 def test_no_id_without_text_is_ever_generated(method):
     quiet, loud = large(method=method), large(method=method, loud=1e3)
     thinking = loud.think(QUESTIONS)
-    found = loud.answer(thinking, 5)
-    assert torch.equal(found, quiet.answer(quiet.think(QUESTIONS), 5))
+    found = loud.continue_from(thinking, 5)
+    assert torch.equal(found, quiet.continue_from(quiet.think(QUESTIONS), 5))
     assert found.max() < len(VOCABULARY) == loud.unreadable_ids[0]
     free = copy.copy(loud)
     free.unreadable_ids = []
-    assert free.answer(thinking, 5).min() >= len(VOCABULARY)  # else the test would be empty
+    assert free.continue_from(thinking, 5).min() >= len(VOCABULARY)  # else the test would be empty
     if method == "kava":
         words = [word for latent in decode_latents(loud, QUESTIONS[0]) for word, _ in latent]
         assert set(words) <= set(VOCABULARY)
@@ -250,7 +250,7 @@ def test_a_special_token_without_a_row_is_no_error_since_text_never_has_it():
     words.add_special_tokens({"additional_special_tokens": ["<image>"]})  # as Gemma-3 1B has
     thinker = wrap(bare("gemma3_text"), words=words)
     assert max(thinker.encoder.question("w1 <image> w2")) < len(VOCABULARY)
-    thinker.answer(thinker.think(["w1 <image> w2"]), 2)
+    thinker.continue_from(thinker.think(["w1 <image> w2"]), 2)
 
 
 @pytest.mark.parametrize("method", ("cot", "no_cot", "kava"))
@@ -260,9 +260,9 @@ def test_without_a_bos(method):
     thinker = wrap(bare("qwen2", bos_token_id=None), method, words=words)
     assert thinker.encoder.question("w4") == [VOCABULARY.index("w4")]
     assert_equals_reference(thinker)
-    together = thinker.answer(thinker.think(QUESTIONS), 5)
+    together = thinker.continue_from(thinker.think(QUESTIONS), 5)
     for i, question in enumerate(QUESTIONS):
-        alone = thinker.answer(thinker.think([question]), 5)[0]
+        alone = thinker.continue_from(thinker.think([question]), 5)[0]
         assert together[i].tolist()[: len(alone)] == alone.tolist()
 
 
@@ -271,7 +271,7 @@ def test_without_a_bos(method):
 
 def test_greedy_stays_greedy_whatever_the_backbones_files_ask_for(tmp_path):
     thinker = reasoner("llama", "cot")
-    expected = thinker.answer(thinker.think(QUESTIONS), 12)
+    expected = thinker.continue_from(thinker.think(QUESTIONS), 12)
     model = bare("llama")
     model.generation_config.update(
         repetition_penalty=3.0,
@@ -283,7 +283,7 @@ def test_greedy_stays_greedy_whatever_the_backbones_files_ask_for(tmp_path):
     model.save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
     found = Reasoner.build(recipe("cot", backbone=str(tmp_path))).eval()
-    assert torch.equal(found.answer(found.think(QUESTIONS), 12), expected)
+    assert torch.equal(found.continue_from(found.think(QUESTIONS), 12), expected)
 
 
 # -- LoRA ----------------------------------------------------------------------------------------
@@ -430,7 +430,7 @@ def test_smoke_trains_every_family(family, tmp_path):
     smoke_run(resolved, run, Console(quiet=True))
     loaded = Reasoner.from_pretrained(run, backbone=str(run / "backbone"))
     assert loaded.lm.config.model_type == family
-    assert len(loaded.answer(loaded.think(["How many?"]), 2)) == 1
+    assert len(loaded.continue_from(loaded.think(["How many?"]), 2)) == 1
 
 
 @pytest.mark.parametrize(

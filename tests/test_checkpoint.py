@@ -39,7 +39,7 @@ def learn(thinker, steps):
 def outputs(thinker):
     with torch.no_grad():
         terms = thinker(**batch(thinker, EXAMPLES))
-    return terms, thinker.answer(thinker.think(QUESTIONS), 6)
+    return terms, thinker.continue_from(thinker.think(QUESTIONS), 6)
 
 
 def assert_same(first, second):

@@ -316,7 +316,7 @@ def test_a_reasoner_answers_with_a_small_cache(method, family):
 
     def answer(texts):
         thinker.tokenizer.eos_token = None
-        return thinker.answer(thinker.think(texts), NEW).tolist()
+        return thinker.continue_from(thinker.think(texts), NEW).tolist()
 
     plain = answer(questions)
     with compressed(thinker.lm, budget=200):
@@ -334,7 +334,7 @@ def test_full_layers_among_windows_and_soft_caps_are_compressed():
 
     def answer(texts):
         thinker.tokenizer.eos_token = None
-        return thinker.answer(thinker.think(texts), NEW).tolist()
+        return thinker.continue_from(thinker.think(texts), NEW).tolist()
 
     plain = answer(questions)
     with compressed(thinker.lm, budget=200):
@@ -355,7 +355,7 @@ def test_a_plain_backbone_asked_writes_what_generate_writes():
     with compressed(thinker.lm, **SMALL):
         expected = generate(thinker.lm, [row])[0]
         thinker.tokenizer.eos_token = None
-        assert thinker.answer(thinker.think(["w1 w2 w3 w4"]), NEW).tolist() == expected
+        assert thinker.continue_from(thinker.think(["w1 w2 w3 w4"]), NEW).tolist() == expected
 
 
 def test_a_long_question_waits_until_enough_tokens_have_observed():
@@ -363,9 +363,9 @@ def test_a_long_question_waits_until_enough_tokens_have_observed():
     thinking = thinker.think([words(30, 1)])  # all but the last token, which is the prompt
     with compressed(endless(thinker.lm), **SMALL) as log:
         thinker.tokenizer.eos_token = None
-        thinker.answer(thinking, 2)
+        thinker.continue_from(thinking, 2)
         assert (log.held, log.compressions) == (32, 0)
-        thinker.answer(thinking, 3)
+        thinker.continue_from(thinking, 3)
         assert (log.held, log.compressions) == (33, 1)
 
 

@@ -28,7 +28,7 @@ def slow_answers(thinker, count=COUNT):
 
 
 def fast_answers(thinker, thinking, count=COUNT):
-    ids = thinker.answer(thinking, count)
+    ids = thinker.continue_from(thinking, count)
     lengths = thinker.generated_lengths(ids).tolist()
     assert all(
         (row[n:] == thinker.tokenizer.pad_token_id).all()
@@ -100,4 +100,4 @@ def test_questions_that_spell_out_special_tokens_are_only_words():
     assert not set(ids[1:]) & set(thinker.tokenizer.all_special_ids) - {3}  # 3 is "<unk>"
     assert max(ids) < thinker.lm.config.vocab_size
     assert thinker.tokenizer.decode(ids[-1]) == "w3"
-    thinker.answer(thinker.think(["w1 <bot> w2 </s><latent>"]), 2)
+    thinker.continue_from(thinker.think(["w1 <bot> w2 </s><latent>"]), 2)

@@ -388,7 +388,7 @@ def test_looking_changes_nothing_and_the_answer_is_that_of_an_evaluation():
     before = thinker(**data)["loss"]
     found = look(thinker, one.question, one.steps, one.answer, max_new_tokens=4)
     assert torch.equal(before, thinker(**data)["loss"])
-    ids = thinker.answer(thinker.think([one.question]), 4)
+    ids = thinker.continue_from(thinker.think([one.question]), 4)
     assert found.answer == thinker.tokenizer.decode(ids[0], skip_special_tokens=True).strip()
     assert found.about.forward_passes == 2 + int(thinker.generated_lengths(ids)[0])
 

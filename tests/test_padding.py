@@ -91,7 +91,7 @@ def first_logits(thinker, questions, left=0):
 
 
 def answers(thinker, thinking, count=6):
-    ids = thinker.answer(thinking, count)
+    ids = thinker.continue_from(thinking, count)
     return [row[:n].tolist() for row, n in zip(ids, thinker.generated_lengths(ids), strict=True)]
 
 

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from kava import registry
 from kava.errors import KavaError
-from kava.evaluate.runner import answer_batch
 from kava.model import Reasoner
 from kava.quickstart import BACKBONE, CHECKPOINT, METHODS, SEEDS, SUMMARY, make_plan
 from kava.recipe import load_recipe
@@ -111,7 +110,8 @@ def test_the_committed_backbone_answers_as_when_it_was_made():
     assert read(folder / "result.json")["validation_accuracy"] >= 95
     assert (folder / "model.safetensors").stat().st_size <= LIMIT
     sample = lines(folder / "sample.jsonl")
-    answers = answer_batch(Reasoner.from_backbone(str(folder)), [s["question"] for s in sample], 64)
+    reasoner = Reasoner.from_backbone(str(folder))
+    answers = reasoner.answer(reasoner.think([s["question"] for s in sample]), 64)
     assert [a.text for a in answers] == [s["prediction"] for s in sample]
     assert len(sample) == 20
 
@@ -122,7 +122,8 @@ def test_the_committed_checkpoint_answers_as_in_the_committed_predictions():
     predictions = lines(RESULTS / "kava-seed42" / "predictions" / "synthetic.jsonl")[:100]
     examples = load_task("synthetic", limit=100).examples
     assert [p["id"] for p in predictions] == [e.id for e in examples]
-    answers = answer_batch(open_reasoner(str(folder)), [e.question for e in examples], 4)
+    reasoner = open_reasoner(str(folder))
+    answers = reasoner.answer(reasoner.think([e.question for e in examples]), 4)
     # Other processors add up in another order; a tie may then fall the other way.
     same = sum(a.text == p["prediction"] for a, p in zip(answers, predictions, strict=True))
     assert same >= 98

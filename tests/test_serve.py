@@ -12,7 +12,6 @@ import pytest
 import tiny
 
 from kava.errors import KavaError
-from kava.evaluate.runner import answer_batch
 
 pytest.importorskip("fastapi", reason="kava[serve] is not installed")
 import httpx
@@ -65,7 +64,7 @@ def url(reasoner):
 @pytest.fixture(scope="module")
 def offline(reasoner):
     """What the model answers, one question at a time."""
-    return {q: answer_batch(reasoner, [q], LIMITS.new_tokens)[0] for q in QUESTIONS}
+    return {q: reasoner.answer(reasoner.think([q]), LIMITS.new_tokens)[0] for q in QUESTIONS}
 
 
 def client(url, key="none", **more):
@@ -156,7 +155,7 @@ def batches(url):
 def test_ways_of_asking_do_not_mix(url, reasoner):
     """What is asked in another way at the same moment is answered in that way."""
     question = QUESTIONS[5]
-    by_t = {t: answer_batch(reasoner, [question], 12, t)[0].text for t in (0, 1, 4)}
+    by_t = {t: reasoner.answer(reasoner.think([question], t), 12)[0].text for t in (0, 1, 4)}
     assert len(set(by_t.values())) > 1
     seeded = [chat(url, question, temperature=1.5, seed=7).choices[0].message.content] * 2
 
@@ -313,8 +312,8 @@ def endless(reasoner, monkeypatch):
             suppress_tokens=[reasoner.tokenizer.eos_token_id], **options,
         )  # fmt: skip
 
-    original = reasoner.answer
-    monkeypatch.setattr(reasoner, "answer", answer)
+    original = reasoner.continue_from
+    monkeypatch.setattr(reasoner, "continue_from", answer)
     assert read is type(reasoner).logits
     return reasoner
 

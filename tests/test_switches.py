@@ -85,13 +85,13 @@ def test_a_projection_of_keys_and_values_learns_and_is_of_no_use_to_answers():
     thinker = reasoner(kv={"weight": 1.3, "projection": "linear", "answer": True})
     weights = dict(thinker.method_modules.named_parameters())
     assert len(weights) == 2 * 2 * 2  # layers, keys and values, weight and bias
-    before = thinker.answer(thinker.think(["w1 w2 w3"]), 5)
+    before = thinker.continue_from(thinker.think(["w1 w2 w3"]), 5)
     thinker(**batch(thinker, EXAMPLES))["loss"].backward()
     with torch.no_grad():
         for weight in weights.values():
             assert weight.grad.any()
             weight.normal_()
-    assert torch.equal(thinker.answer(thinker.think(["w1 w2 w3"]), 5), before)
+    assert torch.equal(thinker.continue_from(thinker.think(["w1 w2 w3"]), 5), before)
 
 
 def test_row_weighs_rows_alike_and_mean_weighs_slots_alike():

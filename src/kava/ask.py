@@ -15,7 +15,6 @@ from rich.console import Console
 
 from kava import decoding
 from kava.errors import KavaError
-from kava.evaluate.runner import answer_batch
 from kava.inspect.decoded import decode_latents
 from kava.model import Reasoner
 
@@ -74,7 +73,7 @@ def answer_one(reasoner: Reasoner, question: str, settings: Settings, console: C
     plan, tokens = settings.compress, settings.max_new_tokens
     begin = time.perf_counter()
     with decoding.compressed(reasoner.lm, plan) if plan else nullcontext() as log:
-        answer = answer_batch(reasoner, [question], tokens, settings.num_iterations)[0]
+        answer = reasoner.answer(reasoner.think([question], settings.num_iterations), tokens)[0]
     elapsed = 1000 * (time.perf_counter() - begin)
     console.print(answer.text.strip(), highlight=False, markup=False)
     cut = "" if answer.finished else f", cut off at {tokens} new tokens"

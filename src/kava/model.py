@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from kava import adapter, batching, cache, checkpoint, families, registry
 from kava import backbone as backbones
+from kava.answer import Answer, Generated
 from kava.errors import KavaError
 from kava.latents._state import Tail
-from kava.methods._base import Method, Thinking
+from kava.methods._base import LatentMethod, Method, Thinking, read_question
 from kava.projection import Projection
 from kava.recipe import Recipe
 from kava.thought import Thought
@@ -97,6 +99,17 @@ class Reasoner(nn.Module):
             train={"steps": 1, "learning_rate": 1e-4},
         )
         return cls.build(recipe, device).eval()
+
+    def merge(self) -> Reasoner:
+        """Fold the adapter into the backbone, which is then trained whole (`adapter: full`).
+
+        Answers stay the same up to rounding in the backbone's precision. In place; without an
+        adapter nothing changes.
+        """
+        if self.recipe.adapter == "lora":
+            self.backbone = self.backbone.merge_and_unload()
+            self.recipe = self.recipe.model_copy(update={"adapter": "full"})
+        return self
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a checkpoint that `from_pretrained` loads from any working directory."""
@@ -219,19 +232,49 @@ class Reasoner(nn.Module):
 
     # -- inference -------------------------------------------------------------------------------
 
+    def generate(
+        self,
+        questions: str | Sequence[str],
+        max_new_tokens: int = 256,
+        num_iterations: int | None = None,
+        return_thoughts: bool = False,
+        **options: Any,
+    ) -> str | list[str] | Generated:
+        """Answer a question, or several together.
+
+        Args:
+            num_iterations: T, the recipe's if not given.
+            return_thoughts: also what was thought.
+            options: as `continue_from` takes them.
+
+        Returns:
+            the text of the answer, or a list of them, as the questions were given.
+
+        Raises:
+            KavaError: an empty question; `num_iterations` for a method that does not iterate.
+        """
+        thinking = self.think(questions, num_iterations)
+        texts = [one.text for one in self.answer(thinking, max_new_tokens, **options)]
+        text = texts[0] if isinstance(questions, str) else texts
+        return Generated(text, thinking) if return_thoughts else text
+
     @torch.no_grad()
-    def think(self, questions: list[str], num_iterations: int | None = None) -> Thinking:
+    def think(self, questions: str | Sequence[str], num_iterations: int | None = None) -> Thinking:
         """Think about questions; the answer has not begun.
 
         Args:
             num_iterations: T, the recipe's if not given.
 
+        Returns:
+            the `Thought`, and the prompt that an answer continues it with.
+
         Raises:
-            KavaError: `num_iterations` for a method that does not iterate.
+            KavaError: no question, an empty one; `num_iterations` for a method that does not
+                iterate.
         """
         if num_iterations is not None:
             self.check_iterations()
-        encoded = self.encoder.questions(questions)
+        encoded = self.encoder.questions(_checked(questions))
         ids, mask = batching.pad(encoded, "left", self.tokenizer.pad_token_id)
         return self.method.think(self, ids.to(self.device), mask.to(self.device), num_iterations)
 
@@ -244,7 +287,58 @@ class Reasoner(nn.Module):
             )
 
     @torch.no_grad()
-    def answer(self, thinking: Thinking, max_new_tokens: int = 256, **options: Any) -> Tensor:
+    def prompt_embeds(self, question: str, num_iterations: int | None = None) -> Tensor:
+        """A question, the latents thought about it and the answer prompt as input embeddings.
+
+        The backbone itself (`lm`, with its adapter), or any engine that serves it from embeddings,
+        continues them as `answer` continues the thought: the latents' inputs of the last pass give
+        the keys and values of that pass.
+
+        Returns:
+            [1, n, d]: question, <bot>, latents, <eot>, "The answer is:"; without latents question
+            and prompt.
+
+        Raises:
+            KavaError: as `think`.
+        """
+        if num_iterations is not None:
+            self.check_iterations()
+        (ids,) = self.encoder.questions(_checked(question))
+        tokens = torch.tensor([ids], device=self.device)
+        mask = torch.ones_like(tokens, dtype=torch.bool)
+        if isinstance(self.method, LatentMethod):
+            iterations = self.recipe.num_iterations if num_iterations is None else num_iterations
+            context, _ = read_question(self, {"question": tokens, "question_mask": mask})
+            state = self.method.think_on(self, context, iterations)
+            thinking = self.method.ready(self, state, iterations)
+            bot, eot = (self.special(name).expand(1, 1, -1) for name in ("bot", "eot"))
+            parts = [self.embed(tokens), bot, state.inputs[-1], eot]
+        else:
+            thinking = self.method.think(self, tokens, mask)
+            parts = [self.embed(tokens[:, : thinking.thought.columns])]
+        return torch.cat([*parts, self.embed(thinking.prompt)], dim=1)
+
+    def answer(self, thinking: Thinking, max_new_tokens: int = 256, **options: Any) -> list[Answer]:
+        """Answer what was thought about; see `continue_from`."""
+        ids = self.continue_from(thinking, max_new_tokens, **options)
+        lengths = self.generated_lengths(ids).tolist()
+        eos = self.tokenizer.eos_token_id
+        return [
+            Answer(
+                text=thinking.prompt_text
+                + self.tokenizer.decode(row[:length], skip_special_tokens=True),
+                forward_passes=thinking.forward_passes + length,
+                prefill_passes=thinking.prefill_passes,
+                generated_tokens=length,
+                finished=row[length - 1] == eos,
+            )
+            for row, length in zip(ids.tolist(), lengths, strict=True)
+        ]
+
+    @torch.no_grad()
+    def continue_from(
+        self, thinking: Thinking, max_new_tokens: int = 256, **options: Any
+    ) -> Tensor:
         """Continue a thought with transformers' `generate`; greedy unless options say otherwise.
 
         Embedding rows that the tokenizer has no text for are never generated.
@@ -270,10 +364,15 @@ class Reasoner(nn.Module):
             suppress_tokens=never or None,
             **({"do_sample": False} | settings),
         )
+        past = cache.fork(thought.past_key_values)
+        # generate() multiplies rows for beams and further answers, but not those of a given cache.
+        copies = max(config.num_beams or 1, config.num_return_sequences or 1)
+        if copies > 1:
+            past.batch_repeat_interleave(copies)
         new = self.lm.generate(
             input_ids=prompt,
             attention_mask=mask.long(),
-            past_key_values=cache.fork(thought.past_key_values),
+            past_key_values=past,
             generation_config=config,
             **{key: value for key, value in options.items() if key not in fields},
         )
@@ -283,6 +382,17 @@ class Reasoner(nn.Module):
         """Tokens generated in each row, EOS included, pads after it not: [B]."""
         ended = (ids == self.tokenizer.eos_token_id).long().cumsum(1)
         return ((ended - (ids == self.tokenizer.eos_token_id).long()) == 0).sum(1)
+
+
+def _checked(questions: str | Sequence[str]) -> list[str]:
+    texts = [questions] if isinstance(questions, str) else list(questions)
+    if not texts:
+        raise KavaError("no question is given")
+    for place, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            where = "the question" if isinstance(questions, str) else f"question {place + 1}"
+            raise KavaError(f"{where} must be a text that is not empty, not {text!r}")
+    return texts
 
 
 def _new_row(weight: Tensor, scale: float) -> Tensor:

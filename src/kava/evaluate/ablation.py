@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kava import registry, rotary
+from kava.answer import Answer
 from kava.errors import KavaError
 from kava.evaluate import paired
 from kava.evaluate.answers import HEADLINE, RULES, percent, read_number, standard_error
@@ -25,7 +26,7 @@ from kava.evaluate.interventions import (
     partners,
     replace_latents,
 )
-from kava.evaluate.runner import Answer, answer_thoughts, batches
+from kava.evaluate.runner import batches
 from kava.model import Reasoner
 from kava.provenance import provenance, write_json
 from kava.tasks import Task
@@ -111,7 +112,7 @@ def _batch(
         draws = [random.Random(f"{name}/{seed}/{i}") for i in chosen]
         pairs = intervene(Scene(reasoner.lm, own, other, draws))
         changed = replace_latents(reasoner, thinking, own, pairs)
-        answers[name] = answer_thoughts(reasoner, changed, max_new_tokens)
+        answers[name] = reasoner.answer(changed, max_new_tokens)
     last = reasoner.recipe.num_iterations if reasoner.method.iterates else -1
     for t in range(last + 1):
         if t == last:
@@ -121,7 +122,7 @@ def _batch(
         early = reasoner.think(questions, num_iterations=t)
         latents = Latents.of(early)
         early = replace_latents(reasoner, early, latents, latents.key_values)
-        answers[iterations(t)] = answer_thoughts(reasoner, early, max_new_tokens)
+        answers[iterations(t)] = reasoner.answer(early, max_new_tokens)
     return answers
 
 

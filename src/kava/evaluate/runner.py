@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from kava.answer import Answer
 from kava.evaluate.answers import HEADLINE, RULES, accuracy_by_rule, percent, score, standard_error
-from kava.methods._base import Thinking
 from kava.model import Reasoner
 from kava.peak import peak_memory
 from kava.types import Example
@@ -35,51 +35,6 @@ class Evaluation:
         file.parent.mkdir(parents=True, exist_ok=True)
         lines = (json.dumps(record, ensure_ascii=False) for record in self.predictions)
         file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answered question.
-
-    text: everything the model wrote, the answer prompt included.
-    forward_passes: sequential backbone calls from the end of the question's prefill to the end of
-        the answer (spec, Evaluation). generated_tokens includes EOS.
-    finished: false where `max_new_tokens` cut it off.
-    """
-
-    text: str
-    forward_passes: int
-    prefill_passes: int
-    generated_tokens: int
-    finished: bool
-
-
-def answer_batch(
-    reasoner: Reasoner,
-    questions: list[str],
-    max_new_tokens: int,
-    num_iterations: int | None = None,
-) -> list[Answer]:
-    """Think about and answer questions together."""
-    return answer_thoughts(reasoner, reasoner.think(questions, num_iterations), max_new_tokens)
-
-
-def answer_thoughts(reasoner: Reasoner, thinking: Thinking, max_new_tokens: int) -> list[Answer]:
-    """Answer what was thought about."""
-    ids = reasoner.answer(thinking, max_new_tokens)
-    lengths = reasoner.generated_lengths(ids).tolist()
-    eos = reasoner.tokenizer.eos_token_id
-    return [
-        Answer(
-            text=thinking.prompt_text
-            + reasoner.tokenizer.decode(row[:length], skip_special_tokens=True),
-            forward_passes=thinking.forward_passes + length,
-            prefill_passes=thinking.prefill_passes,
-            generated_tokens=length,
-            finished=row[length - 1] == eos,
-        )
-        for row, length in zip(ids.tolist(), lengths, strict=True)
-    ]
 
 
 def evaluate(
@@ -106,7 +61,7 @@ def evaluate(
     with peak_memory(reasoner.device) as peak:
         for chosen in batches(examples, batch_size):
             texts = [examples[i].question for i in chosen]
-            batch = answer_batch(reasoner, texts, max_new_tokens, num_iterations)
+            batch = reasoner.answer(reasoner.think(texts, num_iterations), max_new_tokens)
             answers.update(zip(chosen, batch, strict=True))
             if on_batch:
                 on_batch(len(answers))
@@ -147,7 +102,7 @@ def time_alone(
     for question in [questions[0], *questions]:
         _synchronise(reasoner.device)
         begin = time.perf_counter()
-        answer_batch(reasoner, [question], max_new_tokens, num_iterations)
+        reasoner.answer(reasoner.think([question], num_iterations), max_new_tokens)
         _synchronise(reasoner.device)
         times.append(1000 * (time.perf_counter() - begin))
     return round(sorted(times[1:])[len(questions) // 2], 3)

@@ -98,7 +98,7 @@ def look(
     context = read_question(reasoner, asked)
     state = method.think_on(reasoner, context[0], iterations, keep_all=True)
     thinking = method.ready(reasoner, state, iterations)
-    new = reasoner.answer(thinking, max_new_tokens)
+    new = reasoner.continue_from(thinking, max_new_tokens)
     trace, encoded = find_trace(reasoner, question, context[0], steps, answer, row, max_new_tokens)
     batch = _on(reasoner.device, batching.collate([encoded], reasoner.tokenizer.pad_token_id))
     teacher = read_written(reasoner, context, batch, queries=True)

@@ -111,5 +111,5 @@ def _ask(reasoner: Reasoner, context: Thought, steps: list[int], most: int) -> s
 
 
 def _text(reasoner: Reasoner, thinking: Thinking, most: int) -> str:
-    ids: Any = reasoner.answer(thinking, most)[0]
+    ids: Any = reasoner.continue_from(thinking, most)[0]
     return reasoner.tokenizer.decode(ids, skip_special_tokens=True)

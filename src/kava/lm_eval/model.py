@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from kava import batching
 from kava.errors import KavaError, unknown
-from kava.evaluate.runner import answer_batch
 from kava.run import open_reasoner
 
 T = TypeVar("T")
@@ -78,7 +77,8 @@ class KavaLM(LM):
 
         def answer(group: list[Instance], longest: int) -> list[str]:
             contexts = [request.args[0] for request in group]
-            answers = answer_batch(self.reasoner, contexts, longest, self.num_iterations)
+            thinking = self.reasoner.think(contexts, self.num_iterations)
+            answers = self.reasoner.answer(thinking, longest)
             return [
                 _before(found.text, request.args[1].get("until"))
                 for request, found in zip(group, answers, strict=True)

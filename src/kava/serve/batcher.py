@@ -253,7 +253,7 @@ def _answer(reasoner: Reasoner, batch: list[_Watched]) -> None:
     follow = _Follow(reasoner, batch, thinking.prompt_text, thinking.forward_passes, costs)
     if first.sampling.seed is not None:
         torch.manual_seed(first.sampling.seed)
-    reasoner.answer(
+    reasoner.continue_from(
         thinking,
         max(job.max_new_tokens for job in jobs),
         stopping_criteria=StoppingCriteriaList([follow]),
