@@ -319,7 +319,10 @@ def test_short_traces_leave_slots_empty():
     found = small(steps=["<< 3"])
     assert all(row[2:] == [None] * 3 for layer in found["kept"]["columns"] for row in layer)
     for part in ("keys", "values"):
-        assert found["similarity"][part]["slots"][2:] == [None] * 3
+        measured = found["similarity"][part]
+        rows = [*measured["layers"], *(row for layer in measured["heads"] for row in layer)]
+        for row in (measured["slots"], *rows):
+            assert row[2:] == [None] * 3 and None not in row[:2]
     zeros = small(steps=["<< 3"], short_traces="zeros")  # the loss fills them, with nothing to see
     assert zeros["similarity"] == found["similarity"]
 

@@ -16,7 +16,8 @@ from kava.tasks import load_task
 PANELS = ["decoded", "movement", "similarity", "kept", "attended"]
 #: Each would end the script or run by itself, if a text were ever taken for markup.
 EVIL = (
-    '</script><script>window.broken = 1</script><img src="http://x.invalid/a" onerror="broken = 2">'
+    "</title></script><script>window.broken = 1</script>"
+    '<img src="http://x.invalid/a" onerror="broken = 2">'
     "<!-- <script> & \u2028 &lt;b&gt; '\"@data@"
 )
 
