@@ -102,6 +102,14 @@ def test_from_python_a_file_must_hold_the_whole_task(files):
         in_harness(ROOT / CHECKPOINT, ["kava_multiarith"], files, batch_size=4)
 
 
+def test_rules_are_reported_beside_exact_match():
+    from kava.lm_eval.rows import judge
+
+    found = judge({"answer": "7"}, ["The answer is: 7 of 9"])
+    assert found == {"exact_match": 1.0, "last_number": 0.0, "string": 0.0}
+    assert judge({"answer": "9"}, ["The answer is: 7 of 9"])["last_number"] == 1.0
+
+
 # -- the model -----------------------------------------------------------------------------------
 
 
@@ -138,6 +146,8 @@ def test_answers_are_those_of_one_question_alone_cut_where_the_task_says(model):
     )
     assert cut == together[0][: together[0].index(stop)] and plain == together[0]
     assert together[0].startswith(short) and len(short) < len(together[0])
+    stops = [together[0][4:], together[0][:6]]  # the first to occur counts, not the first named
+    assert model.generate_until(asked((CONTEXTS[0], {"until": stops})), disable_tqdm=True) == [""]
 
 
 @torch.no_grad()
