@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -70,28 +68,14 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
     try:
         return assets.find(name), None
     except KavaError:
-        if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        if not hub.is_name(name):
             raise KavaError(
                 f"backbone: {name}: no such folder; give a folder that holds config.json and "
                 "model.safetensors, a finished run of cot, or a Hub name such as "
                 "meta-llama/Llama-3.2-1B-Instruct"
             ) from None
-    try:
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=_FILES,
-            ignore_patterns=["original/*"],
-            local_files_only=not hub.reachable(name, "model"),
-        )
-    except LocalEntryNotFoundError:
-        raise KavaError(
-            f"backbone {name}: the Hugging Face Hub cannot be reached and there is no local copy; "
-            + ACCESS_HINT
-        ) from None
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise KavaError(f"backbone {name}: {_first_line(error)}; {ACCESS_HINT}") from None
-    return Path(folder), Path(folder).name
+    folder = hub.download(name, revision, _FILES, "backbone", ACCESS_HINT)
+    return folder, folder.name
 
 
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]

@@ -1,6 +1,7 @@
 """A checkpoint folder: written whole, loaded strictly, safetensors only.
 
 kava.json           format, method, backbone identity, tokenizer size, versions
+README.md           the model card
 recipe.yaml         the resolved recipe
 kava.safetensors    the three token rows and the projection
 adapter/            peft's own format            (adapter: lora)
@@ -22,8 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kava import assets, recipe
+from kava import assets, hub, recipe
 from kava import backbone as backbones
+from kava.card import card
 from kava.errors import KavaError
 from kava.progress import no_bars
 
@@ -67,18 +69,43 @@ def write(reasoner: Reasoner, folder: Path) -> None:
         "tokenizer_size": len(reasoner.tokenizer),
         "versions": {name: version(name) for name in _PACKAGES},
     }
-    (folder / "kava.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    _describe_in(folder, description, reasoner.recipe, reasoner.record)
+
+
+def _describe_in(
+    folder: Path,
+    description: dict[str, Any],
+    resolved: recipe.Recipe,
+    record: dict[str, Any] | None,
+) -> None:
+    """`kava.json` and the model card; `record` is what was measured, as `result.json` has it."""
+    told = {**description, "record": record}
+    (folder / "kava.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    text = card(resolved, description["backbone"], record)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def remember(folder: Path, record: dict[str, Any]) -> None:
+    """Put what was measured since into a checkpoint's description and card."""
+    _describe_in(folder, describe(folder), _recipe(folder), record)
+
+
+_FILES = ["*.json", "*.safetensors", "recipe.yaml", "README.md", "*.txt", "*.model", "*.jinja"]
 
 
 def load(
-    kind: type[Reasoner], folder: str | Path, backbone: str | None, device: str | torch.device
+    kind: type[Reasoner],
+    folder: str | Path,
+    backbone: str | None,
+    device: str | torch.device,
+    revision: str | None = None,
 ) -> Reasoner:
     """See `Reasoner.from_pretrained`.
 
     Raises:
         KavaError: names the file and what does not fit.
     """
-    folder = locate(folder)
+    folder = locate(folder, revision)
     described, resolved = describe(folder), _recipe(folder)
     tokenizer = backbones.load_tokenizer(folder)
     if len(tokenizer) != described["tokenizer_size"]:
@@ -99,12 +126,23 @@ def load(
             raise KavaError(f"{folder}: {name} is another backbone: {difference}")
     reasoner = kind(model.to(device), tokenizer, resolved, identity)
     load_weights(reasoner, folder)
+    reasoner.record = described.get("record")
     return reasoner.eval()
 
 
-def locate(folder: str | Path) -> Path:
-    """The checkpoint of a path: itself, or `checkpoint` inside a run folder."""
-    folder = assets.find(folder)
+def locate(folder: str | Path, revision: str | None = None) -> Path:
+    """The checkpoint of a path: itself, or `checkpoint` inside a run folder; or of a Hub name.
+
+    Raises:
+        KavaError: there is none.
+    """
+    try:
+        folder = assets.find(folder)
+    except KavaError:
+        if not hub.is_name(str(folder)):
+            raise
+        instead = "give a folder, or go online and log in with `hf auth login`"
+        folder = hub.download(str(folder), revision, _FILES, "checkpoint", instead)
     for candidate in (folder, folder / "checkpoint"):
         if (candidate / "kava.json").is_file():
             return candidate

@@ -1,10 +1,13 @@
-"""Whether the Hugging Face Hub answers, asked once and quickly."""
+"""The Hugging Face Hub: whether it answers, what lies there, and bringing it here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
+
+from kava.errors import KavaError
 
 _offline: ContextVar[bool] = ContextVar("kava_offline", default=False)
 
@@ -40,3 +43,87 @@ def reachable(name: str, kind: str) -> bool:
     except Exception:  # no network, a proxy, offline mode: each library version has its own class
         return False
     return True
+
+
+def is_name(name: str) -> bool:
+    """Whether a text has the form `owner/name` of a repository, and is no path."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and "\\" not in name
+
+
+def download(name: str, revision: str | None, patterns: list[str], what: str, instead: str) -> Path:
+    """A model repository's files in the local cache; asked for only where the Hub answers.
+
+    Args:
+        patterns: of files; of others nothing is downloaded.
+        what: is looked for, and `instead`: what to do, for messages.
+
+    Raises:
+        KavaError: the Hub does not give it and there is no copy here.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=patterns,
+            ignore_patterns=["original/*"],
+            local_files_only=not reachable(name, "model"),
+        )
+    except LocalEntryNotFoundError:
+        raise KavaError(
+            f"{what} {name}: the Hugging Face Hub cannot be reached and there is no local copy; "
+            + instead
+        ) from None
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        line = str(error).strip().split("\n")[0][:300]
+        raise KavaError(f"{what} {name}: {line}; {instead}") from None
+    return Path(folder)
+
+
+def has_file(name: str, file: str) -> bool:
+    """Whether a model repository holds a file; of an unreachable Hub, the local cache is asked."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        if isinstance(try_to_load_from_cache(name, file), str):
+            return True
+        return reachable(name, "model") and HfApi().file_exists(name, file)
+    except (HfHubHTTPError, HFValidationError):  # gated, or no such name: loading it will say so
+        return False
+
+
+def revision(name: str, kind: str) -> str | None:
+    """The newest commit of a repository; None where the Hub does not answer."""
+    if not reachable(name, kind):
+        return None
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return HfApi().repo_info(name, repo_type=kind, timeout=10).sha
+    except HfHubHTTPError:
+        return None
+
+
+def push(folder: Path, name: str, message: str, private: bool | None, token: str | None) -> str:
+    """Upload a folder as a model repository, made if it is not there; returns its address.
+
+    Raises:
+        KavaError: the Hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi(token=token)
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        done = api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        line = str(error).strip().split("\n")[0][:300]
+        raise KavaError(
+            f"push to {name}: {line}; log in with `hf auth login`, with a token that may write"
+        ) from None
+    return str(done.commit_url)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from kava import adapter, batching, cache, checkpoint, families, registry
+from kava import adapter, batching, cache, checkpoint, families, hub, registry
 from kava import backbone as backbones
 from kava.answer import Answer, Generated
 from kava.errors import KavaError
@@ -42,6 +43,8 @@ class Reasoner(nn.Module):
         super().__init__()
         recipe = adapter.resolve(model, recipe)
         self.recipe, self.tokenizer, self.identity = recipe, tokenizer, identity
+        #: What was measured of it (`result.json`), for its description; None before.
+        self.record: dict[str, Any] | None = None
         tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS.values())})
         self.encoder = batching.Encoder(tokenizer, recipe.drop_last_step)
         self.unreadable_ids = families.unreadable_ids(model, tokenizer, SPECIAL_TOKENS.values())
@@ -75,15 +78,24 @@ class Reasoner(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, backbone: str | None = None, device: str | torch.device = "cpu"
+        cls,
+        folder: str | Path,
+        backbone: str | None = None,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
     ) -> Reasoner:
         """Load a checkpoint, strictly: anything missing, left over or foreign is an error.
 
         Args:
-            folder: a checkpoint folder, or a run folder (its `checkpoint` is taken).
+            folder: a checkpoint folder, a run folder (its `checkpoint` is taken), or the name of a
+                checkpoint on the Hub.
             backbone: where the backbone of an adapter lies now, if not where it was.
+            revision: of a checkpoint on the Hub.
+
+        Raises:
+            KavaError: names the file and what does not fit.
         """
-        return checkpoint.load(cls, folder, backbone, device)
+        return checkpoint.load(cls, folder, backbone, device, revision)
 
     @classmethod
     def from_backbone(
@@ -114,6 +126,33 @@ class Reasoner(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a checkpoint that `from_pretrained` loads from any working directory."""
         checkpoint.save(self, folder)
+
+    def push_to_hub(
+        self,
+        name: str,
+        private: bool | None = None,
+        message: str = "Upload of a checkpoint of kava",
+        token: str | None = None,
+    ) -> str:
+        """Upload the checkpoint with its model card to the Hub; returns the commit's address.
+
+        Args:
+            name: `owner/name`; made if it is not there.
+            private: of a new repository; the Hub's default if not given.
+            token: the one of `hf auth login` if not given.
+
+        Raises:
+            KavaError: an adapter on a backbone that only this machine has; the Hub refuses.
+        """
+        if self.recipe.adapter == "lora" and self.identity["revision"] is None:
+            raise KavaError(
+                f"push_to_hub: this adapter needs the backbone {self.identity['name']}, a local "
+                "folder that nobody else has; merge() folds it in"
+            )
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "checkpoint"
+            self.save_pretrained(folder)
+            return hub.push(folder, name, message, private, token)
 
     # -- pieces that methods and latent rules are made of --------------------------------------
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from rich.console import Console
 
-from kava import assets
+from kava import assets, checkpoint, hub
 from kava import recipe as recipes
-from kava.data import load_examples
+from kava.data import load_examples, revision, rows_hash
 from kava.errors import KavaError
 from kava.evaluate.runner import Evaluation, evaluate
 from kava.leaks import check_training_rows, normal
@@ -119,16 +119,18 @@ def train_run(
     prepare(run, resolved, resume)
     title = f"{resolved.method} (seed {resolved.seed})"
     measured = train(reasoner, rows, validation, run, resume, Progress(title, console))
-    reasoner.save_pretrained(run / "checkpoint")
     result = {
         "method": resolved.method,
         "seed": resolved.seed,
         "backbone": reasoner.identity,
         "trained_weights": sum(p.numel() for p in reasoner.parameters() if p.requires_grad),
+        "data": _data_record(resolved.data, rows, validation),
         **measured,
         "scores": {},
         **provenance(),
     }
+    reasoner.record = result
+    reasoner.save_pretrained(run / "checkpoint")
     write_json(run / RESULT, result)
     shutil.rmtree(run / "checkpoints", ignore_errors=True)  # last: until here it can be resumed
     return result
@@ -162,7 +164,26 @@ def score_run(
         **provenance(),
     }
     write_json(run / RESULT, written)
+    if (run / "checkpoint" / "kava.json").is_file():
+        checkpoint.remember(run / "checkpoint", written)
     return result
+
+
+def _data_record(
+    data: Data, rows: Sequence[Example], validation: Sequence[Example]
+) -> dict[str, Any]:
+    """What was trained and validated on: name, revision on the Hub, number and hash of the rows."""
+    parts = {"train": (data.train, rows), "validation": (data.validation, validation)}
+    return {
+        part: {
+            "source": name,
+            "rows": len(examples),
+            "revision": revision(name, data.options),
+            "sha256": rows_hash(examples),
+        }
+        for part, (name, examples) in parts.items()
+        if name is not None
+    }
 
 
 def read_result(run: Path) -> dict[str, Any] | None:
@@ -210,7 +231,9 @@ def default_device() -> str:
 
 
 def open_reasoner(path: str, backbone: str | None = None) -> Reasoner:
-    """A run folder, a checkpoint folder, or a plain backbone (which writes its steps out).
+    """A run folder, a checkpoint, or a plain backbone (which writes its steps out).
+
+    Checkpoints and backbones may lie on the Hub.
 
     Raises:
         KavaError: the folder is none of these.
@@ -218,6 +241,8 @@ def open_reasoner(path: str, backbone: str | None = None) -> Reasoner:
     try:
         folder = assets.find(path)
     except KavaError:
+        if hub.is_name(path) and hub.has_file(path, "kava.json"):
+            return Reasoner.from_pretrained(path, backbone, device=default_device())
         return Reasoner.from_backbone(path, device=default_device())  # a Hub name, or an error
     if any((place / "kava.json").is_file() for place in (folder, folder / "checkpoint")):
         return Reasoner.from_pretrained(path, backbone, device=default_device())

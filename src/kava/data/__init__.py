@@ -7,10 +7,12 @@ A new data set is one new file in this folder, whose name is the name of the dat
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -122,6 +124,25 @@ def hub_rows(
     finally:
         datasets.config.HF_HUB_OFFLINE = before
     return ((f"{name}, split {split}, row {n}", row) for n, row in enumerate(table, 1))
+
+
+def revision(source: str, options: dict[str, Any]) -> str | None:
+    """The commit of a data set on the Hub; None for other rows, and where the Hub is silent."""
+    if is_file(source) or "file" in options:
+        return None
+    if source in data_sets():
+        hub_name = getattr(importlib.import_module(f"kava.data.{source}"), "hub_name", None)
+        return hub.revision(hub_name(options), "dataset") if hub_name else None
+    return hub.revision(source, "dataset")
+
+
+def rows_hash(examples: Sequence[Example]) -> str:
+    """SHA-256 of questions, steps and answers, in order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        row = (example.question, *example.steps, example.answer)
+        digest.update(json.dumps(row, ensure_ascii=False).encode())
+    return digest.hexdigest()
 
 
 def _load_named(name: str, split: str, limit: int | None, options: dict[str, Any]) -> list[Example]:

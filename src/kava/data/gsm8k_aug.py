@@ -8,6 +8,7 @@ there (arXiv:2506.18582). The 500 validation rows are part of GSM8K's own traini
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from kava.data import load_file, load_hub
 from kava.errors import KavaError, unknown
@@ -42,3 +43,8 @@ def load(
             " set a limit, or name a partial file itself as the data set"
         )
     return examples
+
+
+def hub_name(options: dict[str, Any]) -> str:
+    """The Hub's name of the form that the options ask for."""
+    return NAMES[options.get("form", "equation")]
