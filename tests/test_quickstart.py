@@ -149,11 +149,19 @@ def test_the_summary_follows_from_the_predictions():
     assert_follows(RESULTS, set(RECIPES), SEEDS)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_committed_runs_are_those_of_the_recipes(name):
-    for seed in SEEDS:
-        wanted = RECIPES[name].model_copy(update={"seed": seed})
-        assert differences(RESULTS / f"{name}-seed{seed}", wanted) == ""
+def test_the_summary_of_the_ablations_follows_from_the_predictions():
+    seeds = tuple(read(RESULTS / "ablations" / "summary.json")["seeds"])
+    assert_follows(RESULTS / "ablations", set(ABLATIONS), seeds)
+
+
+@pytest.mark.parametrize(
+    ("folder", "recipes"), [("", RECIPES), ("ablations", ABLATIONS)], ids=("methods", "ablations")
+)
+def test_the_committed_runs_are_those_of_the_recipes(folder, recipes):
+    for name, recipe in recipes.items():
+        for seed in read(RESULTS / folder / "summary.json")["seeds"]:
+            wanted = recipe.model_copy(update={"seed": seed})
+            assert differences(RESULTS / folder / f"{name}-seed{seed}", wanted) == "", name
 
 
 def test_the_readme_has_the_committed_numbers():
