@@ -273,6 +273,13 @@ def test_bodies_that_are_too_large_or_too_slow(reasoner):
         answer = httpx.post(f"{url}/v1/completions", content=parts)
         assert answer.status_code == 413 and "2,000 bytes" in answer.json()["error"]["message"]
 
+        # A length that is too large is refused before anything of the body is sent.
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 5) as raw:
+            head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n\r\n"
+            raw.sendall(head.encode())
+            raw.settimeout(0.3)  # less than the limit's half second for a body to arrive
+            assert raw.recv(100).startswith(b"HTTP/1.1 413 ")
+
         def slowly():
             yield b'{"model": '
             time.sleep(1)
@@ -366,10 +373,12 @@ def test_a_stop_finishes_what_was_accepted(endless):
     with serving(endless, LONG) as (url, server), ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(post, url, {"model": "tiny", "prompt": "w1"}) for _ in range(2)]
         time.sleep(0.5)
+        threads = [t for t in threading.enumerate() if t.name == "kava-batcher"]
         server.should_exit = True
         for answer in answers:
             body = answer.result().json()
             assert body["usage"]["completion_tokens"] == 100
+    assert any(not thread.is_alive() for thread in threads)  # this service's own has ended
 
 
 def test_a_batch_that_fails_does_not_end_the_service(reasoner, monkeypatch):
