@@ -332,6 +332,29 @@ def test_commands(runs, tmp_path):
     assert "gsm8k, svamp" in str(call("compare", a, a).exception)
 
 
+def test_committed_tables_follow_from_the_committed_results():
+    committed = ROOT / "results"
+    paper = table.paper_tables(results.find([committed / "quickstart", committed / "gsm8k_small"]))
+    made = {
+        "paper": paper,
+        "quickstart/tables": [
+            table.results_table(results.find(sorted((committed / "quickstart").glob("*-seed*"))))
+        ],
+        "quickstart/ablations/tables": [
+            table.results_table(
+                results.find(sorted(committed.glob("quickstart/ablations/*-seed*")))
+            )
+        ],
+        "gsm8k_small/tables": [table.results_table(results.find([committed / "gsm8k_small"]))],
+    }
+    for folder, tables in made.items():
+        for one in tables:
+            forms = {".md": one.markdown(), ".csv": one.csv(), ".tex": one.latex()}
+            for ending, text in forms.items():
+                file = committed / folder / f"{one.name}{ending}"
+                assert file.read_text("utf-8") == text, file
+
+
 def test_committed_results_make_tables_and_plots(tmp_path):
     shutil.copytree(ROOT / "results" / "quickstart", tmp_path / "quickstart")
     groups = results.find([tmp_path / "quickstart"])
