@@ -61,6 +61,8 @@ def test_smoke_leaves_every_file_and_says_what_is_new_and_what_is_committed(tmp_
             1, 2, 3, 4,
         ]  # fmt: skip
         assert (run / method / "checkpoint" / "kava.json").is_file()
+        card = (run / method / "checkpoint" / "README.md").read_text(encoding="utf-8")
+        assert "| synthetic (version 1, test) |" in card and "of synthetic" in card
     for method in ("cot", *METHODS):
         predictions = lines(run / method / "predictions" / "synthetic.jsonl")
         assert len(predictions) == 20 == len({p["id"] for p in predictions})
