@@ -381,13 +381,14 @@ def test_a_stop_finishes_what_was_accepted(endless):
     assert any(not thread.is_alive() for thread in threads)  # this service's own has ended
 
 
-def test_a_batch_that_fails_does_not_end_the_service(reasoner, monkeypatch):
+def test_a_batch_that_fails_is_logged_and_does_not_end_the_service(reasoner, monkeypatch, caplog):
     with serving(reasoner) as (url, _):
         with monkeypatch.context() as patch:
             patch.setattr(reasoner, "think", lambda *_: 1 / 0)
             answer = post(url, {"model": "tiny", "prompt": "w1"})
             assert answer.status_code == 500
             assert "ZeroDivision" not in answer.text and "Traceback" not in answer.text
+            assert "a batch of 1 failed" in caplog.text and "ZeroDivisionError" in caplog.text
         assert post(url, {"model": "tiny", "prompt": "w1"}).status_code == 200
 
 

@@ -287,6 +287,15 @@ def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested keys as `train.steps`."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, dict)
+        found.update(flat(value, f"{above}{key}.") if nested else {above + key: value})
+    return found
+
+
 def _extended(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """A recipe's keys laid on those of the recipe that it `extends`."""
     tree = _read(file)

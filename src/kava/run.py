@@ -69,7 +69,7 @@ def differences(run: Path, resolved: recipes.Section) -> str:
         KavaError: there is no recipe, or it cannot be read.
     """
     saved = recipes.load_recipe(run / "recipe.yaml", kind=type(resolved))
-    there, given = (flat(one.model_dump(by_alias=True)) for one in (saved, resolved))
+    there, given = (recipes.flat(one.model_dump(by_alias=True)) for one in (saved, resolved))
     keys = [key for key in {**given, **there} if given.get(key) != there.get(key)]
     if given.get("adapter") == there.get("adapter") == "full":
         keys = [key for key in keys if not key.startswith("lora.")]
@@ -212,15 +212,6 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     mean = sum(values) / len(values)
     square = sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)
     return round(mean, 2), round(square**0.5, 2)
-
-
-def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested keys as `train.steps`."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        nested = isinstance(value, dict)
-        found.update(flat(value, f"{above}{key}.") if nested else {above + key: value})
-    return found
 
 
 def default_device() -> str:

@@ -48,6 +48,11 @@ class ManyWords(TyperCommand):
         return super().parse_args(ctx, words)
 
 
+def names(text: str | None) -> list[str]:
+    """Names with commas between, as `--task` takes them."""
+    return [name.strip() for name in text.split(",")] if text else []
+
+
 def make_console(quiet: bool = False) -> Any:
     """A console for everything that a command says."""
     from rich.console import Console

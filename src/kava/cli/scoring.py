@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kava.cli._app import Limit, Output, TaskFile, app, make_console
+from kava.cli._app import Limit, Output, TaskFile, app, make_console, names
 
 data_app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -34,7 +34,7 @@ def evaluate(
 
     summaries = evaluate_tasks(
         run,
-        task.split(","),
+        names(task),
         file,
         limit,
         batch_size,
@@ -71,7 +71,7 @@ def table(
     if paper and task:
         raise KavaError("table: --paper shows every task of the paper; leave out --task")
     groups = find(results)
-    tables = paper_tables(groups) if paper else [results_table(groups, _names(task))]
+    tables = paper_tables(groups) if paper else [results_table(groups, names(task))]
     files = [file for one in tables for file in (one.write(output) if output else ())]
     print("\n".join(one.markdown() for one in tables), end="")
     if files:
@@ -90,12 +90,8 @@ def plot(
     from kava.report.draw import draw
     from kava.report.results import find
 
-    for line in draw(find(results), _names(task), output):
+    for line in draw(find(results), names(task), output):
         print(line)
-
-
-def _names(task: str | None) -> list[str]:
-    return [name.strip() for name in task.split(",")] if task else []
 
 
 @app.command()
@@ -182,6 +178,7 @@ def check_data(
     from kava.leaks import check
     from kava.tasks import read_options
 
-    names = [name.strip() for name in against.split(",")]
     given = read_options("data check", option or [])
-    raise typer.Exit(check(file, names, against_file, given, strict, as_json, make_console()))
+    raise typer.Exit(
+        check(file, names(against), against_file, given, strict, as_json, make_console())
+    )

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from kava.cli._app import Limit, ManyWords, Output, Overrides, Resume, TaskFile, app, make_console
+from kava.cli._app import (
+    Limit,
+    ManyWords,
+    Output,
+    Overrides,
+    Resume,
+    TaskFile,
+    app,
+    make_console,
+    names,
+)
 
 recipe_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.add_typer(recipe_app, name="recipes")
@@ -91,14 +101,14 @@ def sweep(
     from kava import sweep as command
     from kava.errors import KavaError
 
-    names = [name.strip() for name in task.split(",")] if task else []
-    if file and len(names) != 1:
+    tasks = names(task)
+    if file and len(tasks) != 1:
         raise KavaError("sweep: --file holds the rows of one task; name it with --task")
-    if limit and not names:
+    if limit and not tasks:
         raise KavaError("sweep: --limit is of a task; name it with --task")
     console = make_console()
     runs = command.plan(recipe, seeds or [], settings or [], output, console)
-    scoring = command.Scoring(names, file, limit)
+    scoring = command.Scoring(tasks, file, limit)
     if dry_run:
         from kava.dry_run import list_runs
 

@@ -20,7 +20,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from kava import registry
-from kava.recipe import BackboneRecipe, Recipe, Section
+from kava.recipe import BackboneRecipe, Recipe, Section, flat
 
 WIDTH = 96
 
@@ -59,7 +59,7 @@ def recipe() -> str:
     ]
     for name in registry.names("methods"):
         method = registry.find("methods", name)
-        defaults = ", ".join(f"`{k}: {v}`" for k, v in _flat(method.defaults))
+        defaults = ", ".join(f"`{k}: {v}`" for k, v in flat(method.defaults).items())
         parts.append(f"### {name}\n\n{'Sets ' + defaults + '.' if defaults else 'Sets nothing.'}\n")
         if method.Options.model_fields:
             parts.append(_section(method.Options, "method_options."))
@@ -153,14 +153,6 @@ def _default(field: FieldInfo) -> str:
     if value is None:
         return "null"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
-
-
-def _flat(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield above + key, value
 
 
 if __name__ == "__main__":

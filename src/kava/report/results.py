@@ -13,7 +13,7 @@ from kava import recipe as recipes
 from kava.errors import KavaError
 from kava.recipe import Recipe
 from kava.report.rows import Row, make_row
-from kava.run import METRICS, RESULT, flat, read_metrics, read_result
+from kava.run import METRICS, RESULT, read_metrics, read_result
 
 _SEED = re.compile(r"-seed\d+$")
 
@@ -110,7 +110,7 @@ def changes(group: Group, recipe: Recipe) -> dict[str, Any]:
 
     Where the backbone and the rows lie, and how the training was carried out, do not count.
     """
-    own, other = (flat(one.model_dump(by_alias=True)) for one in (group.recipe, recipe))
+    own, other = (recipes.flat(one.model_dump(by_alias=True)) for one in (group.recipe, recipe))
     skipped = {*CARRIED_OUT, "backbone"}
     keys = [k for k in {**other, **own} if k not in skipped and own.get(k) != other.get(k)]
     keys = [key for key in keys if not key.startswith("data.leak_files")]

@@ -7,6 +7,7 @@ asked in the same way, and answers them as one batch; no answer depends on what 
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -21,6 +22,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from kava.errors import KavaError
 from kava.model import Reasoner
+
+_log = logging.getLogger(__name__)
 
 STOP, LENGTH, CANCELLED, TIMEOUT, ERROR = "stop", "length", "cancelled", "timeout", "error"
 
@@ -177,9 +180,10 @@ class Batcher:
             watched = [_Watched(job) for job in batch]
             try:
                 _answer(self.reasoner, watched)
-            except Exception as error:  # the thread has to outlive a batch that fails
+            except Exception:  # the thread has to outlive a batch that fails
+                _log.exception("a batch of %d failed", len(batch))
                 for job in batch:
-                    job.end(Piece(f"{type(error).__name__}: {error}", ERROR))
+                    job.end(Piece("", ERROR))
             seconds = time.perf_counter() - begin
             self._pace = 0.8 * self._pace + 0.2 * seconds
             self.observe(Observed(len(batch), seconds, [one.last for one in watched if one.last]))
