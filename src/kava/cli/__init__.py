@@ -8,6 +8,6 @@ from __future__ import annotations
 from kava.cli._app import app
 
 # isort: off
-from kava.cli import training, scoring, looking, serving  # in the order of `kava --help`
+from kava.cli import training, scoring, looking, serving, measuring  # in the order of `kava --help`
 
-__all__ = ["app", "looking", "scoring", "serving", "training"]
+__all__ = ["app", "looking", "measuring", "scoring", "serving", "training"]

@@ -34,6 +34,7 @@ class ManyWords(TyperCommand):
 
     kinds: ClassVar[dict[str, str]] = {
         "--seeds": r"\d+",
+        "--batch": r"\d+",
         "--set": r"[\w.]+=.*",
         "--steps": r"(?!-).+",
     }

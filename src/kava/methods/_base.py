@@ -14,6 +14,7 @@ from kava.attention import QueryRecord, record_queries
 from kava.cache import KeyValues
 from kava.latents._state import LatentState, Tail
 from kava.losses.cross_entropy import cross_entropy
+from kava.methods._work import Call, Work, chain
 from kava.recipe import Recipe, Section
 from kava.thought import Thought
 
@@ -122,10 +123,18 @@ class Method(ABC):
         """
 
     @abstractmethod
+    def work(self, batch: Batch) -> Work:
+        """The least that `loss` needs for a staged batch, from the method's equations."""
+
+    @abstractmethod
     def think(
         self, reasoner: Reasoner, question: Tensor, mask: Tensor, num_iterations: int | None = None
     ) -> Thinking:
         """Everything between a question ([B, Q], left-padded) and its answer."""
+
+    def thinking_work(self, question: Tensor, num_iterations: int) -> Work:
+        """The least that `think` needs for questions of these lengths [B]; no answer yet."""
+        return Work(chain(question), labels=0)
 
 
 class LatentMethod(Method):
@@ -146,6 +155,20 @@ class LatentMethod(Method):
 
         With `keep_all`, a method that iterates keeps keys, values and states of every pass.
         """
+
+    @abstractmethod
+    def latent_calls(self, question: Tensor, num_iterations: int, tail: Tensor) -> list[Call]:
+        """The passes of all latents after questions of these lengths [B], with a tail [B]."""
+
+    def projected(self, num_iterations: int) -> int:
+        """How many latents of one row go through P."""
+        return 0 if self.recipe.projection == "none" else self.recipe.num_latents * num_iterations
+
+    def thinking_work(self, question: Tensor, num_iterations: int) -> Work:
+        """The question, <bot>, the latents and <eot>."""
+        latents = self.latent_calls(question, num_iterations, torch.ones_like(question))
+        projected = len(question) * self.projected(num_iterations)
+        return Work([*chain(question), *latents], 0, projected)
 
     def passes(self, num_iterations: int) -> int:
         """Sequential backbone calls after pass 0, which belongs to the prefill."""

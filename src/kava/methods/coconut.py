@@ -27,6 +27,7 @@ from kava.methods._base import (
     read_question,
     student_tail,
 )
+from kava.methods._work import Call, Work, chain, lengths, one_by_one
 
 
 class Options(Curriculum):
@@ -72,6 +73,14 @@ class Coconut(LatentMethod):
         """One backbone call for each latent."""
         return sequential.think(reasoner, question, self.recipe.num_latents, tail)
 
+    def latent_calls(self, question, num_iterations, tail) -> list[Call]:
+        """<bot> and each latent in a pass of its own."""
+        return one_by_one(question, self.recipe.num_latents, tail)
+
+    def projected(self, num_iterations: int) -> int:
+        """Each latent once, where there is a projection."""
+        return super().projected(1)
+
     def passes(self, num_iterations: int) -> int:
         """M: the call for <bot> belongs to the prefill."""
         return self.recipe.num_latents
@@ -115,6 +124,14 @@ class Coconut(LatentMethod):
         )
         ce = label_loss(reasoner, state.tail, batch, "teacher", counts["written"])
         return {"loss": ce, "student_ce": ce}
+
+    def work(self, batch: Batch) -> Work:
+        """The question, each row's latents, what is left of its steps, and the answer."""
+        question, steps, answer = lengths(batch)
+        latents = batch["latents"]
+        student = one_by_one(question, latents, 1 + steps + answer)
+        projected = 0 if self.recipe.projection == "none" else int(latents.sum())
+        return Work([*chain(question), *student], batch["teacher_ids"].numel(), projected)
 
 
 _ALL = 1_000_000  # more steps than any trace has

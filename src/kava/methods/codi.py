@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from kava.latents import sequential
 from kava.latents._state import LatentState
+from kava.methods._work import Call, one_by_one
 from kava.methods.pccot import PCCoT
 
 
@@ -26,6 +27,14 @@ class CODI(PCCoT):
     def latents(self, reasoner, question, tail, num_iterations, keep_all=False) -> LatentState:
         """One backbone call for each latent."""
         return sequential.think(reasoner, question, self.recipe.num_latents, tail)
+
+    def latent_calls(self, question, num_iterations, tail) -> list[Call]:
+        """<bot> and each latent in a pass of its own."""
+        return one_by_one(question, self.recipe.num_latents, tail)
+
+    def projected(self, num_iterations: int) -> int:
+        """Each latent once."""
+        return super().projected(1)
 
     def passes(self, num_iterations: int) -> int:
         """M: the call for <bot> belongs to the prefill."""

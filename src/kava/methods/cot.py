@@ -16,6 +16,7 @@ from kava.methods._base import (
     read_question,
     read_written,
 )
+from kava.methods._work import Work, chain, lengths
 from kava.thought import Thought
 
 
@@ -29,6 +30,11 @@ class CoT(Method):
         written = read_written(reasoner, read_question(reasoner, batch), batch)
         ce = label_loss(reasoner, written.hidden, batch, "teacher", counts["written"])
         return {"loss": ce, "teacher_ce": ce}
+
+    def work(self, batch: Batch) -> Work:
+        """Question, steps and answer once."""
+        question, steps, answer = lengths(batch)
+        return Work(chain(question, steps + answer), batch["teacher_ids"].numel())
 
     def think(self, reasoner, question: Tensor, mask: Tensor, num_iterations=None) -> Thinking:
         """Nothing is thought; writing begins."""

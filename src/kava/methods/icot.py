@@ -14,6 +14,7 @@ from pydantic import Field
 
 from kava import batching
 from kava.methods._base import Batch, Curriculum, Terms, label_loss, read_question, read_written
+from kava.methods._work import Work, chain, lengths
 from kava.methods.no_cot import NoCoT
 
 
@@ -71,6 +72,11 @@ class ICoT(NoCoT):
         written = read_written(reasoner, read_question(reasoner, batch), batch)
         ce = label_loss(reasoner, written.hidden, batch, "teacher", counts["written"])
         return {"loss": ce, "student_ce": ce}
+
+    def work(self, batch: Batch) -> Work:
+        """Question, what is left of the steps, and answer once."""
+        question, steps, answer = lengths(batch)
+        return Work(chain(question, steps + answer), batch["teacher_ids"].numel())
 
 
 _ALL = 1_000_000  # more tokens than any trace has

@@ -5,12 +5,15 @@ L = CE_student + w_t CE_teacher + a1 L_CODI + a2 L_KV
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from kava.latents._state import LatentState
 from kava.methods._base import Batch, Terms, Written
 from kava.methods._kv import KvDistillation
 from kava.methods._readout import Readout
+from kava.methods._work import Work
 from kava.methods.pccot import PCCoT
 from kava.recipe import Recipe
 
@@ -40,6 +43,14 @@ class KaVa(PCCoT):
     def counts(self, batch: Batch) -> Terms:
         """PCCoT's, filled slots and supervised latents."""
         return {**super().counts(batch), **self.kv.counts(batch), **self.readout.counts(batch)}
+
+    def work(self, batch: Batch) -> Work:
+        """PCCoT's, and the logits of latents that are read."""
+        least = super().work(batch)
+        if self.readout.weight == 0:
+            return least
+        read = self.readout.labels(batch, self.recipe.num_latents)[0].numel()
+        return replace(least, labels=least.labels + read)
 
     def combine(
         self, reasoner, batch: Batch, counts: Terms, teacher: Written, student: LatentState

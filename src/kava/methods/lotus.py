@@ -29,6 +29,7 @@ from kava.methods._base import (
 )
 from kava.methods._kv import KvDistillation
 from kava.methods._readout import Readout
+from kava.methods._work import Call, Work, chain, lengths, refined
 from kava.recipe import Recipe
 
 
@@ -94,6 +95,10 @@ class Lotus(LatentMethod):
             reasoner, question, self.recipe.num_latents, num_iterations, tail, keep_all
         )
 
+    def latent_calls(self, question, num_iterations, tail) -> list[Call]:
+        """Pass 0 and R loops over all blocks."""
+        return refined(question, self.recipe.num_latents, num_iterations, tail)
+
     def stage(self, epoch: float) -> int:
         """From 1, the number of steps that are latents, to K."""
         if epoch >= self.last_stage_at(0):
@@ -125,6 +130,28 @@ class Lotus(LatentMethod):
         now = (batch["step_of"] >= 0) & (batch["step_of"] < batch["stage"][:, None])
         return {**batch, "step_of": batch["step_of"].masked_fill(~now, -1)}
 
+    def loops(self, stage: int) -> int:
+        """How many loops a stage has."""
+        most = self.recipe.num_iterations
+        return min(stage, most) if stage < self.blocks else most
+
+    def work(self, batch: Batch) -> Work:
+        """The question, the stage's latents and loops, what is left written; a teacher for L_KV."""
+        stage = int(batch["stage"].max())
+        question, left, answer = lengths(batch["left"])
+        loops, latents = self.loops(stage), stage * self.width
+        calls = [*chain(question), *refined(question, latents, loops, 1 + left + answer)]
+        seen = self.supervised(batch)
+        labels = (
+            batch["left"]["teacher_ids"].numel() + self.readout.labels(seen, latents)[0].numel()
+        )
+        if self.distils:
+            _, steps, _ = lengths(batch)
+            calls += chain(steps + answer, after=question)
+            labels += batch["teacher_ids"].numel()
+        projected = 0 if self.recipe.projection == "none" else len(question) * latents * loops
+        return Work(calls, labels, projected)
+
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
         """All loops of one step."""
         recipe, stage = self.recipe, int(batch["stage"].max())
@@ -134,7 +161,7 @@ class Lotus(LatentMethod):
             reasoner,
             question[0],
             stage * self.width,
-            min(stage, recipe.num_iterations) if stage < self.blocks else recipe.num_iterations,
+            self.loops(stage),
             student_tail(reasoner, left, steps=True),
             keep_all=self.distils and recipe.kv.supervise == "all",
         )

@@ -17,6 +17,7 @@ from kava.methods._base import (
     prompt_ids,
     read_question,
 )
+from kava.methods._work import Work, chain, lengths
 
 
 class NoCoT(Method):
@@ -29,6 +30,11 @@ class NoCoT(Method):
         hidden = torch.cat((last, output.last_hidden_state), dim=1)
         ce = label_loss(reasoner, hidden, batch, "answer", counts["answer"])
         return {"loss": ce, "student_ce": ce}
+
+    def work(self, batch: Batch) -> Work:
+        """Question and answer once."""
+        question, _, answer = lengths(batch)
+        return Work(chain(question, answer), batch["answer_ids"].numel())
 
     def think(self, reasoner, question: Tensor, mask: Tensor, num_iterations=None) -> Thinking:
         """The question, nothing else."""

@@ -21,6 +21,7 @@ from kava.methods._base import (
     read_written,
     student_tail,
 )
+from kava.methods._work import Call, Work, chain, lengths, refined
 
 
 class PCCoT(LatentMethod):
@@ -35,6 +36,22 @@ class PCCoT(LatentMethod):
         return jacobi.think(
             reasoner, question, self.recipe.num_latents, num_iterations, tail, keep_all
         )
+
+    def latent_calls(self, question, num_iterations, tail) -> list[Call]:
+        """Pass 0 and T passes over all latents."""
+        return refined(question, self.recipe.num_latents, num_iterations, tail)
+
+    def work(self, batch: Batch) -> Work:
+        """The question once, the teacher's steps and answer, the latents and the student's answer.
+
+        Comparing states and caches is no matrix product, and compressing a negligible one.
+        """
+        question, steps, answer = lengths(batch)
+        iterations = self.recipe.num_iterations
+        student = self.latent_calls(question, iterations, 1 + answer)
+        labels = batch["answer_ids"].numel() + batch["teacher_ids"].numel()
+        projected = len(question) * self.projected(iterations)
+        return Work([*chain(question, steps + answer), *student], labels, projected)
 
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
         """All passes of one step."""

@@ -1,0 +1,229 @@
+"""What `kava bench` says and writes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from kava import backbone as backbones
+from kava.bench import generate, train
+from kava.bench.generate import Generation
+from kava.bench.shapes import Lengths, random_reasoner
+from kava.bench.timing import in_turns, matrix_rate
+from kava.bench.train import Training
+from kava.errors import KavaError
+from kava.memory import autocasts
+from kava.model import Reasoner
+from kava.provenance import provenance, write_json
+from kava.recipe import Recipe, load_recipe
+from kava.run import default_device
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What both commands share.
+
+    shape: of the backbone; each recipe's own if None.
+    """
+
+    shape: str | None
+    lengths: Lengths
+    repeats: int
+    warm_up: int
+    output: Path | None
+
+
+def bench_train(
+    paths: Sequence[str], settings: Sequence[str], plan: Plan, grouped: bool, console: Console
+) -> dict[str, Any]:
+    """Time a training step of each recipe in turns; print and write what came out.
+
+    Raises:
+        KavaError: a recipe or shape that is not possible.
+    """
+    device = torch.device(default_device())
+    recipes = {_name(path, paths): load_recipe(path, list(settings)) for path in paths}
+    trainings = {
+        name: Training.build(recipe, plan.shape or recipe.backbone, plan.lengths, device, grouped)
+        for name, recipe in recipes.items()
+    }
+    rates = {name: _rate(recipe, device) for name, recipe in recipes.items()}
+    seconds = _timed(train.pieces(trainings), plan, device, console)
+    rows = {
+        name: train.measured(training, seconds[name], rates[name])
+        for name, training in trainings.items()
+    }
+    console.print(*_train_tables(rows))
+    told = {
+        "what": "one optimiser step: forward, backward, clipping, AdamW; random weights and tokens",
+        "shapes": {name: plan.shape or recipe.backbone for name, recipe in recipes.items()},
+        "lengths": dataclasses.asdict(plan.lengths),
+        "grouped_by_length": grouped,
+        "recipes": {name: _settings(recipe) for name, recipe in recipes.items()},
+        "matrix_flops_per_second": {name: round(rate) for name, rate in rates.items()},
+        "rows": rows,
+    }
+    return _write(told, plan, console)
+
+
+def bench_generate(
+    names: Sequence[str],
+    settings: Sequence[str],
+    plan: Plan,
+    batch_sizes: Sequence[int],
+    console: Console,
+) -> dict[str, Any]:
+    """Time answers of each run or recipe in turns, for each batch size; print and write it.
+
+    Raises:
+        KavaError: a recipe, run or shape that is not possible.
+    """
+    device = torch.device(default_device())
+    reasoners = {_name(n, names): _reasoner(n, settings, plan, device) for n in names}
+    rates = {name: _rate(r.recipe, device, r.lm.dtype) for name, r in reasoners.items()}
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in reasoners}
+    for size in batch_sizes:
+        generations = {
+            name: Generation.build(reasoner, plan.lengths, size)
+            for name, reasoner in reasoners.items()
+        }
+        seconds = _timed(generate.pieces(generations), plan, device, console)
+        for name, one in generations.items():
+            record = one.record(seconds[f"{name} prefill"], seconds[name], rates[name])
+            rows[name].append(record)
+    console.print(*_generate_tables(rows))
+    told = {
+        "what": "questions of one batch answered greedily; answers of a fixed length",
+        "shapes": {name: r.identity["name"] for name, r in reasoners.items()},
+        "lengths": dataclasses.asdict(plan.lengths),
+        "recipes": {name: _settings(r.recipe) for name, r in reasoners.items()},
+        "matrix_flops_per_second": {name: round(rate) for name, rate in rates.items()},
+        "rows": rows,
+    }
+    return _write(told, plan, console)
+
+
+def _reasoner(name: str, settings: Sequence[str], plan: Plan, device: torch.device) -> Reasoner:
+    if name.endswith((".yaml", ".yml")):
+        recipe = load_recipe(name, list(settings))
+        return random_reasoner(recipe, plan.shape or recipe.backbone, device)
+    if settings or plan.shape:
+        raise KavaError(f"{name} is a run: --set and --shape are for recipes")
+    return Reasoner.from_pretrained(name, device=device)
+
+
+def _timed(pieces: dict[str, Any], plan: Plan, device: torch.device, console: Console) -> Any:
+    rounds = plan.warm_up + plan.repeats
+    with console.status(f"round 0 of {rounds}") as status:
+        return in_turns(
+            pieces,
+            plan.repeats,
+            plan.warm_up,
+            device,
+            lambda done: status.update(f"round {done} of {rounds}"),
+        )
+
+
+def _rate(recipe: Recipe, device: torch.device, dtype: torch.dtype | None = None) -> float:
+    if dtype is None:
+        bf16 = autocasts(recipe, device.type)
+        dtype = torch.bfloat16 if bf16 else backbones.choose_dtype(recipe, device)
+    return matrix_rate(device, dtype)
+
+
+def _name(path: str, all_paths: Sequence[str]) -> str:
+    """The file's own name, with its folder where two have the same."""
+    stems = [Path(other).stem for other in all_paths]
+    one = Path(path)
+    return one.stem if stems.count(one.stem) == 1 else f"{one.parent.name}/{one.stem}"
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """What of a recipe a step depends on."""
+    tree = recipe.model_dump(by_alias=True)
+    return {k: v for k, v in tree.items() if k not in ("data", "eval", "description", "family")}
+
+
+def _write(told: dict[str, Any], plan: Plan, console: Console) -> dict[str, Any]:
+    told |= provenance()
+    if plan.output:
+        write_json(plan.output, told)
+        console.print(f"written {plan.output}", highlight=False)
+    return told
+
+
+def _train_tables(rows: dict[str, dict[str, Any]]) -> list[Table]:
+    first = next(iter(rows.values()))["ms_per_step"]["median"]
+    time, work = _table("recipe", *_TRAIN_TIME), _table("recipe", *_TRAIN_WORK)
+    for name, row in rows.items():
+        ms = row["ms_per_step"]
+        time.add_row(
+            name,
+            f"{ms['median']:.1f}",
+            f"{ms['quartile_1']:.1f} - {ms['quartile_3']:.1f}",
+            f"{ms['median'] / first:.2f}",
+            f"{row['ms_per_question']:.2f}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{100 * row['mfu']:.1f} %",
+            f"{row['peak_memory']['bytes'] / 1e6:,.0f}",
+        )
+        work.add_row(
+            name,
+            f"{row['token_forwards']:,}",
+            f"{row['token_forwards_least']:,}",
+            f"{row['flops'] / 1e9:.2f}",
+            f"{row['flops_least'] / 1e9:.2f}",
+            f"{row['flops_over_least']:.3f}",
+        )
+    return [time, work]
+
+
+_TRAIN_TIME = (
+    "ms a step", "quartiles", "of the first", "ms a row", "tokens/s", "MFU", "peak MB",
+)  # fmt: skip
+_TRAIN_WORK = ("token-forwards", "least", "GFLOP", "least", "ratio")
+
+
+def _generate_tables(rows: dict[str, list[dict[str, Any]]]) -> list[Table]:
+    time, work = _table("model", *_GENERATE_TIME), _table("model", *_GENERATE_WORK)
+    for name, records in rows.items():
+        for row in records:
+            ms, size = row["ms_per_batch"], str(row["batch_size"])
+            time.add_row(
+                name,
+                size,
+                f"{row['ms_per_question']:.2f}",
+                f"{ms['quartile_1']:.1f} - {ms['quartile_3']:.1f}",
+                f"{row['ms_prefill']['median']:.1f}",
+                f"{row['questions_per_second']:,.1f}",
+                f"{100 * row['mfu']:.1f} %",
+            )
+            work.add_row(
+                name,
+                size,
+                str(row["forward_passes"]),
+                f"{row['flops'] / 1e9:.3f}",
+                f"{row['flops_least'] / 1e9:.3f}",
+                f"{row['cache_bytes'] / 1e6:,.2f}",
+                f"{row['peak_memory']['bytes'] / 1e6:,.0f}",
+            )
+    return [time, work]
+
+
+_GENERATE_TIME = (
+    "batch", "ms a question", "ms a batch, quartiles", "prefill", "questions/s", "MFU",
+)  # fmt: skip
+_GENERATE_WORK = ("batch", "passes", "GFLOP", "least", "cache MB", "peak MB")
+
+
+def _table(*columns: str) -> Table:
+    table = Table()
+    for column in columns:
+        table.add_column(column, justify="left" if column is columns[0] else "right")
+    return table

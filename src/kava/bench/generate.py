@@ -1,0 +1,127 @@
+"""`kava bench generate`: questions answered with written steps, without any, with latents."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kava import batching, cache
+from kava.bench import flops
+from kava.bench.shapes import Lengths, random_rows
+from kava.bench.timing import Piece, spread
+from kava.methods._base import Thinking
+from kava.methods._work import Work, chain
+from kava.model import Reasoner
+from kava.peak import peak_memory
+
+
+@dataclass
+class Generation:
+    """One batch of questions for a model, and how many tokens each answer has.
+
+    Answers have a fixed length, since random weights would end them anywhere: the answer's tokens
+    after its prompt, and where steps are written, those and the prompt before it.
+    """
+
+    reasoner: Reasoner
+    question: Tensor
+    mask: Tensor
+    new_tokens: int
+
+    @classmethod
+    def build(cls, reasoner: Reasoner, lengths: Lengths, batch: int) -> Generation:
+        """Random questions, those of one batch of like length as the evaluation sorts them.
+
+        Raises:
+            KavaError: the answer is too short.
+        """
+        rows = random_rows(reasoner, lengths, batch * POOL)
+        at = POOL // 2 * batch
+        rows = sorted(rows, key=lambda row: len(row.question))[at : at + batch]
+        pad = reasoner.tokenizer.pad_token_id
+        question, mask = batching.pad([row.question for row in rows], "left", pad)
+        written = max(len(row.steps) for row in rows)
+        answer, prompt = max(len(row.answer) for row in rows), len(reasoner.encoder.prompt)
+        writes = reasoner.recipe.method == "cot"
+        tokens = written + answer if writes else answer - prompt
+        device = reasoner.device
+        reasoner.eval().requires_grad_(False)
+        return cls(reasoner, question.to(device), mask.to(device), tokens)
+
+    @torch.no_grad()
+    def think(self) -> Thinking:
+        """Everything before the answer: the prefill."""
+        return self.reasoner.method.think(self.reasoner, self.question, self.mask)
+
+    def whole(self) -> None:
+        """From question to the answer's last token."""
+        self.reasoner.continue_from(self.think(), self.new_tokens, min_new_tokens=self.new_tokens)
+
+    def work(self) -> tuple[Work, Work]:
+        """The least for the prefill, and for all of it."""
+        lengths, recipe = self.mask.sum(1), self.reasoner.recipe
+        thinking = self.reasoner.method.thinking_work(lengths, recipe.num_iterations)
+        thought = self.think()
+        # What the model reads one after the other: the prompt, then each token but the last.
+        read, fed = thought.thought.attention_mask.sum(1), thought.prompt.shape[1]
+        answer = chain(fed, *[1] * (self.new_tokens - 1), after=read)
+        labels = self.new_tokens * len(lengths)
+        whole = Work([*thinking.calls, *answer], labels, thinking.projected)
+        if recipe.method == "cot":  # its question's last token is the prompt: fed once, not twice
+            whole = Work([*chain(lengths - 1), *answer], labels)
+            thinking = Work(chain(lengths - 1), 0)
+        return thinking, whole
+
+    def record(self, prefill: list[float], whole: list[float], rate: float) -> dict[str, Any]:
+        """Everything about one model and batch size.
+
+        Args:
+            prefill: seconds of `think`.
+            whole: seconds of `whole`.
+            rate: the machine's FLOPs per second in large products.
+        """
+        rows, (least_prefill, least) = self.question.shape[0], self.work()
+        cost = flops.cost(self.reasoner, training=False)
+        counted = flops.counted(self.whole)
+        times, first = spread(whole), spread(prefill)
+        middle = times["median"] / 1000
+        with peak_memory(self.reasoner.device) as peak:
+            self.whole()
+        thought = self.think()
+        columns = thought.thought.columns + thought.prompt.shape[1] + self.new_tokens - 1
+        # CoT keeps the question's last token as prompt, whose cache comes with the first token.
+        held = cache.columns_in_bytes(thought.thought.past_key_values)
+        return {
+            "batch_size": rows,
+            "generated_tokens": self.new_tokens,
+            "forward_passes": thought.forward_passes + self.new_tokens,
+            "ms_per_batch": times,
+            "ms_prefill": first,
+            "ms_per_question": round(times["median"] / rows, 4),
+            "questions_per_second": round(rows / middle, 2),
+            "tokens_per_second": round(rows * self.new_tokens / middle, 1),
+            "token_forwards_least": least.columns,
+            "flops": counted,
+            "flops_prefill": flops.counted(self.think),
+            "flops_least": round(cost.of(least)),
+            "flops_prefill_least": round(cost.of(least_prefill)),
+            "flops_over_least": round(counted / cost.of(least), 4),
+            "mfu": round(cost.of(least) / middle / rate, 4),
+            "cache_bytes": round(held * columns / max(thought.thought.columns, 1)),
+            "repeats": len(whole),
+            "peak_memory": asdict(peak),
+        }
+
+
+POOL = 10  # times the batch, from which rows of like length are taken
+
+
+def pieces(generations: dict[str, Generation]) -> dict[str, Piece]:
+    """What is timed, the prefill and the whole of each."""
+    found: dict[str, Piece] = {}
+    for name, generation in generations.items():
+        found[f"{name} prefill"], found[name] = generation.think, generation.whole
+    return found

@@ -1,0 +1,157 @@
+"""Backbones of any shape with random weights, and rows of any length: no Hub, no data."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
+
+from kava import backbone as backbones
+from kava.attention import IMPLEMENTATION_NAME
+from kava.batching import Row
+from kava.errors import KavaError
+from kava.memory import PUBLISHED
+from kava.model import Reasoner
+from kava.recipe import Recipe
+from kava.types import ANSWER_PROMPT
+
+#: The shape that the predecessors' code was measured with on CPUs; its MLP's width follows from
+#: the 84.5 GFLOP counted there.
+SMALL = {
+    "model_type": "llama", "vocab_size": 2000, "hidden_size": 256, "num_hidden_layers": 4,
+    "intermediate_size": 688, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+SHAPES: dict[str, dict[str, Any]] = {
+    "small": SMALL,
+    **{name.split("/")[1].removesuffix("-Instruct").lower(): c for name, c in PUBLISHED.items()},
+}
+
+
+def configuration(shape: str) -> PretrainedConfig:
+    """Of a named shape, a published backbone, a folder with a `config.json`, or as written out.
+
+    Args:
+        shape: `small`, `llama-3.2-1b`, `meta-llama/Llama-3.2-1B-Instruct`, a folder, or
+            `llama:hidden_size=256,num_hidden_layers=4,...`, the family and transformers' names.
+
+    Raises:
+        KavaError: none of these, or transformers refuses it.
+    """
+    family, written, values = shape.partition(":")
+    try:
+        if (Path(shape) / "config.json").is_file():
+            return AutoConfig.from_pretrained(shape)
+        if written:
+            fields = dict(pair.partition("=")[::2] for pair in values.split(","))
+            tree = {name: yaml.safe_load(value) for name, value in fields.items()}
+        elif shape in PUBLISHED or shape in SHAPES:
+            tree = dict(PUBLISHED.get(shape) or SHAPES[shape])
+            family = tree.pop("model_type")
+        else:
+            raise KavaError(
+                f"shape '{shape}' is not known; known are {', '.join(SHAPES)}, a folder with a "
+                "config.json, or family:name=value,... such as llama:hidden_size=256"
+            )
+        return AutoConfig.for_model(family, **tree)
+    except (ValueError, TypeError, AttributeError, StrictDataclassError, yaml.YAMLError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise KavaError(f"shape '{shape}': transformers refuses it: {line}") from None
+
+
+def random_reasoner(recipe: Recipe, shape: str, device: torch.device) -> Reasoner:
+    """The recipe's method and adapter on a backbone of this shape, its weights random.
+
+    Raises:
+        KavaError: the shape is not known, or does not fit the recipe.
+    """
+    config, tokenizer = configuration(shape), _tokenizer()
+    if config.get_text_config().vocab_size < len(tokenizer) + 3:
+        raise KavaError(f"shape '{shape}': vocab_size must be {len(tokenizer) + 3} or more")
+    dtype = backbones.choose_dtype(recipe, device)
+    torch.manual_seed(recipe.seed)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=IMPLEMENTATION_NAME
+        )
+    model = backbones.prepare(model)
+    return Reasoner(model, tokenizer, recipe, {"name": shape, "revision": None})
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """Words of the answer prompt; everything else is drawn as ids."""
+    words = [
+        "<pad>",
+        "<s>",
+        "</s>",
+        "<unk>",
+        *dict.fromkeys(ANSWER_PROMPT.replace(":", " :").split()),
+    ]
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a row's parts, fewest and most; BOS, answer prompt and EOS are in.
+
+    The defaults are the lengths that the predecessors' code was measured with.
+    """
+
+    question: tuple[int, int] = (59, 70)
+    reasoning: tuple[int, int] = (41, 41)
+    answer: tuple[int, int] = (8, 8)
+    steps: int = 3
+
+
+def parse_range(text: str) -> tuple[int, int]:
+    """`65` or `59:70`.
+
+    Raises:
+        KavaError: it is neither.
+    """
+    ends = text.split(":")
+    if len(ends) > 2 or not all(end.isdecimal() for end in ends) or int(ends[0]) > int(ends[-1]):
+        raise KavaError(f"'{text}': a length is a number or two, fewest:most, as in 59:70")
+    return int(ends[0]), int(ends[-1])
+
+
+def random_rows(reasoner: Reasoner, lengths: Lengths, count: int, seed: int = 0) -> list[Row]:
+    """Rows of random tokens, the same for the same seed and vocabulary.
+
+    Raises:
+        KavaError: the answer is shorter than its prompt, a token and EOS.
+    """
+    prompt, eos = reasoner.encoder.prompt, reasoner.tokenizer.eos_token_id
+    if lengths.answer[0] < len(prompt) + 2:
+        raise KavaError(f"an answer has {len(prompt) + 2} tokens or more: its prompt, it and EOS")
+    draw, vocabulary = random.Random(seed), reasoner.lm.get_input_embeddings().weight.shape[0]
+
+    def tokens(number: int) -> list[int]:
+        return [draw.randrange(len(reasoner.tokenizer), vocabulary) for _ in range(number)]
+
+    rows = []
+    for i in range(count):
+        question, reasoning, answer = (
+            draw.randint(*part) for part in (lengths.question, lengths.reasoning, lengths.answer)
+        )
+        steps = [at * lengths.steps // max(reasoning, 1) for at in range(reasoning)]
+        end = [*prompt, *tokens(answer - len(prompt) - 1), eos]
+        rows.append(Row(f"random-{i}", tokens(question), tokens(reasoning), steps, end))
+    return rows
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A micro-batch where the reasoner is."""
+    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}

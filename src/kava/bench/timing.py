@@ -1,0 +1,86 @@
+"""Times of pieces of work, taken in turns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+
+Piece = Callable[[], Any]
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for an accelerator to finish."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def in_turns(
+    pieces: Mapping[str, Piece],
+    repeats: int,
+    warm_up: int,
+    device: torch.device,
+    told: Callable[[int], None] = lambda _: None,
+) -> dict[str, list[float]]:
+    """Seconds of each piece, `repeats` times: all once, then all again, so that what disturbs the
+    machine for a while disturbs them alike.
+
+    Args:
+        warm_up: rounds before, not timed.
+        told: the number of rounds done.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in pieces}
+    for done in range(warm_up + repeats):
+        for name, piece in pieces.items():
+            synchronise(device)
+            begin = time.perf_counter()
+            piece()
+            synchronise(device)
+            if done >= warm_up:
+                seconds[name].append(time.perf_counter() - begin)
+        told(done + 1)
+    return seconds
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Median, and the quartiles around it, in milliseconds."""
+    low, middle, high = (
+        statistics.quantiles(seconds, n=4, method="inclusive")
+        if len(seconds) > 1
+        else [seconds[0]] * 3
+    )
+    return {name: round(1000 * s, 3) for name, s in zip(_NAMES, (middle, low, high), strict=True)}
+
+
+_NAMES = ("median", "quartile_1", "quartile_3")
+
+
+def ratio(one: list[float], other: list[float]) -> dict[str, float]:
+    """One over the other, round by round: median and quartiles."""
+    pairs = [1e-3 * a / b for a, b in zip(one, other, strict=True)]
+    return spread(pairs)
+
+
+@cache
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs per second of the machine's fastest large product: the most that a step could reach.
+
+    The best of several sizes, each for a quarter of a second.
+    """
+    best = 0.0
+    for size in (1024, 2048) if device.type == "cpu" else (4096, 8192, 16384):
+        a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        a @ b
+        begin, seconds = time.perf_counter(), 0.0
+        while seconds < 0.25:
+            synchronise(device)
+            start = time.perf_counter()
+            a @ b
+            synchronise(device)
+            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+            seconds = time.perf_counter() - begin
+    return best

@@ -1,0 +1,158 @@
+"""`kava bench train`: a step of each recipe on the same rows, in turns."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from kava import batching, memory
+from kava.bench import flops
+from kava.bench.shapes import Lengths, random_reasoner, random_rows, to_device
+from kava.bench.timing import Piece, spread
+from kava.cost import traffic
+from kava.model import Reasoner
+from kava.peak import peak_memory
+from kava.recipe import Recipe
+
+POOL = 50  # times the batch, from which length grouping takes rows of like length
+
+
+@dataclass
+class Training:
+    """One step of a recipe, ready to be run again and again: forward, backward, clip, AdamW."""
+
+    reasoner: Reasoner
+    micro_batches: list[dict[str, Any]]
+    optimiser: torch.optim.Optimizer
+    autocast: bool
+
+    @classmethod
+    def build(
+        cls, recipe: Recipe, shape: str, lengths: Lengths, device: torch.device, grouped: bool
+    ) -> Training:
+        """A new random model and the recipe's global batch, staged for the end of its curriculum.
+
+        Args:
+            grouped: rows of like length, as length grouping puts them into one batch.
+
+        Raises:
+            KavaError: the shape, or the recipe on it, is not possible.
+        """
+        reasoner = random_reasoner(recipe, shape, device).train()
+        size = recipe.train.batch_size
+        rows = random_rows(reasoner, lengths, size * POOL if grouped else size)
+        if grouped:
+            at = POOL // 2 * size
+            rows = sorted(rows, key=lambda row: len(row.question))[at : at + size]
+        micro = recipe.train.micro_batch_size or size
+        pad = reasoner.tokenizer.pad_token_id
+        batches = [
+            reasoner.staged(to_device(batching.collate(rows[at : at + micro], pad), device))
+            for at in range(0, size, micro)
+        ]
+        parts = [reasoner.method.counts(batch) for batch in batches]
+        counts = {name: sum(part[name] for part in parts) for name in parts[0]}
+        trained = [weight for weight in reasoner.parameters() if weight.requires_grad]
+        settings = recipe.train
+        optimiser = torch.optim.AdamW(
+            trained,
+            settings.learning_rate,
+            (0.9, settings.adam_beta2),
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        batches = [{**batch, "counts": counts} for batch in batches]
+        return cls(reasoner, batches, optimiser, memory.autocasts(recipe, device.type))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.reasoner.device
+
+    def step(self) -> None:
+        """One optimiser step."""
+        self.gradients()
+        trained = (weight for group in self.optimiser.param_groups for weight in group["params"])
+        torch.nn.utils.clip_grad_norm_(trained, self.reasoner.recipe.train.clip)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+
+    def gradients(self) -> None:
+        """Forward and backward over every micro-batch."""
+        context = torch.autocast(self.device.type, torch.bfloat16) if self.autocast else None
+        for batch in self.micro_batches:
+            with context or nullcontext():
+                loss = self.reasoner(**batch)["loss"]
+            loss.backward()
+
+    def record(self) -> dict[str, Any]:
+        """Rows, tokens, token-forwards, FLOPs: counted, and the least. Runs a step twice."""
+        method, without = self.reasoner.method, [_plain(batch) for batch in self.micro_batches]
+        works = [method.work(batch) for batch in without]
+        cost = flops.cost(self.reasoner, training=True)
+        least = sum(cost.of(work) for work in works)
+        self.reasoner.train()
+        counted = flops.counted(self.gradients)
+        self.optimiser.zero_grad()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            seen = traffic(self.reasoner, without, float("inf"))
+        tokens = sum(
+            int(batch[f"{part}_mask"].sum())
+            for batch in self.micro_batches
+            for part in ("question", "steps", "answer")
+        )
+        return {
+            "rows": sum(batch["question"].shape[0] for batch in without),
+            "tokens": tokens,
+            "token_forwards": seen.tokens,
+            "token_forwards_least": sum(work.columns for work in works),
+            "flops": counted,
+            "flops_least": round(least),
+            "flops_over_least": round(counted / least, 4),
+        }
+
+    def peak(self) -> dict[str, Any]:
+        """The most memory of a step; a process's holds whatever else is in it."""
+        gc.collect()
+        with peak_memory(self.device) as peak:
+            self.step()
+        return asdict(peak)
+
+
+def _plain(batch: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in batch.items() if name != "counts"}
+
+
+def measured(training: Training, seconds: Sequence[float], rate: float) -> dict[str, Any]:
+    """Everything about one recipe's step.
+
+    Args:
+        rate: the machine's FLOPs per second in large products.
+    """
+    record, times = training.record(), spread(list(seconds))
+    middle = times["median"] / 1000
+    return {
+        **record,
+        "weights": sum(p.numel() for p in training.reasoner.parameters()),
+        "weights_trained": sum(
+            p.numel() for p in training.reasoner.parameters() if p.requires_grad
+        ),
+        "micro_batches": len(training.micro_batches),
+        "repeats": len(seconds),
+        "ms_per_step": times,
+        "ms_per_question": round(times["median"] / record["rows"], 4),
+        "tokens_per_second": round(record["tokens"] / middle, 1),
+        "mfu": round(record["flops_least"] / middle / rate, 4),
+        "rate_counted": round(record["flops"] / middle / rate, 4),
+        "peak_memory": training.peak(),
+    }
+
+
+def pieces(trainings: Mapping[str, Training]) -> dict[str, Piece]:
+    """What is timed."""
+    return {name: training.step for name, training in trainings.items()}

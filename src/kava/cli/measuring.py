@@ -1,0 +1,83 @@
+"""Commands that measure speed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kava.cli._app import ManyWords, app, make_console
+
+bench_app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Measure speed on random weights and tokens: no Hub, no data.",
+)
+app.add_typer(bench_app, name="bench")
+
+Shape = Annotated[
+    str | None,
+    typer.Option(
+        help="of the backbone: small, llama-3.2-1b, a folder with config.json, or "
+        "llama:hidden_size=256,...; each recipe's own if not given"
+    ),
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE...", help="for every recipe")
+]
+Question = Annotated[str, typer.Option(help="tokens of a question, fewest:most")]
+Reasoning = Annotated[str, typer.Option(help="tokens of the steps")]
+Answer = Annotated[str, typer.Option(help="tokens of the answer with its prompt and EOS")]
+Repeats = Annotated[int, typer.Option(min=1, help="timed rounds")]
+WarmUp = Annotated[int, typer.Option(min=0, help="rounds before, not timed")]
+Result = Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write")]
+
+
+@bench_app.command(cls=ManyWords)
+def train(
+    recipe: Annotated[list[str], typer.Argument(metavar="RECIPE", help="YAML file")],
+    shape: Shape = None,
+    question: Question = "59:70",
+    reasoning: Reasoning = "41",
+    answer: Answer = "8",
+    repeats: Repeats = 15,
+    warm_up: WarmUp = 3,
+    grouped: Annotated[
+        bool, typer.Option("--grouped", help="rows of like length, as length grouping gives")
+    ] = False,
+    settings: Settings = None,
+    output: Result = None,
+) -> None:
+    """Time a training step of each recipe, in turns, beside the least that it needs."""
+    from kava.bench.command import Plan, bench_train
+    from kava.bench.shapes import Lengths, parse_range
+
+    lengths = Lengths(*(parse_range(part) for part in (question, reasoning, answer)))
+    plan = Plan(shape, lengths, repeats, warm_up, output)
+    bench_train(recipe, settings or [], plan, grouped, make_console())
+
+
+@bench_app.command(cls=ManyWords)
+def generate(
+    run: Annotated[list[str], typer.Argument(metavar="RUN|RECIPE", help="folder or YAML file")],
+    shape: Shape = None,
+    question: Question = "59:70",
+    reasoning: Reasoning = "41",
+    answer: Answer = "8",
+    batch: Annotated[
+        list[int] | None, typer.Option(metavar="N...", help="batch sizes; 1 and 32 if not given")
+    ] = None,
+    repeats: Repeats = 15,
+    warm_up: WarmUp = 3,
+    settings: Settings = None,
+    output: Result = None,
+) -> None:
+    """Time answers with written steps, without any and with latents, in turns."""
+    from kava.bench.command import Plan, bench_generate
+    from kava.bench.shapes import Lengths, parse_range
+
+    lengths = Lengths(*(parse_range(part) for part in (question, reasoning, answer)))
+    plan = Plan(shape, lengths, repeats, warm_up, output)
+    bench_generate(run, settings or [], plan, batch or [1, 32], make_console())

@@ -1,0 +1,244 @@
+"""`kava bench`: what it counts against what runs, and against the equations. Nothing is timed."""
+
+import json
+import math
+
+import pytest
+import torch
+from rich.console import Console
+from tiny import batch as batch_of
+from tiny import reasoner, stepped
+from torch import nn
+
+from kava import cache, families, registry
+from kava.bench import flops, shapes, timing
+from kava.bench.command import Plan, bench_generate, bench_train
+from kava.bench.generate import Generation
+from kava.bench.shapes import Lengths, configuration, parse_range, random_reasoner, random_rows
+from kava.bench.train import Training
+from kava.errors import KavaError
+from kava.recipe import load_recipe
+
+METHODS = registry.names("methods")
+CPU = torch.device("cpu")
+ROWS = [stepped(4, (3, 2, 4)), stepped(6, (2,), 1, "12"), stepped(3, (3, 3), 2)]
+SHORT = Lengths(question=(5, 9), reasoning=(6, 6), answer=(7, 7))
+TINY = (
+    "llama:hidden_size=16,num_hidden_layers=2,intermediate_size=24,num_attention_heads=4,"
+    "num_key_value_heads=2,vocab_size=40"
+)
+
+
+class Seen:
+    """What runs: real columns and visible pairs of every pass, positions with logits, latents."""
+
+    def __init__(self, monkeypatch, model):
+        self.columns = self.pairs = self.labels = self.projected = 0
+        extend, logits, project = families.extend, families.logits, model.projection.forward
+
+        def watched(lm, kinds, thought, embeds, mask, hidden_states=False):
+            past = thought.attention_mask
+            for row in range(len(mask)):
+                seen = int(past[row].sum())
+                for real in mask[row].tolist():
+                    seen += real
+                    self.columns += real
+                    self.pairs += seen * real
+            return extend(lm, kinds, thought, embeds, mask, hidden_states)
+
+        def read(lm, hidden):
+            self.labels += hidden.shape[:-1].numel()
+            return logits(lm, hidden)
+
+        def projects(hidden):
+            self.projected += hidden.shape[:-1].numel()
+            return project(hidden)
+
+        monkeypatch.setattr(families, "extend", watched)
+        monkeypatch.setattr(families, "logits", read)
+        monkeypatch.setattr(model.projection, "forward", projects)
+
+
+@pytest.mark.parametrize("epoch", (0.0, 1.5, math.inf))
+@pytest.mark.parametrize("method", METHODS)
+def test_the_least_is_what_runs_at_every_stage(method, epoch, monkeypatch):
+    # No pass is made twice, no logit for nobody, in any method: the equations and the code agree.
+    model = reasoner("llama", method)
+    staged = model.staged(batch_of(model, ROWS), epoch)
+    least, seen = model.method.work(staged), Seen(monkeypatch, model)
+    model(counts=model.method.counts(staged), **staged)
+    assert (least.columns, least.pairs, least.labels) == (seen.columns, seen.pairs, seen.labels)
+    if model.recipe.projection == "none":
+        assert least.projected == 0
+    else:  # pass 0 also projects the last latent's state, which is nobody's input
+        assert 0 <= seen.projected - least.projected <= len(staged["question"])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_least_of_thinking_is_what_runs(method, monkeypatch):
+    model = reasoner("llama", method)
+    batch = batch_of(model, ROWS)
+    seen = Seen(monkeypatch, model)
+    with torch.no_grad():
+        model.method.think(model, batch["question"], batch["question_mask"])
+    lengths = batch["question_mask"].sum(1)
+    kept = 1 if method == "cot" else 0  # its last token is the prompt that writing begins with
+    least = model.method.thinking_work(lengths - kept, model.recipe.num_iterations)
+    assert (least.columns, least.pairs) == (seen.columns, seen.pairs)
+
+
+@pytest.mark.parametrize("adapter", ("full", "lora"))
+@pytest.mark.parametrize("method", ("cot", "pccot", "codi", "kava"))
+def test_a_step_needs_at_most_three_percent_more_than_the_least(method, adapter):
+    # The shape and lengths that the predecessors' code was measured with.
+    settings = [f"adapter={adapter}", "train.batch_size=2"]
+    recipe = load_recipe(f"recipes/bench/{method}.yaml", settings)
+    record = Training.build(recipe, "small", Lengths(), CPU, grouped=True).record()
+    assert record["token_forwards"] == record["token_forwards_least"]
+    assert 1 <= record["flops_over_least"] <= 1.03
+
+
+def test_counted_flops_are_those_of_the_products():
+    inputs, weight = torch.randn(3, 5), torch.randn(5, 7, requires_grad=True)
+    assert flops.counted(lambda: inputs @ weight) == 2 * 3 * 5 * 7
+    # Attention of 2 rows, 4 heads of size 8, 3 queries, 6 keys: two products, then five.
+    query, keys, values = (torch.randn(2, 4, n, 8, requires_grad=True) for n in (3, 6, 6))
+    mask = torch.ones(2, 1, 3, 6, dtype=torch.bool)
+
+    def attend():
+        return nn.functional.scaled_dot_product_attention(query, keys, values, mask)
+
+    product = 2 * 2 * 4 * 3 * 6 * 8
+    assert flops.counted(attend) == 2 * product
+    assert flops.counted(lambda: attend().sum().backward()) == 7 * product
+
+
+@pytest.mark.parametrize("adapter", ("full", "lora"))
+def test_the_cost_of_a_column_and_a_label_is_that_of_a_plain_model(adapter):
+    settings = [f"adapter={adapter}", "lora.r=4", "lora.dropout=0"]
+    recipe = load_recipe("recipes/bench/cot.yaml", settings)
+    model = random_reasoner(recipe, TINY, CPU)
+    cost, embeds = flops.cost(model, training=True), torch.randn(1, 6, 16, requires_grad=True)
+    products = {"q": 16 * 16, "k": 16 * 8, "v": 16 * 8, "o": 16 * 16, "mlp": 3 * 16 * 24}
+    adapted = {"q": 4 * 32, "k": 4 * 24, "v": 4 * 24, "o": 4 * 32}
+    frozen, trained = (0, sum(products.values())) if adapter == "full" else (
+        sum(products.values()), sum(adapted.values())
+    )  # fmt: skip
+    assert cost.column == 2 * 2 * (2 * frozen + 3 * trained)
+
+    def run():
+        model.lm.base_model(
+            inputs_embeds=embeds, use_cache=False
+        ).last_hidden_state.sum().backward()
+
+    # All six queries see all six keys where the kernel works on whole rectangles.
+    assert flops.counted(run) == 6 * cost.column + 36 * cost.pair
+    hidden = torch.randn(3, 16, requires_grad=True)
+    seen = flops.counted(lambda: model.logits(hidden).sum().backward())
+    assert seen == 3 * cost.label
+
+
+def test_an_answer_costs_what_runs_and_holds_the_cache_that_is_told():
+    for method in ("cot", "no_cot", "codi", "kava"):
+        recipe = load_recipe(f"recipes/bench/{method}.yaml", ["num_latents=6"])
+        one = Generation.build(random_reasoner(recipe, "small", CPU), Lengths(), 2)
+        record = one.record([1.0, 1.0], [2.0, 4.0, 3.0], 1e9)
+        assert 1 <= record["flops_over_least"] < 1.05, method
+        assert record["flops_prefill"] <= 1.05 * record["flops_prefill_least"]
+        assert (record["ms_per_question"], record["questions_per_second"]) == (1500, 0.67)
+        kept: list = []
+        generate = one.reasoner.lm.generate
+
+        def keep(*args, past_key_values, kept=kept, generate=generate, **kwargs):
+            kept.append(past_key_values)
+            return generate(*args, past_key_values=past_key_values, **kwargs)
+
+        one.reasoner.lm.generate = keep
+        one.whole()
+        assert cache.columns_in_bytes(kept[0]) == record["cache_bytes"], method
+
+
+def test_pieces_take_turns_after_the_warm_up():
+    order = []
+    pieces = {name: lambda name=name: order.append(name) for name in "ab"}
+    told = []
+    seconds = timing.in_turns(pieces, repeats=3, warm_up=2, device=CPU, told=told.append)
+    assert order == ["a", "b"] * 5 and told == [1, 2, 3, 4, 5]
+    assert [len(seconds[name]) for name in "ab"] == [3, 3]
+
+
+def test_spread_is_in_milliseconds_and_ratios_go_round_by_round():
+    assert timing.spread([0.001, 0.003, 0.002]) == {
+        "median": 2.0, "quartile_1": 1.5, "quartile_3": 2.5,
+    }  # fmt: skip
+    assert timing.ratio([1.0, 2.0, 9.0], [2.0, 2.0, 3.0])["median"] == 1.0
+
+
+def test_rows_have_the_lengths_asked_for_and_are_the_same_again():
+    recipe = load_recipe("recipes/bench/cot.yaml", [])
+    model = random_reasoner(recipe, TINY, CPU)
+    rows = random_rows(model, SHORT, 40)
+    assert {len(row.question) for row in rows} == {5, 6, 7, 8, 9}
+    assert {(len(row.steps), len(row.answer)) for row in rows} == {(6, 7)}
+    assert rows[0].step_of == [0, 0, 1, 1, 2, 2]
+    assert rows == random_rows(model, SHORT, 40)
+    with pytest.raises(KavaError, match="an answer has 6 tokens or more"):
+        random_rows(model, Lengths(answer=(5, 5)), 1)
+
+
+@pytest.mark.parametrize(
+    "shape,says",
+    (
+        ("lama", "shape 'lama' is not known; known are small, llama-3.2-1b"),
+        ("llama:hidden_size=17,num_attention_heads=4", "transformers refuses it"),
+        ("nothing:hidden_size=16", "transformers refuses it"),
+    ),
+)
+def test_a_shape_that_is_not_possible_is_one_line(shape, says):
+    with pytest.raises(KavaError, match=says) as raised:
+        configuration(shape)
+    assert "\n" not in str(raised.value)
+
+
+def test_published_shapes_have_their_own_sizes():
+    config = configuration("llama-3.2-1b")
+    assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (2048, 16, 128256)
+    assert configuration("meta-llama/Llama-3.2-1B-Instruct").hidden_size == 2048
+    assert shapes.SHAPES.keys() == {"small", "llama-3.2-1b", "llama-3.2-3b", "qwen2.5-0.5b"}
+
+
+@pytest.mark.parametrize("text", ("", "a", "9:5", "1:", "1:2:3", "-3"))
+def test_a_length_is_a_number_or_two(text):
+    with pytest.raises(KavaError, match="fewest:most"):
+        parse_range(text)
+
+
+def test_commands_write_what_they_measured(tmp_path):
+    plan = Plan(TINY, SHORT, repeats=2, warm_up=0, output=tmp_path / "train.json")
+    recipes = [f"recipes/bench/{method}.yaml" for method in ("cot", "kava")]
+    settings = ["train.batch_size=4", "train.micro_batch_size=2", "num_latents=3"]
+    console = Console(quiet=True)
+    bench_train(recipes, settings, plan, grouped=False, console=console)
+    told = json.loads(plan.output.read_text())
+    assert told["rows"].keys() == {"cot", "kava"} and told["versions"]["torch"]
+    row = told["rows"]["kava"]
+    assert row["rows"] == 4 and row["micro_batches"] == 2 and row["repeats"] == 2
+    assert row["flops"] >= row["flops_least"] > 0 and row["peak_memory"]["bytes"] > 0
+    plan = Plan(TINY, SHORT, repeats=1, warm_up=0, output=tmp_path / "generate.json")
+    bench_generate(recipes, ["num_latents=3"], plan, [1, 3], console)
+    rows = json.loads(plan.output.read_text())["rows"]
+    assert [row["batch_size"] for row in rows["kava"]] == [1, 3]
+    with pytest.raises(KavaError, match="is a run: --set and --shape are for recipes"):
+        bench_generate(["checkpoints/quickstart/kava"], [], plan, [1], console)
+
+
+def test_micro_batches_give_the_gradient_of_the_whole():
+    gradients = []
+    for micro in (4, 2):
+        settings = ["train.batch_size=4", f"train.micro_batch_size={micro}"]
+        recipe = load_recipe("recipes/bench/cot.yaml", settings)
+        training = Training.build(recipe, TINY, SHORT, CPU, grouped=False)
+        training.gradients()
+        gradients.append([w.grad for w in training.reasoner.parameters() if w.grad is not None])
+    for whole, parts in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, parts, atol=1e-6, rtol=1e-4)
