@@ -1,6 +1,7 @@
 # make quickstart   see it work: train, measure and ask on this machine, in minutes
 # make test         linter, formatter and all tests
 # make test-kvpress our press against NVIDIA's kvpress, in .venv-kvpress: it needs an older transformers
+# make docs         the documentation as a site, in site/
 # make clean        remove .venv and caches; results under runs/ stay
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 KVPRESS := $(shell grep '^kvpress==' constraints.txt)
 
-.PHONY: quickstart test test-kvpress clean
+.PHONY: quickstart test test-kvpress docs clean
 
 quickstart: .venv/ready
 	@$(BIN)/kava quickstart
@@ -23,6 +24,10 @@ test: .venv/ready-to-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pytest
+
+# Not with --quiet: then --strict would let warnings pass.
+docs: .venv/ready-to-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test-kvpress: .venv-kvpress/ready
 	PYTHONPATH=src .venv-kvpress/bin/python -m pytest --noconftest tests/test_press.py
@@ -49,9 +54,9 @@ test-kvpress: .venv-kvpress/ready
 
 .venv/ready-to-test: .venv/ready
 	@echo "Setting up .venv (once): test tools"
-	@$(INSTALL) -e '.[serve,test]'
+	@$(INSTALL) -e '.[serve,docs,test]'
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-kvpress .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-kvpress site .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

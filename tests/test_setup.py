@@ -45,7 +45,7 @@ def dependencies():
     return [Requirement(line) for line in lines]
 
 
-@pytest.mark.parametrize("target", ["quickstart", "test", "clean"])
+@pytest.mark.parametrize("target", ["quickstart", "test", "docs", "clean"])
 def test_makefile_has_target(target):
     assert re.search(rf"^{target}:", read("Makefile"), re.MULTILINE)
 

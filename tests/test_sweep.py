@@ -105,6 +105,16 @@ def test_a_matrix_runs_is_skipped_when_done_and_is_summed_up(kava, backbone, tmp
     }
 
 
+def test_a_task_that_names_its_rows_is_summed_up_under_that_name(kava, backbone, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    row = {"question": "Monday brought Ann 4 pens. How many?", "answer": "4"}
+    file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    words = ["sweep", write(tmp_path, "a", backbone), "--task", "rows", "--file", file]
+    assert kava(*words, "-o", tmp_path / "out")[0] == 0
+    (found,) = summary(tmp_path / "out")["rows"]
+    assert (found["task"], found["n"], found["missing_seeds"]) == ("rows-mine", 1, [])
+
+
 def test_a_run_of_a_sweep_is_the_run_that_train_makes(kava, backbone, tmp_path):
     recipes = [write(tmp_path, name, backbone, method=name) for name in ("no_cot", "kava")]
     assert kava("sweep", *recipes, "--seeds", 5, "-o", tmp_path / "out")[0] == 0

@@ -122,7 +122,27 @@ def from_the_hub(monkeypatch, rows):
 
 
 def test_every_task_is_tried_here():
-    assert set(registry.names("tasks")) == {*COUNTS, "synthetic"} == {*ON_THE_HUB, "synthetic"}
+    assert COUNTS.keys() == ON_THE_HUB.keys()
+    assert set(registry.names("tasks")) == {*COUNTS, "synthetic", "rows"}
+
+
+def test_rows_of_ones_own(tmp_path):
+    rows = [
+        {"question": "q", "steps": ["<<1+1=2>>"], "answer": 2},
+        {"question": "r", "answer": "3"},
+    ]
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    task = load_task("rows", file=str(file))
+    assert (task.name, task.source) == ("rows-mine", str(file))
+    assert [(e.id, e.steps, e.answer) for e in task.examples] == [
+        ("mine-0", ("<<1+1=2>>",), "2"), ("mine-1", (), "3"),
+    ]  # fmt: skip
+    assert len(load_task("rows", file=str(file), limit=1).examples) == 1
+    with pytest.raises(KavaError, match="name it with --file FILE"):
+        load_task("rows")
+    with pytest.raises(KavaError, match="no such file"):
+        load_task("rows", file=str(tmp_path / "no.jsonl"))
 
 
 @pytest.mark.parametrize("name", COUNTS)

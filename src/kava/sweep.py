@@ -218,8 +218,8 @@ def sweep(runs: Sequence[Run], scoring: Scoring, output: Path, console: Console)
     Raises:
         KavaError: tasks that cannot be had; nothing has run then.
     """
-    for run in runs:
-        scoring.of(run.recipe)
+    # A task may give its rows a name of their own (`rows`, `gsm8k_aug`).
+    scored = dict.fromkeys(task.name for run in runs for task in scoring.of(run.recipe))
     outcomes = []
     for number, run in enumerate(runs, 1):
         say = partial(say_plainly, console, f"[{number}/{len(runs)}] {run.folder}")
@@ -228,7 +228,7 @@ def sweep(runs: Sequence[Run], scoring: Scoring, output: Path, console: Console)
     before: list[Outcome] = []
     while outcomes != before:  # what others finish while the summary is written belongs in it too
         before, outcomes = outcomes, [_looked_at_again(outcome, scoring) for outcome in outcomes]
-        rows = collect(outcomes, scoring.names or (VALIDATION,))
+        rows = collect(outcomes, tuple(scored) or (VALIDATION,))
         write_json(output / SUMMARY, summary(outcomes, rows))
     report(outcomes, rows, console)
     console.print(f"summary in {output / SUMMARY}", highlight=False)

@@ -1,6 +1,7 @@
-"""Fill the README's tables from result files: `python -m kava.report.readme README.md`.
+"""Fill a page's tables from result files: `python -m kava.report.readme README.md`.
 
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; nobody types a number.
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; nobody types a number. The other page
+is `docs/results.md`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,14 @@ from kava.report.results import find
 from kava.report.table import Table, results_table
 from kava.report.tables import markdown_table
 
+#: The tables of each page.
+PAGES = {
+    "README.md": ("quickstart", "components", "latents", "small"),
+    "docs/results.md": (
+        "quickstart", "components", "latents", "small", "paper_accuracy", "paper_passes",
+    ),
+}  # fmt: skip
+
 #: Rows of the ablation of latents that the README shows.
 SHOWN = (
     "as_they_are", "swapped", "shuffled", "noise", "zeroed", "iterations_0", "iterations_2",
@@ -24,7 +33,7 @@ SHOWN = (
 
 
 def tables(root: Path) -> dict[str, str]:
-    """Every table of the README by name, from the committed results below `root`."""
+    """Every table by name, from the committed results below `root`."""
     results = root / "results"
     quickstart = json.loads((results / "quickstart/summary.json").read_text(encoding="utf-8"))
     best_first = sorted(quickstart["rows"], key=lambda row: -row["accuracy"])
@@ -33,6 +42,8 @@ def tables(root: Path) -> dict[str, str]:
         "components": components(results / "quickstart/ablations"),
         "latents": latents(results / "quickstart/ablation/kava/ablation.json"),
         "small": small(results / "gsm8k_small"),
+        "paper_accuracy": beside_paper(results / "paper/table1_accuracy.md"),
+        "paper_passes": beside_paper(results / "paper/table2_forward_passes.md"),
     }
 
 
@@ -102,13 +113,25 @@ def latents(file: Path) -> str:
     return "\n".join(lines) + f"\n\n{end}\n"
 
 
-def filled(text: str, root: Path) -> str:
-    """The README with every table put in anew.
+def beside_paper(file: Path) -> str:
+    """A table of `kava table --paper` without the rows that have neither number."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    empty = "| not run | - | - | - |"
+    kept = [line for line in lines if line and not line.endswith(empty)]
+    rows = [line for line in kept if line.startswith("|")]
+    left_out = sum(line.endswith(empty) for line in lines)
+    return "\n".join(rows) + f"\n\n{left_out} rows that nobody has a number for are left out.\n"
+
+
+def filled(text: str, root: Path, page: str = "README.md") -> str:
+    """A page of `PAGES` with every table put in anew.
 
     Raises:
         ValueError: a table has no place in the text.
     """
-    for name, table in tables(root).items():
+    made = tables(root)
+    for name in PAGES[page]:
+        table = made[name]
         place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not place.search(text):
             raise ValueError(f"no place for the table '{name}'")
@@ -118,6 +141,6 @@ def filled(text: str, root: Path) -> str:
 
 if __name__ == "__main__":
     file = Path(sys.argv[1])
-    file.write_text(
-        filled(file.read_text(encoding="utf-8"), file.resolve().parent), encoding="utf-8"
-    )
+    root = next(above for above in file.resolve().parents if (above / "results").is_dir())
+    page = file.resolve().relative_to(root).as_posix()
+    file.write_text(filled(file.read_text(encoding="utf-8"), root, page), encoding="utf-8")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 import types
 import typing
@@ -20,7 +21,9 @@ import typer
 from pydantic.fields import FieldInfo
 
 from kava import registry
+from kava.data import data_sets
 from kava.recipe import BackboneRecipe, Recipe, Section, flat
+from kava.report.keys import told
 
 WIDTH = 96
 
@@ -52,34 +55,54 @@ def recipe() -> str:
         "A recipe is YAML; a key inside a section is written `section.key` on the command line. "
         "Unknown keys are refused. What a method sets by itself stands under its name below.\n",
         "## A training: `kava train`\n",
-        _section(Recipe, ""),
+        _section(Recipe, "", "Recipe"),
         "## A backbone: `kava pretrain`\n",
-        _section(BackboneRecipe, ""),
+        _section(BackboneRecipe, "", "BackboneRecipe"),
         "## What methods set, and their own keys\n",
     ]
     for name in registry.names("methods"):
         method = registry.find("methods", name)
-        defaults = ", ".join(f"`{k}: {v}`" for k, v in flat(method.defaults).items())
+        defaults = ", ".join(f"`{k}: {_shown(v)}`" for k, v in flat(method.defaults).items())
         parts.append(f"### {name}\n\n{'Sets ' + defaults + '.' if defaults else 'Sets nothing.'}\n")
         if method.Options.model_fields:
-            parts.append(_section(method.Options, "method_options."))
+            parts.append(_section(method.Options, "method_options.", "Recipe"))
     return "\n".join(parts)
 
 
 def pieces() -> str:
     """What can be named in a recipe or a command, by the folder that a new one goes into."""
-    parts = ["# Pieces\n\nEach is one file of `src/kava`; its name is its registered name.\n"]
-    for folder in ("methods", "evictions", "data", "tasks", "latents", "losses"):
-        lines = [f"## {folder}\n", "| name | what it is |", "| --- | --- |"]
+    parts = ["# Pieces\n\nEach is one file of `src/kava`.\n"]
+    for folder, chosen in _FOLDERS.items():
+        lines = [f"## {folder}\n", f"{chosen}\n", "| name | what it is |", "| --- | --- |"]
         for name in _files(folder):
-            told = inspect.getdoc(importlib.import_module(f"kava.{folder}.{name}")) or ""
-            first = " ".join(told.split("\n\n")[0].split())
+            doc = inspect.getdoc(importlib.import_module(f"kava.{folder}.{name}")) or ""
+            first = " ".join(_plain(doc).split("\n\n")[0].split())
             lines.append(f"| `{name}` | {first.replace('|', chr(92) + '|')} |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
+#: Where pieces lie, and how one is chosen.
+_FOLDERS = {
+    "methods": "Chosen by `method` in a recipe.",
+    "evictions": "Chosen by `kv.eviction.name` in a recipe, and by `--compress`.",
+    "data": "Chosen by `data.train` and `data.validation`.",
+    "tasks": "Chosen by `--task`.",
+    "latents": "How latents come about; a method imports one.",
+    "losses": "Terms of the loss; a method imports them.",
+}
+
+
+def _plain(doc: str) -> str:
+    """A docstring as Markdown: `name: what it is` as an item of a list, and no pointers to the
+    specification, which readers do not have."""
+    doc = re.sub(r"\s*\(spec, [^)]*\)|;\s+spec, [^).]*", "", doc)
+    return re.sub(r"^([a-z]+_\w+|[a-z]+)(: )(?=\S)", r"- `\1`\2", doc, flags=re.MULTILINE)
+
+
 def _files(folder: str) -> list[str]:
+    if folder == "data":  # the reader of files is no data set
+        return data_sets()
     home = Path(importlib.import_module(f"kava.{folder}").__file__).parent
     return sorted(file.stem for file in home.glob("*.py") if not file.stem.startswith("_"))
 
@@ -92,9 +115,9 @@ def _commands(
         yield from _commands(inner, (*words, name))
 
 
-def _section(kind: type[Section], above: str) -> str:
-    """A table of one section's keys, and then its sections."""
-    told = inspect.getdoc(kind) or ""
+def _section(kind: type[Section], above: str, root: str) -> str:
+    """A table of one section's keys, and then its sections; `root` is the whole recipe's class."""
+    doc = _plain(inspect.getdoc(kind) or "")
     rows, inner = [], []
     for name, field in kind.model_fields.items():
         key = above + (field.alias or name)
@@ -102,12 +125,14 @@ def _section(kind: type[Section], above: str) -> str:
         if section is not None:
             inner.append((section, key))
             continue
-        rows.append(f"| `{key}` | {_type(field.annotation)}{_bounds(field)} | {_default(field)} |")
-    parts = [told, ""] if told else []
+        values = _type(field.annotation) + _bounds(field)
+        rows.append(f"| `{key}` | {told(root, key)} | {values} | {_default(field)} |")
+    parts = [doc, ""] if doc else []
     if rows:
-        parts += ["| key | values | default |", "| --- | --- | --- |", *rows, ""]
+        heading = "| key | what it is | values | default |"
+        parts += [heading, "| --- | --- | --- | --- |", *rows, ""]
     for section, key in inner:
-        parts += [f"**`{key}`**\n", _section(section, f"{key}.")]
+        parts += [f"**`{key}`**\n", _section(section, f"{key}.", root)]
     return "\n".join(parts)
 
 
@@ -150,9 +175,14 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "must be given"
     value = field.get_default(call_default_factory=True)
-    if value is None:
-        return "null"
-    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+    if value is None or value == "":
+        return "null" if value is None else "empty"
+    return f"`{_shown(value)}`"
+
+
+def _shown(value: Any) -> str:
+    """As YAML has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,28 @@
+"""Rows of your own: a file with questions and answers, given with `--file`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kava.data.files import read_rows, to_examples
+from kava.errors import KavaError
+from kava.tasks import Task
+from kava.tasks._rows import unfold
+
+VERSION = 1
+
+
+def load(file: str | None = None, limit: int | None = None) -> Task:
+    """Rows of `file` in any form that can be trained on; written steps may be missing.
+
+    The task is called `rows-` and the file's stem, so that scores on two files are never put into
+    one column.
+
+    Raises:
+        KavaError: no file, or a broken row.
+    """
+    if file is None:
+        raise KavaError("task rows is a file of your own; name it with --file FILE")
+    path = Path(file).expanduser()
+    examples = to_examples(unfold(read_rows(path)), str(path), path.stem, limit)
+    return Task(f"rows-{path.stem}", VERSION, "test", examples, str(path))
