@@ -5,18 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Reasoner", "Recipe", "__version__", "compressed", "load_recipe"]
+__all__ = ["Reasoner", "Recipe", "__version__", "compressed", "load_recipe", "pipeline"]
 
 if TYPE_CHECKING:
     from kava.decoding import compressed
     from kava.model import Reasoner
     from kava.recipe import Recipe, load_recipe
+    from kava.text_generation import pipeline
 
 _HOMES = {
     "Reasoner": "kava.model",
     "Recipe": "kava.recipe",
     "compressed": "kava.decoding",
     "load_recipe": "kava.recipe",
+    "pipeline": "kava.text_generation",
 }
 
 
