@@ -13,6 +13,9 @@ def main() -> None:
     from kava.cli import app
     from kava.errors import KavaError
 
+    if parallel.processes() > 1:
+        # torch tells each process that DDP looked for unused weights and there were none.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         parallel.check_command(sys.argv[1:])
         app(prog_name="kava")

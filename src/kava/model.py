@@ -424,6 +424,7 @@ class Reasoner(nn.Module):
             attention_mask=mask.long(),
             past_key_values=past,
             generation_config=config,
+            synced_gpus=False,  # where FSDP splits the weights, `kava.sharded` joins them before
             **{key: value for key, value in options.items() if key not in fields},
         )
         return new[:, prompt.shape[1] :]

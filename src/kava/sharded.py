@@ -24,15 +24,17 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
     return get_model_state_dict(model, options=options)
 
 
+def whole(value: Any) -> Any:
+    """A tensor that may be split, put together; anything else as it is."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
 def whole_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The state of an optimiser as one process alone would have it; on every process."""
 
-    def joined(value: Any) -> Any:
-        return value.full_tensor().cpu() if hasattr(value, "full_tensor") else value
-
     found = optimizer.state_dict()
     state = {
-        number: {name: joined(value) for name, value in one.items()}
+        number: {name: whole(value) for name, value in one.items()}
         for number, one in found["state"].items()
     }
     return {**found, "state": state}

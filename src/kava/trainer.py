@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -135,7 +135,7 @@ class StepTrainer(Trainer):
         return self.accelerator.num_processes > 1 and not self.model.recipe.train.micro_batch_size
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
-        norm = super()._clip_grad_norm(model)
+        norm = sharded.whole(super()._clip_grad_norm(model))
         self._check_finite(norm)
         return norm
 
@@ -354,14 +354,13 @@ def train(
         data_collator=partial(collate, pad_id=reasoner.tokenizer.pad_token_id, stand_in=rows[0]),
         callbacks=[Record(run / METRICS, progress)],
     )
+    check_sharding(trainer)
     trainer.remove_callback(PrinterCallback)
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             callback.logging_dir = str(run / "tensorboard")
     begin = time.perf_counter()
-    with progress, warnings.catch_warnings():
-        # DDP looks for weights that a step leaves out, and says so where there are none.
-        warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
+    with progress:
         trainer.train(resume_from_checkpoint=start)
         if validation and (not recipe.eval.every or trainer.state.global_step % recipe.eval.every):
             trainer.evaluate()
@@ -413,7 +412,6 @@ def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -
         remove_unused_columns=False,
         label_names=[],
         dataloader_pin_memory=on_gpu,
-        ddp_broadcast_buffers=False,  # they never change
         disable_tqdm=True,
     )
 
@@ -436,6 +434,26 @@ def rows_at_once(settings: Train, processes: int) -> int:
         + ", ".join(map(str, fitting))
         + (f"; or train.micro_batch_size {' or '.join(map(str, smaller))}" if smaller else "")
     )
+
+
+def check_sharding(trainer: Trainer) -> None:
+    """Refuse what a launcher asks for and would not get, or get wrongly.
+
+    Raises:
+        KavaError: DeepSpeed; FSDP of the first version; FSDP on the CPU, where accelerate trains
+            without it and says nothing.
+    """
+    if trainer.is_deepspeed_enabled:
+        raise KavaError("DeepSpeed is not supported; launch with --use_fsdp --fsdp_version 2")
+    if trainer.is_fsdp_enabled:
+        version = trainer.accelerator.state.fsdp_plugin.fsdp_version
+        if version != 2:
+            raise KavaError(f"FSDP{version} is not supported; launch with --fsdp_version 2")
+    elif os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        raise KavaError(
+            "accelerate splits weights over accelerators only, and here it has "
+            f"{trainer.accelerator.distributed_type.value}; leave out --use_fsdp"
+        )
 
 
 def check_schedule(reasoner: Reasoner, rows: Sequence[batching.Row]) -> None:
