@@ -55,6 +55,27 @@ def check_command(words: list[str]) -> None:
         )
 
 
+def check_sharding() -> None:
+    """Refuse a way of splitting the weights that a launcher asks for and would not get here.
+
+    Raises:
+        KavaError: DeepSpeed; FSDP of the first version; FSDP on the CPU, where accelerate trains
+            without it and says nothing.
+    """
+    wanted = {name: os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in _SPLITTING}
+    if wanted["DEEPSPEED"]:
+        raise KavaError("DeepSpeed is not supported; launch with --use_fsdp --fsdp_version 2")
+    if wanted["FSDP"] and os.environ.get("FSDP_VERSION") != "2":
+        raise KavaError("FSDP's first version is not supported; launch with --fsdp_version 2")
+    if wanted["FSDP"] and device() == "cpu":
+        raise KavaError(
+            "accelerate splits weights over accelerators, not over CPUs; leave out --use_fsdp"
+        )
+
+
+_SPLITTING = ("DEEPSPEED", "FSDP")
+
+
 def device() -> str:
     """The launcher's device for this process: its own accelerator, or the CPU."""
     return str(_state().device)

@@ -37,6 +37,7 @@ def pretrain(
     The folder then loads with `AutoModelForCausalLM` and `AutoTokenizer`; beside the weights lie
     the recipe, the metrics, the result and a sample of held-out answers.
     """
+    parallel.check_sharding()
     rows_at_once(resolved.train, parallel.processes())
     rows, validation = parallel.main_first(lambda: read_rows(resolved.data, console))
     reasoner, tokenizer = new_reasoner(resolved, rows)

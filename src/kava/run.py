@@ -121,6 +121,7 @@ def train_run(
     Raises:
         KavaError: bad input of any kind; another process works on this folder.
     """
+    parallel.check_sharding()
     rows_at_once(resolved.train, parallel.processes())
     where = device or default_device()
     reasoner = parallel.main_first(lambda: Reasoner.build(resolved, where))

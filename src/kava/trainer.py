@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -60,6 +59,8 @@ class StepTrainer(Trainer):
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], None]:
         """The micro-batches of one step in its stage, each told the denominators of all."""
+        # Of a resumed epoch that several processes share, accelerate does not tell the sampler.
+        self.order.set_epoch(int(self.epoch_of(self.state.global_step)))
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             self._enter_stage()
@@ -354,7 +355,6 @@ def train(
         data_collator=partial(collate, pad_id=reasoner.tokenizer.pad_token_id, stand_in=rows[0]),
         callbacks=[Record(run / METRICS, progress)],
     )
-    check_sharding(trainer)
     trainer.remove_callback(PrinterCallback)
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
@@ -434,26 +434,6 @@ def rows_at_once(settings: Train, processes: int) -> int:
         + ", ".join(map(str, fitting))
         + (f"; or train.micro_batch_size {' or '.join(map(str, smaller))}" if smaller else "")
     )
-
-
-def check_sharding(trainer: Trainer) -> None:
-    """Refuse what a launcher asks for and would not get, or get wrongly.
-
-    Raises:
-        KavaError: DeepSpeed; FSDP of the first version; FSDP on the CPU, where accelerate trains
-            without it and says nothing.
-    """
-    if trainer.is_deepspeed_enabled:
-        raise KavaError("DeepSpeed is not supported; launch with --use_fsdp --fsdp_version 2")
-    if trainer.is_fsdp_enabled:
-        version = trainer.accelerator.state.fsdp_plugin.fsdp_version
-        if version != 2:
-            raise KavaError(f"FSDP{version} is not supported; launch with --fsdp_version 2")
-    elif os.environ.get("ACCELERATE_USE_FSDP") == "true":
-        raise KavaError(
-            "accelerate splits weights over accelerators only, and here it has "
-            f"{trainer.accelerator.distributed_type.value}; leave out --use_fsdp"
-        )
 
 
 def check_schedule(reasoner: Reasoner, rows: Sequence[batching.Row]) -> None:
