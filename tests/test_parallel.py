@@ -17,6 +17,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from parallel_worker import train
 from safetensors.torch import load_file
 
+from kava import parallel
 from kava.backbone import load_tokenizer
 from kava.batching import Encoder
 from kava.data import load_examples
@@ -45,10 +46,8 @@ KAVA = {
     },
     "eval": {"max_new_tokens": 4, "batch_size": 2},
 }  # fmt: skip
-WHOLE = {
-    "adapter": "full",
-    "train": {**KAVA["train"], "micro_batch_size": None, "steps": 5, "save_every": None},
-}
+FIVE = {**KAVA["train"], "steps": 5, "save_every": None}
+WHOLE = {"adapter": "full", "train": {**FIVE, "micro_batch_size": None}}
 #: Where the recipe's micro-batch is the whole batch, its std is too, and so are its draws.
 RECIPES = {
     "lora": {},
@@ -66,11 +65,14 @@ RECIPES = {
     "lotus": {
         "method": "lotus", "adapter": "full", "num_latents": 12, "codi": {"weight": 0},
         "latent_readout": {"weight": 0.1, "width": 4}, "kv": {"weight": 0},
-        "method_options": {"epochs_per_stage": 0.25}, "train": {**KAVA["train"], "steps": 5, "save_every": None},
+        "method_options": {"epochs_per_stage": 0.25}, "train": FIVE,
     },
-    # the optimiser's state matters most where steps are few and large
+    # the optimiser's state matters where steps are large
     "sharded": {"adapter": "full", "train": {**KAVA["train"], "learning_rate": 1e-2}},
+    "uneven": {"train": {**KAVA["train"], "micro_batch_size": 8}},
 }  # fmt: skip
+
+SAME = ("lora", "full", "coconut", "icot", "lotus")
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +138,8 @@ def assert_same_run(found: Path, expected: Path):
 def alone(recipes, tmp_path_factory):
     """The same trainings by one process; `cut` has a checkpoint after six of ten steps."""
     folder = tmp_path_factory.mktemp("alone")
-    for name, recipe in recipes.items():
-        train(recipe, folder / name)
+    for name in (*SAME, "sharded"):
+        train(recipes[name], folder / name)
     return folder
 
 
@@ -146,15 +148,18 @@ def ddp(recipes, lonely, tmp_path_factory):
     """(folder of runs, outcomes by run): DDP."""
     folder = tmp_path_factory.mktemp("ddp")
     train(recipes["lora"], folder / "resumed", stop_after=7)
-    jobs = [{"recipe": recipes[n], "run": str(folder / n)} for n in RECIPES if n != "sharded"]
-    jobs += [
-        {"recipe": recipes["lora"], "run": str(folder / "resumed"), "resume": True},
-        {"recipe": recipes["lora"], "run": str(folder / "cut"), "stop_after": 7},
-        {"recipe": recipes["lora"], "run": str(folder / "poisoned"), "poison": lonely[0]},
-        {"recipe": recipes["lora"], "run": str(folder / "full disk"), "full_disk_at": 4},
-    ]
-    outcomes = together(folder, jobs)
-    return folder, {Path(job["run"]).name: out for job, out in zip(jobs, outcomes, strict=True)}
+    lora = recipes["lora"]
+    jobs = {name: {"recipe": recipes[name], "run": str(folder / name)} for name in SAME}
+    jobs |= {
+        "resumed": {"recipe": lora, "run": str(folder / "resumed"), "resume": True},
+        "cut": {"recipe": lora, "run": str(folder / "cut"), "stop_after": 7},
+        "poisoned": {
+            "recipe": lora, "run": str(folder / "cut"), "resume": True, "poison": lonely[0],
+        },
+        "full disk": {"recipe": lora, "run": str(folder / "full disk"), "full_disk_at": 4},
+        "uneven": {"recipe": recipes["uneven"], "run": str(folder / "uneven")},
+    }  # fmt: skip
+    return folder, dict(zip(jobs, together(folder, list(jobs.values())), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +176,7 @@ def lonely(recipes):
     raise AssertionError("every token is in two rows")
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "sharded"])
+@pytest.mark.parametrize("name", SAME)
 def test_the_trajectory_is_that_of_one_process(name, ddp, alone):
     folder, outcomes = ddp
     assert outcomes[name] == ""
@@ -187,25 +192,30 @@ def test_one_processs_checkpoint_is_resumed_by_two(ddp, alone):
     assert_same_run(folder / "resumed", alone / "lora")
 
 
-def test_two_processes_checkpoint_is_resumed_by_one(ddp, alone, recipes):
-    folder, _ = ddp
-    assert sorted(f.name for f in (folder / "cut/checkpoints").iterdir()) == [
-        "checkpoint-3", "checkpoint-6",
-    ]  # fmt: skip
-    train(recipes["lora"], folder / "cut", resume=True)
-    assert_same_run(folder / "cut", alone / "lora")
-
-
 def test_a_loss_that_is_not_finite_is_told_with_its_step_terms_and_rows(ddp, lonely):
     folder, outcomes = ddp
-    place = list(EpochOrder(26, 42, 8)).index(lonely[1])
+    order = EpochOrder(26, 42, 4)
+
+    def numbers(step):
+        order.set_epoch((step - 1) // 4)
+        return list(order)[(step - 1) % 4 * 8 :][:8]
+
+    bad = next(step for step in range(7, 11) if lonely[1] in numbers(step))
     told = outcomes["poisoned"]
     step, _, terms = told.partition(" is not finite")[0].partition(": ")
-    assert step == f"step {place // 8 + 1}"
+    assert step == f"step {bad}"
     assert set(terms.split(", ")) == {"student_ce", "teacher_ce", "codi", "kv"}
     named = told.partition("rows ")[2].split(";")[0].split(", ")
     assert lonely[2] in named and len(named) == 2  # one micro-batch of one process
-    assert len(logged(folder / "poisoned")) == place // 8
+    assert [r["step"] for r in logged(folder / "cut")] == list(range(1, bad))
+
+
+def test_two_processes_checkpoint_is_resumed_by_one_also_after_such_a_loss(ddp, alone, recipes):
+    folder, _ = ddp
+    run = folder / "cut"
+    assert {f.name for f in (run / "checkpoints").iterdir()} == {"checkpoint-3", "checkpoint-6"}
+    train(recipes["lora"], run, resume=True)
+    assert_same_run(run, alone / "lora")
 
 
 def test_a_full_disk_ends_both_and_leaves_the_checkpoint_before(ddp, recipes, alone):
@@ -230,7 +240,7 @@ def workers(process: subprocess.Popen) -> dict[int, int]:
 
 
 def test_when_one_process_is_killed_the_other_ends_and_resume_goes_on(recipes, alone, tmp_path):
-    long = ("train.steps=60", "-o", tmp_path / "run")
+    long = ("train.steps=40", "-o", tmp_path / "run")
     process = launch("-m", "kava", "train", recipes["lora"], *long)
     saved = tmp_path / "run/checkpoints/checkpoint-3/trainer_state.json"
     deadline = time.monotonic() + 120
@@ -243,7 +253,7 @@ def test_when_one_process_is_killed_the_other_ends_and_resume_goes_on(recipes, a
     assert "SIGKILL" in err or "Signal 9" in err  # the launcher says which process, and why
     assert not (tmp_path / "run/result.json").exists()
     tree = yaml.safe_load(Path(recipes["lora"]).read_text())
-    tree["train"]["steps"] = 60
+    tree["train"]["steps"] = 40
     whole = tmp_path / "whole.yaml"
     whole.write_text(yaml.safe_dump(tree))
     train(str(whole), tmp_path / "run", resume=True)
@@ -277,16 +287,54 @@ def test_an_evaluation_by_two_is_that_of_one(recipes, alone, tmp_path):
 
 
 def test_bad_input_is_told_once_and_ends_both(recipes, tmp_path):
-    words = ("train", recipes["lora"], "train.micro_batch_size=8", "-o", tmp_path / "run")
-    process = launch("-m", "kava", *words)
+    process = launch("-m", "kava", "train", recipes["lora"], "train.stps=8", "-o", tmp_path / "run")
     _, err = process.communicate(timeout=120)
     told = [line for line in err.splitlines() if line.startswith("kava:")]
-    assert told == [
-        "kava: train.batch_size 8 in micro-batches of 8 cannot be shared by 2 processes; numbers "
+    assert len(told) == 1 and "unknown key 'train.stps'; did you mean 'steps'?" in told[0]
+    assert err.count("exitcode  : 2") == 2
+    assert "kava/__main__" not in err and not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_cannot_be_held_is_refused_by_both(ddp):
+    folder, outcomes = ddp
+    assert outcomes["uneven"] == (
+        "train.batch_size 8 in micro-batches of 8 cannot be shared by 2 processes; numbers "
         "of processes that fit: 1; or train.micro_batch_size 1 or 2 or 4"
-    ]
-    assert err.count("exitcode  : 2") == 2 and "/kava/" not in err.partition("Traceback")[0]
-    assert not (tmp_path / "run").exists()
+    )
+    assert not (folder / "uneven").exists()
+
+
+@pytest.mark.parametrize(
+    "words,command",
+    [(["ask", "x"], "ask"), (["sweep", "x"], "sweep"), (["train", "x"], None), ([], None)],
+)
+def test_commands_that_would_do_everything_twice_are_refused(words, command, monkeypatch):
+    parallel.check_command(words)  # one process may
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    if command is None:
+        parallel.check_command(words)
+        return
+    with pytest.raises(KavaError, match=f"'{command}' runs as one process, not as 2"):
+        parallel.check_command(words)
+
+
+@pytest.mark.parametrize(
+    "wanted,words",
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "--fsdp_version 2"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "not over CPUs"),
+    ],
+)
+def test_splitting_that_one_would_not_get_is_refused(wanted, words, monkeypatch):
+    parallel.check_sharding()
+    monkeypatch.setattr(parallel, "device", lambda: "cpu")
+    for name, value in wanted.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(KavaError, match=words):
+        parallel.check_sharding()
 
 
 # -- laws, without a launcher --------------------------------------------------------------------
