@@ -240,7 +240,7 @@ def workers(process: subprocess.Popen) -> dict[int, int]:
 
 
 def test_when_one_process_is_killed_the_other_ends_and_resume_goes_on(recipes, alone, tmp_path):
-    long = ("train.steps=40", "-o", tmp_path / "run")
+    long = ("train.steps=24", "-o", tmp_path / "run")
     process = launch("-m", "kava", "train", recipes["lora"], *long)
     saved = tmp_path / "run/checkpoints/checkpoint-3/trainer_state.json"
     deadline = time.monotonic() + 120
@@ -253,7 +253,7 @@ def test_when_one_process_is_killed_the_other_ends_and_resume_goes_on(recipes, a
     assert "SIGKILL" in err or "Signal 9" in err  # the launcher says which process, and why
     assert not (tmp_path / "run/result.json").exists()
     tree = yaml.safe_load(Path(recipes["lora"]).read_text())
-    tree["train"]["steps"] = 40
+    tree["train"]["steps"] = 24
     whole = tmp_path / "whole.yaml"
     whole.write_text(yaml.safe_dump(tree))
     train(str(whole), tmp_path / "run", resume=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: Commands that share their work; the others run as one process.
 COMMANDS = ("train", "eval", "pretrain")
-_PATIENCE = timedelta(seconds=20)
+_PATIENCE = timedelta(seconds=10)
 
 
 def processes() -> int:
