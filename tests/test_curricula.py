@@ -28,8 +28,9 @@ IDS = st.lists(st.integers(1, 50), max_size=4)
 TRACES = st.lists(st.tuples(st.lists(IDS.filter(len), max_size=4), st.integers(0, 9)), min_size=1)
 
 
-def draws(seed=0):
-    return torch.Generator().manual_seed(seed)
+def draws(seed=0, rows=4_000):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda: torch.rand(rows, generator=generator, dtype=torch.float64)
 
 
 def row(i, steps):

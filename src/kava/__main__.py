@@ -9,25 +9,52 @@ import sys
 def main() -> None:
     """Run the command line."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from kava import parallel
     from kava.cli import app
     from kava.errors import KavaError
 
+    if parallel.processes() > 1:
+        # torch tells each process that DDP looked for unused weights and there were none.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
+        parallel.check_command(sys.argv[1:])
         app(prog_name="kava")
+    except SystemExit as end:
+        if not end.code:
+            parallel.leave()
+        raise
     except KavaError as error:
-        print(f"kava: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        parallel.tell(f"kava: {error}")
+        _end(2)
     except OSError as error:
         if error.filename is None:  # no file of the user's: a fault of ours, shown whole
             raise
-        print(f"kava: {error.filename}: {error.strerror}", file=sys.stderr)
-        raise SystemExit(2) from None
+        parallel.tell(f"kava: {error.filename}: {error.strerror}")
+        _end(2)
+    except RuntimeError as error:
+        if not parallel.lost(error):
+            raise
+        parallel.tell(
+            f"kava: another of the {parallel.processes()} processes is gone, so this one stops; "
+            "where checkpoints were saved, `--resume` goes on from the last"
+        )
+        _end(2)
     except KeyboardInterrupt:
-        print(
-            "kava: interrupted; where checkpoints were saved, `--resume` goes on from the last",
-            file=sys.stderr,
+        parallel.tell(
+            "kava: interrupted; where checkpoints were saved, `--resume` goes on from the last"
         )
         raise SystemExit(130) from None
+
+
+def _end(status: int) -> None:
+    from kava import parallel
+
+    if parallel.processes() > 1:
+        # Leaving politely would wait for processes that stopped in the middle of something.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    raise SystemExit(status) from None
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from torch import Tensor
 from kava import assets, hub, recipe
 from kava import backbone as backbones
 from kava.card import card
-from kava.errors import KavaError
+from kava.errors import KavaError, writing
 from kava.progress import no_bars
 
 if TYPE_CHECKING:
@@ -36,29 +36,48 @@ FORMAT = 1
 _PACKAGES = ("kava", "torch", "transformers", "peft", "tokenizers", "safetensors")
 
 
-def save(reasoner: Reasoner, folder: str | Path) -> None:
+def save(reasoner: Reasoner, folder: str | Path, weights: dict[str, Tensor] | None = None) -> None:
     """Write into a folder beside and rename, so that a half-written checkpoint never has the name.
 
     An existing checkpoint of that name is replaced.
+
+    Args:
+        weights: see `write`.
+
+    Raises:
+        KavaError: the disk is full or fails; an existing checkpoint is then as it was.
     """
     folder = Path(folder)
     parts = folder.with_name(folder.name + ".partial")
     shutil.rmtree(parts, ignore_errors=True)
-    parts.mkdir(parents=True)
-    write(reasoner, parts)
+    try:
+        with writing(folder):
+            parts.mkdir(parents=True)
+            write(reasoner, parts, weights)
+    except BaseException:
+        shutil.rmtree(parts, ignore_errors=True)
+        raise
     if folder.exists():
         shutil.rmtree(folder)
     parts.rename(folder)
 
 
-def write(reasoner: Reasoner, folder: Path) -> None:
-    """Write the files of a checkpoint into an existing folder."""
-    save_file(own_weights(reasoner), folder / "kava.safetensors")
+def write(reasoner: Reasoner, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write the files of a checkpoint into an existing folder.
+
+    Args:
+        weights: the reasoner's state, where it is split over processes (`kava.sharded`).
+    """
+    own = own_weights(reasoner)
+    if weights is not None:
+        own = {name: weights[name] for name in own}
+    save_file(own, folder / "kava.safetensors")
     with no_bars():
         if reasoner.recipe.adapter == "lora":
-            reasoner.backbone.save_pretrained(folder / "adapter", safe_serialization=True)
+            found = _below("backbone.", weights)
+            reasoner.backbone.save_pretrained(folder / "adapter", state_dict=found)
         else:
-            reasoner.lm.save_pretrained(folder / "backbone")
+            save_lm(reasoner, folder / "backbone", weights)
     reasoner.tokenizer.save_pretrained(folder)
     (folder / "recipe.yaml").write_text(recipe.dump(reasoner.recipe), encoding="utf-8")
     description = {
@@ -70,6 +89,17 @@ def write(reasoner: Reasoner, folder: Path) -> None:
         "versions": {name: version(name) for name in _PACKAGES},
     }
     _describe_in(folder, description, reasoner.recipe, reasoner.record)
+
+
+def save_lm(reasoner: Reasoner, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write the language model in transformers' format; `weights` as in `write`."""
+    reasoner.lm.save_pretrained(folder, state_dict=_below("backbone.", weights))
+
+
+def _below(prefix: str, weights: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+    if weights is None:
+        return None
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
 def _describe_in(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class KavaError(Exception):
@@ -19,3 +21,30 @@ def unknown(kind: str, name: str, known: Iterable[str], more: str = "") -> KavaE
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
     return KavaError(" ".join(f"unknown {kind} '{name}'; {hint} {more}".split()))
+
+
+@contextmanager
+def writing(path: Path, then: str = "free some space and begin again") -> Iterator[None]:
+    """Turn whatever a full or failing disk raises inside into one line.
+
+    safetensors and torch have errors of their own for it, which are no OSError.
+
+    Args:
+        then: how to go on.
+
+    Raises:
+        KavaError: names the path and the system's reason.
+    """
+    try:
+        yield
+    except KavaError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and not any(sign in str(error) for sign in _DISK):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0][:200]
+        raise KavaError(f"{path}: cannot be written: {reason}; {then}") from None
+
+
+#: In messages of safetensors (which gives the system's reason) and of torch.save.
+_DISK = ("os error", "PytorchStreamWriter failed", "unexpected pos", "file write failed")

@@ -264,10 +264,21 @@ class Reasoner(nn.Module):
         """A batch as the method's curriculum has it at a point of the training.
 
         Args:
-            draw: seeds whatever is drawn, together with the recipe's seed.
+            draw: the place of the batch's first row in the training. With the recipe's seed it
+                seeds whatever is drawn for the rows, for each of them by itself.
         """
-        generator = torch.Generator().manual_seed(hash((self.recipe.seed, draw)))
-        return self.method.staged(batch, epoch, generator)
+        places = range(draw, draw + batch["question"].shape[0])
+        rows = [torch.Generator().manual_seed(hash((self.recipe.seed, place))) for place in places]
+
+        def uniform() -> Tensor:
+            return torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in rows])
+
+        return self.method.staged(batch, epoch, uniform)
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Blocks that FSDP splits one by one, as transformers names them for the backbone."""
+        return sorted(self.lm._no_split_modules or [])
 
     # -- inference -------------------------------------------------------------------------------
 
@@ -413,6 +424,7 @@ class Reasoner(nn.Module):
             attention_mask=mask.long(),
             past_key_values=past,
             generation_config=config,
+            synced_gpus=False,  # where FSDP splits the weights, `kava.sharded` joins them before
             **{key: value for key, value in options.items() if key not in fields},
         )
         return new[:, prompt.shape[1] :]

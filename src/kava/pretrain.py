@@ -13,16 +13,17 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from kava import backbone as backbones
-from kava.errors import KavaError
+from kava import checkpoint, parallel, sharded
+from kava.errors import KavaError, writing
 from kava.evaluate.answers import HEADLINE
 from kava.evaluate.runner import evaluate
 from kava.model import Reasoner
 from kava.progress import Progress, no_bars
-from kava.provenance import provenance, write_json
+from kava.provenance import provenance, write_json, write_whole
 from kava.recipe import Architecture, BackboneRecipe, Recipe
-from kava.run import RESULT, default_device, prepare, read_rows
+from kava.run import RESULT, alone, default_device, prepare, read_rows
 from kava.tokenization import train_tokenizer
-from kava.trainer import train
+from kava.trainer import rows_at_once, train
 from kava.types import ANSWER_PROMPT, Example
 
 SAMPLE = "sample.jsonl"
@@ -36,24 +37,35 @@ def pretrain(
     The folder then loads with `AutoModelForCausalLM` and `AutoTokenizer`; beside the weights lie
     the recipe, the metrics, the result and a sample of held-out answers.
     """
-    rows, validation = read_rows(resolved.data, console)
+    parallel.check_sharding()
+    rows_at_once(resolved.train, parallel.processes())
+    rows, validation = parallel.main_first(lambda: read_rows(resolved.data, console))
     reasoner, tokenizer = new_reasoner(resolved, rows)
-    prepare(folder, resolved, resume)
-    title = f"backbone {resolved.name}"
-    measured = train(reasoner, rows, validation, folder, resume, Progress(title, console))
-    with no_bars():
-        reasoner.lm.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    _write_sample(reasoner, validation[:20], folder / SAMPLE)
-    result = {
-        "name": resolved.name,
-        "seed": resolved.seed,
-        "weights": sum(p.numel() for p in reasoner.lm.parameters()),
-        **measured,
-        **provenance(),
-    }
-    write_json(folder / RESULT, result)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # last: until here it can be resumed
+    with alone(folder, console):
+        parallel.on_main(lambda: prepare(folder, resolved, resume))
+        title = f"backbone {resolved.name}"
+        measured = train(reasoner, rows, validation, folder, resume, Progress(title, console))
+        result = {
+            "name": resolved.name,
+            "seed": resolved.seed,
+            "weights": sum(p.numel() for p in reasoner.lm.parameters()),
+            **measured,
+            **provenance(),
+        }
+        with sharded.together(reasoner):
+            sample = _sample(reasoner, validation[:20])
+        weights = sharded.whole_weights(reasoner)
+
+        def write() -> None:
+            with no_bars(), writing(folder):
+                checkpoint.save_lm(reasoner, folder, weights)
+                tokenizer.save_pretrained(folder)
+            write_whole(folder / SAMPLE, sample)
+            write_json(folder / RESULT, result)
+            # Last: until here it can be resumed.
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+
+        parallel.on_main(write)
     return result
 
 
@@ -131,10 +143,10 @@ def _config(shape: Architecture, tokenizer: Any) -> PreTrainedConfig:
     return AutoConfig.for_model(shape.family, **settings)
 
 
-def _write_sample(reasoner: Reasoner, examples: list[Example], file: Path) -> None:
+def _sample(reasoner: Reasoner, examples: list[Example]) -> str:
     settings = reasoner.recipe.eval
     length = settings.max_new_tokens
     sample = evaluate(reasoner, examples, settings.batch_size, length, rules=(HEADLINE,))
     kept = ("id", "question", "answer", "prediction")
     lines = (json.dumps({key: p[key] for key in kept}) for p in sample.predictions)
-    file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return "".join(line + "\n" for line in lines)

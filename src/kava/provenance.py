@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kava.errors import writing
+
 _PACKAGES = ("kava", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
 
 
@@ -71,10 +73,23 @@ def commit() -> str | None:
 
 def write_json(file: Path, value: Any) -> None:
     """Write whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write whole or not at all.
+
+    Raises:
+        KavaError: the disk is full or fails; a file that was there is as it was.
+    """
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")  # two processes may write one
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(file)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def _processor() -> str:

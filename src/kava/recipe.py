@@ -123,7 +123,12 @@ class Data(Section):
 
 
 class Train(Section):
-    """Optimisation. Exactly one of `steps` and `epochs`; `batch_size` is the global batch."""
+    """Optimisation. Exactly one of `steps` and `epochs`; `batch_size` is the global batch.
+
+    It is held with any number of processes, or refused. L_CODI and L_KV are divided by the std of
+    one micro-batch (the whole batch if `micro_batch_size` is not given), also where several
+    processes hold parts of it.
+    """
 
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)

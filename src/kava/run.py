@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from kava import assets, checkpoint, hub
+from kava import assets, checkpoint, hub, lock, parallel, sharded
 from kava import recipe as recipes
 from kava.data import load_examples, revision, rows_hash
 from kava.errors import KavaError
@@ -26,7 +27,7 @@ from kava.progress import Progress
 from kava.provenance import provenance, write_json
 from kava.recipe import Data, Recipe
 from kava.tasks import Task
-from kava.trainer import METRICS, check_reports, train
+from kava.trainer import METRICS, check_reports, rows_at_once, train
 from kava.types import Example
 
 RESULT = "result.json"
@@ -113,27 +114,74 @@ def read_rows(data: Data, console: Console | None = None) -> tuple[list[Example]
 def train_run(
     resolved: Recipe, run: Path, console: Console, resume: bool = False, device: str | None = None
 ) -> dict[str, Any]:
-    """Train a recipe into a run folder; returns what `result.json` then holds."""
-    reasoner = Reasoner.build(resolved, device or default_device())
-    rows, validation = read_rows(resolved.data, console)
-    prepare(run, resolved, resume)
-    title = f"{resolved.method} (seed {resolved.seed})"
-    measured = train(reasoner, rows, validation, run, resume, Progress(title, console))
-    result = {
+    """Train a recipe into a run folder; returns what `result.json` then holds.
+
+    Several processes train together; the main one writes.
+
+    Raises:
+        KavaError: bad input of any kind; another process works on this folder.
+    """
+    parallel.check_sharding()
+    rows_at_once(resolved.train, parallel.processes())
+    where = device or default_device()
+    reasoner = parallel.main_first(lambda: Reasoner.build(resolved, where))
+    rows, validation = parallel.main_first(lambda: read_rows(resolved.data, console))
+    with alone(run, console):
+        parallel.on_main(lambda: prepare(run, resolved, resume))
+        title = f"{resolved.method} (seed {resolved.seed})"
+        measured = train(reasoner, rows, validation, run, resume, Progress(title, console))
+        result = _result(reasoner, rows, validation, measured)
+        weights = sharded.whole_weights(reasoner)
+
+        def write() -> None:
+            reasoner.record = result
+            checkpoint.save(reasoner, run / "checkpoint", weights)
+            write_json(run / RESULT, result)
+            # Last: until here it can be resumed.
+            shutil.rmtree(run / "checkpoints", ignore_errors=True)
+
+        parallel.on_main(write)
+    return result
+
+
+@contextmanager
+def alone(run: Path, console: Console) -> Iterator[None]:
+    """Keep other processes than these out of a run folder.
+
+    Raises:
+        KavaError: one works on it.
+    """
+    file = run.with_name(f"{run.name}.training")
+    with ExitStack() as stack:
+
+        def lock_it() -> None:
+            try:
+                stack.enter_context(lock.hold(file, console))
+            except lock.Held as held:
+                raise KavaError(f"{run}: in use: {held}") from None
+
+        parallel.on_main(lock_it)
+        yield
+
+
+def _result(
+    reasoner: Reasoner,
+    rows: Sequence[Example],
+    validation: Sequence[Example],
+    measured: dict[str, Any],
+) -> dict[str, Any]:
+    resolved = reasoner.recipe
+    return {
         "method": resolved.method,
         "seed": resolved.seed,
         "backbone": reasoner.identity,
         "trained_weights": sum(p.numel() for p in reasoner.parameters() if p.requires_grad),
         "data": _data_record(resolved.data, rows, validation),
         **measured,
+        "processes": parallel.processes(),
         "scores": {},
         **provenance(),
     }
-    reasoner.record = result
-    reasoner.save_pretrained(run / "checkpoint")
-    write_json(run / RESULT, result)
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)  # last: until here it can be resumed
-    return result
 
 
 def score_run(
@@ -154,18 +202,22 @@ def score_run(
         timed_alone=timed_alone,
         on_batch=on_batch,
     )
-    result.write_predictions(run / "predictions" / f"{task.name}.jsonl")
-    written = read_result(run) or {"method": reasoner.recipe.method, "scores": {}}
-    written.setdefault("scores", {})[task.name] = {
-        "version": task.version,
-        "split": task.split,
-        "source": task.source,
-        **result.summary,
-        **provenance(),
-    }
-    write_json(run / RESULT, written)
-    if (run / "checkpoint" / "kava.json").is_file():
-        checkpoint.remember(run / "checkpoint", written)
+
+    def write() -> None:
+        result.write_predictions(run / "predictions" / f"{task.name}.jsonl")
+        written = read_result(run) or {"method": reasoner.recipe.method, "scores": {}}
+        written.setdefault("scores", {})[task.name] = {
+            "version": task.version,
+            "split": task.split,
+            "source": task.source,
+            **result.summary,
+            **provenance(),
+        }
+        write_json(run / RESULT, written)
+        if (run / "checkpoint" / "kava.json").is_file():
+            checkpoint.remember(run / "checkpoint", written)
+
+    parallel.on_main(write)
     return result
 
 
@@ -215,9 +267,11 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
 
 
 def default_device() -> str:
-    """`cuda` where there is one."""
+    """`cuda` where there is one; of several processes each has its own."""
     import torch
 
+    if parallel.processes() > 1:
+        return parallel.device()
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

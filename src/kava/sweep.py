@@ -30,6 +30,7 @@ from kava.provenance import provenance, write_json
 from kava.recipe import BackboneRecipe, Recipe
 from kava.report.rows import VALIDATION, Row, make_row
 from kava.report.tables import duration, quickstart_table
+from kava.resuming import has_checkpoint
 from kava.run import (
     default_device,
     differences,
@@ -40,7 +41,6 @@ from kava.run import (
     train_run,
 )
 from kava.tasks import Task, load_task
-from kava.trainer import has_checkpoint
 
 SUMMARY, ERROR = "summary.json", "error.log"
 

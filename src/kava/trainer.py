@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,15 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from kava import batching, checkpoint
-from kava.errors import KavaError, unknown
+from kava import batching, checkpoint, parallel, sharded
+from kava.errors import KavaError, unknown, writing
 from kava.evaluate.answers import HEADLINE
 from kava.evaluate.runner import evaluate
 from kava.model import Reasoner
+from kava.order import EpochOrder, Rows, collate
 from kava.progress import Progress
-from kava.recipe import Recipe
+from kava.recipe import Recipe, Train
+from kava.resuming import last_checkpoint
 from kava.types import Example
 
 METRICS = "metrics.jsonl"
@@ -32,7 +36,9 @@ class StepTrainer(Trainer):
     """Trainer whose losses are sums over the whole batch's denominators, and which logs each term.
 
     Each micro-batch carries the denominators of all micro-batches of its step, on all processes,
-    so that accumulated equals whole.
+    so that accumulated equals whole. Which rows, which random numbers and which denominators a
+    micro-batch has depends on its place in the training alone, not on who computes it: with
+    `train.micro_batch_size` given, any number of processes does what one does.
     """
 
     loss_is_scaled_for_ga = True
@@ -40,22 +46,35 @@ class StepTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._restart_window()
+        self._micro_batches: list[MicroBatch] = []
         self.validation_accuracy: float | None = None
         self.seconds_in_validation = 0.0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
+        together = self.args.per_device_train_batch_size * self.args.world_size
+        self.order = EpochOrder(len(self.train_dataset), self.args.seed, together)
+        return self.order
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], None]:
         """The micro-batches of one step in its stage, each told the denominators of all."""
+        # Of a resumed epoch that several processes share, accelerate does not tell the sampler.
+        self.order.set_epoch(int(self.epoch_of(self.state.global_step)))
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             self._enter_stage()
             batches = [self._staged(batch, i) for i, batch in enumerate(batches)]
-            parts = [self.model.method.counts(batch) for batch in batches]
+            count_in = self.model.method.counts
+            parts = [
+                {name: count * batch["weight"] for name, count in count_in(batch).items()}
+                for batch in batches
+            ]
             counts = {name: sum(part[name] for part in parts).to(device) for name in parts[0]}
             counts = self.accelerator.reduce(counts, "sum")
-            for batch in batches:
-                batch["counts"] = counts
+            for i, batch in enumerate(batches):
+                batch |= {"counts": counts, "draw": self._first_row(i)}
+        self._micro_batches = []
         return batches, None
 
     def epoch_of(self, step: int) -> float:
@@ -72,10 +91,15 @@ class StepTrainer(Trainer):
             self.optimizer.state.clear()
 
     def _staged(self, batch: dict[str, Any], index: int) -> dict[str, Any]:
-        step, world = self.state.global_step, self.accelerator.num_processes
-        place = index * world + self.accelerator.process_index
-        draw = step * self.model.recipe.train.batch_size + place
-        return self.model.staged(batch, self.epoch_of(step), draw)
+        return self.model.staged(
+            batch, self.epoch_of(self.state.global_step), self._first_row(index)
+        )
+
+    def _first_row(self, index: int) -> int:
+        """The place in the training of the first row of this process's micro-batch `index`."""
+        place = index * self.accelerator.num_processes + self.accelerator.process_index
+        step = self.state.global_step * self.model.recipe.train.batch_size
+        return step + place * self.args.per_device_train_batch_size
 
     def compute_loss(
         self,
@@ -85,17 +109,50 @@ class StepTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The loss of one micro-batch; its terms are kept for the log, on the device."""
-        terms = model(**inputs)
+        weight, draw, ids = (inputs.pop(name) for name in ("weight", "draw", "ids"))
+        # A third number sets dropout apart from what the curriculum draws.
+        torch.manual_seed(hash((self.args.seed, draw, 1)))
+        with parallel.one_batch(self._shared, weight):
+            terms = model(**inputs)
+        if not weight:
+            terms = {name: 0 * value for name, value in terms.items()}
+        self._micro_batches.append(
+            MicroBatch(ids, {name: value.detach() for name, value in terms.items()})
+        )
         if not self._terms:
             self._first_step = self.state.global_step
         for name, value in terms.items():
             if name != "loss":
                 self._terms[name] = self._terms.get(name, 0) + value.detach()
         parts = ("question_mask", "steps_mask", "answer_mask")
-        self._tokens = self._tokens + sum(inputs[part].sum() for part in parts)
+        self._tokens = self._tokens + weight * sum(inputs[part].sum() for part in parts)
         # Gradients are averaged over processes, and the denominators already count them all.
         loss = terms["loss"] * self.accelerator.num_processes
         return (loss, terms) if return_outputs else loss
+
+    @property
+    def _shared(self) -> bool:
+        """Whether the processes hold parts of one micro-batch: the recipe's is the whole batch."""
+        return self.accelerator.num_processes > 1 and not self.model.recipe.train.micro_batch_size
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
+        norm = sharded.whole(super()._clip_grad_norm(model))
+        self._check_finite(norm)
+        return norm
+
+    def _check_finite(self, norm: Tensor) -> None:
+        """Stop before an optimiser step that would spoil the weights.
+
+        Raises:
+            KavaError: on all processes; says the step, the term and the rows.
+        """
+        values = [value.float() for one in self._micro_batches for value in one.terms.values()]
+        broken = ~torch.isfinite(torch.stack([*values, norm.detach().float()])).all()
+        if not self.accelerator.reduce(broken.float(), "sum"):
+            return
+        here = [(one.ids, one.broken) for one in self._micro_batches]
+        everywhere = [one for part in parallel.gathered(here) for one in part]
+        raise KavaError(_not_finite(self.state.global_step + 1, everywhere))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add every term's mean since the last log, and the speed."""
@@ -106,11 +163,13 @@ class StepTrainer(Trainer):
                 total = torch.stack([self._terms[name].float() for name in names])
                 total = self.accelerator.reduce(total, "sum") / steps
                 logs.update(zip(names, total.tolist(), strict=True))
+            tokens = torch.as_tensor(self._tokens, dtype=torch.float64, device=self.args.device)
+            tokens = float(self.accelerator.reduce(tokens, "sum"))
             seconds = time.perf_counter() - self._since
             stage = self.model.method.stage(self.epoch_of(self.state.global_step - 1))
             if stage is not None:
                 logs["stage"] = stage
-            logs["tokens_per_second"] = round(float(self._tokens) / seconds, 1)
+            logs["tokens_per_second"] = round(tokens / seconds, 1)
             if steps:
                 logs["seconds_per_step"] = round(seconds / steps, 4)
             self._restart_window()
@@ -120,13 +179,14 @@ class StepTrainer(Trainer):
         """Accuracy on the validation rows by greedy generation, not a loss."""
         begin = time.perf_counter()
         settings = self.model.recipe.eval
-        result = evaluate(
-            self.model,
-            self.eval_dataset,
-            settings.batch_size,
-            settings.max_new_tokens,
-            rules=(HEADLINE,),
-        )
+        with sharded.together(self.model):
+            result = evaluate(
+                self.model,
+                self.eval_dataset,
+                settings.batch_size,
+                settings.max_new_tokens,
+                rules=(HEADLINE,),
+            )
         self.validation_accuracy = result.summary["accuracy"]
         metrics = {"validation_accuracy": self.validation_accuracy, "validation_n": result.n}
         self.log(dict(metrics))
@@ -143,24 +203,104 @@ class StepTrainer(Trainer):
         self._tokens: Tensor | int = 0
         self._since, self._first_step = time.perf_counter(), 0
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write(self.model, folder)
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """One checkpoint, in the same files however many processes there are.
+
+        Raises:
+            KavaError: on all processes, if it cannot be written; those before it stay.
+        """
+        self._weights = sharded.whole_weights(self.model)  # all processes talk here, not below
+        self._optimizer_state = sharded.whole_optimizer(self.optimizer)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        save = partial(super()._save_checkpoint, model, trial)
+
+        def write() -> None:
+            with writing(folder, _GO_ON):
+                save()
+
+        try:
+            parallel.agreed(write)
+        except KavaError:
+            if self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            self._weights = self._optimizer_state = None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The checkpoint's own files, from the main process."""
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.write(self.model, folder, self._weights)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.args.should_save:
+            torch.save(self._optimizer_state, Path(output_dir) / "optimizer.pt")
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Nothing: each micro-batch seeds what it draws."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing; see `_save_rng_state`."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        checkpoint.load_weights(model or self.model, resume_from_checkpoint)
+        """Nothing: `train` has filled the reasoner before it is split over processes."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        states = [
+            torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
+            for name in ("optimizer.pt", "scheduler.pt")
+        ]
+        self.optimizer.load_state_dict(sharded.split_optimizer(self.optimizer, states[0]))
+        self.lr_scheduler.load_state_dict(states[1])
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What is remembered of a micro-batch until its step is taken: rows' ids and scalar terms."""
+
+    ids: list[str]
+    terms: dict[str, Tensor]
+
+    @property
+    def broken(self) -> list[str]:
+        """Terms that are not finite; `loss` only where no other says more."""
+        found = [name for name, value in self.terms.items() if not torch.isfinite(value)]
+        return [name for name in found if name != "loss"] or found
+
+
+def _not_finite(step: int, seen: Sequence[tuple[list[str], list[str]]]) -> str:
+    """The line that ends a training; `seen` has ids and broken terms of each micro-batch."""
+    bad = [(ids, terms) for ids, terms in seen if terms]
+    names = list(dict.fromkeys(name for _, terms in bad for name in terms))
+    ids = [id for rows, _ in bad or seen for id in rows]
+    told = ", ".join(ids[:_MOST_IDS]) + (
+        f" and {len(ids) - _MOST_IDS} more" * (len(ids) > _MOST_IDS)
+    )
+    return (
+        f"step {step}: {', '.join(names) or 'the gradient'} is not finite, in the batch of rows "
+        f"{told}; this step was not taken and the checkpoints before it are kept: try a lower "
+        "train.learning_rate, or look at these rows"
+    )
+
+
+_MOST_IDS = 64
 
 
 class Record(TrainerCallback):
-    """Writes `metrics.jsonl` and feeds the progress bar."""
+    """Writes `metrics.jsonl` and feeds the progress bar, on the main process."""
 
     def __init__(self, file: Path, progress: Progress):
         self.file, self.progress = file, progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget what an interrupted run logged after its last checkpoint."""
-        _cut_after(self.file, state.global_step)
+        if state.is_world_process_zero:
+            _cut_after(self.file, state.global_step)
         self.progress.begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -170,18 +310,15 @@ class Record(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any
     ) -> None:
-        """One line a log; a loss that is not finite stops the run."""
+        """One line a log."""
         record = {"step": state.global_step, **logs}
-        if "train_runtime" not in logs:
-            with self.file.open("a", encoding="utf-8") as out:
+        if "train_runtime" not in logs and state.is_world_process_zero:
+            with writing(self.file, _GO_ON), self.file.open("a", encoding="utf-8") as out:
                 out.write(json.dumps(record) + "\n")
         self.progress.log(record)
-        broken = [k for k, v in logs.items() if isinstance(v, float) and not math.isfinite(v)]
-        if broken:
-            raise KavaError(
-                f"step {state.global_step}: {', '.join(broken)} is not finite; try a lower "
-                "train.learning_rate (checkpoints saved before are kept)"
-            )
+
+
+_GO_ON = "free some space, and --resume goes on from the last checkpoint"
 
 
 def train(
@@ -207,19 +344,21 @@ def train(
     recipe = reasoner.recipe
     rows = reasoner.encoder.rows(examples)
     check_schedule(reasoner, rows)
+    start = parallel.agreed(lambda: last_checkpoint(run)) if resume else None
+    if start:
+        checkpoint.load_weights(reasoner, start)
     trainer = StepTrainer(
         model=reasoner,
         args=arguments(recipe, run, reasoner.device, validate=bool(validation)),
-        train_dataset=rows,
+        train_dataset=Rows(rows),
         eval_dataset=list(validation),
-        data_collator=partial(batching.collate, pad_id=reasoner.tokenizer.pad_token_id),
+        data_collator=partial(collate, pad_id=reasoner.tokenizer.pad_token_id, stand_in=rows[0]),
         callbacks=[Record(run / METRICS, progress)],
     )
     trainer.remove_callback(PrinterCallback)
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             callback.logging_dir = str(run / "tensorboard")
-    start = last_checkpoint(run) if resume else None
     begin = time.perf_counter()
     with progress:
         trainer.train(resume_from_checkpoint=start)
@@ -241,14 +380,15 @@ def train(
 def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -> TrainingArguments:
     """The recipe in the Trainer's words."""
     settings = recipe.train
-    on_gpu = device.type == "cuda"
+    on_gpu, processes = device.type == "cuda", parallel.processes()
+    rows = rows_at_once(settings, processes)
     length = {"max_steps": settings.steps} if settings.steps else {}
     return TrainingArguments(
         output_dir=str(run / "checkpoints"),
         num_train_epochs=settings.epochs or 1.0,
         **length,
-        per_device_train_batch_size=settings.micro_batch_size or settings.batch_size,
-        gradient_accumulation_steps=settings.accumulation,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=settings.batch_size // (rows * processes),
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         adam_beta2=settings.adam_beta2,
@@ -273,6 +413,26 @@ def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -
         label_names=[],
         dataloader_pin_memory=on_gpu,
         disable_tqdm=True,
+    )
+
+
+def rows_at_once(settings: Train, processes: int) -> int:
+    """Rows of a process's micro-batch, so that the step has the recipe's `batch_size` rows.
+
+    Raises:
+        KavaError: that many processes cannot share it; says which numbers fit.
+    """
+    batch, micro = settings.batch_size, settings.micro_batch_size
+    if batch // (micro or 1) % processes == 0:
+        return micro or batch // processes
+    fitting = [n for n in range(1, batch + 1) if batch // (micro or 1) % n == 0]
+    smaller = [n for n in range(1, micro or 1) if batch % (n * processes) == 0]
+    raise KavaError(
+        f"train.batch_size {batch}"
+        + (f" in micro-batches of {micro}" if micro else "")
+        + f" cannot be shared by {processes} processes; numbers of processes that fit: "
+        + ", ".join(map(str, fitting))
+        + (f"; or train.micro_batch_size {' or '.join(map(str, smaller))}" if smaller else "")
     )
 
 
@@ -312,39 +472,6 @@ def check_reports(names: list[str]) -> None:
                 f"train.report_to: {name} is not installed; pip install 'kava[track]' brings"
                 " trackio, wandb and tensorboard"
             ) from None
-
-
-def last_checkpoint(run: Path) -> str:
-    """The newest complete checkpoint of a run.
-
-    Raises:
-        KavaError: there is none.
-    """
-    found = _checkpoints(run)
-    if not found:
-        raise KavaError(
-            f"{run}: no complete checkpoint to resume from; start anew with another --output"
-        )
-    return str(found[-1])
-
-
-def has_checkpoint(run: Path) -> bool:
-    """Whether a run can be resumed."""
-    return bool(_checkpoints(run))
-
-
-def _checkpoints(run: Path) -> list[Path]:
-    complete = [f for f in (run / "checkpoints").glob("checkpoint-*") if _complete(f)]
-    return sorted(complete, key=lambda folder: int(folder.name.split("-")[1]))
-
-
-def _complete(folder: Path) -> bool:
-    # The Trainer writes its state last, so a folder without it was cut off.
-    try:
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return (folder / "kava.json").is_file()
 
 
 def _cut_after(file: Path, step: int) -> None:

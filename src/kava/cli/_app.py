@@ -55,7 +55,9 @@ def names(text: str | None) -> list[str]:
 
 
 def make_console(quiet: bool = False) -> Any:
-    """A console for everything that a command says."""
+    """A console for everything that a command says; of several processes the main one speaks."""
     from rich.console import Console
 
-    return Console(quiet=quiet, soft_wrap=True)
+    from kava import parallel
+
+    return Console(quiet=quiet or not parallel.is_main(), soft_wrap=True)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from kava import parallel
 from kava.cli._app import Limit, Output, TaskFile, app, make_console, names
 
 data_app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
@@ -43,7 +44,7 @@ def evaluate(
         backbone,
         make_console(as_json),
     )
-    if as_json:
+    if as_json and parallel.is_main():
         print(json.dumps(summaries, indent=1))
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from kava import parallel
 from kava.errors import KavaError
 from kava.recipe import Recipe
 from kava.report.tables import memory
 from kava.run import open_reasoner, score_run
-from kava.tasks import load_task, read_options
+from kava.tasks import Task, load_task, read_options
 
 
 def evaluate_tasks(
@@ -33,16 +35,13 @@ def evaluate_tasks(
     if file and len(tasks) > 1:
         raise KavaError("eval: --file holds the rows of one task, but several tasks are given")
     given = read_options("eval", options)
-    reasoner = open_reasoner(run, backbone)
-    loaded = [
-        load_task(
-            name.strip(),
-            file=file,
-            limit=limit,
-            options=task_options(reasoner.recipe, name.strip(), given),
-        )
-        for name in tasks
-    ]
+    reasoner = parallel.main_first(lambda: open_reasoner(run, backbone))
+
+    def load(name: str) -> Task:
+        options = task_options(reasoner.recipe, name, given)
+        return load_task(name, file=file, limit=limit, options=options)
+
+    loaded = [parallel.main_first(partial(load, name.strip())) for name in tasks]
     folder = output or _run_folder(Path(run))
     summaries = {}
     for task in loaded:

@@ -6,15 +6,19 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kava import parallel
 from kava.answer import Answer
 from kava.evaluate.answers import HEADLINE, RULES, accuracy_by_rule, percent, score, standard_error
 from kava.model import Reasoner
 from kava.peak import peak_memory
+from kava.provenance import write_whole
 from kava.types import Example
 
 
@@ -31,10 +35,9 @@ class Evaluation:
         return len(self.predictions)
 
     def write_predictions(self, file: Path) -> None:
-        """One JSON line per example."""
-        file.parent.mkdir(parents=True, exist_ok=True)
+        """One JSON line per example; the whole file or none."""
         lines = (json.dumps(record, ensure_ascii=False) for record in self.predictions)
-        file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        write_whole(file, "".join(line + "\n" for line in lines))
 
 
 def evaluate(
@@ -49,6 +52,9 @@ def evaluate(
 ) -> Evaluation:
     """Answer every example and score it under every rule, or under `rules`.
 
+    Several processes share the batches, and all get the same evaluation. Times are those until all
+    are done; memory and latency are the main process's.
+
     Args:
         timed_alone: how many questions to time once more, one at a time (latency).
         on_batch: told the number of examples done.
@@ -59,12 +65,15 @@ def evaluate(
     answers: dict[int, Answer] = {}
     begin = time.perf_counter()
     with peak_memory(reasoner.device) as peak:
-        for chosen in batches(examples, batch_size):
+        everything = batches(examples, batch_size)
+        for chosen in islice(everything, parallel.index(), None, parallel.processes()):
             texts = [examples[i].question for i in chosen]
             batch = reasoner.answer(reasoner.think(texts, num_iterations), max_new_tokens)
             answers.update(zip(chosen, batch, strict=True))
             if on_batch:
-                on_batch(len(answers))
+                on_batch(min(len(answers) * parallel.processes(), len(examples)))
+        for others in parallel.gathered(answers):
+            answers.update(others)
     seconds = time.perf_counter() - begin
     predictions = [_record(e, answers[i], rules) for i, e in enumerate(examples)]
     summary = summarise(predictions)
@@ -75,7 +84,8 @@ def evaluate(
     summary["peak_memory"] = asdict(peak)
     if timed_alone:
         alone = [e.question for e in examples[:timed_alone]]
-        summary["ms_per_question"] = time_alone(reasoner, alone, max_new_tokens, num_iterations)
+        timed = partial(time_alone, reasoner, alone, max_new_tokens, num_iterations)
+        summary["ms_per_question"] = parallel.on_main(timed)
         summary["ms_per_question_n"] = len(alone)
     reasoner.train(training)
     return Evaluation(predictions, summary)

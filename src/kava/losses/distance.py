@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kava.parallel import over_batch
+
 
 def distance(kind: str, student: Tensor, teacher: Tensor) -> Tensor:
     """Elementwise distance: `l1`, `smooth_l1` (beta 1) or `mse`. Same shape as the inputs."""
@@ -16,11 +18,14 @@ def distance(kind: str, student: Tensor, teacher: Tensor) -> Tensor:
 def masked_std(values: Tensor, mask: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Standard deviation (n - 1) of unmasked values over `dims`, those kept with size 1.
 
-    `mask` is broadcastable to `values`. At least 1e-6, so that it can be divided by.
+    `mask` is broadcastable to `values`. At least 1e-6, so that it can be divided by. Over all rows
+    of the micro-batch, also where several processes hold parts of it; `values` gets no gradient
+    then.
     """
     values = values.float()
     weight = mask.expand_as(values).to(values.dtype)
-    count = weight.sum(dims, keepdim=True)
-    mean = (values * weight).sum(dims, keepdim=True) / count.clamp(min=1)
-    square = ((values - mean).square() * weight).sum(dims, keepdim=True)
+    sums = [part.sum(dims, keepdim=True) for part in (weight, values * weight)]
+    count, total = over_batch(torch.stack(sums))
+    mean = total / count.clamp(min=1)
+    square = over_batch(((values - mean).square() * weight).sum(dims, keepdim=True))
     return torch.sqrt(square / (count - 1).clamp(min=1)).clamp(min=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Tensor]
 Terms = dict[str, Tensor]
+#: Gives a number between 0 and 1 for each row, [B] on the CPU; new ones with each call.
+Uniform = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,11 @@ class Method(ABC):
         """The epoch at which the last stage begins, where `longest` is the longest trace."""
         return 0.0
 
-    def staged(self, batch: Batch, epoch: float, generator: torch.Generator) -> Batch:
+    def staged(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
         """A batch as this point of the training sees it; `math.inf` is the end of every stage.
 
         Args:
-            generator: a CPU generator for whatever is drawn.
+            uniform: for whatever is drawn.
         """
         return batch
 

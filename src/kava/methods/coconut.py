@@ -23,6 +23,7 @@ from kava.methods._base import (
     Curriculum,
     LatentMethod,
     Terms,
+    Uniform,
     label_loss,
     read_question,
     student_tail,
@@ -96,14 +97,14 @@ class Coconut(LatentMethod):
         """After all stages with written steps."""
         return (self.options.max_stage + 1) * self.options.epochs_per_stage
 
-    def staged(self, batch: Batch, epoch: float, generator: torch.Generator) -> Batch:
+    def staged(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
         """Adds `latents` [B], how many each row has; drops the steps that they replace."""
         device, rows = batch["steps"].device, batch["steps"].shape[0]
         stage = torch.full((rows,), self.stage(epoch))
         if self.options.uniform_prob > 0 and epoch < math.inf:
-            mixed = torch.rand(rows, generator=generator) < self.options.uniform_prob
+            mixed = uniform() < self.options.uniform_prob
             steps = batch["step_of"].amax(1).cpu() + 1 if batch["steps"].shape[1] else 0 * stage
-            drawn = (torch.rand(rows, generator=generator) * (steps + 1)).long()
+            drawn = (uniform() * (steps + 1)).long()
             stage = torch.where(mixed, drawn, stage)
         last = stage > self.options.max_stage
         latents = stage.clamp(max=self.options.max_stage) * self.options.latents_per_stage

@@ -13,7 +13,15 @@ import torch
 from pydantic import Field
 
 from kava import batching
-from kava.methods._base import Batch, Curriculum, Terms, label_loss, read_question, read_written
+from kava.methods._base import (
+    Batch,
+    Curriculum,
+    Terms,
+    Uniform,
+    label_loss,
+    read_question,
+    read_written,
+)
 from kava.methods._work import Work, chain, lengths
 from kava.methods.no_cot import NoCoT
 
@@ -56,15 +64,14 @@ class ICoT(NoCoT):
         beyond = self.options.remove_all_beyond or longest
         return min(longest, beyond) / self.options.tokens_per_epoch
 
-    def staged(self, batch: Batch, epoch: float, generator: torch.Generator) -> Batch:
+    def staged(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
         """Without the tokens removed so far, and a few more by chance."""
         removed = self.stage(epoch)
         count = torch.full((batch["steps"].shape[0],), removed)
         smoothing = self.options.smoothing
         if smoothing is not None:
             # P(o) is geometric: the whole number below an exponential variable of rate lambda.
-            uniform = torch.rand(count.shape, generator=generator, dtype=torch.float64)
-            count += (-(1 - uniform).log() / smoothing).long()
+            count += (-(1 - uniform()).log() / smoothing).long()
         return batching.without_first(batch, count.to(batch["steps"].device))
 
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:

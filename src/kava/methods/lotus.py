@@ -22,6 +22,7 @@ from kava.methods._base import (
     Curriculum,
     LatentMethod,
     Terms,
+    Uniform,
     label_loss,
     read_question,
     read_written,
@@ -109,7 +110,7 @@ class Lotus(LatentMethod):
         """Where the last block comes in."""
         return (self.blocks - 1) * self.options.epochs_per_stage
 
-    def staged(self, batch: Batch, epoch: float, generator: torch.Generator) -> Batch:
+    def staged(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
         """`left`: the batch without the steps that are latents now; `stage` is their number."""
         stage = torch.full((batch["steps"].shape[0],), self.stage(epoch))
         stage = stage.to(batch["steps"].device)

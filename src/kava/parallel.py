@@ -1,0 +1,227 @@
+"""More than one process, as `torchrun` and `accelerate launch` start them.
+
+The launcher's environment says how many there are. Splitting, gathering and waiting is
+accelerate's; what is added here is that an error of one process ends all of them, told once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kava.errors import KavaError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+#: Commands that share their work; the others run as one process.
+COMMANDS = ("train", "eval", "pretrain")
+_PATIENCE = timedelta(seconds=10)
+
+
+def processes() -> int:
+    """How many processes the launcher started; 1 without a launcher."""
+    launched = "LOCAL_RANK" in os.environ
+    return int(os.environ.get("WORLD_SIZE", 1)) if launched else 1
+
+
+def index() -> int:
+    """This process's number, from 0."""
+    return int(os.environ.get("RANK", 0)) if processes() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this process writes files and speaks."""
+    return index() == 0
+
+
+def check_command(words: list[str]) -> None:
+    """Refuse several processes for a command that would do everything several times.
+
+    Raises:
+        KavaError: names the commands that can.
+    """
+    command = next((word for word in words if not word.startswith("-")), None)
+    if processes() > 1 and command not in (*COMMANDS, None):
+        raise KavaError(
+            f"'{command}' runs as one process, not as {processes()}; torchrun and accelerate "
+            f"launch are for {', '.join(COMMANDS)}"
+        )
+
+
+def check_sharding() -> None:
+    """Refuse a way of splitting the weights that a launcher asks for and would not get here.
+
+    Raises:
+        KavaError: DeepSpeed; FSDP of the first version; FSDP on the CPU, where accelerate trains
+            without it and says nothing.
+    """
+    wanted = {name: os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in _SPLITTING}
+    if wanted["DEEPSPEED"]:
+        raise KavaError("DeepSpeed is not supported; launch with --use_fsdp --fsdp_version 2")
+    if wanted["FSDP"] and os.environ.get("FSDP_VERSION") != "2":
+        raise KavaError("FSDP's first version is not supported; launch with --fsdp_version 2")
+    if wanted["FSDP"] and device() == "cpu":
+        raise KavaError(
+            "accelerate splits weights over accelerators, not over CPUs; leave out --use_fsdp"
+        )
+
+
+_SPLITTING = ("DEEPSPEED", "FSDP")
+
+
+def device() -> str:
+    """The launcher's device for this process: its own accelerator, or the CPU."""
+    return str(_state().device)
+
+
+def _state() -> Any:
+    """accelerate's state; joins the processes when it is first asked for."""
+    import torch
+    from accelerate import PartialState
+
+    cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU") == "true"
+    return PartialState(cpu=cpu)
+
+
+def gathered(value: T) -> list[T]:
+    """Every process's value, in the order of the processes, on every process."""
+    if processes() == 1:
+        return [value]
+    from accelerate.utils import gather_object
+
+    _state()
+    return gather_object([value])
+
+
+def agreed(act: Callable[[], T]) -> T:
+    """What `act` returns here; an error of one process is raised on all.
+
+    For work between which the processes do not talk to one another.
+
+    Raises:
+        KavaError: the first process's that had one.
+    """
+    result, error = None, None
+    try:
+        result = act()
+    except KavaError as caught:
+        if processes() == 1:
+            raise
+        error = str(caught)
+    except OSError as caught:
+        if processes() == 1 or caught.filename is None:
+            raise
+        error = f"{caught.filename}: {caught.strerror}"
+    for other in gathered(error):
+        if other is not None:
+            raise KavaError(other)
+    return result
+
+
+def on_main(act: Callable[[], T]) -> T | None:
+    """Let the main process act while the others wait; they get None.
+
+    Raises:
+        KavaError: on all processes, if it failed.
+    """
+    return agreed(lambda: act() if is_main() else None)
+
+
+def main_first(act: Callable[[], T]) -> T:
+    """Every process acts, the main one before the others: what it downloads, they find.
+
+    Raises:
+        KavaError: on all processes, if one failed.
+    """
+    result = on_main(act)
+    return agreed(lambda: result if is_main() else act())
+
+
+# -- a batch that the processes share ------------------------------------------------------------
+
+_weight: ContextVar[float | None] = ContextVar("kava_shared_batch", default=None)
+
+
+@contextmanager
+def one_batch(shared: bool, weight: float = 1.0) -> Iterator[None]:
+    """Inside, `over_batch` sums over the processes, if they hold parts of one micro-batch.
+
+    Args:
+        weight: 0 where this process has no row of it.
+    """
+    token = _weight.set(weight if shared else None)
+    try:
+        yield
+    finally:
+        _weight.reset(token)
+
+
+def over_batch(part: Tensor) -> Tensor:
+    """A sum over this process's rows, made one over all rows of the micro-batch. No gradient."""
+    weight = _weight.get()
+    if weight is None:
+        return part
+    from accelerate.utils import reduce
+
+    return reduce(part.detach() * weight, "sum")
+
+
+# -- the end -------------------------------------------------------------------------------------
+
+
+def tell(message: str) -> None:
+    """Print an error, from the first of the processes that comes here alone.
+
+    The others wait until it is printed, because a launcher ends all when one has ended.
+    """
+    if processes() == 1:
+        print(message, file=sys.stderr)
+        return
+    from torch.distributed import DistError, DistStoreError, PrefixStore, TCPStore
+
+    try:
+        _state()
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        meeting = TCPStore(host, port, is_master=False, timeout=_PATIENCE)
+        store = PrefixStore(f"kava-error-{attempt}", meeting)
+        first = store.add("failed", 1) == 1
+    except (DistError, DistStoreError, RuntimeError, ValueError):  # nobody is left to ask
+        first, store = True, None
+    if first:
+        print(message, file=sys.stderr, flush=True)
+    if store is None:
+        return
+    try:
+        if first:
+            store.set("told", "yes")
+        else:
+            store.wait(["told"], _PATIENCE)
+    except (DistError, RuntimeError):
+        pass  # the one that tells is gone, and has told
+
+
+def leave() -> None:
+    """Part from the other processes, after work that all have finished."""
+    if processes() > 1 and "torch" in sys.modules:
+        _state().destroy_process_group()
+
+
+def lost(error: BaseException) -> bool:
+    """Whether this is how torch says that another process is gone."""
+    if processes() == 1 or not isinstance(error, RuntimeError):
+        return False
+    from torch.distributed import DistError
+
+    text = str(error)
+    return isinstance(error, DistError) or any(words in text for words in _LOST)
+
+
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out")

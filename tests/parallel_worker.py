@@ -1,0 +1,112 @@
+"""Jobs that two processes do together: `torchrun ... parallel_worker.py FOLDER`.
+
+`FOLDER/jobs.json` lists them; each process writes what came of each into `FOLDER/outcomes-N.json`.
+With `fsdp` in the folder's name the weights are split by FSDP2.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+torch.set_num_threads(1)
+FOLDER = Path(sys.argv[1]) if len(sys.argv) > 1 else Path()
+
+
+def split_over_cpus() -> None:
+    """Let accelerate do on CPUs what it does on accelerators: FSDP2 itself runs on gloo."""
+    from accelerate.state import AcceleratorState, DistributedType
+
+    from kava import parallel
+
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    os.environ["FSDP_AUTO_WRAP_POLICY"] = "TRANSFORMER_BASED_WRAP"
+    plain = AcceleratorState.__init__
+
+    def with_fsdp(self, *args, fsdp_plugin=None, **options):
+        plain(self, *args, fsdp_plugin=fsdp_plugin, **options)
+        if self.distributed_type == DistributedType.MULTI_CPU and fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+
+    AcceleratorState.__init__ = with_fsdp
+    parallel.check_sharding = lambda: None
+
+
+@contextlib.contextmanager
+def changed(where: object, name: str, value: object):
+    """An attribute, for the time of a block."""
+    before = getattr(where, name, None)
+    setattr(where, name, value)
+    try:
+        yield
+    finally:
+        setattr(where, name, before)
+
+
+def train(recipe: str, run: str, resume=False, stop_after=None, poison=None, full_disk_at=None):
+    """Train as `kava train` does.
+
+    Args:
+        stop_after: breaks off after that step, before its validation and its checkpoint.
+        poison: a token whose embedding is not a number.
+        full_disk_at: from that step on, the main process can write no file above 2 kB.
+    """
+    import kava.trainer
+    from kava import parallel
+    from kava.model import Reasoner
+    from kava.recipe import load_recipe
+    from kava.run import train_run
+
+    build, limits = Reasoner.build, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def poisoned(*args):
+        reasoner = build(*args)
+        if poison is not None:
+            with torch.no_grad():
+                reasoner.lm.get_input_embeddings().weight[poison] = float("nan")
+        return reasoner
+
+    def begin(self, args, state, control, **_):
+        if state.global_step == stop_after:
+            raise InterruptedError
+        if state.global_step == full_disk_at and parallel.is_main():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
+
+    try:
+        with (
+            changed(Reasoner, "build", staticmethod(poisoned)),
+            changed(kava.trainer.Record, "on_step_begin", begin),
+        ):
+            train_run(load_recipe(recipe), Path(run), Console(quiet=True), resume)
+    except InterruptedError:
+        if stop_after is None:
+            raise
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def main() -> None:
+    """Every job, one after the other."""
+    if "fsdp" in FOLDER.name:
+        split_over_cpus()
+    from kava import parallel
+    from kava.errors import KavaError
+
+    outcomes = []
+    for job in json.loads((FOLDER / "jobs.json").read_text()):
+        try:
+            train(**job)
+            outcomes.append("")
+        except KavaError as error:
+            outcomes.append(str(error))
+    (FOLDER / f"outcomes-{parallel.index()}.json").write_text(json.dumps(outcomes))
+    parallel.leave()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,408 @@
+"""Two processes do what one does: the same steps, files and answers; and end together."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.data_loader import SeedableRandomSampler
+from parallel_worker import train
+from safetensors.torch import load_file
+
+from kava import parallel
+from kava.backbone import load_tokenizer
+from kava.batching import Encoder
+from kava.data import load_examples
+from kava.errors import KavaError
+from kava.model import Reasoner
+from kava.order import EpochOrder
+from kava.recipe import Train, load_recipe
+from kava.run import read_metrics, read_result, score_run
+from kava.smoke import tiny_backbone
+from kava.tasks import load_task
+from kava.trainer import rows_at_once
+
+WORKER = Path(__file__).with_name("parallel_worker.py")
+TIMED = {"tokens_per_second", "seconds_per_step", "epoch"}
+
+KAVA = {
+    "method": "kava", "num_latents": 4, "num_iterations": 1, "lora": {"r": 4, "dropout": 0.3},
+    "codi": {"weight": 1}, "kv": {"weight": 1},
+    # 26 rows: the last of an epoch's four steps has two, and a process without any
+    "data": {
+        "train": "synthetic", "train_rows": 26, "validation": "synthetic", "validation_rows": 7,
+    },
+    "train": {
+        "steps": 10, "batch_size": 8, "micro_batch_size": 2, "learning_rate": 1e-3,
+        "log_every": 1, "save_every": 3,
+    },
+    "eval": {"max_new_tokens": 4, "batch_size": 2},
+}  # fmt: skip
+FIVE = {**KAVA["train"], "steps": 5, "save_every": None}
+WHOLE = {"adapter": "full", "train": {**FIVE, "micro_batch_size": None}}
+#: Where the recipe's micro-batch is the whole batch, its std is too, and so are its draws.
+RECIPES = {
+    "lora": {},
+    "full": WHOLE,
+    "coconut": {
+        "method": "coconut", **WHOLE,
+        "method_options": {
+            "max_stage": 2, "epochs_per_stage": 0.25, "latents_per_stage": 2, "uniform_prob": 0.4,
+        },
+    },
+    "icot": {
+        "method": "icot", **WHOLE,
+        "method_options": {"tokens_per_epoch": 100, "smoothing": 0.3},
+    },
+    "lotus": {
+        "method": "lotus", "adapter": "full", "num_latents": 12, "codi": {"weight": 0},
+        "latent_readout": {"weight": 0.1, "width": 4}, "kv": {"weight": 0},
+        "method_options": {"epochs_per_stage": 0.25}, "train": FIVE,
+    },
+    # the optimiser's state matters where steps are large
+    "sharded": {"adapter": "full", "train": {**KAVA["train"], "learning_rate": 1e-2}},
+    "uneven": {"train": {**KAVA["train"], "micro_batch_size": 8}},
+}  # fmt: skip
+
+SAME = ("lora", "full", "coconut", "icot", "lotus")
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory):
+    """Recipe files by name, on one tiny backbone."""
+    folder = tmp_path_factory.mktemp("recipes")
+    tiny_backbone("llama", folder / "backbone")
+    for name, changes in RECIPES.items():
+        tree = {**KAVA, "backbone": str(folder / "backbone"), **changes}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return {name: str(folder / f"{name}.yaml") for name in RECIPES}
+
+
+def launch(*words, launcher=("torch.distributed.run", "--nproc-per-node", "2"), **options):
+    """Two processes on this machine, on a port of their own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = {
+        **os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
+        "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "error::FutureWarning:kava",
+    }  # fmt: skip
+    place = ("--master-port", port) if "torch" in launcher[0] else ("--main_process_port", port)
+    command = [sys.executable, "-m", *launcher, *place, *map(str, words)]
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def together(folder: Path, jobs: list[dict]) -> list[str]:
+    """Two processes do the jobs; what came of each, the same on both."""
+    folder.mkdir(exist_ok=True)
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    process = launch(WORKER, folder)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err[:6000]
+    first, second = (json.loads((folder / f"outcomes-{n}.json").read_text()) for n in (0, 1))
+    assert first == second
+    return first
+
+
+def logged(run: Path) -> list[dict]:
+    return [{k: v for k, v in r.items() if k not in TIMED} for r in read_metrics(run)]
+
+
+def assert_same_run(found: Path, expected: Path):
+    """Terms, gradient norms and validation of every step, and the weights that came out."""
+    ours, theirs = logged(found), logged(expected)
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-7)
+    files = [sorted(p.relative_to(r) for p in r.rglob("*")) for r in (found, expected)]
+    assert files[0] == files[1]
+    for file in files[0]:
+        if file.suffix == ".safetensors":
+            weights = [load_file(run / file) for run in (found, expected)]
+            assert weights[0].keys() == weights[1].keys()
+            for name, weight in weights[1].items():
+                torch.testing.assert_close(weights[0][name], weight, rtol=1e-4, atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(recipes, tmp_path_factory):
+    """The same trainings by one process; `cut` has a checkpoint after six of ten steps."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name in (*SAME, "sharded"):
+        train(recipes[name], folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ddp(recipes, lonely, tmp_path_factory):
+    """(folder of runs, outcomes by run): DDP."""
+    folder = tmp_path_factory.mktemp("ddp")
+    train(recipes["lora"], folder / "resumed", stop_after=7)
+    lora = recipes["lora"]
+    jobs = {name: {"recipe": recipes[name], "run": str(folder / name)} for name in SAME}
+    jobs |= {
+        "resumed": {"recipe": lora, "run": str(folder / "resumed"), "resume": True},
+        "cut": {"recipe": lora, "run": str(folder / "cut"), "stop_after": 7},
+        "poisoned": {
+            "recipe": lora, "run": str(folder / "cut"), "resume": True, "poison": lonely[0],
+        },
+        "full disk": {"recipe": lora, "run": str(folder / "full disk"), "full_disk_at": 4},
+        "uneven": {"recipe": recipes["uneven"], "run": str(folder / "uneven")},
+    }  # fmt: skip
+    return folder, dict(zip(jobs, together(folder, list(jobs.values())), strict=True))
+
+
+@pytest.fixture(scope="module")
+def lonely(recipes):
+    """A token that one training row has and no other, and that row's number and id."""
+    recipe = load_recipe(recipes["full"])
+    encoder = Encoder(load_tokenizer(Path(recipe.backbone)), recipe.drop_last_step)
+    rows = encoder.rows(load_examples("synthetic", "train", limit=26))
+    seen = [{*row.question, *row.steps, *row.answer} for row in rows]
+    for number, row in enumerate(rows):
+        others = set().union(*(tokens for n, tokens in enumerate(seen) if n != number))
+        if alone := set(row.question) - others:
+            return min(alone), number, row.id
+    raise AssertionError("every token is in two rows")
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_trajectory_is_that_of_one_process(name, ddp, alone):
+    folder, outcomes = ddp
+    assert outcomes[name] == ""
+    assert_same_run(folder / name, alone / name)
+    result = read_result(folder / name)
+    assert result["processes"] == 2 and result["rows"] == 26
+
+
+def test_one_processs_checkpoint_is_resumed_by_two(ddp, alone):
+    folder, outcomes = ddp
+    assert outcomes["resumed"] == ""
+    assert read_result(folder / "resumed")["resumed_from"] == 6
+    assert_same_run(folder / "resumed", alone / "lora")
+
+
+def test_a_loss_that_is_not_finite_is_told_with_its_step_terms_and_rows(ddp, lonely):
+    folder, outcomes = ddp
+    order = EpochOrder(26, 42, 4)
+
+    def numbers(step):
+        order.set_epoch((step - 1) // 4)
+        return list(order)[(step - 1) % 4 * 8 :][:8]
+
+    bad = next(step for step in range(7, 11) if lonely[1] in numbers(step))
+    told = outcomes["poisoned"]
+    step, _, terms = told.partition(" is not finite")[0].partition(": ")
+    assert step == f"step {bad}"
+    assert set(terms.split(", ")) == {"student_ce", "teacher_ce", "codi", "kv"}
+    named = told.partition("rows ")[2].split(";")[0].split(", ")
+    assert lonely[2] in named and len(named) == 2  # one micro-batch of one process
+    assert [r["step"] for r in logged(folder / "cut")] == list(range(1, bad))
+
+
+def test_two_processes_checkpoint_is_resumed_by_one_also_after_such_a_loss(ddp, alone, recipes):
+    folder, _ = ddp
+    run = folder / "cut"
+    assert {f.name for f in (run / "checkpoints").iterdir()} == {"checkpoint-3", "checkpoint-6"}
+    train(recipes["lora"], run, resume=True)
+    assert_same_run(run, alone / "lora")
+
+
+def test_a_full_disk_ends_both_and_leaves_the_checkpoint_before(ddp, recipes, alone):
+    folder, outcomes = ddp
+    run = folder / "full disk"
+    assert re.search(r"checkpoint-6: cannot be written: .*File too large", outcomes["full disk"])
+    assert [f.name for f in (run / "checkpoints").iterdir()] == ["checkpoint-3"]
+    train(recipes["lora"], run, resume=True)
+    assert_same_run(run, alone / "lora")
+
+
+# -- as commands ---------------------------------------------------------------------------------
+
+
+def workers(process: subprocess.Popen) -> dict[int, int]:
+    """Pids of a launcher's processes by their number."""
+    found = {}
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        names = Path(f"/proc/{child}/environ").read_text().split("\0")
+        found.update({int(n[5:]): int(child) for n in names if n.startswith("RANK=")})
+    return found
+
+
+def test_when_one_process_is_killed_the_other_ends_and_resume_goes_on(recipes, alone, tmp_path):
+    long = ("train.steps=24", "-o", tmp_path / "run")
+    process = launch("-m", "kava", "train", recipes["lora"], *long)
+    saved = tmp_path / "run/checkpoints/checkpoint-3/trainer_state.json"
+    deadline = time.monotonic() + 120
+    while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(workers(process)[1], signal.SIGKILL)
+    begin = time.monotonic()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0 and time.monotonic() - begin < 40
+    assert "SIGKILL" in err or "Signal 9" in err  # the launcher says which process, and why
+    assert not (tmp_path / "run/result.json").exists()
+    tree = yaml.safe_load(Path(recipes["lora"]).read_text())
+    tree["train"]["steps"] = 24
+    whole = tmp_path / "whole.yaml"
+    whole.write_text(yaml.safe_dump(tree))
+    train(str(whole), tmp_path / "run", resume=True)
+    train(str(whole), tmp_path / "expected")
+    assert_same_run(tmp_path / "run", tmp_path / "expected")
+
+
+def test_an_evaluation_by_two_is_that_of_one(recipes, alone, tmp_path):
+    words = ("eval", alone / "full", "--task", "synthetic", "--limit", "7", "--batch-size", "2")
+    two = launch(
+        "-m", "kava", *words, "-o", tmp_path / "two",
+        launcher=("accelerate.commands.launch", "--cpu", "--num_processes", "2"),
+    )  # fmt: skip
+    out, err = two.communicate(timeout=120)
+    assert two.returncode == 0, err[-3000:]
+    assert out.count("predictions and scores in") == 1
+    score_run(
+        Reasoner.from_pretrained(alone / "full"),
+        load_task("synthetic", limit=7),
+        tmp_path / "one",
+        batch_size=2,
+    )
+    files = [tmp_path / name / "predictions/synthetic.jsonl" for name in ("one", "two")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    scores = [read_result(tmp_path / name)["scores"]["synthetic"] for name in ("one", "two")]
+    measured = {"ms_per_question", "ms_per_question_in_batch", "tokens_per_second", "peak_memory"}
+    measured |= {"command", "time"}
+    assert scores[0].keys() == scores[1].keys()
+    for key in scores[0].keys() - measured:
+        assert scores[0][key] == scores[1][key], key
+
+
+def test_bad_input_is_told_once_and_ends_both(recipes, tmp_path):
+    process = launch("-m", "kava", "train", recipes["lora"], "train.stps=8", "-o", tmp_path / "run")
+    _, err = process.communicate(timeout=120)
+    told = [line for line in err.splitlines() if line.startswith("kava:")]
+    assert len(told) == 1 and "unknown key 'train.stps'; did you mean 'steps'?" in told[0]
+    assert err.count("exitcode  : 2") == 2
+    assert "kava/__main__" not in err and not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_cannot_be_held_is_refused_by_both(ddp):
+    folder, outcomes = ddp
+    assert outcomes["uneven"] == (
+        "train.batch_size 8 in micro-batches of 8 cannot be shared by 2 processes; numbers "
+        "of processes that fit: 1; or train.micro_batch_size 1 or 2 or 4"
+    )
+    assert not (folder / "uneven").exists()
+
+
+@pytest.mark.parametrize(
+    "words,command",
+    [(["ask", "x"], "ask"), (["sweep", "x"], "sweep"), (["train", "x"], None), ([], None)],
+)
+def test_commands_that_would_do_everything_twice_are_refused(words, command, monkeypatch):
+    parallel.check_command(words)  # one process may
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    if command is None:
+        parallel.check_command(words)
+        return
+    with pytest.raises(KavaError, match=f"'{command}' runs as one process, not as 2"):
+        parallel.check_command(words)
+
+
+@pytest.mark.parametrize(
+    "wanted,words",
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DeepSpeed"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "--fsdp_version 2"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "not over CPUs"),
+    ],
+)
+def test_splitting_that_one_would_not_get_is_refused(wanted, words, monkeypatch):
+    parallel.check_sharding()
+    monkeypatch.setattr(parallel, "device", lambda: "cpu")
+    for name, value in wanted.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(KavaError, match=words):
+        parallel.check_sharding()
+
+
+# -- laws, without a launcher --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "batch,micro,processes,rows",
+    [(128, 32, 1, 32), (128, 32, 4, 32), (128, None, 8, 16), (6, 3, 2, 3), (6, None, 1, 6)],
+)
+def test_the_batch_is_held(batch, micro, processes, rows):
+    settings = Train(steps=1, learning_rate=1, batch_size=batch, micro_batch_size=micro)
+    assert rows_at_once(settings, processes) == rows
+    assert batch % (rows * processes) == 0
+
+
+@pytest.mark.parametrize(
+    "batch,micro,processes,fitting",
+    [
+        (128, 32, 3, "1, 2, 4"),
+        (12, None, 8, "1, 2, 3, 4, 6, 12"),
+        (8, 4, 4, "1, 2; or train.micro_batch_size 1 or 2"),
+    ],
+)
+def test_or_refused_with_what_fits(batch, micro, processes, fitting):
+    settings = Train(steps=1, learning_rate=1, batch_size=batch, micro_batch_size=micro)
+    with pytest.raises(KavaError, match=f"numbers of processes that fit: {fitting}$"):
+        rows_at_once(settings, processes)
+
+
+@pytest.mark.parametrize("rows,together", [(26, 4), (8, 4), (3, 8), (1, 1)])
+def test_each_row_comes_once_an_epoch_in_the_order_of_accelerates_sampler(rows, together):
+    theirs = SeedableRandomSampler(range(rows), data_seed=7)
+    ours = EpochOrder(rows, 7, together)
+    for epoch in range(3):
+        ours.set_epoch(epoch)
+        theirs.set_epoch(epoch)
+        numbers = list(ours)
+        assert numbers[:rows] == list(theirs)
+        assert len(numbers) == len(ours) == -(-rows // together) * together
+        assert all(number >= rows for number in numbers[rows:])
+
+
+# -- FSDP2 ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fsdp(recipes, tmp_path_factory):
+    """(folder of runs, outcomes by run): FSDP2, each block and the rest split over two."""
+    folder = tmp_path_factory.mktemp("fsdp")
+    train(recipes["sharded"], folder / "resumed", stop_after=7)
+    names = ("lora", "sharded")
+    jobs = [{"recipe": recipes[n], "run": str(folder / n)} for n in names]
+    jobs += [
+        {"recipe": recipes["sharded"], "run": str(folder / "resumed"), "resume": True},
+        {"recipe": recipes["sharded"], "run": str(folder / "cut"), "stop_after": 7},
+    ]
+    return folder, together(folder, jobs)
+
+
+@pytest.mark.parametrize("name", ("lora", "sharded", "resumed"))
+def test_split_weights_give_the_same_trajectory_and_the_same_files(name, fsdp, alone):
+    folder, outcomes = fsdp
+    assert set(outcomes) == {""}
+    assert_same_run(folder / name, alone / ("sharded" if name == "resumed" else name))
+
+
+def test_a_checkpoint_of_split_weights_is_resumed_by_one_process(fsdp, alone, recipes):
+    folder, _ = fsdp
+    train(recipes["sharded"], folder / "cut", resume=True)
+    assert read_result(folder / "cut")["resumed_from"] == 6
+    assert_same_run(folder / "cut", alone / "sharded")
