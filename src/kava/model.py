@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from kava.methods._base import LatentMethod, Method, Thinking, read_question
 from kava.projection import Projection
 from kava.recipe import Recipe
 from kava.thought import Thought
-from kava.types import ANSWER_PROMPT
+from kava.types import ANSWER_PROMPT, Example
 
 SPECIAL_TOKENS = {"bot": "<bot>", "latent": "<latent>", "eot": "<eot>"}
 
@@ -279,6 +279,36 @@ class Reasoner(nn.Module):
     def _no_split_modules(self) -> list[str]:
         """Blocks that FSDP splits one by one, as transformers names them for the backbone."""
         return sorted(self.lm._no_split_modules or [])
+
+    def train_on(
+        self,
+        rows: Sequence[Example | Mapping[str, Any]],
+        recipe: Recipe | str | Path | None = None,
+        validation: Sequence[Example | Mapping[str, Any]] = (),
+        output: str | Path | None = None,
+        resume: bool = False,
+        quiet: bool = False,
+    ) -> dict[str, Any]:
+        """Train on rows given here, as `kava train` does on those of a file.
+
+        Args:
+            rows: each with `question`, `steps` (or `cot`), `answer`, and perhaps `id`.
+            recipe: how; this reasoner's own if not given. Its `data` is not read. It may change
+                the training and the losses, and not what the weights are made of.
+            validation: rows to be scored on during and after the training.
+            output: run folder to write (recipe, metrics, checkpoint, result); none if not given,
+                and then nothing can be resumed.
+            quiet: without a progress bar.
+
+        Returns:
+            what a run's `result.json` holds: `steps`, `rows`, `validation_accuracy` and so on.
+
+        Raises:
+            KavaError: a broken row, by its place; a recipe for other weights; `output` is taken.
+        """
+        from kava.own_rows import train_on
+
+        return train_on(self, rows, recipe, validation, output, resume, quiet)
 
     # -- inference -------------------------------------------------------------------------------
 

@@ -101,6 +101,12 @@ def read_rows(data: Data, console: Console | None = None) -> tuple[list[Example]
     validation = load_examples(
         data.validation, "validation", limit=data.validation_rows, options=data.options
     )
+    check_apart(train_rows, validation)
+    return train_rows, validation
+
+
+def check_apart(train_rows: Sequence[Example], validation: Sequence[Example]) -> None:
+    """Raise a KavaError where a validation question, in normal form, is a training question."""
     normal_forms = {normal(e.question) for e in train_rows}
     shared = [e.question for e in validation if normal(e.question) in normal_forms]
     if shared:
@@ -108,7 +114,6 @@ def read_rows(data: Data, console: Console | None = None) -> tuple[list[Example]
             f"data: {len(shared)} validation questions are training questions too, "
             f"such as {min(shared)[:80]!r}"
         )
-    return train_rows, validation
 
 
 def train_run(
@@ -126,11 +131,31 @@ def train_run(
     where = device or default_device()
     reasoner = parallel.main_first(lambda: Reasoner.build(resolved, where))
     rows, validation = parallel.main_first(lambda: read_rows(resolved.data, console))
+    data = _data_record(resolved.data, rows, validation)
+    return train_reasoner(reasoner, (rows, validation), data, resolved, run, console, resume)
+
+
+def train_reasoner(
+    reasoner: Reasoner,
+    rows: tuple[Sequence[Example], Sequence[Example]],
+    data: dict[str, Any],
+    resolved: Recipe,
+    run: Path,
+    console: Console,
+    resume: bool,
+) -> dict[str, Any]:
+    """Train a reasoner into a run folder; see `train_run`.
+
+    Args:
+        rows: for training, for validation.
+        data: what the result says of them.
+        resolved: the recipe as it was given; the run folder keeps it.
+    """
     with alone(run, console):
         parallel.on_main(lambda: prepare(run, resolved, resume))
         title = f"{resolved.method} (seed {resolved.seed})"
-        measured = train(reasoner, rows, validation, run, resume, Progress(title, console))
-        result = _result(reasoner, rows, validation, measured)
+        measured = train(reasoner, *rows, run, resume, Progress(title, console))
+        result = _result(reasoner, data, measured)
         weights = sharded.whole_weights(reasoner)
 
         def write() -> None:
@@ -164,19 +189,14 @@ def alone(run: Path, console: Console) -> Iterator[None]:
         yield
 
 
-def _result(
-    reasoner: Reasoner,
-    rows: Sequence[Example],
-    validation: Sequence[Example],
-    measured: dict[str, Any],
-) -> dict[str, Any]:
+def _result(reasoner: Reasoner, data: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
     resolved = reasoner.recipe
     return {
         "method": resolved.method,
         "seed": resolved.seed,
         "backbone": reasoner.identity,
         "trained_weights": sum(p.numel() for p in reasoner.parameters() if p.requires_grad),
-        "data": _data_record(resolved.data, rows, validation),
+        "data": data,
         **measured,
         "processes": parallel.processes(),
         "scores": {},

@@ -1,0 +1,134 @@
+"""`Reasoner.train_on`: rows from Python are trained on as those of a file are."""
+
+import json
+
+import pytest
+import torch
+from rich.console import Console
+from tiny import reasoner
+
+from kava.data import load_examples
+from kava.errors import KavaError
+from kava.model import Reasoner
+from kava.own_rows import GIVEN
+from kava.recipe import Recipe
+from kava.run import train_run
+from kava.smoke import tiny_backbone
+from kava.types import Example
+
+ROWS = load_examples("synthetic", "train", limit=12)
+VALIDATION = load_examples("synthetic", "validation", limit=3)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbone")
+    tiny_backbone("llama", folder)
+    return folder
+
+
+def recipe(backbone, rows="nothing", **changes):
+    tree = {
+        "method": "kava", "backbone": str(backbone), "num_latents": 4, "num_iterations": 1,
+        "codi": {"weight": 1}, "kv": {"weight": 1}, "lora": {"r": 4, "dropout": 0},
+        "data": {"train": str(rows)}, "eval": {"max_new_tokens": 3},
+        "train": {"steps": 3, "batch_size": 4, "learning_rate": 1e-3, "log_every": 1},
+    }  # fmt: skip
+    return Recipe.model_validate({**tree, **changes})
+
+
+def mapping(row):
+    return {"id": row.id, "question": row.question, "steps": list(row.steps), "answer": row.answer}
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("form", (lambda row: row, mapping), ids=("examples", "mappings"))
+def test_the_same_as_from_a_file(backbone, tmp_path, form):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(mapping(row)) + "\n" for row in ROWS), encoding="utf-8")
+    train_run(recipe(backbone, file), tmp_path / "file", Console(quiet=True))
+    of_file = Reasoner.from_pretrained(tmp_path / "file")
+    given = recipe(backbone)
+    model = Reasoner.build(given)
+    run = tmp_path / "python"
+    result = model.train_on([form(row) for row in ROWS], given, output=run, quiet=True)
+    for name, weight in weights(of_file).items():
+        assert torch.equal(weight, dict(model.named_parameters())[name]), name
+    assert (result["steps"], result["rows"], result["validation_n"]) == (3, 12, 0)
+    loaded = Reasoner.from_pretrained(run)
+    question = ROWS[0].question
+    assert loaded.generate(question, 4) == model.generate(question, 4)
+    assert not model.training and len((run / "metrics.jsonl").read_text().splitlines()) == 3
+    card = (run / "checkpoint" / "README.md").read_text()
+    assert f"12 of {GIVEN}" in card
+
+
+def test_validation_rows_are_scored_and_nothing_is_left_behind(backbone, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = Reasoner.build(recipe(backbone))
+    result = model.train_on(ROWS, validation=VALIDATION, quiet=True)
+    assert result["validation_n"] == 3 and result["validation_accuracy"] is not None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_may_change_and_goes_on_from_where_it_is(backbone):
+    model = Reasoner.build(recipe(backbone, seed=5))
+    model.train_on(ROWS, quiet=True)
+    before, identity = weights(model), model.recipe.backbone
+    other = recipe("elsewhere", seed=6, kv={"weight": 3}, drop_last_step=False)
+    model.train_on(ROWS, other, quiet=True)
+    assert model.recipe.kv.weight == 3 and model.recipe.backbone == identity
+    assert model.method.recipe.kv.weight == 3 and not model.encoder.drop_last_step
+    moved = [n for n, w in weights(model).items() if not torch.equal(w, before[n])]
+    assert moved and all("lora" in n or "base" not in n for n in moved)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"method": "pccot"}, "method is 'pccot' and this reasoner's is 'kava'"),
+        ({"adapter": "full"}, "adapter is 'full'"),
+        ({"lora": {"r": 8, "dropout": 0}}, "lora.r is 8"),
+        ({"projection": "mlp"}, "projection is 'mlp'"),
+        ({"kv": {"projection": "linear"}}, "kv.projection is 'linear'"),
+    ],
+)
+def test_a_recipe_for_other_weights_is_refused(backbone, change, said):
+    model = Reasoner.build(recipe(backbone))
+    before, kept = weights(model), model.recipe
+    with pytest.raises(KavaError, match=said):
+        model.train_on(ROWS, recipe(backbone, **change), quiet=True)
+    assert model.recipe == kept and model.method.recipe == kept
+    assert all(torch.equal(w, before[name]) for name, w in weights(model).items())
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "rows holds no rows"),
+        ([mapping(ROWS[0]), {"question": "q", "steps": []}], r"rows\[1\]: no field 'answer'"),
+        ([mapping(ROWS[0]), "a text"], r"rows\[1\]: a row is a mapping .*, not str"),
+        ([ROWS[0], ROWS[0]], r"rows\[1\]: id .* is already that of rows\[0\]"),
+        ([Example("a", " ", (), "1")], r"rows\[0\]"),
+    ],
+)
+def test_a_broken_row_is_named_by_its_place(rows, said):
+    with pytest.raises(KavaError, match=said):
+        reasoner("llama", "kava").train_on(rows, quiet=True)
+
+
+def test_rows_to_score_on_are_no_training_rows():
+    with pytest.raises(KavaError, match="1 validation questions are training questions too"):
+        reasoner("llama", "kava").train_on(ROWS, validation=ROWS[:1], quiet=True)
+
+
+def test_a_folder_that_is_taken_and_nothing_to_resume(backbone, tmp_path):
+    model = Reasoner.build(recipe(backbone))
+    with pytest.raises(KavaError, match="nothing to resume without an output folder"):
+        model.train_on(ROWS, resume=True, quiet=True)
+    model.train_on(ROWS, output=tmp_path / "run", quiet=True)
+    with pytest.raises(KavaError, match="already holds a run"):
+        model.train_on(ROWS, output=tmp_path / "run", quiet=True)
