@@ -182,7 +182,8 @@ def build(demo: Demo) -> gr.Blocks:
             api_visibility="private",
             concurrency_limit=1,
         )
-        picked.select(
+        gr.on(
+            [picked.input, picked.select],  # by keyboard; the same one again
             lambda chosen: chosen,
             picked,
             question,
