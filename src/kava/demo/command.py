@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from contextlib import suppress
@@ -17,6 +18,7 @@ from kava.serve.command import is_loopback
 
 if TYPE_CHECKING:
     import uvicorn
+    from fastapi import FastAPI
 
     from kava.demo.page import Demo, Model
     from kava.demo.questions import Limits
@@ -59,11 +61,11 @@ class Address:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             bound.bind((self.host.strip("[]"), self.port))
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             bound.close()
+            why = getattr(error, "strerror", None) or error
             raise KavaError(
-                f"demo: {self.host}, port {self.port}: {error.strerror or error}; choose others "
-                "with --host and --port"
+                f"demo: {self.host}, port {self.port}: {why}; choose others with --host and --port"
             ) from None
         return bound
 
@@ -124,18 +126,29 @@ def serve(
 
 
 def server(demo: Demo, address: Address) -> uvicorn.Server:
-    """The page over HTTP, not yet running.
+    """The page over HTTP, not yet running."""
+    import uvicorn
+
+    # gradio makes event loops where none is running, and leaves them open.
+    app = asyncio.run(_mounted(demo, address))
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    return uvicorn.Server(
+        uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=2)
+    )
+
+
+async def _mounted(demo: Demo, address: Address) -> FastAPI:
+    """The application.
 
     It sends nothing to anybody else: no telemetry, no tunnel, no fonts or scripts from elsewhere.
     """
     import gradio
-    import uvicorn
     from fastapi import FastAPI
 
     from kava.demo.page import CSS, build, theme
 
     app = FastAPI(title="kava demo", docs_url=None, redoc_url=None, openapi_url=None)
-    gradio.mount_gradio_app(
+    return gradio.mount_gradio_app(
         app,
         build(demo),
         path="/",
@@ -150,10 +163,6 @@ def server(demo: Demo, address: Address) -> uvicorn.Server:
         enable_monitoring=False,
         show_error=False,
         max_file_size=1,  # nothing on the page takes a file
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    return uvicorn.Server(
-        uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=2)
     )
 
 

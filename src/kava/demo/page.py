@@ -18,12 +18,15 @@ from kava.model import Reasoner
 CSS = Path(__file__).with_name("page.css")
 TITLE = "kava demo: thinking in latents beside writing the steps"
 LEAD = (
-    "One model writes its reasoning and then the answer. The other thinks in latent tokens, all "
-    "refined together a few times, and answers at once. They answer one after the other, so that "
-    "neither takes the other's time. Forward passes are counted from the end of the question to "
-    "the end of the answer."
+    "One model writes its reasoning and then the answer. {other} They answer one after the other, "
+    "so that neither takes the other's time. Forward passes are counted from the end of the "
+    "question to the end of the answer; the time includes the question."
 )
-ONE_AT_A_TIME = LEAD.replace("all refined together a few times", "one after the other")
+TOGETHER = (
+    "The other thinks in latent tokens, all refined together a few times, and answers at once."
+)
+ONE_BY_ONE = "The other thinks in latent tokens, one after the other, and answers at once."
+WITHOUT = "The other has no latent tokens to think in."
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,13 @@ class Model:
         """How it thinks with these numbers; None is the recipe's."""
         reasoner, method = self.reasoner, self.reasoner.recipe.method
         if not reasoner.method.uses_latents:
-            return panels.Told(self.name, method, f"{method}, no latents")
+            return panels.Told(self.name, f"{method}, no latents")
         latents = num_latents or reasoner.recipe.num_latents
         size = f"{method}, {latents} latents"
         if reasoner.method.iterates:
             chosen = reasoner.recipe.num_iterations if num_iterations is None else num_iterations
             size += f", {chosen} iterations"
-        return panels.Told(self.name, method, size)
+        return panels.Told(self.name, size)
 
 
 class Demo:
@@ -95,7 +98,10 @@ class Demo:
             self.iterations.check(num_iterations, "number of iterations")
         thinker = sizes.resized(self.thinker.reasoner, num_latents)
         question, gold = question.strip(), self.pick.gold(question)
-        costs, written, tokens = "", self.write_card(), self.limits.new_tokens
+        costs, tokens = "", self.limits.new_tokens
+        written = self.write_card(before="Waiting for the other model …")
+        thought = self.think_card(None, None, num_latents, num_iterations, "Reading …")
+        yield costs, written, thought, self.latents_card()
         for progress in answering(thinker, question, num_iterations, tokens):
             thought = self.think_card(progress, gold, num_latents, num_iterations)
             latents = self.latents_card(progress)
@@ -107,9 +113,14 @@ class Demo:
                 costs = panels.comparison(thinking, progress)
             yield costs, written, thought, latents
 
-    def write_card(self, progress: Progress | None = None, gold: str | None = None) -> str:
+    def write_card(
+        self,
+        progress: Progress | None = None,
+        gold: str | None = None,
+        before: str = panels.NOTHING,
+    ) -> str:
         """The model that writes its steps."""
-        return panels.answer_card("Written steps", self.writer.told(), progress, gold)
+        return panels.answer_card("Written steps", self.writer.told(), progress, gold, before)
 
     def think_card(
         self,
@@ -117,10 +128,20 @@ class Demo:
         gold: str | None = None,
         num_latents: int | None = None,
         num_iterations: int | None = None,
+        before: str = panels.NOTHING,
     ) -> str:
         """The model that thinks, with these numbers."""
+        title = "Latent tokens" if self.latents else "The other model"
         told = self.thinker.told(num_latents, num_iterations)
-        return panels.answer_card("Latent tokens", told, progress, gold)
+        return panels.answer_card(title, told, progress, gold, before)
+
+    @property
+    def lead(self) -> str:
+        """What the page shows, in a few sentences."""
+        other = WITHOUT
+        if self.latents:
+            other = TOGETHER if self.iterations else ONE_BY_ONE
+        return LEAD.format(other=other)
 
     def latents_card(self, progress: Progress | None = None) -> str:
         """What its latents decode to so far."""
@@ -146,20 +167,21 @@ def theme() -> Any:
         font=[gr.themes.Font(name) for name in sans],
         font_mono=[gr.themes.Font(name) for name in mono],
     ).set(
-        # The theme's own are too pale to be read by everybody (a contrast of 2.6).
+        # The theme's own are too pale to be read by everybody (a contrast below 3).
         body_text_color_subdued="#55616d",
         body_text_color_subdued_dark="#a3afbb",
         block_info_text_color="#55616d",
         block_info_text_color_dark="#a3afbb",
+        button_primary_background_fill="#0067a3",
+        button_primary_background_fill_hover="#005484",
+        slider_color="#0072b2",
     )
 
 
 def build(demo: Demo) -> gr.Blocks:
     """The page, not yet served."""
     with gr.Blocks(analytics_enabled=False, title=TITLE) as page:
-        one_by_one = demo.latents is not None and demo.iterations is None
-        lead = ONE_AT_A_TIME if one_by_one else LEAD
-        _html(f'<div class="intro"><h1>{TITLE}</h1><p>{lead}</p></div>')
+        _html(f'<div class="intro"><h1>{TITLE}</h1><p>{demo.lead}</p></div>')
         question = gr.Textbox(
             demo.pick.first, label="Question", lines=1, max_lines=6, elem_id="question"
         )

@@ -12,48 +12,51 @@ from kava.inspect.decoded import Top
 from kava.inspect.trace import split_steps
 
 _LATENTS = "What each latent decodes to"
-_WAITING = '<p class="soft">Nothing yet.</p>'
+NOTHING = "Nothing yet."
 
 
 @dataclass(frozen=True)
 class Told:
     """What is known of a model before it answers.
 
-    name: a folder, or a name on the Hub.   method: its registered name.
-    size: how it thinks, such as `35 latents, 4 iterations`.
+    name: a folder, or a name on the Hub.   size: such as `kava, 35 latents, 4 iterations`.
     """
 
     name: str
-    method: str
     size: str
 
 
 def answer_card(
-    title: str, told: Told, progress: Progress | None = None, gold: str | None = None
+    title: str,
+    told: Told,
+    progress: Progress | None = None,
+    gold: str | None = None,
+    before: str = NOTHING,
 ) -> str:
     """A model's answer so far, what came before it, and what that cost.
 
     Args:
         gold: the right answer, if it is known.
+        before: is said where there is no progress yet.
     """
-    about = f'<p class="soft">{text(told.name)}: {text(told.size)}</p>'
+    about = _soft(f"{told.name}: {told.size}")
     if progress is None:
-        return _card(title, about + _WAITING)
-    before, answer = parted(progress.text)
+        return _card(title, about + _soft(before))
+    written, answer = parted(progress.text)
     shown = text(answer or "") or ("…" if progress.answer is None else "no answer")
     return _card(
         title,
         f'{about}<p class="answer">{shown}{_verdict(progress, gold)}</p>'
-        f"{_facts(progress)}{_cut_off(progress)}{_steps(before)}{_reading(progress)}",
+        f"{_facts(progress)}{_cut_off(progress)}{_steps(written)}{_reading(progress)}",
     )
 
 
-def comparison(thought: Progress, written: Progress) -> str:
-    """Both costs in a sentence."""
+def comparison(asked: Progress, written: Progress) -> str:
+    """What the model that was asked about cost beside the one that writes its steps."""
     return (
-        f'<p class="costs" role="status">The latent model took <b>{thought.forward_passes}</b> '
-        f"forward passes and <b>{_time(thought.seconds)}</b>; the one that writes its steps took "
-        f"<b>{written.forward_passes}</b> and <b>{_time(written.seconds)}</b>.</p>"
+        f'<p class="costs" role="status"><b>{asked.forward_passes}</b> forward passes and '
+        f"<b>{_time(asked.seconds)}</b>, beside <b>{written.forward_passes}</b> and "
+        f"<b>{_time(written.seconds)}</b> of the model that writes its steps.</p>"
     )
 
 
@@ -63,7 +66,7 @@ def latents_card(passes: Sequence[Sequence[Top]], iterates: bool) -> str:
     The page has the five likeliest as a tooltip, and those of the last pass as a table.
     """
     if not passes:
-        return _card(_LATENTS, _WAITING)
+        return _card(_LATENTS, _soft(NOTHING))
     count = len(passes[-1])
     numbers = "".join(f'<th scope="col">{i + 1}</th>' for i in range(count))
     rows = []
@@ -83,7 +86,7 @@ def latents_card(passes: Sequence[Sequence[Top]], iterates: bool) -> str:
 
 def no_latents(method: str) -> str:
     """For a model that has none."""
-    return _card(_LATENTS, f'<p class="soft">Method {text(method)} thinks in no latent tokens.</p>')
+    return _card(_LATENTS, _soft(f"Method {method} thinks in no latent tokens."))
 
 
 def problem(message: str) -> str:
@@ -111,6 +114,10 @@ def _card(title: str, inside: str) -> str:
     )
 
 
+def _soft(value: str) -> str:
+    return f'<p class="soft">{text(value)}</p>'
+
+
 def _verdict(progress: Progress, gold: str | None) -> str:
     if progress.answer is None or gold is None:
         return ""
@@ -130,19 +137,19 @@ def _facts(progress: Progress) -> str:
 def _cut_off(progress: Progress) -> str:
     if progress.answer is None or progress.answer.finished:
         return ""
-    return '<p class="soft">It was cut off: no more tokens are allowed.</p>'
+    return _soft("It was cut off: no more tokens are allowed.")
 
 
 def _steps(written: str) -> str:
     steps = "".join(f"<li>{text(step)}</li>" for step in split_steps(written))
-    return f'<p class="soft">written before it</p><ol>{steps}</ol>' if steps else ""
+    return f"{_soft('written before it')}<ol>{steps}</ol>" if steps else ""
 
 
 def _reading(progress: Progress) -> str:
     if not progress.passes:
         return ""
     read = "".join(top[0][0] for top in progress.passes[-1])
-    return f'<p class="soft">what its latents decode to</p><p class="reading">{text(read)}</p>'
+    return f"{_soft('what its latents decode to')}<p class='reading'>{text(read)}</p>"
 
 
 def _time(seconds: float) -> str:
@@ -161,9 +168,9 @@ def _cell(top: Top, before: Top | None) -> str:
 
 def _legend(iterates: bool) -> str:
     moved = " Bold and underlined: another token than one iteration before." if iterates else ""
-    return (
-        '<p class="soft">The likeliest token of each latent, read by the language-model head, and '
-        f"its probability in percent; the darker, the likelier.{moved}</p>"
+    return _soft(
+        "The likeliest token of each latent, read by the language-model head, and its probability "
+        f"in percent; the darker, the likelier.{moved}"
     )
 
 
