@@ -15,7 +15,7 @@ import tiny
 import torch
 from rich.console import Console
 
-from kava.demo import command, questions, sizes
+from kava.demo import command, panels, questions, sizes
 from kava.demo.command import Address, _its_writer, serve, server
 from kava.demo.happening import as_it_happens
 from kava.demo.progress import answering
@@ -91,6 +91,7 @@ def test_after_t_iterations_it_tells_what_t_iterations_alone_think(method):
     for t in range(5):
         alone = thinker.think([QUESTION], num_iterations=t).latent_states[0]
         assert len(told[t].passes) == t + 1 and told[t].text == ""
+        assert told[t].forward_passes == t  # pass 0 belongs to the prefill
         assert [[word for word, _ in top] for top in told[t].passes[-1]] == [
             [word for word, _ in top] for top in decode_states(thinker, alone)
         ]
@@ -100,6 +101,7 @@ def test_latents_made_one_at_a_time_are_told_one_at_a_time():
     thinker = tiny.reasoner("llama", "codi")
     told = [one for one in every(thinker) if not one.text]
     assert [len(one.passes[0]) for one in told] == [1, 2, 3, 4, 5]
+    assert [one.forward_passes for one in told] == [1, 2, 3, 4, 5]
     assert all(one.passes[0] == told[-1].passes[0][: i + 1] for i, one in enumerate(told))
 
 
@@ -278,6 +280,14 @@ def test_an_address_that_is_taken_is_named():
 def test_of_another_backbone_the_writer_has_to_be_named():
     with pytest.raises(KavaError, match=r"made from tiny; .*--written FOLDER"):
         _its_writer(Model(tiny.reasoner(), "runs/mine"))
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [("a", "a"), (" a", "␣a"), ("a  ", "a␣␣"), ("  ", "␣␣"), ("\n", "⏎"), ("", "∅"), ("<", "&lt;")],
+)
+def test_blanks_of_a_token_are_seen(token, shown):
+    assert panels.token(token) == shown
 
 
 def run_command(run=None, written=None, **more):
@@ -482,6 +492,11 @@ def test_nothing_sticks_out_and_the_pictures_of_the_readme(browser_page, url, tm
     for width in (1280, 390):
         tab.page.set_viewport_size({"width": width, "height": 900})
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
+        for card in tab.page.locator(".card, #ask, #question").all():
+            box = card.bounding_box()
+            assert box["x"] >= 0 and box["x"] + box["width"] <= width
+    moved = "one => { one.scrollLeft = 200; return one.scrollLeft; }"
+    assert tab.page.locator(".scroll").evaluate(moved) == 200  # the table, in a narrow window
     tab.check()
 
 

@@ -95,9 +95,8 @@ def problem(message: str) -> str:
 
 
 def text(value: str) -> str:
-    """As text: neither markup nor, with braces and dollars, a template of the page's library."""
-    value = html.escape(value)
-    return value.translate({ord(letter): f"&#{ord(letter)};" for letter in "{}$`\\"})
+    """As text, never markup."""
+    return html.escape(value)
 
 
 def token(value: str) -> str:
