@@ -483,6 +483,7 @@ def test_nothing_sticks_out_and_the_pictures_of_the_readme(browser_page, url, tm
     tab.page.screenshot(path=folder / "demo.png", full_page=True)
     tab.page.get_by_label("number input for Iterations (T)").fill("1")
     assert numbers(tab.ask())[0] == 3
+    assert "35 latents, 1 iteration\n" in tab.text("#thought")
     top = tab.page.locator("#costs").bounding_box()["y"] - 10
     below = tab.page.locator("#decoded").bounding_box()
     clip = {"x": 0, "y": top, "width": 1280, "height": below["y"] + below["height"] + 16 - top}

@@ -44,10 +44,10 @@ class Model:
         if not reasoner.method.uses_latents:
             return panels.Told(self.name, f"{method}, no latents")
         latents = num_latents or reasoner.recipe.num_latents
-        size = f"{method}, {latents} latents"
+        size = f"{method}, {_count(latents, 'latent')}"
         if reasoner.method.iterates:
             chosen = reasoner.recipe.num_iterations if num_iterations is None else num_iterations
-            size += f", {chosen} iterations"
+            size += f", {_count(chosen, 'iteration')}"
         return panels.Told(self.name, size)
 
 
@@ -214,6 +214,10 @@ def build(demo: Demo) -> gr.Blocks:
         )
     page.queue(max_size=32)
     return page
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _html(value: str, name: str | None = None) -> gr.HTML:

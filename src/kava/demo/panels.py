@@ -169,7 +169,7 @@ def _legend(iterates: bool) -> str:
     moved = " Bold and underlined: another token than one iteration before." if iterates else ""
     return _soft(
         "The likeliest token of each latent, read by the language-model head, and its probability "
-        f"in percent; the darker, the likelier.{moved}"
+        f"in percent; the stronger the colour, the likelier.{moved}"
     )
 
 
