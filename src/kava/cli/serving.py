@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kava.cli._app import app, make_console
+from kava.cli._app import TaskFile, app, make_console
 
 
 @app.command()
@@ -50,3 +50,36 @@ def serve(
         queue_length=queue_length,
     )
     start(run, address, limits, name, backbone, make_console())
+
+
+@app.command()
+def demo(
+    run: Annotated[
+        str | None, typer.Argument(help="run or checkpoint; the quickstart's KaVa if not given")
+    ] = None,
+    written: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="the model beside it, which writes its steps"),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="whose questions can be picked")] = None,
+    file: TaskFile = None,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any that is free")] = 7860,
+    password: Annotated[
+        str | None, typer.Option(envvar="KAVA_DEMO_PASSWORD", help="of the user 'kava'")
+    ] = None,
+    allow_no_password: Annotated[
+        bool, typer.Option("--allow-no-password", help="let anybody in, on any address")
+    ] = False,
+    backbone: Annotated[str | None, typer.Option(help="where the run's backbone lies now")] = None,
+    max_question_tokens: Annotated[int, typer.Option(min=1)] = 1024,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+) -> None:
+    """A web page: written steps and latents answer side by side."""
+    from kava.demo.command import Address
+    from kava.demo.command import serve as start
+    from kava.demo.questions import Limits
+
+    address = Address(host, port, password, allow_no_password)
+    limits = Limits(max_question_tokens, max_new_tokens)
+    start(run, written, address, limits, task, file, backbone, make_console())

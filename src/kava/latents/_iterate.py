@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kava import cache
 from kava.latents._state import LatentState, Tail
+from kava.latents._watch import passed
 from kava.thought import Thought
 
 if TYPE_CHECKING:
@@ -49,9 +50,11 @@ def iterate(
     for t in range(num_iterations + 1):
         last = t == num_iterations
         output, after = reasoner.extend_latents(context, embeds, tail if last else None)
+        reached = output.last_hidden_state[:, offset : offset + num_latents]
+        passed(reached)
         if last or keep_all:
             history.append(cache.key_values(after.past_key_values, *columns))
-            states.append(output.last_hidden_state[:, offset : offset + num_latents])
+            states.append(reached)
         if last:
             break
         embeds = following(output.last_hidden_state)

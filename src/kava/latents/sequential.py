@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kava import cache
 from kava.latents._state import LatentState, Tail
+from kava.latents._watch import passed
 from kava.thought import Thought
 
 if TYPE_CHECKING:
@@ -45,10 +46,14 @@ def think(
     for i in range(num_latents):
         output, after = reasoner.extend(after, embeds, mask)
         states.append(output.last_hidden_state[:, -1:])
+        if i > 0:  # the first call is that of <bot>
+            passed(states[-1])
         embeds, mask = reasoner.project(states[-1]), real[:, i : i + 1]
         inputs.append(embeds)
     output, after = reasoner.extend_with(after, embeds, mask, tail)
     states.append(output.last_hidden_state[:, :1])
+    if num_latents:
+        passed(states[-1])
     return LatentState(
         thought=after,
         output=output,

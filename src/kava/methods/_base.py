@@ -145,6 +145,11 @@ class LatentMethod(Method):
 
     uses_latents = True
 
+    @property
+    def block(self) -> int:
+        """How many latents belong together: fewer are only sensible in whole blocks."""
+        return 1
+
     @abstractmethod
     def latents(
         self,

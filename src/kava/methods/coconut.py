@@ -70,6 +70,11 @@ class Coconut(LatentMethod):
                 f"{options.latents_per_stage} times method_options.max_stage {options.max_stage}"
             )
 
+    @property
+    def block(self) -> int:
+        """c, the latents of a stage."""
+        return self.options.latents_per_stage
+
     def latents(self, reasoner, question, tail, num_iterations, keep_all=False) -> LatentState:
         """One backbone call for each latent."""
         return sequential.think(reasoner, question, self.recipe.num_latents, tail)

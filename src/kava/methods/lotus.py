@@ -90,6 +90,11 @@ class Lotus(LatentMethod):
         """K."""
         return self.recipe.num_latents // self.width
 
+    @property
+    def block(self) -> int:
+        """c, the latents of a step."""
+        return self.width
+
     def latents(self, reasoner, question, tail, num_iterations, keep_all=False) -> LatentState:
         """All K blocks."""
         return looped.think(

@@ -1,0 +1,181 @@
+"""`kava demo`: load both models and serve the page."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from kava.errors import KavaError
+from kava.quickstart import BACKBONE, CHECKPOINT
+from kava.run import open_reasoner
+from kava.serve.command import is_loopback
+
+if TYPE_CHECKING:
+    import uvicorn
+    from fastapi import FastAPI
+
+    from kava.demo.page import Demo, Model
+    from kava.demo.questions import Limits
+
+USER = "kava"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the page is, and who may open it."""
+
+    host: str = "127.0.0.1"
+    port: int = 7860
+    password: str | None = None
+    allow_no_password: bool = False
+
+    def check(self) -> None:
+        """Whoever can open the page uses the models: only this machine by default.
+
+        Raises:
+            KavaError: another address than loopback without a password, or an empty one.
+        """
+        if self.password is not None and not self.password.strip():
+            raise KavaError("demo: the password is empty")
+        if self.password is None and not self.allow_no_password and not is_loopback(self.host):
+            raise KavaError(
+                f"demo: {self.host} can be reached from other machines; give --password (or the "
+                "environment variable KAVA_DEMO_PASSWORD), or allow anybody with "
+                "--allow-no-password"
+            )
+
+    def bind(self) -> socket.socket:
+        """A socket that listens there.
+
+        Raises:
+            KavaError: the address is taken, or not one of this machine.
+        """
+        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
+        bound = socket.socket(family)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind((self.host.strip("[]"), self.port))
+        except (OSError, UnicodeError) as error:
+            bound.close()
+            why = getattr(error, "strerror", None) or error
+            raise KavaError(
+                f"demo: {self.host}, port {self.port}: {why}; choose others with --host and --port"
+            ) from None
+        return bound
+
+
+def serve(
+    run: str | None,
+    written: str | None,
+    address: Address,
+    limits: Limits,
+    task: str | None,
+    file: str | None,
+    backbone: str | None,
+    console: Console,
+) -> None:
+    """Load both models and show the page until interrupted.
+
+    Args:
+        run: the model that is looked into; the quickstart's KaVa if not given.
+        written: the one that writes its steps; the quickstart's backbone for a model made from it.
+
+    Raises:
+        KavaError: an address that needs a password or cannot be had, models that cannot be loaded
+            or do not fit, rows that cannot be had.
+    """
+    address.check()
+    try:
+        from kava.demo.page import Demo, Model
+    except ImportError as error:
+        raise KavaError(
+            f"demo needs further libraries ({error.name}); install them with "
+            "pip install 'kava[demo]'"
+        ) from None
+    from kava.demo.questions import to_pick
+
+    with address.bind() as listening:
+        thinker = Model(open_reasoner(run or CHECKPOINT, backbone), run or CHECKPOINT)
+        written = written or _its_writer(thinker)
+        writer = Model(open_reasoner(written), written)
+        if writer.reasoner.method.uses_latents:
+            raise KavaError(
+                f"demo: --written {written}: method '{writer.reasoner.recipe.method}' thinks in "
+                "latents; give a run of cot, or a backbone"
+            )
+        pick = to_pick(thinker.reasoner.recipe, task, file)
+        demo = Demo(thinker, writer, pick, limits)
+        demo.warm_up()
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        console.print(
+            f"{thinker.name} and {writer.name} at http://{shown}:{port}"
+            + (f", user {USER} with the password" if address.password else "")
+            + "; Ctrl-C stops",
+            highlight=False,
+            markup=False,
+        )
+        with suppress(KeyboardInterrupt):
+            server(demo, address).run(sockets=[listening])
+
+
+def server(demo: Demo, address: Address) -> uvicorn.Server:
+    """The page over HTTP, not yet running."""
+    import uvicorn
+
+    # gradio makes event loops where none is running, and leaves them open.
+    app = asyncio.run(_mounted(demo, address))
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    return uvicorn.Server(
+        uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=2)
+    )
+
+
+async def _mounted(demo: Demo, address: Address) -> FastAPI:
+    """The application.
+
+    It sends nothing to anybody else: no telemetry, no tunnel, no fonts or scripts from elsewhere.
+    """
+    import gradio
+    from fastapi import FastAPI
+
+    from kava.demo.page import CSS, build, theme
+
+    app = FastAPI(title="kava demo", docs_url=None, redoc_url=None, openapi_url=None)
+    return gradio.mount_gradio_app(
+        app,
+        build(demo),
+        path="/",
+        auth=(USER, address.password) if address.password else None,
+        theme=theme(),
+        css_paths=CSS,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        show_error=False,
+        max_file_size=1,  # nothing on the page takes a file
+    )
+
+
+def _its_writer(thinker: Model) -> str:
+    """The quickstart's backbone writes its steps; of another one that is not known.
+
+    Raises:
+        KavaError: the model was made from another backbone.
+    """
+    name = thinker.reasoner.identity["name"]
+    if name == BACKBONE:
+        return BACKBONE
+    raise KavaError(
+        f"demo: {thinker.name} was made from {name}; name the model that writes its steps by "
+        "--written FOLDER, a finished run of cot or a backbone"
+    )

@@ -1,0 +1,256 @@
+"""The page: a question, two numbers, two answers, and what the latents decode to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from kava.demo import panels, questions, sizes
+from kava.demo.progress import Progress, answering
+from kava.demo.questions import Limits, Questions
+from kava.errors import KavaError
+from kava.model import Reasoner
+
+CSS = Path(__file__).with_name("page.css")
+TITLE = "kava demo: thinking in latents beside writing the steps"
+LEAD = (
+    "One model writes its reasoning and then the answer. {other} They answer one after the other, "
+    "so that neither takes the other's time. Forward passes are counted from the end of the "
+    "question to the end of the answer; the time includes the question."
+)
+TOGETHER = (
+    "The other thinks in latent tokens, all refined together a few times, and answers at once."
+)
+ONE_BY_ONE = "The other thinks in latent tokens, one after the other, and answers at once."
+WITHOUT = "The other has no latent tokens to think in."
+
+
+@dataclass(frozen=True)
+class Model:
+    """A reasoner and what the page calls it."""
+
+    reasoner: Reasoner
+    name: str
+
+    def told(
+        self, num_latents: int | None = None, num_iterations: int | None = None
+    ) -> panels.Told:
+        """How it thinks with these numbers; None is the recipe's."""
+        reasoner, method = self.reasoner, self.reasoner.recipe.method
+        if not reasoner.method.uses_latents:
+            return panels.Told(self.name, f"{method}, no latents")
+        latents = num_latents or reasoner.recipe.num_latents
+        size = f"{method}, {_count(latents, 'latent')}"
+        if reasoner.method.iterates:
+            chosen = reasoner.recipe.num_iterations if num_iterations is None else num_iterations
+            size += f", {_count(chosen, 'iteration')}"
+        return panels.Told(self.name, size)
+
+
+class Demo:
+    """Two models, and what the page does with them.
+
+    Args:
+        thinker: the one that is looked into.
+        writer: the one that writes its steps.
+        pick: questions to choose from.
+
+    Raises:
+        KavaError: a backbone has no room for a question.
+    """
+
+    def __init__(self, thinker: Model, writer: Model, pick: Questions, limits: Limits):
+        self.thinker, self.writer, self.pick, self.limits = thinker, writer, pick, limits
+        self.most = min(
+            questions.longest(model.reasoner, limits.new_tokens, limits.question_tokens)
+            for model in (thinker, writer)
+        )
+        self.latents = sizes.latents(thinker.reasoner)
+        self.iterations = sizes.iterations(thinker.reasoner)
+
+    def ask(
+        self, question: str, num_latents: int | None, num_iterations: int | None
+    ) -> Iterator[tuple[str, str, str, str]]:
+        """The four parts of the page as they change: costs, both answers, the latents.
+
+        Bad input is one line in the first.
+        """
+        try:
+            yield from self._ask(question or "", num_latents, num_iterations)
+        except KavaError as error:
+            yield (
+                panels.problem(str(error)),
+                self.write_card(),
+                self.think_card(),
+                self.latents_card(),
+            )
+
+    def _ask(
+        self, question: str, num_latents: int | None, num_iterations: int | None
+    ) -> Iterator[tuple[str, str, str, str]]:
+        for model in (self.thinker, self.writer):
+            questions.check(model.reasoner, question, self.most)
+        if num_iterations is not None and self.iterations is not None:
+            self.iterations.check(num_iterations, "number of iterations")
+        thinker = sizes.resized(self.thinker.reasoner, num_latents)
+        question, gold = question.strip(), self.pick.gold(question)
+        costs, tokens = "", self.limits.new_tokens
+        written = self.write_card(before="Waiting for the other model …")
+        thought = self.think_card(None, None, num_latents, num_iterations, "Reading …")
+        yield costs, written, thought, self.latents_card()
+        for progress in answering(thinker, question, num_iterations, tokens):
+            thought = self.think_card(progress, gold, num_latents, num_iterations)
+            latents = self.latents_card(progress)
+            yield costs, written, thought, latents
+        thinking = progress
+        for progress in answering(self.writer.reasoner, question, None, tokens):
+            written = self.write_card(progress, gold)
+            if progress.answer is not None:
+                costs = panels.comparison(thinking, progress)
+            yield costs, written, thought, latents
+
+    def write_card(
+        self,
+        progress: Progress | None = None,
+        gold: str | None = None,
+        before: str = panels.NOTHING,
+    ) -> str:
+        """The model that writes its steps."""
+        return panels.answer_card("Written steps", self.writer.told(), progress, gold, before)
+
+    def think_card(
+        self,
+        progress: Progress | None = None,
+        gold: str | None = None,
+        num_latents: int | None = None,
+        num_iterations: int | None = None,
+        before: str = panels.NOTHING,
+    ) -> str:
+        """The model that thinks, with these numbers."""
+        title = "Latent tokens" if self.latents else "The other model"
+        told = self.thinker.told(num_latents, num_iterations)
+        return panels.answer_card(title, told, progress, gold, before)
+
+    @property
+    def lead(self) -> str:
+        """What the page shows, in a few sentences."""
+        other = WITHOUT
+        if self.latents:
+            other = TOGETHER if self.iterations else ONE_BY_ONE
+        return LEAD.format(other=other)
+
+    def latents_card(self, progress: Progress | None = None) -> str:
+        """What its latents decode to so far."""
+        reasoner = self.thinker.reasoner
+        if not reasoner.method.uses_latents:
+            return panels.no_latents(reasoner.recipe.method)
+        return panels.latents_card(progress.passes if progress else [], reasoner.method.iterates)
+
+    def warm_up(self) -> None:
+        """Answer once, unseen: a model's first answer takes longer than any after it."""
+        for model in (self.thinker, self.writer):
+            for _ in answering(model.reasoner, self.pick.first or "1 + 1 = ?", None, 2):
+                pass
+
+
+def theme() -> Any:
+    """Fonts of the reader's system: nothing is loaded from elsewhere."""
+    sans = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "sans-serif")
+    mono = ("ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
+    return gr.themes.Default(
+        primary_hue="blue",
+        neutral_hue="slate",
+        font=[gr.themes.Font(name) for name in sans],
+        font_mono=[gr.themes.Font(name) for name in mono],
+    ).set(
+        # The theme's own are too pale to be read by everybody (a contrast below 3).
+        body_text_color_subdued="#55616d",
+        body_text_color_subdued_dark="#a3afbb",
+        block_info_text_color="#55616d",
+        block_info_text_color_dark="#a3afbb",
+        button_primary_background_fill="#0067a3",
+        button_primary_background_fill_hover="#005484",
+        slider_color="#0072b2",
+    )
+
+
+def build(demo: Demo) -> gr.Blocks:
+    """The page, not yet served."""
+    with gr.Blocks(analytics_enabled=False, title=TITLE) as page:
+        _html(f'<div class="intro"><h1>{TITLE}</h1><p>{demo.lead}</p></div>')
+        question = gr.Textbox(
+            demo.pick.first, label="Question", lines=1, max_lines=6, elem_id="question"
+        )
+        with gr.Row(equal_height=True):
+            picked = _picker(demo.pick)
+            latents = _slider(demo.latents, "Latents (M)", "latents")
+            iterations = _slider(demo.iterations, "Iterations (T)", "iterations")
+            asked = gr.Button("Ask", variant="primary", elem_id="ask", min_width=120, scale=0)
+        costs = _html("", "costs")
+        with gr.Row(equal_height=True):
+            written = _html(demo.write_card(), "written")
+            thought = _html(demo.think_card(), "thought")
+        decoded = _html(demo.latents_card(), "decoded")
+        gr.on(
+            [asked.click, question.submit],
+            demo.ask,
+            [question, latents, iterations],
+            [costs, written, thought, decoded],
+            show_progress="hidden",
+            api_visibility="private",
+            concurrency_limit=1,
+        )
+        gr.on(
+            [picked.input, picked.select],  # by keyboard; the same one again
+            lambda chosen: chosen,
+            picked,
+            question,
+            show_progress="hidden",
+            api_visibility="private",
+        )
+    page.queue(max_size=32)
+    return page
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def _html(value: str, name: str | None = None) -> gr.HTML:
+    return gr.HTML(value, elem_id=name, apply_default_css=False, js_on_load=None, min_width=320)
+
+
+def _picker(pick: Questions) -> gr.Dropdown:
+    choices = [
+        (label, example.question) for label, example in zip(pick.labels, pick.examples, strict=True)
+    ]
+    return gr.Dropdown(
+        choices,
+        value=pick.first or None,
+        label="Or pick one",
+        visible=bool(choices),
+        elem_id="pick",
+        scale=3,
+    )
+
+
+def _slider(span: sizes.Range | None, label: str, name: str) -> gr.Slider | gr.State:
+    """Where there is nothing to choose, None: the recipe's number."""
+    if span is None or span.least == span.most:
+        return gr.State(None)
+    return gr.Slider(
+        span.least,
+        span.most,
+        value=span.usual,
+        step=span.step,
+        precision=0,
+        label=label,
+        info=f"trained: {span.usual}",
+        elem_id=name,
+        scale=2,
+        min_width=200,
+    )

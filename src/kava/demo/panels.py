@@ -1,0 +1,188 @@
+"""What the page shows of a `Progress`, as HTML. Texts of models stand in it as text."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kava.demo.progress import Progress
+from kava.evaluate.answers import numeric, parted
+from kava.inspect.decoded import Top
+from kava.inspect.trace import split_steps
+
+_LATENTS = "What each latent decodes to"
+NOTHING = "Nothing yet."
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is known of a model before it answers.
+
+    name: a folder, or a name on the Hub.   size: such as `kava, 35 latents, 4 iterations`.
+    """
+
+    name: str
+    size: str
+
+
+def answer_card(
+    title: str,
+    told: Told,
+    progress: Progress | None = None,
+    gold: str | None = None,
+    before: str = NOTHING,
+) -> str:
+    """A model's answer so far, what came before it, and what that cost.
+
+    Args:
+        gold: the right answer, if it is known.
+        before: is said where there is no progress yet.
+    """
+    about = _soft(f"{told.name}: {told.size}")
+    if progress is None:
+        return _card(title, about + _soft(before))
+    written, answer = parted(progress.text)
+    shown = text(answer or "") or ("…" if progress.answer is None else "no answer")
+    return _card(
+        title,
+        f'{about}<p class="answer">{shown}{_verdict(progress, gold)}</p>'
+        f"{_facts(progress)}{_cut_off(progress)}{_steps(written)}{_reading(progress)}",
+    )
+
+
+def comparison(asked: Progress, written: Progress) -> str:
+    """What the model that was asked about cost beside the one that writes its steps."""
+    return (
+        f'<p class="costs" role="status"><b>{asked.forward_passes}</b> forward passes and '
+        f"<b>{_time(asked.seconds)}</b>, beside <b>{written.forward_passes}</b> and "
+        f"<b>{_time(written.seconds)}</b> of the model that writes its steps.</p>"
+    )
+
+
+def latents_card(passes: Sequence[Sequence[Top]], iterates: bool) -> str:
+    """A row for each pass, a column for each latent: its likeliest token and how likely it is.
+
+    The page has the five likeliest as a tooltip, and those of the last pass as a table.
+    """
+    if not passes:
+        return _card(_LATENTS, _soft(NOTHING))
+    count = len(passes[-1])
+    numbers = "".join(f'<th scope="col">{i + 1}</th>' for i in range(count))
+    rows = []
+    for t, tops in enumerate(passes):
+        before = passes[t - 1] if t else None
+        cells = "".join(_cell(top, before[i] if before else None) for i, top in enumerate(tops))
+        name = (f"iteration {t}" if t else "pass 0") if iterates else "latents"
+        rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
+    return _card(
+        _LATENTS,
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{_LATENTS}">'
+        '<table class="latents"><thead><tr><th scope="col">latent</th>'
+        f"{numbers}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"{_legend(iterates)}{_likeliest(passes[-1])}",
+    )
+
+
+def no_latents(method: str) -> str:
+    """For a model that has none."""
+    return _card(_LATENTS, _soft(f"Method {method} thinks in no latent tokens."))
+
+
+def problem(message: str) -> str:
+    """One line that says what is wrong."""
+    return f'<p class="problem" role="alert">{text(message)}</p>'
+
+
+def text(value: str) -> str:
+    """As text, never markup."""
+    return html.escape(value)
+
+
+def token(value: str) -> str:
+    """A token with its blanks visible."""
+    core = value.strip(" ").replace("\n", "⏎").replace("\t", "⇥")
+    left = len(value) - len(value.lstrip(" "))
+    right = len(value.rstrip(" ")) and len(value) - len(value.rstrip(" "))
+    return text("␣" * left + core + "␣" * right) or "∅"
+
+
+def _card(title: str, inside: str) -> str:
+    return (
+        f'<section class="card" aria-label="{text(title)}"><h2>{text(title)}</h2>{inside}</section>'
+    )
+
+
+def _soft(value: str) -> str:
+    return f'<p class="soft">{text(value)}</p>'
+
+
+def _verdict(progress: Progress, gold: str | None) -> str:
+    if progress.answer is None or gold is None:
+        return ""
+    if numeric(progress.text, gold):
+        return ' <span class="right">✓ right</span>'
+    return f' <span class="wrong">✗ wrong, it is {text(gold)}</span>'
+
+
+def _facts(progress: Progress) -> str:
+    facts = {"forward passes": f"{progress.forward_passes}", "time": _time(progress.seconds)}
+    if progress.answer is not None:
+        facts["tokens written"] = f"{progress.answer.generated_tokens}"
+    parts = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
+    return f'<dl class="facts">{parts}</dl>'
+
+
+def _cut_off(progress: Progress) -> str:
+    if progress.answer is None or progress.answer.finished:
+        return ""
+    return _soft("It was cut off: no more tokens are allowed.")
+
+
+def _steps(written: str) -> str:
+    steps = "".join(f"<li>{text(step)}</li>" for step in split_steps(written))
+    return f"{_soft('written before it')}<ol>{steps}</ol>" if steps else ""
+
+
+def _reading(progress: Progress) -> str:
+    if not progress.passes:
+        return ""
+    read = "".join(top[0][0] for top in progress.passes[-1])
+    return f"{_soft('what its latents decode to')}<p class='reading'>{text(read)}</p>"
+
+
+def _time(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def _cell(top: Top, before: Top | None) -> str:
+    word, chance = top[0]
+    moved = before is not None and before[0][0] != word
+    title = ", ".join(f"{token(other)} {100 * p:.0f} %" for other, p in top)
+    return (
+        f'<td class="{"moved" if moved else "same"}" style="--p:{chance:.2f}" title="{title}">'
+        f"{token(word)}<small>{100 * chance:.0f}</small></td>"
+    )
+
+
+def _legend(iterates: bool) -> str:
+    moved = " Bold and underlined: another token than one iteration before." if iterates else ""
+    return _soft(
+        "The likeliest token of each latent, read by the language-model head, and its probability "
+        f"in percent; the stronger the colour, the likelier.{moved}"
+    )
+
+
+def _likeliest(tops: Sequence[Top]) -> str:
+    head = "".join(f'<th scope="col">{rank}</th>' for rank in range(1, len(tops[0]) + 1))
+    rows = "".join(
+        f'<tr><th scope="row">{i}</th>'
+        + "".join(f"<td>{token(word)}<small>{100 * p:.1f}</small></td>" for word, p in top)
+        + "</tr>"
+        for i, top in enumerate(tops, start=1)
+    )
+    return (
+        "<details><summary>The five likeliest tokens of each latent after the last pass</summary>"
+        '<table class="likeliest"><thead><tr><th scope="col">latent</th>'
+        f"{head}</tr></thead><tbody>{rows}</tbody></table></details>"
+    )

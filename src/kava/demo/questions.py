@@ -1,0 +1,102 @@
+"""Questions to pick, and those that are not answered."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kava.errors import KavaError
+from kava.evaluate.command import task_options
+from kava.model import Reasoner
+from kava.recipe import Recipe
+from kava.tasks import load_task
+from kava.types import Example
+
+LETTERS_PER_TOKEN = 32  # a question with more letters than this per allowed token is not even read
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`question_tokens` that are answered at most, `new_tokens` that an answer may have."""
+
+    question_tokens: int = 1024
+    new_tokens: int = 256
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Examples to pick from; there may be none."""
+
+    examples: Sequence[Example] = field(default_factory=tuple)
+
+    @property
+    def labels(self) -> list[str]:
+        """What each is picked by: its number of steps, if they are known, and its first words."""
+        return [
+            f"{i}. {_steps(example)}{textwrap.shorten(example.question, 36, placeholder=' …')}"
+            for i, example in enumerate(self.examples, start=1)
+        ]
+
+    @property
+    def first(self) -> str:
+        """The one asked at the start: the one with the most steps."""
+        longest = max(self.examples, key=lambda example: len(example.steps), default=None)
+        return longest.question if longest else ""
+
+    def gold(self, question: str) -> str | None:
+        """The right answer, if the question is one of these."""
+        known = {example.question: example.answer for example in self.examples}
+        return known.get(question.strip())
+
+
+def to_pick(recipe: Recipe, task: str | None, file: str | None, count: int = 10) -> Questions:
+    """The first rows of a task; without one, made-up problems for a model trained on them.
+
+    Raises:
+        KavaError: a file without a task, an unknown task, or rows that cannot be had.
+    """
+    if task is None and file is not None:
+        raise KavaError("demo: --file holds the rows of a task; name it by --task")
+    if task is None and recipe.data.train != "synthetic":
+        return Questions()
+    name = task or "synthetic"
+    options = task_options(recipe, name, {})
+    return Questions(load_task(name, file=file, limit=count, options=options).examples)
+
+
+def longest(reasoner: Reasoner, new_tokens: int, wanted: int) -> int:
+    """The tokens that a question may have: `wanted`, or what the backbone's positions leave.
+
+    Raises:
+        KavaError: they leave none.
+    """
+    positions = getattr(reasoner.lm.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return wanted
+    latents = reasoner.recipe.num_latents + 2 if reasoner.method.uses_latents else 0
+    room = positions - latents - len(reasoner.encoder.prompt) - new_tokens
+    if room < 1:
+        raise KavaError(
+            f"demo: {reasoner.identity['name']} has {positions} positions, which leaves no room "
+            f"for a question beside {new_tokens} new tokens; lower --max-new-tokens"
+        )
+    return min(wanted, room)
+
+
+def check(reasoner: Reasoner, question: str, most: int) -> None:
+    """Raise a KavaError for a question that is empty, broken or of more than `most` tokens."""
+    if not question.strip():
+        raise KavaError("The question is empty: type one, or pick one.")
+    if any("\ud800" <= letter <= "\udfff" for letter in question):
+        raise KavaError("The question holds broken characters.")
+    short = len(question) <= most * LETTERS_PER_TOKEN
+    tokens = len(reasoner.encoder.question(question)) if short else None
+    if tokens is None or tokens > most:
+        has = f"{tokens:,} tokens" if tokens else f"{len(question):,} letters"
+        raise KavaError(f"The question is too long: {has}; at most {most:,} tokens are answered.")
+
+
+def _steps(example: Example) -> str:
+    count = len(example.steps)
+    return f"{count} step{'s' if count > 1 else ''}: " if count else ""

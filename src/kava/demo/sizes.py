@@ -1,0 +1,58 @@
+"""How many latents and iterations can be asked for, and the same model with fewer latents."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+from kava.errors import KavaError
+from kava.methods._base import LatentMethod
+from kava.model import Reasoner
+
+
+@dataclass(frozen=True)
+class Range:
+    """What may be chosen: `least`, `least` + `step`, ..., `most`; `usual` is the recipe's."""
+
+    least: int
+    most: int
+    step: int
+    usual: int
+
+    def check(self, value: int, what: str) -> None:
+        """Raise a KavaError for a value that may not be chosen."""
+        if value not in range(self.least, self.most + 1, self.step):
+            steps = f" in steps of {self.step}" if self.step > 1 else ""
+            raise KavaError(f"{what}: {value} is not one of {self.least} to {self.most}{steps}")
+
+
+def latents(reasoner: Reasoner) -> Range | None:
+    """M: up to as many as were trained, in whole blocks; None for a method without latents."""
+    method, usual = reasoner.method, reasoner.recipe.num_latents
+    if not isinstance(method, LatentMethod):
+        return None
+    return Range(method.block, usual, method.block, usual)
+
+
+def iterations(reasoner: Reasoner) -> Range | None:
+    """T: from none up to twice as many as were trained; None where it cannot be chosen."""
+    usual = reasoner.recipe.num_iterations
+    return Range(0, max(2 * usual, 1), 1, usual) if reasoner.method.iterates else None
+
+
+def resized(reasoner: Reasoner, num_latents: int | None) -> Reasoner:
+    """The same weights thinking in another number of latents; None changes nothing.
+
+    Raises:
+        KavaError: a number that `latents` does not allow.
+    """
+    if num_latents is None:
+        return reasoner
+    allowed = latents(reasoner)
+    if allowed is None:
+        raise KavaError(f"method '{reasoner.recipe.method}' thinks in no latent tokens")
+    allowed.check(num_latents, "number of latents")
+    changed = copy.copy(reasoner)
+    changed.recipe = reasoner.recipe.model_copy(update={"num_latents": num_latents})
+    changed.method = type(reasoner.method)(changed.recipe)
+    return changed

@@ -1,0 +1,542 @@
+"""The demo tells what happens as it happens, and its page shows it in a real browser."""
+
+import io
+import os
+import re
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from rich.console import Console
+
+from kava.demo import command, panels, questions, sizes
+from kava.demo.command import Address, _its_writer, serve, server
+from kava.demo.happening import as_it_happens
+from kava.demo.progress import answering
+from kava.demo.questions import Limits, Questions, to_pick
+from kava.errors import KavaError
+from kava.inspect.decoded import decode_states, decoded
+from kava.methods._base import read_question
+from kava.quickstart import BACKBONE, CHECKPOINT
+from kava.run import open_reasoner
+
+gradio = pytest.importorskip("gradio", reason="kava[demo] is not installed")
+
+from kava.demo.page import Demo, Model  # noqa: E402
+
+# gradio's own, of what pandas 3 drops
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'future.no_silent_downcasting'"),
+    pytest.mark.filterwarnings("ignore:The copy keyword is deprecated"),
+]
+
+QUESTION = tiny.words(6, seed=1)
+LATENT = ("kava", "pccot", "codi", "coconut", "lotus")
+EVIL = "</section><img src=x onerror='window.broken=1'>{{value}}${1+1}&lt;`\\"
+
+
+@pytest.fixture(scope="module")
+def quick():
+    thinker, writer = Model(open_reasoner(CHECKPOINT), CHECKPOINT), open_reasoner(BACKBONE)
+    pick = to_pick(thinker.reasoner.recipe, None, None)
+    return Demo(thinker, Model(writer, BACKBONE), pick, Limits())
+
+
+# -- what is told ------------------------------------------------------------------------------
+
+
+def every(reasoner, question=QUESTION, **options):
+    """Each progress; no token is passed over, and nothing is timed again."""
+    return list(answering(reasoner, question, max_new_tokens=6, every=0, again=0, **options))
+
+
+def offline(reasoner, question=QUESTION, num_iterations=None):
+    return reasoner.answer(reasoner.think([question], num_iterations), 6)[0]
+
+
+@pytest.mark.parametrize("method", (*LATENT, "cot", "no_cot"))
+def test_progress_grows_to_the_answer_that_is_given_offline(method):
+    thinker = tiny.reasoner("llama", method)
+    told, wanted = every(thinker), offline(thinker)
+    assert told[-1].answer == wanted and told[-1].text == wanted.text
+    assert [one.answer for one in told[:-1]] == [None] * (len(told) - 1)
+    passes = [one.forward_passes for one in told]
+    assert passes == sorted(passes) and passes[-2:] == [wanted.forward_passes] * 2
+    texts = [one.text for one in told if one.text]
+    assert all(after.startswith(before) for before, after in pairwise(texts))
+    assert len(set(texts)) > 2
+    seconds = [one.seconds for one in told]
+    assert seconds == sorted(seconds) and 0 < seconds[-1] < 30
+
+
+@pytest.mark.parametrize("method", LATENT)
+def test_each_pass_decodes_to_what_inspect_sees(method):
+    thinker = tiny.reasoner("gemma2", method)
+    state = states(thinker, QUESTION, 2)
+    seen = every(thinker)[-1].passes
+    assert seen == decoded(thinker, state).passes
+    assert len(seen) == (3 if thinker.method.iterates else 1)
+
+
+@pytest.mark.parametrize("method", ("kava", "lotus"))
+def test_after_t_iterations_it_tells_what_t_iterations_alone_think(method):
+    thinker = tiny.reasoner("llama", method)
+    told = every(thinker, num_iterations=4)
+    for t in range(5):
+        alone = thinker.think([QUESTION], num_iterations=t).latent_states[0]
+        assert len(told[t].passes) == t + 1 and told[t].text == ""
+        assert told[t].forward_passes == t  # pass 0 belongs to the prefill
+        assert [[word for word, _ in top] for top in told[t].passes[-1]] == [
+            [word for word, _ in top] for top in decode_states(thinker, alone)
+        ]
+
+
+def test_latents_made_one_at_a_time_are_told_one_at_a_time():
+    thinker = tiny.reasoner("llama", "codi")
+    told = [one for one in every(thinker) if not one.text]
+    assert [len(one.passes[0]) for one in told] == [1, 2, 3, 4, 5]
+    assert [one.forward_passes for one in told] == [1, 2, 3, 4, 5]
+    assert all(one.passes[0] == told[-1].passes[0][: i + 1] for i, one in enumerate(told))
+
+
+def test_tokens_are_told_only_every_so_often():
+    thinker = tiny.reasoner("llama", "cot")
+    few = list(answering(thinker, QUESTION, max_new_tokens=6, every=60, again=0))
+    assert [one.answer is not None for one in few] == [True]
+
+
+@pytest.mark.parametrize(("again", "times"), [(0, 1), (60, 2)])
+def test_a_short_answer_is_given_once_more_for_its_time(monkeypatch, again, times):
+    thinker, asked = tiny.reasoner("llama", "kava"), []
+    think = thinker.think
+    monkeypatch.setattr(thinker, "think", lambda *words: asked.append(words) or think(*words))
+    *_, last = answering(thinker, QUESTION, 1, 3, every=0, again=again)
+    assert asked == [([QUESTION], 1)] * times
+    assert last.answer.generated_tokens == 3 and last.seconds > 0
+
+
+def test_work_stands_still_between_two_items():
+    done = []
+
+    def work(tell):
+        for i in range(3):
+            done.append(i)
+            tell(i)
+
+    happening = as_it_happens(work)
+    assert done == []
+    for i in range(3):
+        assert next(happening) == i
+        time.sleep(0.01)
+        assert done == list(range(i + 1))
+    assert list(happening) == []
+
+
+def test_work_that_fails_fails_where_it_is_watched():
+    def work(tell):
+        tell(1)
+        raise KavaError("no")
+
+    happening = as_it_happens(work)
+    assert next(happening) == 1
+    with pytest.raises(KavaError, match="no"):
+        next(happening)
+
+
+def test_work_ends_where_nobody_watches_any_more():
+    before = threading.active_count()
+    told = answering(tiny.reasoner("llama", "cot"), QUESTION, every=0)
+    next(told)
+    assert threading.active_count() == before + 1
+    told.close()
+    assert threading.active_count() == before
+
+
+# -- numbers of latents and iterations -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "fewer"), [("kava", 3), ("codi", 2), ("coconut", 2)])
+def test_fewer_latents_are_those_of_a_model_that_has_so_few(method, fewer):
+    changed = sizes.resized(tiny.reasoner("llama", method), fewer)
+    options = {"method_options": {"max_stage": 1}} if method == "coconut" else {}
+    small = tiny.reasoner("llama", method, num_latents=fewer, **options)
+    ours, theirs = changed.think([QUESTION]), small.think([QUESTION])
+    assert ours.latent_states.shape[1] == fewer
+    assert torch.equal(ours.latent_states, theirs.latent_states)
+    assert changed.answer(ours, 5) == small.answer(theirs, 5)
+
+
+def test_the_model_itself_keeps_its_number():
+    thinker = tiny.reasoner("llama", "kava")
+    wanted = offline(thinker)
+    sizes.resized(thinker, 2).think([QUESTION])
+    assert thinker.recipe.num_latents == 5 and offline(thinker) == wanted
+    assert sizes.resized(thinker, None) is thinker
+
+
+@pytest.mark.parametrize(
+    ("method", "latents", "iterations"),
+    [
+        ("kava", (1, 5, 1, 5), (0, 4, 1, 2)),
+        ("lotus", (3, 6, 3, 6), (0, 4, 1, 2)),
+        ("coconut", (2, 4, 2, 4), None),
+        ("codi", (1, 5, 1, 5), None),
+        ("cot", None, None),
+    ],
+)
+def test_what_can_be_chosen(method, latents, iterations):
+    thinker = tiny.reasoner("llama", method)
+    assert sizes.latents(thinker) == (latents and sizes.Range(*latents))
+    assert sizes.iterations(thinker) == (iterations and sizes.Range(*iterations))
+    for span in filter(None, (sizes.latents(thinker),)):
+        for value in range(span.least, span.most + 1, span.step):
+            assert offline(sizes.resized(thinker, value)).generated_tokens
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "words"),
+    [
+        ("kava", 0, "0 is not one of 1 to 5"),
+        ("kava", 6, "6 is not one of 1 to 5"),
+        ("lotus", 4, "4 is not one of 3 to 6 in steps of 3"),
+        ("cot", 1, "thinks in no latent tokens"),
+    ],
+)
+def test_numbers_that_cannot_be_chosen_are_refused(method, value, words):
+    with pytest.raises(KavaError, match=words):
+        sizes.resized(tiny.reasoner("llama", method), value)
+
+
+# -- questions and addresses ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ("", "question is empty"),
+        (" \n ", "question is empty"),
+        ("w1 " * 40, "too long: 41 tokens; at most 40"),
+        ("x" * 5000, "too long: 5,000 letters"),
+        ("w1 \ud800", "broken"),
+    ],
+)
+def test_questions_that_are_not_answered(question, words):
+    with pytest.raises(KavaError, match=words):
+        questions.check(tiny.reasoner(), question, 40)
+
+
+def test_a_question_leaves_room_for_latents_and_answer():
+    kava, cot = tiny.reasoner("llama", "kava"), tiny.reasoner("llama", "cot")
+    assert questions.longest(cot, 100, 1000) - questions.longest(kava, 100, 1000) == 5 + 2
+    most = questions.longest(kava, 6, 1000)
+    thinking = kava.think([tiny.words(most - 1, seed=2)])
+    held = thinking.thought.columns + thinking.prompt.shape[1] + 6
+    assert held == kava.lm.config.max_position_embeddings
+    assert questions.longest(kava, 6, 7) == 7
+    with pytest.raises(KavaError, match=r"256 positions.*--max-new-tokens"):
+        questions.longest(kava, 256, 1000)
+
+
+def test_questions_to_pick_are_those_of_the_task(quick):
+    recipe = quick.thinker.reasoner.recipe
+    pick = to_pick(recipe, None, None)
+    assert len(pick.examples) == 10 and len(set(pick.labels)) == 10
+    assert pick.first == pick.examples[4].question and pick.gold(pick.first + " ") == "6"
+    assert pick.gold("another") is None
+    assert to_pick(tiny.recipe(), None, None) == Questions() and Questions().first == ""
+    with pytest.raises(KavaError, match="--task"):
+        to_pick(recipe, None, "rows.jsonl")
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.2", "::", "example.org"])
+def test_others_are_let_in_only_with_a_password_or_on_purpose(host):
+    with pytest.raises(KavaError, match="--password"):
+        Address(host).check()
+    Address(host, password="secret").check()
+    Address(host, allow_no_password=True).check()
+
+
+def test_this_machine_alone_needs_none_and_no_password_is_empty():
+    for host in ("127.0.0.1", "localhost", "::1"):
+        Address(host).check()
+    with pytest.raises(KavaError, match="empty"):
+        Address(password=" ").check()
+
+
+def test_an_address_that_is_taken_is_named():
+    with Address(port=0).bind() as taken:
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(KavaError, match=f"port {port}: .*--port"):
+            Address(port=port).bind()
+
+
+def test_of_another_backbone_the_writer_has_to_be_named():
+    with pytest.raises(KavaError, match=r"made from tiny; .*--written FOLDER"):
+        _its_writer(Model(tiny.reasoner(), "runs/mine"))
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [("a", "a"), (" a", "␣a"), ("a  ", "a␣␣"), ("  ", "␣␣"), ("\n", "⏎"), ("", "∅"), ("<", "&lt;")],
+)
+def test_blanks_of_a_token_are_seen(token, shown):
+    assert panels.token(token) == shown
+
+
+def run_command(run=None, written=None, **more):
+    """`kava demo` to the point where it listens, and its end."""
+    told = io.StringIO()
+    serve(run, written, Address(port=0), Limits(), None, None, None, Console(file=told, **more))
+    return told.getvalue()
+
+
+def test_the_command_loads_both_models_says_where_the_page_is_and_ends(monkeypatch):
+    def ending(*words):
+        running = server(*words)
+        running.should_exit = True
+        return running
+
+    monkeypatch.setattr(command, "server", ending)
+    told = run_command(width=200)
+    assert re.fullmatch(
+        rf"{CHECKPOINT} and {BACKBONE} at http://127.0.0.1:\d+; Ctrl-C stops\n", told
+    )
+
+
+def test_a_model_that_thinks_in_latents_cannot_be_the_one_that_writes():
+    with pytest.raises(KavaError, match="'kava' thinks in latents; give a run of cot"):
+        run_command(written=CHECKPOINT)
+
+
+# -- the page --------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened(demo, address=None):
+    """The real page over HTTP on a free port, in a thread; gives its address."""
+    made = []
+
+    def run():  # playwright's own event loop is running in this thread, so not here
+        made.append(server(demo, address or Address()))
+        made[0].run(sockets=[listening])
+
+    with Address(port=0).bind() as listening:
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        while not (made and made[0].started):
+            assert thread.is_alive()
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            made[0].should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def url(quick):
+    with opened(quick) as address:
+        yield address
+
+
+class Tab:
+    """The page in a browser, by what stands on it."""
+
+    def __init__(self, watched, url):
+        self.page, self.watched, self.url = watched.page, watched, url
+        self.page.set_viewport_size({"width": 1280, "height": 900})
+        self.page.goto(url)
+        self.page.locator("#ask").wait_for()
+
+    def ask(self, question=None, by=None):
+        """Press the button, wait for the end, and give the line with the costs or the problem.
+
+        Args:
+            by: does it in another way than the button.
+        """
+        if question is not None:
+            self.page.get_by_label("Question").fill(question)
+        self.page.locator("#costs p").evaluate_all("all => all.map(one => one.remove())")
+        (by or self.page.locator("#ask").click)()
+        self.page.locator("#costs p").wait_for()
+        return self.text("#costs")
+
+    def text(self, where):
+        return self.page.locator(where).inner_text()
+
+    def grid(self):
+        """The likeliest tokens, row by row."""
+        rows = self.page.locator("table.latents tbody tr").all()
+        return [[c.split("\n")[0] for c in row.locator("td").all_inner_texts()] for row in rows]
+
+    def check(self):
+        """Nothing went wrong, and nobody else was asked for anything."""
+        assert self.watched.errors == []
+        assert all(one.startswith((self.url, "data:", "blob:")) for one in self.watched.requests)
+        # a stream of answers that has ended, or a page that was left
+        assert [one for one in self.watched.failed if "/queue/data" not in one] == []
+
+
+def numbers(text):
+    """Forward passes of both models."""
+    return [int(n) for n in re.search(r"(\d+) forward passes.*beside (\d+) ", text).groups()]
+
+
+def states(thinker, question, num_iterations):
+    ids = torch.tensor([thinker.encoder.question(question)])
+    asked = {"question": ids, "question_mask": torch.ones_like(ids, dtype=torch.bool)}
+    with torch.no_grad():
+        context, _ = read_question(thinker, asked)
+        return thinker.method.think_on(thinker, context, num_iterations, keep_all=True)
+
+
+def words(thinker, question, num_iterations):
+    """What the grid should show."""
+    passes = decoded(thinker, states(thinker, question, num_iterations)).passes
+    return [[top[0][0] for top in tops] for tops in passes]
+
+
+def test_load_ask_slide_ask_again_and_ask_what_is_not_answered(browser_page, url, quick):
+    tab = Tab(browser_page, url)
+    assert "thinking in latents beside writing the steps" in tab.page.title()
+    question = quick.pick.first
+    assert tab.page.get_by_label("Question").input_value() == question
+    assert "Nothing yet" in tab.text("#written") and "Nothing yet" in tab.text("#decoded")
+
+    thinker, writer = quick.thinker.reasoner, quick.writer.reasoner
+    plain = [offline(thinker, question), writer.answer(writer.think([question]))[0]]
+    assert numbers(tab.ask()) == [one.forward_passes for one in plain] == [6, 41]
+    for card, one in zip(("#thought", "#written"), plain, strict=True):
+        assert tab.text(f"{card} .answer").split() == ["6", "✓", "right"]
+        assert tab.text(f"{card} dd >> nth=0") == str(one.forward_passes)
+        assert re.fullmatch(r"[\d.]+ m?s", tab.text(f"{card} dd >> nth=1"))
+    assert tab.text("#written ol").split() == re.findall("<<.*?>>", plain[1].text)
+    assert tab.grid() == words(thinker, question, 4)
+    assert tab.text("#thought .reading") == "".join(tab.grid()[-1])
+
+    tab.page.get_by_label("number input for Latents (M)").fill("14")
+    tab.page.get_by_label("range slider for Iterations (T)").focus()
+    tab.page.keyboard.press("ArrowLeft")
+    fewer = sizes.resized(thinker, 14)
+    assert numbers(tab.ask())[0] == offline(fewer, question, 3).forward_passes
+    assert "kava, 14 latents, 3 iterations" in tab.text("#thought")
+    assert tab.grid() == words(fewer, question, 3)
+    assert [len(row) for row in tab.grid()] == [14] * 4
+
+    assert tab.ask("  ") == "The question is empty: type one, or pick one."
+    assert tab.page.get_by_role("alert").count() == 1
+    assert "Nothing yet" in tab.text("#written") and tab.grid() == []  # no answer to another one
+    assert re.fullmatch(
+        r"The question is too long: [\d,]+ tokens; at most \d+ tokens are answered.",
+        tab.ask("How many kites? " * 300),
+    )
+    assert numbers(tab.ask("What is {{love}}? <b>"))
+    tab.check()
+
+
+def test_a_question_can_be_picked_and_asked_with_the_keyboard_alone(browser_page, url, quick):
+    tab = Tab(browser_page, url)
+    press = tab.page.keyboard.press
+    names = []
+    for _ in range(9):
+        press("Tab")
+        names.append(
+            tab.page.evaluate(
+                "(e => e.ariaLabel || e.labels?.[0]?.innerText || e.innerText)"
+                "(document.activeElement)"
+            ).split("\n")[0]
+        )
+    assert names[:3] == ["Question", "Or pick one", "number input for Latents (M)"]
+    assert "range slider for Iterations (T)" in names and names[-1] == "Ask"
+    assert all(names)
+    tab.page.get_by_label("Or pick one").focus()
+    press("ArrowDown")
+    press("Enter")
+    box = tab.page.get_by_label("Question")
+    tab.page.wait_for_function(
+        "first => document.querySelector('#question textarea').value !== first",
+        arg=quick.pick.first,
+    )
+    picked = box.input_value()
+    gold = quick.pick.gold(picked)
+    assert gold is not None
+    box.focus()
+    tab.ask(by=lambda: press("Enter"))
+    assert gold in tab.text("#thought .answer")
+    tab.check()
+
+
+def test_nothing_sticks_out_and_the_pictures_of_the_readme(browser_page, url, tmp_path):
+    """`KAVA_PICTURES=docs pytest tests/test_demo.py -k pictures` makes those of the README."""
+    tab = Tab(browser_page, url)
+    folder = Path(os.environ.get("KAVA_PICTURES", tmp_path))
+    tab.ask()
+    tab.page.mouse.move(1, 1)
+    tab.page.screenshot(path=folder / "demo.png", full_page=True)
+    tab.page.get_by_label("number input for Iterations (T)").fill("1")
+    assert numbers(tab.ask())[0] == 3
+    assert "35 latents, 1 iteration\n" in tab.text("#thought")
+    top = tab.page.locator("#costs").bounding_box()["y"] - 10
+    below = tab.page.locator("#decoded").bounding_box()
+    clip = {"x": 0, "y": top, "width": 1280, "height": below["y"] + below["height"] + 16 - top}
+    tab.page.screenshot(path=folder / "demo_latents.png", full_page=True, clip=clip)
+    assert all((folder / f"{n}.png").stat().st_size < 200_000 for n in ("demo", "demo_latents"))
+    tab.page.locator("summary").click()
+    for width in (1280, 390):
+        tab.page.set_viewport_size({"width": width, "height": 900})
+        assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
+        for card in tab.page.locator(".card, #ask, #question").all():
+            box = card.bounding_box()
+            assert box["x"] >= 0 and box["x"] + box["width"] <= width
+    moved = "one => { one.scrollLeft = 200; return one.scrollLeft; }"
+    assert tab.page.locator(".scroll").evaluate(moved) == 200  # the table, in a narrow window
+    tab.check()
+
+
+@pytest.mark.parametrize("method", ("codi", "cot"))
+def test_other_methods_show_what_they_have_and_texts_are_never_markup(
+    browser_page, method, monkeypatch
+):
+    looked_up, look_up = [], socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *more: looked_up.append(host) or look_up(host, *more)
+    )
+    thinker = tiny.reasoner("llama", method)
+    writer = Model(tiny.reasoner("llama", "cot"), EVIL)
+    demo = Demo(Model(thinker, EVIL), writer, Questions(), Limits(new_tokens=6))
+    with opened(demo) as url:
+        tab = Tab(browser_page, url)
+        assert numbers(tab.ask(QUESTION))[0] == offline(thinker).forward_passes
+        for card in ("#thought", "#written"):
+            assert EVIL in tab.text(card)
+        assert tab.page.evaluate("window.broken") is None and tab.page.locator("img").count() == 0
+        assert tab.page.get_by_label("Iterations (T)").count() == 0
+        assert tab.page.get_by_label("Or pick one").count() == 0
+        if method == "codi":
+            assert tab.grid() == words(thinker, QUESTION, 0)
+            assert tab.page.get_by_label("range slider for Latents (M)").count() == 1
+        else:
+            assert "Method cot thinks in no latent tokens" in tab.text("#decoded")
+            assert tab.page.locator("input[type=range]").count() == 0
+        tab.check()
+    assert looked_up == []  # nor did the server ask anybody: no telemetry
+
+
+def test_with_a_password_the_page_is_closed_without_it(quick):
+    import httpx
+
+    with opened(quick, Address(password="secret")) as url, httpx.Client(base_url=url) as client:
+        assert client.get("/config").status_code == 401
+        assert quick.pick.first not in client.get("/").text
+        body = {"username": "kava", "password": "wrong"}
+        assert client.post("/login", data=body).status_code == 400
+        assert client.post("/login", data=body | {"password": "secret"}).status_code == 200
+        assert client.get("/config").status_code == 200
