@@ -24,6 +24,11 @@ def empty() -> DynamicCache:
     return DynamicCache()
 
 
+def is_one(value: Any) -> bool:
+    """Whether a value is a cache of the kind used here."""
+    return isinstance(value, DynamicCache)
+
+
 def key_values(cache: DynamicCache, start: int = 0, stop: int | None = None) -> KeyValues:
     """Columns `start:stop` of every layer, as [B, H, stop - start, D] pairs."""
     return [
@@ -42,6 +47,31 @@ def from_key_values(pairs: KeyValues) -> DynamicCache:
     for layer, (keys, values) in enumerate(pairs):
         cache.update(keys, values, layer)
     return cache
+
+
+def layer(cache: DynamicCache, index: int) -> tuple[Tensor, Tensor] | None:
+    """Keys and values of one layer; None where it holds nothing yet."""
+    if index >= len(cache.layers) or not cache.layers[index].is_initialized:
+        return None
+    return cache.layers[index].keys, cache.layers[index].values
+
+
+def of_layer(index: int, pair: tuple[Tensor, Tensor] | None) -> DynamicCache:
+    """A cache for one layer alone, which begins with `pair` and shares it."""
+    cache = DynamicCache()
+    cache.layers = [cache.layer_class_to_replicate() for _ in range(index + 1)]
+    if pair is not None:
+        put(cache, index, *pair)
+    return cache
+
+
+def put(cache: DynamicCache, index: int, keys: Tensor, values: Tensor) -> None:
+    """Let a layer hold these tensors [B, H, S, D] in place of the present ones."""
+    while len(cache.layers) <= index:
+        cache.layers.append(cache.layer_class_to_replicate())
+    held = cache.layers[index]
+    held.lazy_initialization(keys, values)
+    held.keys, held.values = keys, values
 
 
 def crop(cache: DynamicCache, columns: int) -> DynamicCache:
@@ -150,11 +180,8 @@ def let_shrink(cache: DynamicCache, config: Any, layers: list[int]) -> list[Shri
 
 def _share(pairs: KeyValues) -> DynamicCache:
     cache = DynamicCache()
-    for keys, values in pairs:
-        layer = cache.layer_class_to_replicate()
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
-        cache.layers.append(layer)
+    for index, (keys, values) in enumerate(pairs):
+        put(cache, index, keys, values)
     return cache
 
 

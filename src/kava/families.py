@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from kava import batching, cache
+from kava import batching, cache, recomputation
 from kava.errors import KavaError
 from kava.thought import Thought
 
@@ -51,16 +51,17 @@ def extend(
     hidden_states: bool = False,
 ) -> tuple[BaseModelOutputWithPast, Thought]:
     """Run new columns after a thought; see `Reasoner.extend`. `kinds` are the model's `windows`."""
-    past = thought.attention_mask
+    past, held = thought.attention_mask, cache.fork(thought.past_key_values)
     output = model.base_model(
         inputs_embeds=embeds,
         attention_mask=batching.layer_masks(past, mask, kinds),
         position_ids=batching.positions(past, mask),
-        past_key_values=cache.fork(thought.past_key_values),
-        use_cache=True,
+        past_key_values=held,
+        # Where layers are checkpointed, transformers would warn that they do without a cache.
+        use_cache=not recomputation.is_on(model),
         output_hidden_states=hidden_states,
     )
-    return output, Thought(output.past_key_values, torch.cat((past, mask), dim=1))
+    return output, Thought(held, torch.cat((past, mask), dim=1))
 
 
 @torch.no_grad()

@@ -83,9 +83,7 @@ def adopt(reasoner: Reasoner, recipe: Recipe) -> None:
     Raises:
         KavaError: the recipe is for other weights, or does not fit; the reasoner is as before.
     """
-    if (
-        recipe.lora.targets is None
-    ):  # the family's
+    if recipe.lora.targets is None:  # the family's
         lora = recipe.lora.model_copy(update={"targets": reasoner.recipe.lora.targets})
         recipe = recipe.model_copy(update={"lora": lora})
     own, given = (recipes.flat(r.model_dump(by_alias=True)) for r in (reasoner.recipe, recipe))

@@ -141,6 +141,7 @@ class Train(Section):
     warmup: float = Field(0.03, ge=0, lt=1)
     clip: float = Field(2.0, gt=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    gradient_checkpointing: bool = False
     log_every: int = Field(10, ge=1)
     save_every: int | None = Field(None, ge=1)
     report_to: list[str] = []

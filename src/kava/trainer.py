@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from kava import batching, checkpoint, parallel, sharded
+from kava import batching, checkpoint, parallel, recomputation, sharded
 from kava.errors import KavaError, unknown, writing
 from kava.evaluate.answers import HEADLINE
 from kava.evaluate.runner import evaluate
@@ -344,6 +344,8 @@ def train(
     recipe = reasoner.recipe
     rows = reasoner.encoder.rows(examples)
     check_schedule(reasoner, rows)
+    if recipe.train.gradient_checkpointing:
+        recomputation.switch_on(reasoner.lm)
     start = parallel.agreed(lambda: last_checkpoint(run)) if resume else None
     if start:
         checkpoint.load_weights(reasoner, start)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kava import batching, memory
+from kava import batching, memory, recomputation
 from kava.bench import flops
 from kava.bench.shapes import Lengths, random_reasoner, random_rows, to_device
 from kava.bench.timing import Piece, spread
@@ -45,6 +45,8 @@ class Training:
         """
         reasoner = random_reasoner(recipe, shape, device).train()
         size = recipe.train.batch_size
+        if recipe.train.gradient_checkpointing:
+            recomputation.switch_on(reasoner.lm)
         rows = random_rows(reasoner, lengths, size * POOL if grouped else size)
         if grouped:
             at = POOL // 2 * size
