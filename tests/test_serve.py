@@ -21,6 +21,7 @@ import uvicorn
 from kava.serve.app import create_app, fitted
 from kava.serve.batcher import Batcher, Job, QueueFull
 from kava.serve.command import Address, check, is_loopback
+from kava.serve.connection import configured
 from kava.serve.limits import Limits
 
 QUESTIONS = [tiny.words(3 + i % 9, seed=i) for i in range(24)]
@@ -34,10 +35,7 @@ def serving(reasoner, limits=LIMITS, api_key=None):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    config = uvicorn.Config(
-        app, port=port, log_level="error", access_log=False, timeout_graceful_shutdown=20
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configured(app, limits, port=port))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -384,7 +382,7 @@ def test_a_stop_finishes_what_was_accepted(endless):
 def test_a_batch_that_fails_is_logged_and_does_not_end_the_service(reasoner, monkeypatch, caplog):
     with serving(reasoner) as (url, _):
         with monkeypatch.context() as patch:
-            patch.setattr(reasoner, "think", lambda *_: 1 / 0)
+            patch.setattr(reasoner, "think_about", lambda *_: 1 / 0)
             answer = post(url, {"model": "tiny", "prompt": "w1"})
             assert answer.status_code == 500
             assert "ZeroDivision" not in answer.text and "Traceback" not in answer.text
@@ -446,12 +444,12 @@ def test_the_queue_takes_all_jobs_of_a_request_or_none(reasoner):
     batcher = Batcher(reasoner, queue_length=3)
     try:
         with pytest.raises(QueueFull):
-            batcher.submit([Job("w1", lambda _: None) for _ in range(4)])
+            batcher.submit([Job([1, 40], lambda _: None) for _ in range(4)])
         assert batcher.waiting == 0
     finally:
         batcher.close()
     with pytest.raises(KavaError, match="stopping"):
-        batcher.submit([Job("w1", lambda _: None)])
+        batcher.submit([Job([1, 40], lambda _: None)])
 
 
 def test_openapi_describes_the_requests(url):
