@@ -14,29 +14,26 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import os
 import random
 import re
 import select
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from attacks import BUSY, CLOSED, LEFT, Attack, Target, attack
+from serving import Memory, about, offline_answers, service
 
-from kava.provenance import provenance, write_json
+from kava.provenance import write_json
 
 FILE = Path(__file__).resolve().parents[1] / "results" / "bench" / "serve_hostile.json"
 NEW_TOKENS = 64
@@ -240,12 +237,14 @@ def held(port: int, tally: Tally, count: int = HELD, within: float = 30.0) -> It
 
 
 def schemathesis_run(
-    port: int, target: Target, examples: int, tally: Tally, seed: int = 0
-) -> dict[str, int]:
-    """All phases of schemathesis on the service's own schema; how often each check ran.
+    port: int, target: Target, examples: int, tally: Tally, seed: int = 0,
+    paths: str = "/",
+) -> dict[str, int]:  # fmt: skip
+    """Schemathesis on the service's own schema; how often each check ran.
 
     Args:
         examples: random cases for each operation, after the systematic ones.
+        paths: a pattern of those to test.
     """
     import schemathesis
     from schemathesis.config import SchemathesisConfig
@@ -267,7 +266,7 @@ def schemathesis_run(
     url = f"http://127.0.0.1:{port}/openapi.json"
     schema = schemathesis.openapi.from_url(url, config=config, headers=headers)
     ran: Counter[str] = Counter()
-    for event in from_schema(schema).execute():
+    for event in from_schema(schema.include(path_regex=paths)).execute():
         if isinstance(event, events.FatalError):
             raise event.exception
         if isinstance(event, events.NonFatalError):
@@ -295,81 +294,6 @@ def _count(recorder: Any, ran: Counter[str], tally: Tally) -> None:
                 tally.wrong.append(f"schemathesis: {why}")
 
 
-# -- the service, and its memory -----------------------------------------------------------------
-
-
-class Memory:
-    """Resident megabytes of a process, read five times a second."""
-
-    def __init__(self, pid: int):
-        self.pid, self.values, self._stop = pid, [resident_mb(pid)], threading.Event()
-        self._thread = threading.Thread(target=self._read, daemon=True)
-
-    def __enter__(self) -> Memory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _read(self) -> None:
-        while not self._stop.wait(0.2):
-            self.values.append(resident_mb(self.pid))
-
-
-def resident_mb(pid: int) -> float:
-    """Of `/proc`: Linux only."""
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    return round(int(next(x for x in lines if x.startswith("VmRSS")).split()[1]) / 1024, 1)
-
-
-@contextmanager
-def service(run: str, name: str, *words: str, key: str | None = None) -> Iterator[tuple[int, int]]:
-    """`kava serve` in a process of its own, ready; its port and process id.
-
-    Raises:
-        SystemExit: it does not start, or does not end by itself when it is told to.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "kava", "serve", run, "--port", str(port), "--name", name]
-    environment = {**os.environ, **({} if key is None else {"KAVA_API_KEY": key})}
-    server = subprocess.Popen([*command, *words], stdout=subprocess.DEVNULL, env=environment)
-    try:
-        _wait(port, server)
-        yield port, server.pid
-        server.terminate()
-        if server.wait(60) not in (0, -15):
-            raise SystemExit(f"the service ended with status {server.returncode}")
-    finally:
-        server.kill()
-        server.wait()
-
-
-def _wait(port: int, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health").read()
-            return
-        except OSError:
-            if server.poll() is not None:
-                raise SystemExit("the service did not start") from None
-            time.sleep(0.1)
-    raise SystemExit("the service did not start within a minute")
-
-
-def offline_answers(run: str, count: int, new_tokens: int) -> dict[str, str]:
-    """Questions of the synthetic task, each answered on its own without a service."""
-    from kava.run import open_reasoner
-    from kava.tasks import load_task
-
-    reasoner = open_reasoner(run)
-    questions = [example.question for example in load_task("synthetic", limit=count).examples]
-    return {q: reasoner.answer(reasoner.think([q]), new_tokens)[0].text for q in questions}
-
-
 def main() -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -393,10 +317,7 @@ def main() -> int:
             checks = schemathesis_run(port, target, given.examples, tally, given.seed)
             time.sleep(1)
     told = _told(tally, checks, memory, time.perf_counter() - begin)
-    tools = {name: version(name) for name in ("fastapi", "uvicorn", "h11", "schemathesis")}
-    about = provenance()
-    about["versions"].update(tools)
-    write_json(given.output, {**told, **about})
+    write_json(given.output, {**told, **about("schemathesis", "hypothesis")})
     print(json.dumps(told["summary"], indent=1))
     print("\n".join(tally.wrong[:20]), file=sys.stderr)
     return 0 if told["summary"]["ok"] else 1

@@ -6,7 +6,6 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
 import tiny
@@ -16,36 +15,12 @@ from kava.errors import KavaError
 pytest.importorskip("fastapi", reason="kava[serve] is not installed")
 import httpx
 import openai
-import uvicorn
+from service import LIMITS, QUESTIONS, serving
 
-from kava.serve.app import create_app, fitted
+from kava.serve.app import fitted
 from kava.serve.batcher import Batcher, Job, QueueFull
 from kava.serve.command import Address, check, is_loopback
-from kava.serve.connection import configured
 from kava.serve.limits import Limits
-
-QUESTIONS = [tiny.words(3 + i % 9, seed=i) for i in range(24)]
-LIMITS = Limits(question_tokens=64, new_tokens=12, timeout=30.0, delay=0.01, batch_size=8)
-
-
-@contextmanager
-def serving(reasoner, limits=LIMITS, api_key=None):
-    """A real server in a thread, on a free port; gives its address and the uvicorn server."""
-    app = create_app(reasoner, "tiny", limits, api_key)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(configured(app, limits, port=port))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}", server
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")

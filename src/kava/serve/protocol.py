@@ -27,21 +27,14 @@ class Refused(Exception):
         kind: str = "invalid_request_error",
         headers: dict[str, str] | None = None,
     ):
-        message = _sendable(message)
         super().__init__(message)
-        self.status, self.message, self.kind = status, message, kind
-        self.param = None if param is None else _sendable(param)
+        self.status, self.message, self.param, self.kind = status, message, param, kind
         self.headers = headers or {}
 
     def body(self) -> dict[str, Any]:
         """As OpenAI's clients expect it."""
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": None}
         return {"error": error}
-
-
-def _sendable(text: str) -> str:
-    """JSON can hold halves of characters that UTF-8 cannot; a request may have named some."""
-    return text.encode(errors="replace").decode()
 
 
 #: Accepted and without effect: they say who asks and where it is kept, not how to answer.
