@@ -236,6 +236,18 @@ def test_time_starts_with_each_request(reasoner):
     assert len(set(kept)) == 1
 
 
+def test_an_answer_may_take_longer_than_its_request(reasoner, monkeypatch):
+    think = reasoner.think_about
+
+    def slowly(*given):
+        time.sleep(0.5)
+        return think(*given)
+
+    monkeypatch.setattr(reasoner, "think_about", slowly)
+    with serving(reasoner, Limits(question_tokens=64, new_tokens=4, arrival=0.3)) as (url, _):
+        assert ask(port_of(url), prompt="w1").status_code == 200
+
+
 def test_more_connections_than_allowed_are_refused(reasoner):
     limits = Limits(question_tokens=64, new_tokens=4, connections=3)
     with serving(reasoner, limits) as (url, server):
@@ -308,6 +320,23 @@ def test_a_question_is_read_into_tokens_once(reasoner, port, monkeypatch):
     )
     assert ask(port, prompt=QUESTIONS[:3], n=2).status_code == 200
     assert seen == [QUESTIONS[:3]]
+
+
+def test_others_are_served_while_a_long_request_is_read_into_tokens(reasoner, port, monkeypatch):
+    encode, may_end = reasoner.encoder._encode, threading.Event()
+
+    def encode_slowly(texts):
+        assert len(texts) == 1 or may_end.wait(10)
+        return encode(texts)
+
+    monkeypatch.setattr(reasoner.encoder, "_encode", encode_slowly)
+    with ThreadPoolExecutor(1) as pool:
+        long = pool.submit(ask, port, prompt=["w1 " * 60] * 200)
+        try:
+            assert ask(port, prompt="w1").status_code == 200 and not long.done()
+        finally:
+            may_end.set()
+        assert len(long.result().json()["choices"]) == 200
 
 
 @pytest.mark.parametrize(

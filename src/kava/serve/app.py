@@ -36,6 +36,7 @@ from kava.serve.protocol import (
 )
 
 LETTERS_PER_TOKEN = 32  # a question with more letters than this per allowed token is not even read
+QUICK = 20_000  # letters whose tokens are found at once; more are left to another thread
 GRACE = 1.0  # seconds beyond its time that a model that cannot be interrupted may keep an answer
 
 
@@ -130,7 +131,10 @@ class _Service:
             raise Refused(400, f"at most {most:,} answers per request", "n")
         self._check_iterations(request)
         new_tokens = self._new_tokens(request)
-        encoded = self._encode(questions)
+        if sum(map(len, questions)) > QUICK:
+            encoded = await asyncio.to_thread(self._encode, questions)
+        else:
+            encoded = self._encode(questions)
         deadline = time.monotonic() + self.limits.timeout
         answers = _Answers(deadline + GRACE)
         jobs = [

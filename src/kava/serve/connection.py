@@ -70,7 +70,7 @@ class _Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """The first bytes of a request start its time."""
         if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
-            self._owed = None
+            self._owe(None)
         super().data_received(data)
         self._watch()
 
@@ -94,10 +94,13 @@ class _Connection(H11Protocol):
         refused = them is h11.SEND_BODY and done
         owed = "head" if them is h11.IDLE else "refused body" if refused else None
         if owed != self._owed:
-            self._owed = owed
-            self._stop("sending")
-            if owed:
-                self._start("sending")
+            self._owe(owed)
+
+    def _owe(self, owed: str | None) -> None:
+        self._owed = owed
+        self._stop("sending")
+        if owed:
+            self._start("sending")
 
     def _start(self, name: str) -> None:
         self._stop(name)
