@@ -341,6 +341,7 @@ def _told(tally: Tally, checks: dict[str, int], memory: Memory, seconds: float) 
         "summary": summary,
         "by_kind": tally.by_kind(),
         "schemathesis_checks": checks,
+        "resident_mb": memory.values[:: max(1, len(memory.values) // 100)],
         "wrong": tally.wrong[:50],
     }
 

@@ -3,7 +3,9 @@
 The same code sends 10,000 requests in `benchmarks/hostile.py`.
 """
 
+import json
 import logging
+import re
 import socket
 import sys
 import threading
@@ -27,6 +29,16 @@ from service import QUESTIONS, serving
 from tokenizers import normalizers
 
 from kava.serve.batcher import Sampling
+from kava.serve.described import (
+    ChatAnswer,
+    ChatChunk,
+    ErrorBody,
+    Health,
+    Model,
+    ModelList,
+    TextAnswer,
+    TextChunk,
+)
 from kava.serve.limits import Limits
 from kava.serve.protocol import ChatRequest, CompletionRequest
 
@@ -404,6 +416,8 @@ def test_a_failure_of_the_service_itself_is_an_error_like_others(reasoner, monke
 def test_the_schema_tells_this_services_limits(port, reasoner):
     headers = {"authorization": f"Bearer {KEY}"}
     told = httpx.get(f"http://127.0.0.1:{port}/openapi.json", headers=headers).json()
+    named = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(told)))
+    assert named <= set(told["components"]["schemas"]) and {"ErrorBody", "TextChunk"} <= named
     fields = told["components"]["schemas"]["CompletionRequest"]["properties"]
     assert fields["model"]["enum"] == ["tiny"] and fields["max_tokens"]["anyOf"][0]["maximum"] == 12
     operations = {
@@ -421,6 +435,35 @@ def test_the_schema_tells_this_services_limits(port, reasoner):
     fields = told["components"]["schemas"]["ChatRequest"]["properties"]
     assert fields["num_iterations"] == {"type": "null"}
     assert "securitySchemes" not in told["components"]
+
+
+def test_answers_are_as_described(port):
+    """With no field more: schemathesis looks over those."""
+    headers = {"authorization": f"Bearer {KEY}"}
+
+    def get(path):
+        return httpx.get(f"http://127.0.0.1:{port}{path}", headers=headers).text
+
+    TextAnswer.model_validate_json(ask(port, prompt=["w1", "w2"]).text)
+    asked = [{"role": "user", "content": "w1"}]
+    ChatAnswer.model_validate_json(ask(port, "/v1/chat/completions", messages=asked).text)
+    ModelList.model_validate_json(get("/v1/models"))
+    Model.model_validate_json(get("/v1/models/tiny"))
+    Health.model_validate_json(get("/health"))
+    ErrorBody.model_validate_json(get("/v1/models/other"))
+    ErrorBody.model_validate_json(ask(port, prompt="w1", n=0).text)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_events_are_as_described(port, chat):
+    asked = {"messages": [{"role": "user", "content": "w1"}]} if chat else {"prompt": ["w1", "w2"]}
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    more = {"stream": True, "stream_options": {"include_usage": True}}
+    events = ask(port, path, **asked, **more).text.split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    chunk = ChatChunk if chat else TextChunk
+    *_, last = [chunk.model_validate_json(e.removeprefix("data: ")) for e in events[:-2]]
+    assert last.choices == [] and last.usage.completion_tokens > 0
 
 
 def test_clients_that_leave_leave_nothing_behind(reasoner, offline):

@@ -91,6 +91,53 @@ class TextAnswer(_Exact):
     usage: Usage
 
 
+class Delta(_Exact):
+    """What is new; the first has the role."""
+
+    role: Literal["assistant"] | None = None
+    content: str
+
+
+class ChatChunkChoice(_Exact):
+    """A part of one answer; the last has the reason."""
+
+    index: int
+    delta: Delta
+    logprobs: None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class ChatChunk(_Exact):
+    """An event of a stream; the last but `[DONE]` has the usage and no choices, if asked for."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+
+
+class TextChunkChoice(_Exact):
+    """A part of one answer; the last has the reason."""
+
+    index: int
+    text: str
+    logprobs: None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class TextChunk(_Exact):
+    """An event of a stream; the last but `[DONE]` has the usage and no choices, if asked for."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChunkChoice]
+    usage: Usage | None = None
+
+
 class Model(_Exact):
     """The one model; `method` is how it thinks."""
 
@@ -129,7 +176,15 @@ _ERRORS = {
 }
 _REF = "#/components/schemas/{model}"
 _ANY = (401, 408, 413, 503)
-_STREAM = {"text/event-stream": {"schema": {"type": "string", "description": "with `stream`"}}}
+
+
+def _stream(chunk: type[BaseModel]) -> dict[str, Any]:
+    """With `stream`: events of these chunks, or of an error, and then `[DONE]`."""
+    parts = [{"$ref": _REF.format(model=part.__name__)} for part in (chunk, ErrorBody)]
+    json = {"contentMediaType": "application/json", "contentSchema": {"anyOf": parts}}
+    data = {"type": "string", "anyOf": [{"const": "[DONE]"}, json]}
+    event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+    return {"text/event-stream": {"itemSchema": event}}
 
 
 def _answers(body: type[BaseModel] | None, *more: int, **answer: Any) -> dict[int | str, Any]:
@@ -149,8 +204,8 @@ def _answers(body: type[BaseModel] | None, *more: int, **answer: Any) -> dict[in
 _ASKED = (400, 404, 415, 429, 500, 504)
 #: What each route answers, by the name of its function.
 ANSWERS = {
-    "chat": _answers(ChatAnswer, *_ASKED, content=_STREAM),
-    "completions": _answers(TextAnswer, *_ASKED, content=_STREAM),
+    "chat": _answers(ChatAnswer, *_ASKED, content=_stream(ChatChunk)),
+    "completions": _answers(TextAnswer, *_ASKED, content=_stream(TextChunk)),
     "models": _answers(ModelList),
     "model": _answers(Model, 404),
     "health": _answers(Health),
@@ -165,10 +220,12 @@ def describe(app: FastAPI, name: str, limits: Limits, iterates: bool, key: bool)
         if app.openapi_schema is None:
             made = get_openapi(title=app.title, version=app.version, routes=app.routes)
             _drop_unused(made)
+            schemas = made["components"]["schemas"]
+            for part in (ErrorBody, ChatChunk, TextChunk):  # not the answer of any route
+                written = part.model_json_schema(ref_template=_REF)
+                schemas.update({**written.pop("$defs"), part.__name__: written})
             for request in ("ChatRequest", "CompletionRequest"):
-                _narrow(
-                    made["components"]["schemas"][request]["properties"], name, limits, iterates
-                )
+                _narrow(schemas[request]["properties"], name, limits, iterates)
             if key:
                 _ask_for_key(made)
             app.openapi_schema = made
