@@ -202,13 +202,16 @@ def _text(way: str, told: bytes) -> str:
 
 
 @contextmanager
-def held(port: int, tally: Tally, count: int = HELD, within: float = 30.0) -> Iterator[None]:
+def held(
+    port: int, target: Target, tally: Tally, count: int = HELD, within: float = 30.0
+) -> Iterator[None]:
     """Keep connections open that never finish their request; the service has to close them.
 
     Args:
         within: seconds after which, at the end of the block, one that is still open is wrong.
     """
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {target.api_key}\r\n"
+    head = head.encode()
     begun = [b"", b"GET /heal", head + b"X-A: ", head + b"Content-Length: 900\r\n\r\n{"]
     opened = []
     for i in range(count):
@@ -312,7 +315,7 @@ def main() -> int:
     ):
         fuzz(port, target, offline, 500, warm, seed=given.seed + 1)
         with Memory(pid) as memory:
-            with held(port, tally):
+            with held(port, target, tally):
                 fuzz(port, target, offline, given.requests, tally, seed=given.seed)
             checks = schemathesis_run(port, target, given.examples, tally, given.seed)
             time.sleep(1)
