@@ -1,11 +1,13 @@
-"""`kava serve` under load: throughput of one client against 32, then saturation with leavers.
+"""`kava serve` under load: throughput of one client against many, then saturation with leavers.
 
     OMP_NUM_THREADS=1 python benchmarks/serve.py checkpoints/quickstart/kava --minutes 10
 
-Every answer is compared with the one that the same questions get offline, one at a time. Some
-clients close their connection in the middle of an answer; none of the others may notice. Writes
-results/bench/serve.json; status 1 if an answer was wrong or missing, or memory grew.
-Nothing else should run on the machine meanwhile.
+Every answer is compared with the one that the same question gets offline, on its own. At saturation
+some clients leave: before their answer begins, or in the middle of a stream; none of the others may
+notice. An answer that does not come, or not whole, is lost. Memory is read every second; what
+counts is the slope of a line through the readings after the first fifth. Writes
+results/bench/serve.json; status 1 if an answer was wrong or lost, memory grew, or many clients get
+less than four times the answers of one. Nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -14,23 +16,25 @@ import argparse
 import asyncio
 import json
 import random
-import socket
 import statistics
-import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kava.provenance import provenance, write_json
-from kava.run import open_reasoner
-from kava.tasks import load_task
+from serving import Memory, about, offline_answers, service
+
+from kava.provenance import write_json
 
 FILE = Path(__file__).resolve().parents[1] / "results" / "bench" / "serve.json"
 NEW_TOKENS = 8
-GROWTH = 1.05  # of resident memory from the end of the first tenth to the end
+RATIO = 4  # at least, between the throughput of many clients and of one
+GROWTH_MB = 10  # that the line through the readings may rise over the whole of saturation
+PATIENCE = 120  # seconds after which an answer is lost
+LEAVERS = 0.1  # share of the questions at saturation
 
 
 def main() -> int:
@@ -44,21 +48,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10, help="of saturation")
     parser.add_argument("--output", type=Path, default=FILE)
     given = parser.parse_args()
-    reasoner = open_reasoner(given.run)
-    questions = [e.question for e in load_task("synthetic", limit=given.questions).examples]
-    expected = {q: reasoner.answer(reasoner.think([q]), NEW_TOKENS)[0].text for q in questions}
-    del reasoner
-    port = _free_port()
-    words = [sys.executable, "-m", "kava", "serve", given.run, "--port", str(port), "--name", "m"]
-    words += ["--max-new-tokens", str(NEW_TOKENS)]
-    server = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-    try:
-        _wait(port)
-        told = measure(port, expected, given, server.pid)
-    finally:
-        server.terminate()
-        server.wait(60)
-    write_json(given.output, {**told, **provenance()})
+    expected = offline_answers(given.run, given.questions, NEW_TOKENS)
+    with service(given.run, "m", "--max-new-tokens", str(NEW_TOKENS)) as (port, pid):
+        told = measure(port, expected, given, pid)
+    write_json(given.output, {**told, **about()})
     print(json.dumps(told["summary"], indent=1))
     return 0 if told["summary"]["ok"] else 1
 
@@ -72,26 +65,48 @@ def measure(port: int, expected: dict[str, str], given: Any, pid: int) -> dict[s
         many.append(asyncio.run(load(port, expected, given.clients, given.seconds)))
         print(f"1 client {one[-1]['per_second']:.0f}/s, {given.clients} clients "
               f"{many[-1]['per_second']:.0f}/s", flush=True)  # fmt: skip
-    soak = asyncio.run(saturate(port, expected, given.clients, 60 * given.minutes, pid))
-    ratio = statistics.median(r["per_second"] for r in many) / statistics.median(
-        r["per_second"] for r in one
-    )
-    wrong = sum(run["wrong"] + run["failed"] for run in (*one, *many, soak))
-    grew = soak["resident_mb"][-1] / soak["resident_mb"][len(soak["resident_mb"]) // 10]
+    with Memory(pid, every=1.0) as memory:
+        soak = asyncio.run(load(port, expected, given.clients, 60 * given.minutes, LEAVERS))
+    soak["waiting_afterwards"] = _waiting(port)
+    soak["memory"] = grown = growth(memory.values)
+    per_second = [statistics.median(r["per_second"] for r in runs) for runs in (one, many)]
+    runs = (*one, *many, soak)
     summary = {
-        "one_client_per_second": round(statistics.median(r["per_second"] for r in one), 1),
-        "many_clients_per_second": round(statistics.median(r["per_second"] for r in many), 1),
+        "one_client_per_second": round(per_second[0], 1),
+        "many_clients_per_second": round(per_second[1], 1),
         "clients": given.clients,
-        "ratio": round(ratio, 2),
+        "ratio": round(per_second[1] / per_second[0], 2),
         "saturation_minutes": given.minutes,
-        "answers": sum(run["answers"] for run in (*one, *many, soak)),
-        "wrong_or_missing": wrong,
+        "answers": sum(run["answers"] for run in runs),
+        "wrong": sum(run["wrong"] for run in runs),
+        "lost": sum(run["lost"] + run["refused"] for run in runs),
         "left_in_the_middle": soak["left"],
-        "memory_growth": round(grew, 4),
-        "ok": wrong == 0 and grew < GROWTH,
+        "memory_mb": grown["mean_mb"],
+        "memory_rise_mb": grown["rise_mb"],
     }
+    summary["ok"] = (
+        summary["wrong"] == summary["lost"] == soak["waiting_afterwards"] == 0
+        and grown["rise_mb"] < GROWTH_MB
+        and summary["ratio"] >= RATIO
+    )
     what = f"POST /v1/completions, greedy, at most {NEW_TOKENS} new tokens, connections kept"
     return {"what": what, "summary": summary, "one": one, "many": many, "saturation": soak}
+
+
+def growth(values: Sequence[float]) -> dict[str, Any]:
+    """A line by least squares through readings at equal distances, without the first fifth.
+
+    `rise_mb` is how far it rises over all of them; two readings alone would tell their noise.
+    """
+    kept = values[len(values) // 5 :]
+    slope = statistics.linear_regression(range(len(kept)), kept).slope if len(kept) > 1 else 0.0
+    return {
+        "readings": len(values),
+        "mean_mb": round(statistics.fmean(kept), 1),
+        "highest_mb": max(values),
+        "rise_mb": round(slope * len(values), 2),
+        "every_mb": list(values[:: max(1, len(values) // 100)]),
+    }
 
 
 async def load(
@@ -99,72 +114,80 @@ async def load(
 ) -> dict[str, Any]:
     """So many clients, each asking its next question when it has its answer."""
     end = time.perf_counter() + seconds
-    tallies = await asyncio.gather(
-        *(_client(port, expected, random.Random(i), end, leavers) for i in range(clients))
-    )
-    times = sorted(t for tally in tallies for t in tally["times"])
+    made = [_Client(port, expected, random.Random(i), leavers) for i in range(clients)]
+    await asyncio.gather(*(client.ask_until(end) for client in made))
+    counts: Counter[str] = sum((client.counts for client in made), Counter())
+    times = sorted(t for client in made for t in client.times)
     return {
         "clients": clients,
         "answers": len(times),
         "per_second": len(times) / seconds,
-        "ms_median": round(1000 * times[len(times) // 2], 2),
-        "ms_95": round(1000 * times[int(0.95 * len(times))], 2),
-        "wrong": sum(tally["wrong"] for tally in tallies),
-        "failed": sum(tally["failed"] for tally in tallies),
-        "left": sum(tally["left"] for tally in tallies),
+        "ms_median": round(1000 * times[len(times) // 2], 2) if times else None,
+        "ms_95": round(1000 * times[int(0.95 * len(times))], 2) if times else None,
+        **{name: counts[name] for name in ("sent", "wrong", "lost", "refused", "left")},
     }
 
 
-async def saturate(
-    port: int, expected: dict[str, str], clients: int, seconds: float, pid: int
-) -> dict[str, Any]:
-    """Full load, every tenth question given up in the middle; memory is read on the way."""
-    resident: list[float] = []
+class _Client:
+    """Every question that it sends ends in exactly one of `times`, `wrong`, `lost` (no answer, or
+    not all of it), `refused` (another status than 200) and `left` (it did not wait)."""
 
-    async def read_memory() -> None:
-        while True:
-            resident.append(_resident_mb(pid))
-            await asyncio.sleep(max(0.5, seconds / 100))
+    def __init__(self, port: int, expected: dict[str, str], draw: random.Random, leavers: float):
+        self.port, self.expected, self.draw, self.leavers = port, expected, draw, leavers
+        self.questions = list(expected)
+        self.counts: Counter[str] = Counter()
+        self.times: list[float] = []
+        self.writer: asyncio.StreamWriter | None = None
 
-    reading = asyncio.create_task(read_memory())
-    found = await load(port, expected, clients, seconds, leavers=0.1)
-    reading.cancel()
-    return {**found, "resident_mb": [*resident, _resident_mb(pid)]}
+    async def ask_until(self, end: float) -> None:
+        """One question after the other, on one connection as long as it lasts."""
+        while time.perf_counter() < end:
+            if self.writer is None:
+                self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.port)
+            self.counts["sent"] += 1
+            leaves = self.draw.random() < self.leavers
+            try:
+                await asyncio.wait_for(self._leave() if leaves else self._ask(), PATIENCE)
+            except (asyncio.IncompleteReadError, asyncio.TimeoutError, OSError):
+                self.counts["lost"] += 1
+                self._close()
+        self._close()
 
-
-async def _client(
-    port: int, expected: dict[str, str], draw: random.Random, end: float, leavers: float
-) -> dict[str, Any]:
-    tally: dict[str, Any] = {"times": [], "wrong": 0, "failed": 0, "left": 0}
-    questions: Sequence[str] = list(expected)
-    reader = writer = None
-    while time.perf_counter() < end:
-        if writer is None:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        question = draw.choice(questions)
-        begin = time.perf_counter()
-        writer.write(_request(question))
-        await writer.drain()
-        if draw.random() < leavers:
-            await asyncio.sleep(0.004 * draw.random())
-            writer.close()
-            writer = None
-            tally["left"] += 1
-            continue
-        status, body = await _response(reader)
+    async def _ask(self) -> None:
+        question, begin = self.draw.choice(self.questions), time.perf_counter()
+        await self._send(question)
+        status, body = await _response(self.reader)
         if status != 200:
-            tally["failed"] += 1
-        elif body["choices"][0]["text"] != expected[question]:
-            tally["wrong"] += 1
+            self.counts["refused"] += 1
+        elif body["choices"][0]["text"] != self.expected[question]:
+            self.counts["wrong"] += 1
         else:
-            tally["times"].append(time.perf_counter() - begin)
-    if writer is not None:
-        writer.close()
-    return tally
+            self.times.append(time.perf_counter() - begin)
+
+    async def _leave(self) -> None:
+        """While the answer is thought about, or after some of a stream."""
+        streams = self.draw.random() < 0.5
+        await self._send(self.draw.choice(self.questions), stream=streams)
+        if streams:
+            await self.reader.readuntil(b"data: ")
+        else:
+            await asyncio.sleep(0.02 * self.draw.random())
+        self._close()
+        self.counts["left"] += 1
+
+    async def _send(self, question: str, **more: Any) -> None:
+        assert self.writer is not None
+        self.writer.write(_request({"model": "m", "prompt": question, **more}))
+        await self.writer.drain()
+
+    def _close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
 
 
-def _request(question: str) -> bytes:
-    body = json.dumps({"model": "m", "prompt": question}).encode()
+def _request(fields: dict[str, Any]) -> bytes:
+    body = json.dumps(fields).encode()
     head = (
         "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
@@ -179,25 +202,11 @@ async def _response(reader: asyncio.StreamReader) -> tuple[int, Any]:
     return int(head.split()[1]), json.loads(body)
 
 
-def _resident_mb(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    return round(int(next(x for x in lines if x.startswith("VmRSS")).split()[1]) / 1024, 1)
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-def _wait(port: int) -> None:
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health").read()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise SystemExit("the service did not start within a minute")
+def _waiting(port: int) -> int:
+    """Questions that are still in the queue a moment after the last client has gone."""
+    time.sleep(2)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as answer:
+        return json.load(answer)["waiting"]
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
 import tiny
@@ -16,38 +15,12 @@ from kava.errors import KavaError
 pytest.importorskip("fastapi", reason="kava[serve] is not installed")
 import httpx
 import openai
-import uvicorn
+from service import LIMITS, QUESTIONS, serving
 
-from kava.serve.app import create_app, fitted
+from kava.serve.app import fitted
 from kava.serve.batcher import Batcher, Job, QueueFull
 from kava.serve.command import Address, check, is_loopback
 from kava.serve.limits import Limits
-
-QUESTIONS = [tiny.words(3 + i % 9, seed=i) for i in range(24)]
-LIMITS = Limits(question_tokens=64, new_tokens=12, timeout=30.0, delay=0.01, batch_size=8)
-
-
-@contextmanager
-def serving(reasoner, limits=LIMITS, api_key=None):
-    """A real server in a thread, on a free port; gives its address and the uvicorn server."""
-    app = create_app(reasoner, "tiny", limits, api_key)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    config = uvicorn.Config(
-        app, port=port, log_level="error", access_log=False, timeout_graceful_shutdown=20
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{port}", server
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +357,7 @@ def test_a_stop_finishes_what_was_accepted(endless):
 def test_a_batch_that_fails_is_logged_and_does_not_end_the_service(reasoner, monkeypatch, caplog):
     with serving(reasoner) as (url, _):
         with monkeypatch.context() as patch:
-            patch.setattr(reasoner, "think", lambda *_: 1 / 0)
+            patch.setattr(reasoner, "think_about", lambda *_: 1 / 0)
             answer = post(url, {"model": "tiny", "prompt": "w1"})
             assert answer.status_code == 500
             assert "ZeroDivision" not in answer.text and "Traceback" not in answer.text
@@ -446,12 +419,12 @@ def test_the_queue_takes_all_jobs_of_a_request_or_none(reasoner):
     batcher = Batcher(reasoner, queue_length=3)
     try:
         with pytest.raises(QueueFull):
-            batcher.submit([Job("w1", lambda _: None) for _ in range(4)])
+            batcher.submit([Job([1, 40], lambda _: None) for _ in range(4)])
         assert batcher.waiting == 0
     finally:
         batcher.close()
     with pytest.raises(KavaError, match="stopping"):
-        batcher.submit([Job("w1", lambda _: None)])
+        batcher.submit([Job([1, 40], lambda _: None)])
 
 
 def test_openapi_describes_the_requests(url):

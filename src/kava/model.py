@@ -338,7 +338,6 @@ class Reasoner(nn.Module):
         text = texts[0] if isinstance(questions, str) else texts
         return Generated(text, thinking) if return_thoughts else text
 
-    @torch.no_grad()
     def think(self, questions: str | Sequence[str], num_iterations: int | None = None) -> Thinking:
         """Think about questions; the answer has not begun.
 
@@ -352,9 +351,19 @@ class Reasoner(nn.Module):
             KavaError: no question, an empty one; `num_iterations` for a method that does not
                 iterate.
         """
+        return self.think_about(self.encoder.questions(_checked(questions)), num_iterations)
+
+    @torch.no_grad()
+    def think_about(
+        self, encoded: Sequence[Sequence[int]], num_iterations: int | None = None
+    ) -> Thinking:
+        """Think about questions that are token ids (`Encoder.questions`) already.
+
+        Raises:
+            KavaError: `num_iterations` for a method that does not iterate.
+        """
         if num_iterations is not None:
             self.check_iterations()
-        encoded = self.encoder.questions(_checked(questions))
         ids, mask = batching.pad(encoded, "left", self.tokenizer.pad_token_id)
         return self.method.think(self, ids.to(self.device), mask.to(self.device), num_iterations)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
@@ -20,6 +20,8 @@ from starlette.exceptions import HTTPException
 from kava.errors import KavaError
 from kava.model import Reasoner
 from kava.serve.batcher import ERROR, TIMEOUT, Batcher, Job, Piece, QueueFull
+from kava.serve.described import ANSWERS, describe
+from kava.serve.gate import Gate
 from kava.serve.limits import Limits
 from kava.serve.metrics import Metrics
 from kava.serve.protocol import (
@@ -34,6 +36,8 @@ from kava.serve.protocol import (
 )
 
 LETTERS_PER_TOKEN = 32  # a question with more letters than this per allowed token is not even read
+QUICK = 20_000  # letters whose tokens are found at once; more are left to another thread
+GRACE = 1.0  # seconds beyond its time that a model that cannot be interrupted may keep an answer
 
 
 def create_app(
@@ -58,11 +62,19 @@ def create_app(
         service.stopping = True
         await asyncio.to_thread(batcher.close)
 
-    app = FastAPI(title="kava", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="kava",
+        version=version("kava"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # it would send clients to whatever host they say they asked
+    )
     app.state.batcher = batcher
     _handle_errors(app)
     _add_routes(app, service)
-    app.add_middleware(_Gate, limits=limits, api_key=api_key, metrics=metrics)
+    app.add_middleware(Gate, limits=limits, api_key=api_key, metrics=metrics)
+    describe(app, name, limits, reasoner.method.iterates, api_key is not None)
     return app
 
 
@@ -93,6 +105,7 @@ class _Service:
     ):
         self.reasoner, self.name, self.limits = reasoner, name, limits
         self.batcher, self.metrics = batcher, metrics
+        self.no_tokens = len(reasoner.encoder.question(""))  # BOS, where there is one
         self.stopping = False
         self.created = int(time.time())
 
@@ -112,24 +125,31 @@ class _Service:
             raise Refused(
                 404, f"there is no model '{request.model}' here; there is '{self.name}'", "model"
             )
-        questions = request.questions()
-        for question in questions:
-            self._check_question(question)
+        questions, each = request.questions(), request.n or 1
+        most = self.limits.queue_length
+        if len(questions) * each > most:
+            raise Refused(400, f"at most {most:,} answers per request", "n")
         self._check_iterations(request)
-        answers = _Answers()
+        new_tokens = self._new_tokens(request)
+        if sum(map(len, questions)) > QUICK:
+            encoded = await asyncio.to_thread(self._encode, questions)
+        else:
+            encoded = self._encode(questions)
+        deadline = time.monotonic() + self.limits.timeout
+        answers = _Answers(deadline + GRACE)
         jobs = [
             Job(
                 question=question,
-                emit=partial(answers.put, i * (request.n or 1) + k),
-                max_new_tokens=self._new_tokens(request),
+                emit=partial(answers.put, i * each + k),
+                max_new_tokens=new_tokens,
                 stop=request.stops,
                 sampling=request.sampling,
                 num_iterations=request.num_iterations,
                 stream=bool(request.stream),
-                deadline=time.monotonic() + self.limits.timeout,
+                deadline=deadline,
             )
-            for i, question in enumerate(questions)
-            for k in range(request.n or 1)
+            for i, question in enumerate(encoded)
+            for k in range(each)
         ]
         try:
             self.batcher.submit(jobs)
@@ -169,8 +189,8 @@ class _Service:
         begun: set[int] = set()
         try:
             while len(last) < len(jobs):
-                index, piece = await answers.get()
                 try:
+                    index, piece = await answers.get()
                     _raise_for(piece)
                 except Refused as refused:
                     yield _event(refused.body())
@@ -189,17 +209,27 @@ class _Service:
             for job in jobs:
                 job.cancelled = True
 
-    def _check_question(self, question: str) -> None:
+    def _encode(self, questions: Sequence[str]) -> list[list[int]]:
+        """Token ids of each question.
+
+        Raises:
+            Refused: one is empty, broken or too long.
+        """
         allowed = self.limits.question_tokens
-        if not question.strip():
-            raise Refused(400, "the question is empty")
-        if "\ufffd" in question or any("\ud800" <= letter <= "\udfff" for letter in question):
-            raise Refused(400, "the question holds broken characters; send UTF-8")
-        short = len(question) <= allowed * LETTERS_PER_TOKEN
-        tokens = len(self.reasoner.encoder.question(question)) if short else None
-        if tokens is None or tokens > allowed:
-            has = f"has {tokens:,} tokens" if tokens else f"has {len(question):,} letters"
-            raise Refused(400, f"the question {has}; at most {allowed:,} tokens are answered")
+        for question in questions:
+            if not question.strip():
+                raise Refused(400, "the question is empty")
+            if "\ufffd" in question or any("\ud800" <= letter <= "\udfff" for letter in question):
+                raise Refused(400, "the question holds broken characters; send UTF-8")
+            if len(question) > allowed * LETTERS_PER_TOKEN:
+                raise _too_long(f"{len(question):,} letters", allowed)
+        encoded = self.reasoner.encoder.questions(questions)
+        for tokens in encoded:
+            if len(tokens) == self.no_tokens:
+                raise Refused(400, "the question is empty: the tokenizer has no tokens for it")
+            if len(tokens) > allowed:
+                raise _too_long(f"{len(tokens):,} tokens", allowed)
+        return encoded
 
     def _check_iterations(self, request: Request) -> None:
         if request.num_iterations is not None and not self.reasoner.method.iterates:
@@ -215,10 +245,19 @@ class _Service:
         return wanted or allowed
 
 
-class _Answers:
-    """Pieces on their way from the model's thread to the event loop."""
+def _too_long(has: str, allowed: int) -> Refused:
+    return Refused(400, f"the question has {has}; at most {allowed:,} tokens are answered")
 
-    def __init__(self) -> None:
+
+class _Answers:
+    """Pieces on their way from the model's thread to the event loop.
+
+    Args:
+        deadline: of `time.monotonic`, after which none is waited for.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
 
@@ -228,20 +267,38 @@ class _Answers:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, piece))
 
     async def get(self) -> tuple[int, Piece]:
-        """The next piece."""
-        return await self._queue.get()
+        """The next piece.
+
+        Raises:
+            Refused: it is late.
+        """
+        try:
+            return await asyncio.wait_for(self._queue.get(), self._left())
+        except asyncio.TimeoutError:
+            raise _late() from None
+
+    def _left(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
 
     async def all_of(self, count: int, http: HttpRequest) -> list[Piece] | None:
-        """The last piece of each answer, in order; None if the client leaves before."""
+        """The last piece of each answer, in order; None if the client leaves before.
+
+        Raises:
+            Refused: one is late.
+        """
         found: dict[int, Piece] = {}
         left = asyncio.create_task(_disconnected(http))
         try:
             while len(found) < count:
                 getting = asyncio.create_task(self._queue.get())
-                await asyncio.wait({getting, left}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(
+                    {getting, left}, timeout=self._left(), return_when=asyncio.FIRST_COMPLETED
+                )
                 if not getting.done():
                     getting.cancel()
-                    return None
+                    if left.done():
+                        return None
+                    raise _late()
                 index, piece = getting.result()
                 found[index] = piece
         finally:
@@ -256,9 +313,13 @@ async def _disconnected(http: HttpRequest) -> None:
 
 def _raise_for(piece: Piece) -> None:
     if piece.reason == TIMEOUT:
-        raise Refused(504, "the answer took too long", kind="timeout")
+        raise _late()
     if piece.reason == ERROR:
         raise Refused(500, "the model failed on this question", kind="server_error")
+
+
+def _late() -> Refused:
+    return Refused(504, "the answer took too long", kind="timeout")
 
 
 def _event(body: dict[str, Any]) -> str:
@@ -267,49 +328,38 @@ def _event(body: dict[str, Any]) -> str:
 
 # -- routes and errors ---------------------------------------------------------------------------
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "what is wrong with the request"},
-    401: {"description": "no or another API key"},
-    404: {"description": "no such model or address"},
-    408: {"description": "the request did not arrive in time"},
-    413: {"description": "the request is too large"},
-    429: {"description": "too many questions are waiting; see Retry-After"},
-    503: {"description": "the service is stopping"},
-    504: {"description": "the answer took too long"},
-}
-
 
 def _add_routes(app: FastAPI, service: _Service) -> None:
-    @app.post("/v1/chat/completions", responses=_ERRORS, response_model=None)
+    @app.post("/v1/chat/completions", responses=ANSWERS["chat"], response_model=None)
     async def chat(request: ChatRequest, http: HttpRequest) -> Response:
         """Answer the question of one user message."""
         return await service.answer(request, CHAT, http)
 
-    @app.post("/v1/completions", responses=_ERRORS, response_model=None)
+    @app.post("/v1/completions", responses=ANSWERS["completions"], response_model=None)
     async def completions(request: CompletionRequest, http: HttpRequest) -> Response:
         """Answer a question, or several."""
         return await service.answer(request, TEXT, http)
 
-    @app.get("/v1/models", responses=_ERRORS)
+    @app.get("/v1/models", responses=ANSWERS["models"])
     async def models() -> dict[str, Any]:
         """The one model."""
         return {"object": "list", "data": [service.model()]}
 
-    @app.get("/v1/models/{model:path}", responses=_ERRORS)
+    @app.get("/v1/models/{model:path}", responses=ANSWERS["model"])
     async def model(model: str) -> dict[str, Any]:
         """The one model, by its name."""
         if model != service.name:
             raise Refused(404, f"there is no model '{model[:128]}' here", "model")
         return service.model()
 
-    @app.get("/health", responses=_ERRORS)
+    @app.get("/health", responses=ANSWERS["health"])
     async def health() -> dict[str, Any]:
         """Whether questions are taken."""
         if service.stopping:
             raise Refused(503, "the service is stopping", kind="server_error")
         return {"status": "ok", "waiting": service.batcher.waiting}
 
-    @app.get("/metrics", responses=_ERRORS, response_class=PlainTextResponse)
+    @app.get("/metrics", responses=ANSWERS["metrics"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         """For Prometheus."""
         text, kind = service.metrics.text()
@@ -322,8 +372,11 @@ def _handle_errors(app: FastAPI) -> None:
         return JSONResponse(error.body(), error.status, error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: HttpRequest, error: RequestValidationError) -> Response:
+    async def invalid(http: HttpRequest, error: RequestValidationError) -> Response:
         first = error.errors()[0]
+        if first["loc"] == ("body",) and not _says_json(http):
+            unread = Refused(415, "send JSON, with the header Content-Type: application/json")
+            return JSONResponse(unread.body(), 415)
         if first["type"] == "json_invalid":
             why = first.get("ctx", {}).get("error", "")
             return JSONResponse(
@@ -338,88 +391,12 @@ def _handle_errors(app: FastAPI) -> None:
         refused = Refused(error.status_code, str(error.detail))
         return JSONResponse(refused.body(), error.status_code, error.headers)
 
-
-Scope, Receive, Send = (
-    dict[str, Any],
-    Callable[[], Awaitable[Any]],
-    Callable[[Any], Awaitable[None]],
-)
+    @app.exception_handler(Exception)
+    async def failed(_: HttpRequest, error: Exception) -> Response:
+        refused = Refused(500, "the service failed on this request", kind="server_error")
+        return JSONResponse(refused.body(), 500)  # starlette raises it again, to be logged
 
 
-class _Gate:
-    """Before anything else: the key, the body's size and arrival, and a count of every request."""
-
-    def __init__(self, app: Any, limits: Limits, api_key: str | None, metrics: Metrics):
-        self.app, self.limits, self.metrics = app, limits, metrics
-        self.key = None if api_key is None else api_key.encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        status = 500
-
-        async def watched(message: Any) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            self._check_key(scope)
-            replay = await self._body(scope, receive)
-            await self.app(scope, replay, watched)
-        except Refused as refused:
-            response = JSONResponse(refused.body(), refused.status, refused.headers)
-            await response(scope, receive, watched)
-        finally:
-            self.metrics.count(scope["path"], status)
-
-    def _check_key(self, scope: Scope) -> None:
-        if self.key is None or scope["path"] == "/health":
-            return
-        given = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
-        word, _, key = given.partition(b" ")
-        if word.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self.key):
-            headers = {"WWW-Authenticate": "Bearer"}
-            raise Refused(
-                401, "give the API key as a bearer token", None, "invalid_api_key", headers
-            )
-
-    async def _body(self, scope: Scope, receive: Receive) -> Receive:
-        """Read the whole body, within limits; what replays it."""
-        told = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
-        allowed = self.limits.body_bytes
-        too_large = Refused(413, f"a request may have at most {allowed:,} bytes")
-        if told.isdigit() and int(told) > allowed:
-            raise too_large
-
-        async def read() -> bytes:
-            chunks, size = [], 0
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Refused(400, "the client left")
-                chunks.append(message.get("body", b""))
-                size += len(chunks[-1])
-                if size > allowed:
-                    raise too_large
-                if not message.get("more_body"):
-                    return b"".join(chunks)
-
-        try:
-            body = await asyncio.wait_for(read(), self.limits.timeout)
-        except asyncio.TimeoutError:
-            raise Refused(408, "the request did not arrive in time") from None
-        whole = {"type": "http.request", "body": body, "more_body": False}
-        given = False
-
-        async def replay() -> Any:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return whole
-
-        return replay
+def _says_json(http: HttpRequest) -> bool:
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return kind.startswith("application/") and kind.endswith(("/json", "+json"))

@@ -72,12 +72,13 @@ class Piece:
 class Job:
     """A question to answer.
 
+    question: its token ids (`Encoder.question`).
     emit: told each piece, from the model's thread. Only the last one if `stream` is false, which
         then has the whole text.
     deadline: of `time.monotonic`.
     """
 
-    question: str
+    question: list[int]
     emit: Callable[[Piece], None]
     max_new_tokens: int = 256
     stop: tuple[str, ...] = ()
@@ -249,11 +250,9 @@ def _overlap(text: str, stops: Sequence[str]) -> int:
 def _answer(reasoner: Reasoner, batch: list[_Watched]) -> None:
     jobs = [one.job for one in batch]
     first = jobs[0]
-    thinking = reasoner.think([job.question for job in jobs], first.num_iterations)
+    thinking = reasoner.think_about([job.question for job in jobs], first.num_iterations)
     latents = 0 if thinking.latent_states is None else thinking.latent_states.shape[1]
-    told = {"latents": latents}
-    questions = reasoner.encoder.questions([job.question for job in jobs])
-    costs = [{**told, "question_tokens": len(question)} for question in questions]
+    costs = [{"latents": latents, "question_tokens": len(job.question)} for job in jobs]
     follow = _Follow(reasoner, batch, thinking.prompt_text, thinking.forward_passes, costs)
     if first.sampling.seed is not None:
         torch.manual_seed(first.sampling.seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,14 +59,15 @@ def serve(
     """Load a run and answer requests until interrupted.
 
     Raises:
-        KavaError: an address that needs a key, a run that cannot be loaded, or libraries that are
-            not installed.
+        KavaError: an address that needs a key or is taken, a run that cannot be loaded, or
+            libraries that are not installed.
     """
     check(address)
     try:
         import uvicorn
 
         from kava.serve.app import create_app
+        from kava.serve.connection import configured
     except ImportError as error:
         raise KavaError(
             f"serve needs further libraries ({error.name}); install them with "
@@ -85,12 +85,10 @@ def serve(
         highlight=False,
         markup=False,
     )
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    uvicorn.run(
-        app,
-        host=address.host,
-        port=address.port,
-        access_log=False,
-        log_level="warning",
-        timeout_graceful_shutdown=int(limits.timeout) + 5,
-    )
+    server = uvicorn.Server(configured(app, limits, host=address.host, port=address.port))
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        pass  # it has stopped as it should
+    except SystemExit:
+        raise KavaError(f"serve: cannot listen on {shown}:{address.port}") from None

@@ -12,6 +12,8 @@ class Limits:
     question_tokens, new_tokens: per answer; `new_tokens` is also what a request gets that names
         no number.
     body_bytes: of a request.   timeout: seconds from its acceptance to the end of its answer.
+    arrival: seconds in which a request has to arrive, and an answer that stalls has to be read on.
+    connections: open at once.   held_bytes: of all requests that are not answered yet.
     batch_size, delay, queue_length: see `Batcher`.
     """
 
@@ -19,6 +21,9 @@ class Limits:
     new_tokens: int = 256
     body_bytes: int = 1_000_000
     timeout: float = 60.0
+    arrival: float = 10.0
+    connections: int = 512
+    held_bytes: int = 64_000_000
     batch_size: int = 32
     delay: float = 0.002
     queue_length: int = 256

@@ -50,13 +50,25 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
 }  # fmt: skip
 
-Tokens = Annotated[int, Field(ge=1, le=1_000_000, strict=True)]
+#: Below it the quotients of the logits overflow; such an answer is greedy in all but name.
+COLDEST = 1e-3
+
+Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
+
+
+def _closed(schema: dict[str, Any]) -> None:
+    """What `Request.check` allows beyond the fields, in the words of JSON Schema."""
+    schema["additionalProperties"] = False
+    for name in sorted(IGNORED):
+        schema["properties"][name] = {"description": "accepted, without effect"}
+    for name, values in NEUTRAL.items():
+        schema["properties"][name] = {"enum": [*values, None], "description": "nothing else"}
 
 
 class StreamOptions(BaseModel):
     """`stream_options`."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     include_usage: bool | None = None
 
@@ -64,14 +76,16 @@ class StreamOptions(BaseModel):
 class Request(BaseModel):
     """What both interfaces have. `num_iterations` is ours: T of the methods that iterate."""
 
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
+    model_config = ConfigDict(
+        extra="allow", strict=True, protected_namespaces=(), json_schema_extra=_closed
+    )
 
     model: Annotated[str, Field(max_length=256)]
     max_tokens: Tokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    n: Annotated[int, Field(ge=1, le=16, strict=True)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)] | None = None
+    n: Annotated[int, Field(ge=1, le=16)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: (
         Annotated[str, Field(min_length=1, max_length=256)]
         | Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=4)]
@@ -79,12 +93,12 @@ class Request(BaseModel):
     ) = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    num_iterations: Annotated[int, Field(ge=0, le=64, strict=True)] | None = None
+    num_iterations: Annotated[int, Field(ge=0, le=64)] | None = None
 
     @property
     def sampling(self) -> Sampling:
-        """Greedy unless a temperature above 0 is given."""
-        if not self.temperature:
+        """Greedy unless a temperature above 0 is given, in effect (`COLDEST`)."""
+        if self.temperature is None or self.temperature < COLDEST:
             return Sampling()
         return Sampling(self.temperature, self.top_p or 1.0, self.seed)
 
@@ -109,15 +123,22 @@ class Request(BaseModel):
             Refused: names the field.
         """
         for name, value in (self.model_extra or {}).items():
-            if name in IGNORED or value is None or value in NEUTRAL.get(name, ()):
-                continue
             known = name in NEUTRAL
+            if name in IGNORED or (known and _neutral(value, NEUTRAL[name])):
+                continue
             why = "is not possible with this model" if known else "is not a field of this request"
             raise Refused(400, f"'{name[:64]}' {why}", name[:64])
 
 
+def _neutral(value: Any, values: tuple[Any, ...]) -> bool:
+    truth = isinstance(value, bool)  # which equals 0 or 1
+    return value is None or any(value == v and truth == isinstance(v, bool) for v in values)
+
+
 class TextPart(BaseModel):
     """A part of a message."""
+
+    model_config = ConfigDict(strict=True)
 
     type: Literal["text"]
     text: str
@@ -126,16 +147,18 @@ class TextPart(BaseModel):
 class Message(BaseModel):
     """A message; only `user` ones can be answered."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
-    role: Annotated[str, Field(max_length=32)]
-    content: str | list[TextPart]
+    role: Annotated[str, Field(max_length=32, json_schema_extra={"enum": ["user"]})]
+    content: str | Annotated[list[TextPart], Field(max_length=64)]
 
 
 class ChatRequest(Request):
     """`/v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=64)]
+    messages: Annotated[
+        list[Message], Field(min_length=1, max_length=64, json_schema_extra={"maxItems": 1})
+    ]
     max_completion_tokens: Tokens | None = None
 
     def limit(self) -> int | None:

@@ -1,0 +1,111 @@
+"""Connections that hold nothing for ever: what HTTP servers leave to a proxy, for one without."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from kava.serve.limits import Limits
+from kava.serve.protocol import Refused
+
+_FULL = json.dumps(
+    Refused(503, "too many connections are open; try again later", kind="server_error").body()
+)
+_REFUSAL = (
+    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+    f"Connection: close\r\nContent-Length: {len(_FULL)}\r\n\r\n{_FULL}"
+).encode()
+
+
+def configured(app: Any, limits: Limits, **address: Any) -> uvicorn.Config:
+    """How uvicorn is to serve the app within the limits."""
+    return uvicorn.Config(
+        app,
+        http=type("Connection", (_Connection,), {"limits": limits}),
+        ws="none",
+        access_log=False,
+        log_level="error",  # its warnings are a line for each request that is not HTTP
+        server_header=False,
+        timeout_graceful_shutdown=int(limits.timeout) + 5,
+        **address,
+    )
+
+
+class _Connection(H11Protocol):
+    """One that is closed when the other side owes something for too long.
+
+    uvicorn itself closes what is idle between two requests, and nothing else. Here a request's head
+    has to arrive within `limits.arrival` seconds, so has the rest of a body that was refused, and
+    so long may a client that reads no further keep an answer waiting. A body that is read in full
+    has its time in `Gate`, which can still tell the client.
+    """
+
+    limits: Limits
+
+    def __init__(self, *given: Any, **named: Any):
+        super().__init__(*given, **named)
+        self._owed: str | None = None
+        self._clocks: dict[str, asyncio.TimerHandle] = {}
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Refuse it if there are too many."""
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            transport.write(_REFUSAL)
+            transport.close()
+        else:
+            self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is owed any more."""
+        super().connection_lost(exc)
+        for name in list(self._clocks):
+            self._stop(name)
+
+    def data_received(self, data: bytes) -> None:
+        """The first bytes of a request start its time."""
+        if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+            self._owe(None)
+        super().data_received(data)
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        """The next request may come."""
+        super().on_response_complete()
+        self._watch()
+
+    def pause_writing(self) -> None:
+        """The client does not read."""
+        super().pause_writing()
+        self._start("reading")
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        super().resume_writing()
+        self._stop("reading")
+
+    def _watch(self) -> None:
+        them, done = self.conn.their_state, self.conn.our_state is h11.DONE
+        refused = them is h11.SEND_BODY and done
+        owed = "head" if them is h11.IDLE else "refused body" if refused else None
+        if owed != self._owed:
+            self._owe(owed)
+
+    def _owe(self, owed: str | None) -> None:
+        self._owed = owed
+        self._stop("sending")
+        if owed:
+            self._start("sending")
+
+    def _start(self, name: str) -> None:
+        self._stop(name)
+        self._clocks[name] = self.loop.call_later(self.limits.arrival, self.transport.abort)
+
+    def _stop(self, name: str) -> None:
+        if clock := self._clocks.pop(name, None):
+            clock.cancel()

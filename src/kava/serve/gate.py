@@ -1,0 +1,111 @@
+"""What every request passes first: the key, its body within limits, a count."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from kava.serve.limits import Limits
+from kava.serve.metrics import Metrics
+from kava.serve.protocol import Refused
+
+Scope, Receive, Send = (
+    dict[str, Any],
+    Callable[[], Awaitable[Any]],
+    Callable[[Any], Awaitable[None]],
+)
+
+
+class Gate:
+    """Before anything else: the key, the body's size and arrival, and a count of every request."""
+
+    def __init__(self, app: Any, limits: Limits, api_key: str | None, metrics: Metrics):
+        self.app, self.limits, self.metrics = app, limits, metrics
+        self.key = None if api_key is None else api_key.encode()
+        self.held = 0  # bytes of bodies that are being read or answered
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status = 500
+
+        async def watched(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        body = bytearray()
+        try:
+            self._check_key(scope)
+            await self._read(scope, receive, body)
+            await self.app(scope, _replay(bytes(body), receive), watched)
+        except Refused as refused:
+            response = JSONResponse(refused.body(), refused.status, refused.headers)
+            await response(scope, receive, watched)
+        finally:
+            self.held -= len(body)
+            self.metrics.count(scope["path"], status)
+
+    def _check_key(self, scope: Scope) -> None:
+        if self.key is None or scope["path"] == "/health":
+            return
+        given = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
+        word, _, key = given.partition(b" ")
+        if word.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self.key):
+            headers = {"WWW-Authenticate": "Bearer"}
+            raise Refused(
+                401, "give the API key as a bearer token", None, "invalid_api_key", headers
+            )
+
+    async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> None:
+        """Read the whole body into `body`, within limits."""
+        told = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
+        if told.isdigit() and int(told) > self.limits.body_bytes:
+            raise self._too_large()
+        try:
+            await asyncio.wait_for(
+                self._read_on(receive, body), min(self.limits.arrival, self.limits.timeout)
+            )
+        except asyncio.TimeoutError:
+            raise Refused(408, "the request did not arrive in time") from None
+
+    async def _read_on(self, receive: Receive, body: bytearray) -> None:
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Refused(400, "the client left")
+            part, more = message.get("body", b""), message.get("more_body", False)
+            body += part
+            self.held += len(part)
+            if len(body) > self.limits.body_bytes:
+                raise self._too_large()
+            if self.held > self.limits.held_bytes:
+                wait = {"Retry-After": "1"}
+                raise Refused(
+                    503, "too much is being read at once", kind="server_error", headers=wait
+                )
+
+    def _too_large(self) -> Refused:
+        return Refused(413, f"a request may have at most {self.limits.body_bytes:,} bytes")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """What gives the body as one message, and then whatever `receive` gives."""
+    given = False
+
+    async def replay() -> Any:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
