@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 
-from kava import batching, checkpoint
+from kava import batching, checkpoint, preemption
 from kava.errors import KavaError, unknown
 from kava.evaluate.answers import HEADLINE
 from kava.evaluate.runner import evaluate
@@ -184,6 +184,23 @@ class Record(TrainerCallback):
             )
 
 
+class StopWhenAsked(TrainerCallback):
+    """Ends a training at a step's boundary, with a checkpoint, once a stop was asked for.
+
+    The steps since the last log are logged first, so that none is missing in what is resumed.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asked for during the step."""
+        if preemption.is_asked():
+            control.should_log = control.should_save = control.should_training_stop = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asked for during the validation that followed it."""
+        if preemption.is_asked():
+            control.should_save = control.should_training_stop = True
+
+
 def train(
     reasoner: Reasoner,
     examples: Sequence[Example],
@@ -201,6 +218,7 @@ def train(
 
     Raises:
         KavaError: nothing to train on, or a loss that is not finite.
+        Preempted: a stop was asked for (`kava.preemption`); what is done so far is saved.
     """
     if not examples:
         raise KavaError("data.train: no rows")
@@ -213,7 +231,7 @@ def train(
         train_dataset=rows,
         eval_dataset=list(validation),
         data_collator=partial(batching.collate, pad_id=reasoner.tokenizer.pad_token_id),
-        callbacks=[Record(run / METRICS, progress)],
+        callbacks=[Record(run / METRICS, progress), StopWhenAsked()],
     )
     trainer.remove_callback(PrinterCallback)
     for callback in trainer.callback_handler.callbacks:
@@ -223,6 +241,7 @@ def train(
     begin = time.perf_counter()
     with progress:
         trainer.train(resume_from_checkpoint=start)
+        preemption.check()
         if validation and (not recipe.eval.every or trainer.state.global_step % recipe.eval.every):
             trainer.evaluate()
     seconds = time.perf_counter() - begin - trainer.seconds_in_validation
