@@ -23,7 +23,7 @@ from kava.launch.attempt import ERROR, SKIPPED, Outcome, say_plainly
 from kava.launch.record import Asked, Job
 from kava.recipe_book import print_columns
 from kava.report.rows import VALIDATION
-from kava.run import holds_run, read_result
+from kava.run import differences, holds_run, read_result
 
 WAITING, RUNNING, DONE = "waiting", "running", "done"
 FAILED, PREEMPTED = "failed", "preempted"
@@ -96,6 +96,8 @@ def _line(asked: Asked, job: Job | None, in_queue: str | None, output: Path) -> 
 
 def _state(asked: Asked, job: Job | None, in_queue: str | None, log: str) -> tuple[str, str]:
     folder = asked.run.folder
+    if holds_run(folder) and (different := differences(folder, asked.run.recipe)):
+        return FAILED, f"its folder holds a run of another recipe ({different})"
     result = read_result(folder)
     if queue.is_active(in_queue) and in_queue not in queue.WAITING:
         return RUNNING, ""
