@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from kava import batching, checkpoint, preemption
 from kava.errors import KavaError, unknown
@@ -138,6 +138,21 @@ class StepTrainer(Trainer):
         self._since += seconds
         return metrics
 
+    def take_up(self, folder: str) -> bool:
+        """Be where a checkpoint of the last step was; False if it is an earlier one.
+
+        The Trainer itself, resuming one that lies within an epoch, trains a step too many.
+        """
+        state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
+        if state.global_step < state.max_steps:
+            return False
+        self.state = state
+        self._load_from_checkpoint(folder)
+        for record in state.log_history:
+            if record["step"] == state.global_step and "validation_accuracy" in record:
+                self.validation_accuracy = record["validation_accuracy"]
+        return True
+
     def _restart_window(self) -> None:
         self._terms: dict[str, Tensor] = {}
         self._tokens: Tensor | int = 0
@@ -240,7 +255,8 @@ def train(
     start = last_checkpoint(run) if resume else None
     begin = time.perf_counter()
     with progress:
-        trainer.train(resume_from_checkpoint=start)
+        if not (start and trainer.take_up(start)):
+            trainer.train(resume_from_checkpoint=start)
         preemption.check()
         if validation and (not recipe.eval.every or trainer.state.global_step % recipe.eval.every):
             trainer.evaluate()
