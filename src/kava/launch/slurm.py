@@ -198,7 +198,7 @@ def grouped(runs: Sequence[Run], limit: int | None) -> list[tuple[list[Run], int
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(repr(run.recipe.resources), []).append(run)
-    if limit is None:
+    if limit is None or not groups:
         return [(group, len(group)) for group in groups.values()]
     if limit < len(groups):
         raise KavaError(
@@ -236,10 +236,10 @@ def minutes(text: str | None) -> int | None:
 
 def told(resources: Resources) -> str:
     """What one job asks for, in words."""
-    hours, minutes = divmod(resources.minutes, 60)
-    count = resources.gpus
-    gpus = f"{count or 'no'} GPU{'' if count == 1 else 's'}"
-    return f"{gpus}, {resources.cpus} CPUs, {resources.memory_gb:g} GB, {hours}:{minutes:02} h"
+    hours, rest = divmod(resources.minutes, 60)
+    gpus = f"{resources.gpus or 'no'} GPU"
+    cpus = f"{resources.cpus} CPU{'s' * (resources.cpus > 1)}"
+    return f"{gpus}, {cpus}, {resources.memory_gb:g} GB, {hours}:{rest:02} h"
 
 
 def check_installed(cluster: str = "slurm") -> None:
