@@ -49,7 +49,7 @@ test-kvpress: .venv-kvpress/ready
 
 .venv/ready-to-test: .venv/ready
 	@echo "Setting up .venv (once): test tools"
-	@$(INSTALL) -e '.[serve,test]'
+	@$(INSTALL) -e '.[serve,slurm,test]'
 	@touch $@
 
 clean:

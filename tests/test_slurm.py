@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -200,6 +201,7 @@ def test_preempted_jobs_go_on_and_end_as_uninterrupted_ones(submitted, whole, ka
     assert trajectory(run) == trajectory(whole)
     assert same(run, whole)
     assert read_result(run)["scores"]["synthetic"]["n"] == 4
+    assert read_result(run)["command"] == shlex.join(["kava", *map(str, words)])
     log = (out / "slurm" / "1_0_0_log.out").read_text()
     assert f"trained {LONG} steps" in log and log.count("resuming kava") == 2
     assert log.count("asked to stop by") == 2 and "left behind by process" in log

@@ -77,7 +77,8 @@ class Options:
 class Work:
     """What one job does: its run, as `kava sweep` would on this machine.
 
-    It holds plain values, so that a recipe file may change while its job waits.
+    It holds plain values, so that a recipe file may change while its job waits. `words` are those
+    of the command that submitted it, which its result names.
     """
 
     name: str
@@ -86,12 +87,14 @@ class Work:
     tasks: tuple[str, ...]
     file: str | None
     limit: int | None
+    words: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, run: Run, scoring: Scoring) -> Work:
         """That of a run."""
         tree = run.recipe.model_dump(by_alias=True)
-        return cls(run.name, tree, run.folder, tuple(scoring.names), scoring.file, scoring.limit)
+        asked = tuple(scoring.names), scoring.file, scoring.limit
+        return cls(run.name, tree, run.folder, *asked, words=tuple(sys.argv[1:]))
 
     def __call__(self) -> str:
         """In the job: carry the run out; what became of it. A failure ends it with status 1."""
@@ -115,6 +118,7 @@ class Work:
 
     def _attempt(self) -> Outcome:
         console = Console(soft_wrap=True)
+        sys.argv = ["kava", *self.words]  # until here submitit's own (kava.provenance)
         recipe = recipes.validate(self.recipe, self.name)
         run = Run(self.name, recipe, self.folder)
         scoring = Scoring(self.tasks, self.file, self.limit)
