@@ -1,6 +1,8 @@
 """What is asked of SLURM, and how a sweep's runs are said to get on; nothing is submitted."""
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -248,3 +250,43 @@ def test_what_slurm_says_of_a_job_is_what_its_run_does(
     assert line.log == str(out / "slurm" / "7_0_log.out")
     wanted = f"job 7 ended without a result{f' ({in_queue})' if in_queue else ''}"
     assert line.why == (f"{wanted}: slurmstepd: error: too slow" if state == "failed" else "")
+
+
+@pytest.mark.parametrize(
+    "came, in_queue, again",
+    [([signal.SIGUSR2], None, True),  # submitit's: before the end of the job's time
+     ([signal.SIGTERM, signal.SIGUSR2], None, True),
+     ([signal.SIGTERM], "RUNNING", True),  # the grace before a preemption
+     ([signal.SIGTERM], "COMPLETING", False),  # cancelled, or SLURM queues it again by itself
+     ([signal.SIGTERM], None, False)],  # no job of SLURM
+)  # fmt: skip
+def test_a_job_queues_itself_again_unless_it_is_taken_away(
+    backbone, tmp_path, monkeypatch, came, in_queue, again
+):
+    run = Run("a", load_recipe(write(tmp_path, backbone)), tmp_path / "a-seed1")
+    asked = []
+
+    def struck(*rest):
+        try:
+            os.kill(os.getpid(), came[0])
+        finally:  # another may come during the clearing up
+            for number in came[1:]:
+                os.kill(os.getpid(), number)
+
+    def submitit(number, frame):
+        asked.append(number)
+        sys.exit(-1)
+
+    monkeypatch.setattr(slurm.Work, "_attempt", struck)
+    monkeypatch.setattr(queue, "states", lambda jobs: dict.fromkeys(jobs, in_queue))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if in_queue:
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+    before = signal.signal(signal.SIGUSR2, submitit)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            slurm.Work.of(run, Scoring())()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert asked == [signal.SIGUSR2] * again
+    assert ended.value.code == (-1 if again else 128 + signal.SIGTERM)
