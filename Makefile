@@ -54,7 +54,7 @@ test-kvpress: .venv-kvpress/ready
 
 .venv/ready-to-test: .venv/ready
 	@echo "Setting up .venv (once): test tools"
-	@$(INSTALL) -e '.[serve,demo,docs,test]'
+	@$(INSTALL) -e '.[serve,demo,docs,slurm,test]'
 	@touch $@
 
 clean:

@@ -37,7 +37,7 @@ def test_help_names_each_command_with_its_purpose():
     done = kava("--help")
     assert done.returncode == 0
     commands = "quickstart train sweep pretrain eval table plot compare score ask inspect ablate"
-    for command in (*commands.split(), "watch", "serve", "demo", "recipes", "data"):
+    for command in (*commands.split(), "prefetch", "watch", "serve", "demo", "recipes", "data"):
         line = next(row for row in done.stdout.splitlines() if row.split()[:1] == [command])
         assert len(line.split()) > 4 and not line.endswith("...")
 

@@ -17,7 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from kava.__main__ import main
 from kava.data.synthetic import generate
+from kava.report.tables import memory
 from kava.smoke import tiny_backbone
 
 ROOT = Path(__file__).parents[1]
@@ -94,8 +96,8 @@ def etag(file: Path) -> str:
 
 
 @pytest.fixture
-def hub(tmp_path):
-    """Address, names that are gated, paths that were asked for."""
+def server(tmp_path):
+    """The stand-in, names that are gated, paths that were asked for."""
     root = tmp_path / "hub"
     (root / "datasets").mkdir(parents=True)
     tiny_backbone("llama", root / "models")
@@ -108,23 +110,38 @@ def hub(tmp_path):
     gated, asked = set(), []
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, root, gated, asked))
     Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", gated, asked
+    yield server, gated, asked
+    stop(server)
+
+
+def stop(server: ThreadingHTTPServer):
     server.shutdown()
     server.server_close()
 
 
-def train(address: str, folder: Path) -> subprocess.CompletedProcess:
+@pytest.fixture
+def hub(server):
+    """Address, names that are gated, paths that were asked for."""
+    server, gated, asked = server
+    return f"http://127.0.0.1:{server.server_port}", gated, asked
+
+
+def kava(address: str, folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess:
     env = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
     env |= {"HF_ENDPOINT": address, "HF_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1",
-            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
+            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **more}  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-m", "kava", *map(str, words)],
+        capture_output=True, text=True, cwd=ROOT, env=env, timeout=600,
+    )  # fmt: skip
+
+
+def train(address: str, folder: Path, **more: str) -> subprocess.CompletedProcess:
     short = ["train.epochs=null", "train.steps=2", "train.batch_size=4", "train.micro_batch_size=2",
              "train.precision=fp32", "data.train_rows=32", "data.validation_rows=4", "eval.every=2",
              "eval.max_new_tokens=4"]  # fmt: skip
-    return subprocess.run(
-        [sys.executable, "-m", "kava", "train", "recipes/llama1b_aug/kava.yaml", "seed=42", *short,
-         "-o", folder / "run"],
-        capture_output=True, text=True, cwd=ROOT, env=env, timeout=600,
-    )  # fmt: skip
+    recipe = "recipes/llama1b_aug/kava.yaml"
+    return kava(address, folder, "train", recipe, "seed=42", *short, "-o", folder / "run", **more)
 
 
 def test_the_papers_recipe_downloads_its_backbone_and_rows_and_trains(hub, tmp_path):
@@ -149,3 +166,49 @@ def test_a_gated_backbone_is_one_line_that_says_what_to_do(hub, tmp_path):
     line = done.stderr.strip().splitlines()[-1]  # the download's bar stands before it
     assert "hf auth login" in line and "licence" in line and "backbone=" in line
     assert not (tmp_path / "run").exists()
+
+
+FETCH = ["prefetch", "recipes/llama1b_aug/kava.yaml", "recipes/llama1b_aug/cot.yaml", "--set",
+         "data.train_rows=32", "data.validation_rows=4"]  # fmt: skip
+
+
+def test_what_was_prefetched_is_enough_without_a_network(server, hub, tmp_path):
+    address, _, asked = hub
+    done = kava(address, tmp_path, *FETCH)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split(": ")[0] for line in lines[:4]] == [
+        f"{BACKBONE}, backbone", f"{ROWS}, split 'train'", f"{ROWS}, split 'validation'",
+        f"{ROWS}, split 'test'",
+    ]  # fmt: skip
+    cache = tmp_path / "cache"
+    (snapshot,) = cache.glob("hub/models--*/snapshots/*")
+    size = sum(file.stat().st_size for file in snapshot.iterdir())
+    assert lines[0].endswith(f"{memory(size)} in {snapshot}")
+    assert all(str(cache / "datasets") in line for line in lines[1:4])
+    assert "2 repositories" in lines[4] and "HF_HUB_OFFLINE=1" in lines[4] and len(lines) == 5
+    weights = [path for path in asked if path.endswith("model.safetensors")]
+    assert len(set(weights)) == 1
+
+    stop(server[0])
+    done = train(address, tmp_path, HF_HUB_OFFLINE="1")
+    assert done.returncode == 0, done.stderr
+    assert "trained 2 steps" in done.stdout
+    assert "of 32 training questions 0 equal one of the 1,319 of gsm8k_aug" in done.stdout
+
+
+def test_a_prefetch_that_is_refused_says_what_to_do(hub, tmp_path):
+    address, gated, _ = hub
+    gated.add(BACKBONE)
+    done = kava(address, tmp_path, *FETCH)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert BACKBONE in line and "hf auth login" in line and "licence" in line
+
+
+def test_nothing_is_fetched_for_what_lies_here(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["kava", "prefetch", "recipes/quickstart/[bk]*.yaml"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code and "nothing is needed from the Hub" in capsys.readouterr().out

@@ -70,7 +70,7 @@ def trajectory(run: Path) -> list[dict]:
 def files(folder: Path) -> dict[str, int]:
     return {
         str(f.relative_to(folder)): f.stat().st_mtime_ns
-        for f in folder.rglob("*") if f.is_file() and f.name != "summary.json"
+        for f in folder.rglob("*") if f.is_file() and f.name not in ("summary.json", "sweep.json")
     }  # fmt: skip
 
 
@@ -149,16 +149,16 @@ def test_a_failure_is_reported_and_the_rest_goes_on(kava, backbone, tmp_path):
 
 
 def test_an_error_of_any_kind_stays_with_its_run(kava, backbone, tmp_path, monkeypatch):
-    from kava import sweep
+    from kava.launch import attempt
 
-    whole = sweep.train_run
+    whole = attempt.train_run
 
     def broken(recipe, *rest):
         if recipe.seed == 1:
             raise RuntimeError("out of memory\nand more")
         return whole(recipe, *rest)
 
-    monkeypatch.setattr(sweep, "train_run", broken)
+    monkeypatch.setattr(attempt, "train_run", broken)
     recipe = write(tmp_path, "a", backbone)
     status, said = kava("sweep", recipe, "--seeds", 1, 2, "-o", tmp_path / "out")
     assert status == 1 and "RuntimeError: out of memory" in said and "1 trained, 1 failed" in said
@@ -169,12 +169,12 @@ def test_an_error_of_any_kind_stays_with_its_run(kava, backbone, tmp_path, monke
 
 
 def test_an_interrupt_stops_the_sweep_and_lets_go_of_the_run(kava, backbone, tmp_path, monkeypatch):
-    from kava import sweep
+    from kava.launch import attempt
 
     def interrupted(*rest):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "train_run", interrupted)
+    monkeypatch.setattr(attempt, "train_run", interrupted)
     recipe = write(tmp_path, "a", backbone)
     status, said = kava("sweep", recipe, "--seeds", 1, 2, "-o", tmp_path / "out")
     assert status == 130 and "seed2" not in said

@@ -6,6 +6,7 @@ always wins, so a user's own `recipes/` folder is never shadowed.
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 
 from kava.errors import KavaError
@@ -33,6 +34,21 @@ def find(path: str | Path) -> Path:
             if (root / given).exists():
                 return root / given
     raise KavaError(f"{path}: no such file or folder (looked here and among the shipped files)")
+
+
+def find_all(path: str | Path) -> list[Path]:
+    """The same for a pattern (`recipes/*_aug/kava.yaml`) that the shell found nothing for.
+
+    Raises:
+        KavaError: nothing is found here or among the shipped files.
+    """
+    if not any(sign in str(path) for sign in "*?[") or Path(path).expanduser().exists():
+        return [find(path)]
+    given = Path(path).expanduser()
+    for root in (Path(), *([] if given.is_absolute() else roots())):
+        if found := sorted(Path(file) for file in glob.glob(str(root / given))):
+            return found
+    raise KavaError(f"{path}: nothing matches (looked here and among the shipped files)")
 
 
 def lasting_name(path: Path) -> str:

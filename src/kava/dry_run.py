@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -12,22 +13,33 @@ from kava import hub, lock
 from kava.cost import Cost, Estimator
 from kava.data import find_module
 from kava.errors import KavaError
+from kava.launch import slurm
+from kava.launch.attempt import DONE, RESUME, SCORE, START, Run, Scoring, say_plainly, state
 from kava.memory import Memory
 from kava.report.tables import memory as told_bytes
 from kava.run import default_device, read_result
-from kava.sweep import DONE, RESUME, SCORE, START, Run, Scoring, say_plainly, state
 
 LOCKED, REFUSED = "in other hands", "would fail"
 
 
-def list_runs(runs: Sequence[Run], scoring: Scoring, console: Console) -> bool:
+def list_runs(
+    runs: Sequence[Run],
+    scoring: Scoring,
+    console: Console,
+    jobs: slurm.Options | None = None,
+    output: Path = Path(),
+) -> bool:
     """List what `sweep` would do, with the cost of each run; nothing is written or downloaded.
+
+    Args:
+        jobs: if it would ask SLURM for them; `output` then says which it has already.
 
     Returns:
         whether no run would fail.
 
     Raises:
-        KavaError: unknown task.
+        KavaError: unknown task, or an array limit that cannot be kept; jobs were submitted before
+            and SLURM does not answer.
     """
     for name in scoring.names:
         find_module("tasks", "task", name)
@@ -35,10 +47,13 @@ def list_runs(runs: Sequence[Run], scoring: Scoring, console: Console) -> bool:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for heading in ("run", "state", "steps", "token-forwards", "memory"):
         table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
-    states = []
+    states, to_submit = [], []
+    queued = slurm.queued(runs, output) if jobs else ((run, "") for run in runs)
     with console.status("counting"):
-        for run in runs:
-            now, why = _foreseen(run, scoring)
+        for run, in_queue in queued:
+            now, why = (LOCKED, in_queue) if in_queue else _foreseen(run, scoring)
+            if now in (START, RESUME, SCORE):
+                to_submit.append(run)
             cost = estimator.cost(run.recipe)
             states.append(now)
             left += (cost.token_forwards or 0) * (now in (START, RESUME))
@@ -48,7 +63,11 @@ def list_runs(runs: Sequence[Run], scoring: Scoring, console: Console) -> bool:
             table.add_row(run.folder.name, now, *_told(cost))
     console.print(table)
     counts = ", ".join(f"{states.count(now)} {now}" for now in dict.fromkeys(states))
-    say_plainly(console, f"{len(runs)} runs: {counts}; {_large(left)} token-forwards to go\n")
+    say_plainly(console, f"{len(runs)} runs: {counts}; {_large(left)} token-forwards to go")
+    for group, limit in slurm.grouped(to_submit, jobs.array_limit) if jobs else ():
+        wanted = slurm.told(group[0].recipe.resources)
+        say_plainly(console, f"{len(group)} as jobs of SLURM, {limit} at a time; each {wanted}")
+    console.print()
     say_plainly(console, _LEGEND.format(device=default_device()))
     for words in notes.lines():
         say_plainly(console, words)

@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 
 from kava.errors import KavaError
 
 _offline: ContextVar[bool] = ContextVar("kava_offline", default=False)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Something of the Hub that lies on this machine now. `what`: `backbone`, `split 'train'`."""
+
+    name: str
+    what: str
+    folder: Path
+    bytes: int
+
+
+_found: ContextVar[list[Found] | None] = ContextVar("kava_found", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[list[Found]]:
+    """Inside the block what is loaded from the Hub, or from its copy here, is added to the list."""
+    found: list[Found] = []
+    token = _found.set(found)
+    try:
+        yield found
+    finally:
+        _found.reset(token)
+
+
+def note(name: str, what: str, files: Iterable[Path]) -> None:
+    """Say that something was loaded; for those who ask (`noting`)."""
+    found, files = _found.get(), list(files)
+    if found is not None and files:
+        size = sum(file.stat().st_size for file in files)
+        found.append(Found(name, what, files[0].parent, size))
 
 
 @contextmanager
@@ -79,6 +112,7 @@ def download(name: str, revision: str | None, patterns: list[str], what: str, in
     except (OSError, ValueError, HfHubHTTPError) as error:
         line = str(error).strip().split("\n")[0][:300]
         raise KavaError(f"{what} {name}: {line}; {instead}") from None
+    note(name, what, sorted(file for file in Path(folder).iterdir() if file.is_file()))
     return Path(folder)
 
 

@@ -1,4 +1,8 @@
-"""A lock file: one process at a time, across processes and machines that share a folder."""
+"""A lock file: one process at a time, across processes and machines that share a folder.
+
+It names its owner's process and host and, in a job of SLURM, the job and how often it was started
+again. A job that is killed cannot let go; its next start, maybe on another machine, takes over.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -20,11 +25,11 @@ class Held(Exception):
 def hold(file: Path, console: Console) -> Iterator[None]:
     """Hold `file` as a lock inside the block.
 
-    The file names its owner's process and host. One that a dead process of this host left behind
-    is taken over, and the console told so.
+    One that a dead process left behind is taken over, and the console told so.
 
     Raises:
-        Held: its owner lives, or may live: a process of another host cannot be looked up.
+        Held: its owner lives, or may live: a process of another host cannot be looked up, unless
+            it is a job's.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     while not _create(file):
@@ -52,7 +57,7 @@ def holder(file: Path) -> str:
 
 def _create(file: Path) -> bool:
     """Make the file with this process in it, unless it is there."""
-    owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+    owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), **_job()})
     try:
         made = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
@@ -94,9 +99,31 @@ def _dead_owner(file: Path) -> int:
         pid, host = int(owner["pid"]), owner["host"]
     except (ValueError, KeyError, TypeError):  # its owner has made it and not yet written to it
         raise Held(f"another process has just begun; if there is none, delete {file}") from None
-    if host != socket.gethostname() or _lives(pid):
-        raise Held(f"process {pid} on {host} is at it; if there is none, delete {file}")
+    if _may_live(pid, host, owner):
+        of_job = f" (SLURM job {owner['job']})" if "job" in owner else ""
+        raise Held(f"process {pid} on {host}{of_job} is at it; if there is none, delete {file}")
     return pid
+
+
+def _job() -> dict[str, Any]:
+    """The job of SLURM that this process is in, if it is in one."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return {}
+    starts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+    return {"job": os.environ["SLURM_JOB_ID"], "restarts": starts}
+
+
+def _may_live(pid: int, host: str, owner: dict[str, Any]) -> bool:
+    own = _job()
+    if own and owner.get("job") == own["job"] and owner.get("restarts", 0) < own["restarts"]:
+        return False  # an earlier start of this very job
+    if host == socket.gethostname():
+        return _lives(pid)
+    if "job" in owner and owner["job"] != own.get("job"):
+        from kava.launch.queue import lives
+
+        return lives(owner["job"]) is not False
+    return True
 
 
 def _lives(pid: int) -> bool:

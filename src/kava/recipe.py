@@ -172,6 +172,19 @@ class Evaluation(Section):
     max_new_tokens: int = Field(256, ge=1)
 
 
+class Resources(Section):
+    """What a job of `kava sweep --launcher slurm` asks for; nothing else reads it. All ours.
+
+    A job that runs out of its `minutes` saves, is queued again and goes on, so they are a wish and
+    no limit of the training. One process trains a run, so it has one GPU, or none.
+    """
+
+    gpus: int = Field(1, ge=0, le=1)
+    cpus: int = Field(4, ge=1)
+    memory_gb: float = Field(32, gt=0)
+    minutes: int = Field(1440, ge=2)
+
+
 class Recipe(Section):
     """One training run. See recipes/ for complete examples.
 
@@ -201,6 +214,7 @@ class Recipe(Section):
     data: Data
     train: Train
     eval: Evaluation = Evaluation()
+    resources: Resources = Resources()
     description: str = ""
 
     @model_validator(mode="before")

@@ -64,7 +64,7 @@ def differences(run: Path, resolved: recipes.Section) -> str:
     """In which keys the recipe in a run folder differs from another, in words; empty if in none.
 
     It is read by today's rules, so a key that is newer than the run counts with its default. Keys
-    of an adapter that neither has do not count.
+    of an adapter that neither has do not count, nor do those of a job (`resources`).
 
     Raises:
         KavaError: there is no recipe, or it cannot be read.
@@ -72,6 +72,7 @@ def differences(run: Path, resolved: recipes.Section) -> str:
     saved = recipes.load_recipe(run / "recipe.yaml", kind=type(resolved))
     there, given = (recipes.flat(one.model_dump(by_alias=True)) for one in (saved, resolved))
     keys = [key for key in {**given, **there} if given.get(key) != there.get(key)]
+    keys = [key for key in keys if not key.startswith("resources.")]
     if given.get("adapter") == there.get("adapter") == "full":
         keys = [key for key in keys if not key.startswith("lora.")]
     told = [f"{key}: {there.get(key)!r} there, {given.get(key)!r} given" for key in keys[:3]]

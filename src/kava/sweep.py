@@ -1,7 +1,9 @@
-"""`kava sweep`: a matrix of recipes and seeds, one training after the other on this machine.
+"""`kava sweep`: a matrix of recipes and seeds, on this machine or as jobs of SLURM (`kava.launch`).
 
 OUTPUT/NAME-seedN/      a run folder (see kava.run); `error.log` there if it failed
 OUTPUT/NAME-seedN.lock  while a process works on it
+OUTPUT/sweep.json       the runs that were asked for (see kava.launch.record)
+OUTPUT/slurm/           jobs and their logs (see kava.launch.slurm)
 OUTPUT/summary.json     a row per recipe, over its seeds
 
 What is done is not done again, what was interrupted goes on, and a failure does not stop the
@@ -10,102 +12,38 @@ rest. Several processes may work on one matrix: each run is locked.
 
 from __future__ import annotations
 
-import gc
-import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from kava import assets, lock
+from kava import assets
 from kava import recipe as recipes
 from kava.errors import KavaError
-from kava.evaluate.command import line, task_options
-from kava.model import Reasoner
-from kava.provenance import provenance, write_json
-from kava.recipe import BackboneRecipe, Recipe
-from kava.report.rows import VALIDATION, Row, make_row
-from kava.report.tables import duration, quickstart_table
-from kava.resuming import has_checkpoint
-from kava.run import (
-    default_device,
-    differences,
-    holds_run,
-    put_aside,
-    read_result,
-    score_run,
-    train_run,
+from kava.launch import local, record, slurm
+from kava.launch.attempt import (
+    DONE,
+    ELSEWHERE,
+    FAILED,
+    SCORED,
+    SKIPPED,
+    SUBMITTED,
+    TRAINED,
+    Outcome,
+    Run,
+    Scoring,
+    in_a_line,
+    say_plainly,
+    state,
 )
-from kava.tasks import Task, load_task
+from kava.provenance import provenance, write_json
+from kava.recipe import BackboneRecipe
+from kava.report.rows import VALIDATION, Row, make_row
+from kava.report.tables import quickstart_table
+from kava.run import read_result
 
-SUMMARY, ERROR = "summary.json", "error.log"
-
-# What is to do about a run, in the order in which it comes about.
-START, RESUME, SCORE, DONE = "would run", "would resume", "would be scored", "done"
-# What became of one.
-TRAINED, SCORED, SKIPPED, ELSEWHERE, FAILED = "trained", "scored", "skipped", "elsewhere", "failed"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training: a recipe with a seed. `name` is its recipe's name in this sweep."""
-
-    name: str
-    recipe: Recipe
-    folder: Path
-
-    @property
-    def lock(self) -> Path:
-        """Beside the folder, which may have to be renamed."""
-        return self.folder.with_name(self.folder.name + ".lock")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a run, with a reason where that is `failed` or `elsewhere`."""
-
-    run: Run
-    what: str
-    reason: str = ""
-
-    @property
-    def counts(self) -> bool:
-        """Whether the run's result is the one that was asked for."""
-        return self.what in (TRAINED, SCORED, SKIPPED)
-
-
-@dataclass
-class Scoring:
-    """The tasks that every run is scored on.
-
-    names: of tasks; may be empty.
-    file: a local copy of the one task's rows.
-    limit: only the first rows.
-    """
-
-    names: Sequence[str] = ()
-    file: str | None = None
-    limit: int | None = None
-    _loaded: dict[str, list[Task]] = field(default_factory=dict)
-
-    def of(self, recipe: Recipe) -> list[Task]:
-        """The tasks of one recipe; each different one is loaded once.
-
-        Raises:
-            KavaError: unknown task, rows that cannot be had.
-        """
-        options = {name: task_options(recipe, name, {}) for name in self.names}
-        key = repr(options)
-        if key not in self._loaded:
-            self._loaded[key] = [
-                load_task(name, file=self.file, limit=self.limit, options=options[name])
-                for name in self.names
-            ]
-        return self._loaded[key]
+SUMMARY = "summary.json"
 
 
 def plan(
@@ -118,7 +56,8 @@ def plan(
     """All runs, seed by seed, so that a comparison of all recipes is there early.
 
     Args:
-        files: recipes; those of backbones (`kava pretrain`) are left out, and that is said.
+        files: recipes, or patterns of them; those of backbones (`kava pretrain`) are left out, and
+            that is said.
         seeds: without any, each recipe's own.
         settings: overrides for all, as `train.steps=100`.
 
@@ -128,12 +67,11 @@ def plan(
     if any(setting.partition("=")[0] == "seed" for setting in settings):
         raise KavaError("sweep: --set seed=... would make all runs one; give --seeds")
     kept: list[Path] = []
-    for given in files:
-        file = assets.find(given)
+    for file in (file for given in files for file in assets.find_all(given)):
         if is_backbone(file):
-            console.print(f"{given}: makes a backbone (kava pretrain), left out", highlight=False)
+            console.print(f"{file}: makes a backbone (kava pretrain), left out", highlight=False)
         elif file.resolve() in [other.resolve() for other in kept]:
-            console.print(f"{given}: named twice, taken once", highlight=False)
+            console.print(f"{file}: named twice, taken once", highlight=False)
         else:
             kept.append(file)
     if not kept:
@@ -185,111 +123,58 @@ def names(files: Sequence[Path]) -> list[str]:
             taken[i] += 1
 
 
-def state(run: Run, tasks: Sequence[Task]) -> tuple[str, list[Task]]:
-    """What is to do, and the tasks that are still to be scored.
-
-    Raises:
-        KavaError: the folder holds a run of another recipe, or something that cannot be read.
-    """
-    folder = run.folder
-    if not holds_run(folder):
-        return START, list(tasks)
-    if different := differences(folder, run.recipe):
-        raise KavaError(
-            f"{folder}: holds a run of another recipe ({different}); give another --output, "
-            "or move it away"
-        )
-    result = read_result(folder)
-    if result is None:
-        return (RESUME if has_checkpoint(folder) else START), list(tasks)
-    missing = [task for task in tasks if not _is_scored(result, task)]
-    return (SCORE if missing else DONE), missing
-
-
-def _is_scored(result: dict[str, Any], task: Task) -> bool:
-    score = result.get("scores", {}).get(task.name)
-    asked = (len(task.examples), task.version)
-    return score is not None and (score.get("n"), score.get("version")) == asked
-
-
-def sweep(runs: Sequence[Run], scoring: Scoring, output: Path, console: Console) -> list[Outcome]:
+def sweep(
+    runs: Sequence[Run],
+    scoring: Scoring,
+    output: Path,
+    console: Console,
+    jobs: slurm.Options | None = None,
+) -> list[Outcome]:
     """Carry out every run, report, and write the summary.
 
+    Args:
+        jobs: how to ask SLURM for them; without it they run here. Of runs that SLURM still has
+            there is no summary yet.
+
     Raises:
-        KavaError: tasks that cannot be had; nothing has run then.
+        KavaError: tasks that cannot be had, or a SLURM that refuses; nothing has run then.
     """
+    for run in runs:
+        scoring.of(run.recipe)
+    if jobs is None:
+        record.remember(output, runs, scoring)
+        outcomes = local.carry_out(runs, scoring, console)
+    else:
+        outcomes = slurm.submit(runs, scoring, output, jobs, console)
+        if any(outcome.what in (SUBMITTED, ELSEWHERE) for outcome in outcomes):
+            count(outcomes, console)
+            say_plainly(console, f"kava sweep --status {output} says how they get on")
+            return outcomes
+    return sum_up(outcomes, scoring, output, console)
+
+
+def sum_up(
+    outcomes: Sequence[Outcome], scoring: Scoring, output: Path, console: Console
+) -> list[Outcome]:
+    """Write the summary and report; the outcomes as they are by then."""
     # A task may give its rows a name of their own (`rows`, `gsm8k_aug`).
-    scored = dict.fromkeys(task.name for run in runs for task in scoring.of(run.recipe))
-    outcomes = []
-    for number, run in enumerate(runs, 1):
-        say = partial(say_plainly, console, f"[{number}/{len(runs)}] {run.folder}")
-        outcomes.append(attempt(run, scoring, say, console))
-        _free_memory()
-    before: list[Outcome] = []
+    scored = dict.fromkeys(task.name for o in outcomes for task in scoring.of(o.run.recipe))
+    before: Sequence[Outcome] = []
     while outcomes != before:  # what others finish while the summary is written belongs in it too
         before, outcomes = outcomes, [_looked_at_again(outcome, scoring) for outcome in outcomes]
         rows = collect(outcomes, tuple(scored) or (VALIDATION,))
         write_json(output / SUMMARY, summary(outcomes, rows))
+    write_summary(outcomes, rows, output, console)
+    return list(outcomes)
+
+
+def write_summary(
+    outcomes: Sequence[Outcome], rows: Sequence[Row], output: Path, console: Console
+) -> None:
+    """Write the summary, and report."""
+    write_json(output / SUMMARY, summary(outcomes, rows))
     report(outcomes, rows, console)
-    console.print(f"summary in {output / SUMMARY}", highlight=False)
-    return outcomes
-
-
-def attempt(run: Run, scoring: Scoring, say: Callable[[str], None], console: Console) -> Outcome:
-    """One run; whatever goes wrong with it ends up in its outcome.
-
-    A failure of the training or of its evaluation leaves its traceback in `error.log`.
-    """
-    try:
-        with lock.hold(run.lock, console):
-            outcome = _carry_out(run, scoring, say, console)
-    except lock.Held as held:
-        outcome = Outcome(run, ELSEWHERE, str(held))
-    if outcome.what in (SKIPPED, ELSEWHERE, FAILED):
-        say(f"{outcome.what}: {outcome.reason}" if outcome.reason else "done before, skipped")
-    return outcome
-
-
-def _carry_out(run: Run, scoring: Scoring, say: Callable[[str], None], console: Console) -> Outcome:
-    try:
-        todo, tasks = state(run, scoring.of(run.recipe))
-    except Exception as error:  # what is in the folder is not this run's: nothing is written there
-        return Outcome(run, FAILED, _in_a_line(error))
-    if todo == DONE:
-        return Outcome(run, SKIPPED)
-    log = run.folder / ERROR
-    try:
-        if todo != SCORE:
-            train(run, todo == RESUME, say, console)
-        if tasks:
-            score(run, tasks, say)
-        log.unlink(missing_ok=True)
-    except Exception as error:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(traceback.format_exc(), encoding="utf-8")
-        return Outcome(run, FAILED, _in_a_line(error))
-    return Outcome(run, SCORED if todo == SCORE else TRAINED)
-
-
-def train(run: Run, resume: bool, say: Callable[[str], None], console: Console) -> None:
-    """Train, or go on with a training that was interrupted."""
-    if not resume and holds_run(run.folder):
-        put_aside(run.folder, console)  # cut off before its first checkpoint
-    say(f"{'resuming' if resume else 'training'} {run.recipe.method}, seed {run.recipe.seed}")
-    result = train_run(run.recipe, run.folder, console, resume)
-    validated = (
-        f", validation {result['validation_accuracy']} % of {result['validation_n']}"
-        if result["validation_accuracy"] is not None
-        else ""
-    )
-    say(f"trained {result['steps']} steps in {duration(result['train_seconds'])}{validated}")
-
-
-def score(run: Run, tasks: Sequence[Task], say: Callable[[str], None]) -> None:
-    """Evaluate the checkpoint on tasks."""
-    reasoner = Reasoner.from_pretrained(run.folder, device=default_device())
-    for task in tasks:
-        say(line(task.name, score_run(reasoner, task, run.folder).summary))
+    say_plainly(console, f"summary in {output / SUMMARY}")
 
 
 def summary(outcomes: Sequence[Outcome], rows: Sequence[Row]) -> dict[str, Any]:
@@ -309,9 +194,15 @@ def report(outcomes: Sequence[Outcome], rows: Sequence[Row], console: Console) -
     for task in dict.fromkeys(row["task"] for row in rows):
         console.print("\nvalidation rows" if task == VALIDATION else f"\ntask {task}")
         console.print(quickstart_table([row for row in rows if row["task"] == task]))
+    console.print()
+    count(outcomes, console)
+
+
+def count(outcomes: Sequence[Outcome], console: Console) -> None:
+    """How many runs came to what, and of what was not done why."""
     counts = {what: sum(o.what == what for o in outcomes) for what in _TOLD}
     told = ", ".join(f"{count} {_TOLD[what]}" for what, count in counts.items() if count)
-    say_plainly(console, f"\n{len(outcomes)} runs: {told}")
+    say_plainly(console, f"{len(outcomes)} runs: {told}")
     for outcome in outcomes:
         if outcome.reason:
             say_plainly(console, f"  {outcome.what}  {outcome.run.folder.name}", outcome.reason)
@@ -320,6 +211,7 @@ def report(outcomes: Sequence[Outcome], rows: Sequence[Row], console: Console) -
 _TOLD = {
     TRAINED: "trained",
     SCORED: "scored anew",
+    SUBMITTED: "submitted",
     SKIPPED: "done before",
     ELSEWHERE: "in other hands",
     FAILED: "failed",
@@ -350,22 +242,5 @@ def _looked_at_again(outcome: Outcome, scoring: Scoring) -> Outcome:
             if state(outcome.run, scoring.of(outcome.run.recipe))[0] == DONE:
                 return Outcome(outcome.run, SKIPPED)
         except Exception as error:
-            return Outcome(outcome.run, FAILED, _in_a_line(error))
+            return Outcome(outcome.run, FAILED, in_a_line(error))
     return outcome
-
-
-def _free_memory() -> None:
-    """A failed run's tensors hang on its traceback until they are collected."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _in_a_line(error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [""])[0][:300]
-    return first if isinstance(error, KavaError) else f"{type(error).__name__}: {first}"
-
-
-def say_plainly(console: Console, *parts: str) -> None:
-    """Print `one: two`, whatever brackets and numbers are in it, as it is."""
-    console.print(": ".join(parts), highlight=False, markup=False)

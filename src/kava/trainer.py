@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_callback import PrinterCallback, TrainerState
 
-from kava import batching, checkpoint, parallel, recomputation, sharded
+from kava import batching, checkpoint, parallel, preemption, recomputation, sharded
 from kava.errors import KavaError, unknown, writing
 from kava.evaluate.answers import HEADLINE
 from kava.evaluate.runner import evaluate
@@ -198,6 +198,21 @@ class StepTrainer(Trainer):
         self._since += seconds
         return metrics
 
+    def take_up(self, folder: str) -> bool:
+        """Be where a checkpoint of the last step was; False if it is an earlier one.
+
+        The Trainer itself, resuming one that lies within an epoch, trains a step too many.
+        """
+        state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
+        if state.global_step < state.max_steps:
+            return False
+        self.state = state
+        self._load_from_checkpoint(folder)
+        for record in state.log_history:
+            if record["step"] == state.global_step and "validation_accuracy" in record:
+                self.validation_accuracy = record["validation_accuracy"]
+        return True
+
     def _restart_window(self) -> None:
         self._terms: dict[str, Tensor] = {}
         self._tokens: Tensor | int = 0
@@ -321,6 +336,23 @@ class Record(TrainerCallback):
 _GO_ON = "free some space, and --resume goes on from the last checkpoint"
 
 
+class StopWhenAsked(TrainerCallback):
+    """Ends a training at a step's boundary, with a checkpoint, once a stop was asked for.
+
+    The steps since the last log are logged first, so that none is missing in what is resumed.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asked for during the step."""
+        if preemption.is_asked():
+            control.should_log = control.should_save = control.should_training_stop = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asked for during the validation that followed it."""
+        if preemption.is_asked():
+            control.should_save = control.should_training_stop = True
+
+
 def train(
     reasoner: Reasoner,
     examples: Sequence[Example],
@@ -338,6 +370,7 @@ def train(
 
     Raises:
         KavaError: nothing to train on, or a loss that is not finite.
+        Preempted: a stop was asked for (`kava.preemption`); what is done so far is saved.
     """
     if not examples:
         raise KavaError("data.train: no rows")
@@ -355,7 +388,7 @@ def train(
         train_dataset=Rows(rows),
         eval_dataset=list(validation),
         data_collator=partial(collate, pad_id=reasoner.tokenizer.pad_token_id, stand_in=rows[0]),
-        callbacks=[Record(run / METRICS, progress)],
+        callbacks=[Record(run / METRICS, progress), StopWhenAsked()],
     )
     trainer.remove_callback(PrinterCallback)
     for callback in trainer.callback_handler.callbacks:
@@ -363,7 +396,9 @@ def train(
             callback.logging_dir = str(run / "tensorboard")
     begin = time.perf_counter()
     with progress:
-        trainer.train(resume_from_checkpoint=start)
+        if not (start and trainer.take_up(start)):
+            trainer.train(resume_from_checkpoint=start)
+        preemption.check()
         if validation and (not recipe.eval.every or trainer.state.global_step % recipe.eval.every):
             trainer.evaluate()
     seconds = time.perf_counter() - begin - trainer.seconds_in_validation

@@ -22,6 +22,9 @@ Overrides = Annotated[
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="run folder to write")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE...", help="for every recipe")
+]
 TaskFile = Annotated[str | None, typer.Option(help="local copy of the task's rows")]
 Limit = Annotated[int | None, typer.Option(min=1, help="only the task's first rows")]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,11 +13,13 @@ from kava.cli._app import (
     Output,
     Overrides,
     Resume,
+    Settings,
     TaskFile,
     app,
     make_console,
     names,
 )
+from kava.errors import KavaError
 
 recipe_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.add_typer(recipe_app, name="recipes")
@@ -74,7 +76,10 @@ def train(
 
 @app.command(cls=ManyWords)
 def sweep(
-    recipe: Annotated[list[str], typer.Argument(metavar="RECIPE", help="YAML file")],
+    recipe: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RECIPE", help="YAML file; with --status, a sweep's folder"),
+    ] = None,
     seeds: Annotated[
         list[int] | None, typer.Option(metavar="SEED...", help="each recipe's own if not given")
     ] = None,
@@ -86,36 +91,109 @@ def sweep(
     ] = None,
     file: TaskFile = None,
     limit: Limit = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE...", help="for every recipe")
-    ] = None,
+    settings: Settings = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="list what would run and what each would cost")
     ] = False,
+    status: Annotated[
+        bool, typer.Option("--status", help="list how each run gets on; starts nothing")
+    ] = False,
+    launcher: Annotated[
+        str, typer.Option(help="local: here, one after the other; slurm: a job for each run")
+    ] = "local",
+    partition: Annotated[str | None, typer.Option(help="of SLURM")] = None,
+    account: Annotated[str | None, typer.Option(help="of SLURM")] = None,
+    array_limit: Annotated[
+        int | None, typer.Option(min=1, help="so many jobs at a time, at most")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(help="of a job: minutes, H:MM:SS or D-HH:MM:SS")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(help="of a job")] = None,
+    cpus: Annotated[int | None, typer.Option(help="of a job")] = None,
+    memory: Annotated[float | None, typer.Option(help="of a job, in GB")] = None,
 ) -> None:
     """Train recipes with several seeds, and compare them.
 
-    One run after the other. What is done is skipped and what was interrupted goes on, so the same
-    line can be given again. Status 1 if a run failed (or would, with --dry-run).
+    One run after the other, or each as a job of SLURM with the resources of its recipe. What is
+    done is skipped and what was interrupted goes on, so the same line can be given again. Status 1
+    if a run failed (or would, with --dry-run). With --status, 0 if all runs are done, 1 if some
+    failed, 3 if none failed and some are still to come.
     """
     from kava import sweep as command
-    from kava.errors import KavaError
+    from kava.errors import unknown
+    from kava.launch import slurm
 
+    if launcher not in ("local", "slurm"):
+        raise unknown("--launcher", launcher, ("local", "slurm"))
+    wishes = {"minutes": slurm.minutes(time), "gpus": gpus, "cpus": cpus, "memory_gb": memory}
+    wishes = {key: value for key, value in wishes.items() if value is not None}
+    if launcher != "slurm" and not status and (wishes or partition or account or array_limit):
+        raise KavaError(
+            "sweep: --partition, --account, --array-limit, --time, --gpus, --cpus and --memory are "
+            "of jobs; give --launcher slurm too"
+        )
     tasks = names(task)
     if file and len(tasks) != 1:
         raise KavaError("sweep: --file holds the rows of one task; name it with --task")
     if limit and not tasks:
         raise KavaError("sweep: --limit is of a task; name it with --task")
     console = make_console()
-    runs = command.plan(recipe, seeds or [], settings or [], output, console)
     scoring = command.Scoring(tasks, file, limit)
+    if status:
+        raise typer.Exit(_status(recipe or [], seeds, settings, output, scoring, console))
+    if not recipe:
+        raise KavaError("sweep: name recipes, such as recipes/quickstart/kava.yaml")
+    settings = [*(settings or []), *(f"resources.{key}={value}" for key, value in wishes.items())]
+    runs = command.plan(recipe, seeds or [], settings, output, console)
+    jobs = slurm.Options(partition, account, array_limit) if launcher == "slurm" else None
     if dry_run:
         from kava.dry_run import list_runs
 
-        raise typer.Exit(0 if list_runs(runs, scoring, console) else 1)
-    outcomes = command.sweep(runs, scoring, output, console)
+        raise typer.Exit(0 if list_runs(runs, scoring, console, jobs, output) else 1)
+    outcomes = command.sweep(runs, scoring, output, console, jobs)
     if any(outcome.what == command.FAILED for outcome in outcomes):
         raise typer.Exit(1)
+
+
+def _status(
+    words: list[str],
+    seeds: list[int] | None,
+    settings: list[str] | None,
+    output: Path,
+    scoring: Any,
+    console: Any,
+) -> int:
+    """Of a sweep's folder, or of the runs of recipes in `output`."""
+    from kava import sweep as command
+    from kava.launch import record, status
+
+    folders = [word for word in words if Path(word).is_dir()]
+    if folders or not words:
+        if len(words) > 1:
+            raise KavaError(f"sweep: --status {folders[0]}: give one folder, or recipes")
+        output = Path(folders[0]) if folders else output
+        return status.show(record.recall(output), output, console)
+    runs = command.plan(words, seeds or [], settings or [], output, console)
+    return status.show([record.Asked(run, scoring) for run in runs], output, console)
+
+
+@app.command(cls=ManyWords)
+def prefetch(
+    recipe: Annotated[list[str], typer.Argument(metavar="RECIPE", help="YAML file")],
+    task: Annotated[
+        str | None, typer.Option(help="the rows of these tasks too, with commas between")
+    ] = None,
+    settings: Settings = None,
+) -> None:
+    """Download what recipes need: backbones and rows. Their runs then start without a network.
+
+    Where the Hub cannot be reached, as on most clusters' compute nodes, set HF_HUB_OFFLINE=1 for
+    the runs; HF_HOME says where the files lie.
+    """
+    from kava.prefetch import prefetch as fetch
+
+    fetch(recipe, names(task), settings or [], make_console())
 
 
 @app.command()

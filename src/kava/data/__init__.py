@@ -123,6 +123,7 @@ def hub_rows(
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = before
+    hub.note(name, f"split '{split}'", [Path(file["filename"]) for file in table.cache_files])
     return ((f"{name}, split {split}, row {n}", row) for n, row in enumerate(table, 1))
 
 

@@ -113,7 +113,7 @@ def changes(group: Group, recipe: Recipe) -> dict[str, Any]:
     own, other = (recipes.flat(one.model_dump(by_alias=True)) for one in (group.recipe, recipe))
     skipped = {*CARRIED_OUT, "backbone"}
     keys = [k for k in {**other, **own} if k not in skipped and own.get(k) != other.get(k)]
-    keys = [key for key in keys if not key.startswith("data.leak_files")]
+    keys = [key for key in keys if not key.startswith(("data.leak_files", "resources."))]
     return {key: own.get(key) for key in keys}
 
 

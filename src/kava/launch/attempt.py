@@ -1,0 +1,208 @@
+"""One run of a sweep: what is to do about it, and doing it.
+
+What is done is not done again, what was interrupted goes on. A run is locked while a process works
+on it, on whatever machine.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kava import lock, preemption
+from kava.errors import KavaError
+from kava.evaluate.command import line, task_options
+from kava.model import Reasoner
+from kava.recipe import Recipe
+from kava.report.tables import duration
+from kava.resuming import has_checkpoint
+from kava.run import (
+    default_device,
+    differences,
+    holds_run,
+    put_aside,
+    read_result,
+    score_run,
+    train_run,
+)
+from kava.tasks import Task, load_task
+
+ERROR = "error.log"
+
+# What is to do about a run, in the order in which it comes about.
+START, RESUME, SCORE, DONE = "would run", "would resume", "would be scored", "done"
+# What became of one.
+TRAINED, SCORED, SKIPPED, ELSEWHERE, FAILED = "trained", "scored", "skipped", "elsewhere", "failed"
+SUBMITTED = "submitted"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a recipe with a seed. `name` is its recipe's name in this sweep."""
+
+    name: str
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def lock(self) -> Path:
+        """Beside the folder, which may have to be renamed."""
+        return self.folder.with_name(self.folder.name + ".lock")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run, with a reason where that is `failed` or `elsewhere`."""
+
+    run: Run
+    what: str
+    reason: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether the run's result is the one that was asked for."""
+        return self.what in (TRAINED, SCORED, SKIPPED)
+
+
+@dataclass
+class Scoring:
+    """The tasks that every run is scored on.
+
+    names: of tasks; may be empty.
+    file: a local copy of the one task's rows.
+    limit: only the first rows.
+    """
+
+    names: Sequence[str] = ()
+    file: str | None = None
+    limit: int | None = None
+    _loaded: dict[str, list[Task]] = field(default_factory=dict)
+
+    def of(self, recipe: Recipe) -> list[Task]:
+        """The tasks of one recipe; each different one is loaded once.
+
+        Raises:
+            KavaError: unknown task, rows that cannot be had.
+        """
+        options = {name: task_options(recipe, name, {}) for name in self.names}
+        key = repr(options)
+        if key not in self._loaded:
+            self._loaded[key] = [
+                load_task(name, file=self.file, limit=self.limit, options=options[name])
+                for name in self.names
+            ]
+        return self._loaded[key]
+
+    def found_in(self, scores: Iterable[str]) -> list[str] | None:
+        """Under which names a result has these tasks, None where one is missing.
+
+        A task may give its rows a name of their own after its own (`rows-mine`).
+        """
+        found = [
+            [s for s in scores if s == name or s.startswith(f"{name}-")] for name in self.names
+        ]
+        return [name for part in found for name in part] if all(found) else None
+
+
+def state(run: Run, tasks: Sequence[Task]) -> tuple[str, list[Task]]:
+    """What is to do, and the tasks that are still to be scored.
+
+    Raises:
+        KavaError: the folder holds a run of another recipe, or something that cannot be read.
+    """
+    folder = run.folder
+    if not holds_run(folder):
+        return START, list(tasks)
+    if different := differences(folder, run.recipe):
+        raise KavaError(
+            f"{folder}: holds a run of another recipe ({different}); give another --output, "
+            "or move it away"
+        )
+    result = read_result(folder)
+    if result is None:
+        return (RESUME if has_checkpoint(folder) else START), list(tasks)
+    missing = [task for task in tasks if not _is_scored(result, task)]
+    return (SCORE if missing else DONE), missing
+
+
+def _is_scored(result: dict[str, Any], task: Task) -> bool:
+    score = result.get("scores", {}).get(task.name)
+    asked = (len(task.examples), task.version)
+    return score is not None and (score.get("n"), score.get("version")) == asked
+
+
+def attempt(run: Run, scoring: Scoring, say: Callable[[str], None], console: Console) -> Outcome:
+    """One run; whatever goes wrong with it ends up in its outcome.
+
+    A failure of the training or of its evaluation leaves its traceback in `error.log`.
+
+    Raises:
+        Preempted: the process was asked to stop (`kava.preemption`); the run can go on later.
+    """
+    try:
+        with lock.hold(run.lock, console):
+            outcome = _carry_out(run, scoring, say, console)
+    except lock.Held as held:
+        outcome = Outcome(run, ELSEWHERE, str(held))
+    if outcome.what in (SKIPPED, ELSEWHERE, FAILED):
+        say(f"{outcome.what}: {outcome.reason}" if outcome.reason else "done before, skipped")
+    return outcome
+
+
+def _carry_out(run: Run, scoring: Scoring, say: Callable[[str], None], console: Console) -> Outcome:
+    try:
+        todo, tasks = state(run, scoring.of(run.recipe))
+    except Exception as error:  # what is in the folder is not this run's: nothing is written there
+        return Outcome(run, FAILED, in_a_line(error))
+    if todo == DONE:
+        return Outcome(run, SKIPPED)
+    log = run.folder / ERROR
+    try:
+        if todo != SCORE:
+            train(run, todo == RESUME, say, console)
+        if tasks:
+            score(run, tasks, say)
+        log.unlink(missing_ok=True)
+    except Exception as error:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        return Outcome(run, FAILED, in_a_line(error))
+    return Outcome(run, SCORED if todo == SCORE else TRAINED)
+
+
+def train(run: Run, resume: bool, say: Callable[[str], None], console: Console) -> None:
+    """Train, or go on with a training that was interrupted."""
+    if not resume and holds_run(run.folder):
+        put_aside(run.folder, console)  # cut off before its first checkpoint
+    say(f"{'resuming' if resume else 'training'} {run.recipe.method}, seed {run.recipe.seed}")
+    with preemption.deferred():
+        result = train_run(run.recipe, run.folder, console, resume)
+    validated = (
+        f", validation {result['validation_accuracy']} % of {result['validation_n']}"
+        if result["validation_accuracy"] is not None
+        else ""
+    )
+    say(f"trained {result['steps']} steps in {duration(result['train_seconds'])}{validated}")
+
+
+def score(run: Run, tasks: Sequence[Task], say: Callable[[str], None]) -> None:
+    """Evaluate the checkpoint on tasks."""
+    reasoner = Reasoner.from_pretrained(run.folder, device=default_device())
+    for task in tasks:
+        say(line(task.name, score_run(reasoner, task, run.folder).summary))
+
+
+def in_a_line(error: Exception) -> str:
+    """An error's first line; its kind too unless it is a message to the user."""
+    first = (str(error).strip().splitlines() or [""])[0][:300]
+    return first if isinstance(error, KavaError) else f"{type(error).__name__}: {first}"
+
+
+def say_plainly(console: Console, *parts: str) -> None:
+    """Print `one: two`, whatever brackets and numbers are in it, as it is."""
+    console.print(": ".join(parts), highlight=False, markup=False)

@@ -1,0 +1,54 @@
+"""What SLURM says of its jobs. It forgets them minutes after their end (its MinJobAge)."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterable
+
+from kava.errors import KavaError
+
+#: Of a job that will not run again; all others are still to come, or at it.
+ENDED = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "PREEMPTED", "REVOKED", "TIMEOUT",
+}  # fmt: skip
+#: Of a job that waits for its turn.
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+
+
+def states(jobs: Iterable[str]) -> dict[str, str]:
+    """The state of each job (`12`) or array element (`12_3`); a forgotten one is not in it.
+
+    Raises:
+        KavaError: there is no SLURM, or it does not answer.
+    """
+    wanted = set(jobs)
+    if not wanted:
+        return {}
+    if shutil.which("squeue") is None:
+        raise KavaError("squeue: no SLURM on this machine; ask where the jobs were submitted")
+    numbers = sorted({job.partition("_")[0] for job in wanted})
+    done = subprocess.run(
+        ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T",
+         f"--jobs={','.join(numbers)}"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode and "Invalid job id" not in done.stderr:
+        last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise KavaError(f"squeue: {last}; SLURM has to answer first")
+    found = (line.split() for line in done.stdout.splitlines())
+    return {words[0]: words[1] for words in found if len(words) == 2 and words[0] in wanted}
+
+
+def is_active(state: str | None) -> bool:
+    """Whether a job waits, runs or is about to."""
+    return state is not None and state not in ENDED
+
+
+def lives(job: str) -> bool | None:
+    """Whether a job waits or runs, by its own number; None where SLURM cannot be asked."""
+    try:
+        return is_active(states([job]).get(job))
+    except KavaError:
+        return None

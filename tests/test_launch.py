@@ -1,0 +1,292 @@
+"""What is asked of SLURM, and how a sweep's runs are said to get on; nothing is submitted."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from kava import assets, lock
+from kava.__main__ import main
+from kava.errors import KavaError
+from kava.launch import attempt, queue, record, slurm, status
+from kava.launch.attempt import Run, Scoring
+from kava.recipe import Recipe, load_recipe
+from kava.run import read_result
+from kava.smoke import tiny_backbone
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = ["llama1b_aug", "llama1b_aug_nl", "llama3b_aug", "llama3b_aug_nl", "qwen05b_aug",
+            "qwen05b_aug_nl"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbone")
+    tiny_backbone("llama", folder)
+    return folder
+
+
+@pytest.fixture
+def kava(monkeypatch, capsys):
+    """Calls the command in this process; returns its status and all it prints."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["kava", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return ended.value.code or 0, said.out + said.err
+
+    return call
+
+
+def write(folder: Path, backbone: Path, **changes) -> Path:
+    tree = {
+        "method": "no_cot", "backbone": str(backbone), "adapter": "full",
+        "data": {"train": "synthetic", "train_rows": 16,
+                 "validation": "synthetic", "validation_rows": 4},
+        "train": {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "log_every": 1,
+                  "save_every": 2},
+        "eval": {"max_new_tokens": 2},
+    }  # fmt: skip
+    file = folder / "a.yaml"
+    file.write_text(yaml.safe_dump({**tree, **changes}), encoding="utf-8")
+    return file
+
+
+# -- what is asked for ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [("90", 90), ("90:00", 90), ("1:30", 2), ("24:00:00", 1440), ("0:10:01", 11), ("2-0", 2880),
+     ("1-12:30", 2190), ("1-00:00:30", 1441), (None, None)],
+)  # fmt: skip
+def test_times_are_read_as_slurm_reads_them(text, wanted):
+    assert slurm.minutes(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "1h", "1:2:3:4", "-5", "1-", "1.5"])
+def test_another_time_is_refused(text):
+    with pytest.raises(KavaError, match="as in 24:00:00"):
+        slurm.minutes(text)
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(1, 30))
+@settings(max_examples=40)
+def test_job_arrays_together_keep_the_limit(sizes, limit):
+    tree = {"method": "kava", "backbone": "b", "data": {"train": "d"},
+            "train": {"steps": 1, "learning_rate": 1}}  # fmt: skip
+    runs = [
+        Run("r", Recipe.model_validate({**tree, "resources": {"minutes": 10 + i}}), Path(str(j)))
+        for i, size in enumerate(sizes) for j in range(size)
+    ]  # fmt: skip
+    if limit < len(sizes):
+        with pytest.raises(KavaError, match=f"{len(sizes)} kinds of resources"):
+            slurm.grouped(runs, limit)
+        return
+    groups = slurm.grouped(runs, limit)
+    assert [len(group) for group, _ in groups] == sizes
+    assert all(len({run.recipe.resources.minutes for run in group}) == 1 for group, _ in groups)
+    shares = [share for _, share in groups]
+    assert all(1 <= share <= size for share, size in zip(shares, sizes, strict=True))
+    assert sum(shares) <= limit
+    assert [share for _, share in slurm.grouped(runs, None)] == sizes
+    if len(sizes) == 1:
+        assert shares == [min(limit, sizes[0])]
+
+
+def test_the_papers_kava_runs_are_one_pattern(monkeypatch, tmp_path, backbone, kava):
+    found = {file.parent.name: file for file in assets.find_all("recipes/*_aug*/kava.yaml")}
+    assert sorted(found) == SETTINGS
+    assert all(load_recipe(file).method == "kava" for file in found.values())
+    monkeypatch.chdir(tmp_path)  # the shell finds nothing there
+    assert sorted(f.parent.name for f in assets.find_all("recipes/*_aug*/kava.yaml")) == SETTINGS
+    (tmp_path / "recipes" / "x_aug").mkdir(parents=True)
+    own = tmp_path / "recipes" / "x_aug" / "kava.yaml"
+    own.touch()
+    assert [f.resolve() for f in assets.find_all("recipes/*_aug*/kava.yaml")] == [own]
+    code, said = kava("sweep", "recipes/*_augh/kava.yaml", "--dry-run")
+    assert code == 2 and "nothing matches" in said
+
+
+def test_words_of_jobs_need_jobs(kava, backbone, tmp_path, monkeypatch):
+    recipe, out = write(tmp_path, backbone), tmp_path / "out"
+    for words in (["--partition", "p"], ["--gpus", 0], ["--time", "5"], ["--array-limit", 3]):
+        code, said = kava("sweep", recipe, *words, "-o", out)
+        assert code == 2 and "give --launcher slurm too" in said
+    code, said = kava("sweep", recipe, "--launcher", "slrum", "-o", out)
+    assert code == 2 and "did you mean 'slurm'?" in said
+    code, said = kava("sweep", recipe, "--launcher", "slurm", "--gpus", 2, "-o", out)
+    assert code == 2 and "resources.gpus" in said
+    code, said = kava("sweep", "--launcher", "slurm", "-o", out)
+    assert code == 2 and "name recipes" in said
+    monkeypatch.setenv("PATH", "")
+    code, said = kava("sweep", recipe, "--launcher", "slurm", "-o", out)
+    assert code == 2 and "no sbatch on this machine" in said
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    code, said = kava("sweep", recipe, "--launcher", "slurm", "-o", out)
+    assert code == 2 and "pip install 'kava[slurm]'" in said
+    assert not out.exists()
+
+
+def test_what_a_job_asks_for_does_not_make_another_run(kava, backbone, tmp_path):
+    recipe, out = write(tmp_path, backbone), tmp_path / "out"
+    assert kava("sweep", recipe, "-o", out)[0] == 0
+    code, said = kava("sweep", recipe, "-o", out, "--set", "resources.cpus=9")
+    assert code == 0 and "1 done before" in said
+
+
+# -- how runs get on -----------------------------------------------------------------------------
+
+
+def test_the_status_of_a_sweep_on_this_machine(kava, backbone, tmp_path, monkeypatch):
+    recipe, out = write(tmp_path, backbone), tmp_path / "out"
+    words = ["sweep", recipe, "--seeds", 1, 2, 3, "--task", "synthetic", "--limit", 4, "-o", out]
+    whole = attempt.train_run
+
+    def broken(wanted, folder, *rest):
+        if wanted.seed == 1:
+            raise RuntimeError("out of memory")
+        result = whole(wanted, folder, *rest)
+        if wanted.seed == 3:  # as a kill would leave it
+            (folder / "result.json").unlink()
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(attempt, "train_run", broken)
+    assert kava(*words)[0] == 130
+    monkeypatch.setattr(attempt, "train_run", whole)
+    code, said = kava("sweep", "--status", out)
+    lines = said.splitlines()
+    assert code == 1 and lines[0].split() == ["run", "state", "step", "loss", "job", "log"]
+    assert lines[1].split() == ["a-seed1", "failed", "0", "of", "4", str(out / "a-seed1/error.log")]
+    losses = {}
+    for seed in (2, 3):
+        rows = (out / f"a-seed{seed}" / "metrics.jsonl").read_text().splitlines()
+        losses[seed] = [row["loss"] for row in map(json.loads, rows) if "loss" in row][-1]
+    assert lines[2].split() == ["a-seed2", "done", "4", "of", "4", f"{losses[2]:.4g}"]
+    assert lines[3].split() == ["a-seed3", "preempted", "4", "of", "4", f"{losses[3]:.4g}"]
+    assert lines[4] == "a-seed1 failed: RuntimeError: out of memory"
+    assert lines[5] == "3 runs: 1 done, 1 preempted, 1 failed"
+
+    with lock.hold(out / "a-seed3.lock", Console()):
+        assert "a-seed3  running" in kava("sweep", "--status", out)[1]
+    assert kava(*words, "--status")[1].splitlines()[:4] == lines[:4]  # by the recipes, the same
+    code, said = kava("sweep", recipe, "--seeds", 4, 2, "--status", "-o", out)
+    assert code == 3 and "a-seed4  waiting  0 of 4" in said  # none has failed, one is to come
+
+    assert kava(*words)[0] == 0
+    before = (out / "summary.json").stat().st_mtime_ns
+    assert kava("sweep", "--status", out)[0] == 0
+    assert (out / "summary.json").stat().st_mtime_ns == before
+    (out / "summary.json").unlink()
+    code, said = kava("sweep", "--status", out)
+    assert code == 0 and "3 runs: 3 done" in said and "summary in" in said
+    (row,) = json.loads((out / "summary.json").read_text())["rows"]
+    assert (row["seeds"], row["task"], row["n"]) == ([1, 2, 3], "synthetic", 4)
+
+    score = read_result(out / "a-seed1")  # a score that was asked for is missing
+    (out / "a-seed1" / "result.json").write_text(json.dumps({**score, "scores": {}}))
+    assert "a-seed1  preempted" in kava("sweep", "--status", out)[1]
+    code, said = kava("sweep", recipe, "--seeds", 2, "--set", "train.clip=1", "--status", "-o", out)
+    assert code == 1 and "a run of another recipe (train.clip: 2.0 there, 1.0 given)" in said
+
+
+def test_a_plan_grows_and_a_folder_without_one_is_no_sweep(kava, backbone, tmp_path):
+    recipe, out = load_recipe(write(tmp_path, backbone)), tmp_path / "out"
+    one, two = (Run("a", recipe, out / f"a-seed{seed}") for seed in (1, 2))
+    record.remember(out, [one], Scoring())
+    record.remember(out, [two, one], Scoring(("synthetic",), limit=3))
+    found = record.recall(out)
+    assert [asked.run for asked in found] == [one, two]
+    assert all((asked.scoring.names, asked.scoring.limit) == (["synthetic"], 3) for asked in found)
+
+    code, said = kava("sweep", "--status", tmp_path)
+    assert code == 2 and "no sweep here" in said
+    code, said = kava("sweep", "--status", tmp_path / "nowhere")
+    assert code == 2 and "no such file" in said
+    code, said = kava("sweep", "--status", out, tmp_path)
+    assert code == 2 and "one folder" in said
+    (out / "sweep.json").write_text('{"runs": {"a": {}}}')
+    code, said = kava("sweep", "--status", out)
+    assert code == 2 and "not the plan of a sweep" in said
+    (out / "slurm").mkdir()
+    (out / "slurm" / "jobs.jsonl").write_text('{"run": "a"}\n')
+    code, said = kava("sweep", tmp_path / "a.yaml", "--status", "-o", out)
+    assert code == 2 and "jobs.jsonl, line 1: not a job" in said
+
+
+@pytest.mark.parametrize(
+    "in_queue, begun, state",
+    [("PENDING", False, "waiting"), ("PENDING", True, "preempted"), ("RUNNING", True, "running"),
+     ("COMPLETING", True, "running"), ("REQUEUED", True, "preempted"), ("SUSPENDED", 1, "running"),
+     ("CANCELLED", True, "failed"), ("TIMEOUT", True, "failed"), (None, False, "failed"),
+     ("PREEMPTED", True, "preempted")],
+)  # fmt: skip
+def test_what_slurm_says_of_a_job_is_what_its_run_does(
+    backbone, tmp_path, monkeypatch, in_queue, begun, state
+):
+    out = tmp_path / "out"
+    run = Run("a", load_recipe(write(tmp_path, backbone)), out / "a-seed1")
+    (out / "slurm").mkdir(parents=True)
+    (out / "slurm" / "7_0_log.out").write_text("hello\nslurmstepd: error: too slow\n\n")
+    record.add_jobs(out, [record.Job("a-seed1", "7", "7_0_log.out")])
+    if begun:
+        run.folder.mkdir()
+        (run.folder / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5}\n')
+        (run.folder / "recipe.yaml").write_text((tmp_path / "a.yaml").read_text())
+    monkeypatch.setattr(queue, "states", lambda jobs: {"7": in_queue} if in_queue else {})
+    (line,) = status.look([record.Asked(run, Scoring())], out)
+    assert (line.state, line.job) == (state, "7")
+    assert (line.step, line.steps, line.loss) == ((3, 4, 1.5) if begun else (None, 4, None))
+    assert line.log == str(out / "slurm" / "7_0_log.out")
+    wanted = f"job 7 ended without a result{f' ({in_queue})' if in_queue else ''}"
+    assert line.why == (f"{wanted}: slurmstepd: error: too slow" if state == "failed" else "")
+
+
+@pytest.mark.parametrize(
+    "came, in_queue, again",
+    [([signal.SIGUSR2], None, True),  # submitit's: before the end of the job's time
+     ([signal.SIGTERM, signal.SIGUSR2], None, True),
+     ([signal.SIGTERM], "RUNNING", True),  # the grace before a preemption
+     ([signal.SIGTERM], "COMPLETING", False),  # cancelled, or SLURM queues it again by itself
+     ([signal.SIGTERM], None, False)],  # no job of SLURM
+)  # fmt: skip
+def test_a_job_queues_itself_again_unless_it_is_taken_away(
+    backbone, tmp_path, monkeypatch, came, in_queue, again
+):
+    run = Run("a", load_recipe(write(tmp_path, backbone)), tmp_path / "a-seed1")
+    asked = []
+
+    def struck(*rest):
+        try:
+            os.kill(os.getpid(), came[0])
+        finally:  # another may come during the clearing up
+            for number in came[1:]:
+                os.kill(os.getpid(), number)
+
+    def submitit(number, frame):
+        asked.append(number)
+        sys.exit(-1)
+
+    monkeypatch.setattr(slurm.Work, "_attempt", struck)
+    monkeypatch.setattr(queue, "states", lambda jobs: dict.fromkeys(jobs, in_queue))
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if in_queue:
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+    before = signal.signal(signal.SIGUSR2, submitit)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            slurm.Work.of(run, Scoring())()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert asked == [signal.SIGUSR2] * again
+    assert ended.value.code == (-1 if again else 128 + signal.SIGTERM)

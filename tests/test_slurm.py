@@ -1,0 +1,318 @@
+"""Runs as jobs: of a real SLURM on this machine, and of submitit's local executor."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from safetensors.torch import load_file
+from slurm_here import CannotStart
+from slurm_here import slurm as real_slurm
+
+from kava import lock, sweep
+from kava.__main__ import main
+from kava.launch import queue, record, slurm, status
+from kava.launch.attempt import ELSEWHERE, SKIPPED, SUBMITTED, Scoring
+from kava.run import read_metrics, read_result
+from kava.smoke import tiny_backbone
+
+LONG = 60  # steps; enough to be met on the way
+VOLATILE = {"tokens_per_second", "seconds_per_step"}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbone")
+    tiny_backbone("llama", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """SLURM's folder; jobs run with one thread, so that their numbers are those of `whole`."""
+    try:
+        with real_slurm() as folder, pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+            patch.setenv("OMP_NUM_THREADS", "1")
+            patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+            yield folder
+            subprocess.run(["scancel", "--quiet", "--user", os.environ.get("USER", "root")])
+    except CannotStart as why:
+        pytest.skip(f"no SLURM here: {why}")
+
+
+@pytest.fixture
+def kava(monkeypatch, capsys):
+    """Calls the command in this process; returns its status and all it prints."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["kava", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return ended.value.code or 0, said.out + said.err
+
+    return call
+
+
+def write(folder: Path, name: str, backbone: Path, steps: int = 2, **changes) -> Path:
+    tree = {
+        "method": "kava", "backbone": str(backbone), "num_latents": 4, "num_iterations": 1,
+        "lora": {"r": 4}, "kv": {"weight": 1},
+        "data": {"train": "synthetic", "train_rows": 20,
+                 "validation": "synthetic", "validation_rows": 4},
+        "train": {"steps": steps, "batch_size": 4, "learning_rate": 1e-3, "log_every": 1},
+        "eval": {"max_new_tokens": 2},
+        "resources": {"gpus": 0, "cpus": 1, "memory_gb": 0.5, "minutes": 20},
+    }  # fmt: skip
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump({**tree, **changes}), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def whole(backbone, tmp_path_factory):
+    """The long run, uninterrupted, in this process."""
+    folder = tmp_path_factory.mktemp("whole")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        runs = planned(folder, [write(folder, "long", backbone, LONG)], 1)
+        sweep.sweep(runs, Scoring(), folder, Console(quiet=True))
+    finally:
+        torch.set_num_threads(threads)
+    return runs[0].folder
+
+
+def planned(output: Path, recipes: list[Path], *seeds: int):
+    return sweep.plan(list(map(str, recipes)), seeds, [], output, Console(quiet=True))
+
+
+def trajectory(run: Path) -> list[dict]:
+    return [{k: v for k, v in r.items() if k not in VOLATILE} for r in read_metrics(run)]
+
+
+def same(one: Path, other: Path) -> bool:
+    files = [sorted((run / "checkpoint").rglob("*.safetensors")) for run in (one, other)]
+    assert [file.name for file in files[0]] == [file.name for file in files[1]] != []
+    pairs = [(load_file(a), load_file(b)) for a, b in zip(*files, strict=True)]
+    return all(torch.equal(a[key], b[key]) for a, b in pairs for key in a | b)
+
+
+def until(ready, what: str, seconds: float = 120):
+    end = time.monotonic() + seconds
+    while not (found := ready()):
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
+    return found
+
+
+def steps(run: Path) -> int:
+    file = run / "metrics.jsonl"
+    return len(file.read_text().splitlines()) if file.is_file() else 0
+
+
+def states(said: str) -> dict[str, str]:
+    """Run to state in the table of --status."""
+    found = re.findall(r"^(\S+-seed\d+) +(\w+)", said, re.MULTILINE)
+    return dict(found)
+
+
+# -- a real SLURM --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def submitted(cluster, backbone, tmp_path_factory):
+    """A sweep of three recipes as jobs: two that end, one that fails at once; and its words."""
+    folder = tmp_path_factory.mktemp("sweep")
+    good = write(folder, "long", backbone, LONG)
+    bad = write(folder, "bad", backbone, data={"train": str(folder / "missing.jsonl")})
+    words = ["sweep", good, bad, "--seeds", 1, "-o", folder / "out", "--task", "synthetic",
+             "--limit", 4, "--launcher", "slurm", "--partition", "other", "--account", "physics",
+             "--array-limit", 2, "--time", "0:10:00"]  # fmt: skip
+    return folder / "out", words
+
+
+def test_preempted_jobs_go_on_and_end_as_uninterrupted_ones(submitted, whole, kava):
+    out, words = submitted
+    status_, said = kava(*words, "--dry-run")
+    assert status_ == 0 and not out.exists()
+    assert "2 as jobs of SLURM, 2 at a time; each no GPU, 1 CPU, 0.5 GB, 0:10 h" in said
+    status_, said = kava(*words)
+    assert status_ == 0, said
+    assert "2 submitted as job array 1, at most 2 at a time" in said
+    assert "2 runs: 2 submitted" in said
+    script = (out / "slurm" / "1_submission.sh").read_text()
+    for line in ("--partition=other", "--account=physics", "--array=0-1%2", "--time=10",
+                 "--cpus-per-task=1", "--mem=512MB", "--requeue", "--signal=USR2@300",
+                 "--job-name=kava-out"):  # fmt: skip
+        assert f"#SBATCH {line}\n" in script
+    assert "gpus" not in script
+
+    # While they wait or run, nothing is submitted again.
+    status_, said = kava(*words)
+    assert status_ == 0 and "2 runs: 2 in other hands" in said and "SLURM job 1_0 is" in said
+    assert len(record.jobs(out)) == 2 and not list(out.glob("slurm/2*"))
+    assert kava("sweep", "--status", out)[0] == status.UNDERWAY
+
+    # Told to stop as SLURM tells before the end of a job's time: it queues itself again.
+    run = out / "long-seed1"
+    until(lambda: steps(run) > 3, "the long run has begun")
+    subprocess.run(["scancel", "--signal=USR2", "1_0"], check=True)
+    until(lambda: queue.states(["1_0"])["1_0"] == "PENDING", "it is in the queue again")
+    cut = last_step(run)
+    assert 3 < cut < LONG and not (out / "long-seed1.lock").exists()
+    assert (run / "checkpoints" / f"checkpoint-{cut}").is_dir()
+    until(lambda: queue.states(["1_1"])["1_1"] == "FAILED", "the bad one fails")
+    code, said = kava("sweep", "--status", out)
+    assert states(said) == {"long-seed1": "preempted", "bad-seed1": "failed"}
+    assert code == status.SOME_FAILED
+    assert re.search(
+        rf"long-seed1  preempted  {cut} of {LONG}  +[\d.]+  1_0  \S+1_0_0_log.out", said
+    )
+    assert re.search(r"bad-seed1 failed: kava.*missing.jsonl", said)
+
+    # Taken away by SLURM itself, which starts it again.
+    released("1_0")
+    until(lambda: steps(run) > cut + 3, "it goes on")
+    subprocess.run(["scontrol", "requeue", "1_0"], check=True)
+    until(lambda: queue.states(["1_0"])["1_0"] == "PENDING", "it is in the queue again")
+    again = last_step(run)
+    assert cut < again < LONG and (run / "checkpoints" / f"checkpoint-{again}").is_dir()
+
+    # A start that was killed leaves its lock; the next one takes it over, on whatever machine.
+    file = out / "long-seed1.lock"
+    until(lambda: not file.exists(), "the second start is over")
+    number = numbers("1_0")
+    owner = {"pid": os.getpid(), "host": "elsewhere", "job": number, "restarts": 1}
+    file.write_text(json.dumps(owner))
+    released("1_0")
+    until(lambda: queue.states(["1_0"])["1_0"] == "COMPLETED", "it ends")
+    assert trajectory(run) == trajectory(whole)
+    assert same(run, whole)
+    assert read_result(run)["scores"]["synthetic"]["n"] == 4
+    assert read_result(run)["command"] == shlex.join(["kava", *map(str, words)])
+    log = (out / "slurm" / "1_0_0_log.out").read_text()
+    assert f"trained {LONG} steps" in log and log.count("resuming kava") == 2
+    assert log.count("asked to stop by") == 2 and "left behind by process" in log
+
+    # What is done is not submitted; the summary comes with the last of them.
+    long_alone = [word for word in words if not str(word).endswith("bad.yaml")]
+    code, said = kava(*long_alone)
+    assert code == 0 and "1 runs: 1 done before" in said and "summary in" in said
+    (row,) = json.loads((out / "summary.json").read_text())["rows"]
+    assert (row["task"], row["n"], row["seeds"]) == ("synthetic", 4, [1])
+    assert len(record.jobs(out)) == 2 and not list(out.glob("slurm/2*"))
+
+
+def test_a_job_that_waits_or_is_cancelled(cluster, backbone, tmp_path, kava):
+    recipe, out = write(tmp_path, "a", backbone), tmp_path / "out"
+    words = ["sweep", recipe, "--launcher", "slurm", "--partition", "shut", "-o", out]
+    code, said = kava(*words)
+    number = re.search(r"1 submitted as job (\d+);", said)[1]
+    code, said = kava("sweep", "--status", out)
+    assert code == status.UNDERWAY and states(said) == {"a-seed42": "waiting"}
+    assert "1 in other hands" in kava(*words)[1]
+    assert f"job {number} is PENDING" in kava(*words, "--dry-run")[1]
+    subprocess.run(["scancel", number], check=True)
+    code, said = kava("sweep", recipe, "-o", out, "--status")
+    assert code == status.SOME_FAILED and states(said) == {"a-seed42": "failed"}
+    assert f"a-seed42 failed: job {number} ended without a result (CANCELLED)" in said
+    code, said = kava(*words)
+    assert code == 0 and "1 submitted as job" in said
+    again = record.jobs(out)["a-seed42"].job
+    assert int(again) > int(number)
+    subprocess.run(["scancel", again], check=True)
+
+
+def test_what_slurm_refuses_leaves_nothing(cluster, backbone, tmp_path, kava):
+    recipe, out = write(tmp_path, "a", backbone), tmp_path / "out"
+    code, said = kava("sweep", recipe, "--launcher", "slurm", "--partition", "nope", "-o", out)
+    assert code == 2 and "invalid partition" in said.lower() and "Traceback" not in said
+    assert not out.exists()
+    assert kava("sweep", recipe, "-o", out)[0] == 0  # and one that is there stays as it is
+    before = sorted(out.iterdir())
+    words = ["sweep", recipe, "--seeds", 1, "--launcher", "slurm", "-o", out]
+    assert kava(*words, "--partition", "nope")[0] == 2
+    assert sorted(out.iterdir()) == before
+
+
+def test_the_lock_of_a_job_is_as_good_as_the_job(cluster, backbone, tmp_path, kava, monkeypatch):
+    recipe, out = write(tmp_path, "a", backbone), tmp_path / "out"
+    kava("sweep", recipe, "--launcher", "slurm", "--partition", "shut", "-o", out)
+    job, file = record.jobs(out)["a-seed42"].job, tmp_path / "run.lock"
+    file.write_text(json.dumps({"pid": 1, "host": "elsewhere", "job": job, "restarts": 0}))
+    assert f"SLURM job {job}" in lock.holder(file)
+    with monkeypatch.context() as patch:  # a job shared by several machines: each of them lives
+        patch.setenv("SLURM_JOB_ID", job)
+        assert lock.holder(file)
+        patch.setenv("SLURM_RESTART_COUNT", "1")
+        assert not lock.holder(file)
+    subprocess.run(["scancel", job], check=True)
+    assert not lock.holder(file)
+    file.write_text(json.dumps({"pid": 1, "host": "elsewhere", "job": "99999", "restarts": 0}))
+    assert not lock.holder(file)
+    monkeypatch.setenv("PATH", "")
+    assert lock.holder(file)  # where SLURM cannot be asked, it may live
+
+
+def last_step(run: Path) -> int:
+    return read_metrics(run)[-1]["step"]
+
+
+def released(job: str) -> None:
+    """SLURM lets two minutes pass before it starts a job again."""
+    update = f"JobId={numbers(job)}", "StartTime=now"
+    subprocess.run(["scontrol", "update", *update], check=True)
+
+
+def numbers(job: str) -> str:
+    """The number of its own that an array's element has."""
+    done = subprocess.run(
+        ["squeue", "--noheader", "--array", "--format=%A", f"--jobs={job}"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+# -- submitit's local executor -------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+def test_a_job_of_the_local_executor_does_the_same(backbone, whole, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    out, console = tmp_path / "out", Console(quiet=True)
+    runs = planned(out, [write(tmp_path, "long", backbone, LONG)], 1)
+    options = slurm.Options(cluster="local")
+    outcomes = sweep.sweep(runs, Scoring(), out, console, options)
+    assert [outcome.what for outcome in outcomes] == [SUBMITTED]
+    process = int(record.jobs(out)["long-seed1"].job)
+    try:
+        long, file = runs[0].folder, runs[0].lock
+        until(lambda: steps(long) > 3, "the long run has begun")
+        working = json.loads(file.read_text())["pid"]
+        assert slurm.foreseen(runs[0], Scoring(), "").what == ELSEWHERE
+        os.kill(working, signal.SIGUSR2)
+        assert os.waitpid(process, 0)[1] == 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)
+    cut = read_result(long)["resumed_from"]
+    assert 3 < cut < LONG
+    assert trajectory(long) == trajectory(whole) and same(long, whole)
+    (line,) = status.look(record.recall(out), out)
+    assert (line.state, line.step, line.steps) == ("done", LONG, LONG)
+    outcomes = sweep.sweep(runs, Scoring(), out, console, options)
+    assert [outcome.what for outcome in outcomes] == [SKIPPED]
+    assert (out / "summary.json").is_file()
