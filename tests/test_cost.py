@@ -201,7 +201,7 @@ def test_activations_are_about_what_autograd_keeps(adapter, autocast, backbone, 
     reasoner = Reasoner(model, tokenizer, wanted, backbones.identity(model, "x", None))
     (batch,) = cost.sample(reasoner, load_examples("synthetic", "train", limit=32))
     seen = cost.traffic(reasoner, [batch], math.inf)
-    estimated = memory.activation_bytes(wanted, reasoner.lm, seen, autocast)
+    estimated = memory.activation_bytes(wanted, reasoner.lm, seen, autocast, "cpu")
 
     weights = {p.untyped_storage().data_ptr() for p in reasoner.parameters()}
     kept: dict[int, torch.Tensor] = {}

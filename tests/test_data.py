@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny import Table
 
 from kava.data import data_sets, gsm8k_aug, is_file, load_examples
 from kava.errors import KavaError
@@ -184,7 +185,7 @@ class Hub:
         self.calls.append((*args, kwargs["split"]))
         if isinstance(self.rows, Exception):
             raise self.rows
-        return self.rows
+        return Table(self.rows)
 
 
 def test_hub(monkeypatch):

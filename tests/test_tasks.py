@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import Table
 
 from kava import registry
 from kava.data.files import plain_number
@@ -49,7 +50,7 @@ def test_gsm8k_from_the_hub(monkeypatch):
 
     def load_dataset(*args, split):
         calls.append((*args, split))
-        return [PUBLISHED] * 1319
+        return Table([PUBLISHED] * 1319)
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     monkeypatch.setattr("kava.hub.reachable", lambda name, kind: True)
@@ -114,7 +115,7 @@ def from_the_hub(monkeypatch, rows):
 
     def load_dataset(*args, split):
         asked.append((*args, split))
-        return rows
+        return Table(rows)
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     monkeypatch.setattr("kava.hub.reachable", lambda name, kind: True)

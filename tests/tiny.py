@@ -147,6 +147,12 @@ def stepped(question: int, steps: tuple[int, ...], seed: int = 0, answer: str = 
     return Example(f"{question}-{steps}-{seed}", words(question, seed), written, answer)
 
 
+class Table(list):
+    """Rows as `datasets.load_dataset` gives them, none of them in a file."""
+
+    cache_files = ()
+
+
 def batch(reasoner: Reasoner, examples: list[Example]) -> dict[str, Any]:
     """Encoded and collated."""
     return batching.collate([reasoner.encoder.row(e) for e in examples], pad_id=0)

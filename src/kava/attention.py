@@ -69,7 +69,7 @@ def _sdpa(
         record.window[layer] = kwargs.get("sliding_window")
     if kwargs.get("softcap") is not None:
         return capped_attention(query, key, value, attention_mask, **kwargs), None
-    if query.device.type == "cpu" and attention_mask is not None:
+    if query.device.type == "cpu" and attention_mask is not None and query.shape[2] > 1:
         return masked_attention(query, key, value, attention_mask, **kwargs), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 

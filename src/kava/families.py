@@ -52,16 +52,18 @@ def extend(
 ) -> tuple[BaseModelOutputWithPast, Thought]:
     """Run new columns after a thought; see `Reasoner.extend`. `kinds` are the model's `windows`."""
     past, held = thought.attention_mask, cache.fork(thought.past_key_values)
+    again = recomputation.is_on(model)
     output = model.base_model(
         inputs_embeds=embeds,
         attention_mask=batching.layer_masks(past, mask, kinds),
         position_ids=batching.positions(past, mask),
         past_key_values=held,
         # Where layers are checkpointed, transformers would warn that they do without a cache.
-        use_cache=not recomputation.is_on(model),
+        use_cache=not again,
         output_hidden_states=hidden_states,
     )
-    return output, Thought(held, torch.cat((past, mask), dim=1))
+    after = held if again else output.past_key_values
+    return output, Thought(after, torch.cat((past, mask), dim=1))
 
 
 @torch.no_grad()

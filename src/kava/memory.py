@@ -92,11 +92,13 @@ def estimate(recipe: Recipe, seen: Traffic, device: str) -> Memory:
     weights = 4 * trained + backbones.choose_dtype(recipe, device).itemsize * frozen
     if recipe.adapter == "full" and autocasts(recipe, device):
         weights += 2 * trained
-    activations = activation_bytes(recipe, model, seen, autocasts(recipe, device))
+    activations = activation_bytes(recipe, model, seen, autocasts(recipe, device), device)
     return Memory(weights, 4 * trained, 8 * trained, activations)
 
 
-def activation_bytes(recipe: Recipe, model: nn.Module, seen: Traffic, autocast: bool) -> float:
+def activation_bytes(
+    recipe: Recipe, model: nn.Module, seen: Traffic, autocast: bool, device: str
+) -> float:
     """What all passes of one micro-batch keep for the backward pass.
 
     With b bytes per value (2 in bf16 autocast, else 4), d the hidden size, q the width of all
@@ -105,7 +107,8 @@ def activation_bytes(recipe: Recipe, model: nn.Module, seen: Traffic, autocast: 
         per token             8 d + b (3 q + 3 f)     inputs of the norms, attention, gated MLP
           + weights trained   8 d + b (2 d + f)       inputs of the weights
           + an adapter        (b + 1) n + b r         per adapted module of n inputs: dropout, A, B
-        per key               b (2 q + 2 v)           repeated for grouped heads, and cached
+        per key               b (2 q + 2 v)           repeated for grouped heads, and cached;
+                                                      b 2 v on CPUs, where nothing is repeated
         per cell of a mask    b
 
     and once, per label and entry of the vocabulary, 8 + b: logits, probabilities, gradient.
@@ -123,7 +126,8 @@ def activation_bytes(recipe: Recipe, model: nn.Module, seen: Traffic, autocast: 
         per_token += 8 * d + b * (2 * d + f)
     adapted = [m for m in model.modules() if getattr(m, "lora_A", None)]
     adapters = sum((b + 1) * m.in_features + b * recipe.lora.r for m in adapted)  # in all layers
-    in_layers = seen.tokens * per_token + seen.keys * b * (2 * q + 2 * v) + seen.cells * b
+    per_key = b * (2 * v if device == "cpu" else 2 * q + 2 * v)
+    in_layers = seen.tokens * per_token + seen.keys * per_key + seen.cells * b
     logits = seen.labels * shape.vocab_size * (8 + b)
     return shape.num_hidden_layers * in_layers + seen.tokens * adapters + logits
 

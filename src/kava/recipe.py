@@ -181,7 +181,7 @@ class Resources(Section):
 
     gpus: int = Field(1, ge=0, le=1)
     cpus: int = Field(4, ge=1)
-    memory_gb: float = Field(32, gt=0)
+    memory_gb: float = Field(32.0, gt=0)
     minutes: int = Field(1440, ge=2)
 
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from kava import backbone as backbones
 from kava.attention import IMPLEMENTATION_NAME
@@ -35,8 +35,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def configuration(shape: str) -> PretrainedConfig:
-    """Of a named shape, a published backbone, a folder with a `config.json`, or as written out.
+def configuration(shape: str) -> Any:
+    """A configuration of transformers, named, of a folder with a `config.json`, or written out.
 
     Args:
         shape: `small`, `llama-3.2-1b`, `meta-llama/Llama-3.2-1B-Instruct`, a folder, or
