@@ -23,7 +23,7 @@ quickstart: .venv/ready
 test: .venv/ready-to-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pytest
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
 
 # Not with --quiet: then --strict would let warnings pass.
 docs: .venv/ready-to-test

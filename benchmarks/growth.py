@@ -56,7 +56,7 @@ def training(method: str, change: dict[str, int]) -> Training:
     settings.append(f"train.batch_size={values['batch']}")
     lengths = Lengths((values["question"],) * 2, (values["reasoning"],) * 2)
     recipe = load_recipe(f"recipes/bench/{method}.yaml", settings)
-    return Training.build(recipe, "small", lengths, CPU, grouped=False)
+    return Training.build(recipe, "small", lengths, CPU)
 
 
 def grow(name: str, repeats: int) -> list[dict[str, Any]]:

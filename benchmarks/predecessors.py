@@ -180,11 +180,11 @@ def recipe_of(method: str, adapter: str, batch: int) -> Any:
 def trainings(adapter: str, batch: int) -> dict[str, Training]:
     """Ours and theirs, each with a model of its own."""
     found = {
-        method: Training.build(recipe_of(method, adapter, batch), "small", Lengths(), CPU, False)
+        method: Training.build(recipe_of(method, adapter, batch), "small", Lengths(), CPU)
         for method in ("cot", "pccot", "codi", "kava")
     }
     for name, (method, make) in OFFICIAL.items():
-        one = Training.build(recipe_of(method, adapter, batch), "small", Lengths(), CPU, False)
+        one = Training.build(recipe_of(method, adapter, batch), "small", Lengths(), CPU)
         one.reasoner.lm.set_attn_implementation("sdpa")  # transformers' own, as theirs
         shared = {field.name: getattr(one, field.name) for field in dataclasses.fields(one)}
         found[name] = Official(**shared, make=make)
@@ -193,8 +193,8 @@ def trainings(adapter: str, batch: int) -> dict[str, Training]:
 
 def prefills(batch: int) -> dict[str, Callable[[], Any]]:
     """Up to the answer's first token: ours, and PCCoT's `generate`, which runs its whole step."""
-    ours = Training.build(recipe_of("pccot", "full", batch), "small", Lengths(), CPU, False)
-    theirs = Training.build(recipe_of("pccot", "full", batch), "small", Lengths(), CPU, False)
+    ours = Training.build(recipe_of("pccot", "full", batch), "small", Lengths(), CPU)
+    theirs = Training.build(recipe_of("pccot", "full", batch), "small", Lengths(), CPU)
     for one in (ours, theirs):
         one.reasoner.eval().requires_grad_(False)
     theirs.reasoner.lm.set_attn_implementation("sdpa")

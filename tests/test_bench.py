@@ -91,9 +91,9 @@ def test_the_least_of_thinking_is_what_runs(method, monkeypatch):
 @pytest.mark.parametrize("method", ("cot", "pccot", "codi", "kava"))
 def test_a_step_needs_at_most_three_percent_more_than_the_least(method, adapter):
     # The shape and lengths that the predecessors' code was measured with.
-    settings = [f"adapter={adapter}", "train.batch_size=2"]
+    settings = [f"adapter={adapter}", "train.batch_size=2", "train.group_by_length=true"]
     recipe = load_recipe(f"recipes/bench/{method}.yaml", settings)
-    record = Training.build(recipe, "small", Lengths(), CPU, grouped=True).record()
+    record = Training.build(recipe, "small", Lengths(), CPU).record()
     assert record["token_forwards"] == record["token_forwards_least"]
     assert 1 <= record["flops_over_least"] <= 1.03
 
@@ -218,7 +218,7 @@ def test_commands_write_what_they_measured(tmp_path):
     recipes = [f"recipes/bench/{method}.yaml" for method in ("cot", "kava")]
     settings = ["train.batch_size=4", "train.micro_batch_size=2", "num_latents=3"]
     console = Console(quiet=True)
-    bench_train(recipes, settings, plan, grouped=False, console=console)
+    bench_train(recipes, settings, plan, console)
     told = json.loads(plan.output.read_text())
     assert told["rows"].keys() == {"cot", "kava"} and told["versions"]["torch"]
     row = told["rows"]["kava"]
@@ -237,7 +237,7 @@ def test_micro_batches_give_the_gradient_of_the_whole():
     for micro in (4, 2):
         settings = ["train.batch_size=4", f"train.micro_batch_size={micro}"]
         recipe = load_recipe("recipes/bench/cot.yaml", settings)
-        training = Training.build(recipe, TINY, SHORT, CPU, grouped=False)
+        training = Training.build(recipe, TINY, SHORT, CPU)
         training.gradients()
         gradients.append([w.grad for w in training.reasoner.parameters() if w.grad is not None])
     for whole, parts in zip(*gradients, strict=True):

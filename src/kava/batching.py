@@ -42,6 +42,11 @@ class Row:
     step_of: list[int]
     answer: list[int]
 
+    @property
+    def columns(self) -> int:
+        """Tokens of all parts."""
+        return len(self.question) + len(self.steps) + len(self.answer)
+
 
 class Encoder:
     """Text to token ids, the same way for every method.

@@ -31,6 +31,9 @@ class Rows(Dataset):
         return self.rows[number] if number < len(self.rows) else None
 
 
+POOL = 50  # times the batch: how many rows are sorted by length at a time
+
+
 class EpochOrder(Sampler[int]):
     """Numbers of the rows of one epoch after the other.
 
@@ -38,10 +41,20 @@ class EpochOrder(Sampler[int]):
         rows: how many.
         seed: epoch e is drawn from seed + e, as accelerate's seedable sampler does.
         together: the length is made a multiple of this with blanks.
+        lengths: of the rows, where those of like length are to share a batch.
+        batch: rows of a step.
     """
 
-    def __init__(self, rows: int, seed: int, together: int):
+    def __init__(
+        self,
+        rows: int,
+        seed: int,
+        together: int,
+        lengths: Sequence[int] | None = None,
+        batch: int = 1,
+    ):
         self.rows, self.seed, self.together = rows, seed, together
+        self.lengths, self.batch = lengths, batch
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -53,8 +66,24 @@ class EpochOrder(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        yield from torch.randperm(self.rows, generator=generator).tolist()
+        drawn = torch.randperm(self.rows, generator=generator).tolist()
+        yield from drawn if self.lengths is None else self._grouped(drawn, generator)
         yield from range(self.rows, len(self))
+
+    def _grouped(self, drawn: list[int], generator: torch.Generator) -> Iterator[int]:
+        """Each pool of drawn rows sorted and cut into batches; the batches in any order.
+
+        Which rows meet still depends on the draw, and short rows do not come before long ones. A
+        batch that is not full stays the epoch's last.
+        """
+        for at in range(0, len(drawn), POOL * self.batch):
+            pool = sorted(drawn[at : at + POOL * self.batch], key=self.lengths.__getitem__)
+            rest = len(pool) % self.batch
+            short, pool = pool[:rest], pool[rest:]
+            batches = [pool[i : i + self.batch] for i in range(0, len(pool), self.batch)]
+            for number in torch.randperm(len(batches), generator=generator).tolist():
+                yield from batches[number]
+            yield from short
 
 
 def collate(rows: Sequence[Row | None], pad_id: int, stand_in: Row) -> dict[str, Any]:

@@ -52,7 +52,10 @@ class StepTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
         together = self.args.per_device_train_batch_size * self.args.world_size
-        self.order = EpochOrder(len(self.train_dataset), self.args.seed, together)
+        rows, settings = self.train_dataset.rows, self.model.recipe.train
+        lengths = [row.columns for row in rows] if settings.group_by_length else None
+        size = len(rows), self.args.seed, together
+        self.order = EpochOrder(*size, lengths, settings.batch_size)
         return self.order
 
     def get_batch_samples(

@@ -40,7 +40,7 @@ class Plan:
 
 
 def bench_train(
-    paths: Sequence[str], settings: Sequence[str], plan: Plan, grouped: bool, console: Console
+    paths: Sequence[str], settings: Sequence[str], plan: Plan, console: Console
 ) -> dict[str, Any]:
     """Time a training step of each recipe in turns; print and write what came out.
 
@@ -50,7 +50,7 @@ def bench_train(
     device = torch.device(default_device())
     recipes = {_name(path, paths): load_recipe(path, list(settings)) for path in paths}
     trainings = {
-        name: Training.build(recipe, plan.shape or recipe.backbone, plan.lengths, device, grouped)
+        name: Training.build(recipe, plan.shape or recipe.backbone, plan.lengths, device)
         for name, recipe in recipes.items()
     }
     rates = {name: _rate(recipe, device) for name, recipe in recipes.items()}
@@ -64,7 +64,6 @@ def bench_train(
         "what": "one optimiser step: forward, backward, clipping, AdamW; random weights and tokens",
         "shapes": {name: plan.shape or recipe.backbone for name, recipe in recipes.items()},
         "lengths": dataclasses.asdict(plan.lengths),
-        "grouped_by_length": grouped,
         "recipes": {name: _settings(recipe) for name, recipe in recipes.items()},
         "matrix_flops_per_second": {name: round(rate) for name, rate in rates.items()},
         "rows": rows,

@@ -16,10 +16,9 @@ from kava.bench.shapes import Lengths, random_reasoner, random_rows, to_device
 from kava.bench.timing import Piece, spread
 from kava.cost import traffic
 from kava.model import Reasoner
+from kava.order import POOL
 from kava.peak import peak_memory
 from kava.recipe import Recipe
-
-POOL = 50  # times the batch, from which length grouping takes rows of like length
 
 
 @dataclass
@@ -32,13 +31,10 @@ class Training:
     autocast: bool
 
     @classmethod
-    def build(
-        cls, recipe: Recipe, shape: str, lengths: Lengths, device: torch.device, grouped: bool
-    ) -> Training:
+    def build(cls, recipe: Recipe, shape: str, lengths: Lengths, device: torch.device) -> Training:
         """A new random model and the recipe's global batch, staged for the end of its curriculum.
 
-        Args:
-            grouped: rows of like length, as length grouping puts them into one batch.
+        With `train.group_by_length`, rows of like length as that puts them into one batch.
 
         Raises:
             KavaError: the shape, or the recipe on it, is not possible.
@@ -47,10 +43,11 @@ class Training:
         size = recipe.train.batch_size
         if recipe.train.gradient_checkpointing:
             recomputation.switch_on(reasoner.lm)
+        grouped = recipe.train.group_by_length
         rows = random_rows(reasoner, lengths, size * POOL if grouped else size)
         if grouped:
             at = POOL // 2 * size
-            rows = sorted(rows, key=lambda row: len(row.question))[at : at + size]
+            rows = sorted(rows, key=lambda row: row.columns)[at : at + size]
         micro = recipe.train.micro_batch_size or size
         pad = reasoner.tokenizer.pad_token_id
         batches = [

@@ -44,9 +44,6 @@ def train(
     answer: Answer = "8",
     repeats: Repeats = 15,
     warm_up: WarmUp = 3,
-    grouped: Annotated[
-        bool, typer.Option("--grouped", help="rows of like length, as length grouping gives")
-    ] = False,
     settings: Settings = None,
     output: Result = None,
 ) -> None:
@@ -56,7 +53,7 @@ def train(
 
     lengths = Lengths(*(parse_range(part) for part in (question, reasoning, answer)))
     plan = Plan(shape, lengths, repeats, warm_up, output)
-    bench_train(recipe, settings or [], plan, grouped, make_console())
+    bench_train(recipe, settings or [], plan, make_console())
 
 
 @bench_app.command(cls=ManyWords)
