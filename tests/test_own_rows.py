@@ -132,3 +132,14 @@ def test_a_folder_that_is_taken_and_nothing_to_resume(backbone, tmp_path):
     model.train_on(ROWS, output=tmp_path / "run", quiet=True)
     with pytest.raises(KavaError, match="already holds a run"):
         model.train_on(ROWS, output=tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize("every", (None, 1, 2, 3, 5))
+def test_the_last_step_is_validated_once(backbone, tmp_path, every):
+    settings = {"eval": {"max_new_tokens": 2, "every": every}}
+    model = Reasoner.build(recipe(backbone, **settings))
+    model.train_on(ROWS, validation=VALIDATION, output=tmp_path / "run", quiet=True)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    steps = [record["step"] for record in records if "validation_accuracy" in record]
+    assert steps == [*range(every or 3, 3, every or 3), 3]

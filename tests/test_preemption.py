@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from kava import preemption, trainer
+from kava import checkpoint, preemption, trainer
 from kava.launch import attempt as launch
 from kava.launch.attempt import SCORED, SKIPPED, TRAINED, Run, Scoring, attempt
 from kava.preemption import Preempted
@@ -142,7 +142,7 @@ def test_no_step_is_missing_from_the_log_where_it_was_cut(backbone, tmp_path, st
 
 def test_what_is_nearly_done_is_finished_first(backbone, whole, tmp_path, strike):
     run, wanted = tmp_path / "run", recipe(backbone)
-    calm = strike(trainer.StepTrainer, "evaluate", 3)  # when the last step is saved
+    calm = strike(checkpoint, "save", 1)  # the trained weights, when the last step is done
     asked_to_stop(run, wanted)
     assert read_result(run)["scores"] == {} and same(run, whole)
     calm()

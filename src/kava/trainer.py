@@ -48,6 +48,7 @@ class StepTrainer(Trainer):
         self._restart_window()
         self._micro_batches: list[MicroBatch] = []
         self.validation_accuracy: float | None = None
+        self.validated_at: int | None = None  # the last step that was
         self.seconds_in_validation = 0.0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
@@ -191,6 +192,7 @@ class StepTrainer(Trainer):
                 rules=(HEADLINE,),
             )
         self.validation_accuracy = result.summary["accuracy"]
+        self.validated_at = self.state.global_step
         metrics = {"validation_accuracy": self.validation_accuracy, "validation_n": result.n}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
@@ -214,6 +216,7 @@ class StepTrainer(Trainer):
         for record in state.log_history:
             if record["step"] == state.global_step and "validation_accuracy" in record:
                 self.validation_accuracy = record["validation_accuracy"]
+                self.validated_at = state.global_step
         return True
 
     def _restart_window(self) -> None:
@@ -402,7 +405,8 @@ def train(
         if not (start and trainer.take_up(start)):
             trainer.train(resume_from_checkpoint=start)
         preemption.check()
-        if validation and (not recipe.eval.every or trainer.state.global_step % recipe.eval.every):
+        # Some versions of transformers validate after the last step themselves.
+        if validation and trainer.validated_at != trainer.state.global_step:
             trainer.evaluate()
     seconds = time.perf_counter() - begin - trainer.seconds_in_validation
     reasoner.eval()
