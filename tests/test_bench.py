@@ -232,6 +232,14 @@ def test_commands_write_what_they_measured(tmp_path):
         bench_generate(["checkpoints/quickstart/kava"], [], plan, [1], console)
 
 
+def test_a_pattern_that_the_shell_left_is_that_of_shipped_recipes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = Plan(TINY, SHORT, repeats=1, warm_up=0, output=None)
+    settings = ["train.batch_size=2"]
+    told = bench_train(["recipes/bench/*cot.yaml"], settings, plan, Console(quiet=True))
+    assert told["rows"].keys() == {"cot", "no_cot", "pccot"}
+
+
 def test_micro_batches_give_the_gradient_of_the_whole():
     gradients = []
     for micro in (4, 2):

@@ -21,6 +21,7 @@ import yaml
 
 from kava import registry
 from kava.__main__ import main
+from kava.assets import find_all
 from kava.cli import app
 from kava.recipe import BackboneRecipe, Recipe, dump, load_recipe
 from kava.report import keys as key_meanings
@@ -203,7 +204,8 @@ def test_a_command_that_is_shown_exists_with_its_options(words):
         pass
     if command.name in ("train", "pretrain") and words[0].startswith("recipes/"):
         changes = [w for w in words if re.fullmatch(r"[\w.]+=\S+", w)]
-        load_recipe(words[0], changes, Recipe if command.name == "train" else BackboneRecipe)
+        for file in find_all(words[0]):
+            load_recipe(file, changes, Recipe if command.name == "train" else BackboneRecipe)
 
 
 # -- generated pages -----------------------------------------------------------------------------

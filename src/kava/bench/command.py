@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from kava import assets
 from kava import backbone as backbones
 from kava.bench import generate, train
 from kava.bench.generate import Generation
@@ -47,7 +48,7 @@ def bench_train(
     Raises:
         KavaError: a recipe or shape that is not possible.
     """
-    device = torch.device(default_device())
+    device, paths = torch.device(default_device()), _expanded(paths)
     recipes = {_name(path, paths): load_recipe(path, list(settings)) for path in paths}
     trainings = {
         name: Training.build(recipe, plan.shape or recipe.backbone, plan.lengths, device)
@@ -83,7 +84,7 @@ def bench_generate(
     Raises:
         KavaError: a recipe, run or shape that is not possible.
     """
-    device = torch.device(default_device())
+    device, names = torch.device(default_device()), _expanded(names)
     reasoners = {_name(n, names): _reasoner(n, settings, plan, device) for n in names}
     rates = {name: _rate(r.recipe, device, r.lm.dtype) for name, r in reasoners.items()}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in reasoners}
@@ -106,6 +107,16 @@ def bench_generate(
         "rows": rows,
     }
     return _write(told, plan, console)
+
+
+def _expanded(given: Sequence[str]) -> list[str]:
+    """Patterns that the shell found nothing for, which may be those of shipped recipes."""
+    patterns = [any(sign in name for sign in "*?[") for name in given]
+    return [
+        str(file)
+        for name, is_pattern in zip(given, patterns, strict=True)
+        for file in (assets.find_all(name) if is_pattern else [name])
+    ]
 
 
 def _reasoner(name: str, settings: Sequence[str], plan: Plan, device: torch.device) -> Reasoner:
