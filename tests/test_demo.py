@@ -6,7 +6,7 @@ import re
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -457,15 +457,26 @@ def test_a_question_can_be_picked_and_asked_with_the_keyboard_alone(browser_page
     assert names[:3] == ["Question", "Or pick one", "number input for Latents (M)"]
     assert "range slider for Iterations (T)" in names and names[-1] == "Ask"
     assert all(names)
-    tab.page.get_by_label("Or pick one").focus()
-    press("ArrowDown")
-    press("Enter")
     box = tab.page.get_by_label("Question")
-    tab.page.wait_for_function(
-        "first => document.querySelector('#question textarea').value !== first",
-        arg=quick.pick.first,
-    )
+    from playwright.sync_api import TimeoutError as NotYet
+
+    # A key that comes before the list has opened is lost, as it is for a person who is too quick.
+    for _ in range(5):
+        box.focus()
+        tab.page.get_by_label("Or pick one").focus()
+        tab.page.get_by_role("option").first.wait_for()
+        press("ArrowDown")
+        tab.page.wait_for_timeout(200)
+        press("Enter")
+        with suppress(NotYet):
+            tab.page.wait_for_function(
+                "first => document.querySelector('#question textarea').value !== first",
+                arg=quick.pick.first,
+                timeout=4000,
+            )
+            break
     picked = box.input_value()
+    assert picked != quick.pick.first
     gold = quick.pick.gold(picked)
     assert gold is not None
     box.focus()
