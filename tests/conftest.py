@@ -1,5 +1,7 @@
 """One thread, fixed seeds, no deadline: a test says true or false, never how fast."""
 
+import sys
+
 import pytest
 import torch
 from browser import browser, browser_page
@@ -7,6 +9,7 @@ from hypothesis import HealthCheck, settings
 from tiny import FAMILIES
 
 from kava import registry
+from kava.__main__ import main
 
 __all__ = ["browser", "browser_page"]  # fixtures for every test file
 
@@ -43,3 +46,17 @@ PAIRS = [(family, "kava") for family in FAMILIES] + [
 def pair(request):
     """(family, method): every family with kava, every method on a few families."""
     return request.param
+
+
+@pytest.fixture
+def kava(monkeypatch, capsys):
+    """Calls the command in this process; returns its status and all it prints."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["kava", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return ended.value.code or 0, said.out + said.err
+
+    return call

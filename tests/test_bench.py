@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -250,3 +251,32 @@ def test_micro_batches_give_the_gradient_of_the_whole():
         gradients.append([w.grad for w in training.reasoner.parameters() if w.grad is not None])
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, parts, atol=1e-6, rtol=1e-4)
+
+
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "bench"
+OURS = ("pccot", "codi", "kava")
+
+
+@pytest.mark.skipif(not RESULTS.is_dir(), reason="part of a checkout only")
+def test_the_readme_says_what_was_measured():
+    def read(name):
+        return json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+
+    step = read("predecessors")["results"]["step, full"]
+    share = {
+        name: f"{step[name]['time_ratio']['median']:.2f}" for name in ("pccot", "codi", "kava")
+    }
+    grouped = read("train_grouped")["rows"]
+    assert max(grouped[name]["flops_over_least"] for name in share) <= 1.025
+    served, attacked = read("serve")["summary"], read("serve_hostile")["summary"]
+    text = " ".join((RESULTS.parent.parent / "README.md").read_text("utf-8").split())
+    for told in (
+        f"`pccot` takes {share['pccot']} of the time", f"`codi` {share['codi']} of CODI's",
+        f"`kava` with both distillations {share['kava']} of PCCoT's", "within 2.5 %",
+        f"{served['many_clients_per_second']:.0f} answers a second with 32 clients, "
+        f"{served['one_client_per_second']:.0f} with one",
+        f"{served['answers']:,} answers as offline, none lost",
+        f"{attacked['requests']:,} hostile requests",
+    ):  # fmt: skip
+        assert told in text, told
+    assert served["wrong"] == served["lost"] == attacked["wrong"] == 0

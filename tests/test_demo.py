@@ -24,6 +24,7 @@ from kava.errors import KavaError
 from kava.inspect.decoded import decode_states, decoded
 from kava.methods._base import read_question
 from kava.quickstart import BACKBONE, CHECKPOINT
+from kava.room import longest
 from kava.run import open_reasoner
 
 gradio = pytest.importorskip("gradio", reason="kava[demo] is not installed")
@@ -233,14 +234,14 @@ def test_questions_that_are_not_answered(question, words):
 
 def test_a_question_leaves_room_for_latents_and_answer():
     kava, cot = tiny.reasoner("llama", "kava"), tiny.reasoner("llama", "cot")
-    assert questions.longest(cot, 100, 1000) - questions.longest(kava, 100, 1000) == 5 + 2
-    most = questions.longest(kava, 6, 1000)
+    assert longest(cot, "demo", 100, 1000) - longest(kava, "demo", 100, 1000) == 5 + 2
+    most = longest(kava, "demo", 6, 1000)
     thinking = kava.think([tiny.words(most - 1, seed=2)])
     held = thinking.thought.columns + thinking.prompt.shape[1] + 6
     assert held == kava.lm.config.max_position_embeddings
-    assert questions.longest(kava, 6, 7) == 7
+    assert longest(kava, "demo", 6, 7) == 7
     with pytest.raises(KavaError, match=r"256 positions.*--max-new-tokens"):
-        questions.longest(kava, 256, 1000)
+        longest(kava, "demo", 256, 1000)
 
 
 def test_questions_to_pick_are_those_of_the_task(quick):

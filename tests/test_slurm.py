@@ -20,7 +20,6 @@ from slurm_here import CannotStart
 from slurm_here import slurm as real_slurm
 
 from kava import lock, sweep
-from kava.__main__ import main
 from kava.launch import queue, record, slurm, status
 from kava.launch.attempt import ELSEWHERE, SKIPPED, SUBMITTED, Scoring
 from kava.run import read_metrics, read_result
@@ -49,20 +48,6 @@ def cluster():
             subprocess.run(["scancel", "--quiet", "--user", os.environ.get("USER", "root")])
     except CannotStart as why:
         pytest.skip(f"no SLURM here: {why}")
-
-
-@pytest.fixture
-def kava(monkeypatch, capsys):
-    """Calls the command in this process; returns its status and all it prints."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["kava", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return ended.value.code or 0, said.out + said.err
-
-    return call
 
 
 def write(folder: Path, name: str, backbone: Path, steps: int = 2, **changes) -> Path:

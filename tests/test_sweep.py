@@ -13,7 +13,6 @@ import yaml
 from rich.console import Console
 
 from kava import lock
-from kava.__main__ import main
 from kava.errors import KavaError
 from kava.report.rows import VALIDATION, make_row
 from kava.run import read_metrics, read_result
@@ -28,20 +27,6 @@ def backbone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("backbone")
     tiny_backbone("llama", folder)
     return folder
-
-
-@pytest.fixture
-def kava(monkeypatch, capsys):
-    """Calls the command in this process; returns its status and all it prints."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["kava", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return ended.value.code or 0, said.out + said.err
-
-    return call
 
 
 def write(folder: Path, name: str, backbone: Path, **changes) -> Path:

@@ -14,6 +14,7 @@ from kava.demo.progress import Progress, answering
 from kava.demo.questions import Limits, Questions
 from kava.errors import KavaError
 from kava.model import Reasoner
+from kava.room import longest
 
 CSS = Path(__file__).with_name("page.css")
 TITLE = "kava demo: thinking in latents beside writing the steps"
@@ -66,7 +67,7 @@ class Demo:
     def __init__(self, thinker: Model, writer: Model, pick: Questions, limits: Limits):
         self.thinker, self.writer, self.pick, self.limits = thinker, writer, pick, limits
         self.most = min(
-            questions.longest(model.reasoner, limits.new_tokens, limits.question_tokens)
+            longest(model.reasoner, "demo", limits.new_tokens, limits.question_tokens)
             for model in (thinker, writer)
         )
         self.latents = sizes.latents(thinker.reasoner)

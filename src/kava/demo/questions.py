@@ -65,25 +65,6 @@ def to_pick(recipe: Recipe, task: str | None, file: str | None, count: int = 10)
     return Questions(load_task(name, file=file, limit=count, options=options).examples)
 
 
-def longest(reasoner: Reasoner, new_tokens: int, wanted: int) -> int:
-    """The tokens that a question may have: `wanted`, or what the backbone's positions leave.
-
-    Raises:
-        KavaError: they leave none.
-    """
-    positions = getattr(reasoner.lm.config.get_text_config(), "max_position_embeddings", None)
-    if positions is None:
-        return wanted
-    latents = reasoner.recipe.num_latents + 2 if reasoner.method.uses_latents else 0
-    room = positions - latents - len(reasoner.encoder.prompt) - new_tokens
-    if room < 1:
-        raise KavaError(
-            f"demo: {reasoner.identity['name']} has {positions} positions, which leaves no room "
-            f"for a question beside {new_tokens} new tokens; lower --max-new-tokens"
-        )
-    return min(wanted, room)
-
-
 def check(reasoner: Reasoner, question: str, most: int) -> None:
     """Raise a KavaError for a question that is empty, broken or of more than `most` tokens."""
     if not question.strip():

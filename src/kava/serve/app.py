@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 
 from kava.errors import KavaError
 from kava.model import Reasoner
+from kava.room import longest
 from kava.serve.batcher import ERROR, TIMEOUT, Batcher, Job, Piece, QueueFull
 from kava.serve.described import ANSWERS, describe
 from kava.serve.gate import Gate
@@ -84,17 +85,8 @@ def fitted(reasoner: Reasoner, limits: Limits) -> Limits:
     Raises:
         KavaError: they leave none.
     """
-    positions = getattr(reasoner.lm.config.get_text_config(), "max_position_embeddings", None)
-    if positions is None:
-        return limits
-    latents = reasoner.recipe.num_latents + 2 if reasoner.method.uses_latents else 0
-    room = positions - latents - len(reasoner.encoder.prompt) - limits.new_tokens
-    if room < 1:
-        raise KavaError(
-            f"serve: the backbone has {positions} positions, which leaves no room for a question "
-            f"beside {limits.new_tokens} new tokens; lower --max-new-tokens"
-        )
-    return Limits(**{**vars(limits), "question_tokens": min(limits.question_tokens, room)})
+    most = longest(reasoner, "serve", limits.new_tokens, limits.question_tokens)
+    return Limits(**{**vars(limits), "question_tokens": most})
 
 
 class _Service:
