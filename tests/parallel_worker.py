@@ -56,6 +56,7 @@ def train(recipe: str, run: str, resume=False, stop_after=None, poison=None, ful
         poison: a token whose embedding is not a number.
         full_disk_at: from that step on, the main process can write no file above 2 kB.
     """
+    import kava.callbacks
     import kava.trainer
     from kava import parallel
     from kava.model import Reasoner
@@ -80,7 +81,7 @@ def train(recipe: str, run: str, resume=False, stop_after=None, poison=None, ful
     try:
         with (
             changed(Reasoner, "build", staticmethod(poisoned)),
-            changed(kava.trainer.Record, "on_step_begin", begin),
+            changed(kava.callbacks.Record, "on_step_begin", begin),
         ):
             train_run(load_recipe(recipe), Path(run), Console(quiet=True), resume)
     except InterruptedError:

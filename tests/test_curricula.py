@@ -13,6 +13,7 @@ from rich.console import Console
 from test_step import assert_same_gradients, assert_same_terms, gradients
 from tiny import batch, example, reasoner, stepped
 
+import kava.callbacks
 import kava.smoke
 import kava.trainer
 from kava import batching, recipe, registry
@@ -286,7 +287,7 @@ def trained(recipe_, folder, monkeypatch, resume=False, stop_after=None):
             raise InterruptedError
 
     monkeypatch.setattr(kava.trainer, "StepTrainer", Kept)
-    monkeypatch.setattr(kava.trainer.Record, "on_step_begin", end, raising=False)
+    monkeypatch.setattr(kava.callbacks.Record, "on_step_begin", end, raising=False)
     train_run(recipe_, folder, Console(quiet=True), resume, "cpu")
     return made[0]
 

@@ -18,6 +18,7 @@ from parallel_worker import train
 from safetensors.torch import load_file
 
 from kava import parallel
+from kava.arguments import rows_at_once
 from kava.backbone import load_tokenizer
 from kava.batching import Encoder
 from kava.data import load_examples
@@ -28,7 +29,6 @@ from kava.recipe import Train, load_recipe
 from kava.run import read_metrics, read_result, score_run
 from kava.smoke import tiny_backbone
 from kava.tasks import load_task
-from kava.trainer import rows_at_once
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 TIMED = {"tokens_per_second", "seconds_per_step", "epoch"}

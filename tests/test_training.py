@@ -131,7 +131,7 @@ def test_the_result_says_how_it_came_about(whole):
 def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
     run, recipe, _ = whole
     process = kava("train", recipe, "-o", tmp_path / "run")
-    saved = tmp_path / "run" / "checkpoints" / "checkpoint-8" / "trainer_state.json"
+    saved = tmp_path / "run" / "checkpoints" / "checkpoint-4" / "trainer_state.json"
     deadline = time.monotonic() + 300
     while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from kava import backbone as backbones
 from kava import checkpoint, parallel, sharded
+from kava.arguments import rows_at_once
 from kava.errors import KavaError, writing
 from kava.evaluate.answers import HEADLINE
 from kava.evaluate.runner import evaluate
@@ -23,7 +24,7 @@ from kava.provenance import provenance, write_json, write_whole
 from kava.recipe import Architecture, BackboneRecipe, Recipe
 from kava.run import RESULT, alone, default_device, prepare, read_rows
 from kava.tokenization import train_tokenizer
-from kava.trainer import rows_at_once, train
+from kava.trainer import train
 from kava.types import ANSWER_PROMPT, Example
 
 SAMPLE = "sample.jsonl"

@@ -18,6 +18,8 @@ from rich.console import Console
 
 from kava import assets, checkpoint, hub, lock, parallel, sharded
 from kava import recipe as recipes
+from kava.arguments import check_reports, rows_at_once
+from kava.callbacks import METRICS
 from kava.data import load_examples, revision, rows_hash
 from kava.errors import KavaError
 from kava.evaluate.runner import Evaluation, evaluate
@@ -27,7 +29,7 @@ from kava.progress import Progress
 from kava.provenance import provenance, write_json
 from kava.recipe import Data, Recipe
 from kava.tasks import Task
-from kava.trainer import METRICS, check_reports, rows_at_once, train
+from kava.trainer import train
 from kava.types import Example
 
 RESULT = "result.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -14,22 +13,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
-from kava import batching, checkpoint, parallel, preemption, recomputation, sharded
-from kava.errors import KavaError, unknown, writing
+from kava import checkpoint, parallel, preemption, recomputation, sharded
+from kava.arguments import arguments, check_schedule
+from kava.callbacks import GO_ON, METRICS, Record, StopWhenAsked
+from kava.errors import KavaError, writing
 from kava.evaluate.answers import HEADLINE
 from kava.evaluate.runner import evaluate
 from kava.model import Reasoner
 from kava.order import EpochOrder, Rows, collate
 from kava.progress import Progress
-from kava.recipe import Recipe, Train
 from kava.resuming import last_checkpoint
 from kava.types import Example
-
-METRICS = "metrics.jsonl"
 
 
 class StepTrainer(Trainer):
@@ -236,7 +234,7 @@ class StepTrainer(Trainer):
         save = partial(super()._save_checkpoint, model, trial)
 
         def write() -> None:
-            with writing(folder, _GO_ON):
+            with writing(folder, GO_ON):
                 save()
 
         try:
@@ -312,53 +310,6 @@ def _not_finite(step: int, seen: Sequence[tuple[list[str], list[str]]]) -> str:
 _MOST_IDS = 64
 
 
-class Record(TrainerCallback):
-    """Writes `metrics.jsonl` and feeds the progress bar, on the main process."""
-
-    def __init__(self, file: Path, progress: Progress):
-        self.file, self.progress = file, progress
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget what an interrupted run logged after its last checkpoint."""
-        if state.is_world_process_zero:
-            _cut_after(self.file, state.global_step)
-        self.progress.begin(state.global_step, state.max_steps)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One more step on the bar."""
-        self.progress.step(state.global_step)
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any
-    ) -> None:
-        """One line a log."""
-        record = {"step": state.global_step, **logs}
-        if "train_runtime" not in logs and state.is_world_process_zero:
-            with writing(self.file, _GO_ON), self.file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(record) + "\n")
-        self.progress.log(record)
-
-
-_GO_ON = "free some space, and --resume goes on from the last checkpoint"
-
-
-class StopWhenAsked(TrainerCallback):
-    """Ends a training at a step's boundary, with a checkpoint, once a stop was asked for.
-
-    The steps since the last log are logged first, so that none is missing in what is resumed.
-    """
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Asked for during the step."""
-        if preemption.is_asked():
-            control.should_log = control.should_save = control.should_training_stop = True
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Asked for during the validation that followed it."""
-        if preemption.is_asked():
-            control.should_save = control.should_training_stop = True
-
-
 def train(
     reasoner: Reasoner,
     examples: Sequence[Example],
@@ -419,114 +370,3 @@ def train(
         "validation_accuracy": trainer.validation_accuracy,
         "validation_n": len(validation),
     }
-
-
-def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -> TrainingArguments:
-    """The recipe in the Trainer's words."""
-    settings = recipe.train
-    on_gpu, processes = device.type == "cuda", parallel.processes()
-    rows = rows_at_once(settings, processes)
-    length = {"max_steps": settings.steps} if settings.steps else {}
-    return TrainingArguments(
-        output_dir=str(run / "checkpoints"),
-        num_train_epochs=settings.epochs or 1.0,
-        **length,
-        per_device_train_batch_size=rows,
-        gradient_accumulation_steps=settings.batch_size // (rows * processes),
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        adam_beta2=settings.adam_beta2,
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=settings.warmup,
-        max_grad_norm=settings.clip,
-        bf16=settings.precision == "bf16" or (settings.precision == "auto" and on_gpu),
-        use_cpu=not on_gpu,
-        seed=recipe.seed,
-        data_seed=recipe.seed,
-        logging_steps=settings.log_every,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps" if validate and recipe.eval.every else "no",
-        eval_steps=recipe.eval.every,
-        save_strategy="steps" if settings.save_every else "no",
-        save_steps=settings.save_every or 500,
-        save_total_limit=2,
-        report_to=settings.report_to or "none",
-        project="kava",
-        run_name=run.name,
-        remove_unused_columns=False,
-        label_names=[],
-        dataloader_pin_memory=on_gpu,
-        disable_tqdm=True,
-    )
-
-
-def rows_at_once(settings: Train, processes: int) -> int:
-    """Rows of a process's micro-batch, so that the step has the recipe's `batch_size` rows.
-
-    Raises:
-        KavaError: that many processes cannot share it; says which numbers fit.
-    """
-    batch, micro = settings.batch_size, settings.micro_batch_size
-    if batch // (micro or 1) % processes == 0:
-        return micro or batch // processes
-    fitting = [n for n in range(1, batch + 1) if batch // (micro or 1) % n == 0]
-    smaller = [n for n in range(1, micro or 1) if batch % (n * processes) == 0]
-    raise KavaError(
-        f"train.batch_size {batch}"
-        + (f" in micro-batches of {micro}" if micro else "")
-        + f" cannot be shared by {processes} processes; numbers of processes that fit: "
-        + ", ".join(map(str, fitting))
-        + (f"; or train.micro_batch_size {' or '.join(map(str, smaller))}" if smaller else "")
-    )
-
-
-def check_schedule(reasoner: Reasoner, rows: Sequence[batching.Row]) -> None:
-    """Refuse a training that ends before the method's last stage, which answers are asked in.
-
-    Raises:
-        KavaError: says how many epochs the stages need.
-    """
-    recipe, longest = reasoner.recipe, max(len(row.steps) for row in rows)
-    needed = reasoner.method.last_stage_at(longest)
-    per_epoch = math.ceil(len(rows) / recipe.train.batch_size)
-    epochs = recipe.train.epochs or recipe.train.steps / per_epoch
-    if needed and epochs <= needed:
-        raise KavaError(
-            f"method_options: the last stage of '{recipe.method}' begins after {needed:.2f} epochs "
-            f"and the training ends after {epochs:.2f} (of {per_epoch} steps); train longer, or "
-            "make the stages shorter"
-        )
-
-
-def check_reports(names: list[str]) -> None:
-    """Refuse a `train.report_to` that transformers does not know or that is not installed.
-
-    Raises:
-        KavaError: names it, and what would be right.
-    """
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as known
-
-    for name in names:
-        if name not in known:
-            raise unknown("train.report_to", name, known)
-        try:
-            known[name]()
-        except (ImportError, RuntimeError):
-            raise KavaError(
-                f"train.report_to: {name} is not installed; pip install 'kava[track]' brings"
-                " trackio, wandb and tensorboard"
-            ) from None
-
-
-def _cut_after(file: Path, step: int) -> None:
-    if not file.exists():
-        return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # a line cut off by the kill, later than the last checkpoint
-        if record["step"] <= step:
-            kept.append(line)
-    file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

@@ -1,0 +1,112 @@
+"""A recipe in the words of transformers' Trainer, and what is refused before a training begins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import TrainingArguments
+
+from kava import batching, parallel
+from kava.errors import KavaError, unknown
+from kava.model import Reasoner
+from kava.recipe import Recipe, Train
+
+
+def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -> TrainingArguments:
+    """The recipe in the Trainer's words."""
+    settings = recipe.train
+    on_gpu, processes = device.type == "cuda", parallel.processes()
+    rows = rows_at_once(settings, processes)
+    length = {"max_steps": settings.steps} if settings.steps else {}
+    return TrainingArguments(
+        output_dir=str(run / "checkpoints"),
+        num_train_epochs=settings.epochs or 1.0,
+        **length,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=settings.batch_size // (rows * processes),
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        adam_beta2=settings.adam_beta2,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup,
+        max_grad_norm=settings.clip,
+        bf16=settings.precision == "bf16" or (settings.precision == "auto" and on_gpu),
+        use_cpu=not on_gpu,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        logging_steps=settings.log_every,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if validate and recipe.eval.every else "no",
+        eval_steps=recipe.eval.every,
+        save_strategy="steps" if settings.save_every else "no",
+        save_steps=settings.save_every or 500,
+        save_total_limit=2,
+        report_to=settings.report_to or "none",
+        project="kava",
+        run_name=run.name,
+        remove_unused_columns=False,
+        label_names=[],
+        dataloader_pin_memory=on_gpu,
+        disable_tqdm=True,
+    )
+
+
+def rows_at_once(settings: Train, processes: int) -> int:
+    """Rows of a process's micro-batch, so that the step has the recipe's `batch_size` rows.
+
+    Raises:
+        KavaError: that many processes cannot share it; says which numbers fit.
+    """
+    batch, micro = settings.batch_size, settings.micro_batch_size
+    if batch // (micro or 1) % processes == 0:
+        return micro or batch // processes
+    fitting = [n for n in range(1, batch + 1) if batch // (micro or 1) % n == 0]
+    smaller = [n for n in range(1, micro or 1) if batch % (n * processes) == 0]
+    raise KavaError(
+        f"train.batch_size {batch}"
+        + (f" in micro-batches of {micro}" if micro else "")
+        + f" cannot be shared by {processes} processes; numbers of processes that fit: "
+        + ", ".join(map(str, fitting))
+        + (f"; or train.micro_batch_size {' or '.join(map(str, smaller))}" if smaller else "")
+    )
+
+
+def check_schedule(reasoner: Reasoner, rows: Sequence[batching.Row]) -> None:
+    """Refuse a training that ends before the method's last stage, which answers are asked in.
+
+    Raises:
+        KavaError: says how many epochs the stages need.
+    """
+    recipe, longest = reasoner.recipe, max(len(row.steps) for row in rows)
+    needed = reasoner.method.last_stage_at(longest)
+    per_epoch = math.ceil(len(rows) / recipe.train.batch_size)
+    epochs = recipe.train.epochs or recipe.train.steps / per_epoch
+    if needed and epochs <= needed:
+        raise KavaError(
+            f"method_options: the last stage of '{recipe.method}' begins after {needed:.2f} epochs "
+            f"and the training ends after {epochs:.2f} (of {per_epoch} steps); train longer, or "
+            "make the stages shorter"
+        )
+
+
+def check_reports(names: list[str]) -> None:
+    """Refuse a `train.report_to` that transformers does not know or that is not installed.
+
+    Raises:
+        KavaError: names it, and what would be right.
+    """
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as known
+
+    for name in names:
+        if name not in known:
+            raise unknown("train.report_to", name, known)
+        try:
+            known[name]()
+        except (ImportError, RuntimeError):
+            raise KavaError(
+                f"train.report_to: {name} is not installed; pip install 'kava[track]' brings"
+                " trackio, wandb and tensorboard"
+            ) from None
