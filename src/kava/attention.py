@@ -8,10 +8,12 @@ logits (Gemma-2), which that cannot do, attention over a block of query rows at 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,9 @@ class QueryRecord:
 
 
 _recording: ContextVar[QueryRecord | None] = ContextVar("kava_query_record", default=None)
+#: How many record, in all threads. What is compiled can ask this, and not a ContextVar.
+_recorders = 0
+_counting = threading.Lock()
 
 
 @contextmanager
@@ -46,9 +51,44 @@ def record_queries(columns: slice) -> Iterator[QueryRecord]:
     record = QueryRecord(columns)
     token = _recording.set(record)
     try:
-        yield record
+        with _counted(1):
+            yield record
     finally:
         _recording.reset(token)
+
+
+def replayed() -> AbstractContextManager[None]:
+    """For a later run of what runs now: inside, the same code runs, but nothing is recorded.
+
+    Where queries are recorded, torch.compile makes another version of a layer, which keeps other
+    tensors for the backward pass.
+    """
+    return _counted(int(_recorders > 0))
+
+
+@contextmanager
+def _counted(number: int) -> Iterator[None]:
+    global _recorders
+    with _counting:
+        _recorders += number
+    try:
+        yield
+    finally:
+        with _counting:
+            _recorders -= number
+
+
+@torch.compiler.disable
+def _record(module: nn.Module, query: Tensor, settings: dict[str, Any]) -> None:
+    record = _recording.get()
+    if record is None:  # somebody else's, or a replay
+        return
+    layer = module.layer_idx
+    # A copy: a view would keep the queries of every column alive.
+    record.queries[layer] = query[:, :, record.columns].detach().clone()
+    record.scaling[layer] = settings.get("scaling") or query.shape[-1] ** -0.5
+    record.softcap[layer] = settings.get("softcap")
+    record.window[layer] = settings.get("sliding_window")
 
 
 def _sdpa(
@@ -57,16 +97,10 @@ def _sdpa(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    **kwargs: object,
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    record = _recording.get()
-    if record is not None:
-        layer = module.layer_idx
-        # A copy: a view would keep the queries of every column alive.
-        record.queries[layer] = query[:, :, record.columns].detach().clone()
-        record.scaling[layer] = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        record.softcap[layer] = kwargs.get("softcap")
-        record.window[layer] = kwargs.get("sliding_window")
+    if _recorders:
+        _record(module, query, kwargs)
     if kwargs.get("softcap") is not None:
         return capped_attention(query, key, value, attention_mask, **kwargs), None
     if query.device.type == "cpu" and attention_mask is not None and query.shape[2] > 1:
@@ -81,7 +115,7 @@ def masked_attention(
     mask: Tensor,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: object,
+    **_: Any,
 ) -> Tensor:
     """softmax(q . k * scaling) v where `mask` is true, grouped heads as they are.
 
@@ -97,7 +131,7 @@ def masked_attention(
         [B, n, H * G, D].
     """
     output = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, mask, dropout, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+        query, key, value, mask, dropout, scale=scaling, enable_gqa=True
     )
     return output.transpose(1, 2).contiguous()
 
@@ -113,7 +147,7 @@ def capped_attention(
     softcap: float,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: object,
+    **_: Any,
 ) -> Tensor:
     """softmax(c tanh(q . k * scaling / c)) v, `ROWS` queries at a time.
 

@@ -56,15 +56,6 @@ def layer(cache: DynamicCache, index: int) -> tuple[Tensor, Tensor] | None:
     return cache.layers[index].keys, cache.layers[index].values
 
 
-def of_layer(index: int, pair: tuple[Tensor, Tensor] | None) -> DynamicCache:
-    """A cache for one layer alone, which begins with `pair` and shares it."""
-    cache = DynamicCache()
-    cache.layers = [cache.layer_class_to_replicate() for _ in range(index + 1)]
-    if pair is not None:
-        put(cache, index, *pair)
-    return cache
-
-
 def put(cache: DynamicCache, index: int, keys: Tensor, values: Tensor) -> None:
     """Let a layer hold these tensors [B, H, S, D] in place of the present ones."""
     while len(cache.layers) <= index:
@@ -112,6 +103,32 @@ def detach(pairs: KeyValues) -> KeyValues:
 def columns_in_bytes(cache: DynamicCache) -> int:
     """Memory of the cache in bytes."""
     return sum(t.numel() * t.element_size() for pair in key_values(cache) for t in pair)
+
+
+class OneLayer(DynamicCache):
+    """The cache as one layer has it, wherever in the backbone that layer is.
+
+    keys, values: [B, H, S, D] each; None before the first columns.
+    """
+
+    def __init__(self, keys: Tensor | None, values: Tensor | None):
+        super().__init__()
+        self.keys, self.values = keys, values
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append columns; returns all keys and values held. Looking at `layer_idx` would make
+        torch.compile set layers apart."""
+        if self.keys is not None:
+            key_states = torch.cat((self.keys, key_states), dim=2)
+            value_states = torch.cat((self.values, value_states), dim=2)
+        self.keys, self.values = key_states, value_states
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns held."""
+        return 0 if self.keys is None else self.keys.shape[2]
 
 
 class ShrinkingLayer(DynamicLayer):

@@ -5,17 +5,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from kava import batching, cache, recomputation
+from kava import batching, cache
 from kava.errors import KavaError
 from kava.thought import Thought
+
+
+def layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder layers, in order.
+
+    Raises:
+        KavaError: they are not to be found.
+    """
+    number = model.config.get_text_config().num_hidden_layers
+    lists = (m for m in model.base_model.modules() if isinstance(m, nn.ModuleList))
+    found = next((one for one in lists if len(one) == number), None)
+    if found is None:
+        raise KavaError(
+            f"backbone of type {model.config.model_type}: no list of its {number} layers is found"
+        )
+    return list(found)
+
+
+@contextmanager
+def states_of_layers(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Inside the block the list fills with the first layer's input and each layer's output.
+
+    transformers' own way to them hangs hooks on every attention too, which compiled layers would
+    be interrupted by.
+    """
+    states: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> None:
+        if not states:
+            states.append(inputs[0] if inputs else named["hidden_states"])
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [layer.register_forward_hook(keep, with_kwargs=True) for layer in layers(model)]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def windows(model: PreTrainedModel) -> batching.Windows:
@@ -52,18 +91,17 @@ def extend(
 ) -> tuple[BaseModelOutputWithPast, Thought]:
     """Run new columns after a thought; see `Reasoner.extend`. `kinds` are the model's `windows`."""
     past, held = thought.attention_mask, cache.fork(thought.past_key_values)
-    again = recomputation.is_on(model)
-    output = model.base_model(
-        inputs_embeds=embeds,
-        attention_mask=batching.layer_masks(past, mask, kinds),
-        position_ids=batching.positions(past, mask),
-        past_key_values=held,
-        # Where layers are checkpointed, transformers would warn that they do without a cache.
-        use_cache=not again,
-        output_hidden_states=hidden_states,
-    )
-    after = held if again else output.past_key_values
-    return output, Thought(after, torch.cat((past, mask), dim=1))
+    with states_of_layers(model) if hidden_states else nullcontext() as states:
+        output = model.base_model(
+            inputs_embeds=embeds,
+            attention_mask=batching.layer_masks(past, mask, kinds),
+            position_ids=batching.positions(past, mask),
+            past_key_values=held,
+            use_cache=True,
+        )
+    if hidden_states:
+        output.hidden_states = (*states[:-1], output.last_hidden_state)
+    return output, Thought(output.past_key_values, torch.cat((past, mask), dim=1))
 
 
 @torch.no_grad()

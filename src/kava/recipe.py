@@ -142,6 +142,7 @@ class Train(Section):
     clip: float = Field(2.0, gt=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False
+    compile: bool = False
     group_by_length: bool = False
     log_every: int = Field(10, ge=1)
     save_every: int | None = Field(None, ge=1)

@@ -17,7 +17,7 @@ from transformers import Trainer
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
-from kava import checkpoint, parallel, preemption, recomputation, sharded
+from kava import checkpoint, layerwise, parallel, preemption, sharded
 from kava.arguments import arguments, check_schedule
 from kava.callbacks import GO_ON, METRICS, Record, StopWhenAsked
 from kava.errors import KavaError, writing
@@ -334,8 +334,7 @@ def train(
     recipe = reasoner.recipe
     rows = reasoner.encoder.rows(examples)
     check_schedule(reasoner, rows)
-    if recipe.train.gradient_checkpointing:
-        recomputation.switch_on(reasoner.lm)
+    layerwise.switch_on(reasoner.lm, recipe.train.gradient_checkpointing, recipe.train.compile)
     start = parallel.agreed(lambda: last_checkpoint(run)) if resume else None
     if start:
         checkpoint.load_weights(reasoner, start)

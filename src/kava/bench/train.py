@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from kava import batching, memory, recomputation
+from kava import batching, layerwise, memory
 from kava.bench import flops
 from kava.bench.shapes import Lengths, random_reasoner, random_rows, to_device
 from kava.bench.timing import Piece, spread
@@ -41,8 +41,7 @@ class Training:
         """
         reasoner = random_reasoner(recipe, shape, device).train()
         size = recipe.train.batch_size
-        if recipe.train.gradient_checkpointing:
-            recomputation.switch_on(reasoner.lm)
+        layerwise.switch_on(reasoner.lm, recipe.train.gradient_checkpointing, recipe.train.compile)
         grouped = recipe.train.group_by_length
         rows = random_rows(reasoner, lengths, size * POOL if grouped else size)
         if grouped:
@@ -96,7 +95,8 @@ class Training:
         cost = flops.cost(self.reasoner, training=True)
         least = sum(cost.of(work) for work in works)
         self.reasoner.train()
-        counted = flops.counted(self.gradients)
+        with torch.compiler.set_stance("force_eager"):  # the counter sees nothing of what is fused
+            counted = flops.counted(self.gradients)
         self.optimiser.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             seen = traffic(self.reasoner, without, float("inf"))

@@ -91,6 +91,8 @@ ROWS_AND_STEPS = {
     "train.precision": "`auto` is bf16 on a GPU and fp32 on a CPU",
     "train.gradient_checkpointing": "make activations anew in the backward pass: less memory, "
     "a third more time; the same gradients",
+    "train.compile": "torch.compile for the layers: faster steps once that is done; "
+    "dropout draws other numbers",
     "train.group_by_length": "let rows of like length share a batch: fewer pads, in another order",
     "train.log_every": "steps between two lines of `metrics.jsonl`",
     "train.save_every": "steps between two checkpoints to resume from; none if null",
