@@ -2,8 +2,11 @@
 
 import json
 import math
+import re
+import sys
 from pathlib import Path
 
+import gpu
 import pytest
 import torch
 from rich.console import Console
@@ -251,6 +254,45 @@ def test_micro_batches_give_the_gradient_of_the_whole():
         gradients.append([w.grad for w in training.reasoner.parameters() if w.grad is not None])
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, parts, atol=1e-6, rtol=1e-4)
+
+
+@pytest.fixture
+def measured(monkeypatch, capsys, tmp_path):
+    """Calls the benchmark for GPUs; returns what it prints."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["gpu.py", *words, "--trial", "-o", str(tmp_path)])
+        gpu.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.mark.parametrize("name", gpu.ALL)
+def test_the_measurements_of_a_gpu_name_recipes_and_keys_that_exist(name):
+    one = gpu.ALL[name]
+    for recipe in one.recipes:
+        load_recipe(f"recipes/{recipe}.yaml", list(one.settings))
+
+
+def test_a_measurement_of_a_gpu_goes_on_and_tells_what_failed(measured, monkeypatch, tmp_path):
+    names = "kava_1b_nl_c64_grouped", "generate_1b_x1"
+    first = measured(*names)
+    assert re.match(
+        r"kava_1b_nl_c64_grouped: kava: \S+ ms a row, MFU \S+ %, \S+ GB .*\n"
+        r"generate_1b_x1: cot: .*; no_cot: .*; codi: .*; pccot: .*; kava: ", first
+    ), first  # fmt: skip
+    files = {name: (tmp_path / f"{name}.json").read_text() for name in names}
+    assert measured(*names).count("there already") == 2
+
+    broken = gpu.Measurement("train", ("bench/cot",), words=("--question", "9:5"))
+    monkeypatch.setitem(gpu.ALL, "broken", broken)
+    monkeypatch.setattr(gpu, "TRIAL", ())
+    assert "broken: failed: kava: '9:5': a length is" in measured("broken", *names)
+    assert json.loads((tmp_path / "broken.json").read_text())["call"][:3] == ["-m", "kava", "bench"]
+    assert "broken: there already, failed: " in measured("broken")
+    assert "there already" not in measured("broken", "--again")
+    assert files == {name: (tmp_path / f"{name}.json").read_text() for name in names}
 
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "bench"

@@ -112,6 +112,10 @@ BAD = {
     "nothing to watch": (["watch", "{tmp}"], "nothing to watch here"),
     "no results": (["table", "{tmp}"], "holds no run"),
     "served to everybody": (["serve", "{backbone}", "--host", "0.0.0.0"], "--api-key"),
+    "more than the memory": (
+        ["bench", "train", "recipes/bench/cot.yaml", "--shape", "llama:vocab_size=99999999999999"],
+        "hold fewer rows at once (train.micro_batch_size",
+    ),
     "an empty question": (["ask", "{backbone}", "  "], "the question is empty"),
     "nobody to ask": (["ask"], "give a run folder"),
     "predictions of nothing": (["score", "{tmp}/p.jsonl"], "--task NAME or --data FILE"),

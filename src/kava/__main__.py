@@ -11,7 +11,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from kava import parallel
     from kava.cli import app
-    from kava.errors import KavaError
+    from kava.errors import KavaError, out_of_memory
 
     if parallel.processes() > 1:
         # torch tells each process that DDP looked for unused weights and there were none.
@@ -32,6 +32,9 @@ def main() -> None:
         parallel.tell(f"kava: {error.filename}: {error.strerror}")
         _end(2)
     except RuntimeError as error:
+        if line := out_of_memory(error):
+            parallel.tell(f"kava: {line}")
+            _end(2)
         if not parallel.lost(error):
             raise
         parallel.tell(

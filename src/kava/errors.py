@@ -48,3 +48,19 @@ def writing(path: Path, then: str = "free some space and begin again") -> Iterat
 
 #: In messages of safetensors (which gives the system's reason) and of torch.save.
 _DISK = ("os error", "PytorchStreamWriter failed", "unexpected pos", "file write failed")
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """The line for an allocation that torch could not make; None for another error."""
+    told = str(error).strip()
+    if not told or not any(sign in told for sign in _MEMORY):
+        return None
+    reason = told.splitlines()[0].rpartition("DefaultCPUAllocator: ")[2][:200]
+    return (
+        f"memory ran out: {reason}; hold fewer rows at once (train.micro_batch_size, "
+        "eval.batch_size, --batch), or less of each (train.gradient_checkpointing=true)"
+    )
+
+
+#: In messages of torch's allocators, for GPUs and for CPUs.
+_MEMORY = ("out of memory", "DefaultCPUAllocator: ")
