@@ -78,3 +78,47 @@ def generate(
     lengths = Lengths(*(parse_range(part) for part in (question, reasoning, answer)))
     plan = Plan(shape, lengths, repeats, warm_up, output)
     bench_generate(run, settings or [], plan, batch or [1, 32], make_console())
+
+
+@bench_app.command(cls=ManyWords)
+def matrix(
+    recipe: Annotated[list[str], typer.Argument(metavar="RECIPE", help="YAML file")],
+    seeds: Annotated[
+        list[int] | None, typer.Option(metavar="SEED...", help="each recipe's own if not given")
+    ] = None,
+    shape: Shape = None,
+    gpus: Annotated[
+        list[int] | None, typer.Option(metavar="N...", help="how many; 1, 8 and 64 if not given")
+    ] = None,
+    gpu_memory: Annotated[
+        list[float] | None,
+        typer.Option(metavar="GB...", help="of one; 40, 80 and 141 if not given"),
+    ] = None,
+    measured: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE...", help="results of kava bench train on the GPU"),
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option(help="of --rate that a training gets, where nothing is measured")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="FLOP/s of one GPU in large matrix products")
+    ] = None,
+    settings: Settings = None,
+    output: Result = None,
+) -> None:
+    """From measurements to whole trainings: FLOPs, memory, disk, and hours on some GPUs.
+
+    Counts without training. Hours are FLOPs / (share x rate), both from --measured or given; there
+    are none without. A run has one GPU; or GPUs that are left share its batch, as if two were twice
+    as fast as one.
+    """
+    from kava.bench.matrix_command import Machines, bench_matrix
+    from kava.bench.speed import speeds
+    from kava.errors import KavaError
+
+    counts, sizes = gpus or [1, 8, 64], gpu_memory or [40, 80, 141]
+    if min(counts) < 1 or min(sizes) <= 0:
+        raise KavaError("bench matrix: --gpus and --gpu-memory are numbers above 0")
+    machines = Machines(counts, sizes, speeds(measured or [], share, rate))
+    bench_matrix(recipe, seeds or [], settings or [], shape, machines, output, make_console())

@@ -1,0 +1,203 @@
+"""What `kava bench matrix` says and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from kava.bench import matrix
+from kava.bench.matrix import Row
+from kava.bench.speed import Speeds
+from kava.bench.whole import Wholes
+from kava.dry_run import Notes, large
+from kava.launch.attempt import say_plainly
+from kava.provenance import provenance, write_json
+from kava.report.tables import memory as told_bytes
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What the hours are asked for.
+
+    gpus: numbers of them.
+    gigabytes: of memory of one, sizes that are asked about.
+    """
+
+    gpus: Sequence[int]
+    gigabytes: Sequence[float]
+    speeds: Speeds
+
+
+def bench_matrix(
+    files: Sequence[str],
+    seeds: Sequence[int],
+    settings: Sequence[str],
+    shape: str | None,
+    machines: Machines,
+    output: Path | None,
+    console: Console,
+) -> dict[str, Any]:
+    """Find out what every recipe needs; print and write it. Nothing is trained or downloaded.
+
+    Raises:
+        KavaError: a recipe or shape that is not possible.
+    """
+    planned = matrix.plan(files, seeds, settings, console)
+    wholes, notes, rows = Wholes([1e9 * size for size in machines.gigabytes], shape), Notes(), {}
+    with console.status("counting") as status:
+        for number, name in enumerate(planned.runs):
+            status.update(f"counting {name}, {number + 1} of {len(planned.runs)}")
+            rows[name], whole = matrix.row(planned, name, wholes)
+            for note in whole.notes:
+                notes.add(name, note)
+    speeds = matrix.speeds_of(rows, machines.speeds)
+    hours = matrix.hours(rows, speeds, machines.gpus) if speeds else None
+    told = {
+        "what": "whole trainings, counted and not run: FLOPs are the least of the method's "
+        "equations; memory, disk and hours follow from them",
+        "assumed": list(ASSUMED) + notes.lines(),
+        "recipes": rows,
+        "totals": matrix.totals(rows.values()),
+        "speeds": {name: speed.source for name, speed in speeds.items()},
+        "hours": hours,
+    }
+    _say(rows, told, notes, machines, console)
+    if output:
+        write_json(output, {**told, **provenance()})
+        console.print(f"written {output}", highlight=False)
+    return told
+
+
+#: What holds for every number.
+ASSUMED = (
+    "FLOPs, token-forwards: of real columns alone, backward pass included; pads, validation, "
+    "loading and saving are not in",
+    "memory: an estimate of one process's training step on a GPU, without gradient checkpointing "
+    "or sharding; GB are 10^9 bytes",
+    "disk: of a run's folder, without the tokenizer's files; backbones that are not here are taken "
+    "to be bf16",
+)
+ASSUMED_OF_HOURS = (
+    "hours: least FLOPs / (share x rate); a run without a speed is left out",
+    "GPUs left shared: assumes that n GPUs take an n-th of the time of one; nobody has measured it",
+)
+NO_HOURS = (
+    "no hours: give --measured FILE of kava bench train, or --share and --rate of your GPU"
+)
+
+
+def _say(
+    rows: dict[str, Row],
+    told: dict[str, Any],
+    notes: Notes,
+    machines: Machines,
+    console: Console,
+) -> None:
+    hours, totals = told["hours"], told["totals"]
+    console.print(_work(rows, hours["each"] if hours else {}))
+    console.print(_room(rows, machines.gigabytes))
+    if hours:
+        console.print(_hours(hours))
+    say_plainly(
+        console,
+        f"{totals['runs']} runs: {flops(totals['flops_least'])}; on disk "
+        f"{told_bytes(totals['disk_done'])} when done, {told_bytes(totals['disk_training'])} if "
+        f"all are trained at once; backbones {told_bytes(totals['backbones'])}",
+    )
+    if hours:
+        say_plainly(
+            console, f"{hours['runs']} of {hours['of_runs']} runs: {hours['gpu_hours']:,.1f} GPU "
+            "hours"
+        )  # fmt: skip
+    console.print()
+    for words in (*ASSUMED, *(ASSUMED_OF_HOURS if hours else (NO_HOURS,)), *notes.lines()):
+        say_plainly(console, words)
+    for words in _sources(told["speeds"]):
+        say_plainly(console, words)
+
+
+def _sources(speeds: dict[str, str]) -> list[str]:
+    said = Notes()
+    for name, source in speeds.items():
+        said.add(name, f"speed {source}")
+    return said.lines()
+
+
+def _work(rows: dict[str, Row], each: dict[str, float]) -> Table:
+    more = ("hours",) if each else ()
+    table = _table(
+        "recipe", "runs", "rows", "epochs", "steps", "token-forwards", "FLOPs a run", *more
+    )
+    for name, row in rows.items():
+        cells = [
+            name,
+            str(len(row["runs"])),
+            _count(row["rows"]),
+            "?" if row["epochs"] is None else f"{row['epochs']:g}",
+            _count(row["steps"]),
+            "?" if row["token_forwards_least"] is None else large(row["token_forwards_least"]),
+            flops(row["flops_least"]),
+        ]
+        if each:
+            cells.append(f"{each[name]:,.2f}" if name in each else "?")
+        table.add_row(*cells)
+    return table
+
+
+def _room(rows: dict[str, Row], gigabytes: Sequence[float]) -> Table:
+    sizes = [f"{size:g}" for size in gigabytes]
+    table = _table(
+        "recipe", "rows at once", "memory", *(f"rows in {size} GB" for size in sizes),
+        "disk done", "in training",
+    )  # fmt: skip
+    for name, row in rows.items():
+        own, fits, disk = row["memory"], row["memory_by_gpu_gb"], row["disk"]
+        table.add_row(
+            name,
+            str(own["micro_batch_size"]) if own else "?",
+            told_bytes(own["bytes"]) if own else "?",
+            *(rows_that_fit(fits.get(size), known=own is not None) for size in sizes),
+            told_bytes(disk["done"]) if disk else "?",
+            told_bytes(disk["training"]) if disk else "?",
+        )
+    return table
+
+
+def _hours(hours: dict[str, Any]) -> Table:
+    table = _table("GPUs", "one GPU a run, hours", "GPUs left shared, hours")
+    for count, found in hours["on_gpus"].items():
+        table.add_row(count, *(f"{found[name]:,.1f}" for name in found))
+    return table
+
+
+def rows_that_fit(fit: dict[str, int] | None, known: bool) -> str:
+    """`64`, `none`, or `?` where the memory is not known."""
+    return str(fit["micro_batch_size"]) if fit else ("none" if known else "?")
+
+
+def flops(number: float | None) -> str:
+    """`3.43 EFLOP` (10^18), `25.1 TFLOP` (10^12); `?` for None."""
+    if number is None:
+        return "?"
+    for size, sign in ((1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T")):
+        if number >= size:
+            return f"{number / size:.3g} {sign}FLOP"
+    return f"{number / 1e9:.3g} GFLOP"
+
+
+def _count(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for column in columns:
+        table.add_column(column, justify="left" if column is columns[0] else "right")
+    return table
+
