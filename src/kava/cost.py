@@ -223,9 +223,7 @@ def tiny_reasoner(recipe: Recipe, tokenizer: Any) -> Iterator[Reasoner]:
         yield reasoner
 
 
-def sample(
-    reasoner: Reasoner, examples: Sequence[Example], size: int | None = None
-) -> list[Batch]:
+def sample(reasoner: Reasoner, examples: Sequence[Example], size: int | None = None) -> list[Batch]:
     """Micro-batches of rows drawn at random, their tokens replaced by some that the model has.
 
     Args:

@@ -67,9 +67,7 @@ class Memory:
         return self.weights + self.gradients + self.optimiser + self.activations
 
 
-def estimate(
-    recipe: Recipe, seen: Traffic, device: str, model: nn.Module | None = None
-) -> Memory:
+def estimate(recipe: Recipe, seen: Traffic, device: str, model: nn.Module | None = None) -> Memory:
     """For one process, with neither gradient checkpointing nor sharding.
 
         weights      4 per trained weight; 2 or 4 (bf16, fp32) per frozen one; where weights are

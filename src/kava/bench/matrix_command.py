@@ -87,9 +87,7 @@ ASSUMED_OF_HOURS = (
     "hours: least FLOPs / (share x rate); a run without a speed is left out",
     "GPUs left shared: assumes that n GPUs take an n-th of the time of one; nobody has measured it",
 )
-NO_HOURS = (
-    "no hours: give --measured FILE of kava bench train, or --share and --rate of your GPU"
-)
+NO_HOURS = "no hours: give --measured FILE of kava bench train, or --share and --rate of your GPU"
 
 
 def _say(
@@ -200,4 +198,3 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, justify="left" if column is columns[0] else "right")
     return table
-
