@@ -26,7 +26,7 @@ class Speed:
 
     @property
     def flops_per_second(self) -> float:
-        """Of the least FLOPs that a training needs, so that pads cost time and count for nothing."""
+        """Of the least FLOPs that a training needs: pads cost time and count for nothing."""
         return self.share * self.rate
 
 

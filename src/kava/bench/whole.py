@@ -107,7 +107,7 @@ class Wholes:
                 found,
                 flops=sum(n * cost.of(w) for n, w in works) if found.token_forwards else None,
                 own=fitting.at(recipe.train.micro_batch_size or recipe.train.batch_size),
-                fits={size: fitting.within(size) for size in self.limits},
+                fits=fitting.within(self.limits),
                 disk=disks.estimate(recipe, model, steps) if steps else None,
                 backbone_bytes=_backbone_bytes(recipe, model, self.shape is None),
                 config=model.config,
@@ -156,11 +156,13 @@ class Fitting:
         seen = Traffic(**{name: round(n * share) for name, n in asdict(self.seen).items()})
         return Fit(rows, memory.estimate(self.recipe, seen, "cuda", self.model))
 
-    def within(self, size: float) -> Fit | None:
-        """The largest micro-batch that the recipe's batch can be split into and that fits."""
+    def within(self, limits: Sequence[float]) -> dict[float, Fit | None]:
+        """The largest micro-batch that the recipe's batch splits into and that fits, by bytes."""
         batch = self.recipe.train.batch_size
-        divisors = (rows for rows in range(batch, 0, -1) if batch % rows == 0)
-        return next((fit for fit in map(self.at, divisors) if fit.memory.total <= size), None)
+        fits = [self.at(rows) for rows in range(batch, 0, -1) if batch % rows == 0]
+        return {
+            size: next((fit for fit in fits if fit.memory.total <= size), None) for size in limits
+        }
 
 
 def _epochs(recipe: Recipe, rows: Rows) -> float | None:
