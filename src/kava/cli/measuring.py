@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from kava.cli._app import ManyWords, app, make_console
+from kava.cli._app import ManyWords, Settings, app, make_console
 
 bench_app = typer.Typer(
     add_completion=False,
@@ -23,9 +23,6 @@ Shape = Annotated[
         help="of the backbone: small, llama-3.2-1b, a folder with config.json, or "
         "llama:hidden_size=256,...; each recipe's own if not given"
     ),
-]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE...", help="for every recipe")
 ]
 Question = Annotated[str, typer.Option(help="tokens of a question, fewest:most")]
 Reasoning = Annotated[str, typer.Option(help="tokens of the steps")]
@@ -48,11 +45,9 @@ def train(
     output: Result = None,
 ) -> None:
     """Time a training step of each recipe, in turns, beside the least that it needs."""
-    from kava.bench.command import Plan, bench_train
-    from kava.bench.shapes import Lengths, parse_range
+    from kava.bench.command import bench_train
 
-    lengths = Lengths(*(parse_range(part) for part in (question, reasoning, answer)))
-    plan = Plan(shape, lengths, repeats, warm_up, output)
+    plan = _plan((question, reasoning, answer), shape, repeats, warm_up, output)
     bench_train(recipe, settings or [], plan, make_console())
 
 
@@ -72,12 +67,19 @@ def generate(
     output: Result = None,
 ) -> None:
     """Time answers with written steps, without any and with latents, in turns."""
-    from kava.bench.command import Plan, bench_generate
+    from kava.bench.command import bench_generate
+
+    plan = _plan((question, reasoning, answer), shape, repeats, warm_up, output)
+    bench_generate(run, settings or [], plan, batch or [1, 32], make_console())
+
+
+def _plan(
+    lengths: tuple[str, ...], shape: str | None, repeats: int, warm_up: int, output: Path | None
+) -> Any:
+    from kava.bench.command import Plan
     from kava.bench.shapes import Lengths, parse_range
 
-    lengths = Lengths(*(parse_range(part) for part in (question, reasoning, answer)))
-    plan = Plan(shape, lengths, repeats, warm_up, output)
-    bench_generate(run, settings or [], plan, batch or [1, 32], make_console())
+    return Plan(shape, Lengths(*map(parse_range, lengths)), repeats, warm_up, output)
 
 
 @bench_app.command(cls=ManyWords)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,8 @@ def against_predecessors(root: Path) -> str:
         f"{ours['ms']['median']:.0f} ms for 32 questions and PCCoT's order, which runs the teacher "
         f"too, {theirs['ms']['median']:.0f} ms ({ours['time_ratio']['median']:.2f})."
     )
-    return _table(("", "ms, full weights", "ms, LoRA r 128", *_OF_OFFICIAL), rows) + f"\n{end}\n"
+    headings = ("", "ms, full weights", "ms, LoRA r 128", *_OF_OFFICIAL)
+    return _table(headings, rows) + _said(end)
 
 
 _OF_OFFICIAL = ("share of the official step", "FLOPs of the official step")
@@ -94,13 +96,13 @@ def against_the_least(root: Path) -> str:
     ]
     again = read(root, "train_checkpointed")["rows"]["kava"]
     end = (
-        "What is above 1 is pads, most of which `train.group_by_length=true` takes away\n"
-        "([result](../results/bench/train_grouped.json)), and attention's upper triangle. With\n"
+        "What is above 1 is pads, most of which `train.group_by_length=true` takes away "
+        "([result](../results/bench/train_grouped.json)), and attention's upper triangle. With "
         "`train.gradient_checkpointing=true` kava's step takes "
-        f"{again['ms_per_step']['median']:,.0f} ms and {again['flops_over_least']:.2f} times the\n"
+        f"{again['ms_per_step']['median']:,.0f} ms and {again['flops_over_least']:.2f} times the "
         "least ([result](../results/bench/train_checkpointed.json))."
     )
-    return _table(_LEAST, rows) + f"\n{end}\n"
+    return _table(_LEAST, rows) + _said(end)
 
 
 _LEAST = (
@@ -136,12 +138,12 @@ _THINKING = {
 def steady_memory(root: Path) -> str:
     """That a training's memory does not grow."""
     found = read(root, STEADY)
-    return (
+    return _said(
         "Memory does not grow: the resident memory of `kava train recipes/quickstart/kava.yaml` at "
-        f"step\n{found['last']:,} is {found['last_over_first']:.2f} of that at step "
-        f"{found['first']} (`python benchmarks/steady_memory.py`,\n"
-        "[result](../results/bench/steady_memory.json)).\n"
-    )
+        f"step {found['last']:,} is {found['last_over_first']:.2f} of that at step "
+        f"{found['first']} (`python benchmarks/steady_memory.py`, "
+        "[result](../results/bench/steady_memory.json))."
+    ).lstrip()
 
 
 def gpu_steps(root: Path) -> str:
@@ -202,7 +204,7 @@ def paper_runs(root: Path) -> str:
         f"{told_bytes(totals['disk_done'])} when they are done, {told_bytes(totals['backbones'])} "
         "of backbones."
     )
-    return _table(headings, table) + f"\n{end}\n"
+    return _table(headings, table) + _said(end)
 
 
 def paper_methods(root: Path) -> str:
@@ -224,7 +226,7 @@ def paper_methods(root: Path) -> str:
         f"{100 * lotus / totals['flops_least']:.0f} %; {told_bytes(totals['disk_training'])} of "
         f"disk if all are trained at once and {told_bytes(totals['disk_done'])} when they are done."
     )
-    return _table(("EFLOP a run", *(f"`{s}`" for s in settings)), table) + f"\n{end}\n"
+    return _table(("EFLOP a run", *(f"`{s}`" for s in settings)), table) + _said(end)
 
 
 def paper_hours(root: Path) -> str:
@@ -233,12 +235,12 @@ def paper_hours(root: Path) -> str:
     if not files:
         need = read(root, PAPER)["totals"]
         hours = need["flops_least"] / EXAMPLE.flops_per_second / 3600
-        return (
+        return _said(
             "Hours follow with the first result of a GPU. At a share s of its rate r, the "
-            f"{need['runs']} runs take {flops(need['flops_least'])} / (s r).\nAn example, not a "
+            f"{need['runs']} runs take {flops(need['flops_least'])} / (s r). An example, not a "
             f"measurement: s {EXAMPLE.share:g} of r {EXAMPLE.rate / 1e12:g} TFLOP/s would make "
-            f"them {hours:.0f} GPU hours.\n"
-        )
+            f"them {hours:.0f} GPU hours."
+        ).lstrip()
     given = speeds(files, None, None)
     parts = [_hours(read(root, PAPER)["recipes"], given, "`kava`, three seeds")]
     parts.append(_hours(read(root, METHODS)["recipes"], given, "every method, one seed"))
@@ -248,10 +250,10 @@ def paper_hours(root: Path) -> str:
     end = (
         "One GPU a run, the longest first; the last column lets the GPUs that are left on "
         f"{GPUS[-1]} share a run's batch, as if n were n times as fast as one, which nobody has "
-        "measured. Runs without a speed are left out. Speeds:\n"
+        "measured. Runs without a speed are left out. Speeds:"
     )
     listed = "".join(f"- {source}\n" for source in sources)
-    return _table(headings, rows) + f"\n{end}\n{listed}"
+    return f"{_table(headings, rows)}{_said(end)}\n{listed}"
 
 
 def _hours(
@@ -272,6 +274,11 @@ def _hours(
 
 def _exa(number: float) -> str:
     return f"{number / 1e18:.3g}"
+
+
+def _said(text: str) -> str:
+    """A paragraph below a table."""
+    return f"\n{textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)}\n"
 
 
 def _table(
