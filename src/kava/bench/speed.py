@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def speeds(files: Sequence[Path], share: float | None, rate: float | None) -> Sp
     if share is not None and rate is not None:
         if not 0 < share <= 1:
             raise KavaError(f"--share {share:g}: a share of the rate lies above 0 and up to 1")
-        if not rate > 0:
+        if not 0 < rate < math.inf:
             raise KavaError(f"--rate {rate:g}: FLOPs per second, such as 400e12")
         given = Speed(share, rate, f"a share of {share:g} of {rate:g} FLOP/s, as given")
     trees = [(file, read(file)) for file in files]
@@ -103,7 +104,11 @@ def is_training(tree: Any) -> bool:
         return False
     rows = tree["rows"]
     complete = all(rows.keys() <= tree[part].keys() for part in parts[:4])
-    return complete and all(isinstance(row, dict) and "mfu" in row for row in rows.values())
+    return (
+        bool(rows)
+        and complete
+        and all(isinstance(row, dict) and "mfu" in row for row in rows.values())
+    )
 
 
 def machine(tree: dict[str, Any]) -> str:

@@ -120,7 +120,7 @@ def matrix(
     from kava.errors import KavaError
 
     counts, sizes = gpus or [1, 8, 64], gpu_memory or [40, 80, 141]
-    if min(counts) < 1 or min(sizes) <= 0:
+    if min(counts) < 1 or not all(0 < size < float("inf") for size in sizes):
         raise KavaError("bench matrix: --gpus and --gpu-memory are numbers above 0")
     machines = Machines(counts, sizes, speeds(measured or [], share, rate))
     bench_matrix(recipe, seeds or [], settings or [], shape, machines, output, make_console())
