@@ -129,21 +129,18 @@ def _sources(speeds: dict[str, str]) -> list[str]:
 
 def _work(rows: dict[str, Row], each: dict[str, float]) -> Table:
     more = ("hours",) if each else ()
-    table = _table(
-        "recipe", "runs", "rows", "epochs", "steps", "token-forwards", "FLOPs a run", *more
-    )
+    table = _table("recipe", "rows", "epochs", "steps", "token-forwards", "FLOPs a run", *more)
     for name, row in rows.items():
         cells = [
             name,
-            str(len(row["runs"])),
             _count(row["rows"]),
-            "?" if row["epochs"] is None else f"{row['epochs']:g}",
+            "?" if row["epochs"] is None else f"{row['epochs']:.3g}",
             _count(row["steps"]),
             "?" if row["token_forwards_least"] is None else large(row["token_forwards_least"]),
             flops(row["flops_least"]),
         ]
         if each:
-            cells.append(f"{each[name]:,.2f}" if name in each else "?")
+            cells.append(told_hours(each[name]) if name in each else "?")
         table.add_row(*cells)
     return table
 
@@ -151,13 +148,14 @@ def _work(rows: dict[str, Row], each: dict[str, float]) -> Table:
 def _room(rows: dict[str, Row], gigabytes: Sequence[float]) -> Table:
     sizes = [f"{size:g}" for size in gigabytes]
     table = _table(
-        "recipe", "rows at once", "memory", *(f"rows in {size} GB" for size in sizes),
+        "recipe", "runs", "rows at once", "memory", *(f"rows in {size} GB" for size in sizes),
         "disk done", "in training",
     )  # fmt: skip
     for name, row in rows.items():
         own, fits, disk = row["memory"], row["memory_by_gpu_gb"], row["disk"]
         table.add_row(
             name,
+            str(len(row["runs"])),
             str(own["micro_batch_size"]) if own else "?",
             told_bytes(own["bytes"]) if own else "?",
             *(rows_that_fit(fits.get(size), known=own is not None) for size in sizes),
@@ -170,13 +168,18 @@ def _room(rows: dict[str, Row], gigabytes: Sequence[float]) -> Table:
 def _hours(hours: dict[str, Any]) -> Table:
     table = _table("GPUs", "one GPU a run, hours", "GPUs left shared, hours")
     for count, found in hours["on_gpus"].items():
-        table.add_row(count, *(f"{found[name]:,.1f}" for name in found))
+        table.add_row(count, *map(told_hours, found.values()))
     return table
 
 
 def rows_that_fit(fit: dict[str, int] | None, known: bool) -> str:
     """`64`, `none`, or `?` where the memory is not known."""
     return str(fit["micro_batch_size"]) if fit else ("none" if known else "?")
+
+
+def told_hours(number: float) -> str:
+    """`1,234.5`, `7.28`, `0.00123`."""
+    return f"{number:,.1f}" if number >= 10 else f"{number:.3g}"
 
 
 def flops(number: float | None) -> str:
@@ -196,5 +199,6 @@ def _count(number: int | None) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for column in columns:
-        table.add_column(column, justify="left" if column is columns[0] else "right")
+        first = column is columns[0]
+        table.add_column(column, justify="left" if first else "right", no_wrap=first)
     return table

@@ -1,7 +1,9 @@
 """What one whole training needs: steps, FLOPs at the least, memory, disk. Nothing is trained.
 
 The least is that of the method's equations (`Method.work`) for rows of the real lengths, stage by
-stage, times what the backbone's shape makes each of their units cost.
+stage, times what the backbone's shape makes each of their units cost. A little less than that
+runs: no gradient goes to frozen embeddings, nor through the last layer of a question that only the
+cache is read of; less than one layer's share of it.
 """
 
 from __future__ import annotations
@@ -49,7 +51,6 @@ class Whole:
     fits: the largest micro-batch by bytes of memory, for each that was asked for; None if not even
         one row fits.
     backbone_bytes: of its files.
-    config: the backbone's shape.
     """
 
     rows: int | None
@@ -61,7 +62,6 @@ class Whole:
     fits: dict[float, Fit | None] = field(default_factory=dict)
     disk: Disk | None = None
     backbone_bytes: int | None = None
-    config: Any = None
     notes: tuple[str, ...] = ()
 
 
@@ -93,6 +93,7 @@ class Wholes:
             notes.append(f"FLOPs not known: {rows.why_not}")
         tokenizer, examples = costs.text(recipe, rows, notes)
         model, found = self._model(recipe, notes), Whole(rows.count, steps, _epochs(recipe, rows))
+        works: list[tuple[float, Work]] = []
         with costs.tiny_reasoner(recipe, tokenizer) as tiny:
             if steps and rows.count:
                 (whole,) = costs.sample(tiny, examples, size=costs.SAMPLE)
@@ -105,12 +106,11 @@ class Wholes:
             fitting = Fitting(recipe, model, seen, costs.widest(batches)["question"].shape[0])
             found = replace(
                 found,
-                flops=sum(n * cost.of(w) for n, w in works) if found.token_forwards else None,
+                flops=sum(n * cost.of(w) for n, w in works) if works else None,
                 own=fitting.at(recipe.train.micro_batch_size or recipe.train.batch_size),
                 fits=fitting.within(self.limits),
                 disk=disks.estimate(recipe, model, steps) if steps else None,
                 backbone_bytes=_backbone_bytes(recipe, model, self.shape is None),
-                config=model.config,
             )
         return replace(found, notes=tuple(notes))
 

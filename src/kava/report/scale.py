@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kava.bench import matrix
-from kava.bench.matrix_command import flops, rows_that_fit
+from kava.bench.matrix_command import flops, rows_that_fit, told_hours
 from kava.bench.speed import Speed, Speeds, is_training, machine, speeds
 from kava.dry_run import large
 from kava.report.tables import memory as told_bytes
@@ -265,10 +265,10 @@ def _hours(
     if not found:
         return [], []
     on = hours["on_gpus"]
-    cells = [f"{on[str(n)]['one_gpu_a_run']:,.1f}" for n in GPUS[1:]]
-    last = f"{on[str(GPUS[-1])]['gpus_left_shared']:,.1f}"
+    cells = [told_hours(on[str(n)]["one_gpu_a_run"]) for n in GPUS[1:]]
+    last = told_hours(on[str(GPUS[-1])]["gpus_left_shared"])
     counted = f"{hours['runs']} of {hours['of_runs']}"
-    line = (told, counted, f"{hours['gpu_hours']:,.1f}", *cells, last)
+    line = (told, counted, told_hours(hours["gpu_hours"]), *cells, last)
     return [line], [speed.source for speed in found.values()]
 
 
