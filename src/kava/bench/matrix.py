@@ -119,11 +119,12 @@ def _fit(fit: Fit | None) -> dict[str, int] | None:
 
 
 def totals(rows: Iterable[Row]) -> dict[str, int]:
-    """Of what is known: runs, FLOPs, disk when done and at once while trained, backbones."""
+    """Runs, those whose FLOPs are known, and of these FLOPs, disk and the backbones, once each."""
     rows = list(rows)
     backbones = {row["shape"]: row["backbone_bytes"] or 0 for row in rows}
     return {
         "runs": sum(len(row["runs"]) for row in rows),
+        "counted": sum(len(row["runs"]) for row in rows if row["flops_least"] is not None),
         "flops_least": sum(len(row["runs"]) * (row["flops_least"] or 0) for row in rows),
         "disk_done": sum(len(row["runs"]) * row["disk"]["done"] for row in rows if row["disk"]),
         "disk_training": sum(

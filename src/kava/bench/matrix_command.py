@@ -102,17 +102,16 @@ def _say(
     console.print(_room(rows, machines.gigabytes))
     if hours:
         console.print(_hours(hours))
+    counted = f"{totals['counted']} of " if totals["counted"] < totals["runs"] else ""
     say_plainly(
         console,
-        f"{totals['runs']} runs: {flops(totals['flops_least'])}; on disk "
+        f"{counted}{totals['runs']} runs: {flops(totals['flops_least'])}; on disk "
         f"{told_bytes(totals['disk_done'])} when done, {told_bytes(totals['disk_training'])} if "
         f"all are trained at once; backbones {told_bytes(totals['backbones'])}",
     )
     if hours:
-        say_plainly(
-            console, f"{hours['runs']} of {hours['of_runs']} runs: {hours['gpu_hours']:,.1f} GPU "
-            "hours"
-        )  # fmt: skip
+        timed = f"{hours['runs']} of {hours['of_runs']} runs"
+        say_plainly(console, f"{timed}: {told_hours(hours['gpu_hours'])} GPU hours")
     console.print()
     for words in (*ASSUMED, *(ASSUMED_OF_HOURS if hours else (NO_HOURS,)), *notes.lines()):
         say_plainly(console, words)
@@ -148,19 +147,17 @@ def _work(rows: dict[str, Row], each: dict[str, float]) -> Table:
 def _room(rows: dict[str, Row], gigabytes: Sequence[float]) -> Table:
     sizes = [f"{size:g}" for size in gigabytes]
     table = _table(
-        "recipe", "runs", "rows at once", "memory", *(f"rows in {size} GB" for size in sizes),
-        "disk done", "in training",
+        "recipe", "runs", "rows: memory", *(f"rows in {size} GB" for size in sizes),
+        "disk in training, done",
     )  # fmt: skip
     for name, row in rows.items():
-        own, fits, disk = row["memory"], row["memory_by_gpu_gb"], row["disk"]
+        own, fits = row["memory"], row["memory_by_gpu_gb"]
         table.add_row(
             name,
             str(len(row["runs"])),
-            str(own["micro_batch_size"]) if own else "?",
-            told_bytes(own["bytes"]) if own else "?",
+            rows_and_memory(own),
             *(rows_that_fit(fits.get(size), known=own is not None) for size in sizes),
-            told_bytes(disk["done"]) if disk else "?",
-            told_bytes(disk["training"]) if disk else "?",
+            training_and_done(row["disk"]),
         )
     return table
 
@@ -170,6 +167,16 @@ def _hours(hours: dict[str, Any]) -> Table:
     for count, found in hours["on_gpus"].items():
         table.add_row(count, *map(told_hours, found.values()))
     return table
+
+
+def rows_and_memory(fit: dict[str, int] | None) -> str:
+    """`32: 18.5 GB`; `?` where it is not known."""
+    return f"{fit['micro_batch_size']}: {told_bytes(fit['bytes'])}" if fit else "?"
+
+
+def training_and_done(disk: dict[str, int] | None) -> str:
+    """`1.3 GB, 144 MB`; `?` where it is not known."""
+    return f"{told_bytes(disk['training'])}, {told_bytes(disk['done'])}" if disk else "?"
 
 
 def rows_that_fit(fit: dict[str, int] | None, known: bool) -> str:

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from kava.bench import matrix
-from kava.bench.matrix_command import flops, rows_that_fit, told_hours
+from kava.bench.matrix_command import (
+    flops,
+    rows_and_memory,
+    rows_that_fit,
+    told_hours,
+    training_and_done,
+)
 from kava.bench.speed import Speed, Speeds, is_training, machine, speeds
 from kava.dry_run import large
 from kava.report.tables import memory as told_bytes
@@ -188,9 +194,9 @@ def paper_runs(root: Path) -> str:
             f"{row['steps']:,}",
             large(row["token_forwards_least"]),
             flops(row["flops_least"]),
-            f"{row['memory']['micro_batch_size']}: {told_bytes(row['memory']['bytes'])}",
+            rows_and_memory(row["memory"]),
             " / ".join(rows_that_fit(row["memory_by_gpu_gb"][size], known=True) for size in sizes),
-            f"{told_bytes(row['disk']['training'])}, {told_bytes(row['disk']['done'])}",
+            training_and_done(row["disk"]),
         )
         for name, row in rows.items()
     ]
