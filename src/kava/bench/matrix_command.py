@@ -127,46 +127,41 @@ def _sources(speeds: dict[str, str]) -> list[str]:
 
 
 def _work(rows: dict[str, Row], each: dict[str, float]) -> Table:
-    more = ("hours",) if each else ()
-    table = _table("recipe", "rows", "epochs", "steps", "token-forwards", "FLOPs a run", *more)
-    for name, row in rows.items():
-        cells = [
+    headings = ("recipe", "rows", "epochs", "steps", "token-forwards", "FLOPs a run")
+    lines = [
+        (
             name,
             _count(row["rows"]),
             "?" if row["epochs"] is None else f"{row['epochs']:.3g}",
             _count(row["steps"]),
             "?" if row["token_forwards_least"] is None else large(row["token_forwards_least"]),
             flops(row["flops_least"]),
-        ]
-        if each:
-            cells.append(told_hours(each[name]) if name in each else "?")
-        table.add_row(*cells)
-    return table
+            *([told_hours(each[name]) if name in each else "?"] if each else []),
+        )
+        for name, row in rows.items()
+    ]
+    return _table((*headings, *(["hours"] if each else [])), lines)
 
 
 def _room(rows: dict[str, Row], gigabytes: Sequence[float]) -> Table:
     sizes = [f"{size:g}" for size in gigabytes]
-    table = _table(
-        "recipe", "runs", "rows: memory", *(f"rows in {size} GB" for size in sizes),
-        "disk in training, done",
-    )  # fmt: skip
-    for name, row in rows.items():
-        own, fits = row["memory"], row["memory_by_gpu_gb"]
-        table.add_row(
+    inside = [f"rows in {size} GB" for size in sizes]
+    lines = [
+        (
             name,
             str(len(row["runs"])),
-            rows_and_memory(own),
-            *(rows_that_fit(fits.get(size), known=own is not None) for size in sizes),
+            rows_and_memory(row["memory"]),
+            *(rows_that_fit(row["memory_by_gpu_gb"].get(s), bool(row["memory"])) for s in sizes),
             training_and_done(row["disk"]),
         )
-    return table
+        for name, row in rows.items()
+    ]
+    return _table(("recipe", "runs", "rows: memory", *inside, "disk in training, done"), lines)
 
 
 def _hours(hours: dict[str, Any]) -> Table:
-    table = _table("GPUs", "one GPU a run, hours", "GPUs left shared, hours")
-    for count, found in hours["on_gpus"].items():
-        table.add_row(count, *map(told_hours, found.values()))
-    return table
+    lines = [(n, *map(told_hours, found.values())) for n, found in hours["on_gpus"].items()]
+    return _table(("GPUs", "one GPU a run, hours", "GPUs left shared, hours"), lines)
 
 
 def rows_and_memory(fit: dict[str, int] | None) -> str:
@@ -203,9 +198,12 @@ def _count(number: int | None) -> str:
     return "?" if number is None else f"{number:,}"
 
 
-def _table(*columns: str) -> Table:
+def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    """Where a terminal is narrow, headings break and cells do not."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for column in columns:
-        first = column is columns[0]
-        table.add_column(column, justify="left" if first else "right", no_wrap=first)
+    for place, heading in enumerate(headings):
+        widest = max((len(line[place]) for line in lines), default=0)
+        table.add_column(heading, justify="right" if place else "left", min_width=widest)
+    for line in lines:
+        table.add_row(*line)
     return table
