@@ -31,7 +31,7 @@ class Disk:
 def estimate(recipe: Recipe, model: Any, steps: int) -> Disk:
     """Of one run of so many steps.
 
-        checkpoint    4 per trained weight, and of a full training per frozen one
+        checkpoint    4 per trained weight
         to resume     that, and AdamW's two moments, 8 per trained weight
         log           `LOG_LINE` per logged step
         left out      the tokenizer's files, predictions, small files
@@ -42,9 +42,9 @@ def estimate(recipe: Recipe, model: Any, steps: int) -> Disk:
     Args:
         model: the recipe's, `kava.memory.without_values`.
     """
-    frozen, trained = memory.count_weights(recipe, model)
+    _, trained = memory.count_weights(recipe, model)
     log = steps // recipe.train.log_every * LOG_LINE
-    last = 4 * (trained + (frozen if recipe.adapter == "full" else 0))
+    last = 4 * trained
     resumable = last + 8 * trained + log
     every = recipe.train.save_every
     saves = math.ceil(steps / every) if every else 0
