@@ -162,16 +162,16 @@ def test_an_epoch_of_real_rows(backbone, monkeypatch):
     file = SHARED / "gsm8k_aug_train_subset.jsonl"
     train = {"epochs": 1, "batch_size": 64, "learning_rate": 1e-3}
     changes = {"adapter": "full", "train": train}
-    one = recipe("kava", backbone, file, data={"train": str(file), "train_rows": 1000}, **changes)
+    one = recipe("kava", backbone, file, data={"train": str(file), "train_rows": 500}, **changes)
     found, reasoner = Wholes().of(one), Reasoner.build(one).train()
     encode = reasoner.encoder.rows
-    every = encode(load_examples(str(file), "train", limit=1000))
+    every = encode(load_examples(str(file), "train", limit=500))
 
     def columns(question, steps, answer):
         return question + steps + answer + (1 + 4) + 2 * 4 + 1 + answer
 
     real = [columns(len(row.question), len(row.steps), len(row.answer)) for row in every]
-    assert (found.rows, found.steps) == (1000, 16)
+    assert (found.rows, found.steps) == (500, 8)
     assert found.token_forwards == pytest.approx(sum(real), rel=0.03)  # 256 rows stand for all
 
     # An epoch of a few, run in batches: what is above the least is pads, of columns alone.
