@@ -231,13 +231,12 @@ def test_the_reference_says_what_every_key_is_for_and_of_no_other_key():
     assert told | {f"method_options.{key}" for key in key_meanings.OPTIONS} == keys.keys()
 
 
-def test_the_results_page_has_the_committed_numbers():
-    text = read("docs/results.md")
-    assert readme.filled(text, ROOT, "docs/results.md") == text, (
-        "python -m kava.report.readme docs/results.md"
-    )
-    with pytest.raises(ValueError, match="no place for the table 'components'"):
-        readme.filled(text.replace("<!-- components -->", ""), ROOT, "docs/results.md")
+@pytest.mark.parametrize("page", [page for page in readme.PAGES if page != "README.md"])
+def test_a_page_has_the_committed_numbers(page):
+    text, table = read(page), readme.PAGES[page][1]
+    assert readme.filled(text, ROOT, page) == text, f"python -m kava.report.readme {page}"
+    with pytest.raises(ValueError, match=f"no place for the table '{table}'"):
+        readme.filled(text.replace(f"<!-- {table} -->", ""), ROOT, page)
 
 
 # -- what is quoted ------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
 """A finished run that writes is a backbone: the weights it ended with, adapter merged."""
 
+import json
+
 import pytest
 import torch
 from tiny import bare, batch, example, lora, recipe, tokenizer
 
 from kava import backbone as backbones
+from kava.cost import Estimator
 from kava.errors import KavaError
 from kava.model import Reasoner
 
@@ -58,6 +61,20 @@ def test_another_method_starts_from_it_and_comes_back_from_disk(finish, tmp_path
     with torch.no_grad():
         first, loaded = (r(**batch(r, rows))["loss"] for r in (second, again))
     torch.testing.assert_close(loaded, first, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("adapter", ({}, lora()), ids=("full", "lora"))
+def test_the_cost_of_a_training_that_starts_from_it_is_that_of_its_backbone(
+    finish, tmp_path, adapter
+):
+    run, _ = finish("cot", **adapter)
+    row = {"question": "w1 w2 w3", "steps": ["<< 1 + 2"], "answer": "3"}
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    changes = {"data": {"train": str(file)}, "family": "llama"}
+    found = Estimator().cost(recipe("kava", backbone=str(run), **changes))
+    before = Estimator().cost(recipe("kava", backbone=str(tmp_path / "base"), **changes))
+    assert found == before and found.memory is not None and found.notes == ()
 
 
 def test_a_run_that_thinks_in_latents_is_refused(finish):

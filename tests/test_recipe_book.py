@@ -186,6 +186,16 @@ def test_a_value_that_is_not_table_6s_is_named(tmp_path, key):
     assert wrong.startswith("llama3b_aug_nl") and f" {key} " in wrong
 
 
+def test_a_list_shows_the_description_or_else_the_first_line(tmp_path):
+    good = (FOLDER / "llama1b_aug" / "no_cot.yaml").read_text(encoding="utf-8")
+    (tmp_path / "a.yaml").write_text(f"{good}description: |\n  Mine, with\n  more steps.\n")
+    (tmp_path / "b.yaml").write_text(good)
+    (tmp_path / "c.yaml").write_text("method: no_cot\ndescription:\n")
+    told = [entry.about for entry in recipe_book.entries([tmp_path])]
+    first = good.partition("\n")[0].removeprefix("# ")
+    assert told == ["Mine, with more steps.", first, ""]
+
+
 def test_the_commands_and_their_exit_status(tmp_path):
     def kava(*words):
         return CliRunner().invoke(app, ["recipes", *map(str, words)])

@@ -65,6 +65,16 @@ def add(model: PreTrainedModel, recipe: Recipe) -> PeftModel | PreTrainedModel:
         raise KavaError(f"lora.targets {lora.targets}: {str(error).splitlines()[0]}") from None
 
 
+def bare(model: PeftModel | PreTrainedModel) -> PreTrainedModel:
+    """The language model itself, the adapter's layers inside."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def of_backbone(model: PeftModel | PreTrainedModel) -> list[nn.Parameter]:
+    """The weights that are not the adapter's."""
+    return [weight for name, weight in model.named_parameters() if ".lora_" not in name]
+
+
 def _check(model: PreTrainedModel, targets: list[str]) -> None:
     for target in targets:
         if not _linear(model, [target]):

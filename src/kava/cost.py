@@ -25,7 +25,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from kava import backbone as backbones
-from kava import batching, hub
+from kava import batching, checkpoint, hub, plain_run
 from kava import memory as memories
 from kava.data import data_sets, load_examples
 from kava.errors import KavaError
@@ -83,10 +83,11 @@ class Estimator:
         key = repr(recipe.model_copy(update={"seed": 0}))
         if key not in self._costs:
             with hub.offline():
-                self._costs[key] = _cost(recipe, self._rows_of(recipe.data))
+                self._costs[key] = _cost(recipe, self.rows(recipe.data))
         return self._costs[key]
 
-    def _rows_of(self, data: Data) -> Rows:
+    def rows(self, data: Data) -> Rows:
+        """The training rows, read once."""
         key = repr((data.train, data.train_rows, data.options))
         if key not in self._rows:
             self._rows[key] = _read(data)
@@ -98,7 +99,7 @@ def _cost(recipe: Recipe, rows: Rows) -> Cost:
     steps = total_steps(recipe, rows.count)
     if steps is None:
         notes.append(f"steps not known: {rows.why_not}")
-    tokenizer, examples = _text(recipe, rows, notes)
+    tokenizer, examples = text(recipe, rows, notes)
     forwards = memory = None
     try:
         with tiny_reasoner(recipe, tokenizer) as reasoner:
@@ -196,10 +197,15 @@ def _loss(reasoner: Reasoner, batch: Batch, epoch: float) -> None:
 
 def peak(reasoner: Reasoner, batches: Sequence[Batch]) -> Traffic:
     """Of the widest micro-batch, at the beginning or the end of the training."""
-    widest = max(batches, key=lambda b: sum(b[k].numel() for k in ("question", "steps", "answer")))
+    one = widest(batches)
     return max(
-        (traffic(reasoner, [widest], epoch) for epoch in (0.0, math.inf)), key=lambda t: t.tokens
+        (traffic(reasoner, [one], epoch) for epoch in (0.0, math.inf)), key=lambda t: t.tokens
     )
+
+
+def widest(batches: Sequence[Batch]) -> Batch:
+    """The micro-batch with the most columns."""
+    return max(batches, key=lambda b: sum(b[k].numel() for k in ("question", "steps", "answer")))
 
 
 @contextmanager
@@ -217,11 +223,15 @@ def tiny_reasoner(recipe: Recipe, tokenizer: Any) -> Iterator[Reasoner]:
         yield reasoner
 
 
-def sample(reasoner: Reasoner, examples: Sequence[Example]) -> list[Batch]:
-    """Micro-batches of rows drawn at random, their tokens replaced by some that the model has."""
+def sample(reasoner: Reasoner, examples: Sequence[Example], size: int | None = None) -> list[Batch]:
+    """Micro-batches of rows drawn at random, their tokens replaced by some that the model has.
+
+    Args:
+        size: of a micro-batch; the recipe's if not given.
+    """
     drawn = random.Random(0).sample(list(examples), min(SAMPLE, len(examples)))
     rows, train = reasoner.encoder.rows(drawn), reasoner.recipe.train
-    size = train.micro_batch_size or train.batch_size
+    size = size or train.micro_batch_size or train.batch_size
     known = reasoner.lm.get_input_embeddings().weight.shape[0]
     tokens = ("question", "steps", "answer", "teacher_ids", "answer_ids")
     batches = [batching.collate(rows[at : at + size], pad_id=0) for at in range(0, len(rows), size)]
@@ -247,13 +257,15 @@ def _published_rows(data: Data) -> int | None:
     return min(rows, data.train_rows or rows) if rows else None
 
 
-def _text(recipe: Recipe, rows: Rows, notes: list[str]) -> tuple[Any, Sequence[Example]]:
+def text(recipe: Recipe, rows: Rows, notes: list[str]) -> tuple[Any, Sequence[Example]]:
     """A tokenizer and rows to count with; both made up unless both are on this machine."""
     if rows.examples is None:
         lacking = f"the rows of {recipe.data.train} are"
     else:
         try:
             folder, _ = backbones.locate(recipe.backbone, recipe.revision)
+            if plain_run.is_run(folder):
+                folder = checkpoint.locate(folder)
             return backbones.load_tokenizer(folder), rows.examples
         except KavaError:
             lacking = f"the tokenizer of {recipe.backbone} is"

@@ -43,7 +43,7 @@ def list_runs(
     """
     for name in scoring.names:
         find_module("tasks", "task", name)
-    estimator, notes, left = Estimator(), _Notes(), 0
+    estimator, notes, left = Estimator(), Notes(), 0
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for heading in ("run", "state", "steps", "token-forwards", "memory"):
         table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
@@ -63,7 +63,7 @@ def list_runs(
             table.add_row(run.folder.name, now, *_told(cost))
     console.print(table)
     counts = ", ".join(f"{states.count(now)} {now}" for now in dict.fromkeys(states))
-    say_plainly(console, f"{len(runs)} runs: {counts}; {_large(left)} token-forwards to go")
+    say_plainly(console, f"{len(runs)} runs: {counts}; {large(left)} token-forwards to go")
     for group, limit in slurm.grouped(to_submit, jobs.array_limit) if jobs else ():
         wanted = slurm.told(group[0].recipe.resources)
         say_plainly(console, f"{len(group)} as jobs of SLURM, {limit} at a time; each {wanted}")
@@ -80,7 +80,7 @@ _LEGEND = (
 )
 
 
-class _Notes:
+class Notes:
     """Remarks, each once, with whom it concerns."""
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ def _foreseen(run: Run, scoring: Scoring) -> tuple[str, str]:
 def _told(cost: Cost) -> tuple[str, str, str]:
     return (
         "?" if cost.steps is None else f"{cost.steps:,}",
-        "?" if cost.token_forwards is None else _large(cost.token_forwards),
+        "?" if cost.token_forwards is None else large(cost.token_forwards),
         "?" if cost.memory is None else told_bytes(cost.memory.total),
     )
 
@@ -135,7 +135,7 @@ def _parts(memory: Memory | None) -> str:
     )
 
 
-def _large(number: int) -> str:
+def large(number: int) -> str:
     """`12,345`, `1.23 million`, `45.6 billion`."""
     for size, word in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
         if number >= size:

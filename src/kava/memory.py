@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from kava import adapter, registry
+from kava import adapter, checkpoint, plain_run, registry
 from kava import backbone as backbones
 from kava.errors import KavaError
 from kava.model import SPECIAL_TOKENS
@@ -67,7 +67,7 @@ class Memory:
         return self.weights + self.gradients + self.optimiser + self.activations
 
 
-def estimate(recipe: Recipe, seen: Traffic, device: str) -> Memory:
+def estimate(recipe: Recipe, seen: Traffic, device: str, model: nn.Module | None = None) -> Memory:
     """For one process, with neither gradient checkpointing nor sharding.
 
         weights      4 per trained weight; 2 or 4 (bf16, fp32) per frozen one; where weights are
@@ -81,14 +81,13 @@ def estimate(recipe: Recipe, seen: Traffic, device: str) -> Memory:
     Args:
         seen: of one micro-batch.
         device: where the training would run, `cpu` or `cuda`.
+        model: the recipe's, `without_values`; made here if not given.
 
     Raises:
         KavaError: the backbone's shape is neither on this machine nor known.
     """
-    model = without_values(recipe)
-    own = _own_weights(recipe, model.config.get_text_config().hidden_size)
-    adapted = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frozen, trained = sum(p.numel() for p in model.parameters()) - adapted, adapted + own
+    model = model or without_values(recipe)
+    frozen, trained = count_weights(recipe, model)
     weights = 4 * trained + backbones.choose_dtype(recipe, device).itemsize * frozen
     if recipe.adapter == "full" and autocasts(recipe, device):
         weights += 2 * trained
@@ -138,31 +137,57 @@ def autocasts(recipe: Recipe, device: str) -> bool:
     return precision == "bf16" or (precision == "auto" and device == "cuda")
 
 
-def without_values(recipe: Recipe) -> nn.Module:
+def without_values(recipe: Recipe, config: Any = None) -> Any:
     """The backbone with its adapter, its weights having shapes only (device `meta`).
+
+    Args:
+        config: another shape than that of the recipe's backbone.
 
     Raises:
         KavaError: the backbone's shape is neither on this machine nor known.
     """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_config(recipe), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(config or _config(recipe), dtype=torch.float32)
         return adapter.add(model, adapter.resolve(model, recipe))
 
 
+def count_weights(recipe: Recipe, model: Any) -> tuple[int, int]:
+    """Frozen and trained weights of a model of `without_values`, with what is added to it."""
+    adapted = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    own = len(SPECIAL_TOKENS) * _hidden_size(model)
+    own += sum(p.numel() for p in projection(recipe, model).parameters())
+    return sum(p.numel() for p in model.parameters()) - adapted, adapted + own
+
+
+def projection(recipe: Recipe, model: Any) -> Projection:
+    """The latent projection that the recipe adds to this model, without values as well."""
+    latents = registry.find("methods", recipe.method).uses_latents
+    with torch.device("meta"):
+        kind = recipe.projection if latents else "none"
+        return Projection(kind, _hidden_size(model), recipe.projection_dim, 1.0)
+
+
+def _hidden_size(model: Any) -> int:
+    return model.config.get_text_config().hidden_size
+
+
 def _config(recipe: Recipe) -> Any:
+    """The backbone's configuration; of a finished run that of what it was trained on."""
     try:
         folder, _ = backbones.locate(recipe.backbone, recipe.revision)
     except KavaError:
         if recipe.backbone in PUBLISHED:
             return AutoConfig.for_model(**PUBLISHED[recipe.backbone])
         raise KavaError(f"{recipe.backbone}: its config.json is not on this machine") from None
-    return AutoConfig.from_pretrained(folder, local_files_only=True)
-
-
-def _own_weights(recipe: Recipe, size: int) -> int:
-    """Rows of the new tokens and the latent projection."""
-    latents = registry.find("methods", recipe.method).uses_latents
-    with torch.device("meta"):
-        kind = recipe.projection if latents else "none"
-        projection = Projection(kind, size, recipe.projection_dim, 1.0)
-    return len(SPECIAL_TOKENS) * size + sum(p.numel() for p in projection.parameters())
+    if plain_run.is_run(folder):
+        folder = checkpoint.locate(folder)
+        if (folder / "backbone").is_dir():
+            folder = folder / "backbone"
+        else:
+            below = checkpoint.describe(folder)["backbone"]
+            names = {"backbone": below["name"], "revision": below["revision"]}
+            return _config(recipe.model_copy(update=names))
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError):
+        raise KavaError(f"{recipe.backbone}: no config.json of a model of transformers") from None

@@ -34,7 +34,7 @@ class Entry:
 
     path: under which `kava train` finds it (`kava pretrain` for a backbone).
     method: of the recipe, or `backbone`.
-    about: the first line of the file, which is a comment.
+    about: its `description`, else the first line of the file if that is a comment.
     """
 
     path: str
@@ -191,7 +191,9 @@ def _entry(path: str, file: Path) -> Entry:
     tree = recipes.read(file)
     method = BACKBONE if "architecture" in tree else str(tree.get("method", "-"))
     first = file.read_text(encoding="utf-8").partition("\n")[0]
-    return Entry(path, file, method, first.lstrip("# ") if first.startswith("#") else "")
+    comment = first.lstrip("# ") if first.startswith("#") else ""
+    described = " ".join(str(tree.get("description") or "").split())
+    return Entry(path, file, method, described or comment)
 
 
 def _order(path: str) -> list:

@@ -72,23 +72,32 @@ class Cost:
 
 
 def cost(reasoner: Reasoner, training: bool) -> Cost:
+    """What each unit costs a reasoner, at the least."""
+    return cost_of(reasoner.lm, reasoner.projection, training)
+
+
+def cost_of(lm: Any, projection: nn.Module, training: bool) -> Cost:
     """What the backbone's shape and the adapter make each unit cost, at the least.
 
     A product costs two FLOPs per weight forward; in training as many for the gradient of its
     input, and again for that of its weight where that is trained. Attention is two products
     forward and five backward: its weights are made anew, since keeping them is ruled out. Grouped
-    heads cost what other heads do.
+    heads cost what other heads do. Only shapes are read: the weights may be without values.
+
+    Args:
+        lm: with its adapter's layers inside.
+        projection: P.
     """
-    head = reasoner.lm.get_output_embeddings().weight
-    of_layers = _products(reasoner.lm.base_model, training)
-    shape = reasoner.lm.config.get_text_config()
+    head = lm.get_output_embeddings().weight
+    of_layers = _products(lm.base_model, training)
+    shape = lm.config.get_text_config()
     size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     pair = 2 * size * shape.num_attention_heads * shape.num_hidden_layers * (7 if training else 2)
     return Cost(
         column=of_layers,
         pair=pair,
         label=2 * head.numel() * _times(head, training),
-        latent=_products(reasoner.projection, training),
+        latent=_products(projection, training),
     )
 
 

@@ -38,6 +38,9 @@ class ManyWords(TyperCommand):
     kinds: ClassVar[dict[str, str]] = {
         "--seeds": r"\d+",
         "--batch": r"\d+",
+        "--gpus": r"\d+",
+        "--gpu-memory": r"\d+(\.\d+)?",
+        "--measured": r"(?!-).+\.json",
         "--set": r"[\w.]+=.*",
         "--steps": r"(?!-).+",
     }

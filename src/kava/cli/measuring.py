@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from kava.cli._app import ManyWords, app, make_console
+from kava.cli._app import ManyWords, Settings, app, make_console
 
 bench_app = typer.Typer(
     add_completion=False,
@@ -23,9 +23,6 @@ Shape = Annotated[
         help="of the backbone: small, llama-3.2-1b, a folder with config.json, or "
         "llama:hidden_size=256,...; each recipe's own if not given"
     ),
-]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE...", help="for every recipe")
 ]
 Question = Annotated[str, typer.Option(help="tokens of a question, fewest:most")]
 Reasoning = Annotated[str, typer.Option(help="tokens of the steps")]
@@ -48,11 +45,9 @@ def train(
     output: Result = None,
 ) -> None:
     """Time a training step of each recipe, in turns, beside the least that it needs."""
-    from kava.bench.command import Plan, bench_train
-    from kava.bench.shapes import Lengths, parse_range
+    from kava.bench.command import bench_train
 
-    lengths = Lengths(*(parse_range(part) for part in (question, reasoning, answer)))
-    plan = Plan(shape, lengths, repeats, warm_up, output)
+    plan = _plan((question, reasoning, answer), shape, repeats, warm_up, output)
     bench_train(recipe, settings or [], plan, make_console())
 
 
@@ -72,9 +67,60 @@ def generate(
     output: Result = None,
 ) -> None:
     """Time answers with written steps, without any and with latents, in turns."""
-    from kava.bench.command import Plan, bench_generate
+    from kava.bench.command import bench_generate
+
+    plan = _plan((question, reasoning, answer), shape, repeats, warm_up, output)
+    bench_generate(run, settings or [], plan, batch or [1, 32], make_console())
+
+
+def _plan(
+    lengths: tuple[str, ...], shape: str | None, repeats: int, warm_up: int, output: Path | None
+) -> Any:
+    from kava.bench.command import Plan
     from kava.bench.shapes import Lengths, parse_range
 
-    lengths = Lengths(*(parse_range(part) for part in (question, reasoning, answer)))
-    plan = Plan(shape, lengths, repeats, warm_up, output)
-    bench_generate(run, settings or [], plan, batch or [1, 32], make_console())
+    return Plan(shape, Lengths(*map(parse_range, lengths)), repeats, warm_up, output)
+
+
+@bench_app.command(cls=ManyWords)
+def matrix(
+    recipe: Annotated[list[str], typer.Argument(metavar="RECIPE", help="YAML file")],
+    seeds: Annotated[
+        list[int] | None, typer.Option(metavar="SEED...", help="each recipe's own if not given")
+    ] = None,
+    shape: Shape = None,
+    gpus: Annotated[
+        list[int] | None, typer.Option(metavar="N...", help="how many; 1, 8 and 64 if not given")
+    ] = None,
+    gpu_memory: Annotated[
+        list[float] | None,
+        typer.Option(metavar="GB...", help="of one; 40, 80 and 141 if not given"),
+    ] = None,
+    measured: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE...", help="results of kava bench train on the GPU"),
+    ] = None,
+    share: Annotated[
+        float | None, typer.Option(help="of --rate that a training gets, where nothing is measured")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="FLOP/s of one GPU in large matrix products")
+    ] = None,
+    settings: Settings = None,
+    output: Result = None,
+) -> None:
+    """From measurements to whole trainings: FLOPs, memory, disk, and hours on some GPUs.
+
+    Counts without training. Hours are FLOPs / (share x rate), both from --measured or given; there
+    are none without. A run has one GPU; or GPUs that are left share its batch, as if two were twice
+    as fast as one.
+    """
+    from kava.bench.matrix_command import Machines, bench_matrix
+    from kava.bench.speed import speeds
+    from kava.errors import KavaError
+
+    counts, sizes = gpus or [1, 8, 64], gpu_memory or [40, 80, 141]
+    if min(counts) < 1 or not all(0 < size < float("inf") for size in sizes):
+        raise KavaError("bench matrix: --gpus and --gpu-memory are numbers above 0")
+    machines = Machines(counts, sizes, speeds(measured or [], share, rate))
+    bench_matrix(recipe, seeds or [], settings or [], shape, machines, output, make_console())

@@ -18,7 +18,7 @@ TRAINING = {
     "drop_last_step": "leave the last written step out of the reasoning",
     "short_traces": "slots that a short trace does not fill: left out of L_KV, or zeros",
     "teacher_ce_weight": "w_t, the weight of the teacher's cross-entropy",
-    "description": "for people; nothing reads it",
+    "description": "for people: `kava recipes` shows it, and else the file's first line",
     "lora.r": "rank",
     "lora.alpha": "scale: the adapter counts alpha / r",
     "lora.dropout": "before the adapter",
@@ -64,7 +64,7 @@ BACKBONE = {
     "eval.every": "steps between two validations; only at the end if null",
     "eval.batch_size": "questions answered together",
     "eval.max_new_tokens": "longest reasoning and answer",
-    "description": "for people; nothing reads it",
+    "description": "for people: `kava recipes` shows it, and else the file's first line",
 }
 
 #: Of both.

@@ -1,7 +1,7 @@
 """Fill a page's tables from result files: `python -m kava.report.readme README.md`.
 
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; nobody types a number. The other page
-is `docs/results.md`.
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; nobody types a number. The other pages
+are `docs/results.md` and `docs/scale.md`.
 """
 
 from __future__ import annotations
@@ -9,21 +9,15 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kava.report import scale
 from kava.report.ablation import MEANINGS, label
 from kava.report.results import find
 from kava.report.table import Table, results_table
 from kava.report.tables import markdown_table
-
-#: The tables of each page.
-PAGES = {
-    "README.md": ("quickstart", "components", "latents", "small"),
-    "docs/results.md": (
-        "quickstart", "components", "latents", "small", "paper_accuracy", "paper_passes",
-    ),
-}  # fmt: skip
 
 #: Rows of the ablation of latents that the README shows.
 SHOWN = (
@@ -32,19 +26,11 @@ SHOWN = (
 )  # fmt: skip
 
 
-def tables(root: Path) -> dict[str, str]:
-    """Every table by name, from the committed results below `root`."""
-    results = root / "results"
-    quickstart = json.loads((results / "quickstart/summary.json").read_text(encoding="utf-8"))
-    best_first = sorted(quickstart["rows"], key=lambda row: -row["accuracy"])
-    return {
-        "quickstart": markdown_table(best_first),
-        "components": components(results / "quickstart/ablations"),
-        "latents": latents(results / "quickstart/ablation/kava/ablation.json"),
-        "small": small(results / "gsm8k_small"),
-        "paper_accuracy": beside_paper(results / "paper/table1_accuracy.md"),
-        "paper_passes": beside_paper(results / "paper/table2_forward_passes.md"),
-    }
+def quickstart(root: Path) -> str:
+    """Every method of the quickstart, the best first."""
+    file = root / "results/quickstart/summary.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    return markdown_table(sorted(rows, key=lambda row: -row["accuracy"]))
 
 
 #: Recipes of `recipes/quickstart/ablations` in the order of the README, and what each adds.
@@ -123,18 +109,38 @@ def beside_paper(file: Path) -> str:
     return "\n".join(rows) + f"\n\n{left_out} rows that nobody has a number for are left out.\n"
 
 
+#: How each table is made from the committed results below a root.
+TABLES: dict[str, Callable[[Path], str]] = {
+    "quickstart": quickstart,
+    "components": lambda root: components(root / "results/quickstart/ablations"),
+    "latents": lambda root: latents(root / "results/quickstart/ablation/kava/ablation.json"),
+    "small": lambda root: small(root / "results/gsm8k_small"),
+    "paper_accuracy": lambda root: beside_paper(root / "results/paper/table1_accuracy.md"),
+    "paper_passes": lambda root: beside_paper(root / "results/paper/table2_forward_passes.md"),
+    **scale.TABLES,
+}
+
+#: The tables of each page.
+PAGES = {
+    "README.md": ("quickstart", "components", "latents", "small"),
+    "docs/results.md": (
+        "quickstart", "components", "latents", "small", "paper_accuracy", "paper_passes",
+    ),
+    "docs/scale.md": tuple(scale.TABLES),
+}  # fmt: skip
+
+
 def filled(text: str, root: Path, page: str = "README.md") -> str:
     """A page of `PAGES` with every table put in anew.
 
     Raises:
         ValueError: a table has no place in the text.
     """
-    made = tables(root)
     for name in PAGES[page]:
-        table = made[name]
         place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not place.search(text):
             raise ValueError(f"no place for the table '{name}'")
+        table = TABLES[name](root)
         text = place.sub(lambda m, table=table: f"{m[1]}\n{table}\n{m[2]}", text)
     return text
 
