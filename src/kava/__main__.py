@@ -25,12 +25,12 @@ def main() -> None:
         raise
     except KavaError as error:
         parallel.tell(f"kava: {error}")
-        _end(2)
+        parallel.end(2)
     except OSError as error:
         if error.filename is None:  # no file of the user's: a fault of ours, shown whole
             raise
         parallel.tell(f"kava: {error.filename}: {error.strerror}")
-        _end(2)
+        parallel.end(2)
     except RuntimeError as error:
         if not parallel.lost(error):
             raise
@@ -38,23 +38,12 @@ def main() -> None:
             f"kava: another of the {parallel.processes()} processes is gone, so this one stops; "
             "where checkpoints were saved, `--resume` goes on from the last"
         )
-        _end(2)
+        parallel.end(2)
     except KeyboardInterrupt:
         parallel.tell(
             "kava: interrupted; where checkpoints were saved, `--resume` goes on from the last"
         )
         raise SystemExit(130) from None
-
-
-def _end(status: int) -> None:
-    from kava import parallel
-
-    if parallel.processes() > 1:
-        # Leaving politely would wait for processes that stopped in the middle of something.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    raise SystemExit(status) from None
 
 
 if __name__ == "__main__":
