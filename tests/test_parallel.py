@@ -158,6 +158,11 @@ def ddp(recipes, lonely, tmp_path_factory):
         },
         "full disk": {"recipe": lora, "run": str(folder / "full disk"), "full_disk_at": 4},
         "uneven": {"recipe": recipes["uneven"], "run": str(folder / "uneven")},
+        # the first of two micro-batches of the fourth step
+        "asked": {"recipe": lora, "run": str(folder / "asked"), "asked": [1, 7]},
+        "gone on": {"recipe": lora, "run": str(folder / "asked"), "resume": True},
+        "asked in its evaluation": {"recipe": lora, "scored": str(folder / "asked"), "asked": 1},
+        "evaluated anew": {"recipe": lora, "scored": str(folder / "asked")},
     }  # fmt: skip
     return folder, dict(zip(jobs, together(folder, list(jobs.values())), strict=True))
 
@@ -225,6 +230,24 @@ def test_a_full_disk_ends_both_and_leaves_the_checkpoint_before(ddp, recipes, al
     assert [f.name for f in (run / "checkpoints").iterdir()] == ["checkpoint-3"]
     train(recipes["lora"], run, resume=True)
     assert_same_run(run, alone / "lora")
+
+
+def test_where_one_is_asked_to_stop_both_do_after_the_same_step(ddp):
+    folder, outcomes = ddp
+    # of both, as `together` compares them
+    assert (outcomes["asked"], outcomes["gone on"]) == ("SIGUSR2", "")
+    run = folder / "asked"
+    assert read_result(run)["resumed_from"] == 4
+    assert logged(run) == logged(folder / "lora")
+    for file in (folder / "lora/checkpoint").rglob("*.safetensors"):
+        assert file.read_bytes() == (run / file.relative_to(folder / "lora")).read_bytes()
+
+
+def test_in_an_evaluation_both_stop_after_the_same_turn(ddp):
+    folder, outcomes = ddp
+    assert outcomes["asked in its evaluation"] == "SIGUSR2; predictions: False"
+    assert outcomes["evaluated anew"] == "scored; predictions: True"
+    assert not (folder / "asked.lock").exists()
 
 
 # -- as commands ---------------------------------------------------------------------------------

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 TIMEOUTS = 100
 #: Seconds before the end of its time at which a job is told (ours): a step and a validation long.
 NOTICE = 300
+_QUIET = "export TORCH_CPP_LOG_LEVEL=ERROR"
 
 
 @dataclass(frozen=True)
@@ -342,6 +343,8 @@ def _executor(folder: Path, wanted: Resources, name: str, options: Options, limi
         slurm_partition=options.partition,
         slurm_account=options.account,
         slurm_array_parallelism=limit,
+        # torch tells each process that DDP looked for unused weights and there were none.
+        **({"slurm_setup": [_QUIET]} if wanted.all_processes > 1 else {}),
         slurm_signal_delay_s=min(NOTICE, 30 * wanted.minutes),
         slurm_additional_parameters={"requeue": True},
         # Since SLURM 22.05 srun does not take the first over from the job; by the second, when one
