@@ -284,13 +284,41 @@ def test_when_one_process_is_killed_the_other_ends_and_resume_goes_on(recipes, a
     assert_same_run(tmp_path / "run", tmp_path / "expected")
 
 
+def test_accelerate_launches_a_training_as_torchrun_does(recipes, alone, tmp_path):
+    process = launch(
+        "-m", "kava", "train", recipes["full"], "-o", tmp_path / "run",
+        launcher=("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+    )  # fmt: skip
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err[-3000:]
+    assert out.count("trained 5 steps") == 1
+    assert_same_run(tmp_path / "run", alone / "full")
+    assert read_result(tmp_path / "run")["processes"] == 2
+
+
+def test_what_accelerate_starts_as_one_process_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    parallel.check_command(["train", "x"])  # --num_processes 1
+    monkeypatch.setenv("MASTER_PORT", "29500")  # --cpu --num_processes 2
+    parallel.check_command(["ask", "x"])
+    with pytest.raises(KavaError, match=r"several processes .* and started one; .* --multi_gpu"):
+        parallel.check_command(["train", "x"])
+    monkeypatch.setenv("LOCAL_RANK", "0")  # --multi_gpu --num_processes 2
+    parallel.check_command(["train", "x"])
+
+
 def test_an_evaluation_by_two_is_that_of_one(recipes, alone, tmp_path):
+    config = tmp_path / "accelerate.yaml"
+    config.write_text("{distributed_type: MULTI_GPU, num_machines: 1, num_processes: 2}\n")
     words = ("eval", alone / "full", "--task", "synthetic", "--limit", "7", "--batch-size", "2")
     two = launch(
         "-m", "kava", *words, "-o", tmp_path / "two",
-        launcher=("accelerate.commands.launch", "--cpu", "--num_processes", "2"),
+        launcher=("accelerate.commands.launch", "--config_file", str(config)),
     )  # fmt: skip
+    while len(started := workers(two)) < 2 and two.poll() is None:
+        time.sleep(0.02)
     out, err = two.communicate(timeout=120)
+    assert set(started) == {0, 1}
     assert two.returncode == 0, err[-3000:]
     assert out.count("predictions and scores in") == 1
     score_run(

@@ -46,10 +46,19 @@ def is_main() -> bool:
 def check_command(words: list[str]) -> None:
     """Refuse several processes for a command that would do everything several times.
 
+    Refuse one, too, where several were asked for: on CPUs `accelerate launch --num_processes 2`
+    prepares for two and starts one (accelerate 1.15).
+
     Raises:
-        KavaError: names the commands that can.
+        KavaError: names the commands that can, or how several are started.
     """
     command = next((word for word in words if not word.startswith("-")), None)
+    wanted_more = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys()
+    if wanted_more and "LOCAL_RANK" not in os.environ and command in COMMANDS:
+        raise KavaError(
+            "accelerate launch was to start several processes (it has set MASTER_PORT) and started "
+            "one; on CPUs it starts all with --multi_gpu in place of --cpu, and so does torchrun"
+        )
     if processes() > 1 and command not in (*COMMANDS, None):
         raise KavaError(
             f"'{command}' runs as one process, not as {processes()}; torchrun and accelerate "
@@ -88,8 +97,8 @@ def _state() -> Any:
     import torch
     from accelerate import PartialState
 
-    cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU") == "true"
-    return PartialState(cpu=cpu)
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    return PartialState(cpu=on_cpu or not torch.cuda.is_available())
 
 
 def gathered(value: T) -> list[T]:
