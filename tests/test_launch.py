@@ -127,14 +127,15 @@ def test_words_of_jobs_need_jobs(kava, backbone, tmp_path, monkeypatch):
     "asked, per_node, together, told",
     [({}, 1, 1, "1 GPU, 4 CPUs, 32 GB, 24:00 h"),
      ({"gpus": 0}, 1, 1, "no GPU, 4 CPUs, 32 GB, 24:00 h"),
-     ({"gpus": 4, "minutes": 90}, 4, 4, "4 GPUs, 4 processes of 4 CPUs, 32 GB, 1:30 h"),
-     ({"gpus": 4, "processes": 4, "cpus": 1}, 4, 4, "4 GPUs, 4 processes of 1 CPU, 32 GB, 24:00 h"),
-     ({"gpus": 0, "processes": 2}, 2, 2, "no GPU, 2 processes of 4 CPUs, 32 GB, 24:00 h"),
-     ({"nodes": 2}, 1, 2, "2 nodes of 1 GPU, 2 processes of 4 CPUs, 32 GB a node, 24:00 h"),
+     ({"gpus": 4, "minutes": 90}, 4, 4, "4 GPUs, 4 processes of 4 CPUs and 32 GB, 1:30 h"),
+     ({"gpus": 4, "processes": 4, "cpus": 1}, 4, 4,
+      "4 GPUs, 4 processes of 1 CPU and 32 GB, 24:00 h"),
+     ({"gpus": 0, "processes": 2}, 2, 2, "no GPU, 2 processes of 4 CPUs and 32 GB, 24:00 h"),
+     ({"nodes": 2}, 1, 2, "2 nodes of 1 GPU, 2 processes of 4 CPUs and 32 GB, 24:00 h"),
      ({"nodes": 2, "gpus": 8}, 8, 16,
-      "2 nodes of 8 GPUs, 16 processes of 4 CPUs, 32 GB a node, 24:00 h"),
+      "2 nodes of 8 GPUs, 16 processes of 4 CPUs and 32 GB, 24:00 h"),
      ({"nodes": 3, "gpus": 0, "processes": 2}, 2, 6,
-      "3 nodes of no GPU, 6 processes of 4 CPUs, 32 GB a node, 24:00 h")],
+      "3 nodes of no GPU, 6 processes of 4 CPUs and 32 GB, 24:00 h")],
 )  # fmt: skip
 def test_each_gpu_has_a_process(asked, per_node, together, told, tmp_path):
     wanted = Resources(**asked)
@@ -146,6 +147,7 @@ def test_each_gpu_has_a_process(asked, per_node, together, told, tmp_path):
     given = executor.parameters
     assert (given["nodes"], given["tasks_per_node"]) == (wanted.nodes, per_node)
     assert given.get("gpus_per_node", 0) == wanted.gpus
+    assert given["mem_gb"] == 32 * per_node
 
 
 @pytest.mark.parametrize("asked", ["gpus=4", "gpus=1", "nodes=2"])

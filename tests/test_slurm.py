@@ -365,10 +365,13 @@ def test_two_processes_stop_together_and_one_that_is_killed_ends_the_job(
     words = ["sweep", recipe, "--seeds", 1, "-o", out, "--task", "synthetic", "--limit", 5,
              "--launcher", "slurm"]  # fmt: skip
     code, said = kava(*words)
-    number = re.search(r"1 submitted as job (\d+); each no GPU, 2 processes of 1 CPU,", said)[1]
+    number = re.search(
+        r"1 submitted as job (\d+); each no GPU, 2 processes of 1 CPU and 0.5 GB,", said
+    )[1]
     assert code == 0
     script = (out / "slurm" / f"{number}_submission.sh").read_text()
     assert "#SBATCH --nodes=1\n" in script and "#SBATCH --ntasks-per-node=2\n" in script
+    assert "#SBATCH --mem=1GB\n" in script and "gpus" not in script
 
     until(lambda: steps(run) > 5, "the run has begun")
     subprocess.run(["scancel", "--signal=USR2", number], check=True)

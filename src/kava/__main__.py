@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 
@@ -12,6 +13,7 @@ def main() -> None:
     from kava import parallel
     from kava.cli import app
     from kava.errors import KavaError
+    from kava.preemption import Preempted
 
     if parallel.processes() > 1:
         # torch tells each process that DDP looked for unused weights and there were none.
@@ -44,6 +46,9 @@ def main() -> None:
             "kava: interrupted; where checkpoints were saved, `--resume` goes on from the last"
         )
         raise SystemExit(130) from None
+    except Preempted:
+        parallel.tell("kava: asked to stop, and has saved; `--resume` goes on from here")
+        parallel.end(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

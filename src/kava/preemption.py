@@ -54,13 +54,23 @@ def deferred() -> Iterator[None]:
     Raises:
         Preempted: a stop was asked for.
     """
-    global _kept
-    _kept = True
-    try:
+    with _keeping():
         yield
-    finally:
-        _kept = False
     check()
+
+
+@contextmanager
+def saving() -> Iterator[None]:
+    """Inside the block SIGTERM ends a training at a step's boundary, with a checkpoint.
+
+    A cluster, a launcher and `kill` send it; Ctrl-C still ends everything at once. What is asked
+    for when the last step is done comes too late and changes nothing. Main thread only.
+
+    Raises:
+        Preempted: the training was ended.
+    """
+    with listening([], signal.SIGTERM), _keeping():
+        yield
 
 
 def check() -> None:
@@ -92,6 +102,16 @@ def is_asked() -> bool:
     for others in parallel.gathered(list(_received)):
         _received.extend(number for number in others if number not in _received)
     return True
+
+
+@contextmanager
+def _keeping() -> Iterator[None]:
+    global _kept
+    _kept = True
+    try:
+        yield
+    finally:
+        _kept = False
 
 
 def _receive(number: int, frame: Any) -> None:

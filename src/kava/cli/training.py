@@ -53,6 +53,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a recipe (YAML) into a run folder."""
+    from kava import preemption
     from kava import recipe as recipes
     from kava import run as runs
 
@@ -65,7 +66,8 @@ def train(
         return
     folder = output or Path("runs") / f"{_recipe_name(recipe)}-seed{resolved.seed}"
     console.print(f"# {recipe}, resolved\n{recipes.dump(resolved)}", highlight=False, markup=False)
-    result = runs.train_run(resolved, folder, console, resume)
+    with preemption.saving():
+        result = runs.train_run(resolved, folder, console, resume)
     console.print(
         f"trained {result['steps']} steps in {result['train_seconds']:.0f} s; "
         f"checkpoint in {folder / 'checkpoint'}\nnext: kava eval {folder} --task ..., "
@@ -113,7 +115,7 @@ def sweep(
     gpus: Annotated[int | None, typer.Option(help="of each node; one process for each")] = None,
     processes: Annotated[int | None, typer.Option(help="on each node without GPUs")] = None,
     cpus: Annotated[int | None, typer.Option(help="of each process")] = None,
-    memory: Annotated[float | None, typer.Option(help="of each node, in GB")] = None,
+    memory: Annotated[float | None, typer.Option(help="of each process, in GB")] = None,
 ) -> None:
     """Train recipes with several seeds, and compare them.
 
@@ -207,12 +209,14 @@ def pretrain(
     recipe: str, overrides: Overrides = None, output: Output = None, resume: Resume = False
 ) -> None:
     """Make a small backbone that writes its steps out."""
+    from kava import preemption
     from kava import recipe as recipes
     from kava.pretrain import pretrain as make
 
     resolved = recipes.load_recipe(recipe, overrides or [], recipes.BackboneRecipe)
     console, folder = make_console(), output or Path("runs") / resolved.name
-    result = make(resolved, folder, console, resume)
+    with preemption.saving():
+        result = make(resolved, folder, console, resume)
     console.print(
         f"{result['weights']:,} weights after {result['steps']} steps in "
         f"{result['train_seconds']:.0f} s, validation accuracy "

@@ -271,12 +271,9 @@ def told(resources: Resources) -> str:
     nodes, processes = resources.nodes, resources.all_processes
     gpus = f"{resources.gpus or 'no'} GPU{'s' * (resources.gpus > 1)}"
     cpus = f"{resources.cpus} CPU{'s' * (resources.cpus > 1)}"
-    memory = f"{resources.memory_gb:g} GB"
-    if nodes > 1:
-        gpus, memory = f"{nodes} nodes of {gpus}", f"{memory} a node"
-    if processes > 1:
-        cpus = f"{processes} processes of {cpus}"
-    return f"{gpus}, {cpus}, {memory}, {hours}:{rest:02} h"
+    gpus = f"{nodes} nodes of {gpus}" if nodes > 1 else gpus
+    share = f"{processes} processes of {cpus} and" if processes > 1 else f"{cpus},"
+    return f"{gpus}, {share} {resources.memory_gb:g} GB, {hours}:{rest:02} h"
 
 
 def check_installed(cluster: str = "slurm") -> None:
@@ -337,7 +334,7 @@ def _executor(folder: Path, wanted: Resources, name: str, options: Options, limi
         nodes=wanted.nodes,
         tasks_per_node=wanted.processes_per_node,
         cpus_per_task=wanted.cpus,
-        mem_gb=wanted.memory_gb,
+        mem_gb=wanted.memory_gb * wanted.processes_per_node,
         stderr_to_stdout=True,
         **({"gpus_per_node": wanted.gpus} if wanted.gpus else {}),
         slurm_partition=options.partition,

@@ -99,7 +99,7 @@ ROWS_AND_STEPS = {
     "resources.gpus": "of each node; 0 trains on its CPUs",
     "resources.processes": "on each node; if null one for each GPU, or one",
     "resources.cpus": "of each process",
-    "resources.memory_gb": "of each node, main memory",
+    "resources.memory_gb": "of each process, main memory",
     "resources.minutes": "that a job may take; what is not done by then goes on in the next",
 }
 
