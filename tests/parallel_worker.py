@@ -120,7 +120,7 @@ def train(
 
 
 def score(recipe: str, scored: str, asked=None) -> str:
-    """Score a run as a job does; what became of it, and whether there are predictions.
+    """Score a run as a job does; what became of it, and of how many turns there are answers.
 
     Args:
         asked: a process that is asked to stop while it answers its first questions.
@@ -131,9 +131,10 @@ def score(recipe: str, scored: str, asked=None) -> str:
     from kava.recipe import load_recipe
 
     run, console, signals = Path(scored), Console(quiet=True), []
-    answer = Reasoner.answer
+    answer, answered = Reasoner.answer, []
 
     def struck(*args):
+        answered.append(1)
         if parallel.index() == asked and not signals:
             os.kill(os.getpid(), signal.SIGUSR2)
         return answer(*args)
@@ -148,7 +149,9 @@ def score(recipe: str, scored: str, asked=None) -> str:
             what = attempt(wanted, scoring, lambda *words: None, console).what
     except preemption.Preempted:
         what = names(signals)
-    return f"{what}; predictions: {(run / 'predictions').exists()}"
+    if asked is None:
+        return what
+    return f"{what} after {len(answered)}; predictions: {(run / 'predictions').exists()}"
 
 
 def names(signals: list[int]) -> str:

@@ -245,8 +245,9 @@ def test_where_one_is_asked_to_stop_both_do_after_the_same_step(ddp):
 
 def test_in_an_evaluation_both_stop_after_the_same_turn(ddp):
     folder, outcomes = ddp
-    assert outcomes["asked in its evaluation"] == "SIGUSR2; predictions: False"
-    assert outcomes["evaluated anew"] == "scored; predictions: True"
+    assert outcomes["asked in its evaluation"] == "SIGUSR2 after 1; predictions: False"
+    assert outcomes["evaluated anew"] == "scored"
+    assert (folder / "asked/predictions/synthetic.jsonl").is_file()
     assert not (folder / "asked.lock").exists()
 
 
