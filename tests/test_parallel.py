@@ -392,6 +392,19 @@ def test_splitting_that_one_would_not_get_is_refused(wanted, words, monkeypatch)
 # -- laws, without a launcher --------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("parts,processes", [(7, 2), (6, 3), (1, 4), (0, 2), (5, 1)])
+def test_all_take_as_many_turns_and_each_part_is_taken_once(parts, processes, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    shares = []
+    for index in range(processes):
+        monkeypatch.setenv("RANK", str(index))
+        shares.append(list(parallel.turns(range(parts))))
+    assert {len(share) for share in shares} == {-(-parts // processes)}
+    taken = [part for share in shares for part in share if part is not None]
+    assert sorted(taken) == list(range(parts))
+
+
 @pytest.mark.parametrize(
     "batch,micro,processes,rows",
     [(128, 32, 1, 32), (128, 32, 4, 32), (128, None, 8, 16), (6, 3, 2, 3), (6, None, 1, 6)],

@@ -20,6 +20,7 @@ from slurm_here import CannotStart
 from slurm_here import slurm as real_slurm
 
 from kava import lock, sweep
+from kava.errors import KavaError
 from kava.launch import queue, record, slurm, status
 from kava.launch.attempt import ELSEWHERE, SKIPPED, SUBMITTED, Scoring
 from kava.run import read_metrics, read_result
@@ -328,6 +329,14 @@ def shared(backbone, tmp_path_factory):
         sweep.sweep(runs, SCORED, out, Console(quiet=True), slurm.Options(cluster="local"))
     assert os.waitpid(int(record.jobs(out)["long-seed1"].job), 0)[1] == 0
     return out
+
+
+def test_the_local_executor_has_one_node(backbone, tmp_path):
+    out = tmp_path / "out"
+    runs = planned(out, [write(tmp_path, "a", backbone, resources={"nodes": 2, "gpus": 0})], 1)
+    with pytest.raises(KavaError, match=r"has one node; give resources\.nodes=1"):
+        sweep.sweep(runs, Scoring(), out, Console(quiet=True), slurm.Options(cluster="local"))
+    assert not out.exists()
 
 
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
