@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -48,21 +49,35 @@ def changed(where: object, name: str, value: object):
         setattr(where, name, before)
 
 
-def train(recipe: str, run: str, resume=False, stop_after=None, poison=None, full_disk_at=None):
+def train(
+    recipe: str,
+    run: str,
+    resume=False,
+    stop_after=None,
+    poison=None,
+    full_disk_at=None,
+    asked=None,
+):
     """Train as `kava train` does.
 
     Args:
         stop_after: breaks off after that step, before its validation and its checkpoint.
         poison: a token whose embedding is not a number.
         full_disk_at: from that step on, the main process can write no file above 2 kB.
+        asked: a process, and the number of its micro-batch in whose computation it alone is asked
+            to stop.
+
+    Returns:
+        by which signals it was asked to.
     """
     import kava.callbacks
     import kava.trainer
-    from kava import parallel
+    from kava import parallel, preemption
     from kava.model import Reasoner
     from kava.recipe import load_recipe
     from kava.run import train_run
 
+    signals, compute, computed = [], kava.trainer.StepTrainer.compute_loss, []
     build, limits = Reasoner.build, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def poisoned(*args):
@@ -78,8 +93,17 @@ def train(recipe: str, run: str, resume=False, stop_after=None, poison=None, ful
         if state.global_step == full_disk_at and parallel.is_main():
             resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
 
+    def struck(*args, **kwargs):
+        computed.append(1)
+        if [parallel.index(), len(computed)] == asked:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return compute(*args, **kwargs)
+
     try:
         with (
+            preemption.listening(signals, signal.SIGUSR2) if asked else contextlib.nullcontext(),
+            preemption.deferred(),
+            changed(kava.trainer.StepTrainer, "compute_loss", struck),
             changed(Reasoner, "build", staticmethod(poisoned)),
             changed(kava.callbacks.Record, "on_step_begin", begin),
         ):
@@ -87,8 +111,52 @@ def train(recipe: str, run: str, resume=False, stop_after=None, poison=None, ful
     except InterruptedError:
         if stop_after is None:
             raise
+    except preemption.Preempted:
+        if asked is None:
+            raise
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    return signals
+
+
+def score(recipe: str, scored: str, asked=None) -> str:
+    """Score a run as a job does; what became of it, and of how many turns there are answers.
+
+    Args:
+        asked: a process that is asked to stop while it answers its first questions.
+    """
+    from kava import parallel, preemption
+    from kava.launch.attempt import Run, Scoring, attempt
+    from kava.model import Reasoner
+    from kava.recipe import load_recipe
+
+    run, console, signals = Path(scored), Console(quiet=True), []
+    answer, answered = Reasoner.answer, []
+
+    def struck(*args):
+        answered.append(1)
+        if parallel.index() == asked and not signals:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return answer(*args)
+
+    try:
+        with (
+            preemption.listening(signals, signal.SIGUSR2),
+            changed(Reasoner, "answer", struck),
+        ):
+            wanted = Run("a", load_recipe(recipe), run)
+            scoring = Scoring(("synthetic",), limit=7)
+            what = attempt(wanted, scoring, lambda *words: None, console).what
+    except preemption.Preempted:
+        what = names(signals)
+    if asked is None:
+        return what
+    return f"{what} after {len(answered)}; predictions: {(run / 'predictions').exists()}"
+
+
+def names(signals: list[int]) -> str:
+    """As they are called."""
+    return " ".join(signal.Signals(number).name for number in signals)
 
 
 def main() -> None:
@@ -101,8 +169,7 @@ def main() -> None:
     outcomes = []
     for job in json.loads((FOLDER / "jobs.json").read_text()):
         try:
-            train(**job)
-            outcomes.append("")
+            outcomes.append(score(**job) if "scored" in job else names(train(**job)))
         except KavaError as error:
             outcomes.append(str(error))
     (FOLDER / f"outcomes-{parallel.index()}.json").write_text(json.dumps(outcomes))

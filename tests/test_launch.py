@@ -16,7 +16,7 @@ from kava import assets, lock
 from kava.errors import KavaError
 from kava.launch import attempt, queue, record, slurm, status
 from kava.launch.attempt import Run, Scoring
-from kava.recipe import Recipe, load_recipe
+from kava.recipe import Recipe, Resources, load_recipe
 from kava.run import read_result
 from kava.smoke import tiny_backbone
 
@@ -104,12 +104,13 @@ def test_the_papers_kava_runs_are_one_pattern(monkeypatch, tmp_path, backbone, k
 
 def test_words_of_jobs_need_jobs(kava, backbone, tmp_path, monkeypatch):
     recipe, out = write(tmp_path, backbone), tmp_path / "out"
-    for words in (["--partition", "p"], ["--gpus", 0], ["--time", "5"], ["--array-limit", 3]):
+    for words in (["--partition", "p"], ["--gpus", 0], ["--nodes", 1], ["--processes", 2],
+                  ["--time", "5"], ["--array-limit", 3]):  # fmt: skip
         code, said = kava("sweep", recipe, *words, "-o", out)
         assert code == 2 and "give --launcher slurm too" in said
     code, said = kava("sweep", recipe, "--launcher", "slrum", "-o", out)
     assert code == 2 and "did you mean 'slurm'?" in said
-    code, said = kava("sweep", recipe, "--launcher", "slurm", "--gpus", 2, "-o", out)
+    code, said = kava("sweep", recipe, "--launcher", "slurm", "--gpus", -1, "-o", out)
     assert code == 2 and "resources.gpus" in said
     code, said = kava("sweep", "--launcher", "slurm", "-o", out)
     assert code == 2 and "name recipes" in said
@@ -120,6 +121,67 @@ def test_words_of_jobs_need_jobs(kava, backbone, tmp_path, monkeypatch):
     code, said = kava("sweep", recipe, "--launcher", "slurm", "-o", out)
     assert code == 2 and "pip install 'kava[slurm]'" in said
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "asked, per_node, together, told",
+    [({}, 1, 1, "1 GPU, 4 CPUs, 32 GB, 24:00 h"),
+     ({"gpus": 0}, 1, 1, "no GPU, 4 CPUs, 32 GB, 24:00 h"),
+     ({"gpus": 4, "minutes": 90}, 4, 4, "4 GPUs, 4 processes of 4 CPUs and 32 GB, 1:30 h"),
+     ({"gpus": 4, "processes": 4, "cpus": 1}, 4, 4,
+      "4 GPUs, 4 processes of 1 CPU and 32 GB, 24:00 h"),
+     ({"gpus": 0, "processes": 2}, 2, 2, "no GPU, 2 processes of 4 CPUs and 32 GB, 24:00 h"),
+     ({"nodes": 2}, 1, 2, "2 nodes of 1 GPU, 2 processes of 4 CPUs and 32 GB, 24:00 h"),
+     ({"nodes": 2, "gpus": 8}, 8, 16,
+      "2 nodes of 8 GPUs, 16 processes of 4 CPUs and 32 GB, 24:00 h"),
+     ({"nodes": 3, "gpus": 0, "processes": 2}, 2, 6,
+      "3 nodes of no GPU, 6 processes of 4 CPUs and 32 GB, 24:00 h")],
+)  # fmt: skip
+def test_each_gpu_has_a_process(asked, per_node, together, told, tmp_path):
+    wanted = Resources(**asked)
+    assert (wanted.processes_per_node, wanted.all_processes) == (per_node, together)
+    assert slurm.told(wanted) == told
+    submitit = pytest.importorskip("submitit")
+    executor = slurm._executor(tmp_path, wanted, "a", slurm.Options(cluster="debug"), 1)
+    assert isinstance(executor, submitit.AutoExecutor)
+    given = executor.parameters
+    assert (given["nodes"], given["tasks_per_node"]) == (wanted.nodes, per_node)
+    assert given.get("gpus_per_node", 0) == wanted.gpus
+    assert given["mem_gb"] == 32 * per_node
+
+
+@pytest.mark.parametrize("asked", ["gpus=4", "gpus=1", "nodes=2"])
+def test_another_number_of_processes_than_of_gpus_is_refused(asked, kava, backbone, tmp_path):
+    recipe = write(tmp_path, backbone, resources={"gpus": 2, "processes": 2})
+    load_recipe(recipe, ["resources.nodes=2"])
+    if asked == "nodes=2":
+        asked = "processes=3"
+    with pytest.raises(KavaError) as caught:
+        load_recipe(recipe, [f"resources.{asked}"])
+    assert "each GPU has a process of its own; leave processes out, or give" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused_before(
+    kava, backbone, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(slurm, "check_installed", lambda cluster: None)
+    recipe, out = write(tmp_path, backbone), tmp_path / "out"
+    words = ["sweep", recipe, "-o", out]
+    job = ["--launcher", "slurm", "--nodes", 3, "--gpus", 0]
+    refused = ("train.batch_size 4 cannot be shared by 3 processes; numbers of processes that fit: "
+               "1, 2, 4")  # fmt: skip
+    code, said = kava(*words, *job, "--dry-run")
+    assert code == 1 and "1 would fail" in said and f"a-seed42: {refused}" in said
+    code, said = kava(*words, *job)
+    assert code == 1 and "1 runs: 1 failed" in said and f"failed  a-seed42: {refused}" in said
+    assert not (out / "slurm").exists()
+    code, said = kava(*words, *job[:2], "--nodes", 2, "--gpus", 2, "--dry-run")
+    assert code == 0 and "1 as jobs of SLURM, 1 at a time; each 2 nodes of 2 GPUs, 4 proc" in said
+    assert kava(*words, "--dry-run")[0] == 0  # here it is one process, whatever a job would have
+    assert kava(*words)[0] == 0
+    code, said = kava(*words, *job)  # nothing is left to train
+    assert code == 0 and "1 done before" in said
 
 
 def test_what_a_job_asks_for_does_not_make_another_run(kava, backbone, tmp_path):

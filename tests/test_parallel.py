@@ -158,6 +158,11 @@ def ddp(recipes, lonely, tmp_path_factory):
         },
         "full disk": {"recipe": lora, "run": str(folder / "full disk"), "full_disk_at": 4},
         "uneven": {"recipe": recipes["uneven"], "run": str(folder / "uneven")},
+        # the first of two micro-batches of the fourth step
+        "asked": {"recipe": lora, "run": str(folder / "asked"), "asked": [1, 7]},
+        "gone on": {"recipe": lora, "run": str(folder / "asked"), "resume": True},
+        "asked in its evaluation": {"recipe": lora, "scored": str(folder / "asked"), "asked": 1},
+        "evaluated anew": {"recipe": lora, "scored": str(folder / "asked")},
     }  # fmt: skip
     return folder, dict(zip(jobs, together(folder, list(jobs.values())), strict=True))
 
@@ -227,6 +232,25 @@ def test_a_full_disk_ends_both_and_leaves_the_checkpoint_before(ddp, recipes, al
     assert_same_run(run, alone / "lora")
 
 
+def test_where_one_is_asked_to_stop_both_do_after_the_same_step(ddp):
+    folder, outcomes = ddp
+    # of both, as `together` compares them
+    assert (outcomes["asked"], outcomes["gone on"]) == ("SIGUSR2", "")
+    run = folder / "asked"
+    assert read_result(run)["resumed_from"] == 4
+    assert logged(run) == logged(folder / "lora")
+    for file in (folder / "lora/checkpoint").rglob("*.safetensors"):
+        assert file.read_bytes() == (run / file.relative_to(folder / "lora")).read_bytes()
+
+
+def test_in_an_evaluation_both_stop_after_the_same_turn(ddp):
+    folder, outcomes = ddp
+    assert outcomes["asked in its evaluation"] == "SIGUSR2 after 1; predictions: False"
+    assert outcomes["evaluated anew"] == "scored"
+    assert (folder / "asked/predictions/synthetic.jsonl").is_file()
+    assert not (folder / "asked.lock").exists()
+
+
 # -- as commands ---------------------------------------------------------------------------------
 
 
@@ -261,13 +285,41 @@ def test_when_one_process_is_killed_the_other_ends_and_resume_goes_on(recipes, a
     assert_same_run(tmp_path / "run", tmp_path / "expected")
 
 
+def test_accelerate_launches_a_training_as_torchrun_does(recipes, alone, tmp_path):
+    process = launch(
+        "-m", "kava", "train", recipes["full"], "-o", tmp_path / "run",
+        launcher=("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+    )  # fmt: skip
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err[-3000:]
+    assert out.count("trained 5 steps") == 1
+    assert_same_run(tmp_path / "run", alone / "full")
+    assert read_result(tmp_path / "run")["processes"] == 2
+
+
+def test_what_accelerate_starts_as_one_process_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    parallel.check_command(["train", "x"])  # --num_processes 1
+    monkeypatch.setenv("MASTER_PORT", "29500")  # --cpu --num_processes 2
+    parallel.check_command(["ask", "x"])
+    with pytest.raises(KavaError, match=r"several processes .* and started one; .* --multi_gpu"):
+        parallel.check_command(["train", "x"])
+    monkeypatch.setenv("LOCAL_RANK", "0")  # --multi_gpu --num_processes 2
+    parallel.check_command(["train", "x"])
+
+
 def test_an_evaluation_by_two_is_that_of_one(recipes, alone, tmp_path):
+    config = tmp_path / "accelerate.yaml"
+    config.write_text("{distributed_type: MULTI_GPU, num_machines: 1, num_processes: 2}\n")
     words = ("eval", alone / "full", "--task", "synthetic", "--limit", "7", "--batch-size", "2")
     two = launch(
         "-m", "kava", *words, "-o", tmp_path / "two",
-        launcher=("accelerate.commands.launch", "--cpu", "--num_processes", "2"),
+        launcher=("accelerate.commands.launch", "--config_file", str(config)),
     )  # fmt: skip
+    while len(started := workers(two)) < 2 and two.poll() is None:
+        time.sleep(0.02)
     out, err = two.communicate(timeout=120)
+    assert set(started) == {0, 1}
     assert two.returncode == 0, err[-3000:]
     assert out.count("predictions and scores in") == 1
     score_run(
@@ -338,6 +390,19 @@ def test_splitting_that_one_would_not_get_is_refused(wanted, words, monkeypatch)
 
 
 # -- laws, without a launcher --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts,processes", [(7, 2), (6, 3), (1, 4), (0, 2), (5, 1)])
+def test_all_take_as_many_turns_and_each_part_is_taken_once(parts, processes, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    shares = []
+    for index in range(processes):
+        monkeypatch.setenv("RANK", str(index))
+        shares.append(list(parallel.turns(range(parts))))
+    assert {len(share) for share in shares} == {-(-parts // processes)}
+    taken = [part for share in shares for part in share if part is not None]
+    assert sorted(taken) == list(range(parts))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from kava import checkpoint, preemption, trainer
 from kava.launch import attempt as launch
 from kava.launch.attempt import SCORED, SKIPPED, TRAINED, Run, Scoring, attempt
 from kava.preemption import Preempted
-from kava.recipe import Recipe
+from kava.recipe import Recipe, dump
 from kava.run import read_metrics, read_result
 from kava.smoke import tiny_backbone
 
@@ -176,6 +176,23 @@ def test_a_second_signal_does_not_disturb_the_clearing_up(backbone, tmp_path, mo
     numbers = (SIGNAL, signal.SIGTERM)
     assert asked_to_stop(tmp_path / "run", recipe(backbone), numbers) == [signal.SIGTERM, SIGNAL]
     assert done
+
+
+def test_a_training_by_hand_saves_on_sigterm_and_resumes(backbone, whole, tmp_path, strike, kava):
+    file, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    file.write_text(dump(recipe(backbone)))
+    words = ("train", file, "-o", run)
+    calm = strike(trainer.StepTrainer, "compute_loss", 5, signal.SIGTERM)
+    code, said = kava(*words)
+    assert code == 128 + signal.SIGTERM and "Traceback" not in said
+    assert "kava: asked to stop, and has saved; `--resume` goes on from here" in said
+    assert [f.name for f in (run / "checkpoints").iterdir()] == ["checkpoint-3"]
+    calm()
+    calm = strike(checkpoint, "save", 1, signal.SIGTERM)  # the last step is done: too late
+    code, said = kava(*words, "--resume")
+    assert code == 0 and "trained 8 steps" in said
+    assert read_result(run)["resumed_from"] == 3
+    assert trajectory(run) == trajectory(whole) and same(run, whole)
 
 
 def test_handlers_are_as_before_afterwards():

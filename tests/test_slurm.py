@@ -20,6 +20,7 @@ from slurm_here import CannotStart
 from slurm_here import slurm as real_slurm
 
 from kava import lock, sweep
+from kava.errors import KavaError
 from kava.launch import queue, record, slurm, status
 from kava.launch.attempt import ELSEWHERE, SKIPPED, SUBMITTED, Scoring
 from kava.run import read_metrics, read_result
@@ -303,3 +304,124 @@ def test_a_job_of_the_local_executor_does_the_same(backbone, whole, tmp_path, mo
     outcomes = sweep.sweep(runs, Scoring(), out, console, options)
     assert [outcome.what for outcome in outcomes] == [SKIPPED]
     assert (out / "summary.json").is_file()
+
+
+# -- jobs of two processes -----------------------------------------------------------------------
+
+SHARED = {
+    "train": {"steps": LONG, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3,
+              "log_every": 1, "save_every": 4},
+    "resources": {"gpus": 0, "processes": 2, "cpus": 1, "memory_gb": 0.5, "minutes": 20},
+}  # fmt: skip
+SCORED = Scoring(("synthetic",), limit=5)
+MEASURED = {"ms_per_question", "ms_per_question_in_batch", "tokens_per_second", "peak_memory",
+            "command", "time"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shared(backbone, tmp_path_factory):
+    """The folder of a sweep: one run, uninterrupted, by two processes of the local executor."""
+    out = tmp_path_factory.mktemp("shared")
+    runs = planned(out, [write(out, "long", backbone, **SHARED)], 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        sweep.sweep(runs, SCORED, out, Console(quiet=True), slurm.Options(cluster="local"))
+    assert os.waitpid(int(record.jobs(out)["long-seed1"].job), 0)[1] == 0
+    return out
+
+
+def test_the_local_executor_has_one_node(backbone, tmp_path):
+    out = tmp_path / "out"
+    runs = planned(out, [write(tmp_path, "a", backbone, resources={"nodes": 2, "gpus": 0})], 1)
+    with pytest.raises(KavaError, match=r"has one node; give resources\.nodes=1"):
+        sweep.sweep(runs, Scoring(), out, Console(quiet=True), slurm.Options(cluster="local"))
+    assert not out.exists()
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+def test_two_processes_of_a_job_do_what_one_does(shared, backbone, tmp_path):
+    (wanted,) = planned(tmp_path, [write(tmp_path, "long", backbone, **SHARED)], 1)
+    sweep.sweep([wanted], SCORED, tmp_path, Console(quiet=True))
+    found, expected = shared / "long-seed1", wanted.folder
+    for one, other in zip(*map(trajectory, (found, expected)), strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-7)
+    for file in (expected / "checkpoint").rglob("*.safetensors"):
+        weights = load_file(file)
+        for name, weight in load_file(found / file.relative_to(expected)).items():
+            torch.testing.assert_close(weight, weights[name], rtol=1e-4, atol=2e-5)
+    predictions = [(run / "predictions/synthetic.jsonl").read_bytes() for run in (found, expected)]
+    assert predictions[0] == predictions[1]
+    results = [read_result(run) for run in (found, expected)]
+    assert [result["processes"] for result in results] == [2, 1]
+    scores = [result["scores"]["synthetic"] for result in results]
+    assert scores[0].keys() == scores[1].keys()
+    for key in scores[0].keys() - MEASURED:
+        assert scores[0][key] == scores[1][key], key
+    main, other = (file.read_text() for file in sorted(shared.glob("slurm/*_log.out")))
+    assert main.count("trained 60 steps") == main.count("synthetic: ") == 1
+    assert "long-seed1" not in other and not list(shared.glob("*.lock"))
+    (line,) = status.look(record.recall(shared), shared)
+    assert (line.state, line.step, Path(line.log).read_text()) == ("done", LONG, main)
+
+
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+def test_two_processes_stop_together_and_one_that_is_killed_ends_the_job(
+    cluster, shared, backbone, tmp_path, kava
+):
+    out, run = tmp_path / "out", tmp_path / "out/long-seed1"
+    recipe = write(tmp_path, "long", backbone, **SHARED)
+    words = ["sweep", recipe, "--seeds", 1, "-o", out, "--task", "synthetic", "--limit", 5,
+             "--launcher", "slurm"]  # fmt: skip
+    code, said = kava(*words)
+    number = re.search(
+        r"1 submitted as job (\d+); each no GPU, 2 processes of 1 CPU and 0.5 GB,", said
+    )[1]
+    assert code == 0
+    script = (out / "slurm" / f"{number}_submission.sh").read_text()
+    assert "#SBATCH --nodes=1\n" in script and "#SBATCH --ntasks-per-node=2\n" in script
+    assert "#SBATCH --mem=1GB\n" in script and "gpus" not in script
+
+    until(lambda: steps(run) > 5, "the run has begun")
+    subprocess.run(["scancel", "--signal=USR2", number], check=True)
+    until(lambda: queue.states([number])[number] == "PENDING", "it is in the queue again")
+    cut = last_step(run)
+    assert 5 < cut < LONG and (run / f"checkpoints/checkpoint-{cut}").is_dir()
+    log = (out / "slurm" / f"{number}_0_log.out").read_text()
+    assert log.count("asked to stop by SIGUSR2") == log.count("Requeued job") == 1
+    assert "asked to stop" not in (out / "slurm" / f"{number}_1_log.out").read_text()
+    assert states(kava("sweep", "--status", out)[1]) == {"long-seed1": "preempted"}
+
+    until(lambda: released(number) or steps(run) > cut + 5, "it goes on")
+    assert states(kava("sweep", "--status", out)[1]) == {"long-seed1": "running"}
+    # The main process cannot notice; as on GPUs, where it waits for the other for minutes.
+    for process, number_ in ((0, signal.SIGSTOP), (1, signal.SIGKILL)):
+        os.kill(tasks(number)[process], number_)
+    until(lambda: queue.states([number])[number] == "FAILED", "the job fails", 40)
+    assert not tasks(number) and read_result(run) is None
+    code, said = kava("sweep", "--status", out)
+    assert code == status.SOME_FAILED and states(said) == {"long-seed1": "failed"}
+    assert "long-seed1 failed: another of the 2 processes is gone" in said
+
+    code, said = kava(*words)
+    again = re.search(r"1 submitted as job (\d+);", said)[1]
+    until(lambda: queue.states([again])[again] == "COMPLETED", "it goes on to the end")
+    assert read_result(run)["resumed_from"] > cut
+    whole = shared / "long-seed1"
+    assert trajectory(run) == trajectory(whole) and same(run, whole)
+    files = [folder / "predictions/synthetic.jsonl" for folder in (run, whole)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert not (run / "error.log").exists() and not list(out.glob("*.lock"))
+    assert kava("sweep", "--status", out)[0] == status.ALL_DONE
+
+
+def tasks(job: str) -> dict[int, int]:
+    """Pids of a job's processes by their number."""
+    found = {}
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            words = (file.parent / "cmdline").read_text().split("\0")
+            told = dict(w.partition("=")[::2] for w in file.read_text(errors="replace").split("\0"))
+            if told.get("SLURM_JOB_ID") == job and "submitit.core._submit" in words[1:4]:
+                found[int(told["SLURM_PROCID"])] = int(file.parent.name)
+    return found

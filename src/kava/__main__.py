@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 
@@ -12,6 +13,7 @@ def main() -> None:
     from kava import parallel
     from kava.cli import app
     from kava.errors import KavaError, out_of_memory
+    from kava.preemption import Preempted
 
     if parallel.processes() > 1:
         # torch tells each process that DDP looked for unused weights and there were none.
@@ -25,39 +27,31 @@ def main() -> None:
         raise
     except KavaError as error:
         parallel.tell(f"kava: {error}")
-        _end(2)
+        parallel.end(2)
     except OSError as error:
         if error.filename is None:  # no file of the user's: a fault of ours, shown whole
             raise
         parallel.tell(f"kava: {error.filename}: {error.strerror}")
-        _end(2)
+        parallel.end(2)
     except RuntimeError as error:
         if line := out_of_memory(error):
             parallel.tell(f"kava: {line}")
-            _end(2)
+            parallel.end(2)
         if not parallel.lost(error):
             raise
         parallel.tell(
             f"kava: another of the {parallel.processes()} processes is gone, so this one stops; "
             "where checkpoints were saved, `--resume` goes on from the last"
         )
-        _end(2)
+        parallel.end(2)
     except KeyboardInterrupt:
         parallel.tell(
             "kava: interrupted; where checkpoints were saved, `--resume` goes on from the last"
         )
         raise SystemExit(130) from None
-
-
-def _end(status: int) -> None:
-    from kava import parallel
-
-    if parallel.processes() > 1:
-        # Leaving politely would wait for processes that stopped in the middle of something.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    raise SystemExit(status) from None
+    except Preempted:
+        parallel.tell("kava: asked to stop, and has saved; `--resume` goes on from here")
+        parallel.end(128 + signal.SIGTERM)
 
 
 if __name__ == "__main__":

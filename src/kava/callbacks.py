@@ -48,17 +48,36 @@ class StopWhenAsked(TrainerCallback):
     """Ends a training at a step's boundary, with a checkpoint, once a stop was asked for.
 
     The steps since the last log are logged first, so that none is missing in what is resumed.
+    Several processes end after the same step.
     """
+
+    def __init__(self) -> None:
+        self._stopped = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Asked for during the step."""
         if preemption.is_asked():
-            control.should_log = control.should_save = control.should_training_stop = True
+            control.should_log = True
+            self._stop(control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Asked for during the validation that followed it."""
         if preemption.is_asked():
-            control.should_save = control.should_training_stop = True
+            self._stop(control)
+
+    def check(self) -> None:
+        """After the training: one that was ended so goes no further.
+
+        What is asked for after the last step's boundary waits until the trained weights are saved.
+
+        Raises:
+            Preempted: it was.
+        """
+        if self._stopped:
+            raise preemption.Preempted
+
+    def _stop(self, control: Any) -> None:
+        control.should_save = control.should_training_stop = self._stopped = True
 
 
 def _cut_after(file: Path, step: int) -> None:

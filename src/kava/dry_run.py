@@ -52,6 +52,8 @@ def list_runs(
     with console.status("counting"):
         for run, in_queue in queued:
             now, why = (LOCKED, in_queue) if in_queue else _foreseen(run, scoring)
+            if jobs and (unfit := _unfit(run, now)):
+                now, why = REFUSED, unfit
             if now in (START, RESUME, SCORE):
                 to_submit.append(run)
             cost = estimator.cost(run.recipe)
@@ -113,6 +115,15 @@ def _foreseen(run: Run, scoring: Scoring) -> tuple[str, str]:
     known = now == DONE and set(scoring.names) <= scores.keys()
     note = f"its tasks cannot be had here and now, so their number of rows is not checked: {why}"
     return (DONE if known else SCORE if now == DONE else now), note
+
+
+def _unfit(run: Run, now: str) -> str:
+    """Why the processes of a job cannot train it; empty where they can."""
+    try:
+        slurm.check_batch(run, now)
+    except KavaError as error:
+        return str(error)
+    return ""
 
 
 def _told(cost: Cost) -> tuple[str, str, str]:

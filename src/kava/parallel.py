@@ -1,6 +1,6 @@
-"""More than one process, as `torchrun` and `accelerate launch` start them.
+"""More than one process, as `torchrun`, `accelerate launch` and jobs of SLURM start them.
 
-The launcher's environment says how many there are. Splitting, gathering and waiting is
+The environment of each says how many there are. Splitting, gathering and waiting is
 accelerate's; what is added here is that an error of one process ends all of them, told once.
 """
 
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kava.errors import KavaError
@@ -23,6 +24,7 @@ T = TypeVar("T")
 #: Commands that share their work; the others run as one process.
 COMMANDS = ("train", "eval", "pretrain")
 _PATIENCE = timedelta(seconds=10)
+_HEAD_START = timedelta(seconds=2)
 
 
 def processes() -> int:
@@ -44,10 +46,19 @@ def is_main() -> bool:
 def check_command(words: list[str]) -> None:
     """Refuse several processes for a command that would do everything several times.
 
+    Refuse one, too, where several were asked for: on CPUs `accelerate launch --num_processes 2`
+    prepares for two and starts one (accelerate 1.15).
+
     Raises:
-        KavaError: names the commands that can.
+        KavaError: names the commands that can, or how several are started.
     """
     command = next((word for word in words if not word.startswith("-")), None)
+    wanted_more = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys()
+    if wanted_more and "LOCAL_RANK" not in os.environ and command in COMMANDS:
+        raise KavaError(
+            "accelerate launch was to start several processes (it has set MASTER_PORT) and started "
+            "one; on CPUs it starts all with --multi_gpu in place of --cpu, and so does torchrun"
+        )
     if processes() > 1 and command not in (*COMMANDS, None):
         raise KavaError(
             f"'{command}' runs as one process, not as {processes()}; torchrun and accelerate "
@@ -86,8 +97,8 @@ def _state() -> Any:
     import torch
     from accelerate import PartialState
 
-    cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU") == "true"
-    return PartialState(cpu=cpu)
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    return PartialState(cpu=on_cpu or not torch.cuda.is_available())
 
 
 def gathered(value: T) -> list[T]:
@@ -98,6 +109,16 @@ def gathered(value: T) -> list[T]:
 
     _state()
     return gather_object([value])
+
+
+def turns(parts: Iterable[T]) -> Iterator[T | None]:
+    """This process's parts of a work that all share; None in a last turn that has none for it.
+
+    Each has as many turns as the others, so that they can talk to one another in between.
+    """
+    rest = iter(parts)
+    while turn := list(islice(rest, processes())):
+        yield turn[index()] if index() < len(turn) else None
 
 
 def agreed(act: Callable[[], T]) -> T:
@@ -132,6 +153,25 @@ def on_main(act: Callable[[], T]) -> T | None:
         KavaError: on all processes, if it failed.
     """
     return agreed(lambda: act() if is_main() else None)
+
+
+def from_main(act: Callable[[], T]) -> T:
+    """What `act` returns on the main process, which alone calls it; on every process.
+
+    Raises:
+        KavaError: on all processes, if it failed.
+    """
+    return gathered(on_main(act))[0]
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it is true on one of the processes at least; all of them call this together."""
+    if processes() == 1:
+        return flag
+    import torch
+    from accelerate.utils import reduce
+
+    return bool(reduce(torch.tensor(float(flag), device=device()), "sum"))
 
 
 def main_first(act: Callable[[], T]) -> T:
@@ -177,12 +217,17 @@ def over_batch(part: Tensor) -> Tensor:
 
 
 def tell(message: str) -> None:
-    """Print an error, from the first of the processes that comes here alone.
+    """Print an error, once for all processes."""
+    once(lambda: print(message, file=sys.stderr, flush=True))
 
-    The others wait until it is printed, because a launcher ends all when one has ended.
+
+def once(act: Callable[[], None]) -> None:
+    """Let one of the processes act that come here when they fail: the main one, if it comes soon.
+
+    The others wait until it has, because a launcher ends all when one has ended.
     """
     if processes() == 1:
-        print(message, file=sys.stderr)
+        act()
         return
     from torch.distributed import DistError, DistStoreError, PrefixStore, TCPStore
 
@@ -192,11 +237,14 @@ def tell(message: str) -> None:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         meeting = TCPStore(host, port, is_master=False, timeout=_PATIENCE)
         store = PrefixStore(f"kava-error-{attempt}", meeting)
+        if not is_main():
+            with suppress(DistError, RuntimeError):  # it may be well, or stuck
+                store.wait(["told"], _HEAD_START)
         first = store.add("failed", 1) == 1
     except (DistError, DistStoreError, RuntimeError, ValueError):  # nobody is left to ask
         first, store = True, None
     if first:
-        print(message, file=sys.stderr, flush=True)
+        act()
     if store is None:
         return
     try:
@@ -205,13 +253,26 @@ def tell(message: str) -> None:
         else:
             store.wait(["told"], _PATIENCE)
     except (DistError, RuntimeError):
-        pass  # the one that tells is gone, and has told
+        pass  # the one that acts is gone, and has acted
 
 
 def leave() -> None:
     """Part from the other processes, after work that all have finished."""
     if processes() > 1 and "torch" in sys.modules:
         _state().destroy_process_group()
+
+
+def end(status: int) -> None:
+    """End this process, after an error.
+
+    Of several each ends at once: leaving politely would wait for those that stopped in the middle
+    of something.
+    """
+    if processes() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    raise SystemExit(status) from None
 
 
 def lost(error: BaseException) -> bool:

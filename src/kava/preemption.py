@@ -3,6 +3,9 @@
 Outside of `deferred` it ends the work at once, by an exception; inside it is kept until the work
 has reached a point from which it can go on. A training looks for it after each step
 (`kava.trainer`).
+
+Of several processes a signal may reach one alone, or each at another time. It is then always kept,
+and they stop together: at a step's boundary, or wherever else all of them ask (`check`).
 """
 
 from __future__ import annotations
@@ -12,7 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from kava import parallel
+
 _received: list[int] = []
+_listening = False
 _kept = False
 
 
@@ -25,20 +31,20 @@ def listening(asked: list[int], *numbers: int) -> Iterator[None]:
     """Inside the block the signals `numbers` ask for a stop. Main thread only.
 
     Args:
-        asked: takes those that came, in order.
+        asked: takes those that came, in order; of several processes, to any of them.
 
     Raises:
         Preempted: out of the block, once it was asked for.
     """
-    global _received
-    _received = asked
+    global _received, _listening
+    _received, _listening = asked, True
     before = {number: signal.signal(number, _receive) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _received = []
+        _received, _listening = [], False
 
 
 @contextmanager
@@ -48,32 +54,68 @@ def deferred() -> Iterator[None]:
     Raises:
         Preempted: a stop was asked for.
     """
+    with _keeping():
+        yield
+    check()
+
+
+@contextmanager
+def saving() -> Iterator[None]:
+    """Inside the block SIGTERM ends a training at a step's boundary, with a checkpoint.
+
+    A cluster, a launcher and `kill` send it; Ctrl-C still ends everything at once. What is asked
+    for when the last step is done comes too late and changes nothing. Main thread only.
+
+    Raises:
+        Preempted: the training was ended.
+    """
+    with listening([], signal.SIGTERM), _keeping():
+        yield
+
+
+def check() -> None:
+    """Stop here, if that was asked for. Of several processes all call this together.
+
+    Raises:
+        Preempted: it was; on all processes.
+    """
+    if is_asked():
+        raise Preempted
+
+
+def pause() -> None:
+    """Between two parts of a work that can be done anew: `check`, unless inside `deferred`.
+
+    Raises:
+        Preempted: a stop was asked for.
+    """
+    if not _kept:
+        check()
+
+
+def is_asked() -> bool:
+    """Whether a stop was asked for. Of several processes all call this together, and agree."""
+    if not _listening or parallel.processes() == 1:
+        return bool(_received)
+    if not parallel.any_of(bool(_received)):
+        return False
+    for others in parallel.gathered(list(_received)):
+        _received.extend(number for number in others if number not in _received)
+    return True
+
+
+@contextmanager
+def _keeping() -> Iterator[None]:
     global _kept
     _kept = True
     try:
         yield
     finally:
         _kept = False
-    check()
-
-
-def check() -> None:
-    """Stop here, if that was asked for.
-
-    Raises:
-        Preempted: it was.
-    """
-    if _received:
-        raise Preempted
-
-
-def is_asked() -> bool:
-    """Whether a stop was asked for."""
-    return bool(_received)
 
 
 def _receive(number: int, frame: Any) -> None:
     _received.append(number)
     # One exception is enough: a second would break off the clearing up after the first.
-    if not _kept and len(_received) == 1:
+    if not _kept and len(_received) == 1 and parallel.processes() == 1:
         raise Preempted

@@ -178,13 +178,35 @@ class Resources(Section):
     """What a job of `kava sweep --launcher slurm` asks for; nothing else reads it. All ours.
 
     A job that runs out of its `minutes` saves, is queued again and goes on, so they are a wish and
-    no limit of the training. One process trains a run, so it has one GPU, or none.
+    no limit of the training. Each GPU has a process of its own, and all of them train one run;
+    `processes` is for nodes without GPUs. `train.batch_size` is that of all together.
     """
 
-    gpus: int = Field(1, ge=0, le=1)
+    nodes: int = Field(1, ge=1)
+    gpus: int = Field(1, ge=0)
+    processes: int | None = Field(None, ge=1)
     cpus: int = Field(4, ge=1)
     memory_gb: float = Field(32.0, gt=0)
     minutes: int = Field(1440, ge=2)
+
+    @model_validator(mode="after")
+    def _a_process_for_each_gpu(self) -> Resources:
+        if self.processes and self.gpus and self.processes != self.gpus:
+            raise ValueError(
+                f"processes {self.processes} with gpus {self.gpus}: each GPU has a process of its "
+                f"own; leave processes out, or give {self.gpus}"
+            )
+        return self
+
+    @property
+    def processes_per_node(self) -> int:
+        """Tasks of SLURM on each node."""
+        return self.processes or self.gpus or 1
+
+    @property
+    def all_processes(self) -> int:
+        """How many train one run together."""
+        return self.nodes * self.processes_per_node
 
 
 class Recipe(Section):

@@ -338,13 +338,14 @@ def train(
     start = parallel.agreed(lambda: last_checkpoint(run)) if resume else None
     if start:
         checkpoint.load_weights(reasoner, start)
+    stop = StopWhenAsked()
     trainer = StepTrainer(
         model=reasoner,
         args=arguments(recipe, run, reasoner.device, validate=bool(validation)),
         train_dataset=Rows(rows),
         eval_dataset=list(validation),
         data_collator=partial(collate, pad_id=reasoner.tokenizer.pad_token_id, stand_in=rows[0]),
-        callbacks=[Record(run / METRICS, progress), StopWhenAsked()],
+        callbacks=[Record(run / METRICS, progress), stop],
     )
     trainer.remove_callback(PrinterCallback)
     for callback in trainer.callback_handler.callbacks:
@@ -352,9 +353,11 @@ def train(
             callback.logging_dir = str(run / "tensorboard")
     begin = time.perf_counter()
     with progress:
-        if not (start and trainer.take_up(start)):
+        if start and trainer.take_up(start):
+            preemption.check()
+        else:
             trainer.train(resume_from_checkpoint=start)
-        preemption.check()
+            stop.check()
         # Some versions of transformers validate after the last step themselves.
         if validation and trainer.validated_at != trainer.state.global_step:
             trainer.evaluate()

@@ -53,6 +53,7 @@ def train(
     ] = False,
 ) -> None:
     """Train a recipe (YAML) into a run folder."""
+    from kava import preemption
     from kava import recipe as recipes
     from kava import run as runs
 
@@ -65,7 +66,8 @@ def train(
         return
     folder = output or Path("runs") / f"{_recipe_name(recipe)}-seed{resolved.seed}"
     console.print(f"# {recipe}, resolved\n{recipes.dump(resolved)}", highlight=False, markup=False)
-    result = runs.train_run(resolved, folder, console, resume)
+    with preemption.saving():
+        result = runs.train_run(resolved, folder, console, resume)
     console.print(
         f"trained {result['steps']} steps in {result['train_seconds']:.0f} s; "
         f"checkpoint in {folder / 'checkpoint'}\nnext: kava eval {folder} --task ..., "
@@ -109,13 +111,16 @@ def sweep(
     time: Annotated[
         str | None, typer.Option(help="of a job: minutes, H:MM:SS or D-HH:MM:SS")
     ] = None,
-    gpus: Annotated[int | None, typer.Option(help="of a job")] = None,
-    cpus: Annotated[int | None, typer.Option(help="of a job")] = None,
-    memory: Annotated[float | None, typer.Option(help="of a job, in GB")] = None,
+    nodes: Annotated[int | None, typer.Option(help="of a job")] = None,
+    gpus: Annotated[int | None, typer.Option(help="of each node; one process for each")] = None,
+    processes: Annotated[int | None, typer.Option(help="on each node without GPUs")] = None,
+    cpus: Annotated[int | None, typer.Option(help="of each process")] = None,
+    memory: Annotated[float | None, typer.Option(help="of each process, in GB")] = None,
 ) -> None:
     """Train recipes with several seeds, and compare them.
 
-    One run after the other, or each as a job of SLURM with the resources of its recipe. What is
+    One run after the other, or each as a job of SLURM with the resources of its recipe, where
+    several processes, on one node or more, train it together. What is
     done is skipped and what was interrupted goes on, so the same line can be given again. Status 1
     if a run failed (or would, with --dry-run). With --status, 0 if all runs are done, 1 if some
     failed, 3 if none failed and some are still to come.
@@ -126,12 +131,15 @@ def sweep(
 
     if launcher not in ("local", "slurm"):
         raise unknown("--launcher", launcher, ("local", "slurm"))
-    wishes = {"minutes": slurm.minutes(time), "gpus": gpus, "cpus": cpus, "memory_gb": memory}
+    wishes = {
+        "minutes": slurm.minutes(time), "nodes": nodes, "gpus": gpus, "processes": processes,
+        "cpus": cpus, "memory_gb": memory,
+    }  # fmt: skip
     wishes = {key: value for key, value in wishes.items() if value is not None}
     if launcher != "slurm" and not status and (wishes or partition or account or array_limit):
         raise KavaError(
-            "sweep: --partition, --account, --array-limit, --time, --gpus, --cpus and --memory are "
-            "of jobs; give --launcher slurm too"
+            "sweep: --partition, --account, --array-limit, --time, --nodes, --gpus, --processes, "
+            "--cpus and --memory are of jobs; give --launcher slurm too"
         )
     tasks = names(task)
     if file and len(tasks) != 1:
@@ -201,12 +209,14 @@ def pretrain(
     recipe: str, overrides: Overrides = None, output: Output = None, resume: Resume = False
 ) -> None:
     """Make a small backbone that writes its steps out."""
+    from kava import preemption
     from kava import recipe as recipes
     from kava.pretrain import pretrain as make
 
     resolved = recipes.load_recipe(recipe, overrides or [], recipes.BackboneRecipe)
     console, folder = make_console(), output or Path("runs") / resolved.name
-    result = make(resolved, folder, console, resume)
+    with preemption.saving():
+        result = make(resolved, folder, console, resume)
     console.print(
         f"{result['weights']:,} weights after {result['steps']} steps in "
         f"{result['train_seconds']:.0f} s, validation accuracy "

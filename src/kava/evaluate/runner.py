@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kava import parallel
+from kava import parallel, preemption
 from kava.answer import Answer
 from kava.evaluate.answers import HEADLINE, RULES, accuracy_by_rule, percent, score, standard_error
 from kava.model import Reasoner
@@ -59,14 +58,19 @@ def evaluate(
         timed_alone: how many questions to time once more, one at a time (latency).
         on_batch: told the number of examples done.
         rules: the headline among them.
+
+    Raises:
+        Preempted: a stop was asked for (`kava.preemption`).
     """
     training = reasoner.training
     reasoner.eval()
     answers: dict[int, Answer] = {}
     begin = time.perf_counter()
     with peak_memory(reasoner.device) as peak:
-        everything = batches(examples, batch_size)
-        for chosen in islice(everything, parallel.index(), None, parallel.processes()):
+        for chosen in parallel.turns(batches(examples, batch_size)):
+            preemption.pause()
+            if chosen is None:
+                continue
             texts = [examples[i].question for i in chosen]
             batch = reasoner.answer(reasoner.think(texts, num_iterations), max_new_tokens)
             answers.update(zip(chosen, batch, strict=True))
@@ -83,6 +87,7 @@ def evaluate(
     summary["tokens_per_second"] = round(tokens / seconds, 1) if seconds else None
     summary["peak_memory"] = asdict(peak)
     if timed_alone:
+        preemption.pause()
         alone = [e.question for e in examples[:timed_alone]]
         timed = partial(time_alone, reasoner, alone, max_new_tokens, num_iterations)
         summary["ms_per_question"] = parallel.on_main(timed)

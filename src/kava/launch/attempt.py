@@ -1,20 +1,23 @@
 """One run of a sweep: what is to do about it, and doing it.
 
 What is done is not done again, what was interrupted goes on. A run is locked while a process works
-on it, on whatever machine.
+on it, on whatever machine. Several processes of one job do it together; the main one locks, decides
+and writes.
 """
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 
-from kava import lock, preemption
+from kava import lock, parallel, preemption
 from kava.errors import KavaError
 from kava.evaluate.command import line, task_options
 from kava.model import Reasoner
@@ -32,6 +35,7 @@ from kava.run import (
 )
 from kava.tasks import Task, load_task
 
+T = TypeVar("T")
 ERROR = "error.log"
 
 # What is to do about a run, in the order in which it comes about.
@@ -145,7 +149,7 @@ def attempt(run: Run, scoring: Scoring, say: Callable[[str], None], console: Con
         Preempted: the process was asked to stop (`kava.preemption`); the run can go on later.
     """
     try:
-        with lock.hold(run.lock, console):
+        with _held(run.lock, console):
             outcome = _carry_out(run, scoring, say, console)
     except lock.Held as held:
         outcome = Outcome(run, ELSEWHERE, str(held))
@@ -154,31 +158,89 @@ def attempt(run: Run, scoring: Scoring, say: Callable[[str], None], console: Con
     return outcome
 
 
+@contextmanager
+def _held(file: Path, console: Console) -> Iterator[None]:
+    """`lock.hold`, by the main process for all.
+
+    Raises:
+        Held: on all processes.
+    """
+    with ExitStack() as stack:
+
+        def hold() -> str:
+            try:
+                stack.enter_context(lock.hold(file, console))
+            except lock.Held as held:
+                return str(held)
+            return ""
+
+        if reason := parallel.from_main(hold):
+            raise lock.Held(reason)
+        yield
+
+
 def _carry_out(run: Run, scoring: Scoring, say: Callable[[str], None], console: Console) -> Outcome:
     try:
-        todo, tasks = state(run, scoring.of(run.recipe))
-    except Exception as error:  # what is in the folder is not this run's: nothing is written there
-        return Outcome(run, FAILED, in_a_line(error))
+        tasks = parallel.main_first(partial(_as_kava_error, scoring.of, run.recipe))
+        todo, missing = parallel.from_main(partial(_as_kava_error, _todo, run, tasks))
+    except KavaError as error:  # what is in the folder is not this run's: nothing is written there
+        return Outcome(run, FAILED, str(error))
     if todo == DONE:
         return Outcome(run, SKIPPED)
     log = run.folder / ERROR
     try:
+        preemption.pause()
         if todo != SCORE:
             train(run, todo == RESUME, say, console)
-        if tasks:
-            score(run, tasks, say)
-        log.unlink(missing_ok=True)
+        if missing:
+            score(run, [tasks[number] for number in missing], say)
+        parallel.on_main(lambda: log.unlink(missing_ok=True))
     except Exception as error:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(traceback.format_exc(), encoding="utf-8")
-        return Outcome(run, FAILED, in_a_line(error))
+        return Outcome(run, FAILED, _written_down(error, log))
     return Outcome(run, SCORED if todo == SCORE else TRAINED)
+
+
+def _as_kava_error(act: Callable[..., T], *given: Any) -> T:
+    """What `act` returns; of its errors a line, which other processes can be told.
+
+    Raises:
+        KavaError: on any error.
+    """
+    try:
+        return act(*given)
+    except Exception as error:
+        raise KavaError(in_a_line(error)) from error
+
+
+def _todo(run: Run, tasks: Sequence[Task]) -> tuple[str, list[int]]:
+    """As `state`, with the places of the tasks."""
+    todo, missing = state(run, tasks)
+    return todo, [i for i, task in enumerate(tasks) if any(task is one for one in missing)]
+
+
+def _written_down(error: Exception, log: Path) -> str:
+    """The error in a line; its traceback goes into `log`, once for all processes."""
+    text, line = traceback.format_exc(), in_a_line(error)
+    if parallel.lost(error):
+        line = f"another of the {parallel.processes()} processes is gone"
+        text = f"{text}{line}\n"
+
+    def write() -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(text, encoding="utf-8")
+
+    parallel.once(write)
+    return line
 
 
 def train(run: Run, resume: bool, say: Callable[[str], None], console: Console) -> None:
     """Train, or go on with a training that was interrupted."""
-    if not resume and holds_run(run.folder):
-        put_aside(run.folder, console)  # cut off before its first checkpoint
+
+    def make_room() -> None:
+        if not resume and holds_run(run.folder):
+            put_aside(run.folder, console)  # cut off before its first checkpoint
+
+    parallel.on_main(make_room)
     say(f"{'resuming' if resume else 'training'} {run.recipe.method}, seed {run.recipe.seed}")
     with preemption.deferred():
         result = train_run(run.recipe, run.folder, console, resume)
@@ -192,8 +254,10 @@ def train(run: Run, resume: bool, say: Callable[[str], None], console: Console) 
 
 def score(run: Run, tasks: Sequence[Task], say: Callable[[str], None]) -> None:
     """Evaluate the checkpoint on tasks."""
-    reasoner = Reasoner.from_pretrained(run.folder, device=default_device())
+    device = default_device()
+    reasoner = parallel.main_first(lambda: Reasoner.from_pretrained(run.folder, device=device))
     for task in tasks:
+        preemption.pause()
         say(line(task.name, score_run(reasoner, task, run.folder).summary))
 
 

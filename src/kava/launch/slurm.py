@@ -1,13 +1,15 @@
 """Runs as jobs of SLURM, through submitit: one job a run, equal resources in one job array.
 
 OUTPUT/slurm/jobs.jsonl            run, job and log (see kava.launch.record)
-OUTPUT/slurm/JOB_0_log.out         what a job prints, over all its starts
+OUTPUT/slurm/JOB_0_log.out         what a job prints, over all its starts; of several processes
+                                   the main one, and JOB_1_log.out and so on of the others
 OUTPUT/slurm/JOB_submission.sh     what was given to sbatch
 OUTPUT/slurm/JOB_submitted.pkl     submitit's own working files: what the job is to do, and
 OUTPUT/slurm/JOB_0_result.pkl      what came of it; nothing else reads them
 
-A job that is preempted or runs out of time stops at a step's boundary, saves, and is queued again
-(`Work`). One that is killed goes on from its last checkpoint when SLURM starts it again.
+A job with several processes has a task of SLURM for each, on one node or several. A job that is
+preempted or runs out of time stops at a step's boundary, saves, and is queued again (`Work`). One
+that is killed goes on from its last checkpoint when SLURM starts it again.
 """
 
 from __future__ import annotations
@@ -28,15 +30,18 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from kava import lock, preemption
+from kava import lock, parallel, preemption
 from kava import recipe as recipes
+from kava.arguments import rows_at_once
 from kava.errors import KavaError
 from kava.launch import queue, record
 from kava.launch.attempt import (
     DONE,
     ELSEWHERE,
     FAILED,
+    RESUME,
     SKIPPED,
+    START,
     SUBMITTED,
     Outcome,
     Run,
@@ -51,12 +56,13 @@ from kava.launch.record import Job
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
 
-    from kava.recipe import Resources
+    from kava.recipe import Recipe, Resources
 
 #: How often a run may run out of its time and be queued again (ours).
 TIMEOUTS = 100
 #: Seconds before the end of its time at which a job is told (ours): a step and a validation long.
 NOTICE = 300
+_QUIET = "export TORCH_CPP_LOG_LEVEL=ERROR"
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,8 @@ class Options:
 @dataclass(frozen=True)
 class Work:
     """What one job does: its run, as `kava sweep` would on this machine.
+
+    Each of its processes calls it, and they share the work (`kava.parallel`).
 
     It holds plain values, so that a recipe file may change while its job waits. `words` are those
     of the command that submitted it, which its result names.
@@ -98,16 +106,20 @@ class Work:
 
     def __call__(self) -> str:
         """In the job: carry the run out; what became of it. A failure ends it with status 1."""
+        recipe = recipes.validate(self.recipe, self.name)
+        _join(recipe.resources)
         told = _signal()
         queue_again = signal.getsignal(told)  # submitit's
         asked: list[int] = []
         try:
             with preemption.listening(asked, told, signal.SIGTERM):
-                outcome = self._attempt()
+                outcome = self._attempt(recipe)
         except preemption.Preempted:
+            parallel.leave()
             self._stop(asked, told, queue_again)
         if outcome.what == FAILED:
-            sys.exit(1)
+            parallel.end(1)
+        parallel.leave()
         return outcome.what
 
     def checkpoint(self) -> DelayedSubmission:
@@ -116,10 +128,9 @@ class Work:
 
         return DelayedSubmission(self)
 
-    def _attempt(self) -> Outcome:
-        console = Console(soft_wrap=True)
+    def _attempt(self, recipe: Recipe) -> Outcome:
+        console = Console(soft_wrap=True, quiet=not parallel.is_main())
         sys.argv = ["kava", *self.words]  # until here submitit's own (kava.provenance)
-        recipe = recipes.validate(self.recipe, self.name)
         run = Run(self.name, recipe, self.folder)
         scoring = Scoring(self.tasks, self.file, self.limit)
         return attempt(run, scoring, partial(say_plainly, console, str(run.folder)), console)
@@ -129,7 +140,10 @@ class Work:
 
         SIGTERM alone comes with a cancellation, where the job is to stay away, with SLURM's own
         requeue, and at the beginning of a preemption's grace; only in the last does it still run.
+        Of several processes the main one does this, and the others end without a word.
         """
+        if not parallel.is_main():
+            sys.exit(0)
         names = ", ".join(signal.Signals(number).name for number in asked)
         print(f"{self.folder}: asked to stop by {names}; it can go on from here", flush=True)
         own = os.environ.get("SLURM_JOB_ID")
@@ -147,6 +161,8 @@ def submit(
         KavaError: no submitit or SLURM here, another process is submitting, or SLURM refuses.
     """
     check_installed(options.cluster)
+    if options.cluster == "local" and any(run.recipe.resources.nodes > 1 for run in runs):
+        raise KavaError("sweep: submitit's local executor has one node; give resources.nodes=1")
     there = output.exists()
     try:
         with lock.hold(output / "submit.lock", console):
@@ -186,9 +202,20 @@ def foreseen(run: Run, scoring: Scoring, in_queue: str) -> Outcome:
         return Outcome(run, ELSEWHERE, reason)
     try:
         todo, _ = state(run, scoring.of(run.recipe))
+        check_batch(run, todo)
     except Exception as error:
         return Outcome(run, FAILED, in_a_line(error))
     return Outcome(run, SKIPPED if todo == DONE else SUBMITTED)
+
+
+def check_batch(run: Run, todo: str) -> None:
+    """Refuse a training whose batch the processes of its job cannot share.
+
+    Raises:
+        KavaError: says how many could.
+    """
+    if todo in (START, RESUME):
+        rows_at_once(run.recipe.train, run.recipe.resources.all_processes)
 
 
 def grouped(runs: Sequence[Run], limit: int | None) -> list[tuple[list[Run], int]]:
@@ -207,8 +234,8 @@ def grouped(runs: Sequence[Run], limit: int | None) -> list[tuple[list[Run], int
     if limit < len(groups):
         raise KavaError(
             f"sweep: --array-limit {limit}: these runs ask for {len(groups)} kinds of resources, "
-            "each a job array of its own; give a limit of as many, or --gpus, --cpus, --memory "
-            "and --time for all"
+            "each a job array of its own; give a limit of as many, or --nodes, --gpus, "
+            "--processes, --cpus, --memory and --time for all"
         )
     shares = dict.fromkeys(groups, 1)
     for _ in range(limit - len(groups)):  # the next to whom the most of its runs is denied
@@ -241,9 +268,12 @@ def minutes(text: str | None) -> int | None:
 def told(resources: Resources) -> str:
     """What one job asks for, in words."""
     hours, rest = divmod(resources.minutes, 60)
-    gpus = f"{resources.gpus or 'no'} GPU"
+    nodes, processes = resources.nodes, resources.all_processes
+    gpus = f"{resources.gpus or 'no'} GPU{'s' * (resources.gpus > 1)}"
     cpus = f"{resources.cpus} CPU{'s' * (resources.cpus > 1)}"
-    return f"{gpus}, {cpus}, {resources.memory_gb:g} GB, {hours}:{rest:02} h"
+    gpus = f"{nodes} nodes of {gpus}" if nodes > 1 else gpus
+    share = f"{processes} processes of {cpus} and" if processes > 1 else f"{cpus},"
+    return f"{gpus}, {share} {resources.memory_gb:g} GB, {hours}:{rest:02} h"
 
 
 def check_installed(cluster: str = "slurm") -> None:
@@ -301,17 +331,22 @@ def _executor(folder: Path, wanted: Resources, name: str, options: Options, limi
     executor.update_parameters(
         name=f"kava-{name}",
         timeout_min=wanted.minutes,
+        nodes=wanted.nodes,
+        tasks_per_node=wanted.processes_per_node,
         cpus_per_task=wanted.cpus,
-        mem_gb=wanted.memory_gb,
+        mem_gb=wanted.memory_gb * wanted.processes_per_node,
         stderr_to_stdout=True,
         **({"gpus_per_node": wanted.gpus} if wanted.gpus else {}),
         slurm_partition=options.partition,
         slurm_account=options.account,
         slurm_array_parallelism=limit,
+        # torch tells each process that DDP looked for unused weights and there were none.
+        **({"slurm_setup": [_QUIET]} if wanted.all_processes > 1 else {}),
         slurm_signal_delay_s=min(NOTICE, 30 * wanted.minutes),
         slurm_additional_parameters={"requeue": True},
-        # Since SLURM 22.05 srun does not take it over from the job.
-        slurm_srun_args=[f"--cpus-per-task={wanted.cpus}"],
+        # Since SLURM 22.05 srun does not take the first over from the job; by the second, when one
+        # process fails or is killed, those that wait for it end too.
+        slurm_srun_args=[f"--cpus-per-task={wanted.cpus}", "--kill-on-bad-exit=1"],
     )
     return executor
 
@@ -337,6 +372,21 @@ def _nothing_left_by_failure(folder: Path) -> Iterator[None]:
             folder.rmdir()
         last = (str(error).strip().splitlines() or ["refused"])[-1]
         raise KavaError(f"--launcher slurm: {last}") from None
+
+
+def _join(resources: Resources) -> None:
+    """Tell this process of its job's others, as a launcher would (`kava.parallel`)."""
+    if resources.all_processes == 1:
+        return
+    from submitit.helpers import TorchDistributedEnvironment
+
+    # Each takes its own of the node's GPUs by its number there, as with a launcher.
+    TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+    if "OMP_NUM_THREADS" not in os.environ:  # else each would use all of the node's cores
+        import torch
+
+        os.environ["OMP_NUM_THREADS"] = str(resources.cpus)
+        torch.set_num_threads(resources.cpus)
 
 
 def _signal() -> int:

@@ -97,9 +97,11 @@ ROWS_AND_STEPS = {
     "train.log_every": "steps between two lines of `metrics.jsonl`",
     "train.save_every": "steps between two checkpoints to resume from; none if null",
     "train.report_to": "`tensorboard`, `trackio`, `wandb`",
-    "resources.gpus": "of a job of SLURM; 0 trains on its CPUs",
-    "resources.cpus": "of a job",
-    "resources.memory_gb": "of a job, main memory",
+    "resources.nodes": "of a job of SLURM",
+    "resources.gpus": "of each node; 0 trains on its CPUs",
+    "resources.processes": "on each node; if null one for each GPU, or one",
+    "resources.cpus": "of each process",
+    "resources.memory_gb": "of each process, main memory",
     "resources.minutes": "that a job may take; what is not done by then goes on in the next",
 }
 
