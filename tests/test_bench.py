@@ -132,8 +132,10 @@ def test_the_cost_of_a_column_and_a_label_is_that_of_a_plain_model(adapter):
             inputs_embeds=embeds, use_cache=False
         ).last_hidden_state.sum().backward()
 
+    # transformers 5.17 makes the angles of the rotation by a matrix product.
+    angles = flops.counted(lambda: model.lm.base_model.rotary_emb(embeds, torch.arange(6)[None]))
     # All six queries see all six keys where the kernel works on whole rectangles.
-    assert flops.counted(run) == 6 * cost.column + 36 * cost.pair
+    assert flops.counted(run) == 6 * cost.column + 36 * cost.pair + angles
     hidden = torch.randn(3, 16, requires_grad=True)
     seen = flops.counted(lambda: model.logits(hidden).sum().backward())
     assert seen == 3 * cost.label
