@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from tiny import batch as batch_of
 from tiny import reasoner, stepped
 from torch import nn
 
+import kava
 from kava import cache, families, registry
 from kava.bench import flops, shapes, timing
 from kava.bench.command import Plan, bench_generate, bench_train
@@ -18,6 +22,7 @@ from kava.bench.generate import Generation
 from kava.bench.shapes import Lengths, configuration, parse_range, random_reasoner, random_rows
 from kava.bench.train import Training
 from kava.errors import KavaError
+from kava.provenance import versions
 from kava.recipe import load_recipe
 
 METHODS = registry.names("methods")
@@ -233,6 +238,20 @@ def test_commands_write_what_they_measured(tmp_path):
     assert [row["batch_size"] for row in rows["kava"]] == [1, 3]
     with pytest.raises(KavaError, match="is a run: --set and --shape are for recipes"):
         bench_generate(["checkpoints/quickstart/kava"], [], plan, [1], console)
+
+
+def test_it_does_without_the_packages_for_rows_figures_and_answers(tmp_path):
+    """As on a machine that lacks them; a name that is None in `sys.modules` cannot be imported."""
+    lacking = "datasets", "pandas", "matplotlib", "math_verify"
+    start = f"import sys; sys.modules |= dict.fromkeys({lacking})"
+    plan = f"Plan({TINY!r}, Lengths((5, 9), (6, 6), (7, 7)), 1, 0, None)"
+    call = f"bench_train(['recipes/bench/kava.yaml'], ['train.batch_size=1'], {plan}, Console())"
+    imports = "from kava.bench.command import Console, Lengths, Plan, bench_train"
+    words = [sys.executable, "-c", "\n".join((start, imports, call))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and "kava" in done.stdout, done.stderr
+    found = versions("torch", "no-such-package")
+    assert found == {"kava": kava.__version__, "torch": version("torch")}
 
 
 def test_a_pattern_that_the_shell_left_is_that_of_shipped_recipes(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def provenance() -> dict[str, Any]:
         "machine": machine(),
         "command": shlex.join([*_program(), *sys.argv[1:]]),
         "commit": commit(),
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

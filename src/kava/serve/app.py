@@ -266,7 +266,7 @@ class _Answers:
         """
         try:
             return await asyncio.wait_for(self._queue.get(), self._left())
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise _late() from None
 
     def _left(self) -> float:
