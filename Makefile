@@ -16,9 +16,9 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 KVPRESS := $(shell grep '^kvpress==' constraints.txt)
 
-# What depends on the versions of other packages, in two or three minutes.
+# What depends on the versions of other packages: some four minutes of one core.
 OLDEST := attention backbones bench checkpoint decoding generation latents plain_run python recipe \
-  recomputation resuming serve step training
+  recomputation report resuming serve step training
 
 .PHONY: quickstart test test-oldest test-kvpress docs clean
 
