@@ -1,5 +1,6 @@
 # make quickstart   see it work: train, measure and ask on this machine, in minutes
 # make test         linter, formatter and all tests
+# make test-oldest   the core's tests with the oldest versions that kava allows, in .venv-oldest
 # make test-kvpress our press against NVIDIA's kvpress, in .venv-kvpress: it needs an older transformers
 # make docs         the documentation as a site, in site/
 # make clean        remove .venv and caches; results under runs/ stay
@@ -15,7 +16,11 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 KVPRESS := $(shell grep '^kvpress==' constraints.txt)
 
-.PHONY: quickstart test test-kvpress docs clean
+# What depends on the versions of other packages: some four minutes of one core.
+OLDEST := attention backbones bench checkpoint decoding generation latents layerwise plain_run python recipe \
+  report resuming serve step training
+
+.PHONY: quickstart test test-oldest test-kvpress docs clean
 
 quickstart: .venv/ready
 	@$(BIN)/kava quickstart
@@ -29,6 +34,18 @@ test: .venv/ready-to-test
 docs: .venv/ready-to-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+test-oldest: .venv-oldest/ready
+	.venv-oldest/bin/pytest -n logical --maxprocesses 4 --dist loadfile $(OLDEST:%=tests/test_%.py)
+
+.venv-oldest/ready: pyproject.toml constraints-lowest.txt
+	@echo "Setting up .venv-oldest (once): the versions of constraints-lowest.txt"
+	@$(PYTHON) -m venv .venv-oldest
+	@.venv-oldest/bin/pip install -qq --disable-pip-version-check $(TORCH_OPTIONS) \
+	  $(shell grep '^torch==' constraints-lowest.txt)
+	@.venv-oldest/bin/pip install -qq --disable-pip-version-check -c constraints-lowest.txt \
+	  -e '.[serve,test]'
+	@touch $@
+
 test-kvpress: .venv-kvpress/ready
 	PYTHONPATH=src .venv-kvpress/bin/python -m pytest --noconftest tests/test_press.py
 
@@ -41,8 +58,8 @@ test-kvpress: .venv-kvpress/ready
 
 # Done once, and again when the dependencies change.
 .venv/ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-	  echo "kava needs Python 3.10 or later as '$(PYTHON)'; name one with PYTHON=/path/to/python"; \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "kava needs Python 3.11 or later as '$(PYTHON)'; name one with PYTHON=/path/to/python"; \
 	  exit 1; }
 	@echo "Setting up .venv (once): Python"
 	@$(PYTHON) -m venv .venv
@@ -58,5 +75,5 @@ test-kvpress: .venv-kvpress/ready
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-kvpress site .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-kvpress site .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -148,7 +148,7 @@ class _Client:
             leaves = self.draw.random() < self.leavers
             try:
                 await asyncio.wait_for(self._leave() if leaves else self._ask(), PATIENCE)
-            except (asyncio.IncompleteReadError, asyncio.TimeoutError, OSError):
+            except (asyncio.IncompleteReadError, OSError):
                 self.counts["lost"] += 1
                 self._close()
         self._close()

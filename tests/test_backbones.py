@@ -354,7 +354,8 @@ SHAPE = {
         ("mamba", "'linear_attention'"),
         ("falcon_mamba", "'linear_attention'"),
         ("jamba", "'linear_attention'"),
-        ("recurrent_gemma", "'linear_attention'"),
+        # with transformers 5.17 it gives no cache back
+        ("recurrent_gemma", "'linear_attention'|cannot continue a cache"),
         ("llama4_text", "'chunked_attention'"),
         ("mpt", "layer 0 has no attention"),  # positions as a bias, not as position_ids
         ("bloom", "masks and positions of its caller"),
@@ -370,7 +371,7 @@ def test_a_backbone_that_cannot_think_here_is_refused_by_name(family, reason):
     with pytest.raises(KavaError) as caught:
         backbones.prepare(model)
     message = str(caught.value)
-    assert f"type {family}" in message and reason in message and "\n" not in message
+    assert f"type {family}" in message and re.search(reason, message) and "\n" not in message
 
 
 @pytest.mark.parametrize("family", ("t5", "bart", "gemma3"))

@@ -98,7 +98,7 @@ def test_schemathesis_finds_the_schema_true(port, monkeypatch):
     # It comes with a plugin, so pytest would rewrite all of its modules: 10 s where none are kept.
     plain = [finder for finder in sys.meta_path if not isinstance(finder, AssertionRewritingHook)]
     monkeypatch.setattr(sys, "meta_path", plain)
-    pytest.importorskip("schemathesis", reason="schemathesis needs Python 3.11")
+    pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     tally = Tally()
     ran = schemathesis_run(port, target(), 8, tally, paths="/(v1/(completions|models)|metrics)")
     assert tally.wrong == []

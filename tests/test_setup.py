@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,12 @@ import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
+import kava
 from kava import registry
 from kava.evictions._base import Scored
 from kava.recipe import load_recipe
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10; pytest brings it there
-    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(
@@ -30,22 +28,26 @@ def read(name):
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def pins():
+def pins(file="constraints.txt"):
     """Package name to pinned requirement."""
-    lines = [line.strip() for line in read("constraints.txt").splitlines()]
+    lines = [line.strip() for line in read(file).splitlines()]
     found = [Requirement(line) for line in lines if line and not line.startswith("#")]
     assert len(found) == len({canonicalize_name(pin.name) for pin in found}), "a name twice"
     return {canonicalize_name(pin.name): pin for pin in found}
 
 
-def dependencies():
-    project = tomllib.loads(read("pyproject.toml"))["project"]
-    extras = project.get("optional-dependencies", {}).values()
-    lines = [*project["dependencies"], *(line for extra in extras for line in extra)]
-    return [Requirement(line) for line in lines]
+def project():
+    return tomllib.loads(read("pyproject.toml"))["project"]
 
 
-@pytest.mark.parametrize("target", ["quickstart", "test", "docs", "clean"])
+def dependencies(*extras):
+    """Of the package and of these extras; of all if none is named."""
+    known = project()["optional-dependencies"]
+    lines = [line for extra in extras or known for line in known[extra]]
+    return [Requirement(line) for line in [*project()["dependencies"], *lines]]
+
+
+@pytest.mark.parametrize("target", ["quickstart", "test", "test-oldest", "docs", "clean"])
 def test_makefile_has_target(target):
     assert re.search(rf"^{target}:", read("Makefile"), re.MULTILINE)
 
@@ -58,7 +60,7 @@ def test_make_says_in_one_line_which_python_it_needs(tmp_path, python):
     words = ["make", "quickstart", f"PYTHON={python}"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0
-    assert "kava needs Python 3.10 or later" in done.stdout + done.stderr
+    assert "kava needs Python 3.11 or later" in done.stdout + done.stderr
     assert not (tmp_path / ".venv").exists()
 
 
@@ -74,6 +76,26 @@ def test_dependency_is_pinned_within_its_range(needed):
     (exact,) = pin.specifier
     assert exact.operator == "=="
     assert needed.specifier.contains(exact.version)
+
+
+def test_the_oldest_versions_that_are_tested_are_the_lower_bounds():
+    lowest = pins("constraints-lowest.txt")
+    for needed in dependencies("serve", "test"):
+        (exact,) = lowest[canonicalize_name(needed.name)].specifier
+        assert needed.specifier.contains(exact.version), needed
+        if needed.name != "torch":
+            (floor,) = (part for part in needed.specifier if part.operator in (">=", "=="))
+            assert Version(floor.version) == Version(exact.version), needed
+
+
+def test_make_tests_the_oldest_versions_with_files_that_exist():
+    (names,) = re.findall(r"^OLDEST := ((?:.*\\\n)*.*)", read("Makefile"), re.MULTILINE)
+    for name in names.replace("\\", "").split():
+        assert (ROOT / "tests" / f"test_{name}.py").exists(), name
+
+
+def test_the_package_knows_its_version():
+    assert kava.__version__ == project()["version"]
 
 
 def test_make_installs_the_pinned_torch():

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +27,13 @@ from kava import backbone as backbones
 from kava.card import card
 from kava.errors import KavaError, writing
 from kava.progress import no_bars
+from kava.provenance import versions
 
 if TYPE_CHECKING:
     from kava.model import Reasoner
 
 FORMAT = 1
-_PACKAGES = ("kava", "torch", "transformers", "peft", "tokenizers", "safetensors")
+_PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
 
 
 def save(reasoner: Reasoner, folder: str | Path, weights: dict[str, Tensor] | None = None) -> None:
@@ -86,7 +86,7 @@ def write(reasoner: Reasoner, folder: Path, weights: dict[str, Tensor] | None = 
         "adapter": reasoner.recipe.adapter,
         "backbone": reasoner.identity,
         "tokenizer_size": len(reasoner.tokenizer),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": versions(*_PACKAGES),
     }
     _describe_in(folder, description, reasoner.recipe, reasoner.record)
 

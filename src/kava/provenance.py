@@ -8,25 +8,36 @@ import platform
 import shlex
 import subprocess
 import sys
-from datetime import datetime, timezone
-from importlib.metadata import version
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from kava import __version__
 from kava.errors import writing
 
-_PACKAGES = ("kava", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
 
 
 def provenance() -> dict[str, Any]:
     """Versions, machine, command, commit and time."""
     return {
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}},
+        "versions": {"python": platform.python_version(), **versions(*_PACKAGES)},
         "machine": machine(),
         "command": shlex.join([*_program(), *sys.argv[1:]]),
         "commit": commit(),
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of kava, installed or not, and of those packages that are installed."""
+    found = {"kava": __version__}
+    for package in packages:
+        with suppress(PackageNotFoundError):  # `kava bench` runs without `datasets`
+            found[package] = version(package)
+    return found
 
 
 def _program() -> list[str]:

@@ -39,10 +39,11 @@ class StepTrainer(Trainer):
     `train.micro_batch_size` given, any number of processes does what one does.
     """
 
-    loss_is_scaled_for_ga = True
-
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        # Of a loss with a function of its own transformers knows that it counts the whole step, and
+        # does not divide it by the number of micro-batches. 5.17 has no other sign for that.
+        self.compute_loss_func = self.compute_loss
         self._restart_window()
         self._micro_batches: list[MicroBatch] = []
         self.validation_accuracy: float | None = None

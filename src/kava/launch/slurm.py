@@ -23,7 +23,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -309,7 +309,7 @@ def _submit_group(
     with _nothing_left_by_failure(folder):
         executor = _executor(folder, wanted, output.resolve().name, options, limit)
         submitted = executor.submit_array(work)
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
     record.add_jobs(
         output,
         [

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from kava import __version__
 from kava.errors import KavaError
 from kava.model import Reasoner
 from kava.room import longest
@@ -65,7 +65,7 @@ def create_app(
 
     app = FastAPI(
         title="kava",
-        version=version("kava"),
+        version=__version__,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
@@ -266,7 +266,7 @@ class _Answers:
         """
         try:
             return await asyncio.wait_for(self._queue.get(), self._left())
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise _late() from None
 
     def _left(self) -> float:

@@ -73,7 +73,7 @@ class Gate:
             await asyncio.wait_for(
                 self._read_on(receive, body), min(self.limits.arrival, self.limits.timeout)
             )
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise Refused(408, "the request did not arrive in time") from None
 
     async def _read_on(self, receive: Receive, body: bytearray) -> None:
