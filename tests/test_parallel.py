@@ -68,7 +68,10 @@ RECIPES = {
         "method_options": {"epochs_per_stage": 0.25}, "train": FIVE,
     },
     # the optimiser's state matters where steps are large
-    "sharded": {"adapter": "full", "train": {**KAVA["train"], "learning_rate": 1e-2}},
+    "sharded": {
+        "adapter": "full",
+        "train": {**KAVA["train"], "learning_rate": 1e-2, "gradient_checkpointing": True},
+    },
     "uneven": {"train": {**KAVA["train"], "micro_batch_size": 8}},
 }  # fmt: skip
 
