@@ -106,9 +106,24 @@ def against_the_least(root: Path) -> str:
         "([result](../results/bench/train_grouped.json)), and attention's upper triangle. With "
         "`train.gradient_checkpointing=true` kava's step takes "
         f"{again['ms_per_step']['median']:,.0f} ms and {again['flops_over_least']:.2f} times the "
-        "least ([result](../results/bench/train_checkpointed.json))."
+        "least ([result](../results/bench/train_checkpointed.json)). With `train.compile=true` "
+        f"steps of {_compiled(root)} of their time, measured in turns with them "
+        "([result](../results/bench/train_compiled.json))."
     )
     return _table(_LEAST, rows) + _said(end)
+
+
+def _compiled(root: Path) -> str:
+    """`name`, ... take so much of the time of their uncompiled steps."""
+    rows = read(root, "train_compiled")["rows"]
+    shares = {
+        name.removeprefix("compiled/"): row["ms_per_step"]["median"]
+        / rows[name.replace("compiled/", "bench/")]["ms_per_step"]["median"]
+        for name, row in rows.items()
+        if name.startswith("compiled/")
+    }
+    names = ", ".join(f"`{name}`" for name in shares)
+    return f"{names} take {', '.join(f'{share:.2f}' for share in shares.values())}"
 
 
 _LEAST = (
