@@ -139,6 +139,14 @@ def test_compiled_layers_train_alike_and_are_replayed_as_they_ran(graphs):
     assert graphs.runs == [3 * runs for runs in once]
 
 
+def test_answers_are_not_compiled(graphs):
+    model = reasoner("llama", "kava")
+    before, runs = model.generate(["w1 w2", "w3"], 5), sum(graphs.runs)
+    layerwise.switch_on(model.lm, False, True)
+    assert model.eval().generate(["w1 w2", "w3"], 5) == before
+    assert sum(graphs.runs) == runs
+
+
 def test_all_layers_share_what_is_compiled(graphs):
     numbers = []
     for layers in (2, 4):
