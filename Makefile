@@ -28,14 +28,14 @@ quickstart: .venv/ready
 test: .venv/ready-to-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Not with --quiet: then --strict would let warnings pass.
 docs: .venv/ready-to-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test-oldest: .venv-oldest/ready
-	.venv-oldest/bin/pytest -n logical --maxprocesses 4 --dist loadfile $(OLDEST:%=tests/test_%.py)
+	.venv-oldest/bin/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(OLDEST:%=tests/test_%.py)
 
 .venv-oldest/ready: pyproject.toml constraints-lowest.txt
 	@echo "Setting up .venv-oldest (once): the versions of constraints-lowest.txt"

@@ -24,6 +24,18 @@ settings.register_profile(
 settings.load_profile("kava")
 
 
+#: Files whose few tests wait for processes, browsers and compilers. They are begun first, so that
+#: no worker is left alone with one at the end (`--no-loadscope-reorder` keeps this order).
+LONG = (
+    "test_slurm", "test_parallel", "test_layerwise", "test_demo", "test_docs", "test_cli",
+    "test_resuming", "test_quickstart", "test_examples", "test_matrix",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
