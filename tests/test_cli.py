@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kava import ask, decoding
+from kava.__main__ import main
 from kava.errors import KavaError
 from kava.smoke import tiny_backbone
 
@@ -135,12 +136,18 @@ BAD = {
 
 
 @pytest.mark.parametrize("words, message", BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_line_and_status_2(words, message, backbone, tmp_path):
+def test_bad_input_is_one_line_and_status_2(
+    words, message, backbone, tmp_path, monkeypatch, capsys
+):
     words = [word.format(tmp=tmp_path, backbone=backbone) for word in words]
-    done = kava(*words, folder=Path(__file__).parents[1])
-    assert done.returncode == 2
-    last = done.stderr.strip().splitlines()
-    assert len(last) == 1 and message in last[0], done.stderr
+    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.setattr(sys, "argv", ["kava", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    last = told.strip().splitlines()
+    assert len(last) == 1 and message in last[0], told
     assert not (tmp_path / "r" / "metrics.jsonl").exists() and not (tmp_path / "r").is_file()
 
 
