@@ -336,6 +336,7 @@ def test_the_readme_says_what_was_measured():
         f"{served['one_client_per_second']:.0f} with one",
         f"{served['answers']:,} answers as offline, none lost",
         f"{attacked['requests']:,} hostile requests",
+        f"18 runs need {read('matrix_paper')['totals']['flops_least'] / 1e18:.0f} EFLOP",
     ):  # fmt: skip
         assert told in text, told
     assert served["wrong"] == served["lost"] == attacked["wrong"] == 0

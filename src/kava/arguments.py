@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
-from kava import batching, parallel
+from kava import batching, disk, parallel
 from kava.errors import KavaError, unknown
 from kava.model import Reasoner
 from kava.recipe import Recipe, Train
@@ -43,7 +43,7 @@ def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -
         eval_steps=recipe.eval.every,
         save_strategy="steps" if settings.save_every else "no",
         save_steps=settings.save_every or 500,
-        save_total_limit=2,
+        save_total_limit=disk.KEPT,
         report_to=settings.report_to or "none",
         project="kava",
         run_name=run.name,

@@ -91,7 +91,8 @@ def read(file: Path) -> dict[str, Any]:
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise KavaError(f"{file}: cannot be read: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise KavaError(f"{file}: cannot be read: {reason}") from None
     if not is_training(tree):
         raise KavaError(f"{file}: not a result of kava bench train (rows with a share, mfu)")
     return tree
