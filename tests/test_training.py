@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from transformers import get_scheduler
 
+from kava.arguments import arguments
 from kava.errors import KavaError
 from kava.recipe import load_recipe
 from kava.run import read_metrics, read_result
@@ -105,6 +108,23 @@ def test_every_term_goes_to_tensorboard_where_asked(backbone, tmp_path):
     logged = read_metrics(tmp_path / "r")[0]
     for term in ("loss", "student_ce", "teacher_ce", "codi", "kv", "kv_step_1"):
         assert events.Scalars(f"train/{term}")[0].value == pytest.approx(logged[term])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_the_learning_rate_rises_during_the_warmup_of_every_schedule(schedule, tmp_path):
+    settings = [f"train.schedule={schedule}", "train.warmup=0.5", "train.steps=10"]
+    recipe = load_recipe("recipes/bench/cot.yaml", [*settings, "train.learning_rate=1.0"])
+    given = arguments(recipe, tmp_path, torch.device("cpu"), validate=False)
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=given.learning_rate)
+    warmup = given.get_warmup_steps(10)
+    rates = get_scheduler(given.lr_scheduler_type, optimiser, warmup, 10)
+    seen = []
+    for _ in range(10):
+        seen.append(rates.get_last_lr()[0])
+        optimiser.step()
+        rates.step()
+    assert seen[:6] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert (seen[6:] == [1] * 4) == (schedule == "constant")
 
 
 def test_validation_runs_where_the_recipe_says(whole):

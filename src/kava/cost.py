@@ -29,7 +29,7 @@ from kava import batching, checkpoint, hub, plain_run
 from kava import memory as memories
 from kava.data import data_sets, load_examples
 from kava.errors import KavaError
-from kava.memory import Memory, Traffic
+from kava.memory import Call, Memory, Traffic
 from kava.model import Reasoner
 from kava.recipe import Data, Recipe
 from kava.run import default_device
@@ -162,20 +162,17 @@ def stages(reasoner: Reasoner, steps: int, rows: int) -> list[tuple[int, int]]:
 @torch.no_grad()
 def traffic(reasoner: Reasoner, batches: Sequence[Batch], epoch: float) -> Traffic:
     """Run the loss of each batch at a point of the training; what goes into the backbone."""
-    seen = Traffic()
+    calls, labels = [], []
 
     def enters(module: nn.Module, args: tuple, inputs: Batch) -> None:
         rows, columns = inputs["inputs_embeds"].shape[:2]
         mask = inputs["attention_mask"]
         if isinstance(mask, dict):  # one for each kind of layer, of one shape
             mask = next(iter(mask.values()))
-        keys = mask.shape[-1]
-        seen.tokens += rows * columns
-        seen.keys += rows * keys
-        seen.cells += rows * columns * keys
+        calls.append(Call(rows, columns, mask.shape[-1]))
 
     def is_read(module: nn.Module, args: tuple) -> None:
-        seen.labels += args[0].shape[:-1].numel()
+        labels.append(args[0].shape[:-1].numel())
 
     hooks = [
         reasoner.lm.base_model.register_forward_pre_hook(enters, with_kwargs=True),
@@ -187,7 +184,7 @@ def traffic(reasoner: Reasoner, batches: Sequence[Batch], epoch: float) -> Traff
     finally:
         for hook in hooks:
             hook.remove()
-    return seen
+    return Traffic(calls, sum(labels))
 
 
 def _loss(reasoner: Reasoner, batch: Batch, epoch: float) -> None:
