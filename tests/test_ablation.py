@@ -417,6 +417,8 @@ def test_bad_input_says_what_would_be_right(run, tmp_path):
     (tmp_path / "ablation.json").write_text("[]")
     with pytest.raises(KavaError, match="not an ablation's result"):
         command("ablate", run, *synthetic, "--limit", 2, "-o", tmp_path)
+    with pytest.raises(KavaError, match="seed 99999999999999999999999 is out of range"):
+        command("ablate", run, *synthetic, "--seed", "9" * 23, "-o", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

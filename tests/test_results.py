@@ -15,6 +15,7 @@ from kava import recipe as recipes
 from kava.cli import app
 from kava.errors import KavaError
 from kava.evaluate.compare import compare
+from kava.evaluate.runner import Evaluation
 from kava.report import draw, results, table
 from kava.report.plots import looks
 from kava.report.rows import VALIDATION, make_row
@@ -394,8 +395,15 @@ def test_the_order_of_questions_does_not_matter(tmp_path):
         (lambda rows: [{**r, "correct": {"string": True}} for r in rows], "line 1: not read by"),
         (lambda rows: [{**r, "id": "q0"} for r in rows], "line 2: id 'q0' came before"),
         (lambda rows: [{"id": "q0"}], "line 1: not a prediction of kava eval"),
+        (lambda rows: [{"id": "q0", "correct": True}], "line 1: not a prediction of kava eval"),
+        (lambda rows: [{"id": "q0", "correct": ["numeric"]}], "line 1: not a prediction"),
+        (lambda rows: [{**rows[0], "id": None}], "line 1: not a prediction of kava eval"),
+        (lambda rows: [{**r, "correct": {"numeric": "false"}} for r in rows],
+         "line 1: 'numeric' in 'correct' must be true or false, not 'false'"),
+        (lambda rows: [{**r, "correct": {"numeric": None}} for r in rows], "false, not None"),
+        (lambda rows: [5], "line 1: not a JSON object but 5"),
     ],
-)
+)  # fmt: skip
 def test_runs_that_cannot_be_compared(tmp_path, change, said):
     a = predictions(tmp_path / "a", [True, False, True])
     b = predictions(tmp_path / "b", [True, False, True])
@@ -404,6 +412,27 @@ def test_runs_that_cannot_be_compared(tmp_path, change, said):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     with pytest.raises(KavaError, match=re.escape(said)):
         compare(a, b, "gsm8k")
+
+
+def test_what_eval_wrote_is_read_whatever_its_questions_hold(tmp_path):
+    """U+2028, U+0085 and the like end no line of JSONL."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, right in zip(folders, (True, False), strict=True):
+        record = {"id": "q0", "question": "a\u2028b\u0085c\x0bd", "answer": "1", "num_steps": 0}
+        record |= {"correct": {"numeric": right}, "finished": True}
+        file = folder / "predictions" / "gsm8k.jsonl"
+        Evaluation([record], {}).write_predictions(file)
+        assert len(file.read_text("utf-8").splitlines()) > 1
+    assert (found := compare(*folders, "gsm8k")).only_a == found.n == 1
+
+
+def test_a_file_that_is_no_text_and_a_seed_that_is_none(tmp_path):
+    a = predictions(tmp_path / "a", [True])
+    with pytest.raises(KavaError, match="seed 99999999999999999999999 is out of range; give one"):
+        compare(a, a, "gsm8k", seed=99999999999999999999999)
+    (a / "predictions" / "gsm8k.jsonl").write_bytes(b'{"id": "\xff"}\n')
+    with pytest.raises(KavaError, match="line 1: not UTF-8"):
+        compare(a, a, "gsm8k")
 
 
 # -- the commands --------------------------------------------------------------------------------

@@ -220,10 +220,12 @@ def ablate_task(
     """Measure on a task; table, plot and predictions go into the folder. Returns the table.
 
     Raises:
-        KavaError: see `ablate`; or the folder holds the ablation of another task.
+        KavaError: see `ablate`; the folder holds the ablation of another task, or the seed is out
+            of range.
     """
     from kava.report.ablation import draw
 
+    paired.check_seed(seed)
     _check_folder(folder, task.name)
     settings, recipe = reasoner.recipe.eval, reasoner.recipe
     batch_size = batch_size or settings.batch_size
