@@ -17,7 +17,14 @@ from kava import registry, rotary
 from kava.answer import Answer
 from kava.errors import KavaError
 from kava.evaluate import paired
-from kava.evaluate.answers import HEADLINE, RULES, percent, read_number, standard_error
+from kava.evaluate.answers import (
+    HEADLINE,
+    RULES,
+    percent,
+    read_number,
+    standard_error,
+    without_number,
+)
 from kava.evaluate.interventions import (
     INTERVENTIONS,
     Latents,
@@ -243,6 +250,7 @@ def ablate_task(
         "batch_size": batch_size,
         **measure(task.examples, answers, seed),
         "left_out": left_out(reasoner.lm),
+        "note": without_number(example.answer for example in task.examples),
         **provenance(),
     }
     _write_predictions(folder / "predictions" / "ablation", task.examples, answers, seed)
