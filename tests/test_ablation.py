@@ -426,9 +426,13 @@ def test_bad_input_says_what_would_be_right(run, tmp_path):
     (tmp_path / "ablation.json").write_text("[]")
     with pytest.raises(KavaError, match="not an ablation's result"):
         command("ablate", run, *synthetic, "--limit", 2, "-o", tmp_path)
-    with pytest.raises(KavaError, match="seed 99999999999999999999999 is out of range"):
-        command("ablate", run, *synthetic, "--seed", "9" * 23, "-o", tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_seed_out_of_range_is_known_before_the_work(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "ablate", lambda *_: pytest.fail("questions were asked"))
+    with pytest.raises(KavaError, match="seed 99999999999999999999999 is out of range"):
+        command("ablate", run, "--task", "synthetic", "--seed", "9" * 23, "-o", tmp_path / "new")
 
 
 @pytest.mark.parametrize("method", ("cot", "icot", "no_cot"))
