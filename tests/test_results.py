@@ -167,8 +167,9 @@ def test_methods_that_were_not_scored_alike_share_no_column(tmp_path, change, sa
         assert "n = 10 or 1,000" in table.results_table(groups).caption
         return
     said = said.removeprefix("n 1000 and 10, ")
-    with pytest.raises(KavaError, match=re.escape(f"alike on 'synthetic' ({said})")):
-        table.results_table(groups)
+    for made in (table.results_table, lambda them: list(draw.draw(them, ["synthetic"], tmp_path))):
+        with pytest.raises(KavaError, match=re.escape(f"alike on 'synthetic' ({said})")):
+            made(groups)
 
 
 def test_a_source_counts_by_the_name_of_its_file(tmp_path):
