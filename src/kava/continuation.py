@@ -124,13 +124,13 @@ def continue_thought(
     if config.stop_strings is not None:
         stops.append(StopStringCriteria(others.get("tokenizer", tokenizer), config.stop_strings))
         config.stop_strings = None
-    ends = _Ends(stops, prompt.shape[1], left)
     past = cache.fork(thought.past_key_values)
     # generate() multiplies rows for beams and further answers, but not those of a given cache.
-    beams, answers = config.num_beams or 1, config.num_return_sequences or 1
-    copies = max(beams, answers)
+    beams = config.num_beams or 1
+    copies = max(beams, config.num_return_sequences or 1)
     if copies > 1:
         past.batch_repeat_interleave(copies)
+    ends = (_EndsOfBeams if beams > 1 else _EndsOfRows)(stops, prompt.shape[1], left)
     most = room.positions(reasoner)
     uneven = most is not None and min(left) < max(left)
     with _no_position_from(reasoner.lm, most) if uneven else nullcontext():
@@ -143,10 +143,7 @@ def continue_thought(
             synced_gpus=False,  # where FSDP splits the weights, `kava.sharded` joins them before
             **others,
         )
-    new = new[:, prompt.shape[1] :]
-    if beams > 1:
-        return _of_beams(new, ids, [tokens for tokens in left for _ in range(answers)])
-    return Continuation(new, *ends.found(new))
+    return ends.found(new[:, prompt.shape[1] :])
 
 
 def _left(reasoner: Reasoner, mask: Tensor, max_new_tokens: int) -> list[int]:
@@ -178,39 +175,59 @@ class _Ends(StoppingCriteria):
 
     def __init__(self, criteria: StoppingCriteriaList, start: int, left: Sequence[int]):
         self.criteria, self.start, self.left = criteria, start, torch.tensor(left)
-        self.lengths = self.finished = None
 
     def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
         """[B], true where a row ends here or has ended before."""
-        rows, tokens = input_ids.shape[0], input_ids.shape[1] - self.start
-        if self.lengths is None or self.lengths.shape[0] != rows:
-            self.left = self.left.to(input_ids.device)
-            self.lengths = torch.zeros(rows, dtype=torch.long, device=input_ids.device)
-            self.finished = torch.zeros_like(self.lengths, dtype=torch.bool)
+        self.left = self.left.to(input_ids.device)
+        tokens, copies = input_ids.shape[1] - self.start, input_ids.shape[0] // len(self.left)
         finished = self.criteria(input_ids, scores, **more)
-        full = self.left.repeat_interleave(rows // len(self.left)) <= tokens
-        first = (self.lengths == 0) & (finished | full)
-        self.lengths = self.lengths.masked_fill(first, tokens)
-        self.finished = self.finished | (first & finished)
+        full = self.left.repeat_interleave(copies) <= tokens
+        self.keep(input_ids[:, self.start :], finished, full)
         return finished | full
 
-    def found(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Lengths and whether they are finished, of the rows [B, n] that were generated.
 
-        A row that never ended was cut off at the last column.
-        """
-        return self.lengths.masked_fill(self.lengths == 0, ids.shape[1]), self.finished
+class _EndsOfRows(_Ends):
+    """Of rows that stay where they are, each in its place; nothing is waited for on a GPU."""
+
+    lengths: Tensor | None = None
+
+    def keep(self, ids: Tensor, finished: Tensor, full: Tensor) -> None:
+        """Rows end here, by a criterion or as their tokens are used up; [B] each."""
+        if self.lengths is None:
+            self.lengths = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+            self.finished = torch.zeros_like(self.lengths, dtype=torch.bool)
+        first = (self.lengths == 0) & (finished | full)
+        self.lengths = self.lengths.masked_fill(first, ids.shape[1])
+        self.finished = self.finished | (first & finished)
+
+    def found(self, ids: Tensor) -> Continuation:
+        """Of the rows [B, n] that were generated; one that never ended was cut off at the end."""
+        lengths = self.lengths.masked_fill(self.lengths == 0, ids.shape[1])
+        return Continuation(ids, lengths, self.finished)
 
 
-def _of_beams(ids: Tensor, special: dict[str, Any], left: Sequence[int]) -> Continuation:
-    """The same, read off the tokens: which beams have led to these rows is not known any more."""
-    eos = torch.as_tensor(special["eos_token_id"], device=ids.device)
-    ends = torch.isin(ids, eos)
-    ended = ends.any(1)
-    real = (ids != special["pad_token_id"]).long()
-    unpadded = ids.shape[1] - real.flip(1).cummax(1).values.eq(0).sum(1)
-    lengths = torch.where(ended, ends.long().argmax(1) + 1, unpadded)
-    return Continuation(ids, lengths, ended | (lengths < torch.tensor(left, device=ids.device)))
+class _EndsOfBeams(_Ends):
+    """Of beams, which change places: found again by their tokens."""
+
+    def __init__(self, *given: Any):
+        super().__init__(*given)
+        #: (row of the batch, tokens up to the end) to whether a criterion ended it.
+        self.ended: dict[tuple[int, tuple[int, ...]], bool] = {}
+
+    def keep(self, ids: Tensor, finished: Tensor, full: Tensor) -> None:
+        """Beams end here, by a criterion or as their tokens are used up; [B * beams] each."""
+        beams = len(ids) // len(self.left)
+        for i in (finished | full).nonzero().flatten().tolist():
+            self.ended.setdefault((i // beams, tuple(ids[i].tolist())), bool(finished[i]))
+
+    def found(self, ids: Tensor) -> Continuation:
+        """Of the rows [B * answers, n] that were generated."""
+        answers, lengths, finished = len(ids) // len(self.left), [], []
+        for i, row in enumerate(ids.tolist()):
+            ends = [n for n in range(1, len(row)) if (i // answers, tuple(row[:n])) in self.ended]
+            lengths.append(min(ends, default=len(row)))
+            finished.append(self.ended.get((i // answers, tuple(row[: lengths[-1]])), False))
+        return Continuation(ids, *(torch.tensor(t, device=ids.device) for t in (lengths, finished)))
 
 
 @contextmanager

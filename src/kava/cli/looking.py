@@ -54,7 +54,8 @@ def ask(
     if question is not None:
         answer_one(reasoner, question, how, make_console())
     else:
-        if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no UTF-8 are told by their line
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            # Bytes that are no UTF-8 come through, and are then told with their line.
             sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
         answer_stream(reasoner, sys.stdin, how, make_console())
 
