@@ -120,7 +120,8 @@ def continue_thought(
         )
     # Criteria inside of ours, so that it sees which of them ends a row.
     stops = StoppingCriteriaList([*(others.pop("stopping_criteria", None) or ())])
-    stops.append(EosTokenCriteria(ids["eos_token_id"]))
+    if ids["eos_token_id"] is not None:
+        stops.append(EosTokenCriteria(ids["eos_token_id"]))
     if config.stop_strings is not None:
         stops.append(StopStringCriteria(others.get("tokenizer", tokenizer), config.stop_strings))
         config.stop_strings = None
