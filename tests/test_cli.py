@@ -102,6 +102,19 @@ BAD = {
         ["eval", "{backbone}", "--task", "synthetic", "--option", "max_step=2"],
         "max_step",
     ),
+    "no task": (["eval", "{backbone}", "--task", "", "-o", "{tmp}/r"], "no task is named"),
+    "a task twice": (
+        ["eval", "{backbone}", "--task", "synthetic, synthetic", "-o", "{tmp}/r"],
+        "task 'synthetic' is named twice",
+    ),
+    "scores into a file": (
+        ["eval", "{backbone}", "--task", "synthetic", "-o", "{backbone}/config.json"],
+        "config.json is a file; results go into a folder",
+    ),
+    "scores below a file": (
+        ["eval", "{backbone}", "--task", "synthetic", "-o", "{backbone}/config.json/a/b"],
+        "config.json is a file; results go into a folder",
+    ),
     "nothing to look into": (
         ["inspect", "{backbone}", "hello", "-o", "{tmp}/r"],
         "'cot' thinks in no latent tokens; give a run of coconut, codi",
@@ -148,6 +161,7 @@ def test_bad_input_is_one_line_and_status_2(
     told = capsys.readouterr().err
     last = told.strip().splitlines()
     assert len(last) == 1 and message in last[0], told
+    assert not (tmp_path / "r" / "result.json").exists()
     assert not (tmp_path / "r" / "metrics.jsonl").exists() and not (tmp_path / "r").is_file()
 
 
