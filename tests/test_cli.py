@@ -221,6 +221,15 @@ def test_smoke_runs_the_papers_recipe_and_its_checkpoint_shows_its_thoughts(tmp_
     assert all(len(line.split("  ")) >= 6 for line in latents)  # five tokens each
 
 
+def test_eval_says_how_many_right_answers_the_headline_cannot_read(backbone, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    asked = [{"question": "Is 4 even?", "answer": "yes"}, {"question": "2 and 2?", "answer": "4"}]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    done = kava("eval", backbone, "--task", "rows", "--file", rows, "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 2 right answers hold no number, such as 'yes'" in done.stdout
+
+
 def test_eval_writes_scores_and_predictions(backbone, tmp_path):
     done = kava("eval", backbone, "--task", "synthetic", "--limit", 12, "-o", tmp_path, "--json")
     assert done.returncode == 0, done.stderr

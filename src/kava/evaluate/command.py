@@ -10,6 +10,7 @@ from rich.console import Console
 
 from kava import parallel
 from kava.errors import KavaError
+from kava.evaluate.answers import without_number
 from kava.evaluate.runner import check_room
 from kava.recipe import Recipe
 from kava.report.tables import memory
@@ -58,6 +59,8 @@ def evaluate_tasks(
         summary = score_run(reasoner, task, folder, batch_size).summary
         summaries[task.name] = summary
         console.print(line(task.name, summary), highlight=False)
+        if note := without_number(example.answer for example in task.examples):
+            console.print(note, highlight=False)
     console.print(f"predictions and scores in {folder}", highlight=False)
     return summaries
 
