@@ -18,6 +18,7 @@ from kava.data import load_examples
 from kava.dry_run import _parts, _told
 from kava.model import Reasoner
 from kava.recipe import Recipe, load_recipe
+from kava.report.tables import memory as told_bytes
 from kava.smoke import tiny_backbone
 
 M, T = 4, 2
@@ -217,6 +218,35 @@ def test_activations_are_about_what_autograd_keeps(adapter, autocast, backbone, 
         reasoner.train()(**batch)
     sizes = (t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights)
     assert estimated == pytest.approx(sum(sizes), rel=0.15)
+
+
+def test_of_a_job_the_memory_is_that_of_one_process_on_its_gpu(backbone, rows, tmp_path, capsys):
+    from rich.console import Console
+
+    from kava.dry_run import list_runs
+    from kava.launch.slurm import Options
+    from kava.sweep import Scoring, plan
+
+    file, out, console = tmp_path / "kava.yaml", tmp_path / "out", Console(width=200)
+    train = {"steps": 1, "batch_size": 4, "learning_rate": 1e-3}
+
+    def told(jobs, **resources):
+        wanted = recipe("kava", backbone, rows, train=train, resources=resources)
+        file.write_text(wanted.model_dump_json(by_alias=True))
+        assert list_runs(plan([str(file)], [1], [], out, console), Scoring(), console, jobs, out)
+        said = capsys.readouterr().out
+        return re.search(r"would run .* ([\d.]+ [MG]B)", said)[1], said
+
+    estimators = [Estimator(device) for device in ("cpu", "cuda")]
+    wanted = recipe("kava", backbone, rows, train=train)
+    here, gpu = (told_bytes(one.cost(wanted).memory.total) for one in estimators)
+    half = told_bytes(estimators[1].cost(wanted, 2).memory.total)
+    assert len({here, gpu, half}) == 3
+    assert told(None, gpus=2)[0] == here, "on this machine it is one process"
+    assert told(Options(), gpus=1)[0] == gpu and told(Options(), gpus=2)[0] == half
+    assert told(Options(), gpus=0)[0] == here
+    assert "one process on a CPU" in told(Options(), gpus=0)[1]
+    assert "one process on a GPU" in told(Options())[1]
 
 
 def test_a_dry_run_lists_every_run_and_writes_nothing(backbone, rows, tmp_path, capsys):

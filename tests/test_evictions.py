@@ -179,6 +179,8 @@ def test_full_refuses_rows_before_the_first_step():
     blocks.method.check_rows(blocks.encoder.rows([stepped(4, (3, 2, 4))]))
     with pytest.raises(KavaError, match=r"trace of 4 tokens.*num_latents 3"):
         blocks.method.check_rows(blocks.encoder.rows([stepped(4, (3, 4))]))
+    with pytest.raises(KavaError, match=r"trace of 4 tokens.*num_latents 3"):
+        blocks(**batch(blocks, [stepped(4, (3, 4))]))  # where nobody has looked before
 
 
 @pytest.mark.parametrize("name", ["rkv", "rkv_decoding"])
