@@ -11,6 +11,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ import yaml
 from kava import registry
 from kava.__main__ import main
 from kava.assets import find_all
+from kava.card import card
 from kava.cli import app
 from kava.recipe import BackboneRecipe, Recipe, dump, load_recipe
 from kava.report import keys as key_meanings
@@ -275,6 +277,7 @@ def test_every_quoted_message_is_one_of_the_package():
 
 RECIPE = "recipes/quickstart/kava.yaml"
 CHECKPOINT = "checkpoints/quickstart/kava"
+IDENTITY = json.loads(read(f"{CHECKPOINT}/kava.json"))["backbone"]
 OWN = "data.train=good.jsonl data.validation=null"
 #: What somebody does who then reads the message, by its first words.
 MISTAKES = {
@@ -357,6 +360,21 @@ def test_every_recipe_key_that_a_page_names_exists():
     for page, text in told():
         for key in re.findall(rf"`((?:{sections})\.[a-z_0-9.]+)", text):
             assert key in keys or key.endswith(".py"), (page, key)
+
+
+def test_nobody_is_sent_to_the_kava_of_pypi():
+    """It is another project's; extras that are named exist."""
+    extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
+    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]
+    named = []
+    for file in [*files, *(ROOT / "src" / "kava").rglob("*.py")]:
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"pip install ['\"]?kava|kava\[", text), file
+        named += re.findall(r"pip install '\.\[(\w+)\]'|\binstall\('(\w+)'\)", text)
+    assert {one or other for one, other in named} >= {"serve", "demo", "eval", "slurm", "track"}
+    assert {one or other for one, other in named} <= extras.keys()
+    cards = (card(load_recipe(RECIPE), IDENTITY), read(f"{CHECKPOINT}/README.md"))
+    assert all("not on PyPI" in text for text in (read("README.md"), *cards))
 
 
 # -- the site ------------------------------------------------------------------------------------
