@@ -277,7 +277,6 @@ def test_every_quoted_message_is_one_of_the_package():
 
 RECIPE = "recipes/quickstart/kava.yaml"
 CHECKPOINT = "checkpoints/quickstart/kava"
-IDENTITY = json.loads(read(f"{CHECKPOINT}/kava.json"))["backbone"]
 OWN = "data.train=good.jsonl data.validation=null"
 #: What somebody does who then reads the message, by its first words.
 MISTAKES = {
@@ -373,7 +372,8 @@ def test_nobody_is_sent_to_the_kava_of_pypi():
         named += re.findall(r"pip install '\.\[(\w+)\]'|\binstall\('(\w+)'\)", text)
     assert {one or other for one, other in named} >= {"serve", "demo", "eval", "slurm", "track"}
     assert {one or other for one, other in named} <= extras.keys()
-    cards = (card(load_recipe(RECIPE), IDENTITY), read(f"{CHECKPOINT}/README.md"))
+    identity = json.loads(read(f"{CHECKPOINT}/kava.json"))["backbone"]
+    cards = (card(load_recipe(RECIPE), identity), read(f"{CHECKPOINT}/README.md"))
     assert all("not on PyPI" in text for text in (read("README.md"), *cards))
 
 

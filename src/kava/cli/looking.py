@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -43,7 +44,7 @@ def ask(
     run, question = (*words, None, None)[:2]
     if run is None and backbone is None:
         raise KavaError("ask: give a run folder, or a model with --backbone")
-    if run and backbone and question is None and not Path(run).exists():
+    if run and backbone and question is None and not os.path.exists(run):
         run, question = None, run  # `kava ask --backbone FOLDER "question"`
     reasoner = open_reasoner(run or backbone, backbone if run else None)
     how = Settings(show_thoughts, iterations, max_new_tokens, plan)
