@@ -25,7 +25,7 @@ def unknown(kind: str, name: str, known: Iterable[str], more: str = "") -> KavaE
 
 def install(extra: str) -> str:
     """How to get what an extra brings: from a clone, since PyPI's `kava` is another project."""
-    return f"install kava with its extra '{extra}': pip install '.[{extra}]' in its clone"
+    return f"install kava with its extra '{extra}': pip install -e '.[{extra}]' in its clone"
 
 
 @contextmanager
