@@ -186,8 +186,18 @@ def test_the_readme_runs_where_it_is_short(reader, monkeypatch):
             reader.follow(block)
 
 
-def test_the_readme_is_a_first_page():
-    assert len(read("README.md").splitlines()) <= 300
+def test_the_readme_is_a_first_page_whose_links_lead_somewhere():
+    text = read("README.md")
+    assert len(text.splitlines()) <= 300
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        assert (ROOT / file).exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", read(file or "README.md"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in headings}
+            assert anchor in slugs, target
 
 
 # -- commands that are only shown ----------------------------------------------------------------
@@ -236,7 +246,7 @@ def test_a_reference_page_is_what_the_code_says_now(file):
 def test_the_reference_of_python_has_every_public_name_and_its_arguments():
     page = read("docs/reference/python.md")
     assert all(re.search(rf"\b{name}\b", page) for name in kava.__all__ if name[0] != "_")
-    parts = re.findall(r"^### (.+)\n\n```text\n(.+?)\n```\n(.*?)(?=^##)", page, re.M | re.S)
+    parts = re.findall(r"^### ([^\n]+)\n\n```text\n(.+?)\n```\n(.*?)(?=^##)", page, re.M | re.S)
     assert len(parts) >= 16 and "device" in parts[0][1]
     for title, signature, told in parts:
         arguments = re.findall(r"\*{0,2}(\w+): ", signature)
