@@ -28,7 +28,7 @@ from tiny import (
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import kava
-from kava import adapter, attention, batching, cache, families, probe
+from kava import adapter, attention, batching, cache, families, probe, rotary
 from kava import backbone as backbones
 from kava.errors import KavaError
 from kava.inspect.decoded import decode_latents
@@ -389,6 +389,15 @@ def test_keys_are_not_turned_back_where_another_rotation_made_them():
     wrap(model)
     with pytest.raises(KavaError, match="pre_rope is not known for backbones of type glm4"):
         wrap(model, kv={"weight": 1.0, "keys": "pre_rope"})
+
+
+def test_large_keys_in_low_precision_are_turned_back():
+    # As Qwen2.5's: a bias makes some features of its keys far larger than others.
+    model = bare("qwen2").to(torch.bfloat16)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.k_proj.bias.zero_()[::5] = 170
+    rotary.check(model, "kv.keys: pre_rope", "use post_rope")
 
 
 def test_a_model_that_ignores_positions_is_refused(monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import weights
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from kava import backbone as backbones
@@ -48,7 +49,8 @@ def rows(tmp_path_factory):
 def recipe(method: str, backbone: Path | str, rows: Path | str, **changes) -> Recipe:
     tree = {
         "method": method, "backbone": str(backbone), "num_latents": M, "num_iterations": T,
-        "drop_last_step": False, "codi": {"weight": 1}, "kv": {"weight": 1}, "lora": {"r": 4},
+        "drop_last_step": False, "lora": {"r": 4},
+        **{name: {"weight": 1} for name in weights(method)},
         "data": {"train": str(rows)},
         "train": {"epochs": 2, "batch_size": 2, "micro_batch_size": 1, "learning_rate": 1e-3},
     }  # fmt: skip

@@ -170,7 +170,7 @@ def test_rows_in_different_stages_are_as_if_alone():
             alone = batch(thinker, [one])
             gone = int(alone["steps_mask"].sum() - data["steps_mask"][i].sum())
             alone = batching.without_first(alone, torch.tensor([gone]))
-            alone |= {"latents": torch.tensor([latents])}
+            alone |= {"latents": torch.tensor([latents]), "most_latents": latents}
             counts = {"written": torch.tensor(1)}
             total += thinker.method.loss(thinker, alone, counts)["loss"]
     torch.testing.assert_close(together, total / data["teacher_ids"].numel())
@@ -229,7 +229,6 @@ def test_blocks_come_in_one_by_one():
     (
         ({"num_latents": 7}, "num_latents 7 is not a multiple of latent_readout.width 3"),
         ({"latent_readout": {"width": None}}, "needs latent_readout.width"),
-        ({"codi": {"weight": 1}}, "no L_CODI"),
     ),
 )
 def test_lotus_refuses_what_it_cannot_do(changes, words):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import best, scores
-from tiny import batch, example, reasoner
+from tiny import batch, example, reasoner, stepped
 
 from kava import registry
 from kava.attention import answer_attention
@@ -165,6 +165,35 @@ def test_full_refuses_what_does_not_fit():
     with pytest.raises(KavaError, match=r"'full'.*trace of 9 tokens.*num_latents 5"):
         thinker = reasoner(kv={"weight": 1.0, "eviction": {"name": "full"}})
         thinker(**batch(thinker, [example(3, 9)]))
+
+
+def test_full_refuses_rows_before_the_first_step():
+    thinker = reasoner(kv={"weight": 1.0, "eviction": {"name": "full"}})
+    fits, long = thinker.encoder.rows([example(3, 5), example(3, 9)])
+    thinker.method.check_rows([fits])
+    with pytest.raises(KavaError, match=r"'full'.*trace of 9 tokens.*num_latents 5"):
+        thinker.method.check_rows([fits, long])
+    reasoner(kv={"weight": 0.0, "eviction": {"name": "full"}}).method.check_rows([long])
+    blocks = reasoner(method="lotus", kv={"weight": 1.0, "eviction": {"name": "full"}})
+    # The third step has no block of its own, and may be long.
+    blocks.method.check_rows(blocks.encoder.rows([stepped(4, (3, 2, 4))]))
+    with pytest.raises(KavaError, match=r"trace of 4 tokens.*num_latents 3"):
+        blocks.method.check_rows(blocks.encoder.rows([stepped(4, (3, 4))]))
+
+
+@pytest.mark.parametrize("name", ["rkv", "rkv_decoding"])
+def test_scores_are_those_of_fp32_in_mixed_precision(name):
+    thinker = reasoner(kv={"weight": 1.0, "eviction": {"name": name, "lambda": 0.5}})
+    data = batch(thinker, [example(3, 9), example(5, 7, 1)])
+    with torch.no_grad():
+        start = read_question(thinker, data)
+        teacher = read_written(thinker, start, data, queries=True)
+        plain = thinker.method.kv.choose(data, teacher)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = thinker.method.kv.choose(data, teacher)
+    for one, other in zip(plain, mixed, strict=True):
+        assert torch.equal(one.columns, other.columns)
+        torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=0)
 
 
 def compress(thinker, data, change=None):

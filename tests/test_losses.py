@@ -152,7 +152,8 @@ def test_a_batch_of_empty_traces_is_zero_and_finite(layerwise):
 
 @pytest.mark.parametrize("method", ("pccot", "kava"))
 def test_a_step_over_empty_traces_is_finite(family, method):
-    thinker = reasoner(family, method, kv={"weight": 1.0, "supervise": "all"})
+    changes = {"kv": {"weight": 1.0, "supervise": "all"}} if method == "kava" else {}
+    thinker = reasoner(family, method, **changes)
     terms = thinker(**batch(thinker, [example(4, 0), example(7, 0, 1)]))
     terms["loss"].backward()
     assert terms.get("kv", torch.zeros(())) == 0
@@ -171,7 +172,30 @@ def test_masked_std_is_torchs_over_what_is_left():
     values, mask = torch.randn(2, 5, 3), torch.tensor([1, 0, 1, 1, 0]).bool()[None, :, None]
     found = masked_std(values, mask, (1, 2)).flatten()
     torch.testing.assert_close(found, values[:, [0, 2, 3]].flatten(1).std(1))
-    assert masked_std(values, torch.zeros(1).bool(), (0, 1, 2)) == pytest.approx(1e-6)
+    assert masked_std(values, torch.zeros(1).bool(), (0, 1, 2)) == 1
+    assert masked_std(torch.zeros(2, 5, 3), mask, (0, 1, 2)) == 1
+    assert masked_std(1e-9 * values, mask, (0, 1, 2)) == pytest.approx(1e-6)
+
+
+def test_empty_traces_that_count_as_zeros_do_not_blow_up():
+    # All of what the latents are compared with is zero, and so is its standard deviation.
+    rows = [example(4, 0), example(7, 0, 1)]
+    found = {}
+    for reading in ("mask", "zeros"):
+        thinker = reasoner(short_traces=reading)
+        found[reading] = thinker(**batch(thinker, rows))["kv"]
+    assert found["mask"] == 0 and 0 < found["zeros"] < 1e3
+
+
+def test_a_loss_without_weight_is_left_out_and_its_pass_with_it():
+    thinker = reasoner(kv={"weight": 0.0})
+    data = batch(thinker, [example(4, 3), example(7, 5, 1)])
+    plain = reasoner(method="pccot", codi={"weight": 0.7, "loss": "l1"})
+    plain.load_state_dict(thinker.state_dict())
+    terms, same = thinker(**data), plain(**data)
+    assert terms.keys() == same.keys() and "kv" not in terms
+    assert terms["loss"] == same["loss"]
+    assert not thinker.method.needs_queries
 
 
 def test_cross_entropy_divides_by_the_count_it_is_given():

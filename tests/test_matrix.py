@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from tiny import weights
 from transformers import AutoConfig, LlamaForCausalLM
 
 from kava import adapter as adapters
@@ -75,7 +76,7 @@ OWN = {
         "num_latents": 2, "method_options": {"max_stage": 1, "epochs_per_stage": 0.7},
     },
     "lotus": {
-        "num_latents": 6, "codi": {"weight": 0}, "kv": {"weight": 0},
+        "num_latents": 6, "kv": {"weight": 0},
         "latent_readout": {"weight": 0.1, "width": 3}, "method_options": {"epochs_per_stage": 1},
     },
 }  # fmt: skip
@@ -85,7 +86,7 @@ def recipe(method: str, backbone: Path | str, rows: Path | str, **changes) -> Re
     tree = {
         "method": method, "backbone": str(backbone), "num_latents": 4, "num_iterations": 2,
         "projection": "mlp", "drop_last_step": False, "lora": {"r": 4, "dropout": 0},
-        "codi": {"weight": 1}, "kv": {"weight": 1}, "data": {"train": str(rows)},
+        **{name: {"weight": 1} for name in weights(method)}, "data": {"train": str(rows)},
         "train": {"epochs": 1.5, "batch_size": 2, "micro_batch_size": 1, "learning_rate": 1e-3},
     }  # fmt: skip
     return Recipe.model_validate({**tree, **OWN.get(method, {}), **changes})

@@ -89,7 +89,7 @@ def test_training_may_change_and_goes_on_from_where_it_is(backbone):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"method": "pccot"}, "method is 'pccot' and this reasoner's is 'kava'"),
+        ({"method": "pccot", "kv": {}}, "method is 'pccot' and this reasoner's is 'kava'"),
         ({"adapter": "full"}, "adapter is 'full'"),
         ({"lora": {"r": 8, "dropout": 0}}, "lora.r is 8"),
         ({"projection": "mlp"}, "projection is 'mlp'"),

@@ -44,8 +44,7 @@ def supervised_rows(thinker, data):
     """The batch row of every logit that a training step computes, in the order of its calls."""
     method = thinker.recipe.method
     if method == "lotus":
-        readout = thinker.method.readout.labels(thinker.method.supervised(data), 99)[0]
-        return [data["left"]["teacher_rows"], readout, data["teacher_rows"]]
+        return [data["left"]["teacher_rows"], data["readout_rows"], data["teacher_rows"]]
     if method in ("cot", "icot", "coconut"):
         return [data["teacher_rows"]]
     return (

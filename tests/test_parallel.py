@@ -48,18 +48,19 @@ KAVA = {
 }  # fmt: skip
 FIVE = {**KAVA["train"], "steps": 5, "save_every": None}
 WHOLE = {"adapter": "full", "train": {**FIVE, "micro_batch_size": None}}
+UNWEIGHTED = {"codi": {"weight": 0}, "kv": {"weight": 0}}
 #: Where the recipe's micro-batch is the whole batch, its std is too, and so are its draws.
 RECIPES = {
     "lora": {},
     "full": WHOLE,
     "coconut": {
-        "method": "coconut", **WHOLE,
+        "method": "coconut", **UNWEIGHTED, **WHOLE,
         "method_options": {
             "max_stage": 2, "epochs_per_stage": 0.25, "latents_per_stage": 2, "uniform_prob": 0.4,
         },
     },
     "icot": {
-        "method": "icot", **WHOLE,
+        "method": "icot", **UNWEIGHTED, **WHOLE,
         "method_options": {"tokens_per_epoch": 100, "smoothing": 0.3},
     },
     "lotus": {

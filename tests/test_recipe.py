@@ -198,3 +198,17 @@ def test_a_backbone_recipe_has_its_own_keys(written):
     assert load_recipe(file, kind=BackboneRecipe).architecture.num_kv_heads == 1
     with pytest.raises(KavaError, match=r"architecture.num_layer'; did you mean 'num_layers'"):
         load_recipe(file, ["architecture.num_layer=2"], BackboneRecipe)
+
+
+@pytest.mark.parametrize(
+    "method,section",
+    (
+        ("pccot", "kv"), ("pccot", "latent_readout"), ("codi", "kv"), ("cot", "codi"),
+        ("no_cot", "kv"), ("icot", "codi"), ("coconut", "codi"), ("lotus", "codi"),
+    ),
+)  # fmt: skip
+def test_the_weight_of_a_loss_that_a_method_does_not_have_is_refused(written, method, section):
+    given = [f"method={method}"] + ["codi.weight=0"] * (section != "codi")
+    words = f"{section}.weight 2.0: method '{method}' has no such loss; leave it at 0"
+    refuses(written(), words, overrides=[*given, f"{section}.weight=2"])
+    load_recipe(written(), [*given, f"{section}.weight=0"])

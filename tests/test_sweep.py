@@ -32,7 +32,7 @@ def backbone(tmp_path_factory):
 def write(folder: Path, name: str, backbone: Path, **changes) -> Path:
     tree = {
         "method": "no_cot", "backbone": str(backbone), "adapter": "full", "num_latents": 4,
-        "num_iterations": 1, "kv": {"weight": 1},
+        "num_iterations": 1,
         "data": {"train": "synthetic", "train_rows": 16,
                  "validation": "synthetic", "validation_rows": 4},
         "train": {"steps": 2, "batch_size": 4, "learning_rate": 1e-3, "log_every": 1},

@@ -9,12 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from rich.console import Console
+from transformers import get_scheduler
 
+from kava.arguments import arguments
 from kava.errors import KavaError
 from kava.recipe import load_recipe
-from kava.run import read_metrics, read_result
+from kava.run import read_metrics, read_result, train_run
 from kava.smoke import tiny_backbone
+from kava.trainer import StepTrainer
 
 VOLATILE = {"tokens_per_second", "seconds_per_step", "epoch"}
 
@@ -107,6 +112,23 @@ def test_every_term_goes_to_tensorboard_where_asked(backbone, tmp_path):
         assert events.Scalars(f"train/{term}")[0].value == pytest.approx(logged[term])
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_the_learning_rate_rises_during_the_warmup_of_every_schedule(schedule, tmp_path):
+    settings = [f"train.schedule={schedule}", "train.warmup=0.5", "train.steps=10"]
+    recipe = load_recipe("recipes/bench/cot.yaml", [*settings, "train.learning_rate=1.0"])
+    given = arguments(recipe, tmp_path, torch.device("cpu"), validate=False)
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=given.learning_rate)
+    warmup = given.get_warmup_steps(10)
+    rates = get_scheduler(given.lr_scheduler_type, optimiser, warmup, 10)
+    seen = []
+    for _ in range(10):
+        seen.append(rates.get_last_lr()[0])
+        optimiser.step()
+        rates.step()
+    assert seen[:6] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert (seen[6:] == [1] * 4) == (schedule == "constant")
+
+
 def test_validation_runs_where_the_recipe_says(whole):
     steps = [r["step"] for r in read_metrics(whole[0]) if "validation_accuracy" in r]
     assert steps == [6, 12]
@@ -167,6 +189,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(backbone, tmp_path):
         kava("train", recipe, "train.learning_rate=1e30", "train.clip=1e30", "-o", tmp_path / "r")
     )
     assert status == 2 and "not finite" in err and "Traceback" not in err
+
+
+def test_a_trace_that_its_eviction_cannot_take_is_refused_before_the_first_step(
+    backbone, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(StepTrainer, "train", lambda *_, **__: pytest.fail("a step was begun"))
+    recipe = write_recipe(tmp_path, backbone)
+    changes = ["kv.weight=1", "kv.eviction.name=full", "num_latents=2", "num_iterations=1"]
+    run = tmp_path / "r"
+    with pytest.raises(KavaError, match=r"'full' keeps everything, but a reasoning trace of \d+"):
+        train_run(load_recipe(recipe, changes), run, Console(quiet=True))
+    assert not (run / "checkpoints").exists()
 
 
 def test_a_validation_question_among_the_training_rows_is_refused(backbone, tmp_path):

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from kava import backbone as backbones
-from kava import batching
+from kava import batching, registry
 from kava.model import Reasoner
 from kava.recipe import Recipe
 from kava.types import Example
@@ -91,10 +91,15 @@ def bare(family: str, seed: int = 0, **changes: Any):
 
 SPECIAL = {
     "coconut": {"num_latents": 4, "method_options": {"max_stage": 2}},
-    "lotus": {
-        "num_latents": 6, "codi": {"weight": 0.0}, "latent_readout": {"weight": 0.3, "width": 3},
-    },
-}  # fmt: skip
+    "lotus": {"num_latents": 6, "latent_readout": {"weight": 0.3, "width": 3}},
+}
+WEIGHTS = {"codi": {"weight": 0.7}, "kv": {"weight": 1.3}}
+
+
+def weights(method: str) -> dict[str, Any]:
+    """Of the distillation losses that a method has."""
+    losses = registry.find("methods", method).losses
+    return {name: section for name, section in WEIGHTS.items() if name in losses}
 
 
 def recipe(method: str = "kava", **changes: Any) -> Recipe:
@@ -102,7 +107,7 @@ def recipe(method: str = "kava", **changes: Any) -> Recipe:
     tree = {
         "method": method, "backbone": "tiny", "adapter": "full", "drop_last_step": False,
         "num_latents": 5, "num_iterations": 2,
-        "codi": {"weight": 0.7}, "kv": {"weight": 1.3},
+        **weights(method),
         "data": {"train": "nothing"}, "train": {"steps": 1, "learning_rate": 1e-3},
     }  # fmt: skip
     return Recipe.model_validate({**tree, **SPECIAL.get(method, {}), **changes})

@@ -30,7 +30,7 @@ def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         adam_beta2=settings.adam_beta2,
-        lr_scheduler_type=settings.schedule,
+        lr_scheduler_type=_SCHEDULES.get(settings.schedule, settings.schedule),
         warmup_steps=settings.warmup,
         max_grad_norm=settings.clip,
         bf16=settings.precision == "bf16" or (settings.precision == "auto" and on_gpu),
@@ -52,6 +52,10 @@ def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -
         dataloader_pin_memory=on_gpu,
         disable_tqdm=True,
     )
+
+
+#: Schedules that have another name there: the one called `constant` knows no warmup.
+_SCHEDULES = {"constant": "constant_with_warmup"}
 
 
 def rows_at_once(settings: Train, processes: int) -> int:

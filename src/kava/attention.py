@@ -78,6 +78,21 @@ def _counted(number: int) -> Iterator[None]:
             _recorders -= number
 
 
+#: Whether attention goes the way of GPUs on CPUs too.
+_as_on_gpus = False
+
+
+@contextmanager
+def as_on_gpus() -> Iterator[None]:
+    """Inside, attention holds on a CPU what it would hold on a GPU. Slower, for counting memory."""
+    global _as_on_gpus
+    before, _as_on_gpus = _as_on_gpus, True
+    try:
+        yield
+    finally:
+        _as_on_gpus = before
+
+
 @torch.compiler.disable
 def _record(module: nn.Module, query: Tensor, settings: dict[str, Any]) -> None:
     record = _recording.get()
@@ -103,7 +118,8 @@ def _sdpa(
         _record(module, query, kwargs)
     if kwargs.get("softcap") is not None:
         return capped_attention(query, key, value, attention_mask, **kwargs), None
-    if query.device.type == "cpu" and attention_mask is not None and query.shape[2] > 1:
+    on_cpu = query.device.type == "cpu" and not _as_on_gpus
+    if on_cpu and attention_mask is not None and query.shape[2] > 1:
         return masked_attention(query, key, value, attention_mask, **kwargs), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
@@ -200,7 +216,8 @@ def grouped_logits(
     """
     batch, heads, _, size = keys.shape
     grouped = queries.reshape(batch, heads, -1, queries.shape[2], size).float()
-    logits = torch.einsum("bhgad,bhcd->bhgac", grouped, keys.float()) * scaling
+    with torch.autocast(keys.device.type, enabled=False):  # it would make bf16 of products
+        logits = torch.einsum("bhgad,bhcd->bhgac", grouped, keys.float()) * scaling
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 

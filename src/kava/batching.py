@@ -130,7 +130,7 @@ def pad(sequences: Sequence[Sequence[int]], side: str, value: int = 0) -> tuple[
 
 @dataclass(frozen=True)
 class Labels:
-    """Which columns predict which tokens, as flat indices (no host sync on an accelerator).
+    """Which columns predict which tokens, as flat indices, found once for a batch.
 
     rows, columns, ids: [N]. A hidden state at (rows[n], columns[n]) predicts ids[n].
     """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,20 +37,39 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@dataclass
+@dataclass(frozen=True)
+class Call:
+    """A forward pass: new columns of so many rows, pads included, which attend to `keys` each."""
+
+    rows: int
+    columns: int
+    keys: int
+
+    @property
+    def tokens(self) -> int:
+        """What goes in."""
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
 class Traffic:
     """What went through a backbone during some losses.
 
-    tokens: rows times columns that went in, pads included.
-    keys: rows times the columns that were attended to, new and cached, summed over calls.
-    cells: rows times new columns times columns attended to: the cells of all masks.
     labels: positions at which logits were computed.
     """
 
-    tokens: int = 0
-    keys: int = 0
-    cells: int = 0
+    calls: Sequence[Call] = ()
     labels: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Of all calls."""
+        return sum(call.tokens for call in self.calls)
+
+    def times(self, share: float) -> Traffic:
+        """With so many times the rows."""
+        calls = [replace(call, rows=round(share * call.rows)) for call in self.calls]
+        return Traffic(calls, round(share * self.labels))
 
 
 @dataclass(frozen=True)
@@ -68,7 +88,7 @@ class Memory:
 
 
 def estimate(recipe: Recipe, seen: Traffic, device: str, model: nn.Module | None = None) -> Memory:
-    """For one process, with neither gradient checkpointing nor sharding.
+    """For one process; layers are taken not to be compiled, nor weights to be sharded.
 
         weights      4 per trained weight; 2 or 4 (bf16, fp32) per frozen one; where weights are
                      trained in bf16 autocast, 2 more for their copies
@@ -110,7 +130,13 @@ def activation_bytes(
                                                       b 2 v on CPUs, where nothing is repeated
         per cell of a mask    b
 
-    and once, per label and entry of the vocabulary, 8 + b: logits, probabilities, gradient.
+    With gradient checkpointing that of one layer and the largest pass, made anew, and per layer
+
+        per token             b d                     its input
+        per key               b 2 v                   cached
+
+    Once, per label and entry of the vocabulary, 8 + b: logits, probabilities, gradient. They are
+    gone before the first layer is made anew.
     Written down from the operations of transformers' Llama (ours). On small Llamas it is within
     15 % of what autograd keeps; rougher for other families and attention kernels.
     """
@@ -124,11 +150,20 @@ def activation_bytes(
     if recipe.adapter == "full":
         per_token += 8 * d + b * (2 * d + f)
     adapted = [m for m in model.modules() if getattr(m, "lora_A", None)]
-    adapters = sum((b + 1) * m.in_features + b * recipe.lora.r for m in adapted)  # in all layers
+    adapters = sum((b + 1) * m.in_features + b * recipe.lora.r for m in adapted)
+    per_token += adapters / shape.num_hidden_layers
     per_key = b * (2 * v if device == "cpu" else 2 * q + 2 * v)
-    in_layers = seen.tokens * per_token + seen.keys * per_key + seen.cells * b
+
+    def in_a_layer(call: Call) -> float:
+        keys = call.rows * call.keys
+        return call.tokens * per_token + keys * per_key + keys * call.columns * b
+
     logits = seen.labels * shape.vocab_size * (8 + b)
-    return shape.num_hidden_layers * in_layers + seen.tokens * adapters + logits
+    if not recipe.train.gradient_checkpointing:
+        return shape.num_hidden_layers * sum(map(in_a_layer, seen.calls)) + logits
+    kept = sum(call.tokens * b * d + call.rows * call.keys * b * 2 * v for call in seen.calls)
+    again = max(map(in_a_layer, seen.calls), default=0)
+    return shape.num_hidden_layers * kept + max(logits, again)
 
 
 def autocasts(recipe: Recipe, device: str) -> bool:

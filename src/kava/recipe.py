@@ -249,6 +249,17 @@ class Recipe(Section):
         return tree
 
     @model_validator(mode="after")
+    def _only_losses_of_the_method(self) -> Recipe:
+        known = registry.find("methods", self.method).losses
+        for name in ("codi", "kv", "latent_readout"):
+            if name not in known and (weight := getattr(self, name).weight):
+                raise ValueError(
+                    f"{name}.weight {weight}: method '{self.method}' has no such loss; leave it at "
+                    f"0" + (f" (it has {', '.join(known)})" if known else "")
+                )
+        return self
+
+    @model_validator(mode="after")
     def _resolve_method_options(self) -> Recipe:
         kind = registry.find("methods", self.method).Options
         try:

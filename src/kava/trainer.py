@@ -34,8 +34,9 @@ class StepTrainer(Trainer):
     """Trainer whose losses are sums over the whole batch's denominators, and which logs each term.
 
     Each micro-batch carries the denominators of all micro-batches of its step, on all processes,
-    so that accumulated equals whole. Which rows, which random numbers and which denominators a
-    micro-batch has depends on its place in the training alone, not on who computes it: with
+    so that accumulated equals whole, but for the standard deviations in L_CODI and L_KV, which are
+    a micro-batch's. Which rows, which random numbers and which denominators a micro-batch has
+    depends on its place in the training alone, not on who computes it: with
     `train.micro_batch_size` given, any number of processes does what one does.
     """
 
@@ -335,6 +336,7 @@ def train(
     recipe = reasoner.recipe
     rows = reasoner.encoder.rows(examples)
     check_schedule(reasoner, rows)
+    reasoner.method.check_rows(rows)
     layerwise.switch_on(reasoner.lm, recipe.train.gradient_checkpointing, recipe.train.compile)
     start = parallel.agreed(lambda: last_checkpoint(run)) if resume else None
     if start:

@@ -48,8 +48,8 @@ def bench_train(
     Raises:
         KavaError: a recipe or shape that is not possible.
     """
-    device, paths = torch.device(default_device()), _expanded(paths)
-    recipes = {_name(path, paths): load_recipe(path, list(settings)) for path in paths}
+    device, paths = torch.device(default_device()), expanded(paths)
+    recipes = {name_of(path, paths): load_recipe(path, list(settings)) for path in paths}
     trainings = {
         name: Training.build(recipe, plan.shape or recipe.backbone, plan.lengths, device)
         for name, recipe in recipes.items()
@@ -65,7 +65,7 @@ def bench_train(
         "what": "one optimiser step: forward, backward, clipping, AdamW; random weights and tokens",
         "shapes": {name: plan.shape or recipe.backbone for name, recipe in recipes.items()},
         "lengths": dataclasses.asdict(plan.lengths),
-        "recipes": {name: _settings(recipe) for name, recipe in recipes.items()},
+        "recipes": {name: settings_of(recipe) for name, recipe in recipes.items()},
         "matrix_flops_per_second": {name: round(rate) for name, rate in rates.items()},
         "rows": rows,
     }
@@ -84,8 +84,8 @@ def bench_generate(
     Raises:
         KavaError: a recipe, run or shape that is not possible.
     """
-    device, names = torch.device(default_device()), _expanded(names)
-    reasoners = {_name(n, names): _reasoner(n, settings, plan, device) for n in names}
+    device, names = torch.device(default_device()), expanded(names)
+    reasoners = {name_of(n, names): _reasoner(n, settings, plan, device) for n in names}
     rates = {name: _rate(r.recipe, device, r.lm.dtype) for name, r in reasoners.items()}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in reasoners}
     for size in batch_sizes:
@@ -102,14 +102,14 @@ def bench_generate(
         "what": "questions of one batch answered greedily; answers of a fixed length",
         "shapes": {name: r.identity["name"] for name, r in reasoners.items()},
         "lengths": dataclasses.asdict(plan.lengths),
-        "recipes": {name: _settings(r.recipe) for name, r in reasoners.items()},
+        "recipes": {name: settings_of(r.recipe) for name, r in reasoners.items()},
         "matrix_flops_per_second": {name: round(rate) for name, rate in rates.items()},
         "rows": rows,
     }
     return _write(told, plan, console)
 
 
-def _expanded(given: Sequence[str]) -> list[str]:
+def expanded(given: Sequence[str]) -> list[str]:
     """Patterns that the shell found nothing for, which may be those of shipped recipes."""
     patterns = [any(sign in name for sign in "*?[") for name in given]
     return [
@@ -147,14 +147,14 @@ def _rate(recipe: Recipe, device: torch.device, dtype: torch.dtype | None = None
     return matrix_rate(device, dtype)
 
 
-def _name(path: str, all_paths: Sequence[str]) -> str:
+def name_of(path: str, all_paths: Sequence[str]) -> str:
     """The file's own name, with its folder where two have the same."""
     stems = [Path(other).stem for other in all_paths]
     one = Path(path)
     return one.stem if stems.count(one.stem) == 1 else f"{one.parent.name}/{one.stem}"
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
+def settings_of(recipe: Recipe) -> dict[str, Any]:
     """What of a recipe a step depends on."""
     tree = recipe.model_dump(by_alias=True)
     return {k: v for k, v in tree.items() if k not in ("data", "eval", "description", "family")}

@@ -11,7 +11,12 @@ import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from kava import backbone as backbones
 from kava.attention import IMPLEMENTATION_NAME
@@ -72,17 +77,40 @@ def random_reasoner(recipe: Recipe, shape: str, device: torch.device) -> Reasone
     Raises:
         KavaError: the shape is not known, or does not fit the recipe.
     """
+    config, tokenizer = _fitting(shape)
+    torch.manual_seed(recipe.seed)
+    model = backbones.prepare(_made(config, backbones.choose_dtype(recipe, device), device))
+    return Reasoner(model, tokenizer, recipe, {"name": shape, "revision": None})
+
+
+def reasoner_of_sizes(recipe: Recipe, shape: str, dtype: torch.dtype) -> Reasoner:
+    """The same, but nothing is written into the backbone's weights, so that they take no memory.
+
+    Args:
+        dtype: of the frozen weights.
+
+    Raises:
+        KavaError: the shape is not known, or does not fit the recipe.
+    """
+    config, tokenizer = _fitting(shape)
+    model = _made(config, dtype, torch.device("meta")).to_empty(device="cpu")
+    model.tie_weights()
+    model.get_input_embeddings().weight.detach().zero_()  # new rows are drawn on their scale
+    return Reasoner(model, tokenizer, recipe, {"name": shape, "revision": None})
+
+
+def _fitting(shape: str) -> tuple[Any, PreTrainedTokenizerFast]:
     config, tokenizer = configuration(shape), _tokenizer()
     if config.get_text_config().vocab_size < len(tokenizer) + 3:
         raise KavaError(f"shape '{shape}': vocab_size must be {len(tokenizer) + 3} or more")
-    dtype = backbones.choose_dtype(recipe, device)
-    torch.manual_seed(recipe.seed)
+    return config, tokenizer
+
+
+def _made(config: Any, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(
+        return AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=IMPLEMENTATION_NAME
         )
-    model = backbones.prepare(model)
-    return Reasoner(model, tokenizer, recipe, {"name": shape, "revision": None})
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from kava import batching, layerwise, memory
+from kava.batching import Row
 from kava.bench import flops
 from kava.bench.shapes import Lengths, random_reasoner, random_rows, to_device
 from kava.bench.timing import Piece, spread
@@ -39,33 +40,22 @@ class Training:
         Raises:
             KavaError: the shape, or the recipe on it, is not possible.
         """
-        reasoner = random_reasoner(recipe, shape, device).train()
-        size = recipe.train.batch_size
-        layerwise.switch_on(reasoner.lm, recipe.train.gradient_checkpointing, recipe.train.compile)
-        grouped = recipe.train.group_by_length
-        rows = random_rows(reasoner, lengths, size * POOL if grouped else size)
-        if grouped:
-            at = POOL // 2 * size
-            rows = sorted(rows, key=lambda row: row.columns)[at : at + size]
-        micro = recipe.train.micro_batch_size or size
-        pad = reasoner.tokenizer.pad_token_id
-        batches = [
-            reasoner.staged(to_device(batching.collate(rows[at : at + micro], pad), device))
-            for at in range(0, size, micro)
-        ]
-        parts = [reasoner.method.counts(batch) for batch in batches]
-        counts = {name: sum(part[name] for part in parts) for name in parts[0]}
-        trained = [weight for weight in reasoner.parameters() if weight.requires_grad]
-        settings = recipe.train
-        optimiser = torch.optim.AdamW(
-            trained,
-            settings.learning_rate,
-            (0.9, settings.adam_beta2),
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        reasoner = random_reasoner(recipe, shape, device)
+        return cls.of(reasoner, lengths, memory.autocasts(recipe, device.type))
+
+    @classmethod
+    def of(cls, reasoner: Reasoner, lengths: Lengths, autocast: bool) -> Training:
+        """A step of this reasoner."""
+        settings = reasoner.recipe.train
+        layerwise.switch_on(reasoner.lm, settings.gradient_checkpointing, settings.compile)
+        rows, micro = _batch(reasoner.train(), lengths), settings.micro_batch_size
+        pad, micro = reasoner.tokenizer.pad_token_id, micro or settings.batch_size
+        parts = (batching.collate(rows[at : at + micro], pad) for at in range(0, len(rows), micro))
+        batches = [reasoner.staged(to_device(part, reasoner.device)) for part in parts]
+        found = [reasoner.method.counts(batch) for batch in batches]
+        counts = {name: sum(part[name] for part in found) for name in found[0]}
         batches = [{**batch, "counts": counts} for batch in batches]
-        return cls(reasoner, batches, optimiser, memory.autocasts(recipe, device.type))
+        return cls(reasoner, batches, optimiser(reasoner), autocast)
 
     @property
     def device(self) -> torch.device:
@@ -121,6 +111,29 @@ class Training:
         with peak_memory(self.device) as peak:
             self.step()
         return asdict(peak)
+
+
+def optimiser(reasoner: Reasoner) -> torch.optim.AdamW:
+    """The recipe's, of what is trained."""
+    trained = [weight for weight in reasoner.parameters() if weight.requires_grad]
+    settings = reasoner.recipe.train
+    return torch.optim.AdamW(
+        trained,
+        settings.learning_rate,
+        (0.9, settings.adam_beta2),
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+def _batch(reasoner: Reasoner, lengths: Lengths) -> list[Row]:
+    """Rows of the recipe's global batch."""
+    size, grouped = reasoner.recipe.train.batch_size, reasoner.recipe.train.group_by_length
+    rows = random_rows(reasoner, lengths, size * POOL if grouped else size)
+    if not grouped:
+        return rows
+    at = POOL // 2 * size
+    return sorted(rows, key=lambda row: row.columns)[at : at + size]
 
 
 def _plain(batch: dict[str, Any]) -> dict[str, Any]:

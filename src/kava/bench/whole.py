@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,8 +152,7 @@ class Fitting:
 
     def at(self, rows: int) -> Fit:
         """With so many rows."""
-        share = rows / self.rows
-        seen = Traffic(**{name: round(n * share) for name, n in asdict(self.seen).items()})
+        seen = self.seen.times(rows / self.rows)
         return Fit(rows, memory.estimate(self.recipe, seen, "cuda", self.model))
 
     def within(self, limits: Sequence[float]) -> dict[float, Fit | None]:

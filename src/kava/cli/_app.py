@@ -38,6 +38,7 @@ class ManyWords(TyperCommand):
     kinds: ClassVar[dict[str, str]] = {
         "--seeds": r"\d+",
         "--batch": r"\d+",
+        "--rows": r"\d+",
         "--gpus": r"\d+",
         "--gpu-memory": r"\d+(\.\d+)?",
         "--measured": r"(?!-).+\.json",

@@ -73,6 +73,34 @@ def generate(
     bench_generate(run, settings or [], plan, batch or [1, 32], make_console())
 
 
+@bench_app.command(cls=ManyWords)
+def memory(
+    recipe: Annotated[list[str], typer.Argument(metavar="RECIPE", help="YAML file")],
+    rows: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N...", help="rows at once; the recipe's micro-batch if not given"),
+    ] = None,
+    shape: Shape = None,
+    question: Question = "59:70",
+    reasoning: Reasoning = "41",
+    answer: Answer = "8",
+    device: Annotated[
+        str, typer.Option(help="cuda (bf16 unless the recipe says otherwise) or cpu")
+    ] = "cuda",
+    settings: Settings = None,
+    output: Result = None,
+) -> None:
+    """Count the memory of a training step, for a GPU that need not be there.
+
+    The step runs on tensors that have sizes and no values; what lives at the same time is added up.
+    """
+    from kava.bench.memory_command import bench_memory
+    from kava.bench.shapes import Lengths, parse_range
+
+    lengths = Lengths(*map(parse_range, (question, reasoning, answer)))
+    bench_memory(recipe, settings or [], shape, lengths, rows or [], device, output, make_console())
+
+
 def _plan(
     lengths: tuple[str, ...], shape: str | None, repeats: int, warm_up: int, output: Path | None
 ) -> Any:

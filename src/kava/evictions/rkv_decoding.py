@@ -95,7 +95,8 @@ class RKVDecoding(Eviction):
         column = torch.arange(columns, device=mask.device)
         for rows in column.split(ROWS):
             another = (rows[:, None] != column) & mask[:, None, None, :]
-            cosine = unit[:, :, rows] @ unit.transpose(2, 3) * another
+            with torch.autocast(unit.device.type, enabled=False):  # which would make bf16 of it
+                cosine = unit[:, :, rows] @ unit.transpose(2, 3) * another
             spared = self.spared((cosine > self.threshold) & another, count)
             total += cosine.masked_fill(spared, 0).sum(2)
         return masked_softmax(total / count[:, None, None], mask[:, None, :])

@@ -18,9 +18,10 @@ def distance(kind: str, student: Tensor, teacher: Tensor) -> Tensor:
 def masked_std(values: Tensor, mask: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Standard deviation (n - 1) of unmasked values over `dims`, those kept with size 1.
 
-    `mask` is broadcastable to `values`. At least 1e-6, so that it can be divided by. Over all rows
-    of the micro-batch, also where several processes hold parts of it; `values` gets no gradient
-    then.
+    `mask` is broadcastable to `values`. To be divided by: at least 1e-6, and 1 where all values are
+    the same, as when nothing but zeros is compared (`short_traces: zeros`, a micro-batch of empty
+    traces). Over all rows of the micro-batch, also where several processes hold parts of it;
+    `values` gets no gradient then.
     """
     values = values.float()
     weight = mask.expand_as(values).to(values.dtype)
@@ -28,4 +29,5 @@ def masked_std(values: Tensor, mask: Tensor, dims: tuple[int, ...]) -> Tensor:
     count, total = over_batch(torch.stack(sums))
     mean = total / count.clamp(min=1)
     square = over_batch(((values - mean).square() * weight).sum(dims, keepdim=True))
-    return torch.sqrt(square / (count - 1).clamp(min=1)).clamp(min=1e-6)
+    std = torch.sqrt(square / (count - 1).clamp(min=1)).clamp(min=1e-6)
+    return std.masked_fill(square == 0, 1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from kava import cache
 from kava.attention import QueryRecord, record_queries
+from kava.batching import Row
 from kava.cache import KeyValues
 from kava.latents._state import LatentState, Tail
 from kava.losses.cross_entropy import cross_entropy
@@ -69,6 +71,8 @@ class Method(ABC):
     uses_latents = False
     #: Whether the number of iterations T can be chosen when a question is asked.
     iterates = False
+    #: Sections of a recipe whose loss this method has; elsewhere their `weight` must stay 0.
+    losses: ClassVar[tuple[str, ...]] = ()
     #: Recipe keys that this method sets differently; a recipe overrides them.
     defaults: ClassVar[dict[str, Any]] = {}
     #: The method's own keys: `method_options` in a recipe.
@@ -80,6 +84,9 @@ class Method(ABC):
 
     def check(self, reasoner: Reasoner) -> None:  # noqa: B027
         """Raise a KavaError where the backbone or the recipe does not fit the method."""
+
+    def check_rows(self, rows: Sequence[Row]) -> None:  # noqa: B027
+        """Raise a KavaError where training rows do not fit the method; before the first step."""
 
     def modules(self, reasoner: Reasoner) -> nn.ModuleDict:
         """Weights that only this method has; trained and saved with the rest."""
@@ -107,12 +114,16 @@ class Method(ABC):
         """Denominators of the losses of one staged micro-batch, scalars by name.
 
         A trainer that accumulates gradients adds them up over its micro-batches, so that the
-        accumulated gradient equals that of the whole batch.
+        accumulated gradient equals that of the whole batch (but for the standard deviations in
+        L_CODI and L_KV, which are a micro-batch's).
         """
         device = batch["question"].device
         written, answer = batch["teacher_ids"].numel(), batch["answer_ids"].numel()
         found = {"written": written, "answer": answer, "rows": batch["question"].shape[0]}
-        return {name: torch.tensor(value, device=device) for name, value in found.items()}
+        return {
+            name: torch.full((), value, dtype=torch.long, device=device)
+            for name, value in found.items()
+        }
 
     # -- what a method is ------------------------------------------------------------------------
 
@@ -245,7 +256,7 @@ def read_written(
     ids = torch.cat((batch["steps"], batch["answer"]), dim=1)
     mask = torch.cat((batch["steps_mask"], batch["answer_mask"]), dim=1)
     start, width = question[0].columns, batch["steps"].shape[1]
-    with record_queries(slice(width, None)) as record:
+    with record_queries(slice(width, None)) if queries else nullcontext() as record:
         output, after = reasoner.extend(question[0], reasoner.embed(ids), mask, layers)
     pairs = cache.detach(cache.key_values(after.past_key_values, start))
     return Written(
@@ -253,7 +264,7 @@ def read_written(
         colon=reasoner.colon_states(output, width) if layers else None,
         steps=[(keys[:, :, :width], values[:, :, :width]) for keys, values in pairs],
         answer=[(keys[:, :, width:], values[:, :, width:]) for keys, values in pairs],
-        queries=record if queries else None,
+        queries=record,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,8 +12,9 @@ from torch import Tensor, nn
 
 from kava import batching, cache, registry, rotary
 from kava.attention import answer_attention
+from kava.batching import Row
 from kava.cache import KeyValues
-from kava.evictions._base import Scored, best, gather
+from kava.evictions._base import Eviction, Scored, best, gather
 from kava.latents._state import LatentState
 from kava.losses.kv_cache import denominator, kv_cache_loss
 from kava.methods._base import Batch, Terms, Written
@@ -55,6 +58,16 @@ class KvDistillation:
         """Raise a KavaError where the backbone does not fit `kv.keys`."""
         if self.kv.keys == "pre_rope":
             rotary.check(reasoner.lm, "kv.keys: pre_rope", "use post_rope")
+
+    def check_rows(self, rows: Sequence[Row]) -> None:
+        """Raise a KavaError where the eviction cannot bring a row's trace to its budget."""
+        latents = self.recipe.num_latents
+        if self.width is None:
+            self.eviction.check(max(len(row.steps) for row in rows), latents)
+            return
+        compressed = range(latents // self.width)
+        sizes = [Counter(step for step in row.step_of if step in compressed) for row in rows]
+        self.eviction.check(max(max(size.values(), default=0) for size in sizes), self.width)
 
     def modules(self, reasoner: Reasoner) -> nn.ModuleDict:
         """The projection of keys and values, if the recipe has one."""
@@ -165,9 +178,11 @@ class KvDistillation:
             KavaError: the eviction cannot bring this trace to its budget.
         """
         blocks, chosen = self.blocks(batch), []
-        for mask, budget in blocks:
-            longest = mask.shape[1] if self.width is None else int(mask.sum(1).amax(0))
-            self.eviction.check(longest, budget)
+        if self.width is None:
+            self.eviction.check(batch["steps_mask"].shape[1], self.recipe.num_latents)
+        elif type(self.eviction).check is not Eviction.check:  # a GPU would have to be waited for
+            for mask, budget in blocks:
+                self.eviction.check(int(mask.sum(1).amax(0)), budget)
         for layer in range(len(teacher.steps)):
             seen = [self.scored(batch, teacher, layer, mask) for mask, _ in blocks]
             scores = [self.eviction.score(scored) for scored in seen]

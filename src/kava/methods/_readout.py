@@ -32,19 +32,23 @@ class Readout:
                 "reasoning step has a block of that many latents"
             )
 
+    def staged(self, batch: Batch, seen: Batch, latents: int) -> Batch:
+        """The batch with `readout_rows`, `readout_latents` and `readout_ids`, [N] each.
+
+        Args:
+            seen: the batch whose steps the first `latents` latents should name.
+        """
+        how = self.settings.width, self.settings.target
+        labels = readout_labels(seen["steps"], seen["step_of"], latents, *how)
+        names = ("readout_rows", "readout_latents", "readout_ids")
+        return {**batch, **dict(zip(names, labels, strict=True))}
+
     def counts(self, batch: Batch) -> Terms:
         """The number of supervised latents."""
-        rows = self.labels(batch, self.recipe.num_latents)[0]
-        return {"readout": torch.tensor(rows.numel(), device=rows.device)}
-
-    def labels(self, batch: Batch, latents: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows, latents and token ids, [N] each, for the first `latents` latents."""
-        settings = self.settings
-        return readout_labels(
-            batch["steps"], batch["step_of"], latents, settings.width, settings.target
-        )
+        ids = batch["readout_ids"]
+        return {"readout": torch.full((), ids.numel(), dtype=torch.long, device=ids.device)}
 
     def loss(self, reasoner: Reasoner, batch: Batch, counts: Terms, states: Tensor) -> Tensor:
         """Mean CE over supervised latents, whose states are [B, M, d]."""
-        rows, latents, ids = self.labels(batch, states.shape[1])
-        return latent_readout_loss(reasoner.logits(states[rows, latents]), ids, counts["readout"])
+        read = states[batch["readout_rows"], batch["readout_latents"]]
+        return latent_readout_loss(reasoner.logits(read), batch["readout_ids"], counts["readout"])

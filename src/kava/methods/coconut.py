@@ -12,7 +12,6 @@ import math
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from kava import batching
 from kava.errors import KavaError
@@ -103,7 +102,8 @@ class Coconut(LatentMethod):
         return (self.options.max_stage + 1) * self.options.epochs_per_stage
 
     def staged(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
-        """Adds `latents` [B], how many each row has; drops the steps that they replace."""
+        """Adds `latents` [B], how many each row has, and `most_latents`; drops the steps that
+        they replace."""
         device, rows = batch["steps"].device, batch["steps"].shape[0]
         stage = torch.full((rows,), self.stage(epoch))
         if self.options.uniform_prob > 0 and epoch < math.inf:
@@ -115,18 +115,19 @@ class Coconut(LatentMethod):
         latents = stage.clamp(max=self.options.max_stage) * self.options.latents_per_stage
         stage = stage.masked_fill(last, _ALL).to(device)
         tokens = batching.tokens_of_steps(batch, stage)
-        return {**batching.without_first(batch, tokens), "latents": latents.to(device)}
+        most, latents = int(latents.max()), latents.to(device)
+        left = batching.without_first(batch, tokens)
+        return {**left, "latents": latents, "most_latents": most}
 
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
         """CE over what is left of the steps, and the answer."""
         question, _ = read_question(reasoner, batch)
-        lengths: Tensor = batch["latents"]
         state = sequential.think(
             reasoner,
             question,
-            int(lengths.max()),
+            batch["most_latents"],
             student_tail(reasoner, batch, steps=True),
-            lengths,
+            batch["latents"],
         )
         ce = label_loss(reasoner, state.tail, batch, "teacher", counts["written"])
         return {"loss": ce, "student_ce": ce}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from pydantic import Field
 from torch import nn
 
@@ -57,6 +56,7 @@ class Lotus(LatentMethod):
 
     Options = Options
     iterates = True
+    losses = ("kv", "latent_readout")
     defaults = {
         "drop_last_step": False,
         "projection": "none",
@@ -75,11 +75,14 @@ class Lotus(LatentMethod):
         """Raise a KavaError where the recipe does not make whole blocks."""
         if self.recipe.latent_readout.width is None:
             raise KavaError("lotus needs latent_readout.width, the latents of a step")
-        if self.recipe.codi.weight > 0:
-            raise KavaError("lotus has no L_CODI; leave codi.weight at 0")
         self.readout.check()
         if self.distils:
             self.kv.check(reasoner)
+
+    def check_rows(self, rows) -> None:
+        """Raise a KavaError where a step is too long for the eviction."""
+        if self.distils:
+            self.kv.check_rows(rows)
 
     def modules(self, reasoner) -> nn.ModuleDict:
         """The projection of keys and values, if any."""
@@ -117,23 +120,23 @@ class Lotus(LatentMethod):
 
     def staged(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
         """`left`: the batch without the steps that are latents now; `stage` is their number."""
-        stage = torch.full((batch["steps"].shape[0],), self.stage(epoch))
-        stage = stage.to(batch["steps"].device)
-        left = batching.without_first(batch, batching.tokens_of_steps(batch, stage))
-        return {**batch, "stage": stage, "left": left}
+        stage = self.stage(epoch)
+        steps = batch["steps"].new_full((batch["steps"].shape[0],), stage)
+        left = batching.without_first(batch, batching.tokens_of_steps(batch, steps))
+        batch = {**batch, "stage": stage, "left": left}
+        return self.readout.staged(batch, self.supervised(batch), stage * self.width)
 
     def counts(self, batch: Batch) -> Terms:
         """Labels after <eot>, supervised latents, and what L_KV needs."""
         left = super().counts(batch["left"])
-        seen = self.supervised(batch)
-        found = {**super().counts(batch), "student": left["written"], **self.readout.counts(seen)}
+        found = {**super().counts(batch), "student": left["written"], **self.readout.counts(batch)}
         if self.distils:
-            found |= self.kv.counts(seen, int(batch["stage"].max()) * self.width)
+            found |= self.kv.counts(self.supervised(batch), batch["stage"] * self.width)
         return found
 
     def supervised(self, batch: Batch) -> Batch:
         """The batch with the steps that are latents now, and no others, in `step_of`."""
-        now = (batch["step_of"] >= 0) & (batch["step_of"] < batch["stage"][:, None])
+        now = (batch["step_of"] >= 0) & (batch["step_of"] < batch["stage"])
         return {**batch, "step_of": batch["step_of"].masked_fill(~now, -1)}
 
     def loops(self, stage: int) -> int:
@@ -143,14 +146,11 @@ class Lotus(LatentMethod):
 
     def work(self, batch: Batch) -> Work:
         """The question, the stage's latents and loops, what is left written; a teacher for L_KV."""
-        stage = int(batch["stage"].max())
+        stage = batch["stage"]
         question, left, answer = lengths(batch["left"])
         loops, latents = self.loops(stage), stage * self.width
         calls = [*chain(question), *refined(question, latents, loops, 1 + left + answer)]
-        seen = self.supervised(batch)
-        labels = (
-            batch["left"]["teacher_ids"].numel() + self.readout.labels(seen, latents)[0].numel()
-        )
+        labels = batch["left"]["teacher_ids"].numel() + batch["readout_ids"].numel()
         if self.distils:
             _, steps, _ = lengths(batch)
             calls += chain(steps + answer, after=question)
@@ -160,7 +160,7 @@ class Lotus(LatentMethod):
 
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
         """All loops of one step."""
-        recipe, stage = self.recipe, int(batch["stage"].max())
+        recipe, stage = self.recipe, batch["stage"]
         question = read_question(reasoner, batch)
         left = batch["left"]
         state = looped.think(
@@ -171,10 +171,9 @@ class Lotus(LatentMethod):
             student_tail(reasoner, left, steps=True),
             keep_all=self.distils and recipe.kv.supervise == "all",
         )
-        seen = self.supervised(batch)
         terms = {
             "student_ce": label_loss(reasoner, state.tail, left, "teacher", counts["student"]),
-            "readout": self.readout.loss(reasoner, seen, counts, state.latents),
+            "readout": self.readout.loss(reasoner, batch, counts, state.latents),
         }
         loss = terms["student_ce"] + self.readout.weight * terms["readout"]
         if self.distils:
@@ -182,6 +181,7 @@ class Lotus(LatentMethod):
             terms["teacher_ce"] = label_loss(
                 reasoner, teacher.hidden, batch, "teacher", counts["written"]
             )
+            seen = self.supervised(batch)
             terms |= self.kv.terms(reasoner, seen, counts, teacher, state)
             loss = loss + recipe.teacher_ce_weight * terms["teacher_ce"] + self.kv.weighted(terms)
         return {"loss": loss, **terms}

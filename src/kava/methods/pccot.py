@@ -28,6 +28,7 @@ class PCCoT(LatentMethod):
     """Wu, Teng, Tu, arXiv:2506.18582, with the question computed once."""
 
     iterates = True
+    losses = ("codi",)
     needs_queries = False
     defaults = {"codi": {"loss": "smooth_l1"}}  # as in their code
 

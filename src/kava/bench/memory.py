@@ -1,0 +1,126 @@
+"""`kava bench memory`: the memory of a training step, counted on tensors that have only sizes.
+
+The recipe's own step runs on fake tensors (`torch._subclasses.fake_tensor`), which have shapes,
+storages and a graph, and no values. Every storage that a torch operation makes is counted while
+it lives, so that the peak is that of the code, with nothing written down by hand. Not in it: the
+allocator's fragments, the kernels' own workspaces, CUDA's half gigabyte, buckets of DDP.
+"""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from kava import attention
+from kava import backbone as backbones
+from kava.bench.shapes import Lengths, reasoner_of_sizes
+from kava.bench.train import Training, optimiser
+from kava.memory import Memory, autocasts
+from kava.recipe import Recipe
+
+
+class Living(TorchDispatchMode):
+    """Counts bytes of storages, from when they are made until they are freed.
+
+    now, peak: at present, and at most.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._held: set[int] = set()
+
+    def hold(self, tensor: Tensor) -> None:
+        """Count a tensor that was there before, unless its storage is counted."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._held:
+            return
+        self._held.add(key)
+        weakref.finalize(storage, self._drop, key, size)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _drop(self, key: int, size: int) -> None:
+        self._held.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = call(*args, **(kwargs or {}))
+        for value in tree_leaves(made):
+            if isinstance(value, Tensor):
+                self.hold(value)
+        return made
+
+
+def count(recipe: Recipe, shape: str, lengths: Lengths, rows: int, device: str) -> Memory:
+    """What a step with `rows` rows at once holds at its peak.
+
+    Layers count uncompiled, whatever `train.compile` says.
+
+    Args:
+        device: on which it would run, `cpu` or `cuda`: the precision, and the way of attention.
+            There are CPU kernels in between; their CUDA kin keep the same tensors but for the mask
+            of attention, which those turn into numbers, layer by layer.
+
+    Raises:
+        KavaError: the shape, or the recipe on it, is not possible.
+    """
+    more = recipe.train.batch_size > rows  # gradients are there when the second one comes
+    train = {"batch_size": 2 * rows if more else rows, "micro_batch_size": rows, "compile": False}
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
+    reasoner = reasoner_of_sizes(recipe, shape, backbones.choose_dtype(recipe, device))
+    training = Training.of(reasoner, lengths, autocasts(recipe, device))
+    with attention.as_on_gpus() if device == "cuda" else nullcontext():
+        return _counted(training)
+
+
+def _counted(training: Training) -> Memory:
+    training, fake = _without_values(training)
+    reasoner, living = training.reasoner, Living()
+    with fake, living:
+        for tensor in (*reasoner.parameters(), *reasoner.buffers()):
+            living.hold(tensor)
+        weights = living.now
+        trained = [weight for weight in reasoner.parameters() if weight.requires_grad]
+        for weight in trained:
+            weight.grad = torch.zeros_like(weight)
+        gradients = living.now - weights
+        training.optimiser.step()
+        states = living.now - weights - gradients
+        training.optimiser.zero_grad()
+        for batch in training.micro_batches:
+            for tensor in tree_leaves(batch):
+                if isinstance(tensor, Tensor):
+                    living.hold(tensor)
+        living.peak = living.now
+        training.step()
+        return Memory(weights, gradients, states, living.peak - weights - gradients - states)
+
+
+def _without_values(training: Training) -> tuple[Training, FakeTensorMode]:
+    """The same step of tensors with sizes alone; the reasoner is changed in place."""
+    fake, twins = FakeTensorMode(), {}
+
+    def twin(tensor: Tensor | None) -> Tensor | None:
+        if tensor is not None and id(tensor) not in twins:
+            made = fake.from_tensor(tensor.detach())
+            is_weight = isinstance(tensor, nn.Parameter)
+            twins[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if is_weight else made
+        return None if tensor is None else twins[id(tensor)]
+
+    for module in training.reasoner.modules():
+        for tensors in (module._parameters, module._buffers):
+            tensors.update({name: twin(tensor) for name, tensor in tensors.items()})
+    batches = tree_map_only(Tensor, twin, training.micro_batches)
+    with fake:
+        adam = optimiser(training.reasoner)
+    return replace(training, micro_batches=batches, optimiser=adam), fake

@@ -1,0 +1,101 @@
+"""What `kava bench memory` says and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from kava.bench import memory
+from kava.bench.command import expanded, name_of, settings_of
+from kava.bench.shapes import Lengths
+from kava.errors import KavaError
+from kava.launch.attempt import say_plainly
+from kava.memory import Memory
+from kava.provenance import provenance, write_json
+from kava.recipe import load_recipe
+from kava.report.tables import memory as told_bytes
+
+DEVICES = ("cuda", "cpu")
+#: What the numbers leave out.
+LEFT_OUT = (
+    "counted on tensors without values: storages that live at the same time, in a step like any "
+    "but the first; the allocator's fragments, the kernels' workspaces and CUDA's half gigabyte "
+    "are not in, and layers count uncompiled"
+)
+
+
+def bench_memory(
+    paths: Sequence[str],
+    settings: Sequence[str],
+    shape: str | None,
+    lengths: Lengths,
+    sizes: Sequence[int],
+    device: str,
+    output: Path | None,
+    console: Console,
+) -> dict[str, Any]:
+    """Count each recipe's step with so many rows at once; print and write it.
+
+    Args:
+        sizes: numbers of rows; the recipe's own micro-batch if there are none.
+        device: see `kava.bench.memory.count`.
+
+    Raises:
+        KavaError: a recipe, shape, device or number of rows that is not possible.
+    """
+    if device not in DEVICES:
+        raise KavaError(f"--device {device}: {' or '.join(DEVICES)}")
+    if any(size < 1 for size in sizes):
+        raise KavaError("--rows are numbers above 0")
+    paths = expanded(paths)
+    recipes = {name_of(path, paths): load_recipe(path, list(settings)) for path in paths}
+    rows: dict[str, dict[int, Memory]] = {}
+    with console.status("counting") as status:
+        for name, recipe in recipes.items():
+            own = recipe.train.micro_batch_size or recipe.train.batch_size
+            rows[name] = {}
+            for size in sizes or [own]:
+                status.update(f"counting {name}, {size} rows")
+                on = shape or recipe.backbone
+                rows[name][size] = memory.count(recipe, on, lengths, size, device)
+    console.print(_table(rows))
+    say_plainly(console, LEFT_OUT)
+    told = {
+        "what": f"bytes that one training step holds at its peak, as on {device}",
+        "left_out": LEFT_OUT,
+        "device": device,
+        "shapes": {name: shape or recipe.backbone for name, recipe in recipes.items()},
+        "lengths": asdict(lengths),
+        "recipes": {name: settings_of(recipe) for name, recipe in recipes.items()},
+        "rows": {
+            name: {str(size): {**asdict(one), "peak": one.total} for size, one in by_size.items()}
+            for name, by_size in rows.items()
+        },
+        **provenance(),
+    }
+    if output:
+        write_json(output, told)
+        console.print(f"written {output}", highlight=False)
+    return told
+
+
+def _table(rows: dict[str, dict[int, Memory]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for heading in _HEADINGS:
+        table.add_column(heading, justify="left" if heading == _HEADINGS[0] else "right")
+    for name, by_size in rows.items():
+        for size, one in by_size.items():
+            parts = (one.weights, one.gradients, one.optimiser, one.activations, one.total)
+            table.add_row(name, f"{size:,}", *map(told_bytes, parts))
+    return table
+
+
+_HEADINGS = (
+    "recipe", "rows", "weights", "gradients", "optimiser", "activations", "peak",
+)  # fmt: skip

@@ -1,0 +1,156 @@
+"""The memory of a training step: counted on fake tensors, counted on real ones, and estimated."""
+
+import gc
+import json
+import math
+
+import pytest
+import torch
+from rich.console import Console
+
+from kava import attention, cost, memory, registry
+from kava.bench import memory as counting
+from kava.bench.memory import Living
+from kava.bench.memory_command import bench_memory
+from kava.bench.shapes import Lengths, configuration, random_reasoner
+from kava.bench.train import Training
+from kava.errors import KavaError
+from kava.recipe import load_recipe
+
+SHORT = Lengths(question=(5, 9), reasoning=(6, 6), answer=(7, 7))
+TINY = (
+    "llama:hidden_size=16,num_hidden_layers=2,intermediate_size=24,num_attention_heads=4,"
+    "num_key_value_heads=2,vocab_size=40"
+)
+WIDE = (
+    "llama:hidden_size=256,num_hidden_layers=3,intermediate_size=1024,num_attention_heads=8,"
+    "num_key_value_heads=2,vocab_size=500"
+)
+
+
+def recipe(method="kava", *settings):
+    return load_recipe(f"recipes/bench/{method}.yaml", ["train.batch_size=4", *settings])
+
+
+def test_what_lives_is_counted_once_and_until_it_is_freed():
+    with Living() as living:
+        one = torch.zeros(100)  # 400 bytes
+        view = one[:50].view(5, 10)
+        assert living.now == 400
+        two = one + 1
+        del one
+        gc.collect()
+        assert living.now == 800, "a view keeps its storage"
+        del view
+        gc.collect()
+        assert (living.now, living.peak) == (400, 800)
+        two.add_(1)
+        assert living.now == 400
+        living.hold(two)
+        assert living.now == 400
+    torch.zeros(1000)
+    assert living.peak == 800, "only inside the block"
+
+
+def real_peak(settings, method):
+    """Of the same step on tensors that have values."""
+    training = Training.build(recipe(method, *settings), TINY, SHORT, torch.device("cpu"))
+    training.step()  # the optimiser has its states
+    for weight in training.reasoner.parameters():
+        if weight.requires_grad:
+            weight.grad = torch.zeros_like(weight)
+    gc.collect()
+    with Living() as living:
+        for tensor in (*training.reasoner.parameters(), *training.reasoner.buffers()):
+            living.hold(tensor)
+        for weight in training.reasoner.parameters():
+            if weight.grad is not None:
+                living.hold(weight.grad)
+        for state in training.optimiser.state.values():
+            for tensor in state.values():
+                living.hold(tensor)
+        for batch in training.micro_batches:
+            for value in (*batch.values(), *batch["counts"].values()):
+                if isinstance(value, torch.Tensor):
+                    living.hold(value)
+        training.optimiser.zero_grad()
+        living.peak = living.now
+        training.step()
+    return living.peak
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("adapter=lora", "lora.r=4"),
+        ("adapter=full", "train.precision=bf16"),
+        ("adapter=lora", "lora.r=4", "train.gradient_checkpointing=true"),
+        ("adapter=lora", "lora.r=4", "train.micro_batch_size=2"),
+    ],
+)
+@pytest.mark.parametrize("method", ["cot", "kava"])
+def test_tensors_without_values_take_what_real_ones_take(method, settings):
+    rows = 2 if settings[-1].startswith("train.micro") else 4
+    counted = counting.count(recipe(method, *settings), TINY, SHORT, rows, "cpu")
+    assert counted.total == pytest.approx(real_peak(settings, method), rel=0.01)
+
+
+@pytest.mark.parametrize("method", registry.names("methods"))
+def test_every_method_can_be_counted(method):
+    settings = {
+        "lotus": ("latent_readout.width=2", "num_latents=6"),
+        "coconut": ("method_options.latents_per_stage=2", "method_options.max_stage=3"),
+    }.get(method, ())
+    settings = ("num_latents=6", "kv.weight=0", "codi.weight=0", *settings)
+    wanted = recipe("kava", f"method={method}", *settings)
+    found = counting.count(wanted, TINY, SHORT, 2, "cuda")
+    assert min(found.weights, found.gradients, found.optimiser, found.activations) > 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+@pytest.mark.parametrize("again", [False, True])
+def test_the_estimate_is_near_what_is_counted(device, adapter, again):
+    settings = [f"adapter={adapter}", "lora.r=16", f"train.gradient_checkpointing={again}".lower()]
+    wanted = recipe("kava", "train.batch_size=8", *settings)
+    counted = counting.count(wanted, WIDE, Lengths(), 8, device)
+    plain = random_reasoner(wanted, WIDE, torch.device("cpu"))
+    batches = [
+        {name: value for name, value in batch.items() if name != "counts"}
+        for batch in Training.of(plain, Lengths(), False).micro_batches
+    ]
+    seen = cost.traffic(plain, batches, math.inf)
+    model = memory.without_values(wanted, configuration(WIDE))
+    found = memory.estimate(wanted, seen, device, model)
+    assert (found.gradients, found.optimiser) == pytest.approx(
+        (counted.gradients, counted.optimiser), rel=1e-3
+    )
+    assert found.total == pytest.approx(counted.total, rel=0.25 if again else 0.15)
+
+
+def test_attention_as_on_gpus_is_the_same_attention():
+    model = random_reasoner(recipe("kava"), TINY, torch.device("cpu"))
+    training = Training.of(model.eval(), SHORT, False)
+    training.gradients()
+    plain = [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
+    training.optimiser.zero_grad()
+    with attention.as_on_gpus():
+        training.gradients()
+    other = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    assert plain
+    torch.testing.assert_close(other, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_the_command_writes_what_it_counted(tmp_path, capsys):
+    file = tmp_path / "memory.json"
+    words = ["recipes/bench/cot.yaml"], ["lora.r=4"], TINY, SHORT, [2, 4], "cuda", file
+    bench_memory(*words, Console(width=200))
+    told = json.loads(file.read_text())
+    few, many = told["rows"]["cot"]["2"], told["rows"]["cot"]["4"]
+    assert few["weights"] == many["weights"] and few["activations"] < many["activations"]
+    assert few["peak"] == sum(few[k] for k in ("weights", "gradients", "optimiser", "activations"))
+    assert "written" in capsys.readouterr().out
+    for wrong, says in (([0], "--rows"), ([2], "cuda or cpu")):
+        device = "cuda" if wrong == [0] else "tpu"
+        with pytest.raises(KavaError, match=says):
+            bench_memory(*words[:4], wrong, device, None, Console())
