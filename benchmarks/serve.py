@@ -6,8 +6,9 @@ Every answer is compared with the one that the same question gets offline, on it
 some clients leave: before their answer begins, or in the middle of a stream; none of the others may
 notice. An answer that does not come, or not whole, is lost. Memory is read every second; what
 counts is the slope of a line through the readings after the first fifth. Writes
-results/bench/serve.json; status 1 if an answer was wrong or lost, memory grew, or many clients get
-less than four times the answers of one. Nothing else should run on the machine meanwhile.
+results/bench/serve.json (its summary's `answers` are those of all measurements, `saturation` has
+its own); status 1 if an answer was wrong or lost, memory grew, or many clients get less than four
+times the answers of one. Nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations

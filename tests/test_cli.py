@@ -175,8 +175,10 @@ def test_a_broken_row_is_named_by_file_and_line(tmp_path):
 
 
 def test_ask_answers_a_question_given_or_piped(backbone):
-    given = kava("ask", "--backbone", backbone, QUESTION, "--max-new-tokens", 5)
-    piped = kava("ask", backbone, "--max-new-tokens", 5, stdin=f"{QUESTION}\n\n{QUESTION}\n")
+    long = " ".join([QUESTION] * 12)  # longer than a file's name may be
+    assert len(long) > 255
+    given = kava("ask", "--backbone", backbone, long, "--max-new-tokens", 5)
+    piped = kava("ask", backbone, "--max-new-tokens", 5, stdin=f"{long}\n\n{QUESTION}\n")
     assert given.returncode == piped.returncode == 0, given.stderr + piped.stderr
     assert given.stdout.count("forward passes") == 1
     assert piped.stdout.count("forward passes") == 2

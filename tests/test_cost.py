@@ -132,13 +132,13 @@ def test_without_rows_or_tokenizer_the_assumed_lengths_are_told(backbone, rows):
     assert found.token_forwards == 10 * 385_620 * row
     assert f"question {QUESTION}, reasoning {REASONING}" in found.notes[0]
     assert "gsm8k_aug" in found.notes[0]
-    readme = Path(__file__).parents[1] / "README.md"
-    if readme.exists():  # part of a checkout only
-        lines = re.findall(r"kava-seed\d+ +would run +(.+)", readme.read_text(encoding="utf-8"))
+    page = Path(__file__).parents[1] / "docs" / "scale.md"
+    if page.exists():  # part of a checkout only
+        lines = re.findall(r"kava-seed\d+ +would run +(.+)", page.read_text(encoding="utf-8"))
         assert len(lines) == 3 and {tuple(re.split(r"  +", line)) for line in lines} == {
             _told(found)
         }
-        assert f"kava: {found.notes[0]}\nkava: {_parts(found.memory)}\n" in readme.read_text()
+        assert f"kava: {found.notes[0]}\nkava: {_parts(found.memory)}\n" in page.read_text()
 
     found = Estimator().cost(recipe("cot", "nobody/nothing", rows, family="llama"))
     assert found.token_forwards == 2 * 7 * (QUESTION + REASONING + ANSWER)

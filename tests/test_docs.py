@@ -11,6 +11,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,10 +20,13 @@ import pytest
 import typer
 import yaml
 
+import kava
 from kava import registry
 from kava.__main__ import main
 from kava.assets import find_all
+from kava.card import card
 from kava.cli import app
+from kava.errors import KavaError
 from kava.recipe import BackboneRecipe, Recipe, dump, load_recipe
 from kava.report import keys as key_meanings
 from kava.report import readme, reference
@@ -170,15 +174,30 @@ def test_what_is_not_run_says_why(capsys):
         for page, why in left_out:
             print(f"  {page}: {why}")
     assert run > len(left_out)
-    assert {block.kind for _, block in found} <= {*RUNNABLE, "text", "json", "yaml"}
+    assert {block.kind for _, block in found} <= {*RUNNABLE, "text", "json", "yaml", "bibtex"}
     noted = sum(len(re.findall(r"<!-- (?:not run|test adds|varies)\b", read(p))) for p in PAGES)
     assert noted == sum(len(block.notes) for _, block in found), "a note that is above no block"
 
 
 def test_the_readme_runs_where_it_is_short(reader, monkeypatch):
     monkeypatch.chdir(ROOT)
-    first = next(block for block in blocks(read("README.md")) if block.kind == "python")
-    reader.follow(first)
+    for block in blocks(read("README.md")):
+        if block.kind == "python":
+            reader.follow(block)
+
+
+def test_the_readme_is_a_first_page_whose_links_lead_somewhere():
+    text = read("README.md")
+    assert len(text.splitlines()) <= 300
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        assert (ROOT / file).exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", read(file or "README.md"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in headings}
+            assert anchor in slugs, target
 
 
 # -- commands that are only shown ----------------------------------------------------------------
@@ -224,11 +243,55 @@ def test_a_reference_page_is_what_the_code_says_now(file):
     )
 
 
+def test_the_reference_of_python_has_every_public_name_and_its_arguments():
+    page = read("docs/reference/python.md")
+    assert all(re.search(rf"\b{name}\b", page) for name in kava.__all__ if name[0] != "_")
+    parts = re.findall(r"^### ([^\n]+)\n\n```text\n(.+?)\n```\n(.*?)(?=^##)", page, re.M | re.S)
+    assert len(parts) >= 16 and "device" in parts[0][1]
+    for title, signature, told in parts:
+        arguments = re.findall(r"\*{0,2}(\w+): ", signature)
+        listed = re.search(r"\*\*Args\*\*\n\n(.*?)(?=\n\*\*|\Z)", told, re.S)
+        named = re.findall(r"^- `(\w+)`:", listed[1], re.M) if listed else []
+        assert set(named) <= set(arguments), title
+    assert "<bot>" not in re.sub(r"`[^`]*`", "", page), "taken for HTML"
+
+
 def test_the_reference_says_what_every_key_is_for_and_of_no_other_key():
     keys = dict(re.findall(r"^\| `([\w.]+)` \| ([^|]*) \|", read("docs/reference/recipe.md"), re.M))
     assert len(keys) > 70 and all(keys.values()), "kava/report/keys.py"
     told = {*key_meanings.TRAINING, *key_meanings.BACKBONE, *key_meanings.ROWS_AND_STEPS}
     assert told | {f"method_options.{key}" for key in key_meanings.OPTIONS} == keys.keys()
+
+
+def test_without_a_name_every_page_is_filled(tmp_path, monkeypatch, capsys):
+    """Which pages; what their tables hold, the tests below compare."""
+    made = {
+        name: lambda root, name=name: f"made: {name} of {root.name}\n" for name in readme.TABLES
+    }
+    monkeypatch.setattr(readme, "TABLES", made)
+    for folder in ("results", "docs"):
+        (tmp_path / folder).mkdir()
+    for page in readme.PAGES:
+        (tmp_path / page).write_text(read(page), encoding="utf-8")
+
+    def filled():
+        texts = {page: (tmp_path / page).read_text(encoding="utf-8") for page in readme.PAGES}
+        told = {page: re.findall(r"^made: (\w+) of", text, re.M) for page, text in texts.items()}
+        return {page: set(names) for page, names in told.items() if names}
+
+    monkeypatch.chdir(tmp_path)
+    readme.main(["docs/scale.md"])
+    assert capsys.readouterr().out == "docs/scale.md\n" and list(filled()) == ["docs/scale.md"]
+    with pytest.raises(KavaError, match=r"unknown page 'docs/scales.md'; did you mean 'docs/scale"):
+        readme.main(["README.md", "docs/scales.md"])
+    assert list(filled()) == ["docs/scale.md"]
+    monkeypatch.chdir(tmp_path / "docs")
+    readme.main([])
+    assert capsys.readouterr().out.split() == list(readme.PAGES)
+    assert filled() == {page: set(names) for page, names in readme.PAGES.items()}
+    words = [sys.executable, "-m", "kava.report.readme", "nothere.md"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 @pytest.mark.parametrize("page", [page for page in readme.PAGES if page != "README.md"])
@@ -357,6 +420,23 @@ def test_every_recipe_key_that_a_page_names_exists():
     for page, text in told():
         for key in re.findall(rf"`((?:{sections})\.[a-z_0-9.]+)", text):
             assert key in keys or key.endswith(".py"), (page, key)
+
+
+def test_nobody_is_sent_to_the_kava_of_pypi():
+    """It is another project's; extras that are named exist."""
+    extras = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
+    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]
+    named = []
+    for file in [*files, *(ROOT / "src" / "kava").rglob("*.py")]:
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"pip install ['\"]?kava|kava\[", text), file
+        named += re.findall(r"pip install -e '\.\[(\w+)\]'|\binstall\('(\w+)'\)", text)
+        assert not re.search(r"pip install '?\.\[", text), f"{file}: -e, or a clone becomes a copy"
+    assert {one or other for one, other in named} >= {"serve", "demo", "eval", "slurm", "track"}
+    assert {one or other for one, other in named} <= extras.keys()
+    identity = json.loads(read(f"{CHECKPOINT}/kava.json"))["backbone"]
+    cards = (card(load_recipe(RECIPE), identity), read(f"{CHECKPOINT}/README.md"))
+    assert all("not on PyPI" in text for text in (read("README.md"), *cards))
 
 
 # -- the site ------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import pytest
 
 from kava.__main__ import main
 from kava.data.synthetic import generate
+from kava.hub import offline
 from kava.report.tables import memory
 from kava.smoke import tiny_backbone
 
@@ -166,6 +167,30 @@ def test_a_gated_backbone_is_one_line_that_says_what_to_do(hub, tmp_path):
     line = done.stderr.strip().splitlines()[-1]  # the download's bar stands before it
     assert "hf auth login" in line and "licence" in line and "backbone=" in line
     assert not (tmp_path / "run").exists()
+
+
+MISTYPED = {
+    "ask": ["q"], "eval": ["--task", "synthetic"], "inspect": ["q"],
+    "ablate": ["--task", "synthetic"], "serve": [], "demo": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", MISTYPED)
+@pytest.mark.parametrize("run", ("runs/nothere", "runs/not/here"))
+def test_a_mistyped_run_is_told_first_as_a_folder_that_is_not_here(
+    command, run, monkeypatch, capsys, tmp_path
+):
+    if command in ("serve", "demo"):
+        pytest.importorskip({"serve": "fastapi", "demo": "gradio"}[command])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["kava", command, run, *MISTYPED[command]])
+    with pytest.raises(SystemExit) as ended, offline():
+        main()
+    assert ended.value.code == 2 and not list(tmp_path.iterdir())
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"kava: {run}: no such folder")
+    assert "give the folder of a run" in line and "backbone=" not in line  # they have no such key
+    assert ("as a name on the Hub it cannot be had" in line) is (run == "runs/nothere")
 
 
 FETCH = ["prefetch", "recipes/llama1b_aug/kava.yaml", "recipes/llama1b_aug/cot.yaml", "--set",

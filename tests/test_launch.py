@@ -119,7 +119,7 @@ def test_words_of_jobs_need_jobs(kava, backbone, tmp_path, monkeypatch):
     assert code == 2 and "no sbatch on this machine" in said
     monkeypatch.setitem(sys.modules, "submitit", None)
     code, said = kava("sweep", recipe, "--launcher", "slurm", "-o", out)
-    assert code == 2 and "pip install 'kava[slurm]'" in said
+    assert code == 2 and "pip install -e '.[slurm]' in its clone" in said
     assert not out.exists()
 
 

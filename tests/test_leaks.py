@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import unicodedata
 from pathlib import Path
 
@@ -213,7 +214,13 @@ def test_a_check_that_cannot_be_made_is_an_error_and_none_at_all_is_said(tmp_pat
         KavaError, match=r"data.leak_check: cannot load .*data.leak_check=\[\] train"
     ):
         read_rows(Data(train=str(rows), leak_check=["gsm8k"]))
-    assert "leak check: none asked for (data.leak_check)" in told_by(Data(train=str(rows)))[1]
+    said = told_by(Data(train=str(rows)))[1]
+    assert "leak check: none asked for; data.leak_check=[gsm8k] asks" in said
+    words = re.search(r'(data\.leak_check=\[rows\]) "(data\.leak_files=\{rows: FILE\})"', said)
+    asked = [word.replace("FILE", str(rows)) for word in words.groups()]
+    own = load_recipe("recipes/quickstart/kava.yaml", [f"data.train={rows}", *asked])
+    with pytest.raises(KavaError, match=f"{len(OTHER)} training questions are test questions"):
+        read_rows(own.data.model_copy(update={"validation": None}))
 
 
 def test_which_rows_are_checked_against_which_task(tmp_path):

@@ -1,12 +1,16 @@
 """From real rows to a score, shortened: a backbone, KaVa on it, real test questions."""
 
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from kava.data import load_examples, rows_hash
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -41,3 +45,40 @@ def test_pretrain_train_eval_on_real_rows(tmp_path):
     assert "gsm8k: " in said and "% of 20" in said
     predictions = (tmp_path / "run" / "predictions" / "gsm8k.jsonl").read_text().splitlines()
     assert len(predictions) == 20 and json.loads(predictions[0])["answer"] == "18"
+
+
+def test_the_page_of_results_says_which_rows_were_used():
+    text = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\w+\.jsonl) \| ([\d,]+) \| `(\w{64})` \|", text, re.MULTILINE)
+    for name, count, digest in rows:
+        content = (SHARED / name).read_bytes()
+        assert (hashlib.sha256(content).hexdigest(), content.count(b"\n")) == (
+            digest,
+            int(count.replace(",", "")),
+        )
+    listed = {name for name, *_ in rows}
+    for file in (ROOT / "results" / "gsm8k_small").rglob("*"):
+        if file.suffix in (".json", ".yaml"):
+            told = file.read_text(encoding="utf-8")
+            assert "../" not in told and set(re.findall(r"\w+\.jsonl", told)) <= listed, file
+    for name in ("gsm8k_aug_train_subset", "gsm8k_aug_valid"):
+        assert rows_hash(load_examples(str(SHARED / f"{name}.jsonl"), "train")) in text
+
+
+def test_the_rows_can_be_made_again_as_the_page_says():
+    """The first of GSM8k-Aug, then GSM8K's own without the validation rows and repetitions."""
+
+    def read(name):
+        lines = (SHARED / name).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    used, validation = read("gsm8k_aug_train_subset.jsonl"), read("gsm8k_aug_valid.jsonl")
+    seen = {row["question"] for row in (*used[:3000], *validation)}
+    made, left_out = [], 0
+    for row in read("gsm8k_train.jsonl"):
+        question = " ".join(row["question"].split())
+        left_out += question in seen
+        if question not in seen:
+            made.append((question, row["cot_eq"], row["answer"]))
+    assert made == [(row["question"], row["cot"], row["answer"]) for row in used[3000:]]
+    assert left_out == 500 + 58

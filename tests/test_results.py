@@ -175,7 +175,7 @@ def test_methods_that_were_not_scored_alike_share_no_column(tmp_path, change, sa
 def test_a_source_counts_by_the_name_of_its_file(tmp_path):
     """Copies of one file lie in other folders on other machines; older results say less."""
     scores = [
-        {**score(90.0), "source": "/home/a/rows.jsonl"},
+        {**score(90.0), "source": "/data/a/rows.jsonl"},
         {**score(90.0), "source": "rows.jsonl"},
         score(90.0),
     ]

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from kava import batching, disk, parallel
-from kava.errors import KavaError, unknown
+from kava.errors import KavaError, install, unknown
 from kava.model import Reasoner
 from kava.recipe import Recipe, Train
 
@@ -111,6 +111,6 @@ def check_reports(names: list[str]) -> None:
             known[name]()
         except (ImportError, RuntimeError):
             raise KavaError(
-                f"train.report_to: {name} is not installed; pip install 'kava[track]' brings"
-                " trackio, wandb and tensorboard"
+                f"train.report_to: {name} is not installed; {install('track')} (trackio, wandb,"
+                " tensorboard)"
             ) from None

@@ -63,16 +63,17 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
     A folder given as such or shipped with the project, else a Hub name, downloaded if need be.
 
     Raises:
-        KavaError: there is no such folder, or the Hub does not give it.
+        NotHad: there is no such folder, and the Hub does not give it.
     """
     try:
         return assets.find(name), None
     except KavaError:
         if not hub.is_name(name):
-            raise KavaError(
+            raise hub.NotHad(
                 f"backbone: {name}: no such folder; give a folder that holds config.json and "
                 "model.safetensors, a finished run of cot, or a Hub name such as "
-                "meta-llama/Llama-3.2-1B-Instruct"
+                "meta-llama/Llama-3.2-1B-Instruct",
+                told=f"{name}: no such folder",
             ) from None
     folder = hub.download(name, revision, _FILES, "backbone", ACCESS_HINT)
     return folder, folder.name

@@ -71,6 +71,8 @@ def _what(recipe: Recipe) -> str:
 
 def _use() -> str:
     return (
+        "Install kava from a clone of its repository, with `pip install .` there. It is not on "
+        "PyPI; the package `kava` there is another project.\n\n"
         "```python\nfrom kava import Reasoner\n\n"
         'reasoner = Reasoner.from_pretrained("FOLDER_OR_HUB_NAME")\n'
         'print(reasoner.generate("a question"))\n```'

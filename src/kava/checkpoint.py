@@ -150,7 +150,13 @@ def load(
         dtype = backbones.choose_dtype(resolved, device)
         name = backbone or identity["name"]
         revision = identity["revision"] if name == identity["name"] else None
-        model, _, found = backbones.load(name, revision, dtype)
+        try:
+            model, _, found = backbones.load(name, revision, dtype)
+        except hub.NotHad as error:
+            raise KavaError(
+                f"{folder}: an adapter, and its backbone {error.told}; say where that lies with "
+                "--backbone FOLDER, in Python backbone=FOLDER"
+            ) from None
         difference = backbones.describe_difference(identity, found)
         if difference:
             raise KavaError(f"{folder}: {name} is another backbone: {difference}")

@@ -23,6 +23,11 @@ def unknown(kind: str, name: str, known: Iterable[str], more: str = "") -> KavaE
     return KavaError(" ".join(f"unknown {kind} '{name}'; {hint} {more}".split()))
 
 
+def install(extra: str) -> str:
+    """How to get what an extra brings: from a clone, since PyPI's `kava` is another project."""
+    return f"install kava with its extra '{extra}': pip install -e '.[{extra}]' in its clone"
+
+
 @contextmanager
 def writing(path: Path, then: str = "free some space and begin again") -> Iterator[None]:
     """Turn whatever a full or failing disk raises inside into one line.

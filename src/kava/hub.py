@@ -10,6 +10,18 @@ from pathlib import Path
 
 from kava.errors import KavaError
 
+
+class NotHad(KavaError):
+    """A folder or repository that is neither here nor on the Hub.
+
+    told: its name and why, without what to do about it, which depends on who asked for it.
+    """
+
+    def __init__(self, message: str, told: str):
+        super().__init__(message)
+        self.told = told
+
+
 _offline: ContextVar[bool] = ContextVar("kava_offline", default=False)
 
 
@@ -91,7 +103,7 @@ def download(name: str, revision: str | None, patterns: list[str], what: str, in
         what: is looked for, and `instead`: what to do, for messages.
 
     Raises:
-        KavaError: the Hub does not give it and there is no copy here.
+        NotHad: the Hub does not give it and there is no copy here.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -105,15 +117,18 @@ def download(name: str, revision: str | None, patterns: list[str], what: str, in
             local_files_only=not reachable(name, "model"),
         )
     except LocalEntryNotFoundError:
-        raise KavaError(
-            f"{what} {name}: the Hugging Face Hub cannot be reached and there is no local copy; "
-            + instead
-        ) from None
+        why = "the Hugging Face Hub cannot be reached and there is no local copy"
+        raise _nowhere(name, why, what, instead) from None
     except (OSError, ValueError, HfHubHTTPError) as error:
         line = str(error).strip().split("\n")[0][:300]
-        raise KavaError(f"{what} {name}: {line}; {instead}") from None
+        raise _nowhere(name, line, what, instead) from None
     note(name, what, sorted(file for file in Path(folder).iterdir() if file.is_file()))
     return Path(folder)
+
+
+def _nowhere(name: str, why: str, what: str, instead: str) -> NotHad:
+    told = f"{name}: no such folder here, and as a name on the Hub it cannot be had: {why}"
+    return NotHad(f"{what} {told}; {instead}", told)
 
 
 def has_file(name: str, file: str) -> bool:

@@ -34,6 +34,9 @@ EQUAL: Kind = "equal"
 UP_TO_NUMBERS: Kind = "up to numbers"
 SHOWN = 10  # leaks printed; --json has all
 _SHORT = 100  # characters of a question in a report
+_HOW = (
+    'data.leak_check=[gsm8k] asks; of a file: data.leak_check=[rows] "data.leak_files={rows: FILE}"'
+)
 
 _WORDS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
@@ -118,7 +121,7 @@ def check_training_rows(data: Data, rows: list[Example], console: Console | None
     """
     say = console.print if console else lambda *words, **how: None
     if not data.leak_check and data.train != "synthetic":
-        say("leak check: none asked for (data.leak_check)", style="dim", highlight=False)
+        say(f"leak check: none asked for; {_HOW}", style="dim", highlight=False, markup=False)
     for name in data.leak_check or []:
         try:
             task = load_task(name, file=data.leak_files.get(name))

@@ -92,6 +92,7 @@ class Reasoner(nn.Module):
             folder: a checkpoint folder, a run folder (its `checkpoint` is taken), or the name of a
                 checkpoint on the Hub.
             backbone: where the backbone of an adapter lies now, if not where it was.
+            device: where the weights go, such as "cuda".
             revision: of a checkpoint on the Hub.
 
         Raises:

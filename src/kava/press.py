@@ -1,4 +1,4 @@
-"""Our `rkv` as a press of NVIDIA's kvpress, which has to be installed: `kava[kvpress]`.
+"""Our `rkv` as a press of NVIDIA's kvpress, which has to be installed (the extra `kvpress`).
 
     from kava.press import RKVPress
 

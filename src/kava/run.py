@@ -304,14 +304,20 @@ def open_reasoner(path: str, backbone: str | None = None) -> Reasoner:
     Checkpoints and backbones may lie on the Hub.
 
     Raises:
-        KavaError: the folder is none of these.
+        KavaError: the folder is none of these, or there is none.
     """
     try:
         folder = assets.find(path)
     except KavaError:
         if hub.is_name(path) and hub.has_file(path, "kava.json"):
             return Reasoner.from_pretrained(path, backbone, device=default_device())
-        return Reasoner.from_backbone(path, device=default_device())  # a Hub name, or an error
+        try:
+            return Reasoner.from_backbone(path, device=default_device())  # a Hub name, or an error
+        except hub.NotHad as error:
+            raise KavaError(
+                f"{error.told}; give the folder of a run, a checkpoint or a model of transformers; "
+                "for one on the Hub go online, and log in with `hf auth login`"
+            ) from None
     if any((place / "kava.json").is_file() for place in (folder, folder / "checkpoint")):
         return Reasoner.from_pretrained(path, backbone, device=default_device())
     if (folder / "config.json").is_file():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from kava.errors import KavaError
+from kava.errors import KavaError, install
 from kava.quickstart import BACKBONE, CHECKPOINT
 from kava.run import open_reasoner
 from kava.serve.command import is_loopback
@@ -94,10 +94,7 @@ def serve(
     try:
         from kava.demo.page import Demo, Model
     except ImportError as error:
-        raise KavaError(
-            f"demo needs further libraries ({error.name}); install them with "
-            "pip install 'kava[demo]'"
-        ) from None
+        raise KavaError(f"demo needs further libraries ({error.name}); {install('demo')}") from None
     from kava.demo.questions import to_pick
 
     with address.bind() as listening:

@@ -33,7 +33,7 @@ from rich.console import Console
 from kava import lock, parallel, preemption
 from kava import recipe as recipes
 from kava.arguments import rows_at_once
-from kava.errors import KavaError
+from kava.errors import KavaError, install
 from kava.launch import queue, record
 from kava.launch.attempt import (
     DONE,
@@ -286,7 +286,7 @@ def check_installed(cluster: str = "slurm") -> None:
         import submitit  # noqa: F401
     except ImportError:
         raise KavaError(
-            "--launcher slurm: submitit is not installed; pip install 'kava[slurm]'"
+            f"--launcher slurm: submitit is not installed; {install('slurm')}"
         ) from None
     if cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
         raise KavaError(

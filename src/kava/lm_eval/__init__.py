@@ -1,4 +1,4 @@
-"""Checkpoints of kava in EleutherAI's lm-evaluation-harness (`pip install kava[eval]`).
+"""Checkpoints of kava in EleutherAI's lm-evaluation-harness (the extra `eval`).
 
     python -m kava.lm_eval --model kava --model_args checkpoint=FOLDER --tasks kava_svamp
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kava.errors import KavaError
+from kava.errors import KavaError, install
 
 TASKS = Path(__file__).with_name("tasks")
 
@@ -24,7 +24,7 @@ def require() -> None:
 
     if find_spec("lm_eval") is None:
         raise KavaError(
-            "lm-evaluation-harness is not installed; pip install 'kava[eval]' (or lm-eval)"
+            f"lm-evaluation-harness is not installed; pip install lm-eval, or {install('eval')}"
         )
 
 

@@ -1,25 +1,27 @@
-"""Fill a page's tables from result files: `python -m kava.report.readme README.md`.
+"""Fill the pages' tables from result files: `python -m kava.report.readme`, or some of the pages.
 
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; nobody types a number. The other pages
-are `docs/results.md` and `docs/scale.md`.
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; nobody types a number. The pages are
+those of `PAGES`, in the checkout that this is called in.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kava.errors import KavaError, unknown
 from kava.report import scale
 from kava.report.ablation import MEANINGS, label
 from kava.report.results import find
 from kava.report.table import Table, results_table
 from kava.report.tables import markdown_table
 
-#: Rows of the ablation of latents that the README shows.
+#: Rows of the ablation of latents that are shown.
 SHOWN = (
     "as_they_are", "swapped", "shuffled", "noise", "zeroed", "iterations_0", "iterations_2",
     "iterations_3",
@@ -33,7 +35,7 @@ def quickstart(root: Path) -> str:
     return markdown_table(sorted(rows, key=lambda row: -row["accuracy"]))
 
 
-#: Recipes of `recipes/quickstart/ablations` in the order of the README, and what each adds.
+#: Recipes of `recipes/quickstart/ablations` in the order of the table, and what each adds.
 COMPONENTS = {
     "none": "PCCoT without any distillation",
     "codi": "+ L_CODI",
@@ -122,7 +124,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
 
 #: The tables of each page.
 PAGES = {
-    "README.md": ("quickstart", "components", "latents", "small"),
+    "README.md": ("quickstart",),
     "docs/results.md": (
         "quickstart", "components", "latents", "small", "paper_accuracy", "paper_passes",
     ),
@@ -145,8 +147,28 @@ def filled(text: str, root: Path, page: str = "README.md") -> str:
     return text
 
 
+def main(files: Sequence[str]) -> None:
+    """Fill these pages, or all of `PAGES`, and print their names.
+
+    Raises:
+        KavaError: a page that has no tables, or no checkout here.
+    """
+    here = Path.cwd()
+    root = next((at for at in (here, *here.parents) if (at / "results").is_dir()), None)
+    if root is None:
+        raise KavaError(f"{here}: no folder results here or above; call it in a checkout of kava")
+    pages = [Path(os.path.relpath(file, root)).as_posix() for file in files] or list(PAGES)
+    if others := [page for page in pages if page not in PAGES]:
+        raise unknown("page", others[0], PAGES)
+    for page in pages:
+        file = root / page
+        file.write_text(filled(file.read_text(encoding="utf-8"), root, page), encoding="utf-8")
+        print(page)
+
+
 if __name__ == "__main__":
-    file = Path(sys.argv[1])
-    root = next(above for above in file.resolve().parents if (above / "results").is_dir())
-    page = file.resolve().relative_to(root).as_posix()
-    file.write_text(filled(file.read_text(encoding="utf-8"), root, page), encoding="utf-8")
+    try:
+        main(sys.argv[1:])
+    except KavaError as error:
+        print(f"readme: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,7 +1,8 @@
 """Reference pages made from the code: `python -m kava.report.reference docs/reference`.
 
 Every command with its help, every recipe key with its type and default, every method, eviction,
-task and data set with the first line of its file. A test compares the committed pages with these.
+task and data set with the first line of its file, and what is called from Python. A test compares
+the committed pages with these.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib
 import inspect
 import re
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from pydantic.fields import FieldInfo
 
 from kava import registry
 from kava.data import data_sets
-from kava.recipe import BackboneRecipe, Recipe, Section, flat
+from kava.recipe import BackboneRecipe, Recipe, Section, flat, load_recipe
 from kava.report.keys import told
 
 WIDTH = 96
@@ -30,7 +32,8 @@ WIDTH = 96
 
 def pages() -> dict[str, str]:
     """File name to Markdown."""
-    return {"commands.md": commands(), "recipe.md": recipe(), "pieces.md": pieces()}
+    made = {"commands": commands, "recipe": recipe, "pieces": pieces, "python": python}
+    return {f"{name}.md": make() for name, make in made.items()}
 
 
 def commands() -> str:
@@ -80,6 +83,92 @@ def pieces() -> str:
             lines.append(f"| `{name}` | {first.replace('|', chr(92) + '|')} |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def python() -> str:
+    """What is called from Python, as its docstrings have it."""
+    from kava.decoding import Log, compressed
+    from kava.methods._base import Thinking
+    from kava.model import Answer, Generated, Reasoner
+    from kava.text_generation import TextGenerationPipeline, pipeline
+
+    parts = [_PYTHON, f"## kava.Reasoner\n\n{_summary(Reasoner)}\n"]
+    for name in _REASONER:
+        parts.append(_called(f"Reasoner.{name}", getattr(Reasoner, name)))
+    parts.append("## Other functions\n")
+    call = TextGenerationPipeline.__call__
+    for name, function in (
+        ("kava.pipeline", pipeline), ("The pipeline itself", call),
+        ("kava.compressed", compressed), ("kava.load_recipe", load_recipe),
+    ):  # fmt: skip
+        parts.append(_called(name, function))
+    parts.append("## What comes back\n")
+    for kind in (Answer, Generated, Thinking, Log):
+        doc = _escaped(_plain(inspect.getdoc(kind) or ""))
+        parts.append(f"### {kind.__name__}\n\n{doc}\n")
+    return "\n".join(parts)
+
+
+_PYTHON = """# From Python
+
+`from kava import Reasoner, Recipe, compressed, load_recipe, pipeline`. The keys of a `Recipe` are
+those of a [recipe file](recipe.md). A `KavaError` (`kava.errors`) is one line that says what is
+wrong and what would be right.
+"""
+#: What users call of a reasoner; the rest of its methods is what methods and latent rules are of.
+_REASONER = (
+    "from_pretrained", "from_backbone", "build", "generate", "think", "answer", "continue_from",
+    "prompt_embeds", "train_on", "merge", "save_pretrained", "push_to_hub",
+)  # fmt: skip
+
+
+def _called(title: str, function: Any) -> str:
+    """A heading, the signature, and the docstring with its sections as lists."""
+    doc = inspect.getdoc(function) or ""
+    before, *sections = re.split(r"^(Args|Returns|Raises):\n", doc, flags=re.MULTILINE)
+    parts = [f"### {title}\n", f"```text\n{_signature(title, function)}\n```\n"]
+    parts.append(f"{_escaped(before.strip())}\n")
+    for section, text in zip(sections[::2], sections[1::2], strict=True):
+        parts.append(f"**{section}**\n\n{_escaped(_section_text(section, text))}\n")
+    return "\n".join(parts)
+
+
+def _section_text(section: str, text: str) -> str:
+    lines = textwrap.dedent(text).strip()
+    return lines if section == "Returns" else re.sub(r"^(\w+): ", r"- `\1`: ", lines, flags=re.M)
+
+
+def _signature(title: str, function: Any) -> str:
+    """As it is called; in several lines where one would be too long."""
+    found = inspect.signature(function)
+    words = [_parameter(p) for p in found.parameters.values() if p.name != "self"]
+    # contextlib's decorator keeps the annotation of the generator that it wraps
+    given = str(found.return_annotation).replace("Iterator[", "ContextManager[")
+    end = ")" if given == "None" else f") -> {given}"
+    name = "pipe" if title.startswith("The ") else title
+    line = f"{name}({', '.join(words)}{end}"
+    if len(line) <= WIDTH:
+        return line
+    return "\n".join([f"{name}(", *(f"    {word}," for word in words), end])
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    told = f"{stars}{parameter.name}: {parameter.annotation}"
+    default = parameter.default
+    shown = default.__name__ if isinstance(default, type) else repr(default)
+    return told if default is parameter.empty else f"{told} = {shown}"
+
+
+def _summary(kind: type) -> str:
+    """A class's docstring without the arguments of its constructor."""
+    return _escaped((inspect.getdoc(kind) or "").partition("\nArgs:")[0].strip())
+
+
+def _escaped(text: str) -> str:
+    """Markdown in which `<bot>` outside of code is not taken for HTML."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(p if p.startswith("`") else p.replace("<", "&lt;") for p in parts)
 
 
 #: Where pieces lie, and how one is chosen.

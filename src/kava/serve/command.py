@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kava.errors import KavaError
+from kava.errors import KavaError, install
 from kava.serve.limits import Limits
 
 
@@ -70,8 +70,7 @@ def serve(
         from kava.serve.connection import configured
     except ImportError as error:
         raise KavaError(
-            f"serve needs further libraries ({error.name}); install them with "
-            "pip install 'kava[serve]'"
+            f"serve needs further libraries ({error.name}); {install('serve')}"
         ) from None
     from kava.run import open_reasoner
 
