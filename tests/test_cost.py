@@ -125,7 +125,7 @@ def test_each_stage_of_a_curriculum_counts_for_itself(backbone, tmp_path):
 
 def test_without_rows_or_tokenizer_the_assumed_lengths_are_told(backbone, rows):
     known = load_recipe("recipes/llama1b_aug/kava.yaml")
-    found = Estimator().cost(known)
+    found = Estimator("cuda").cost(known)
     assert found.steps == 30_130
     kept = 2 * REASONING // 3  # the last of three steps is dropped
     row = QUESTION + (kept + ANSWER) + (1 + 24) + 3 * 24 + (1 + ANSWER)

@@ -205,7 +205,11 @@ def counted_memory(root: Path) -> str:
         "`kava`, LoRA r 128, bf16", "weights", *(f"{size} rows at once" for size in sizes),
         *(f"{size}, checkpointed" for size in sizes),
     )  # fmt: skip
-    return _table(headings, rows) + _said(f"{plain['left_out'].capitalize()}.")
+    return _table(headings, rows) + _said(
+        "Storages that live at the same time, in a step like any but the first. The allocator's "
+        "fragments, the kernels' workspaces and CUDA's half gigabyte are not counted, and layers "
+        "count uncompiled."
+    )
 
 
 _GPU = (
