@@ -239,7 +239,7 @@ def test_recipes_of_backbones_are_left_out_aloud(kava, backbone, tmp_path):
     makes = Path(__file__).parents[1] / "recipes" / "quickstart" / "backbone.yaml"
     good = write(tmp_path, "good", backbone)
     status, said = kava("sweep", makes, good, good, "-o", tmp_path / "out")
-    assert status == 0 and "1 runs: 1 trained" in said
+    assert status == 0 and "1 run: 1 trained" in said
     assert f"{makes}: makes a backbone (kava pretrain), left out" in said
     assert f"{good}: named twice, taken once" in said
     status, said = kava("sweep", makes, "-o", tmp_path / "out")
