@@ -399,9 +399,18 @@ def test_without_json_the_table_is_shown_and_the_run_folder_gets_it(run, capsys)
     assert [line.split()[0] for line in said.splitlines()[2:8]] == ["as", *list(INTERVENTIONS)[1:]]
     assert "by chance" in said and str(run) in said.replace("\n", "")
     assert (run / "ablation.json").is_file()
+    assert "hold no number" not in said
     with pytest.raises(KavaError, match="is of task 'synthetic'; give another folder for 'other'"):
         other = Task("other", 1, "test", EXAMPLES, "made up")
         ablation.ablate_task(reasoner(), other, run)
+
+
+def test_answers_without_a_number_are_said_below_the_table(run, tmp_path, capsys):
+    rows = [{"question": "w1 w2", "answer": "yes"}, {"question": "w3", "answer": "no"}]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command("ablate", run, "--task", "rows", "--file", tmp_path / "own.jsonl", "-o", tmp_path)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 of 2 right answers hold no number, such as 'yes'" in said
 
 
 def test_bad_input_says_what_would_be_right(run, tmp_path):
@@ -418,6 +427,12 @@ def test_bad_input_says_what_would_be_right(run, tmp_path):
     with pytest.raises(KavaError, match="not an ablation's result"):
         command("ablate", run, *synthetic, "--limit", 2, "-o", tmp_path)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_seed_out_of_range_is_known_before_the_work(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "ablate", lambda *_: pytest.fail("questions were asked"))
+    with pytest.raises(KavaError, match="seed 99999999999999999999999 is out of range"):
+        command("ablate", run, "--task", "synthetic", "--seed", "9" * 23, "-o", tmp_path / "new")
 
 
 @pytest.mark.parametrize("method", ("cot", "icot", "no_cot"))

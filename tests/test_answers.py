@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 
 from kava.errors import KavaError
 from kava.evaluate import symbolic
-from kava.evaluate.answers import RULES, after_marker, math_verify, numeric, read_number, score
+from kava.evaluate.answers import (
+    RULES,
+    after_marker,
+    math_verify,
+    numeric,
+    read_number,
+    score,
+    without_number,
+)
 
 OF_OURS = ("numeric", "last_number", "string")
 DOCS = Path(__file__).parents[1] / "docs" / "answers.md"
@@ -32,7 +40,13 @@ NUMBERS = {
     "$1,234.": 1234,
     "-$5": -5,
     "$-5": -5,
-    "- 5": 5,  # a dash, not a minus
+    "- 5": 5,  # a dash, not a minus: an item of a list
+    "- $5": 5,
+    "–18": -18,  # an en dash
+    "‑18": -18,
+    "$–18": -18,
+    "– 18": 18,
+    "7–18": 7,
     "−7": -7,
     "£ 3 each": 3,
     r"\$4": 4,
@@ -46,8 +60,11 @@ NUMBERS = {
     "(-5)": -5,
     "3-4": 3,
     "1, 2": 1,
-    "1,2345": 1,  # no thousands comma
-    "1,234,56": 1,
+    "1,2345": 12345,  # commas are removed (spec)
+    "1,234,56": 123456,
+    "12,34": 1234,
+    "0,5": 5,
+    "3 1/2": 3,  # the first number
     "5 e": 5,
 }
 
@@ -89,6 +106,17 @@ def test_rules(text, gold, right):
 def test_marker():
     assert after_marker("4") is None
     assert after_marker("#### 3 the answer is : 4 \n") == "4"
+
+
+def test_right_answers_without_a_number_are_said():
+    assert without_number(["18", "-.5", "2/5", "5 eggs"]) is None and without_number([]) is None
+    assert without_number(["18", "yes", "no", "4"]) == (
+        "2 of 4 right answers hold no number, such as 'yes': by 'numeric', the headline, nothing "
+        "is right there; 'string' compares texts"
+    )
+    assert score("The answer is: yes", "yes", OF_OURS) == {
+        "numeric": False, "last_number": False, "string": True
+    }  # fmt: skip
 
 
 SIGNS = st.sampled_from(["", "$", "€", "£ "])
@@ -178,7 +206,7 @@ class Oracle:
 
     def minus(self):
         before = self.look(-1)
-        if self.look() not in ("-", "−") or before == ")" or before.isalnum() or before == "_":
+        if self.look() not in list("-−‐‑‒–") or before == ")" or before.isalnum() or before == "_":
             return False
         self.at += 1
         return True
@@ -191,16 +219,9 @@ class Oracle:
 
     def unsigned(self):
         whole = self.digits()
-        if 1 <= len(whole) <= 3:
-            behind, grouped = self.at, whole
-            while self.look() == "," and all(self.look(k).isdigit() for k in (1, 2, 3)):
-                grouped += self.text[self.at + 1 : self.at + 4]
-                self.at += 4
-            broken = self.look().isdigit() or (self.look() == "," and self.look(1).isdigit())
-            if broken:
-                self.at = behind
-            else:
-                whole = grouped
+        while whole and self.look() == "," and self.look(1) and self.look(1) in "0123456789":
+            self.at += 1
+            whole += self.digits()
         if self.look() == "." and (whole or self.look(1).isdigit()):
             self.at += 1
             part = self.digits()
@@ -252,7 +273,7 @@ def slow_number(text):
     return None
 
 
-PIECES = [*"0123-−$/ .,x()%_e", ",123", ",123,4", "12", "e5", "E-2", "\\$", ".5", "/4"]
+PIECES = [*"0123-−–$/ .,x()%_e", ",123", ",123,4", "12", "e5", "E-2", "\\$", ".5", "/4"]
 
 
 @settings(max_examples=500)
@@ -358,7 +379,7 @@ def table_rows():
 def test_the_table_of_the_docs_is_what_the_rules_say():
     heading, _, *rows = table_rows()
     assert heading == ["text", "right answer", *(f"`{rule}`" for rule in RULES)]
-    assert len({tuple(row) for row in rows}) == 20
+    assert len({tuple(row) for row in rows}) == len(rows) == 29
     for written, gold, *cells in rows:
         text = written.strip("`").replace(" ↵ ", "\n")
         said = score(text, gold.strip("`"))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import HEADS, KV_HEADS, bare, batch, example, reasoner
 
+from kava import attention
 from kava.attention import answer_attention, grouped_logits, masked_softmax, record_queries
 from kava.methods._base import read_question, read_written
 from kava.methods._kv import steps_seen
@@ -89,6 +90,14 @@ def test_recording_ends_with_its_block_and_holds_no_gradient(family):
     for layer, queries in record.queries.items():
         assert torch.equal(queries, inside[layer]) and not queries.requires_grad
         assert (queries.shape[1], queries.shape[0], queries.shape[2]) == (*heads, 2)
+
+
+def test_nobody_records_where_nobody_reads():
+    thinker, seen = reasoner("llama", "pccot"), []
+    thinker.lm.register_forward_pre_hook(lambda *_: seen.append(attention._recorders))
+    thinker.lm.base_model.register_forward_pre_hook(lambda *_: seen.append(attention._recorders))
+    thinker(**batch(thinker, [example(4, 6), example(3, 2, 1)]))
+    assert seen and not any(seen)
 
 
 def test_the_tiny_backbones_have_grouped_heads():

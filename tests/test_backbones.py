@@ -381,11 +381,12 @@ def test_what_is_no_plain_language_model_is_refused_before_its_weights_are_read(
         backbones.load_model(tmp_path, torch.float32)
 
 
-def test_keys_are_not_turned_back_where_another_rotation_made_them():
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_keys_are_not_turned_back_where_another_rotation_made_them(dtype):
     shape = {**SHAPE, "head_dim": 8, "attention_bias": False}
     torch.manual_seed(0)
     config = AutoConfig.for_model("glm4", **shape)  # turns neighbouring features, not halves
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     wrap(model)
     with pytest.raises(KavaError, match="pre_rope is not known for backbones of type glm4"):
         wrap(model, kv={"weight": 1.0, "keys": "pre_rope"})

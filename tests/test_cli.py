@@ -102,6 +102,19 @@ BAD = {
         ["eval", "{backbone}", "--task", "synthetic", "--option", "max_step=2"],
         "max_step",
     ),
+    "no task": (["eval", "{backbone}", "--task", "", "-o", "{tmp}/r"], "no task is named"),
+    "a task twice": (
+        ["eval", "{backbone}", "--task", "synthetic, synthetic", "-o", "{tmp}/r"],
+        "task 'synthetic' is named twice",
+    ),
+    "scores into a file": (
+        ["eval", "{backbone}", "--task", "synthetic", "-o", "{backbone}/config.json"],
+        "config.json is a file; results go into a folder",
+    ),
+    "scores below a file": (
+        ["eval", "{backbone}", "--task", "synthetic", "-o", "{backbone}/config.json/a/b"],
+        "config.json is a file; results go into a folder",
+    ),
     "nothing to look into": (
         ["inspect", "{backbone}", "hello", "-o", "{tmp}/r"],
         "'cot' thinks in no latent tokens; give a run of coconut, codi",
@@ -184,6 +197,7 @@ def test_bad_input_is_one_line_and_status_2(
     told = capsys.readouterr().err
     last = told.strip().splitlines()
     assert len(last) == 1 and message in last[0], told
+    assert not (tmp_path / "r" / "result.json").exists()
     assert not (tmp_path / "r" / "metrics.jsonl").exists() and not (tmp_path / "r").is_file()
 
 
@@ -241,6 +255,15 @@ def test_smoke_runs_the_papers_recipe_and_its_checkpoint_shows_its_thoughts(tmp_
     latents = [line for line in asked.stdout.splitlines() if line.startswith("latent ")]
     assert len(latents) == 24  # M of the recipe
     assert all(len(line.split("  ")) >= 6 for line in latents)  # five tokens each
+
+
+def test_eval_says_how_many_right_answers_the_headline_cannot_read(backbone, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    asked = [{"question": "Is 4 even?", "answer": "yes"}, {"question": "2 and 2?", "answer": "4"}]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    done = kava("eval", backbone, "--task", "rows", "--file", rows, "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 2 right answers hold no number, such as 'yes'" in done.stdout
 
 
 def test_eval_writes_scores_and_predictions(backbone, tmp_path):

@@ -155,6 +155,24 @@ def test_a_tooltip_shows_by_mouse_and_by_keyboard(opened, tiny):
     tip.wait_for(state="hidden")
 
 
+def test_a_page_that_scrolls_under_a_resting_mouse_leaves_the_words_of_what_has_the_focus(
+    opened, tiny
+):
+    tab = opened(tiny)
+    tip, token = tab.locator("#tip"), tab.locator("#kept .token").first
+    cells = tab.locator("#kept tbody td")
+    cells.first.hover()
+    token.focus()
+    tip.filter(has_text="token 1,").wait_for(state="visible")
+    met = 0
+    for _ in range(50):
+        tab.evaluate("window.scrollBy(0, -4)")
+        tab.wait_for_timeout(20)  # for the browser to tell what lies below the mouse now
+        met += tab.evaluate("document.querySelector('#kept .token:hover') !== null")
+        assert "token 1," in tip.inner_text()
+    assert met, "no other token came below the mouse"
+
+
 def test_tables_are_tables_and_selectors_have_names(opened, tiny):
     tab = opened(tiny)
     for table in tab.locator("table").all():

@@ -95,6 +95,57 @@ def test_what_is_wrong_is_one_line_and_status_2(monkeypatch, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+BAD = [
+    ({"num_iterations": -1}, "model kava: num_iterations must be a whole number from 0, not -1"),
+    ({"num_iterations": "x"}, "num_iterations must be a whole number from 0, not 'x'"),
+    ({"num_iterations": 1.5}, "num_iterations must be a whole number from 0, not 1.5"),
+    ({"max_gen_toks": 0}, "max_gen_toks must be a whole number from 1, not 0"),
+    ({"batch_size": 0}, "batch_size must be a whole number from 1, not 0"),
+    ({"batch_size": "many"}, "batch_size must be a whole number from 1, not 'many'"),
+    ({"batch_size": True}, "batch_size must be a whole number from 1, not True"),
+    ({"device": "gpu"}, "device 'gpu' is none of torch"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "said"), BAD)
+def test_arguments_that_are_no_numbers_are_one_line(arguments, said):
+    from kava.lm_eval.model import KavaLM
+
+    with pytest.raises(KavaError, match=said):
+        KavaLM(str(ROOT / CHECKPOINT), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"svamp_limit": "x"}, "--metadata: svamp_limit must be a whole number from 1, not 'x'"),
+        ({"svamp_limit": 0}, "svamp_limit must be a whole number from 1, not 0"),
+        ({"svamp_limit": [2]}, r"svamp_limit must be a whole number from 1, not \[2\]"),
+        ({"svamp_file": 5}, "--metadata: svamp_file must be the path of a file, not 5"),
+    ],
+)
+def test_metadata_that_means_nothing_is_one_line(metadata, said):
+    from kava.lm_eval.rows import load
+
+    with pytest.raises(KavaError, match=said):
+        load("svamp", **metadata)
+
+
+def test_how_many_questions_are_answered_together():
+    """The recipe's number where the harness is to choose, which its command line has to say."""
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    from kava.lm_eval.model import KavaLM
+
+    checkpoint = str(ROOT / CHECKPOINT)
+    own = Reasoner.from_pretrained(checkpoint).recipe.eval.batch_size
+    assert own != 1
+    for given, size in ((None, own), ("auto", own), ("auto:4", own), ("3", 3), (2, 2)):
+        made = KavaLM.create_from_arg_obj({"checkpoint": checkpoint}, {"batch_size": given})
+        assert made.batch_size == size
+    assert EvaluatorConfig().batch_size == 1  # what KavaLM's docstring says of the command line
+
+
 def test_from_python_a_file_must_hold_the_whole_task(files):
     from kava.lm_eval import evaluate as in_harness
 

@@ -115,3 +115,10 @@ def test_answers_to_other_questions_are_refused(compare, a, b):
 def test_no_questions_have_no_interval():
     with pytest.raises(KavaError, match="0 questions"):
         paired.wilson(0, 0)
+
+
+@pytest.mark.parametrize(("seed", "beyond"), [(-(2**63), -(2**63) - 1), (2**64 - 1, 2**64)])
+def test_every_seed_that_torch_takes_is_taken_and_no_other(seed, beyond):
+    assert paired.paired_bootstrap([True, False], [False, False], seed, resamples=40)
+    with pytest.raises(KavaError, match=f"seed {beyond} is out of range"):
+        paired.paired_bootstrap([True], [False], beyond)

@@ -15,8 +15,10 @@ from kava import recipe as recipes
 from kava.cli import app
 from kava.errors import KavaError
 from kava.evaluate.compare import compare
+from kava.evaluate.runner import Evaluation
 from kava.report import draw, results, table
 from kava.report.plots import looks
+from kava.report.rows import VALIDATION, make_row
 
 ROOT = Path(__file__).resolve().parents[1]
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -110,6 +112,102 @@ def test_latex_and_markdown_escape():
     assert r"a\_b|\%" in made.latex() and r"1 \& \{2\}" in made.latex()
     assert "% a\n% b\n" in made.latex()
     assert r"| c\|d |" in made.markdown()
+
+
+def test_headings_stay_one_cell():
+    """A task has its name from the user's file (`rows-FILE`)."""
+    made = table.Table("x", "", ("a|b", "c\nd"), [("1\n2", "3")])
+    assert made.markdown().splitlines() == [
+        "| a\\|b | c d |",
+        "| --- | --- |",
+        "| 1 2 | 3 |",
+        "",
+        "",
+    ]
+    assert "a|b & c d" in made.latex()
+
+
+UNLIKE = [
+    ({"n": 10}, "n 1000 and 10"),
+    ({"version": 2}, "version 1 and 2"),
+    ({"rule": "string"}, "rule numeric and string"),
+    ({"split": "train"}, "split test and train"),
+    ({"source": "made (seed=1)"}, "source made (seed=0) and made (seed=1)"),
+    ({"n": 10, "version": 99}, "n 1000 and 10, version 1 and 99"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), UNLIKE)
+def test_seeds_that_were_not_scored_alike_are_not_averaged(tmp_path, change, said):
+    alike = {**score(90.0), "rule": "numeric", "split": "test", "source": "made (seed=0)"}
+    recipe = "recipes/quickstart/kava.yaml"
+    make_run(tmp_path / "kava-seed1", recipe, ["seed=1"], synthetic=alike)
+    other = make_run(tmp_path / "kava-seed2", recipe, ["seed=2"], synthetic=alike | change)
+    (group,) = results.find([tmp_path])
+    one = f"{tmp_path / 'kava-seed1'} and {other} were not scored alike on 'synthetic' ({said});"
+    for made in (lambda: table.results_table([group]), lambda: group.row("synthetic")):
+        with pytest.raises(KavaError, match=re.escape(one)):
+            made()
+    by_seed = {1: group.results[1], 2: group.results[2]}
+    with pytest.raises(KavaError, match=re.escape("kava (seed 1) and kava (seed 2) were not")):
+        make_row("kava", by_seed, "synthetic")
+    assert make_row("kava", by_seed, VALIDATION)["accuracy"] == 50.0
+
+
+@pytest.mark.parametrize(("change", "said"), UNLIKE)
+def test_methods_that_were_not_scored_alike_share_no_column(tmp_path, change, said):
+    """But for the number of questions, which the table says."""
+    alike = {**score(90.0), "rule": "numeric", "split": "test", "source": "made (seed=0)"}
+    for method, more in (("kava", {}), ("pccot", change)):
+        recipe = f"recipes/quickstart/{method}.yaml"
+        make_run(tmp_path / method, recipe, ["seed=1"], synthetic=alike | more, other=alike)
+    groups = results.find([tmp_path])
+    assert len(table.results_table(groups, ["other"]).rows) == 2
+    if set(change) == {"n"}:
+        assert "n = 10 or 1,000" in table.results_table(groups).caption
+        return
+    said = said.removeprefix("n 1000 and 10, ")
+    for made in (table.results_table, lambda them: list(draw.draw(them, ["synthetic"], tmp_path))):
+        with pytest.raises(KavaError, match=re.escape(f"alike on 'synthetic' ({said})")):
+            made(groups)
+
+
+def test_a_source_counts_by_the_name_of_its_file(tmp_path):
+    """Copies of one file lie in other folders on other machines; older results say less."""
+    scores = [
+        {**score(90.0), "source": "/home/a/rows.jsonl"},
+        {**score(90.0), "source": "rows.jsonl"},
+        score(90.0),
+    ]
+    for seed, own in enumerate(scores):
+        recipe = "recipes/quickstart/kava.yaml"
+        make_run(tmp_path / f"kava-seed{seed}", recipe, [f"seed={seed}"], synthetic=own)
+    (group,) = results.find([tmp_path])
+    assert group.row("synthetic")["seeds"] == [0, 1, 2]
+
+
+BROKEN = [
+    ({"scores": ["synthetic"]}, "'scores' must hold an object per task, not ['synthetic']"),
+    ({"scores": {"t": 5}}, "the score of 't' must be an object, not 5"),
+    ({"scores": {"t": {"accuracy": 5}}}, "'accuracy_se' of 't' must be a number, not None"),
+    ({"scores": {"t": {**score(9), "accuracy": "9"}}}, "'accuracy' of 't' must be a nu"),
+    ({"scores": {"t": {**score(9), "n": float("nan")}}}, "'n' of 't' must be a number, not nan"),
+    ({"scores": {"t": {**score(9), "accuracy_by_steps": {"1": 5}}}}, "'accuracy_by_steps' of 't'"),
+    ({"scores": {"t": {**score(9), "peak_memory": 5}}}, "'peak_memory' of 't' must hold bytes"),
+    ({"method": 5}, "'method' must be a name, not 5"),
+    ({"train_seconds": "long"}, "'train_seconds' must be a number, not 'long'"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), BROKEN, ids=range(len(BROKEN)))
+def test_a_result_that_is_none_is_named(tmp_path, change, said):
+    file = make_run(tmp_path / "kava", "recipes/quickstart/kava.yaml") / "result.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **change}), "utf-8")
+    with pytest.raises(KavaError, match=re.escape(f"{file}: not a result of kava: {said}")):
+        results.find([tmp_path])
+    file.write_text("5", "utf-8")
+    with pytest.raises(KavaError, match="holds no run"):
+        results.find([tmp_path])
 
 
 @pytest.mark.parametrize(
@@ -298,8 +396,15 @@ def test_the_order_of_questions_does_not_matter(tmp_path):
         (lambda rows: [{**r, "correct": {"string": True}} for r in rows], "line 1: not read by"),
         (lambda rows: [{**r, "id": "q0"} for r in rows], "line 2: id 'q0' came before"),
         (lambda rows: [{"id": "q0"}], "line 1: not a prediction of kava eval"),
+        (lambda rows: [{"id": "q0", "correct": True}], "line 1: not a prediction of kava eval"),
+        (lambda rows: [{"id": "q0", "correct": ["numeric"]}], "line 1: not a prediction"),
+        (lambda rows: [{**rows[0], "id": None}], "line 1: not a prediction of kava eval"),
+        (lambda rows: [{**r, "correct": {"numeric": "false"}} for r in rows],
+         "line 1: 'numeric' in 'correct' must be true or false, not 'false'"),
+        (lambda rows: [{**r, "correct": {"numeric": None}} for r in rows], "false, not None"),
+        (lambda rows: [5], "line 1: not a JSON object but 5"),
     ],
-)
+)  # fmt: skip
 def test_runs_that_cannot_be_compared(tmp_path, change, said):
     a = predictions(tmp_path / "a", [True, False, True])
     b = predictions(tmp_path / "b", [True, False, True])
@@ -308,6 +413,27 @@ def test_runs_that_cannot_be_compared(tmp_path, change, said):
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     with pytest.raises(KavaError, match=re.escape(said)):
         compare(a, b, "gsm8k")
+
+
+def test_what_eval_wrote_is_read_whatever_its_questions_hold(tmp_path):
+    """U+2028, U+0085 and the like end no line of JSONL."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, right in zip(folders, (True, False), strict=True):
+        record = {"id": "q0", "question": "a\u2028b\u0085c\x0bd", "answer": "1", "num_steps": 0}
+        record |= {"correct": {"numeric": right}, "finished": True}
+        file = folder / "predictions" / "gsm8k.jsonl"
+        Evaluation([record], {}).write_predictions(file)
+        assert len(file.read_text("utf-8").splitlines()) > 1
+    assert (found := compare(*folders, "gsm8k")).only_a == found.n == 1
+
+
+def test_a_file_that_is_no_text_and_a_seed_that_is_none(tmp_path):
+    a = predictions(tmp_path / "a", [True])
+    with pytest.raises(KavaError, match="seed 99999999999999999999999 is out of range; give one"):
+        compare(a, a, "gsm8k", seed=99999999999999999999999)
+    (a / "predictions" / "gsm8k.jsonl").write_bytes(b'{"id": "\xff"}\n')
+    with pytest.raises(KavaError, match="line 1: not UTF-8"):
+        compare(a, a, "gsm8k")
 
 
 # -- the commands --------------------------------------------------------------------------------

@@ -69,6 +69,19 @@ def test_the_table(data, tmp_path):
     assert "n = 4" in said
 
 
+def test_right_answers_without_a_number_are_counted(tmp_path):
+    rows = [{"question": f"q{i}", "answer": gold} for i, gold in enumerate(("18", "yes", "no"))]
+    data = write(tmp_path / "rows.jsonl", rows)
+    texts = [{"prediction": f"The answer is: {text}"} for text in ("18", "yes", "yes")]
+    file = write(tmp_path / "p.jsonl", texts)
+    told = json.loads(run(file, "--data", data, "--json"))
+    assert told["correct"]["numeric"] == 1 and told["correct"]["string"] == 2
+    assert told["note"].startswith(
+        "2 of 3 right answers hold no number, such as 'yes': by 'numeric'"
+    )
+    assert "2 of 3 right answers hold no number" in run(file, "--data", data)
+
+
 def changed(rows, index, **fields):
     row = {key: value for key, value in {**rows[index], **fields}.items() if value is not None}
     return [*rows[:index], row, *rows[index + 1 :]]

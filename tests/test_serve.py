@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import socket
 import threading
 import time
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny
+import torch
 
 from kava.errors import KavaError
 
@@ -18,7 +20,7 @@ import openai
 from service import LIMITS, QUESTIONS, serving
 
 from kava.serve.app import fitted
-from kava.serve.batcher import Batcher, Job, QueueFull
+from kava.serve.batcher import Batcher, Job, QueueFull, Sampling, _Draw
 from kava.serve.command import Address, check, is_loopback
 from kava.serve.limits import Limits
 
@@ -162,6 +164,86 @@ def test_limits_of_an_answer(url, offline):
         else:
             made = made.choices[0].message.content
         assert made == whole[: whole.index(stop)]
+
+
+def test_a_stop_is_looked_for_in_what_the_model_writes(url, offline):
+    """Not in the prompt that it is fed, nor where the two meet."""
+    prompt = "The answer is:"
+    for question in QUESTIONS[:4]:
+        whole = offline[question].text
+        assert whole.startswith(prompt) and ":" not in whole.removeprefix(prompt)
+        written = whole.removeprefix(prompt)
+        for stop in (":", "answer", f":{written[:2]}", [" ", ":"]):
+            said = prompt + written.partition(" ")[0] if " " in stop and len(stop) == 2 else whole
+            assert chat(url, question, stop=stop).choices[0].message.content == said
+            parts = chat(url, question, stop=stop, stream=True)
+            assert "".join(part.choices[0].delta.content or "" for part in parts) == said
+
+
+SAMPLED = {"model": "tiny", "temperature": 1.5}
+
+
+def texts(url, **more):
+    answer = post(url, {**SAMPLED, **more}).json()
+    return [choice["text"] for choice in answer["choices"]]
+
+
+def test_several_answers_with_a_seed_are_several(url):
+    found = texts(url, prompt=QUESTIONS[0], n=4, seed=7)
+    assert len(set(found)) == 4
+    assert texts(url, prompt=QUESTIONS[0], n=4, seed=7) == found
+    assert texts(url, prompt=QUESTIONS[0], n=2, seed=7) == found[:2]
+    assert texts(url, prompt=QUESTIONS[0], seed=7) == found[:1]
+    assert not set(texts(url, prompt=QUESTIONS[0], n=4, seed=8)) & set(found)
+    others = texts(url, prompt=QUESTIONS[1], n=2, seed=7)
+    assert texts(url, prompt=QUESTIONS[:2], n=2, seed=7) == found[:2] + others
+    negative = texts(url, prompt=QUESTIONS[0], n=2, seed=-(2**63))
+    assert (
+        len(set(negative)) == 2 and texts(url, prompt=QUESTIONS[0], seed=-(2**63)) == negative[:1]
+    )
+
+
+def test_a_seed_fixes_its_own_answer_and_nobody_elses(url):
+    """Neither does it move what else in this process draws, nor is it moved."""
+    own = texts(url, prompt=QUESTIONS[0], seed=7)
+    others = []
+    for _ in range(4):
+        torch.manual_seed(0)
+        others += texts(url, prompt=QUESTIONS[0])
+        before = torch.get_rng_state()
+        assert texts(url, prompt=QUESTIONS[0], seed=7) == own
+        assert torch.equal(torch.get_rng_state(), before)
+    assert len(set(others)) == 4
+    stop = threading.Event()
+    noise = threading.Thread(target=lambda: [torch.rand(9) for _ in iter(stop.is_set, True)])
+    noise.start()
+    try:
+        assert [texts(url, prompt=QUESTIONS[0], seed=7) for _ in range(4)] == [own] * 4
+    finally:
+        stop.set()
+        noise.join()
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (2.0, 0.8), (1, 0.3)])
+def test_tokens_are_drawn_as_often_as_they_are_likely(temperature, top_p):
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf, 1.5])
+    likely = [math.exp(x / temperature) for x in logits.tolist()]
+    order = sorted(range(6), key=lambda i: -likely[i])
+    kept, share = [], 0.0
+    while share < top_p - 1e-9:  # the least number of tokens that hold the share
+        kept.append(order[len(kept)])
+        share = sum(likely[i] for i in kept) / sum(likely)
+        if len(kept) == 5:
+            break
+    rows = 20_000
+    draw = _Draw(Sampling(temperature, top_p, seed=1), torch.device("cpu"))
+    left = draw(torch.zeros(rows, 1, dtype=torch.long), logits.expand(rows, 6))
+    assert ((left == 0).sum(1) == 1).all() and ((left == -torch.inf).sum(1) == 5).all()
+    counts = left.argmax(1).bincount(minlength=6).tolist()
+    for i, count in enumerate(counts):
+        expected = likely[i] / sum(likely[k] for k in kept) if i in kept else 0.0
+        width = 5 * math.sqrt(rows * expected * (1 - expected))
+        assert abs(count - rows * expected) <= width
 
 
 BAD = [

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from transformers import get_scheduler
 
 from kava.arguments import arguments
 from kava.errors import KavaError
 from kava.recipe import load_recipe
-from kava.run import read_metrics, read_result
+from kava.run import read_metrics, read_result, train_run
 from kava.smoke import tiny_backbone
+from kava.trainer import StepTrainer
 
 VOLATILE = {"tokens_per_second", "seconds_per_step", "epoch"}
 
@@ -187,6 +189,18 @@ def test_a_loss_that_is_not_finite_stops_the_run(backbone, tmp_path):
         kava("train", recipe, "train.learning_rate=1e30", "train.clip=1e30", "-o", tmp_path / "r")
     )
     assert status == 2 and "not finite" in err and "Traceback" not in err
+
+
+def test_a_trace_that_its_eviction_cannot_take_is_refused_before_the_first_step(
+    backbone, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(StepTrainer, "train", lambda *_, **__: pytest.fail("a step was begun"))
+    recipe = write_recipe(tmp_path, backbone)
+    changes = ["kv.weight=1", "kv.eviction.name=full", "num_latents=2", "num_iterations=1"]
+    run = tmp_path / "r"
+    with pytest.raises(KavaError, match=r"'full' keeps everything, but a reasoning trace of \d+"):
+        train_run(load_recipe(recipe, changes), run, Console(quiet=True))
+    assert not (run / "checkpoints").exists()
 
 
 def test_a_validation_question_among_the_training_rows_is_refused(backbone, tmp_path):

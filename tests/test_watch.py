@@ -71,6 +71,44 @@ def test_a_line_that_is_being_written_waits(run):
         watch.look(run)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"5", "line 2: no object with a number as its 'step'; not a log of kava"),
+        (b'["step"]', "line 2: no object"),
+        (b'{"loss": 1.0}', "line 2: no object"),
+        (b'{"step": "4"}', "line 2: no object"),
+        (b'{"step": NaN}', "line 2: no object"),
+        (b'{"step": 1e400}', "line 2: no object"),
+        (b'{"step": null}', "line 2: no object"),
+        (b'{"step": 4, "loss": "\xff"}', "line 2: broken JSON; not a log of kava"),
+        (b"[" * 100_000, "line 2: broken JSON"),
+    ],
+)
+def test_a_line_that_no_training_writes_is_named(run, line, said):
+    (run / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    with pytest.raises(KavaError, match=said):
+        shown(run)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity"])
+def test_a_loss_that_ran_away_is_not_drawn(run, value):
+    """json writes and reads these words; `kava watch` is how one sees such a run."""
+    rows = [f'{{"step": {s}, "loss": {v}, "seconds_per_step": {v}, "epoch": {v}, "kv": {v}}}\n'
+            for s, v in ((10, "2.0"), (20, value), (30, "1.0"), (40, value))]  # fmt: skip
+    (run / "metrics.jsonl").write_text("".join(rows), "utf-8")
+    (run / "recipe.yaml").write_text(RECIPE.replace("LENGTH", "epochs: 3"), "utf-8")
+    text = shown(run)
+    assert "step 40 of 90, about" in text.splitlines()[0]
+    told = float(value)
+    (row,) = (line.split() for line in text.splitlines() if line.split()[:1] == ["loss"])
+    assert row == ["loss", f"{told:.4g}", "1", "2", "█▁"]  # the last one is not hidden
+    (run / "metrics.jsonl").write_text(rows[1], "utf-8")
+    text = shown(run)
+    assert text.splitlines()[0].endswith("step 20")
+    assert ["loss", f"{told:.4g}", "-", "-"] in [line.split() for line in text.splitlines()]
+
+
 def test_epochs_become_steps(run):
     (run / "recipe.yaml").write_text(RECIPE.replace("LENGTH", "epochs: 3"), "utf-8")
     assert watch.look(run).steps == 150

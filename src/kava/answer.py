@@ -15,7 +15,7 @@ class Answer:
     text: everything the model wrote, the answer prompt included.
     forward_passes: sequential backbone calls from the end of the question's prefill to the end of
         the answer (spec, Evaluation). generated_tokens includes EOS.
-    finished: false where `max_new_tokens` cut it off.
+    finished: false where `max_new_tokens` or the backbone's positions cut it off.
     """
 
     text: str
@@ -28,9 +28,9 @@ class Answer:
 class Generated(NamedTuple):
     """Texts of answers and what was thought before them.
 
-    text: one, or a list of them, as the questions were given.
+    text: what `Reasoner.generate` gives without the thoughts.
     thinking: of all questions together, one row each.
     """
 
-    text: str | list[str]
+    text: str | list[str] | list[list[str]]
     thinking: Thinking

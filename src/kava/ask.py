@@ -17,6 +17,7 @@ from kava.errors import KavaError
 from kava.inspect.decoded import decode_latents
 from kava.model import Reasoner
 from kava.recipe import parse
+from kava.room import positions
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,19 @@ def answer_one(reasoner: Reasoner, question: str, settings: Settings, console: C
     """Print the answer, the forward passes and the milliseconds.
 
     Raises:
-        KavaError: the question is empty.
+        KavaError: the question is empty, no valid Unicode, or too long for the backbone.
     """
     if not question.strip():
         raise KavaError("ask: the question is empty")
     plan, tokens = settings.compress, settings.max_new_tokens
     begin = time.perf_counter()
     with decoding.compressed(reasoner.lm, plan) if plan else nullcontext() as log:
-        answer = reasoner.answer(reasoner.think([question], settings.num_iterations), tokens)[0]
+        answer = reasoner.answer(reasoner.think(question, settings.num_iterations), tokens)[0]
     elapsed = 1000 * (time.perf_counter() - begin)
     console.print(answer.text.strip(), highlight=False, markup=False)
-    cut = "" if answer.finished else f", cut off at {tokens} new tokens"
+    cut = "" if answer.finished else f", cut off at {answer.generated_tokens} new tokens"
+    if cut and answer.generated_tokens < tokens:
+        cut += f", where the backbone's {positions(reasoner)} positions end"
     cache = f", cache: at most {log.held} columns of {log.seen}" if log else ""
     console.print(
         f"{answer.forward_passes} forward passes, {elapsed:.0f} ms{cut}{cache}",
@@ -90,12 +93,19 @@ def answer_one(reasoner: Reasoner, question: str, settings: Settings, console: C
 def answer_stream(
     reasoner: Reasoner, lines: Iterable[str], settings: Settings, console: Console
 ) -> None:
-    """Answer each line; an empty one is skipped. On a terminal, a prompt is shown."""
+    """Answer each line; an empty one is skipped. On a terminal, a prompt is shown.
+
+    Raises:
+        KavaError: as `answer_one`, with the line's number; answers before it have been printed.
+    """
     if sys.stdin.isatty():
         console.print("one question per line; end with Ctrl-D", style="dim")
-    for line in lines:
+    for number, line in enumerate(lines, start=1):
         if line.strip():
-            answer_one(reasoner, line.strip(), settings, console)
+            try:
+                answer_one(reasoner, line.strip(), settings, console)
+            except KavaError as error:
+                raise KavaError(f"ask: line {number} of the input: {error}") from None
 
 
 def show_thoughts(reasoner: Reasoner, question: str, settings: Settings, console: Console) -> None:

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerFast
 from kava import backbone as backbones
 from kava import batching, checkpoint, hub, plain_run
 from kava import memory as memories
+from kava.arguments import rows_at_once
 from kava.data import data_sets, load_examples
 from kava.errors import KavaError
 from kava.memory import Call, Memory, Traffic
@@ -73,17 +74,27 @@ class Rows:
 
 @dataclass
 class Estimator:
-    """Finds out the cost of recipes; what several share is done once. Downloads nothing."""
+    """Finds out the cost of recipes; what several share is done once. Downloads nothing.
 
+    device: of the memory, `cpu` or `cuda`; this machine's if None.
+    """
+
+    device: str | None = None
     _rows: dict[str, Rows] = field(default_factory=dict)
     _costs: dict[str, Cost] = field(default_factory=dict)
 
-    def cost(self, recipe: Recipe) -> Cost:
-        """Of training by `recipe`; the seed makes no difference."""
-        key = repr(recipe.model_copy(update={"seed": 0}))
+    def cost(self, recipe: Recipe, processes: int = 1) -> Cost:
+        """Of training by `recipe`; the seed makes no difference.
+
+        Args:
+            processes: that share the batch; the memory is that of one of them.
+        """
+        key = repr((recipe.model_copy(update={"seed": 0}), processes))
         if key not in self._costs:
+            device = self.device or default_device()
             with hub.offline():
-                self._costs[key] = _cost(recipe, self.rows(recipe.data))
+                rows = self.rows(recipe.data)
+                self._costs[key] = _cost(recipe, rows, device, processes)
         return self._costs[key]
 
     def rows(self, data: Data) -> Rows:
@@ -94,7 +105,7 @@ class Estimator:
         return self._rows[key]
 
 
-def _cost(recipe: Recipe, rows: Rows) -> Cost:
+def _cost(recipe: Recipe, rows: Rows, device: str, processes: int) -> Cost:
     notes: list[str] = []
     steps = total_steps(recipe, rows.count)
     if steps is None:
@@ -103,7 +114,7 @@ def _cost(recipe: Recipe, rows: Rows) -> Cost:
     forwards = memory = None
     try:
         with tiny_reasoner(recipe, tokenizer) as reasoner:
-            batches = sample(reasoner, examples)
+            batches = sample(reasoner, examples, rows_at_once(recipe.train, processes))
             if steps is not None:
                 forwards = count(reasoner, batches, steps, rows.count or len(examples))
             seen = peak(reasoner, batches)
@@ -111,7 +122,7 @@ def _cost(recipe: Recipe, rows: Rows) -> Cost:
         notes.append(f"not counted: {error}")
     else:
         try:
-            memory = memories.estimate(recipe, seen, default_device())
+            memory = memories.estimate(recipe, seen, device)
         except KavaError as error:
             notes.append(f"memory not known: {error}")
     return Cost(steps, forwards, memory, tuple(notes))

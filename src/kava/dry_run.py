@@ -44,7 +44,9 @@ def list_runs(
     """
     for name in scoring.names:
         find_module("tasks", "task", name)
-    estimator, notes, left = Estimator(), Notes(), 0
+    on_gpus = bool(jobs) and any(run.recipe.resources.gpus for run in runs)
+    device = "cuda" if on_gpus else "cpu" if jobs else default_device()
+    estimator, notes, left = Estimator(device), Notes(), 0
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for heading in ("run", "state", "steps", "token-forwards", "memory"):
         table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
@@ -57,7 +59,8 @@ def list_runs(
                 now, why = REFUSED, unfit
             if now in (START, RESUME, SCORE):
                 to_submit.append(run)
-            cost = estimator.cost(run.recipe)
+            shared = jobs is not None and now != REFUSED
+            cost = estimator.cost(run.recipe, run.recipe.resources.all_processes if shared else 1)
             states.append(now)
             left += (cost.token_forwards or 0) * (now in (START, RESUME))
             notes.add(run.folder.name, why)
@@ -73,7 +76,7 @@ def list_runs(
         wanted = slurm.told(group[0].recipe.resources)
         say_plainly(console, f"{len(group)} as jobs of SLURM, {limit} at a time; each {wanted}")
     console.print()
-    say_plainly(console, _LEGEND.format(device=default_device()))
+    say_plainly(console, _LEGEND.format(where=_WHERE[device]))
     for words in notes.lines():
         say_plainly(console, words)
     return REFUSED not in states
@@ -81,8 +84,9 @@ def list_runs(
 
 _LEGEND = (
     "token-forwards: columns that enter the backbone in the whole training, with pads, without "
-    "validation\nmemory: an estimate for one training step on {device}"
+    "validation\nmemory: an estimate for a training step of one process on {where}"
 )
+_WHERE = {"cuda": "a GPU", "cpu": "a CPU"}
 
 
 class Notes:

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from kava import adapter, batching, cache, checkpoint, families, hub, registry
+from kava import adapter, batching, cache, checkpoint, families, hub, registry, room
 from kava import backbone as backbones
 from kava.answer import Answer, Generated
+from kava.characters import check_text
+from kava.continuation import Continuation, continue_thought, whole_number
 from kava.errors import KavaError
 from kava.latents._state import Tail
 from kava.methods._base import LatentMethod, Method, Thinking, read_question
@@ -319,22 +321,28 @@ class Reasoner(nn.Module):
         num_iterations: int | None = None,
         return_thoughts: bool = False,
         **options: Any,
-    ) -> str | list[str] | Generated:
+    ) -> str | list[str] | list[list[str]] | Generated:
         """Answer a question, or several together.
 
         Args:
+            max_new_tokens: an answer ends there at the latest, or where the backbone's positions
+                do (`continue_from`).
             num_iterations: T, the recipe's if not given.
             return_thoughts: also what was thought.
             options: as `continue_from` takes them.
 
         Returns:
-            the text of the answer, or a list of them, as the questions were given.
+            the text of the answer, or a list of them, as the questions were given. With
+            `num_return_sequences` above 1, a list of texts in the place of each.
 
         Raises:
-            KavaError: an empty question; `num_iterations` for a method that does not iterate.
+            KavaError: as `think` and `continue_from`.
         """
         thinking = self.think(questions, num_iterations)
         texts = [one.text for one in self.answer(thinking, max_new_tokens, **options)]
+        copies = options.get("num_return_sequences") or 1
+        if copies > 1:
+            texts = [texts[at : at + copies] for at in range(0, len(texts), copies)]
         text = texts[0] if isinstance(questions, str) else texts
         return Generated(text, thinking) if return_thoughts else text
 
@@ -348,8 +356,9 @@ class Reasoner(nn.Module):
             the `Thought`, and the prompt that an answer continues it with.
 
         Raises:
-            KavaError: no question, an empty one; `num_iterations` for a method that does not
-                iterate.
+            KavaError: no question; one that is empty, no valid Unicode, or too long for the
+                backbone's positions (`kava.room`); `num_iterations` that is no whole number, or
+                for a method that does not iterate.
         """
         return self.think_about(self.encoder.questions(_checked(questions)), num_iterations)
 
@@ -360,15 +369,17 @@ class Reasoner(nn.Module):
         """Think about questions that are token ids (`Encoder.questions`) already.
 
         Raises:
-            KavaError: `num_iterations` for a method that does not iterate.
+            KavaError: as `think`.
         """
         if num_iterations is not None:
-            self.check_iterations()
+            self.check_iterations(num_iterations)
+        room.check(self, encoded)
         ids, mask = batching.pad(encoded, "left", self.tokenizer.pad_token_id)
         return self.method.think(self, ids.to(self.device), mask.to(self.device), num_iterations)
 
-    def check_iterations(self) -> None:
-        """Raise a KavaError where the number of iterations cannot be chosen."""
+    def check_iterations(self, num_iterations: int = 0) -> None:
+        """Raise a KavaError where the number of iterations cannot be chosen, or not this one."""
+        whole_number("num_iterations", num_iterations, 0)
         if not self.method.iterates:
             raise KavaError(
                 f"method '{self.recipe.method}' does not iterate; the number of iterations cannot "
@@ -388,11 +399,17 @@ class Reasoner(nn.Module):
             and prompt.
 
         Raises:
-            KavaError: as `think`.
+            KavaError: as `think`; several questions.
         """
+        if not isinstance(question, str):
+            raise KavaError(
+                "prompt_embeds takes one question, a text: several have different lengths, and "
+                "embeddings no mask; call it for each"
+            )
         if num_iterations is not None:
-            self.check_iterations()
+            self.check_iterations(num_iterations)
         (ids,) = self.encoder.questions(_checked(question))
+        room.check(self, [ids])
         tokens = torch.tensor([ids], device=self.device)
         mask = torch.ones_like(tokens, dtype=torch.bool)
         if isinstance(self.method, LatentMethod):
@@ -408,10 +425,12 @@ class Reasoner(nn.Module):
         return torch.cat([*parts, self.embed(thinking.prompt)], dim=1)
 
     def answer(self, thinking: Thinking, max_new_tokens: int = 256, **options: Any) -> list[Answer]:
-        """Answer what was thought about; see `continue_from`."""
-        ids = self.continue_from(thinking, max_new_tokens, **options)
-        lengths = self.generated_lengths(ids).tolist()
-        eos = self.tokenizer.eos_token_id
+        """Answer what was thought about; see `continue_from`.
+
+        With `num_return_sequences`, the answers to a question follow one another.
+        """
+        found = self._continued(thinking, max_new_tokens, options)
+        parts = (found.ids.tolist(), found.lengths.tolist(), found.finished.tolist())
         return [
             Answer(
                 text=thinking.prompt_text
@@ -419,12 +438,11 @@ class Reasoner(nn.Module):
                 forward_passes=thinking.forward_passes + length,
                 prefill_passes=thinking.prefill_passes,
                 generated_tokens=length,
-                finished=row[length - 1] == eos,
+                finished=finished,
             )
-            for row, length in zip(ids.tolist(), lengths, strict=True)
+            for row, length, finished in zip(*parts, strict=True)
         ]
 
-    @torch.no_grad()
     def continue_from(
         self, thinking: Thinking, max_new_tokens: int = 256, **options: Any
     ) -> Tensor:
@@ -433,40 +451,28 @@ class Reasoner(nn.Module):
         Embedding rows that the tokenizer has no text for are never generated.
 
         Args:
-            options: fields of `GenerationConfig` (`do_sample`, `temperature`, ...), and arguments
-                of `generate` itself (`streamer`, `stopping_criteria`, `logits_processor`, ...).
+            max_new_tokens: an upper bound. Each row ends where the positions that the backbone
+                states do, if that is earlier, and is not finished then; so a small backbone needs
+                no other bound, and what a row writes does not depend on its batch mates.
+            options: fields of `GenerationConfig` (`do_sample`, `temperature`, `eos_token_id`, ...),
+                and arguments of `generate` itself (`streamer`, `stopping_criteria`,
+                `logits_processor`, ...). `stop_strings` use the reasoner's tokenizer.
 
         Returns:
-            new token ids [B, n], padded after EOS.
+            new token ids [B, n], padded after what ended the row.
+
+        Raises:
+            KavaError: no room for one new token, or for `min_new_tokens`; `max_new_tokens` that is
+                no whole number above 0; an option that a thought leaves no choice of, such as
+                `use_cache`.
         """
-        thought, prompt = thinking.thought, thinking.prompt
-        if self.has_sliding_window:
-            thought = thought.packed()  # generate() counts a window in columns
-        mask = torch.cat((thought.attention_mask, torch.ones_like(prompt, dtype=torch.bool)), 1)
-        fields = GenerationConfig().to_dict()
-        settings = {key: value for key, value in options.items() if key in fields}
-        never = sorted({*self.unreadable_ids, *(settings.pop("suppress_tokens", None) or ())})
-        config = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            eos_token_id=self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.pad_token_id,
-            suppress_tokens=never or None,
-            **({"do_sample": False} | settings),
-        )
-        past = cache.fork(thought.past_key_values)
-        # generate() multiplies rows for beams and further answers, but not those of a given cache.
-        copies = max(config.num_beams or 1, config.num_return_sequences or 1)
-        if copies > 1:
-            past.batch_repeat_interleave(copies)
-        new = self.lm.generate(
-            input_ids=prompt,
-            attention_mask=mask.long(),
-            past_key_values=past,
-            generation_config=config,
-            synced_gpus=False,  # where FSDP splits the weights, `kava.sharded` joins them before
-            **{key: value for key, value in options.items() if key not in fields},
-        )
-        return new[:, prompt.shape[1] :]
+        return self._continued(thinking, max_new_tokens, options).ids
+
+    @torch.no_grad()
+    def _continued(
+        self, thinking: Thinking, max_new_tokens: int, options: dict[str, Any]
+    ) -> Continuation:
+        return continue_thought(self, thinking, max_new_tokens, options)
 
     def generated_lengths(self, ids: Tensor) -> Tensor:
         """Tokens generated in each row, EOS included, pads after it not: [B]."""
@@ -479,9 +485,10 @@ def _checked(questions: str | Sequence[str]) -> list[str]:
     if not texts:
         raise KavaError("no question is given")
     for place, text in enumerate(texts):
+        where = "the question" if isinstance(questions, str) else f"question {place + 1}"
         if not isinstance(text, str) or not text.strip():
-            where = "the question" if isinstance(questions, str) else f"question {place + 1}"
             raise KavaError(f"{where} must be a text that is not empty, not {text!r}")
+        check_text(text, where)
     return texts
 
 

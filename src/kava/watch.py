@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def look(run: Path) -> State:
     """Read a run folder.
 
     Raises:
-        KavaError: it is no run folder.
+        KavaError: it is no run folder, or its log is none.
     """
     file = run / METRICS
     if not file.is_file():
@@ -100,9 +101,11 @@ def view(state: State) -> RenderableType:
         table.add_column(heading, justify=justify)
     table.add_column("course", no_wrap=True)
     for key in _keys(state.records):
-        values = [record[key] for record in state.records if _is_number(record.get(key))]
+        logged = [record[key] for record in state.records if _is_number(record.get(key))]
+        values = [value for value in logged if _is_finite(value)]
         name = f"{key}, log" if is_wide(values) else key
-        table.add_row(name, *map(_told, (values[-1], min(values), max(values))), sparkline(values))
+        ends = map(_told, (min(values), max(values))) if values else ("-", "-")
+        table.add_row(name, _told(logged[-1]), *ends, sparkline(values))
     return Group(Text(headline(state), style="bold"), table)
 
 
@@ -120,7 +123,7 @@ def headline(state: State) -> str:
 
 def seconds_left(state: State) -> float | None:
     """From the throughput that was logged; None where it was not, or the length is not known."""
-    timed = [r for r in state.records if _is_number(r.get("seconds_per_step"))]
+    timed = [r for r in state.records if _is_finite(r.get("seconds_per_step"))]
     if not timed or state.steps is None:
         return None
     recent = [record["seconds_per_step"] for record in timed[-10:]]
@@ -156,22 +159,39 @@ def _seen(records: Sequence[dict[str, Any]], key: str) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < 2**63
+    return isinstance(value, float)
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether it can be drawn: a loss that ran away is logged as NaN or infinity."""
+    return _is_number(value) and abs(value) <= sys.float_info.max
 
 
 def _complete_records(file: Path) -> list[dict[str, Any]]:
-    """Every whole line; the last one may be half written at this moment."""
+    """Every whole line; the last one may be half written at this moment.
+
+    Raises:
+        KavaError: a line that no training writes, by its number.
+    """
     records = []
-    lines = file.read_text(encoding="utf-8").split("\n")
+    lines = file.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError):  # no UTF-8 is a ValueError too
             if number == len(lines):
                 break
             raise KavaError(f"{file}, line {number}: broken JSON; not a log of kava") from None
+        step = record.get("step") if isinstance(record, dict) else None
+        if not (_is_number(step) and isinstance(step, int) and step >= 0):
+            raise KavaError(
+                f"{file}, line {number}: no object with a number as its 'step'; not a log of kava"
+            )
+        records.append(record)
     return records
 
 
@@ -188,7 +208,9 @@ def _steps(run: Path, records: Sequence[dict[str, Any]]) -> int | None:
         train = load_recipe(file, kind=BackboneRecipe).train
     if train.steps is not None:
         return train.steps
-    last = next((r for r in reversed(records) if r.get("epoch")), None)
+    last = next(
+        (r for r in reversed(records) if _is_finite(r.get("epoch")) and r["epoch"] > 0), None
+    )
     return None if last is None else round(train.epochs * last["step"] / last["epoch"])
 
 

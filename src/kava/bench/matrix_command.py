@@ -79,8 +79,8 @@ def bench_matrix(
 ASSUMED = (
     "FLOPs, token-forwards: of real columns alone, backward pass included; pads, validation, "
     "loading and saving are not in",
-    "memory: an estimate of one process's training step on a GPU, without gradient checkpointing "
-    "or sharding; GB are 10^9 bytes",
+    "memory: an estimate of one process's training step on a GPU, its layers not compiled, its "
+    "weights not sharded; GB are 10^9 bytes",
     "disk: of a run's folder, without the tokenizer's files; backbones that are not here are taken "
     "to be bf16",
 )

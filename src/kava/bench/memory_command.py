@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -87,7 +88,7 @@ def bench_memory(
 
 
 def _table(rows: dict[str, dict[int, Memory]]) -> Table:
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for heading in _HEADINGS:
         table.add_column(heading, justify="left" if heading == _HEADINGS[0] else "right")
     for name, by_size in rows.items():
@@ -98,5 +99,5 @@ def _table(rows: dict[str, dict[int, Memory]]) -> Table:
 
 
 _HEADINGS = (
-    "recipe", "rows at once", "weights", "gradients", "optimiser", "activations", "peak",
+    "recipe", "rows", "weights", "gradients", "optimiser", "activations", "peak",
 )  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -43,13 +45,18 @@ def ask(
     run, question = (*words, None, None)[:2]
     if run is None and backbone is None:
         raise KavaError("ask: give a run folder, or a model with --backbone")
-    if run and backbone and question is None and not Path(run).exists():
-        run, question = None, run  # `kava ask --backbone FOLDER "question"`
+    # `kava ask --backbone FOLDER "question"`; a question may be longer than a path can be, which
+    # os.path takes for a path that is not there.
+    if run and backbone and question is None and not os.path.exists(run):
+        run, question = None, run
     reasoner = open_reasoner(run or backbone, backbone if run else None)
     how = Settings(show_thoughts, iterations, max_new_tokens, plan)
     if question is not None:
         answer_one(reasoner, question, how, make_console())
     else:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            # Bytes that are no UTF-8 come through, and are then told with their line.
+            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
         answer_stream(reasoner, sys.stdin, how, make_console())
 
 

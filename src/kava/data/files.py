@@ -7,11 +7,12 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from kava.characters import check_text
 from kava.errors import KavaError
 from kava.types import Example
 
@@ -71,7 +72,7 @@ def to_example(
     The answer may be a number or a text; thousands commas go. All else stays as written.
 
     Raises:
-        KavaError: a field is missing, empty or of the wrong type.
+        KavaError: a field is missing, empty, of the wrong type, or no valid Unicode.
     """
     field = steps or ("steps" if "steps" in row else "cot")
     for needed in ("question", "answer", field):
@@ -87,7 +88,12 @@ def to_example(
     used = {"id", "question", "answer", field}
     extra = {key: _text(value) for key, value in row.items() if key not in used}
     identity = default_id if row.get("id") is None else str(row["id"])
-    return Example(identity, question, tuple(written), _answer(row["answer"], where), extra)
+    example = Example(identity, question, tuple(written), _answer(row["answer"], where), extra)
+    parts = {"id": [identity], "question": [question], field: written, "answer": [example.answer]}
+    for name, texts in parts.items():
+        for text in texts:
+            check_text(text, f"{where}: '{name}'")
+    return example
 
 
 def plain_number(value: Decimal) -> str:
@@ -165,6 +171,8 @@ def _parse(text: str, where: str, form: str) -> Any:
     try:
         # Decimal keeps an answer's digits as they are in the file.
         return json.loads(text, parse_float=Decimal, parse_constant=_refuse)
+    except InvalidOperation:
+        raise KavaError(f"{where}: a number with a power of ten beyond reason; {form}") from None
     except (ValueError, RecursionError) as error:
         raise KavaError(f"{where}: broken JSON ({error}); {form}") from error
 

@@ -17,7 +17,14 @@ from kava import registry, rotary
 from kava.answer import Answer
 from kava.errors import KavaError
 from kava.evaluate import paired
-from kava.evaluate.answers import HEADLINE, RULES, percent, read_number, standard_error
+from kava.evaluate.answers import (
+    HEADLINE,
+    RULES,
+    percent,
+    read_number,
+    standard_error,
+    without_number,
+)
 from kava.evaluate.interventions import (
     INTERVENTIONS,
     Latents,
@@ -220,10 +227,12 @@ def ablate_task(
     """Measure on a task; table, plot and predictions go into the folder. Returns the table.
 
     Raises:
-        KavaError: see `ablate`; or the folder holds the ablation of another task.
+        KavaError: see `ablate`; the folder holds the ablation of another task, or the seed is out
+            of range.
     """
     from kava.report.ablation import draw
 
+    paired.check_seed(seed)
     _check_folder(folder, task.name)
     settings, recipe = reasoner.recipe.eval, reasoner.recipe
     batch_size = batch_size or settings.batch_size
@@ -241,6 +250,7 @@ def ablate_task(
         "batch_size": batch_size,
         **measure(task.examples, answers, seed),
         "left_out": left_out(reasoner.lm),
+        "note": without_number(example.answer for example in task.examples),
         **provenance(),
     }
     _write_predictions(folder / "predictions" / "ablation", task.examples, answers, seed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
@@ -17,9 +17,11 @@ from kava.data.files import plain_number
 from kava.evaluate import symbolic
 
 _MARKER = re.compile(r"the\s+answer\s+is\s*:|####", re.IGNORECASE)
-_UNSIGNED = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
+_UNSIGNED = r"(?:[0-9]+(?:,[0-9]+)*(?:\.[0-9]*)?|\.[0-9]+)"
+# Hyphens and the en dash too, as editors put them for a minus.
+_MINUS = r"(?<![\w)])[-−\u2010-\u2013]"
 _NUMBER = re.compile(
-    r"(?P<sign>(?<![\w)])[-−])?(?:\\?[$€£¥]\s?)?(?P<inner>(?<![\w)])[-−])?"
+    rf"(?P<sign>{_MINUS})?(?:\\?[$€£¥]\s?)?(?P<inner>{_MINUS})?"
     rf"(?P<above>{_UNSIGNED}(?:[eE](?P<power>[-+]?[0-9]+))?)"
     rf"(?:\s?/\s?(?P<below>{_UNSIGNED}))?"
 )
@@ -31,10 +33,12 @@ _LONGEST, _HIGHEST_POWER = 1000, 999
 def read_number(text: str) -> Fraction | None:
     """The first number in `text`, exactly, or None.
 
-    Read: thousands commas (`1,234`), decimals (`.5`, `5.`), fractions (`2/5`), powers (`1.2e-06`),
-    a minus (`-`, `−`; before or after a currency sign). A sign of currency or per cent is left
-    out, so `50%` is 50, as answers of GSM8K have it. None for a division by zero, for more than
-    1,000 characters and for powers of ten beyond 999.
+    Read: decimals (`.5`, `5.`), fractions (`2/5`), powers (`1.2e-06`), a minus (`-`, `−`, a hyphen
+    or en dash; before or after a currency sign). Commas between digits are removed, whatever they
+    group (`1,234`, `12,34`). A sign of currency or per cent is left out, so `50%` is 50, as answers
+    of GSM8K have it. A dash with a blank behind it is none of the number's (`- 5` is 5: an item of
+    a list), and of a mixed number the first one counts (`3 1/2` is 3). None for a division by
+    zero, for more than 1,000 characters and for powers of ten beyond 999.
     """
     match = _NUMBER.search(text)
     if match is None or len(match.group()) > _LONGEST:
@@ -48,6 +52,19 @@ def read_number(text: str) -> Fraction | None:
             return None
         value /= below
     return -value if match["sign"] or match["inner"] else value
+
+
+def without_number(golds: Iterable[str]) -> str | None:
+    """What the headline makes of right answers that hold no number, in a line; None without any."""
+    golds = list(golds)
+    found = [gold for gold in golds if read_number(gold) is None]
+    if not found:
+        return None
+    return (
+        f"{len(found):,} of {len(golds):,} right answers hold no number, such as "
+        f"{found[0][:40]!r}: by '{HEADLINE}', the headline, nothing is right there; 'string' "
+        "compares texts"
+    )
 
 
 def after_marker(text: str) -> str | None:

@@ -10,6 +10,8 @@ from rich.console import Console
 
 from kava import parallel
 from kava.errors import KavaError
+from kava.evaluate.answers import without_number
+from kava.evaluate.runner import check_room
 from kava.recipe import Recipe
 from kava.report.tables import memory
 from kava.run import open_reasoner, score_run
@@ -30,10 +32,18 @@ def evaluate_tasks(
     """Score and print; results go into the run folder, or into `output`.
 
     Raises:
-        KavaError: unknown task, rows that cannot be had, `--file` with several tasks.
+        KavaError: no task, one named twice or unknown; rows that cannot be had, or that the
+            backbone has no positions for; `--file` with several tasks; a file where results go.
     """
+    tasks = [name.strip() for name in tasks]
+    if not tasks:
+        raise KavaError("eval: no task is named; give --task, such as gsm8k or gsm8k,svamp")
+    if twice := next((name for name in tasks if tasks.count(name) > 1), None):
+        raise KavaError(f"eval: task '{twice}' is named twice; name each once")
     if file and len(tasks) > 1:
         raise KavaError("eval: --file holds the rows of one task, but several tasks are given")
+    folder = output or _run_folder(Path(run))
+    check_folder(folder)
     given = read_options("eval", options)
     reasoner = parallel.main_first(lambda: open_reasoner(run, backbone))
 
@@ -41,15 +51,25 @@ def evaluate_tasks(
         options = task_options(reasoner.recipe, name, given)
         return load_task(name, file=file, limit=limit, options=options)
 
-    loaded = [parallel.main_first(partial(load, name.strip())) for name in tasks]
-    folder = output or _run_folder(Path(run))
+    loaded = [parallel.main_first(partial(load, name)) for name in tasks]
+    for task in loaded:
+        check_room(reasoner, task.examples)
     summaries = {}
     for task in loaded:
         summary = score_run(reasoner, task, folder, batch_size).summary
         summaries[task.name] = summary
         console.print(line(task.name, summary), highlight=False)
+        if note := without_number(example.answer for example in task.examples):
+            console.print(note, highlight=False)
     console.print(f"predictions and scores in {folder}", highlight=False)
     return summaries
+
+
+def check_folder(folder: Path) -> None:
+    """Raise a KavaError where a file stands where a folder is to be written."""
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise KavaError(f"{path} is a file; results go into a folder: give another --output")
 
 
 def line(task: str, summary: dict[str, Any]) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kava.data.files import read_rows
 from kava.errors import KavaError
 from kava.evaluate.answers import HEADLINE, standard_error
-from kava.evaluate.paired import mcnemar, paired_bootstrap
+from kava.evaluate.paired import check_seed, mcnemar, paired_bootstrap
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ def compare(a: Path, b: Path, task: str, rule: str = HEADLINE, seed: int = 0) ->
         seed: of the bootstrap.
 
     Raises:
-        KavaError: no predictions, other questions or answers in one than in the other, or a rule
-            that one of them was not read under.
+        KavaError: no predictions, or a row that is none; other questions or answers in one than in
+            the other; a rule that one of them was not read under; a seed out of range.
     """
+    check_seed(seed)
     files = [_predictions(path, task) for path in (a, b)]
     first, second = (_read(file, rule) for file in files)
     _same_questions(files, first, second)
@@ -116,18 +117,20 @@ def _predictions(path: Path, task: str) -> Path:
 
 def _read(file: Path, rule: str) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        where = f"{file}, line {number}"
-        try:
-            row = json.loads(line)
-            identity, correct = str(row["id"]), row["correct"]
-        except (ValueError, KeyError, TypeError):
+    for where, row in read_rows(file):
+        correct = row.get("correct")
+        if row.get("id") is None or not isinstance(correct, dict):
             raise KavaError(
-                f"{where}: not a prediction of kava eval (an object with id and correct); "
-                "kava score reads predictions from elsewhere"
-            ) from None
+                f"{where}: not a prediction of kava eval (an object with id and correct, which "
+                "says by rule what is right); kava score reads predictions from elsewhere"
+            )
         if rule not in correct:
-            raise KavaError(f"{where}: not read by the rule '{rule}' (there: {', '.join(correct)})")
+            known = ", ".join(correct) or "none"
+            raise KavaError(f"{where}: not read by the rule '{rule}' (there: {known})")
+        if not isinstance(correct[rule], bool):
+            told = repr(correct[rule])[:60]
+            raise KavaError(f"{where}: '{rule}' in 'correct' must be true or false, not {told}")
+        identity = str(row["id"])
         if identity in rows:
             raise KavaError(f"{where}: id '{identity}' came before")
         rows[identity] = row

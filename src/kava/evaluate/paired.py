@@ -19,6 +19,12 @@ RESAMPLES = 10_000
 _AT_ONCE = 4_000_000  # questions drawn together: 32 MB
 
 
+def check_seed(seed: int) -> None:
+    """Raise a KavaError for a seed that torch's generators do not take."""
+    if not -(2**63) <= seed < 2**64:
+        raise KavaError(f"seed {seed} is out of range; give one from {-(2**63)} to {2**64 - 1}")
+
+
 def difference(a: Sequence[bool], b: Sequence[bool]) -> float:
     """Accuracy of `a` minus that of `b`, in percent points.
 
@@ -37,9 +43,10 @@ def paired_bootstrap(
     The same arguments give the same interval. Where the two agree on every question it is (0, 0).
 
     Raises:
-        KavaError: they differ in length, or are empty.
+        KavaError: they differ in length, or are empty; see `check_seed`.
     """
     _check(a, b)
+    check_seed(seed)
     gaps = torch.tensor([int(x) - int(y) for x, y in zip(a, b, strict=True)])
     n, generator = len(gaps), torch.Generator().manual_seed(seed)
     sums: list[Tensor] = []

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from kava import parallel, preemption
+from kava import parallel, preemption, room
 from kava.answer import Answer
 from kava.evaluate.answers import HEADLINE, RULES, accuracy_by_rule, percent, score, standard_error
 from kava.model import Reasoner
@@ -60,8 +60,10 @@ def evaluate(
         rules: the headline among them.
 
     Raises:
+        KavaError: before the first answer, a question too long for the backbone, by its row.
         Preempted: a stop was asked for (`kava.preemption`).
     """
+    check_room(reasoner, examples)
     training = reasoner.training
     reasoner.eval()
     answers: dict[int, Answer] = {}
@@ -94,6 +96,12 @@ def evaluate(
         summary["ms_per_question_n"] = len(alone)
     reasoner.train(training)
     return Evaluation(predictions, summary)
+
+
+def check_room(reasoner: Reasoner, examples: Sequence[Example]) -> None:
+    """Raise a KavaError where a question is too long for the backbone's positions."""
+    encoded = reasoner.encoder.questions([e.question for e in examples])
+    room.check(reasoner, encoded, [f"the question of row '{e.id}'" for e in examples])
 
 
 def batches(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:

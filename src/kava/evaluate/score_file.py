@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from kava.data.files import read_rows, to_examples
 from kava.errors import KavaError
-from kava.evaluate.answers import HEADLINE, RULES, percent, score, standard_error
+from kava.evaluate.answers import (
+    HEADLINE,
+    RULES,
+    percent,
+    score,
+    standard_error,
+    without_number,
+)
 from kava.tasks import load_task
 from kava.tasks._rows import unfold
 from kava.types import Example
@@ -28,6 +35,8 @@ def score_file(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     """How many predictions are right, by rule: `{"n": ..., "correct": {rule: count}}`.
+
+    With `note`, a line, where right answers hold no number (`without_number`).
 
     Args:
         predictions: rows with `prediction`, a text, and perhaps `id`: as `kava eval` writes them.
@@ -51,7 +60,12 @@ def score_file(
         source, examples = f"task {loaded.name} ({loaded.source})", loaded.examples
     pairs = paired(read_predictions(predictions), examples, str(predictions), source)
     correct = [score(text, example.answer) for example, text in pairs]
-    return {"n": len(pairs), "correct": {rule: sum(c[rule] for c in correct) for rule in RULES}}
+    note = without_number(example.answer for example in examples)
+    return {
+        "n": len(pairs),
+        "correct": {rule: sum(c[rule] for c in correct) for rule in RULES},
+        **({"note": note} if note else {}),
+    }
 
 
 def read_predictions(file: Path) -> list[Prediction]:
@@ -107,14 +121,17 @@ def paired(
 
 
 def table(result: dict[str, Any], title: str) -> Table:
-    """Rule, correct, accuracy ± one standard error; the headline first, marked and bold."""
+    """Rule, correct, accuracy ± one standard error; the headline first, marked and bold.
+
+    Below it the note, if there is one.
+    """
     from rich import box
     from rich.table import Table
 
-    n = result["n"]
+    n, note = result["n"], f"\n{result['note']}" if "note" in result else ""
     shown = Table(
         title=title,
-        caption=f"n = {n:,}; ± is one standard error; * the headline",
+        caption=f"n = {n:,}; ± is one standard error; * the headline{note}",
         box=box.SIMPLE_HEAD,
         show_edge=False,
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from kava import assets
+from kava.characters import check_text
 from kava.data import load_file
 from kava.errors import KavaError, unknown
 from kava.evaluate.command import task_options
@@ -100,6 +101,10 @@ def check(
         raise KavaError("inspect: a row has its own steps and answer; leave out --steps, --answer")
     if question is not None and not question.strip():
         raise KavaError("inspect: the question is empty")
+    check_text(question or "", "inspect: the question")
+    check_text(answer or "", "inspect: the answer")
+    for number, step in enumerate(steps or (), start=1):
+        check_text(step, f"inspect: step {number}")
 
 
 def find(reasoner: Reasoner, rows: Rows) -> Asked:

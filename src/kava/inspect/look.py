@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kava import batching, registry
+from kava import batching, registry, room
 from kava.errors import KavaError
 from kava.evaluate.answers import numeric
 from kava.inspect._numbers import Absent
@@ -87,13 +87,15 @@ def look(
 
     Raises:
         KavaError: a method without latents, `num_iterations` for a method that does not iterate,
-            an empty question or step.
+            an empty question or step, a question or steps too long for the backbone.
     """
     method = _latent_method(reasoner, num_iterations)
     if not question.strip():
         raise KavaError("inspect: the question is empty")
     iterations = reasoner.recipe.num_iterations if num_iterations is None else num_iterations
-    ids = torch.tensor([reasoner.encoder.question(question)], device=reasoner.device)
+    encoded = reasoner.encoder.question(question)
+    room.check(reasoner, [encoded])
+    ids = torch.tensor([encoded], device=reasoner.device)
     asked = {"question": ids, "question_mask": torch.ones_like(ids, dtype=torch.bool)}
     context = read_question(reasoner, asked)
     state = method.think_on(reasoner, context[0], iterations, keep_all=True)
@@ -142,7 +144,7 @@ def _latent_method(reasoner: Reasoner, num_iterations: int | None) -> LatentMeth
             f"inspect: method '{name}' thinks in no latent tokens; give a run of {', '.join(known)}"
         )
     if num_iterations is not None:
-        reasoner.check_iterations()
+        reasoner.check_iterations(num_iterations)
     return method
 
 

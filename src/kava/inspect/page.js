@@ -53,7 +53,13 @@ function hush() {
   told = null;
   tip.hidden = true;
 }
-document.addEventListener("pointerover", tell);
+let rested = "";
+document.addEventListener("pointermove", (event) => {
+  // Where the page scrolls under a mouse at rest, browsers tell of a movement that was none.
+  const at = `${event.screenX} ${event.screenY}`;
+  if (at !== rested) tell(event);
+  rested = at;
+});
 document.addEventListener("focusin", tell);
 document.addEventListener("focusout", hush);
 document.addEventListener("scroll", () => (told && (focused() || told.matches(":hover")) ? place() : hush()), true);

@@ -14,6 +14,7 @@ from kava.errors import KavaError
 from kava.evaluate.answers import parted
 from kava.methods._base import Thinking, prompt_ids
 from kava.methods.cot import begin_writing
+from kava.room import positions
 from kava.thought import Thought
 from kava.types import ANSWER_PROMPT, Example
 
@@ -58,7 +59,7 @@ def find_trace(
         row: the id of the row that steps and answer are of, if any.
 
     Raises:
-        KavaError: a step without text.
+        KavaError: a step without text; more tokens than the backbone has positions.
     """
     if steps is not None and not all(step.strip() for step in steps):
         raise KavaError("inspect: a step is empty; leave it out, or write the equation or sentence")
@@ -76,6 +77,13 @@ def find_trace(
         encoded = encoder.row(Example("asked", question, tuple(steps), answer))
     if not answer:
         encoded = replace(encoded, answer=[*encoder.prompt, reasoner.tokenizer.eos_token_id])
+    most, needed = positions(reasoner), encoded.columns
+    if most is not None and needed > most:
+        raise KavaError(
+            f"inspect: question, steps and answer have {needed} tokens and the backbone {most} "
+            "positions; "
+            + ("lower --max-new-tokens" if source == "written" else "give fewer or shorter steps")
+        )
     if drops and steps:
         told += " The last step is dropped, as in training (drop_last_step)."
     return Trace(source, told, list(steps), max(len(steps) - drops, 0), answer), encoded

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from kava import batching
 from kava.errors import KavaError, unknown
+from kava.lm_eval.rows import whole
 from kava.run import open_reasoner
 
 T = TypeVar("T")
@@ -31,11 +32,14 @@ class KavaLM(LM):
         backbone: where its backbone lies now.
         num_iterations: T, if not the recipe's.
         max_gen_toks: the longest answer of tasks that name none; the recipe's if not given.
-        batch_size: questions answered together; the recipe's if not given or `auto`.
+        batch_size: questions answered together; the recipe's if `auto`, or not given from Python.
+            The harness's command line gives 1 where nothing is said, so there it is
+            `--batch_size auto`. No larger one is searched for: `auto:4` is `auto`.
         device: such as `cpu`. `cuda:0`, which the harness gives unasked, counts where there is one.
 
     Raises:
-        KavaError: an unknown argument, no checkpoint, or iterations of a method without any.
+        KavaError: an unknown argument, a number that is none, no such device, no checkpoint, or
+            iterations of a method without any.
     """
 
     def __init__(
@@ -54,9 +58,17 @@ class KavaLM(LM):
             raise unknown("argument of model kava:", name, known)
         if checkpoint is None:
             raise KavaError("model kava: no checkpoint; give --model_args checkpoint=FOLDER")
+        if num_iterations is not None:
+            num_iterations = whole(num_iterations, "model kava: num_iterations", 0)
+        if max_gen_toks is not None:
+            max_gen_toks = whole(max_gen_toks, "model kava: max_gen_toks", 1)
+        if batch_size is not None:
+            automatic = str(batch_size).partition(":")[0] == "auto"
+            batch_size = None if automatic else whole(batch_size, "model kava: batch_size", 1)
+        place = _device(device)
         self.reasoner = open_reasoner(str(checkpoint), backbone)
-        if device and (torch.cuda.is_available() or not device.startswith("cuda")):
-            self.reasoner.to(device)
+        if place:
+            self.reasoner.to(place)
         if num_iterations is not None and not self.reasoner.method.iterates:
             raise KavaError(
                 f"model kava: method '{self.reasoner.recipe.method}' does not iterate; leave out "
@@ -65,8 +77,7 @@ class KavaLM(LM):
         settings = self.reasoner.recipe.eval
         self.num_iterations = num_iterations
         self.max_gen_toks = max_gen_toks or settings.max_new_tokens
-        given = batch_size not in (None, "auto")
-        self.batch_size = int(batch_size) if given else settings.batch_size
+        self.batch_size = batch_size or settings.batch_size
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The answer to each context, up to the first of its stopping sequences.
@@ -114,7 +125,8 @@ class KavaLM(LM):
                 "model kava answers greedily; the task samples: set do_sample=False with "
                 "--gen_kwargs"
             )
-        return int(settings.get("max_gen_toks") or self.max_gen_toks)
+        longest = settings.get("max_gen_toks")
+        return self.max_gen_toks if longest is None else whole(longest, "max_gen_toks", 1)
 
     def _in_batches(
         self,
@@ -167,6 +179,18 @@ class KavaLM(LM):
         greedy = (scores.argmax(-1) == ids) | ~mask
         total = chosen.masked_fill(~mask, 0).sum(1)
         return list(zip(total.tolist(), greedy.all(1).tolist(), strict=True))
+
+
+def _device(name: str | None) -> torch.device | None:
+    """Where to compute; None where nothing was said, or CUDA was and there is none."""
+    if not name or (name.startswith("cuda") and not torch.cuda.is_available()):
+        return None
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise KavaError(
+            f"model kava: device '{name}' is none of torch; such as cpu, cuda:0"
+        ) from None
 
 
 def _before(text: str, until: str | list[str] | None) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kava.errors import KavaError
 from kava.evaluate.answers import HEADLINE, score
 from kava.tasks import load_task
 
@@ -26,14 +27,35 @@ def load(task: str, **metadata: Any) -> dict[str, Any]:
         metadata: what `--metadata` and `--model_args` hold; `TASK_file` and `TASK_limit` are read.
 
     Raises:
-        KavaError: rows that cannot be had, or are not those of the task.
+        KavaError: rows that cannot be had, or are not those of the task; a limit that is none.
     """
     from datasets import Dataset
 
-    limit = metadata.get(f"{task}_limit")
-    loaded = load_task(task, file=metadata.get(f"{task}_file"), limit=limit)
+    limit, file = metadata.get(f"{task}_limit"), metadata.get(f"{task}_file")
+    if limit is not None:
+        limit = whole(limit, f"--metadata: {task}_limit", 1)
+    if file is not None and not isinstance(file, str):
+        raise KavaError(f"--metadata: {task}_file must be the path of a file, not {file!r}")
+    loaded = load_task(task, file=file, limit=limit)
     rows = [{"id": e.id, "question": e.question, "answer": e.answer} for e in loaded.examples]
     return {loaded.split: Dataset.from_list(rows)}
+
+
+def whole(value: Any, name: str, least: int) -> int:
+    """A whole number as the harness hands it on, a number or its digits.
+
+    Raises:
+        KavaError: it is none, or below `least`.
+    """
+    try:
+        number = (
+            value if isinstance(value, int) and not isinstance(value, bool) else int(str(value))
+        )
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise KavaError(f"{name} must be a whole number from {least}, not {value!r}")
+    return number
 
 
 def judge(row: dict[str, str], answers: list[str]) -> dict[str, float]:

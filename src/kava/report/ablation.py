@@ -50,6 +50,7 @@ def caption(table: dict[str, Any]) -> str:
         f"swapped with another question's: {swapped['partner_accuracy']:.1f} % of the answers are "
         "right for that question"
         + "".join(f"\nno row '{name}': {why}" for name, why in table["left_out"].items())
+        + (f"\n{table['note']}" if table.get("note") else "")
     )
 
 

@@ -14,7 +14,7 @@ from kava.report.plots import (
     spread,
     spread_words,
 )
-from kava.report.results import Group
+from kava.report.results import Group, check_column
 from kava.report.rows import VALIDATION, Row
 from kava.report.table import group_label
 
@@ -27,9 +27,13 @@ def draw(groups: Sequence[Group], tasks: Sequence[str], folder: Path) -> Iterato
 
     Args:
         tasks: all that any run was scored on, if not given.
+
+    Raises:
+        KavaError: two runs were not scored alike on a task.
     """
     tasks = list(tasks) or list(dict.fromkeys(task for group in groups for task in group.tasks))
     for task in tasks or [VALIDATION]:
+        check_column(groups, task)
         rows = [(group, group.row(task)) for group in groups]
         rows = [(group, row) for group, row in rows if row["accuracy"] is not None]
         end = f"-{task}" if len(tasks) > 1 else ""

@@ -12,7 +12,7 @@ from kava import assets, published
 from kava import recipe as recipes
 from kava.errors import KavaError
 from kava.recipe import Recipe
-from kava.report.rows import Row, make_row
+from kava.report.rows import COMPARED, Row, check_alike, check_result, make_row
 from kava.run import METRICS, RESULT, read_metrics, read_result
 
 _SEED = re.compile(r"-seed\d+$")
@@ -60,7 +60,7 @@ class Group:
     def row(self, task: str, seeds: Sequence[int] = ()) -> Row:
         """See `make_row`; of `seeds`, those that are not there count as missing."""
         wanted = {seed: None for seed in seeds} if self.recipe else {}
-        return make_row(self.name, {**wanted, **self.results}, task, self.recipe)
+        return make_row(self.name, {**wanted, **self.results}, task, self.recipe, self.runs)
 
 
 def find(paths: Iterable[str | Path]) -> list[Group]:
@@ -69,8 +69,8 @@ def find(paths: Iterable[str | Path]) -> list[Group]:
     A run is a folder with a `result.json` that names a method; its recipe stands beside it.
 
     Raises:
-        KavaError: no such folder, no run in it, a file that cannot be read, or two runs of one
-            recipe and seed.
+        KavaError: no such folder, no run in it, a file that cannot be read or holds no result, or
+            two runs of one recipe and seed.
     """
     groups: dict[str, Group] = {}
     for path in paths:
@@ -83,6 +83,20 @@ def find(paths: Iterable[str | Path]) -> list[Group]:
         for folder, result in found:
             _add(groups, folder, result)
     return _named_apart(list(groups.values()))
+
+
+def check_column(groups: Iterable[Group], task: str) -> None:
+    """Check that what stands below each other in a table was measured alike.
+
+    The number of questions may differ: a table says it.
+
+    Raises:
+        KavaError: see `check_alike`.
+    """
+    runs = [
+        (group.runs[seed], result) for group in groups for seed, result in group.results.items()
+    ]
+    check_alike({str(folder): result for folder, result in runs}, task, COMPARED)
 
 
 def seeds(groups: Iterable[Group]) -> list[int]:
@@ -136,7 +150,8 @@ def _named_apart(groups: list[Group]) -> list[Group]:
 def _runs(top: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
     for file in sorted(top.rglob(RESULT), key=lambda file: file.parent.as_posix()):
         result = read_result(file.parent)
-        if "method" in result and "scores" in result:
+        if isinstance(result, dict) and "method" in result and "scores" in result:
+            check_result(result, file)
             yield file.parent, result
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from kava import registry
+from kava.errors import KavaError
 from kava.evaluate.answers import standard_error
 from kava.recipe import Recipe
 from kava.run import mean_and_std
@@ -18,10 +21,17 @@ COSTS = (
     "forward_passes", "prefill_passes", "generated_tokens", "ms_per_question",
     "ms_per_question_in_batch", "tokens_per_second",
 )  # fmt: skip
+#: What scores of one task have to share, to be held against each other, and to be averaged.
+COMPARED = ("version", "rule", "split", "source")
+AVERAGED = ("n", *COMPARED)
 
 
 def make_row(
-    name: str, results: Mapping[int | None, Result | None], task: str, recipe: Recipe | None = None
+    name: str,
+    results: Mapping[int | None, Result | None],
+    task: str,
+    recipe: Recipe | None = None,
+    folders: Mapping[int | None, Path] | None = None,
 ) -> Row:
     """One row of a table or a plot.
 
@@ -31,13 +41,19 @@ def make_row(
             stands for a model that was not trained (the backbone itself).
         task: a task that was scored, or `validation` for the validation rows of the training.
         recipe: what was trained; says how many latents there are.
+        folders: seed to run folder, for messages.
 
     Returns:
         `accuracy` is the mean over seeds in percent, `accuracy_std` the sample deviation,
         `accuracy_se` the mean of each seed's binomial standard error; `seeds` are those that
         count and `missing_seeds` those without a score. A quantity that was not measured is None.
         `train_seconds` is the mean over trainings that ran in one go.
+
+    Raises:
+        KavaError: seeds that were not scored alike (`check_alike`, by `AVERAGED`).
     """
+    runs = {seed: f"{name} (seed {seed})" for seed in results} | (folders or {})
+    check_alike({str(runs[seed]): result for seed, result in results.items()}, task, AVERAGED)
     scores = {seed: _score(result, task) for seed, result in results.items()}
     counted = [seed for seed, score in scores.items() if score]
     found = [score for score in scores.values() if score]
@@ -67,6 +83,96 @@ def make_row(
         "validation_accuracy_std": validation_std,
         **_latents(recipe),
     }
+
+
+def check_alike(results: Mapping[str, Result | None], task: str, keys: Sequence[str]) -> None:
+    """Check that runs were asked the same questions of a task, and read by the same rule.
+
+    What a result does not say is not compared. Of a source that is a file its name counts, and not
+    the folder, which differs between machines.
+
+    Args:
+        results: run to what its `result.json` holds.
+        keys: of a score.
+
+    Raises:
+        KavaError: names the first two runs that differ, and in what.
+    """
+    scores = {run: _score(result, task) for run, result in results.items()}
+    first: dict[str, tuple[str, Any]] = {}
+    for run, score in scores.items():
+        for key in keys:
+            value = (score or {}).get(key)
+            if value is None:
+                continue
+            other, known = first.setdefault(key, (run, value))
+            if _told(key, known) != _told(key, value):
+                differing = [k for k in keys if _differ(scores[other], score, k)]
+                told = ", ".join(f"{k} {scores[other][k]} and {score[k]}" for k in differing)
+                raise KavaError(
+                    f"{other} and {run} were not scored alike on '{task}' ({told}); numbers of "
+                    "one row or column have to be; kava eval scores a run anew"
+                )
+
+
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
+    values = one.get(key), other.get(key)
+    return None not in values and _told(key, values[0]) != _told(key, values[1])
+
+
+def _told(key: str, value: Any) -> Any:
+    """A value as it is compared."""
+    if key != "source" or not isinstance(value, str) or value.endswith(")"):
+        return value
+    return Path(value).name
+
+
+def check_result(result: Any, file: Path) -> None:
+    """Check that a result of a run can be put into a row.
+
+    Raises:
+        KavaError: names the file and what is not as `kava eval` writes it.
+    """
+    scores, where = result["scores"], f"{file}: not a result of kava:"
+    if not isinstance(result["method"], str):
+        raise KavaError(f"{where} 'method' must be a name, not {_brief(result['method'])}")
+    if not isinstance(scores, dict):
+        raise KavaError(f"{where} 'scores' must hold an object per task, not {_brief(scores)}")
+    for task, score in scores.items():
+        if not isinstance(score, dict):
+            raise KavaError(f"{where} the score of '{task}' must be an object, not {_brief(score)}")
+        for key in ("accuracy", "accuracy_se", "n", *COSTS):
+            value = score.get(key)
+            if not (_is_number(value) or (value is None and key in COSTS)):
+                raise KavaError(f"{where} '{key}' of '{task}' must be a number, not {value!r}")
+        by_steps, peak = score.get("accuracy_by_steps", {}), score.get("peak_memory", {})
+        if not (isinstance(by_steps, dict) and all(map(_is_pair, by_steps.values()))):
+            raise KavaError(
+                f"{where} 'accuracy_by_steps' of '{task}' must hold [accuracy, n] per number of "
+                f"steps, not {_brief(by_steps)}"
+            )
+        if not (isinstance(peak, dict) and _is_number(peak.get("bytes", 0))):
+            raise KavaError(
+                f"{where} 'peak_memory' of '{task}' must hold bytes, not {_brief(peak)}"
+            )
+    for key in ("validation_accuracy", "validation_n", "train_seconds"):
+        value = result.get(key)
+        if value is not None and not _is_number(value):
+            raise KavaError(f"{where} '{key}' must be a number, not {_brief(value)}")
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _score(result: Result | None, task: str) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ EXAMPLE = Speed(0.4, 400e12, "an example")
 PREDECESSORS, STEP, ANSWERS, STEADY = "predecessors", "train", "generate", "steady_memory"
 #: The 18 runs of the paper, and all 48 recipes of its settings once.
 PAPER, METHODS = "matrix_paper", "matrix_methods"
+MEMORY, MEMORY_CHECKPOINTED = "memory", "memory_checkpointed"
 
 
 def read(root: Path, name: str) -> dict[str, Any]:
@@ -190,6 +191,23 @@ def gpu_steps(root: Path) -> str:
     return _table(_GPU, rows, left=(0, 1, 7))
 
 
+def counted_memory(root: Path) -> str:
+    """Peaks of steps, counted on tensors without values."""
+    plain, again = (read(root, name) for name in (MEMORY, MEMORY_CHECKPOINTED))
+    sizes = list(next(iter(plain["rows"].values())))
+    rows = []
+    for name, by_size in plain["rows"].items():
+        weights = told_bytes(by_size[sizes[0]]["weights"])
+        peaks = [told_bytes(by_size[size]["peak"]) for size in sizes]
+        less = [told_bytes(again["rows"][name][size]["peak"]) for size in sizes]
+        rows.append((f"`{name.removesuffix('/kava')}`", weights, *peaks, *less))
+    headings = (
+        "`kava`, LoRA r 128, bf16", "weights", *(f"{size} rows at once" for size in sizes),
+        *(f"{size}, checkpointed" for size in sizes),
+    )  # fmt: skip
+    return _table(headings, rows) + _said(f"{plain['left_out'].capitalize()}.")
+
+
 _GPU = (
     "", "shape", "rows at once", "ms a step", "FLOPs over the least", "share of the GPU's rate",
     "peak memory", "on",
@@ -314,6 +332,6 @@ TABLES: dict[str, Callable[[Path], str]] = {
     table.__name__: table
     for table in (
         against_predecessors, against_the_least, answers, steady_memory, gpu_steps,
-        paper_runs, paper_methods, paper_hours,
+        counted_memory, paper_runs, paper_methods, paper_hours,
     )
 }  # fmt: skip

@@ -13,7 +13,7 @@ from kava import assets, published
 from kava.errors import KavaError
 from kava.recipe import load_recipe
 from kava.report.plots import look, spread, spread_words
-from kava.report.results import Group, changes, seeds, setting
+from kava.report.results import Group, changes, check_column, seeds, setting
 from kava.report.rows import Row
 
 GAP = "-"
@@ -73,9 +73,9 @@ class Table:
         """A Markdown table with its caption below."""
         rule = ["---:" if number else "---" for number in self.numbers]
         lines = [
-            self.headings,
+            [_markdown(heading) for heading in self.headings],
             rule,
-            *([_text(c).replace("|", "\\|") for c in r] for r in self.rows),
+            *([_markdown(_text(c)) for c in r] for r in self.rows),
         ]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return f"{table}\n\n{self.caption}\n"
@@ -134,7 +134,7 @@ def results_table(groups: Sequence[Group], tasks: Sequence[str] = ()) -> Table:
         tasks: all that any run was scored on, if not given.
 
     Raises:
-        KavaError: no run was scored on a task.
+        KavaError: no run was scored on a task, or two were not scored alike.
     """
     known = list(dict.fromkeys(task for group in groups for task in group.tasks))
     tasks = list(tasks) or known
@@ -147,6 +147,8 @@ def results_table(groups: Sequence[Group], tasks: Sequence[str] = ()) -> Table:
             raise KavaError(f"table: no run was scored on '{task}'; scored: {', '.join(known)}")
     all_seeds = seeds(groups)
     by_group = [[group.row(task, all_seeds) for task in tasks] for group in groups]
+    for task in tasks:
+        check_column(groups, task)
     order = sorted(range(len(groups)), key=lambda i: -(by_group[i][0]["accuracy"] or -1))
     rows = []
     for i in order:
@@ -171,6 +173,9 @@ def paper_tables(groups: Sequence[Group]) -> list[Table]:
 
     Every setting and method has a row, run or not. A run whose recipe is not the shipped one has a
     row of its own, named by the keys that differ, and no published number.
+
+    Raises:
+        KavaError: two runs were not scored alike, or one recipe has several names.
     """
     placed = [(setting(group), group) for group in groups]
     left = [group.name for where, group in placed if where is None]
@@ -192,6 +197,8 @@ def _paper_table(
         groups = [group for at, group in placed if at == where]
         for task in tasks:
             rows += _paper_rows(quantity, where, task, groups, seeds(counted), shown)
+    for task in tasks:
+        check_column(counted, task)
     title = {"accuracy": "Accuracy (%)", "forward_passes": "Forward passes per answer"}[quantity]
     measured = _caption(shown) if any(row["n"] for row in shown) else "no run of ours yet"
     caption = (
@@ -280,6 +287,11 @@ def _text(cell: Cell) -> str:
     return cell if isinstance(cell, str) else cell.text()
 
 
+def _markdown(text: str) -> str:
+    """On one line, and in one cell."""
+    return " ".join(text.splitlines()).replace("|", "\\|")
+
+
 def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:g}"
 
@@ -291,7 +303,7 @@ _SPECIAL = {
 
 
 def _latex(text: str) -> str:
-    return "".join(_SPECIAL.get(letter, letter) for letter in text)
+    return "".join(_SPECIAL.get(letter, letter) for letter in " ".join(text.splitlines()))
 
 
 def _latex_cell(cell: Cell) -> str:

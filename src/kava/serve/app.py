@@ -135,7 +135,7 @@ class _Service:
                 emit=partial(answers.put, i * each + k),
                 max_new_tokens=new_tokens,
                 stop=request.stops,
-                sampling=request.sampling,
+                sampling=request.sampling.choice(k),
                 num_iterations=request.num_iterations,
                 stream=bool(request.stream),
                 deadline=deadline,

@@ -13,12 +13,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from kava.errors import KavaError
 from kava.model import Reasoner
@@ -45,12 +53,15 @@ class Sampling:
     top_p: float = 1.0
     seed: int | None = None
 
-    def options(self) -> dict[str, Any]:
-        """For `generate`."""
-        if self.temperature == 0:
-            return {}
-        # top_k 0: transformers' default of 50 is not what a client of this interface asks for
-        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+    def choice(self, k: int) -> Sampling:
+        """Of the k-th of several answers to one question: with a seed, each has its own.
+
+        That of the first is the seed itself, so that asking for more answers does not change it.
+        """
+        if self.seed is None or k == 0:
+            return self
+        mixed = sha256(f"{self.seed}/{k}".encode()).digest()
+        return replace(self, seed=int.from_bytes(mixed[:8], signed=True))
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,8 @@ class Job:
     question: its token ids (`Encoder.question`).
     emit: told each piece, from the model's thread. Only the last one if `stream` is false, which
         then has the whole text.
+    stop: texts that end the answer where the first of them begins in what is generated; the prompt
+        that the model is fed ("The answer is:") is not searched.
     deadline: of `time.monotonic`.
     """
 
@@ -254,14 +267,38 @@ def _answer(reasoner: Reasoner, batch: list[_Watched]) -> None:
     latents = 0 if thinking.latent_states is None else thinking.latent_states.shape[1]
     costs = [{"latents": latents, "question_tokens": len(job.question)} for job in jobs]
     follow = _Follow(reasoner, batch, thinking.prompt_text, thinking.forward_passes, costs)
-    if first.sampling.seed is not None:
-        torch.manual_seed(first.sampling.seed)
+    draw = [_Draw(first.sampling, reasoner.device)] if first.sampling.temperature else []
     reasoner.continue_from(
         thinking,
         max(job.max_new_tokens for job in jobs),
         stopping_criteria=StoppingCriteriaList([follow]),
-        **first.sampling.options(),
+        logits_processor=LogitsProcessorList(draw),
     )
+
+
+class _Draw(LogitsProcessor):
+    """Leaves one token in each row, drawn with a generator of its own.
+
+    torch's own generator belongs to the whole process: a seed there would be everybody's. There
+    is no top_k: transformers' default of 50 is not what a client of this interface asks for.
+    """
+
+    def __init__(self, sampling: Sampling, device: torch.device):
+        self.generator = torch.Generator(device)
+        if sampling.seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(sampling.seed)
+        self.warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(float(sampling.temperature))]
+        if sampling.top_p < 1:
+            self.warpers.append(TopPLogitsWarper(sampling.top_p))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """[B, vocabulary], all but one of each row minus infinity."""
+        for warper in self.warpers:
+            scores = warper(input_ids, scores)
+        drawn = torch.multinomial(scores.softmax(-1), 1, generator=self.generator)
+        return torch.full_like(scores, -math.inf).scatter(1, drawn, 0.0)
 
 
 class _Follow(StoppingCriteria):
@@ -298,11 +335,12 @@ class _Follow(StoppingCriteria):
             reason = LENGTH
         if not (job.stream or job.stop or reason):
             return
-        text = self.prompt + self.tokenizer.decode(tokens, skip_special_tokens=True)
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         if job.stop:
             found = [at for stop in job.stop if (at := text.find(stop)) >= 0]
             if found:
                 text, reason = text[: min(found)], reason or STOP
+        text = self.prompt + text
         self.ended[row] = reason is not None
         cost = {
             **self.costs[row],

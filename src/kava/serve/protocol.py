@@ -85,12 +85,20 @@ class Request(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = Field(
+        None,
+        description="of what a temperature draws; of several answers each draws for itself, the "
+        "first as if it were the only one",
+    )
     stop: (
         Annotated[str, Field(min_length=1, max_length=256)]
         | Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=4)]
         | None
-    ) = None
+    ) = Field(
+        None,
+        description="looked for in what the model writes, not in the 'The answer is:' that a model "
+        "with latents is given; the answer ends before it",
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     num_iterations: Annotated[int, Field(ge=0, le=64)] | None = None
