@@ -6,25 +6,27 @@ import re
 import subprocess
 import sys
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 
 import gpu
 import pytest
 import torch
 from rich.console import Console
+from tiny import bare, reasoner, stepped
 from tiny import batch as batch_of
-from tiny import reasoner, stepped
 from torch import nn
 
 import kava
 from kava import cache, families, registry
 from kava.bench import flops, shapes, timing
-from kava.bench.command import Plan, bench_generate, bench_train
+from kava.bench.command import Plan, bench_generate, bench_train, named
 from kava.bench.generate import Generation
+from kava.bench.memory_command import bench_memory
 from kava.bench.shapes import Lengths, configuration, parse_range, random_reasoner, random_rows
 from kava.bench.train import Training
 from kava.errors import KavaError
-from kava.provenance import versions
+from kava.provenance import check_writable, versions
 from kava.recipe import load_recipe
 
 METHODS = registry.names("methods")
@@ -199,15 +201,48 @@ def test_rows_have_the_lengths_asked_for_and_are_the_same_again():
 @pytest.mark.parametrize(
     "shape,says",
     (
-        ("lama", "shape 'lama' is not known; known are small, llama-3.2-1b"),
+        ("lama", "is not known; known are small, llama-3.2-1b"),
         ("llama:hidden_size=17,num_attention_heads=4", "transformers refuses it"),
+        ("llama:num_attention_heads=0,hidden_size=32", r"refuses it \(ZeroDivisionError: "),
+        ("llama:hidden_size=0", r"refuses it \(ZeroDivisionError: "),
+        ("llama:hidden_act=foo", r"refuses it \(KeyError: 'foo'\)"),
+        ("llama:num_hidden_layers=0", "it has no layers"),
+        ("llama:num_attention_heads=4,num_key_value_heads=3", "4 is no multiple of .* 3"),
+        ("llama:num_hidden_layer=1", "unknown key of 'llama': .*; did you mean 'num_hidden_layers"),
+        ("gpt2:rope_theta=1e4", "unknown key of 'gpt2': 'rope_theta'"),
+        ("llama:hidden_size=[1", "hidden_size: '.1' is not a valid YAML value"),
+        ("llama:hidden_size=2024-13-45", "'2024-13-45' is no timestamp"),
+        ("llama:", "sizes are written name=value"),
+        ("llama:hidden_size", "sizes are written name=value"),
+        ("llama:hidden_size=32,", "sizes are written name=value"),
+        ("bert:hidden_size=32", "refuses it .* not a multiple"),
+        ("bert:hidden_size=48", "the layers of bert do not all have causal attention"),
+        ("mamba:hidden_size=32", "the layers of mamba do not all have causal attention"),
+        ("t5:d_model=32", "an encoder and a decoder; give a decoder-only language model"),
         ("nothing:hidden_size=16", "transformers refuses it"),
+        ("{tmp}", "transformers refuses it"),
     ),
 )
-def test_a_shape_that_is_not_possible_is_one_line(shape, says):
-    with pytest.raises(KavaError, match=says) as raised:
+def test_a_shape_that_is_not_possible_is_one_line(shape, says, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    shape = shape.format(tmp=tmp_path)
+    with pytest.raises(KavaError, match=f"^shape '{re.escape(shape)}'.*{says}") as raised:
         configuration(shape)
     assert "\n" not in str(raised.value)
+
+
+def test_names_of_a_shape_are_all_that_transformers_reads():
+    assert configuration("gpt2:hidden_size=24,n_head=4,num_hidden_layers=1").n_embd == 24
+    assert configuration("qwen2:head_dim=6,num_hidden_layers=1").head_dim == 6
+    for rope in ("rope_theta=5e4", "rope_parameters={rope_theta: 5e4}"):
+        config = configuration(f"llama:num_hidden_layers=1,{rope}")
+        assert config.rope_parameters["rope_theta"] == 50_000
+
+
+def test_a_shape_of_any_family_here(family, tmp_path):
+    config = bare(family).config
+    config.save_pretrained(tmp_path)
+    assert configuration(str(tmp_path)).model_type == config.model_type
 
 
 def test_published_shapes_have_their_own_sizes():
@@ -221,6 +256,54 @@ def test_published_shapes_have_their_own_sizes():
 def test_a_length_is_a_number_or_two(text):
     with pytest.raises(KavaError, match="fewest:most"):
         parse_range(text)
+
+
+def test_a_question_and_a_batch_are_not_empty():
+    with pytest.raises(KavaError, match="a question has a token or more"):
+        Lengths(question=(0, 3))
+    plan = Plan(TINY, SHORT, repeats=1, warm_up=0, output=None)
+    for sizes in ([0], [2, -1]):
+        with pytest.raises(KavaError, match="--batch are numbers above 0"):
+            bench_generate(["recipes/bench/cot.yaml"], [], plan, sizes, Console(quiet=True))
+
+
+def test_recipes_are_told_apart_by_their_folders(tmp_path):
+    files = [tmp_path / place / "q" / "x.yaml" for place in ("a", "b")]
+    for file, method in zip(files, ("cot", "no_cot"), strict=True):
+        file.parent.mkdir(parents=True)
+        file.write_text(f"extends: recipes/bench/{method}.yaml\n")
+    given = [*map(str, files), str(files[0].parent / "../q/x.yaml"), "recipes/bench/cot.yaml"]
+    console = Console(file=StringIO(), soft_wrap=True)
+    assert named(given, console) == {"a/q/x": given[0], "b/q/x": given[1], "cot": given[3]}
+    assert console.file.getvalue() == f"{given[2]}: named twice, taken once\n"
+    plan = Plan(TINY, SHORT, repeats=1, warm_up=0, output=None)
+    settings = ["train.batch_size=1"]
+    told = bench_train(given[:2], settings, plan, Console(quiet=True))
+    assert [told["recipes"][name]["method"] for name in told["rows"]] == ["cot", "no_cot"]
+    told = bench_memory(given[:2], settings, TINY, SHORT, [1], "cpu", None, Console(quiet=True))
+    assert told["rows"].keys() == {"a/q/x", "b/q/x"}
+
+
+@pytest.mark.parametrize("command", ("train", "generate", "memory", "matrix"))
+@pytest.mark.parametrize("place", ("{tmp}", "{tmp}/file/x.json", "/proc/x.json", "{long}.json"))
+def test_a_place_that_cannot_be_written_is_refused_before(kava, command, place, tmp_path):
+    """The recipe is not there either, which nobody gets to see."""
+    (tmp_path / "file").touch()
+    place = place.format(tmp=tmp_path, long=tmp_path / ("x" * 300))
+    if place.startswith("/proc") and not Path("/proc").is_dir():
+        pytest.skip("no folder here that nobody writes to")
+    status, said = kava("bench", command, "no.yaml", "-o", place)
+    assert status == 2 and said.startswith(f"kava: {place}: cannot be written: ")
+    assert said.count("\n") == 1 and [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path):
+    for place in (tmp_path / "x.json", tmp_path / "new/folder/x.json"):
+        check_writable(place)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "x.json").write_text("before")
+    check_writable(tmp_path / "x.json")
+    assert (tmp_path / "x.json").read_text() == "before"
 
 
 def test_commands_write_what_they_measured(tmp_path):

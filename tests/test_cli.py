@@ -141,6 +141,42 @@ BAD = {
         ["data", "check", "{tmp}/p.jsonl", "--against", "gsm8"],
         "did you mean 'gsm8k'",
     ),
+    "rows of nowhere at all": (
+        ["data", "check", "{tmp}/p.jsonl", "--against", ""],
+        "--against '': a name is empty",
+    ),
+    "a task without a name": (["eval", "{backbone}", "--task", ""], "--task '': a name is empty"),
+    "a task too few": (
+        ["sweep", "recipes/quickstart/kava.yaml", "--task", "gsm8k,", "--dry-run"],
+        "--task 'gsm8k,': a name is empty",
+    ),
+    "nothing to fetch": (
+        ["prefetch", "recipes/quickstart/kava.yaml", "--task", ""],
+        "--task '': a name is empty",
+    ),
+    "no task to compare": (["compare", "{backbone}", "{backbone}", "--task", ""], "--task ''"),
+    "smoke of a run to resume": (
+        ["train", "recipes/quickstart/kava.yaml", "--smoke", "--resume", "-o", "{tmp}/r"],
+        "--smoke always begins anew; leave out --resume",
+    ),
+    "a setting that is no date": (
+        ["ask", "--backbone", "{backbone}", "--compress", "rkv", "budget=2024-13-45", "hello"],
+        "budget is '2024-13-45'",
+    ),
+    "inspecting a home of nobody": (["inspect", "~nobody-here/x", "hello"], "~nobody-here/x: no"),
+    "results of nobody": (["table", "~nobody-here/x"], "~nobody-here/x: no such folder"),
+    "a check of nobody's rows": (
+        ["data", "check", "~nobody-here/x", "--against", "synthetic"],
+        "~nobody-here/x: no such file",
+    ),
+    "a task with nobody's rows": (
+        ["score", "{backbone}/config.json", "--task", "svamp", "--file", "~nobody-here/x"],
+        "~nobody-here/x: no such file",
+    ),
+    "a task of nobody's rows": (
+        ["score", "{backbone}/config.json", "--task", "rows", "--file", "~nobody-here/x"],
+        "~nobody-here/x: no such file",
+    ),
     "typo in its settings": (
         ["ask", "--backbone", "{backbone}", "--compress", "rkv_decoding", "bugdet=9", "hello"],
         "did you mean 'budget'",

@@ -174,7 +174,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_before(
     code, said = kava(*words, *job, "--dry-run")
     assert code == 1 and "1 would fail" in said and f"a-seed42: {refused}" in said
     code, said = kava(*words, *job)
-    assert code == 1 and "1 runs: 1 failed" in said and f"failed  a-seed42: {refused}" in said
+    assert code == 1 and "1 run: 1 failed" in said and f"failed  a-seed42: {refused}" in said
     assert not (out / "slurm").exists()
     code, said = kava(*words, *job[:2], "--nodes", 2, "--gpus", 2, "--dry-run")
     assert code == 0 and "1 as jobs of SLURM, 1 at a time; each 2 nodes of 2 GPUs, 4 proc" in said

@@ -460,7 +460,7 @@ def test_what_is_not_known_is_said_and_left_out(kava, tmp_path):
     assert [row[key] for key in ("rows", "steps", "flops_least", "memory", "disk")] == [None] * 5
     assert "FLOPs not known: no_such.jsonl" in said
     assert "./runs/qwen05b_aug-cot-seed42: its config.json is not on this machine" in said
-    assert "no hours" in said and "0 of 1 runs: 0 GFLOP" in said
+    assert "no hours" in said and "0 of 1 run: 0 GFLOP" in said
 
 
 @pytest.mark.parametrize(

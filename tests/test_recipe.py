@@ -5,6 +5,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kava import assets, backbone
+from kava.data import is_file, load_examples
 from kava.errors import KavaError
 from kava.recipe import BackboneRecipe, Recipe, dump, load_recipe, validate
 
@@ -82,7 +84,46 @@ def test_an_override_without_key_or_value(written, assignment):
 
 
 def test_an_override_that_is_not_yaml(written):
-    refuses(written(), "'[1, 2'", "not a valid YAML value", overrides=["lora.targets=[1, 2"])
+    words = "lora.targets: '[1, 2' is not a valid YAML value: expected ',' or ']'"
+    refuses(written(), words, overrides=["lora.targets=[1, 2"])
+
+
+@pytest.mark.parametrize(
+    "value,says",
+    (
+        ("2024-13-45", "'2024-13-45' is no timestamp; in quotes it is text"),
+        ("0b_", "'0b_' is no int"),
+        ("!!int x", "'x' is no int"),
+        ("!!int ''", "'' is no int"),
+        ("!!bool x", "'x' is no bool"),
+        ("!!timestamp x", "'x' is no timestamp"),
+        ("9" * 5000, f"'{'9' * 77}...' is no int"),
+        ("a\0b", "special characters are not allowed"),
+        ("{[a]: 1}", "a key is one word, this is a list or a mapping"),
+        ("{{a: 1}: 1}", "a key is one word, this is a list or a mapping"),
+        ("[" * 3000 + "]" * 3000, "nested more than 100 deep"),
+    ),
+)
+def test_a_value_that_yaml_fails_at_is_one_line(written, value, says):
+    with pytest.raises(KavaError) as of_the_command:
+        load_recipe(written(), [f"description={value}"])
+    with pytest.raises(KavaError) as of_the_file:
+        load_recipe(written(f"method: kava\n\ndescription: {value}\n"))
+    for told in (str(of_the_command.value), str(of_the_file.value)):
+        assert says in told and "\n" not in told and len(told) < 400
+    assert str(of_the_command.value).startswith("description: '")
+    assert "recipe.yaml, line 3: " in str(of_the_file.value) or "\0" in value
+
+
+def test_a_key_of_a_file_that_is_a_list(written):
+    refuses(written("method: kava\n? [a]\n: 1\n"), "recipe.yaml, line 2: not valid YAML: a key is")
+
+
+def test_what_is_nested_deep_can_be_saved(written):
+    deep = "[" * 96 + "]" * 96
+    recipe = load_recipe(written(), [f"data.options={{a: {deep}}}"])
+    assert load_recipe(written(dump(recipe))) == recipe
+    refuses(written(), "nested", overrides=[f"data.options={{a: [[[[{deep}]]]]}}"])
 
 
 def test_an_override_below_a_value(written):
@@ -126,6 +167,14 @@ def test_micro_batches_must_divide_the_batch(written):
         ("kv.eviction.lambda=1.5", ("kv.eviction.lambda", "1.5")),
         ("train.steps=2.5", ("train.steps", "2.5")),
         ("adapter=none", ("adapter", "none")),
+        ("seed=-1", ("'seed'", "greater than or equal to 0")),
+        ("seed=4294967296", ("'seed'", "less than 4294967296")),
+        ("train.epochs=.inf", ("train.epochs", "finite number (got inf)")),
+        ("train.learning_rate=.inf", ("train.learning_rate", "finite number")),
+        ("train.weight_decay=.inf", ("train.weight_decay", "finite number")),
+        ("teacher_ce_weight=.inf", ("teacher_ce_weight", "finite number")),
+        ("kv.weight=.nan", ("kv.weight", "finite number (got nan)")),
+        ("resources.memory_gb=.inf", ("resources.memory_gb", "finite number")),
     ),
 )
 def test_a_value_of_the_wrong_kind_is_named(written, assignment, words):
@@ -144,6 +193,26 @@ def test_several_mistakes_are_told_at_once(written):
 def test_a_missing_file(tmp_path):
     refuses(tmp_path / "none.yaml", "none.yaml", "no such file")
     refuses("recipes/none.yaml", "recipes/none.yaml", "no such file")
+
+
+def test_a_home_of_nobody_is_no_folder(written):
+    path = "~nobody-here/x.yaml"
+    refuses(path, f"{path}: no such file or folder")
+    refuses(written(f"extends: {path}\n"), f"{path}: no such file or folder")
+    with pytest.raises(KavaError, match=f"{path}: no such file or folder"):
+        assets.find_all(path)
+    with pytest.raises(KavaError, match=f"backbone: {path}: no such folder"):
+        backbone.locate(path, None)
+    assert is_file(path)
+    with pytest.raises(KavaError, match=f"{path}: no such file"):
+        load_examples(path)
+
+
+def test_a_home_is_found(written, monkeypatch):
+    file = written()
+    monkeypatch.setenv("HOME", str(file.parent))
+    assert load_recipe(f"~/{file.name}") == load_recipe(file)
+    assert assets.find_all("~/*.yaml") == [file]
 
 
 def test_a_folder_is_not_a_recipe(tmp_path):
@@ -196,8 +265,15 @@ def test_a_backbone_recipe_has_its_own_keys(written):
         "               num_heads: 2, num_kv_heads: 1}\n"
     )
     assert load_recipe(file, kind=BackboneRecipe).architecture.num_kv_heads == 1
-    with pytest.raises(KavaError, match=r"architecture.num_layer'; did you mean 'num_layers'"):
-        load_recipe(file, ["architecture.num_layer=2"], BackboneRecipe)
+    for wrong, says in (
+        ("architecture.num_layer=2", r"architecture.num_layer'; did you mean 'num_layers'"),
+        ("architecture.rope_theta=.inf", r"architecture.rope_theta': Input should be a finite"),
+        ("seed=-1", r"'seed': Input should be greater"),
+        ("seed=4294967296", r"'seed': Input should be less"),
+    ):
+        with pytest.raises(KavaError, match=says):
+            load_recipe(file, [wrong], BackboneRecipe)
+    assert load_recipe(file, ["seed=4294967295"], BackboneRecipe).seed == 2**32 - 1
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,11 @@ def test_check_names_what_fails_and_goes_on(tmp_path):
     assert last.startswith("3 recipes; failed: ") and "c.yaml" not in last
 
 
+def test_check_of_one_recipe():
+    text, all_ran = said(recipe_book.check, ["recipes/bench/no_cot.yaml"])
+    assert all_ran and text.splitlines()[-1] == "1 recipe, all run"
+
+
 def test_check_of_nothing(tmp_path):
     with pytest.raises(KavaError, match="no recipe"):
         recipe_book.entries([tmp_path])

@@ -193,7 +193,7 @@ def test_preempted_jobs_go_on_and_end_as_uninterrupted_ones(submitted, whole, ka
     # What is done is not submitted; the summary comes with the last of them.
     long_alone = [word for word in words if not str(word).endswith("bad.yaml")]
     code, said = kava(*long_alone)
-    assert code == 0 and "1 runs: 1 done before" in said and "summary in" in said
+    assert code == 0 and "1 run: 1 done before" in said and "summary in" in said
     (row,) = json.loads((out / "summary.json").read_text())["rows"]
     assert (row["task"], row["n"], row["seeds"]) == ("synthetic", 4, [1])
     assert len(record.jobs(out)) == 2 and not list(out.glob("slurm/2*"))

@@ -230,16 +230,18 @@ def test_seeds_are_the_words_that_follow_and_else_the_recipes_own(kava, backbone
         assert status == 0, said
         found = re.findall(r"a-seed(\d+)\s+would run\s+(\d+)", said)
         assert {int(seed) for seed, _ in found} == wanted and len(found) == len(wanted)
+        assert f"{'2 runs' if len(wanted) == 2 else '1 run'}: {len(wanted)} would run;" in said
         assert {steps for _, steps in found} == {"3" if "--set" in words else "2"}
     assert kava("sweep", recipe, "--seeds", "-o", out)[0] == 2
     assert "give --seeds" in kava("sweep", recipe, "--set", "seed=3")[1]
+    assert "\n1 run: 1 waiting\n" in kava("sweep", recipe, "--status", "-o", out)[1]
 
 
 def test_recipes_of_backbones_are_left_out_aloud(kava, backbone, tmp_path):
     makes = Path(__file__).parents[1] / "recipes" / "quickstart" / "backbone.yaml"
     good = write(tmp_path, "good", backbone)
     status, said = kava("sweep", makes, good, good, "-o", tmp_path / "out")
-    assert status == 0 and "1 runs: 1 trained" in said
+    assert status == 0 and "1 run: 1 trained" in said
     assert f"{makes}: makes a backbone (kava pretrain), left out" in said
     assert f"{good}: named twice, taken once" in said
     status, said = kava("sweep", makes, "-o", tmp_path / "out")
@@ -253,6 +255,10 @@ def test_bad_input_is_refused_before_anything_runs(kava, backbone, tmp_path):
     assert status == 2 and "did you mean 'num_latents'" in said and str(typo) in said
     status, said = kava("sweep", good, "--task", "synthetik", "-o", out)
     assert status == 2 and "did you mean 'synthetic'" in said
+    status, said = kava("sweep", good, "--task", "", "-o", out)
+    assert status == 2 and "--task '': a name is empty" in said
+    status, said = kava("sweep", good, "--seeds", 5_000_000_000, "-o", out)
+    assert status == 2 and "'seed'" in said and "less than 4294967296" in said
     status, said = kava("sweep", good, "--file", "x.jsonl", "-o", out)
     assert status == 2 and "name it with --task" in said
     status, said = kava("sweep", good, "--limit", 4, "-o", out)

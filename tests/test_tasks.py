@@ -267,6 +267,11 @@ def test_options_of_a_task_are_read():
     assert read_options("eval", ["split=validation", "count=3"]) == {
         "split": "validation", "count": 3,
     }  # fmt: skip
-    for word, message in (("split", "an option is written key=value"), ("a=[", "not a valid YAML")):
+    assert read_options("eval", ["rate=1e-4"]) == {"rate": 1e-4}  # as in a recipe
+    for word, message in (
+        ("split", "an option is written key=value"),
+        ("a=[", "eval: --option a: '\\[' is not a valid YAML value"),
+        ("a=2024-13-45", "'2024-13-45' is no timestamp"),
+    ):
         with pytest.raises(KavaError, match=message):
             read_options("eval", [word])

@@ -10,13 +10,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from kava import decoding
 from kava.errors import KavaError
 from kava.inspect.decoded import decode_latents
 from kava.model import Reasoner
+from kava.recipe import parse
 from kava.room import positions
 
 
@@ -58,8 +58,8 @@ def read_words(
 
 def _value(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        return parse(text, "ask")
+    except KavaError:
         return text
 
 

@@ -7,6 +7,7 @@ always wins, so a user's own `recipes/` folder is never shadowed.
 from __future__ import annotations
 
 import glob
+import os
 from pathlib import Path
 
 from kava.errors import KavaError
@@ -20,13 +21,18 @@ def roots() -> list[Path]:
     return [root for root in (_PACKAGE, checkout) if (root / "recipes").is_dir()]
 
 
+def at_home(path: str | Path) -> Path:
+    """With `~` and `~somebody` as their folders; as it is where there is no such somebody."""
+    return Path(os.path.expanduser(path))  # where pathlib's raises a RuntimeError
+
+
 def find(path: str | Path) -> Path:
     """Resolve a user's path: as given, else among the shipped files.
 
     Raises:
         KavaError: neither exists.
     """
-    given = Path(path).expanduser()
+    given = at_home(path)
     if given.exists():
         return given
     if not given.is_absolute():
@@ -42,9 +48,9 @@ def find_all(path: str | Path) -> list[Path]:
     Raises:
         KavaError: nothing is found here or among the shipped files.
     """
-    if not any(sign in str(path) for sign in "*?[") or Path(path).expanduser().exists():
+    if not any(sign in str(path) for sign in "*?[") or at_home(path).exists():
         return [find(path)]
-    given = Path(path).expanduser()
+    given = at_home(path)
     for root in (Path(), *([] if given.is_absolute() else roots())):
         if found := sorted(Path(file) for file in glob.glob(str(root / given))):
             return found

@@ -16,6 +16,7 @@ from kava.errors import KavaError
 from kava.launch import slurm
 from kava.launch.attempt import DONE, RESUME, SCORE, START, Run, Scoring, say_plainly, state
 from kava.memory import Memory
+from kava.report.tables import counted
 from kava.report.tables import memory as told_bytes
 from kava.run import default_device, read_result
 
@@ -68,7 +69,9 @@ def list_runs(
             table.add_row(run.folder.name, now, *_told(cost))
     console.print(table)
     counts = ", ".join(f"{states.count(now)} {now}" for now in dict.fromkeys(states))
-    say_plainly(console, f"{len(runs)} runs: {counts}; {large(left)} token-forwards to go")
+    say_plainly(
+        console, f"{counted(len(runs), 'run')}: {counts}; {large(left)} token-forwards to go"
+    )
     for group, limit in slurm.grouped(to_submit, jobs.array_limit) if jobs else ():
         wanted = slurm.told(group[0].recipe.resources)
         say_plainly(console, f"{len(group)} as jobs of SLURM, {limit} at a time; each {wanted}")

@@ -14,9 +14,9 @@ import string
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from kava import assets
 from kava.data import is_file, load_examples
 from kava.data.files import read_rows
 from kava.errors import KavaError
@@ -208,7 +208,7 @@ def _questions(source: str) -> Iterator[tuple[str, str]]:
         yield from ((e.id, e.question) for e in load_examples(source, "train"))
         return
     empty = True
-    for where, row in unfold(read_rows(Path(source).expanduser())):
+    for where, row in unfold(read_rows(assets.at_home(source))):
         question = row.get("question")
         if not isinstance(question, str) or not question.strip():
             raise KavaError(f"{where}: 'question' must be a text that is not empty")

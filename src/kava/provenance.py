@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -80,6 +82,22 @@ def commit() -> str | None:
         )
     except OSError:
         return None
+
+
+def check_writable(file: Path) -> None:
+    """Check that `write_json` could write here, before what it writes is found out.
+
+    Nothing is made or changed: folders that are not there are taken to be possible where a file is.
+
+    Raises:
+        KavaError: names the path and the system's reason.
+    """
+    with writing(file, "give another place"):
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        there = next(folder for folder in file.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
 
 
 def write_json(file: Path, value: Any) -> None:

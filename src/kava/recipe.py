@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,13 +18,20 @@ from kava import assets, registry
 from kava.errors import KavaError, unknown
 
 Distance = Literal["l1", "smooth_l1", "mse"]
+#: What transformers takes: numpy's generators have no others.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 _GSM8K_AUG = ("gsm8k_aug", "whynlp/gsm8k-aug", "whynlp/gsm8k-aug-nl")
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are errors, fields can be filled by alias or name."""
+    """Base of every section: unknown keys are errors, fields can be filled by alias or name.
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
+    So are numbers that are not finite.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", populate_by_name=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class Lora(Section):
@@ -222,7 +229,7 @@ class Recipe(Section):
     backbone: str
     revision: str | None = None
     family: str | None = None
-    seed: int = 42
+    seed: Seed = 42
     adapter: Literal["lora", "full"] = "lora"
     lora: Lora = Lora()
     num_latents: int = Field(24, ge=1)
@@ -297,7 +304,7 @@ class BackboneRecipe(Section):
     """Pre-training of a small backbone that writes its steps out: `kava pretrain`."""
 
     name: str
-    seed: int = 42
+    seed: Seed = 42
     architecture: Architecture
     vocabulary: Vocabulary = Vocabulary()
     data: Data
@@ -372,8 +379,7 @@ def _read(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
-        problem = getattr(error, "problem", None) or str(error)
-        raise KavaError(f"{file}{line}: not valid YAML: {problem}") from None
+        raise KavaError(f"{file}{line}: not valid YAML: {_problem(error)}") from None
     if not isinstance(tree, dict):
         raise KavaError(f"{file}: a recipe is a mapping of keys to values, this is not one")
     return tree
@@ -395,12 +401,66 @@ def dump(recipe: Section) -> str:
     return yaml.safe_dump(recipe.model_dump(by_alias=True), sort_keys=False, allow_unicode=True)
 
 
+def parse(text: str, where: str) -> Any:
+    """A value of the command line, as a recipe would read it; `where` names it in errors.
+
+    Raises:
+        KavaError: it is not valid YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        message = f"{where}: '{_shown(text)}' is not a valid YAML value: {_problem(error)}"
+        raise KavaError(message) from None
+
+
+def _problem(error: Exception) -> str:
+    return getattr(error, "problem", None) or " ".join(str(error).split())
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 class _Loader(yaml.SafeLoader):
-    """Reads `1e-4` as a number, as YAML 1.2 does; refuses a key that is given twice."""
+    """Reads `1e-4` as a number, as YAML 1.2 does; refuses a key that is given twice.
+
+    Whatever it cannot read is a YAMLError, where PyYAML lets errors of Python through: for what
+    looks like a number or a date and is none, and where lists or mappings lie too deep.
+    """
+
+    deepest = 100
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > self.deepest:
+            raise yaml.MarkedYAMLError(
+                problem=f"nested more than {self.deepest} deep",
+                problem_mark=self.peek_event().start_mark,
+            )
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError):  # what is made of a word is not checked
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(
+                problem=f"'{_shown(node.value)}' is no {kind}; in quotes it is text",
+                problem_mark=node.start_mark,
+            ) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(
+                    problem="a key is one word, this is a list or a mapping",
+                    problem_mark=key.start_mark,
+                )
             if key.value in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark
@@ -426,10 +486,7 @@ def _assign(tree: dict[str, Any], assignment: str) -> None:
         if not isinstance(node, dict):
             raise KavaError(f"'{assignment}': '{parent}' holds a value, not further keys")
         tree = node
-    try:
-        tree[leaf] = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError:
-        raise KavaError(f"'{assignment}': '{value}' is not a valid YAML value") from None
+    tree[leaf] = parse(value, key)
 
 
 def _explain(item: dict[str, Any], kind: type[Section]) -> str:

@@ -20,6 +20,7 @@ from kava import assets
 from kava import recipe as recipes
 from kava.errors import KavaError
 from kava.recipe import BackboneRecipe
+from kava.report.tables import counted
 
 if TYPE_CHECKING:
     from kava.types import Example
@@ -83,7 +84,7 @@ def check(paths: list[str], console: Console) -> bool:
             seconds = f"{time.perf_counter() - begin:.1f} s"
             print_plain(console, f"{entry.path:<{width}}  {word:<6}  {seconds:>6}  {said}")
     end = f"; failed: {', '.join(failed)}" if failed else ", all run"
-    print_plain(console, f"{len(found)} recipes{end}")
+    print_plain(console, f"{counted(len(found), 'recipe')}{end}")
     return not failed
 
 

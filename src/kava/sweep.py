@@ -40,7 +40,7 @@ from kava.launch.attempt import (
 from kava.provenance import provenance, write_json
 from kava.recipe import BackboneRecipe
 from kava.report.rows import VALIDATION, Row, make_row
-from kava.report.tables import quickstart_table
+from kava.report.tables import counted, quickstart_table
 from kava.run import read_result
 
 SUMMARY = "summary.json"
@@ -103,22 +103,25 @@ def is_backbone(file: Path) -> bool:
     return False
 
 
-def names(files: Sequence[Path]) -> list[str]:
+def names(files: Sequence[Path], between: str = "-") -> list[str]:
     """A name for each file: its stem, and as much of its folder as tells it from the others.
 
+    Args:
+        between: the parts of a name.
+
     Raises:
-        KavaError: files whose paths differ only in where a hyphen is a slash.
+        KavaError: files whose paths differ only in where a hyphen is a slash, or in their endings.
     """
     parts = [file.resolve().with_suffix("").parts for file in files]
     taken = [1] * len(files)
     while True:
-        found = ["-".join(p[-n:]) for p, n in zip(parts, taken, strict=True)]
+        found = [between.join(p[-n:]) for p, n in zip(parts, taken, strict=True)]
         clashing = [i for i, name in enumerate(found) if found.count(name) > 1]
         longer = [i for i in clashing if taken[i] < len(parts[i]) - 1]
         if not clashing:
             return found
         if not longer:
-            raise KavaError(f"sweep: {files[clashing[0]]}: another recipe has the same name")
+            raise KavaError(f"{files[clashing[0]]}: another recipe has the same name")
         for i in longer:
             taken[i] += 1
 
@@ -202,7 +205,7 @@ def count(outcomes: Sequence[Outcome], console: Console) -> None:
     """How many runs came to what, and of what was not done why."""
     counts = {what: sum(o.what == what for o in outcomes) for what in _TOLD}
     told = ", ".join(f"{count} {_TOLD[what]}" for what, count in counts.items() if count)
-    say_plainly(console, f"{len(outcomes)} runs: {told}")
+    say_plainly(console, f"{counted(len(outcomes), 'run')}: {told}")
     for outcome in outcomes:
         if outcome.reason:
             say_plainly(console, f"  {outcome.what}  {outcome.run.folder.name}", outcome.reason)

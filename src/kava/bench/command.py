@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kava import assets
+from kava import assets, sweep
 from kava import backbone as backbones
 from kava.bench import generate, train
 from kava.bench.generate import Generation
@@ -48,8 +48,8 @@ def bench_train(
     Raises:
         KavaError: a recipe or shape that is not possible.
     """
-    device, paths = torch.device(default_device()), expanded(paths)
-    recipes = {name_of(path, paths): load_recipe(path, list(settings)) for path in paths}
+    device, paths = torch.device(default_device()), named(paths, console)
+    recipes = {name: load_recipe(path, list(settings)) for name, path in paths.items()}
     trainings = {
         name: Training.build(recipe, plan.shape or recipe.backbone, plan.lengths, device)
         for name, recipe in recipes.items()
@@ -73,7 +73,7 @@ def bench_train(
 
 
 def bench_generate(
-    names: Sequence[str],
+    paths: Sequence[str],
     settings: Sequence[str],
     plan: Plan,
     batch_sizes: Sequence[int],
@@ -82,10 +82,12 @@ def bench_generate(
     """Time answers of each run or recipe in turns, for each batch size; print and write it.
 
     Raises:
-        KavaError: a recipe, run or shape that is not possible.
+        KavaError: a recipe, run, shape or batch size that is not possible.
     """
-    device, names = torch.device(default_device()), expanded(names)
-    reasoners = {name_of(n, names): _reasoner(n, settings, plan, device) for n in names}
+    if any(size < 1 for size in batch_sizes):
+        raise KavaError("--batch are numbers above 0")
+    device, paths = torch.device(default_device()), named(paths, console)
+    reasoners = {name: _reasoner(path, settings, plan, device) for name, path in paths.items()}
     rates = {name: _rate(r.recipe, device, r.lm.dtype) for name, r in reasoners.items()}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in reasoners}
     for size in batch_sizes:
@@ -109,14 +111,21 @@ def bench_generate(
     return _write(told, plan, console)
 
 
-def expanded(given: Sequence[str]) -> list[str]:
-    """Patterns that the shell found nothing for, which may be those of shipped recipes."""
-    patterns = [any(sign in name for sign in "*?[") for name in given]
-    return [
-        str(file)
-        for name, is_pattern in zip(given, patterns, strict=True)
-        for file in (assets.find_all(name) if is_pattern else [name])
-    ]
+def named(given: Sequence[str], console: Console) -> dict[str, str]:
+    """Recipes and runs by name: the file's own, with its folders where two have the same.
+
+    Patterns that the shell found nothing for may be those of shipped recipes.
+
+    Raises:
+        KavaError: a pattern that nothing matches; files whose names differ in their endings alone.
+    """
+    paths: dict[Path, str] = {}
+    for name in given:
+        for path in assets.find_all(name) if any(sign in name for sign in "*?[") else [name]:
+            if Path(path).resolve() in paths:
+                console.print(f"{path}: named twice, taken once", highlight=False)
+            paths.setdefault(Path(path).resolve(), str(path))
+    return dict(zip(sweep.names(list(paths), "/"), paths.values(), strict=True))
 
 
 def _reasoner(name: str, settings: Sequence[str], plan: Plan, device: torch.device) -> Reasoner:
@@ -145,13 +154,6 @@ def _rate(recipe: Recipe, device: torch.device, dtype: torch.dtype | None = None
         bf16 = autocasts(recipe, device.type)
         dtype = torch.bfloat16 if bf16 else backbones.choose_dtype(recipe, device)
     return matrix_rate(device, dtype)
-
-
-def name_of(path: str, all_paths: Sequence[str]) -> str:
-    """The file's own name, with its folder where two have the same."""
-    stems = [Path(other).stem for other in all_paths]
-    one = Path(path)
-    return one.stem if stems.count(one.stem) == 1 else f"{one.parent.name}/{one.stem}"
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:

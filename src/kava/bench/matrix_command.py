@@ -18,6 +18,7 @@ from kava.bench.whole import Wholes
 from kava.dry_run import Notes, large
 from kava.launch.attempt import say_plainly
 from kava.provenance import provenance, write_json
+from kava.report.tables import counted
 from kava.report.tables import memory as told_bytes
 
 
@@ -102,15 +103,15 @@ def _say(
     console.print(_room(rows, machines.gigabytes))
     if hours:
         console.print(_hours(hours))
-    counted = f"{totals['counted']} of " if totals["counted"] < totals["runs"] else ""
+    part = f"{totals['counted']} of " if totals["counted"] < totals["runs"] else ""
     say_plainly(
         console,
-        f"{counted}{totals['runs']} runs: {flops(totals['flops_least'])}; on disk "
+        f"{part}{counted(totals['runs'], 'run')}: {flops(totals['flops_least'])}; on disk "
         f"{told_bytes(totals['disk_done'])} when done, {told_bytes(totals['disk_training'])} if "
         f"all are trained at once; backbones {told_bytes(totals['backbones'])}",
     )
     if hours:
-        timed = f"{hours['runs']} of {hours['of_runs']} runs"
+        timed = f"{hours['runs']} of {counted(hours['of_runs'], 'run')}"
         say_plainly(console, f"{timed}: {told_hours(hours['gpu_hours'])} GPU hours")
     console.print()
     for words in (*ASSUMED, *(ASSUMED_OF_HOURS if hours else (NO_HOURS,)), *notes.lines()):

@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from kava.bench import memory
-from kava.bench.command import expanded, name_of, settings_of
+from kava.bench.command import named, settings_of
 from kava.bench.shapes import Lengths
 from kava.errors import KavaError
 from kava.launch.attempt import say_plainly
 from kava.memory import Memory
 from kava.provenance import provenance, write_json
 from kava.recipe import load_recipe
+from kava.report.tables import counted
 from kava.report.tables import memory as told_bytes
 
 DEVICES = ("cuda", "cpu")
@@ -53,15 +54,16 @@ def bench_memory(
         raise KavaError(f"--device {device}: {' or '.join(DEVICES)}")
     if any(size < 1 for size in sizes):
         raise KavaError("--rows are numbers above 0")
-    paths = expanded(paths)
-    recipes = {name_of(path, paths): load_recipe(path, list(settings)) for path in paths}
+    recipes = {
+        name: load_recipe(path, list(settings)) for name, path in named(paths, console).items()
+    }
     rows: dict[str, dict[int, Memory]] = {}
     with console.status("counting") as status:
         for name, recipe in recipes.items():
             own = recipe.train.micro_batch_size or recipe.train.batch_size
             rows[name] = {}
             for size in sizes or [own]:
-                status.update(f"counting {name}, {size} rows")
+                status.update(f"counting {name}, {counted(size, 'row')}")
                 on = shape or recipe.backbone
                 rows[name][size] = memory.count(recipe, on, lengths, size, device)
     console.print(_table(rows))

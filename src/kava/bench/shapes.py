@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     PreTrainedModel,
@@ -19,12 +19,13 @@ from transformers import (
 )
 
 from kava import backbone as backbones
+from kava import families, probe
 from kava.attention import IMPLEMENTATION_NAME
 from kava.batching import Row
-from kava.errors import KavaError
+from kava.errors import KavaError, unknown
 from kava.memory import PUBLISHED
 from kava.model import Reasoner
-from kava.recipe import Recipe
+from kava.recipe import Recipe, parse
 from kava.types import ANSWER_PROMPT
 
 #: The shape that the predecessors' code was measured with on CPUs; its MLP's width follows from
@@ -48,27 +49,81 @@ def configuration(shape: str) -> Any:
             `llama:hidden_size=256,num_hidden_layers=4,...`, the family and transformers' names.
 
     Raises:
-        KavaError: none of these, or transformers refuses it.
+        KavaError: none of these; a name that the family does not have; or no decoder-only model
+            of transformers can be made of it.
     """
-    family, written, values = shape.partition(":")
+    named, is_folder = PUBLISHED.get(shape) or SHAPES.get(shape), _is_folder(shape)
+    if not (named or is_folder or ":" in shape):
+        raise KavaError(
+            f"shape '{shape}' is not known; known are {', '.join(SHAPES)}, a folder with a "
+            "config.json, or family:name=value,... such as llama:hidden_size=256"
+        )
     try:
-        if (Path(shape) / "config.json").is_file():
-            return AutoConfig.from_pretrained(shape)
-        if written:
-            fields = dict(pair.partition("=")[::2] for pair in values.split(","))
-            tree = {name: yaml.safe_load(value) for name, value in fields.items()}
-        elif shape in PUBLISHED or shape in SHAPES:
-            tree = dict(PUBLISHED.get(shape) or SHAPES[shape])
-            family = tree.pop("model_type")
+        if is_folder:
+            config = AutoConfig.from_pretrained(shape)
         else:
-            raise KavaError(
-                f"shape '{shape}' is not known; known are {', '.join(SHAPES)}, a folder with a "
-                "config.json, or family:name=value,... such as llama:hidden_size=256"
-            )
-        return AutoConfig.for_model(family, **tree)
-    except (ValueError, TypeError, AttributeError, StrictDataclassError, yaml.YAMLError) as error:
+            config = AutoConfig.for_model(**(named or _written(shape)))
+        _try(config)
+    except KavaError as error:
+        raise KavaError(f"shape '{shape}': {error}") from None
+    except Exception as error:  # a foreign class may fail in any way
         line = " ".join(str(error).split())[:200]
-        raise KavaError(f"shape '{shape}': transformers refuses it: {line}") from None
+        raise KavaError(
+            f"shape '{shape}': transformers refuses it ({type(error).__name__}: {line})"
+        ) from None
+    return config
+
+
+def _is_folder(shape: str) -> bool:
+    return (Path(shape) / "config.json").is_file()
+
+
+def _written(shape: str) -> dict[str, Any]:
+    """Of `llama:hidden_size=256,...`, in transformers' names."""
+    family, _, values = shape.partition(":")
+    pairs = [pair.partition("=") for pair in values.split(",")]
+    if not all(name and value for name, _, value in pairs):
+        raise KavaError("sizes are written name=value, with commas between, as in hidden_size=256")
+    if family in CONFIG_MAPPING:
+        known = _names(CONFIG_MAPPING[family])
+        for name, _, _ in pairs:
+            if name not in known:
+                raise unknown(f"key of '{family}':", name, known)
+    return {"model_type": family, **{name: parse(value, name) for name, _, value in pairs}}
+
+
+def _names(kind: Any) -> set[str]:
+    """What a class of configurations reads: fields, their other names, those of older files."""
+    own = {field.name for field in fields(kind)}
+    older = _WITH_ROTARY if "rope_parameters" in own else ()
+    return {*own, *kind.attribute_map, *older}
+
+
+#: Read by transformers wherever embeddings are rotary, though not every class has them as fields.
+_WITH_ROTARY = ("head_dim", "rope_theta", "rope_scaling", "partial_rotary_factor")
+
+
+def _try(config: Any) -> None:
+    """Make the model without values, so that it takes no memory, and look at its attention."""
+    probe.check_config(config)
+    with torch.device("meta"):
+        layers = families.layers(AutoModelForCausalLM.from_config(copy.deepcopy(config)))
+    if not layers:
+        raise KavaError("it has no layers")
+    if not all(any(map(_is_causal, layer.modules())) for layer in layers):
+        raise KavaError(
+            f"the layers of {config.model_type} do not all have causal attention; give a "
+            "decoder-only language model"
+        )
+    heads = config.num_attention_heads
+    if heads % (groups := getattr(config, "num_key_value_heads", None) or heads):
+        raise KavaError(
+            f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"
+        )
+
+
+def _is_causal(module: torch.nn.Module) -> bool:
+    return getattr(module, "is_causal", False)
 
 
 def random_reasoner(recipe: Recipe, shape: str, device: torch.device) -> Reasoner:
@@ -135,12 +190,19 @@ class Lengths:
     """Tokens of a row's parts, fewest and most; BOS, answer prompt and EOS are in.
 
     The defaults are the lengths that the predecessors' code was measured with.
+
+    Raises:
+        KavaError: a question without a token.
     """
 
     question: tuple[int, int] = (59, 70)
     reasoning: tuple[int, int] = (41, 41)
     answer: tuple[int, int] = (8, 8)
     steps: int = 3
+
+    def __post_init__(self) -> None:
+        if self.question[0] < 1:
+            raise KavaError("a question has a token or more: BOS")
 
 
 def parse_range(text: str) -> tuple[int, int]:

@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar
 import typer
 from typer.core import TyperCommand
 
+from kava.errors import KavaError
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -56,9 +58,16 @@ class ManyWords(TyperCommand):
         return super().parse_args(ctx, words)
 
 
-def names(text: str | None) -> list[str]:
-    """Names with commas between, as `--task` takes them."""
-    return [name.strip() for name in text.split(",")] if text else []
+def names(text: str | None, option: str = "--task") -> list[str]:
+    """Names with commas between, as `--task` takes them; none where it is not given.
+
+    Raises:
+        KavaError: a name is empty.
+    """
+    found = [] if text is None else [name.strip() for name in text.split(",")]
+    if not all(found):
+        raise KavaError(f"{option} '{text}': a name is empty; give one, or several with commas")
+    return found
 
 
 def make_console(quiet: bool = False) -> Any:

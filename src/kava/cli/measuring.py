@@ -29,7 +29,20 @@ Reasoning = Annotated[str, typer.Option(help="tokens of the steps")]
 Answer = Annotated[str, typer.Option(help="tokens of the answer with its prompt and EOS")]
 Repeats = Annotated[int, typer.Option(min=1, help="timed rounds")]
 WarmUp = Annotated[int, typer.Option(min=0, help="rounds before, not timed")]
-Result = Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write")]
+
+
+def _writable(output: Path | None) -> Path | None:
+    if output is not None:
+        from kava.provenance import check_writable
+
+        check_writable(output)
+    return output
+
+
+Result = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", callback=_writable, help="JSON file to write"),
+]
 
 
 @bench_app.command(cls=ManyWords)

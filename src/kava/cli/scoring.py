@@ -101,7 +101,7 @@ def compare(
     run_b: str,
     task: Annotated[str | None, typer.Option(help="if the runs were scored on several")] = None,
     rule: Annotated[str, typer.Option(help="of reading an answer")] = "numeric",
-    seed: Annotated[int, typer.Option(help="of the bootstrap")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="of the bootstrap")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print the numbers as JSON")] = False,
 ) -> None:
     """Compare two runs on the same questions.
@@ -112,6 +112,7 @@ def compare(
     from kava.evaluate.compare import compare as compare_runs
     from kava.evaluate.compare import tasks_of, told
 
+    names(task)  # an empty one is not the same as none
     paths = Path(run_a), Path(run_b)
     for path in paths:
         if not path.exists():
@@ -181,5 +182,7 @@ def check_data(
 
     given = read_options("data check", option or [])
     raise typer.Exit(
-        check(file, names(against), against_file, given, strict, as_json, make_console())
+        check(
+            file, names(against, "--against"), against_file, given, strict, as_json, make_console()
+        )
     )

@@ -57,6 +57,8 @@ def train(
     from kava import recipe as recipes
     from kava import run as runs
 
+    if smoke and resume:
+        raise KavaError("train: --smoke always begins anew; leave out --resume")
     resolved = recipes.load_recipe(recipe, overrides or [])
     console = make_console()
     if smoke:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kava import hub, registry
+from kava import assets, hub, registry
 from kava.data import files
 from kava.errors import KavaError, unknown
 from kava.types import Example
@@ -68,7 +68,7 @@ def data_sets() -> list[str]:
 
 def is_file(source: str) -> bool:
     """Whether `source` means a file or folder, be it there or not, and not a Hub name."""
-    path = Path(source).expanduser()
+    path = assets.at_home(source)
     return (
         path.exists()
         or path.suffix.lower() in _FILE_ENDINGS
@@ -80,7 +80,7 @@ def load_file(
     path: str | Path, *, limit: int | None = None, steps: str | None = None
 ) -> list[Example]:
     """All examples of a local file, or its first `limit`. Raises KavaError as `load_examples`."""
-    path = Path(path).expanduser()
+    path = assets.at_home(path)
     return files.to_examples(files.read_rows(path), str(path), path.stem, limit, steps)
 
 

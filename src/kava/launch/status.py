@@ -23,6 +23,7 @@ from kava.launch.attempt import ERROR, SKIPPED, Outcome, say_plainly
 from kava.launch.record import Asked, Job
 from kava.recipe_book import print_columns
 from kava.report.rows import VALIDATION
+from kava.report.tables import counted
 from kava.run import differences, holds_run, read_result
 
 WAITING, RUNNING, DONE = "waiting", "running", "done"
@@ -66,7 +67,7 @@ def show(asked: Sequence[Asked], output: Path, console: Console) -> int:
     names = [line.state for line in lines]
     order = (DONE, RUNNING, WAITING, PREEMPTED, FAILED)
     told = ", ".join(f"{names.count(name)} {name}" for name in order if name in names)
-    say_plainly(console, f"{len(lines)} runs: {told}")
+    say_plainly(console, f"{counted(len(lines), 'run')}: {told}")
     if set(names) == {DONE}:
         _sum_up(asked, output, console)
         return ALL_DONE

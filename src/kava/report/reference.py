@@ -252,7 +252,7 @@ _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 def _bounds(field: FieldInfo) -> str:
     found = [
-        f"{sign} {getattr(limit, name):g}"
+        f"{sign} {getattr(limit, name):.10g}"
         for limit in field.metadata
         for name, sign in _SIGNS.items()
         if getattr(limit, name, None) is not None

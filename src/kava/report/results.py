@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kava import published
+from kava import assets, published
 from kava import recipe as recipes
 from kava.errors import KavaError
 from kava.recipe import Recipe
@@ -74,7 +74,7 @@ def find(paths: Iterable[str | Path]) -> list[Group]:
     """
     groups: dict[str, Group] = {}
     for path in paths:
-        top = Path(path).expanduser()
+        top = assets.at_home(path)
         if not top.is_dir():
             raise KavaError(f"{path}: no such folder; give run folders, or folders that hold them")
         found = list(_runs(top))

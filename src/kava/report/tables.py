@@ -78,6 +78,11 @@ def memory(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def _what(rows: Sequence[Row]) -> str:
     words = spread_words(rows)
     mixed = len({len(row.get("seeds") or ()) > 1 for row in rows}) > 1

@@ -49,16 +49,13 @@ def load_task(
 
 
 def read_options(command: str, words: list[str]) -> dict[str, Any]:
-    """`key=value` words, values read as YAML. Raises KavaError for a word of another form."""
-    import yaml
+    """`key=value` words, values as in a recipe. Raises KavaError for a word of another form."""
+    from kava.recipe import parse
 
     options = {}
     for word in words:
         key, sign, value = word.partition("=")
         if not sign or not key:
             raise KavaError(f"{command}: --option {word}: an option is written key=value")
-        try:
-            options[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise KavaError(f"{command}: --option {word}: not a valid YAML value") from None
+        options[key] = parse(value, f"{command}: --option {key}")
     return options

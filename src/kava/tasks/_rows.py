@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from itertools import chain
-from pathlib import Path
 
+from kava import assets
 from kava.data import hub_rows
 from kava.data.files import Row, plain_number, read_rows, to_examples
 from kava.errors import KavaError
@@ -53,7 +53,7 @@ class Source:
                 rows than published.
         """
         if file:
-            rows: Iterable[Row] = read_rows(Path(file).expanduser())
+            rows: Iterable[Row] = read_rows(assets.at_home(file))
         else:
             parts = (
                 hub_rows(self.hub, split, self.config, instead="a local copy, --file FILE")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from kava import assets
 from kava.data.files import read_rows, to_examples
 from kava.errors import KavaError
 from kava.tasks import Task
@@ -23,6 +22,6 @@ def load(file: str | None = None, limit: int | None = None) -> Task:
     """
     if file is None:
         raise KavaError("task rows is a file of your own; name it with --file FILE")
-    path = Path(file).expanduser()
+    path = assets.at_home(file)
     examples = to_examples(unfold(read_rows(path)), str(path), path.stem, limit)
     return Task(f"rows-{path.stem}", VERSION, "test", examples, str(path))
