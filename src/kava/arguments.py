@@ -46,7 +46,7 @@ def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -
         save_total_limit=disk.KEPT,
         report_to=settings.report_to or "none",
         project="kava",
-        run_name=run.name,
+        run_name=run.resolve().name,
         remove_unused_columns=False,
         label_names=[],
         dataloader_pin_memory=on_gpu,

@@ -59,7 +59,7 @@ def look(run: Path) -> State:
     file = run / METRICS
     if not file.is_file():
         raise KavaError(f"{run}: nothing to watch here (no {METRICS}; a training writes it)")
-    records = _complete_records(file)
+    records = read_records(file)
     age = max(0.0, time.time() - file.stat().st_mtime)
     return State(run, records, _steps(run, records), age, (run / RESULT).is_file())
 
@@ -159,19 +159,26 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _complete_records(file: Path) -> list[dict[str, Any]]:
-    """Every whole line; the last one may be half written at this moment."""
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """Every whole line of a log; the last one may be half written at this moment, or cut off.
+
+    Raises:
+        KavaError: another line is no record with its step; names it.
+    """
     records = []
-    lines = file.read_text(encoding="utf-8").split("\n")
+    lines = file.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line.decode())
+        except ValueError:  # not JSON, or not UTF-8
             if number == len(lines):
                 break
             raise KavaError(f"{file}, line {number}: broken JSON; not a log of kava") from None
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise KavaError(f"{file}, line {number}: no object with a step; not a log of kava")
+        records.append(record)
     return records
 
 

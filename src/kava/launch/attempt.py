@@ -25,6 +25,7 @@ from kava.recipe import Recipe
 from kava.report.tables import duration
 from kava.resuming import has_checkpoint
 from kava.run import (
+    check_free,
     default_device,
     differences,
     holds_run,
@@ -117,10 +118,12 @@ def state(run: Run, tasks: Sequence[Task]) -> tuple[str, list[Task]]:
     """What is to do, and the tasks that are still to be scored.
 
     Raises:
-        KavaError: the folder holds a run of another recipe, or something that cannot be read.
+        KavaError: the folder holds a run of another recipe, something else that a run would
+            overwrite, or something that cannot be read.
     """
     folder = run.folder
     if not holds_run(folder):
+        check_free(folder, run.recipe)
         return START, list(tasks)
     if different := differences(folder, run.recipe):
         raise KavaError(
