@@ -2,6 +2,10 @@
 
 import json
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +13,14 @@ import yaml
 from parallel_worker import train
 from rich.console import Console
 
+from kava import lock
+from kava import run as runs
 from kava.errors import KavaError
+from kava.model import Reasoner
 from kava.recipe import dump, load_recipe
-from kava.run import alone, put_aside, read_metrics, read_result
+from kava.run import alone, put_aside, read_metrics, read_result, score_run
 from kava.smoke import tiny_backbone
+from kava.tasks import load_task
 
 QUIET = Console(quiet=True)
 
@@ -227,3 +235,59 @@ def test_weights_that_the_last_step_spoilt_are_not_saved(save_every, backbone, t
             train(recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoint").exists() and read_result(tmp_path / "run") is None
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+# -- what two processes do at once ---------------------------------------------------------------
+
+
+def test_scores_of_two_at_once_are_both_kept(backbone, tmp_path, monkeypatch):
+    recipe, run = write(tmp_path / "a.yaml", backbone), tmp_path / "run"
+    train(recipe, run)
+    reasoner = Reasoner.from_pretrained(run, device="cpu")
+    whole = runs.read_result
+    both = threading.Barrier(2, timeout=2)
+
+    def read(folder):  # each has read what there is before either writes, if nothing prevents it
+        found = whole(folder)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.5)
+        return found
+
+    monkeypatch.setattr(runs, "read_result", read)
+    tasks = [replace(load_task("synthetic", limit=2), name=name) for name in ("one", "two")]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda task: score_run(reasoner, task, run, timed_alone=0), tasks))
+    for kept in (whole(run), json.loads((run / "checkpoint/kava.json").read_text())["record"]):
+        assert kept["scores"].keys() == {"one", "two"}
+    assert not (run / "scores.lock").exists()
+
+
+def test_scores_wait_for_a_folder_only_so_long(backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "_TURN", 0.0)
+    reasoner = Reasoner.from_backbone(str(backbone), device="cpu")
+    task = load_task("synthetic", limit=1)
+    in_use = pytest.raises(KavaError, match="its scores are in use: process")
+    with lock.hold(tmp_path / "scores.lock", QUIET), in_use:
+        score_run(reasoner, task, tmp_path, timed_alone=0)
+    score_run(reasoner, task, tmp_path, timed_alone=0)
+    assert read_result(tmp_path)["scores"].keys() == {"synthetic"}
+
+
+# -- Ctrl-C --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command, hint",
+    [("train", "where checkpoints were saved, `--resume` goes on from the last"),
+     ("sweep", "the same line again goes on from here")],
+)  # fmt: skip
+def test_an_interrupt_says_how_to_go_on(command, hint, kava, backbone, tmp_path, monkeypatch):
+    recipe = write(tmp_path / "a.yaml", backbone)
+
+    def struck(*rest, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kava.trainer.StepTrainer.compute_loss", struck)
+    code, said = kava(command, recipe, "-o", tmp_path / "run")
+    assert code == 130 and said.splitlines()[-1] == f"kava: interrupted; {hint}"
+    assert not list(tmp_path.rglob("*.lock")) + list(tmp_path.rglob("*.training"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -335,21 +336,46 @@ def score_run(
     )
 
     def write() -> None:
-        result.write_predictions(run / "predictions" / f"{task.name}.jsonl")
-        written = read_result(run) or {"method": reasoner.recipe.method, "scores": {}}
-        written.setdefault("scores", {})[task.name] = {
+        score = {
             "version": task.version,
             "split": task.split,
             "source": task.source,
+            "sha256": rows_hash(task.examples),
             **result.summary,
             **provenance(),
         }
-        write_json(run / RESULT, written)
-        if (run / "checkpoint" / "kava.json").is_file():
-            checkpoint.remember(run / "checkpoint", written)
+        result.write_predictions(run / "predictions" / f"{task.name}.jsonl")
+        with _writing_scores(run):
+            written = read_result(run) or {"method": reasoner.recipe.method, "scores": {}}
+            written.setdefault("scores", {})[task.name] = score
+            write_json(run / RESULT, written)
+            if (run / "checkpoint" / "kava.json").is_file():
+                checkpoint.remember(run / "checkpoint", written)
 
     parallel.on_main(write)
     return result
+
+
+@contextmanager
+def _writing_scores(run: Path) -> Iterator[None]:
+    """Keep other processes from writing scores into a run folder; each waits for its turn.
+
+    Raises:
+        KavaError: another holds it for longer than writing takes.
+    """
+    with ExitStack() as stack:
+        for left in reversed(range(300)):
+            try:
+                stack.enter_context(lock.hold(run / "scores.lock", Console(stderr=True)))
+                break
+            except lock.Held as held:
+                if not left:
+                    raise KavaError(f"{run}: its scores are in use: {held}") from None
+                time.sleep(_TURN)
+        yield
+
+
+_TURN = 0.1  # seconds; writing takes about 0.01
 
 
 def data_record(
