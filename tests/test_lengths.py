@@ -77,6 +77,20 @@ def test_what_the_loss_reaches_is_what_is_refused(method):
     assert outcomes == {True, False}
 
 
+def test_to_the_last_position():
+    assert said(thinker("gpt2"), tiny.stepped(13, (12, 8))) == ""  # 1 + 13 + 20 + 6
+    with pytest.raises(KavaError, match="takes 41 positions"):
+        said(thinker("gpt2"), tiny.stepped(14, (12, 8)))
+
+
+def test_passes_that_only_other_rows_make_do_not_count():
+    """A row of Coconut with fewer latents than others stays without, in their passes."""
+    options = {"latents_per_stage": 12, "max_stage": 2, "uniform_prob": 1.0}
+    narrow = thinker("gpt2", "coconut", num_latents=24, method_options=options)
+    few, many = tiny.stepped(18, ()), tiny.stepped(5, (2, 2))
+    assert said(narrow, few) == said(narrow, many) == said(narrow, few, many) == ""
+
+
 def test_what_is_removed_by_chance_may_not_be_removed():
     chance = thinker("gpt2", "icot", method_options={"tokens_per_epoch": 6, "smoothing": 0.1})
     with pytest.raises(KavaError, match=r"row 15-.12, 8.-0 takes 42 positions"):
