@@ -4,6 +4,7 @@ import resource
 import shutil
 
 import pytest
+import torch
 import yaml
 from parallel_worker import train
 from rich.console import Console
@@ -12,6 +13,7 @@ from tiny import lora, reasoner
 from kava import checkpoint
 from kava.errors import KavaError
 from kava.provenance import write_json
+from kava.resuming import SEAL, last_checkpoint
 from kava.run import alone, read_metrics, read_result
 from kava.smoke import tiny_backbone
 
@@ -68,6 +70,97 @@ def test_a_file_cut_in_half_is_named_and_nothing_older_is_taken_unasked(file, gi
         "which is whole"
     )
     assert (cut / "metrics.jsonl").read_bytes() == before
+
+
+def flip(file, count=200):
+    """Other bytes in the middle of a file, which keeps its length."""
+    whole = bytearray(file.read_bytes())
+    begin = max(0, len(whole) // 2 - count // 2)
+    whole[begin : begin + count] = bytes(b ^ 255 for b in whole[begin : begin + count])
+    file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("file", [*FILES, "recipe.yaml", "backbone/config.json", SEAL])
+def test_flipped_bytes_are_named(file, cut):
+    newest = cut / "checkpoints/checkpoint-6"
+    assert last_checkpoint(cut) == str(newest)
+    flip(newest / file)
+    with pytest.raises(KavaError) as told:
+        last_checkpoint(cut)
+    assert str(told.value).startswith(f"{newest / file}: damaged; delete {newest}, and --resume")
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_one_bit_of_the_weights_is_named(bit, cut):
+    file = cut / "checkpoints/checkpoint-6/backbone/model.safetensors"
+    whole = bytearray(file.read_bytes())
+    whole[-1 - 999 * bit] ^= 1 << bit
+    file.write_bytes(whole)
+    with pytest.raises(KavaError, match=r"model.safetensors: damaged"):
+        last_checkpoint(cut)
+
+
+@pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt"])
+def test_without_hashes_torchs_own_files_are_still_looked_through(file, given, cut):
+    newest = cut / "checkpoints/checkpoint-6"
+    (newest / SEAL).unlink()  # of an older version, or killed before they were written
+    assert last_checkpoint(cut) == str(newest)
+    flip(newest / file)
+    with pytest.raises(KavaError, match=f"{file}: damaged"):
+        last_checkpoint(cut)
+
+
+@pytest.mark.parametrize("state", ["{}", "[]", '{"global_step": 0, "max_steps": 0}',
+                                   '{"global_step": 6, "max_steps": 0}',
+                                   '{"global_step": 3, "max_steps": 8}',
+                                   '{"global_step": null, "max_steps": 8}'])  # fmt: skip
+def test_a_state_of_another_step_is_damaged(state, cut):
+    newest = cut / "checkpoints/checkpoint-6"
+    (newest / SEAL).unlink()
+    (newest / "trainer_state.json").write_text(state)
+    with pytest.raises(KavaError, match=r"trainer_state.json: damaged; delete"):
+        last_checkpoint(cut)
+
+
+@pytest.mark.parametrize("name", ["checkpoint-6-c", "checkpoint-backup", "checkpoint-9x"])
+def test_copies_of_checkpoints_are_none(name, cut):
+    shutil.copytree(cut / "checkpoints/checkpoint-6", cut / "checkpoints" / name)
+    assert last_checkpoint(cut) == str(cut / "checkpoints/checkpoint-6")
+
+
+@pytest.mark.parametrize("file, state", [("optimizer.pt", {}), ("optimizer.pt", [1]),
+                                         ("scheduler.pt", [1])])  # fmt: skip
+def test_a_state_that_does_not_fit_is_one_line(file, state, given, cut):
+    newest = cut / "checkpoints/checkpoint-6"
+    (newest / SEAL).unlink()
+    torch.save(state, newest / file)
+    with pytest.raises(KavaError, match=f"{file}: does not fit this training: \\w+Error") as told:
+        train(given[0], cut, resume=True)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "line, wrong",
+    [(b"[1]", "no object with a step"), (b'{"loss": 1}', "no object with a step"),
+     (b'{"step": "2"}', "no object with a step"), (b'{"step": 2, "\xff": 1}', "broken JSON"),
+     (b'{"step": 2', "broken JSON")],
+)  # fmt: skip
+def test_a_damaged_log_is_named_by_its_line_and_left_as_it_is(line, wrong, given, cut):
+    log = cut / "metrics.jsonl"
+    first, *rest = log.read_bytes().splitlines()
+    log.write_bytes(b"\n".join([first, line, *rest]) + b"\n")
+    before = log.read_bytes()
+    for act in (lambda: train(given[0], cut, resume=True), lambda: read_metrics(cut)):
+        with pytest.raises(KavaError, match=f"metrics.jsonl, line 2: {wrong}"):
+            act()
+    assert log.read_bytes() == before
+
+
+def test_the_logs_last_line_may_be_cut_off(given, cut):
+    log = cut / "metrics.jsonl"
+    log.write_bytes(log.read_bytes() + b'{"step": 7, "\xf0')
+    train(given[0], cut, resume=True)
+    assert losses(cut) == losses(given[1])
 
 
 def test_as_it_says_it_then_goes_on_from_the_one_before(given, cut):

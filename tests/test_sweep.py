@@ -100,6 +100,46 @@ def test_a_task_that_names_its_rows_is_summed_up_under_that_name(kava, backbone,
     assert (found["task"], found["n"], found["missing_seeds"]) == ("rows-mine", 1, [])
 
 
+def test_other_rows_of_as_many_are_scored_anew(kava, backbone, tmp_path):
+    def mine(name, *answers):
+        rows = [{"question": "Monday brought Ann 4 pens. How many?", "answer": a} for a in answers]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / name
+
+    out, recipe = tmp_path / "out", write(tmp_path, "a", backbone)
+    words = ["sweep", recipe, "-o", out, "--task", "rows"]
+
+    def told(file, *more):
+        """The status before, and what a sweep then does."""
+        asked = [*words, "--file", file, *more]
+        return kava(*asked, "--status")[0], kava(*asked)[1]
+
+    one = mine("rows.jsonl", "4", "5")
+    assert "1 trained" in kava(*words, "--file", one)[1]
+    status, said = told(one)
+    assert status == 0 and "1 done before" in said
+    status, said = told(mine("rows.jsonl", "4", "6"))  # its content
+    assert status == 3 and "1 scored anew" in said
+    (tmp_path / "b").mkdir()
+    status, said = told(mine("b/rows.jsonl", "4", "7"))  # another file
+    assert status == 3 and "1 scored anew" in said
+    assert kava("sweep", "--status", out)[0] == 0  # what was asked for last
+    status, said = told(tmp_path / "b/rows.jsonl", "--limit", 1)
+    assert status == 3 and "1 scored anew" in said
+
+    (score,) = read_result(out / "a-seed42")["scores"].values()
+    assert score.pop("sha256")  # results of an older version had none, and still count
+    old = {**read_result(out / "a-seed42"), "scores": {"rows-rows": score}}
+    (out / "a-seed42" / "result.json").write_text(json.dumps(old))
+    status, said = told(mine("rows.jsonl", "8"), "--limit", 1)
+    assert status == 0 and "1 done before" in said
+    (tmp_path / "rows.jsonl").unlink()  # not to be had: by name and limit
+    words += ["--status", "--file", tmp_path / "rows.jsonl", "--limit"]
+    assert kava(*words, 1)[0] == 0
+    (out / "a-seed42" / "result.json").write_text(json.dumps(old).replace('"n": 1', '"n": 2'))
+    assert kava(*words, 1)[0] == 3
+
+
 def test_a_run_of_a_sweep_is_the_run_that_train_makes(kava, backbone, tmp_path):
     recipes = [write(tmp_path, name, backbone, method=name) for name in ("no_cot", "kava")]
     assert kava("sweep", *recipes, "--seeds", 5, "-o", tmp_path / "out")[0] == 0
@@ -336,6 +376,22 @@ def test_a_dead_process_lock_is_taken_over_and_others_are_not(tmp_path, capsys):
     with pytest.raises(lock.Held, match="taking over"), lock.hold(file, Console()):
         pass
     assert json.loads(file.read_text()) == dead
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not say")
+def test_a_number_that_another_process_has_by_now_is_no_owner(tmp_path):
+    file = tmp_path / "run.lock"
+    with lock.hold(file, Console(quiet=True)):
+        own = json.loads(file.read_text())
+    earlier = {**own, "began": own["began"] + "0"}  # as process 1 of a container started again
+    for pid in (os.getpid(), os.getppid()):
+        file.write_text(json.dumps({**earlier, "pid": pid}))
+        with lock.hold(file, Console(quiet=True)):
+            assert json.loads(file.read_text()) == own
+    for alive in (own, {**own, "began": None}, {"pid": own["pid"], "host": own["host"]}):
+        file.write_text(json.dumps(alive))  # this very process, or maybe
+        with pytest.raises(lock.Held), lock.hold(file, Console(quiet=True)):
+            pass
 
 
 def test_rows_of_seeds_that_lack_a_score():

@@ -24,6 +24,9 @@ def main() -> None:
     except SystemExit as end:
         if not end.code:
             parallel.leave()
+        elif end.code == 128 + signal.SIGINT and (hint := _hint(sys.argv[1:])):
+            parallel.tell(f"kava: interrupted; {hint}")
+            parallel.end(end.code)
         raise
     except KavaError as error:
         parallel.tell(f"kava: {error}")
@@ -44,14 +47,17 @@ def main() -> None:
             "where checkpoints were saved, `--resume` goes on from the last"
         )
         parallel.end(2)
-    except KeyboardInterrupt:
-        parallel.tell(
-            "kava: interrupted; where checkpoints were saved, `--resume` goes on from the last"
-        )
-        raise SystemExit(130) from None
     except Preempted:
         parallel.tell("kava: asked to stop, and has saved; `--resume` goes on from here")
         parallel.end(128 + signal.SIGTERM)
+
+
+def _hint(words: list[str]) -> str:
+    """How an interrupted command goes on; empty where it only begins again."""
+    command = next((word for word in words if not word.startswith("-")), None)
+    if command in ("train", "pretrain"):
+        return "where checkpoints were saved, `--resume` goes on from the last"
+    return "the same line again goes on from here" if command == "sweep" else ""
 
 
 if __name__ == "__main__":

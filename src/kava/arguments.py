@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from transformers import TrainingArguments
 
-from kava import batching, disk, parallel
+from kava import batching, disk, parallel, rotary
 from kava.errors import KavaError, install, unknown
 from kava.model import Reasoner
 from kava.recipe import Recipe, Train
@@ -46,7 +48,7 @@ def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -
         save_total_limit=disk.KEPT,
         report_to=settings.report_to or "none",
         project="kava",
-        run_name=run.name,
+        run_name=run.resolve().name,
         remove_unused_columns=False,
         label_names=[],
         dataloader_pin_memory=on_gpu,
@@ -94,6 +96,72 @@ def check_schedule(reasoner: Reasoner, rows: Sequence[batching.Row]) -> None:
             f"and the training ends after {epochs:.2f} (of {per_epoch} steps); train longer, or "
             "make the stages shorter"
         )
+
+
+def check_lengths(reasoner: Reasoner, rows: Sequence[batching.Row], console: Console) -> None:
+    """Refuse a training row that takes more positions than the backbone has.
+
+    Learned positions are a table, which ends there. Rotations go on, into what the backbone has
+    not seen, so there it is one line on the console. Positions are those of the method's own
+    passes, teacher and student, in whatever stage of the training they are the most.
+
+    Raises:
+        KavaError: names the row, what it takes and what there is.
+    """
+    recipe, method = reasoner.recipe, reasoner.method
+    config = reasoner.lm.config.get_text_config()
+    there = getattr(config, "max_position_embeddings", None)
+    latents = recipe.num_latents + 2 if method.uses_latents else 0
+    if there is None:
+        return
+    long = [row for row in rows if row.columns + latents > there]  # no pass holds more than that
+    epochs = _stage_begins(reasoner, len(rows)) if long else []
+    taken = ((row, n) for row, n in _positions(reasoner, long, epochs) if n > there)
+    row, most = next(taken, (None, 0))
+    if row is None:
+        return
+    line = (
+        f"data.train: row {row.id} takes {most:,} positions in training"
+        + (f", with {recipe.num_latents} latents," * bool(latents))
+        + f" and the backbone has {there:,}"
+    )
+    if not rotary.rotates(reasoner.lm):
+        raise KavaError(f"{line}; leave such rows out, or give a backbone with more")
+    console.print(f"{line}: it reads on where it was never trained", highlight=False, markup=False)
+
+
+def _stage_begins(reasoner: Reasoner, rows: int) -> list[float]:
+    """The epochs at which a training of so many rows enters its stages."""
+    train, stage = reasoner.recipe.train, reasoner.method.stage
+    per_epoch = math.ceil(rows / train.batch_size)
+    steps = train.steps or math.ceil(train.epochs * per_epoch)
+    at = [step / per_epoch for step in range(steps)]
+    return at[:1] + [now for before, now in pairwise(at) if stage(now) != stage(before)]
+
+
+def _positions(
+    reasoner: Reasoner, rows: Sequence[batching.Row], epochs: Sequence[float]
+) -> Iterator[tuple[batching.Row, int]]:
+    """Each row with the most positions that one of its passes reaches at one of these epochs."""
+    method = reasoner.method
+    for first in range(0, len(rows), _TOGETHER):
+        part = rows[first : first + _TOGETHER]
+        batch = batching.collate(part, pad_id=0)
+        draws = (torch.full((len(part),), draw, dtype=torch.float64) for draw in _DRAWS)
+        staged = [
+            method.staged(batch, epoch, lambda drawn=drawn: drawn)
+            for drawn in draws
+            for epoch in epochs
+        ]
+        calls = [call for one in staged for call in method.work(one).calls]
+        ends = torch.stack([(call.past + call.new) * (call.new > 0) for call in calls])
+        yield from zip(part, ends.amax(0).tolist(), strict=True)
+
+
+_TOGETHER = 64
+#: What a curriculum may draw at one end and at the other: iCoT removes the fewest tokens more at
+#: the first, Coconut leaves the row in its stage at the second.
+_DRAWS = (0.0, 1 - 2**-53)
 
 
 def check_reports(names: list[str]) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from kava import preemption
+from kava import parallel, preemption
 from kava.errors import writing
 from kava.progress import Progress
+from kava.provenance import write_whole
+from kava.watch import read_records
 
-METRICS = "metrics.jsonl"
 #: What to do where writing failed.
 GO_ON = "free some space, and --resume goes on from the last checkpoint"
 
@@ -24,9 +25,12 @@ class Record(TrainerCallback):
         self.file, self.progress = file, progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget what an interrupted run logged after its last checkpoint."""
-        if state.is_world_process_zero:
-            _cut_after(self.file, state.global_step)
+        """Forget what an interrupted run logged after its last checkpoint.
+
+        Raises:
+            KavaError: what it logged is damaged; on all processes.
+        """
+        parallel.on_main(lambda: _cut_after(self.file, state.global_step))
         self.progress.begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -81,14 +85,6 @@ class StopWhenAsked(TrainerCallback):
 
 
 def _cut_after(file: Path, step: int) -> None:
-    if not file.exists():
-        return
-    kept = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # a line cut off by the kill, later than the last checkpoint
-        if record["step"] <= step:
-            kept.append(line)
-    file.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    if file.exists():
+        kept = (record for record in read_records(file) if record["step"] <= step)
+        write_whole(file, "".join(json.dumps(record) + "\n" for record in kept))

@@ -200,6 +200,24 @@ def describe(folder: Path) -> dict[str, Any]:
     return described
 
 
+def check_finite(reasoner: Reasoner, weights: dict[str, Tensor] | None, run: Path) -> None:
+    """Refuse to save weights that a step has spoilt; a loss would show it at the next alone.
+
+    Args:
+        weights: as in `write`.
+
+    Raises:
+        KavaError: names the first weight that is not finite.
+    """
+    named = weights or {n: w for n, w in reasoner.named_parameters() if w.requires_grad}
+    for name, weight in named.items():
+        if not torch.isfinite(weight).all():
+            raise KavaError(
+                f"{run}: weight '{name}' is not finite after this step, so it is not saved: "
+                "try a lower train.learning_rate or train.weight_decay"
+            )
+
+
 def load_weights(reasoner: Reasoner, folder: str | Path) -> None:
     """Fill an existing reasoner from a checkpoint of the same shape, strictly."""
     folder = Path(folder)

@@ -1,7 +1,8 @@
 """A lock file: one process at a time, across processes and machines that share a folder.
 
-It names its owner's process and host and, in a job of SLURM, the job and how often it was started
-again. A job that is killed cannot let go; its next start, maybe on another machine, takes over.
+It names its owner's process, when that began, its host and, in a job of SLURM, the job and how
+often it was started again. A job that is killed cannot let go; its next start, maybe on another
+machine, takes over.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def holder(file: Path) -> str:
 
 def _create(file: Path) -> bool:
     """Make the file with this process in it, unless it is there."""
-    owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), **_job()})
+    pid = os.getpid()
+    owner = json.dumps({"pid": pid, "began": _began(pid), "host": socket.gethostname(), **_job()})
     try:
         made = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
@@ -118,7 +120,7 @@ def _may_live(pid: int, host: str, owner: dict[str, Any]) -> bool:
     if own and owner.get("job") == own["job"] and owner.get("restarts", 0) < own["restarts"]:
         return False  # an earlier start of this very job
     if host == socket.gethostname():
-        return _lives(pid)
+        return _lives(pid, owner.get("began"))
     if "job" in owner and owner["job"] != own.get("job"):
         from kava.launch.queue import lives
 
@@ -126,11 +128,30 @@ def _may_live(pid: int, host: str, owner: dict[str, Any]) -> bool:
     return True
 
 
-def _lives(pid: int) -> bool:
+def _lives(pid: int, began: str | None) -> bool:
+    """Whether that process lives, and not another one that has its number by now.
+
+    A number comes back after a while, and at once in a container that is started again, where
+    this process may itself have the number of the one that is gone.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:  # it lives and is somebody else's
-        return True
-    return True
+        pass
+    return None in (began, now := _began(pid)) or began == now
+
+
+def _began(pid: int) -> str | None:
+    """When a process began: this start of the system, and its clock's ticks since.
+
+    None where the system does not say (it is not Linux), or the process is gone.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    # The 22nd field (proc_pid_stat(5)); the second, a name in brackets, may hold blanks.
+    return f"{boot} {state.rpartition(')')[2].split()[19]}"

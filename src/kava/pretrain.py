@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,15 @@ from kava.model import Reasoner
 from kava.progress import Progress, no_bars
 from kava.provenance import provenance, write_json, write_whole
 from kava.recipe import Architecture, BackboneRecipe, Recipe
-from kava.run import RESULT, alone, default_device, prepare, read_rows
+from kava.run import (
+    RESULT,
+    alone,
+    clear,
+    data_record,
+    default_device,
+    prepared,
+    read_rows,
+)
 from kava.tokenization import train_tokenizer
 from kava.trainer import train
 from kava.types import ANSWER_PROMPT, Example
@@ -42,8 +49,9 @@ def pretrain(
     rows_at_once(resolved.train, parallel.processes())
     rows, validation = parallel.main_first(lambda: read_rows(resolved.data, console))
     reasoner, tokenizer = new_reasoner(resolved, rows)
-    with alone(folder, console):
-        parallel.on_main(lambda: prepare(folder, resolved, resume))
+    # The random weights that it begins with are not compared: a checkpoint holds them all.
+    inputs = {"data": data_record(resolved.data, rows, validation)}
+    with alone(folder, console), prepared(folder, resolved, resume, inputs):
         title = f"backbone {resolved.name}"
         measured = train(reasoner, rows, validation, folder, resume, Progress(title, console))
         result = {
@@ -58,13 +66,13 @@ def pretrain(
         weights = sharded.whole_weights(reasoner)
 
         def write() -> None:
+            checkpoint.check_finite(reasoner, weights, folder)
             with no_bars(), writing(folder):
                 checkpoint.save_lm(reasoner, folder, weights)
                 tokenizer.save_pretrained(folder)
             write_whole(folder / SAMPLE, sample)
             write_json(folder / RESULT, result)
-            # Last: until here it can be resumed.
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            clear(folder)
 
         parallel.on_main(write)
     return result

@@ -101,9 +101,9 @@ class Bench:
         Raises:
             KavaError: the recipe is not valid, cannot be built, or its loss is not finite.
         """
-        from kava.callbacks import METRICS
         from kava.progress import Progress
         from kava.trainer import train
+        from kava.watch import METRICS
 
         reasoner, rows = (self._pretraining if entry.method == BACKBONE else self._training)(entry)
         self._runs += 1

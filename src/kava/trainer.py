@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,16 +19,17 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from kava import checkpoint, layerwise, parallel, preemption, sharded
-from kava.arguments import arguments, check_schedule
-from kava.callbacks import GO_ON, METRICS, Record, StopWhenAsked
-from kava.errors import KavaError, writing
+from kava.arguments import arguments, check_lengths, check_schedule
+from kava.callbacks import GO_ON, Record, StopWhenAsked
+from kava.errors import KavaError, out_of_memory, writing
 from kava.evaluate.answers import HEADLINE
 from kava.evaluate.runner import evaluate
 from kava.model import Reasoner
 from kava.order import EpochOrder, Rows, collate
 from kava.progress import Progress
-from kava.resuming import last_checkpoint
+from kava.resuming import last_checkpoint, seal
 from kava.types import Example
+from kava.watch import METRICS
 
 
 class StepTrainer(Trainer):
@@ -236,8 +238,12 @@ class StepTrainer(Trainer):
         save = partial(super()._save_checkpoint, model, trial)
 
         def write() -> None:
+            if self.args.should_save:
+                checkpoint.check_finite(self.model, self._weights, folder)
             with writing(folder, GO_ON):
                 save()
+                if self.args.should_save:
+                    seal(folder)
 
         try:
             parallel.agreed(write)
@@ -272,12 +278,27 @@ class StepTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        states = [
-            torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
-            for name in ("optimizer.pt", "scheduler.pt")
-        ]
-        self.optimizer.load_state_dict(sharded.split_optimizer(self.optimizer, states[0]))
-        self.lr_scheduler.load_state_dict(states[1])
+        fill = {
+            "optimizer.pt": lambda state: self.optimizer.load_state_dict(
+                sharded.split_optimizer(self.optimizer, state)
+            ),
+            "scheduler.pt": self.lr_scheduler.load_state_dict,
+        }
+        for name, take in fill.items():
+            file = Path(checkpoint) / name
+            try:
+                take(torch.load(file, map_location="cpu", weights_only=True))
+            except _UNFIT as error:
+                if out_of_memory(error):
+                    raise
+                line = " ".join(str(error).split())[:200]
+                raise KavaError(
+                    f"{file}: does not fit this training: {type(error).__name__}: {line}"
+                ) from None
+
+
+#: What torch raises for a file of another kind, or another training's state.
+_UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -328,7 +349,8 @@ def train(
         the step after which `train_seconds` begin.
 
     Raises:
-        KavaError: nothing to train on, or a loss that is not finite.
+        KavaError: nothing to train on, rows that are too long, a loss that is not finite, or
+            nothing whole to resume from.
         Preempted: a stop was asked for (`kava.preemption`); what is done so far is saved.
     """
     if not examples:
@@ -337,8 +359,9 @@ def train(
     rows = reasoner.encoder.rows(examples)
     check_schedule(reasoner, rows)
     reasoner.method.check_rows(rows)
+    check_lengths(reasoner, rows, progress.console)
     layerwise.switch_on(reasoner.lm, recipe.train.gradient_checkpointing, recipe.train.compile)
-    start = parallel.agreed(lambda: last_checkpoint(run)) if resume else None
+    start = parallel.from_main(lambda: last_checkpoint(run)) if resume else None
     if start:
         checkpoint.load_weights(reasoner, start)
     stop = StopWhenAsked()

@@ -60,7 +60,7 @@ def look(run: Path) -> State:
     file = run / METRICS
     if not file.is_file():
         raise KavaError(f"{run}: nothing to watch here (no {METRICS}; a training writes it)")
-    records = _complete_records(file)
+    records = read_records(file)
     age = max(0.0, time.time() - file.stat().st_mtime)
     return State(run, records, _steps(run, records), age, (run / RESULT).is_file())
 
@@ -169,8 +169,8 @@ def _is_finite(value: Any) -> bool:
     return _is_number(value) and abs(value) <= sys.float_info.max
 
 
-def _complete_records(file: Path) -> list[dict[str, Any]]:
-    """Every whole line; the last one may be half written at this moment.
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """Every whole line of a log; the last one may be half written at this moment, or cut off.
 
     Raises:
         KavaError: a line that no training writes, by its number.

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from kava import lock, parallel, preemption
+from kava.data import rows_hash
 from kava.errors import KavaError
 from kava.evaluate.command import line, task_options
 from kava.model import Reasoner
@@ -25,6 +26,7 @@ from kava.recipe import Recipe
 from kava.report.tables import duration
 from kava.resuming import has_checkpoint
 from kava.run import (
+    check_free,
     default_device,
     differences,
     holds_run,
@@ -117,10 +119,12 @@ def state(run: Run, tasks: Sequence[Task]) -> tuple[str, list[Task]]:
     """What is to do, and the tasks that are still to be scored.
 
     Raises:
-        KavaError: the folder holds a run of another recipe, or something that cannot be read.
+        KavaError: the folder holds a run of another recipe, something else that a run would
+            overwrite, or something that cannot be read.
     """
     folder = run.folder
     if not holds_run(folder):
+        check_free(folder, run.recipe)
         return START, list(tasks)
     if different := differences(folder, run.recipe):
         raise KavaError(
@@ -130,14 +134,20 @@ def state(run: Run, tasks: Sequence[Task]) -> tuple[str, list[Task]]:
     result = read_result(folder)
     if result is None:
         return (RESUME if has_checkpoint(folder) else START), list(tasks)
-    missing = [task for task in tasks if not _is_scored(result, task)]
+    missing = [task for task in tasks if not is_scored(result, task)]
     return (SCORE if missing else DONE), missing
 
 
-def _is_scored(result: dict[str, Any], task: Task) -> bool:
+def is_scored(result: dict[str, Any], task: Task) -> bool:
+    """Whether a result has a score of these very rows.
+
+    One that was written before scores named their rows' hash counts by number and version alone.
+    """
     score = result.get("scores", {}).get(task.name)
-    asked = (len(task.examples), task.version)
-    return score is not None and (score.get("n"), score.get("version")) == asked
+    if score is None:
+        return False
+    asked = (len(task.examples), task.version, rows_hash(task.examples))
+    return (score.get("n"), score.get("version"), score.get("sha256", asked[2])) == asked
 
 
 def attempt(run: Run, scoring: Scoring, say: Callable[[str], None], console: Console) -> Outcome:

@@ -61,9 +61,11 @@ def recall(output: Path) -> list[Asked]:
         raise KavaError(f"{output}: no sweep here (no {PLAN}; `kava sweep -o FOLDER` writes it)")
     where = str(output / PLAN)
     found = []
+    scorings: dict[str, Scoring] = {}  # shared, so that rows are loaded once
     for name, entry in _read(output).items():
         recipe = recipes.validate(entry["recipe"], f"{where}, {name}")
-        scoring = Scoring(entry["tasks"], entry["file"], entry["limit"])
+        asked = entry["tasks"], entry["file"], entry["limit"]
+        scoring = scorings.setdefault(repr(asked), Scoring(*asked))
         found.append(Asked(Run(entry["name"], recipe, output / name), scoring))
     return found
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from rich.console import Console
 
-from kava import lock, watch
+from kava import hub, lock, watch
 from kava import sweep as sweeps
 from kava.errors import KavaError
 from kava.launch import queue, record
-from kava.launch.attempt import ERROR, SKIPPED, Outcome, say_plainly
+from kava.launch.attempt import ERROR, SKIPPED, Outcome, is_scored, say_plainly
 from kava.launch.record import Asked, Job
 from kava.recipe_book import print_columns
 from kava.report.rows import VALIDATION
@@ -104,7 +104,7 @@ def _state(asked: Asked, job: Job | None, in_queue: str | None, log: str) -> tup
         return RUNNING, ""
     if lock.holder(asked.run.lock):
         return RUNNING, ""
-    if result is not None and asked.scoring.found_in(result.get("scores", {})) is not None:
+    if result is not None and _is_scored(asked, result):
         return DONE, ""
     if queue.is_active(in_queue):
         return (PREEMPTED if holds_run(folder) else WAITING), ""
@@ -117,6 +117,24 @@ def _state(asked: Asked, job: Job | None, in_queue: str | None, log: str) -> tup
         named = f"{end} ({in_queue})" if in_queue else end
         return FAILED, ": ".join(filter(None, [named, _last_line(Path(log))]))
     return (PREEMPTED if holds_run(folder) else WAITING), ""
+
+
+def _is_scored(asked: Asked, result: dict[str, Any]) -> bool:
+    """Whether the tasks that were asked for are scored, on the rows that they have here and now.
+
+    Where their rows cannot be had without the Hub, those count that are there by name and are not
+    more than the limit.
+    """
+    try:
+        with hub.offline():
+            tasks = asked.scoring.of(asked.run.recipe)
+    except KavaError:
+        scores = result.get("scores", {})
+        names, limit = asked.scoring.found_in(scores), asked.scoring.limit
+        return names is not None and all(
+            limit is None or scores[name].get("n", 0) <= limit for name in names
+        )
+    return all(is_scored(result, task) for task in tasks)
 
 
 def _progress(asked: Asked) -> tuple[int | None, int | None, float | None]:
@@ -133,9 +151,12 @@ def _progress(asked: Asked) -> tuple[int | None, int | None, float | None]:
 
 
 def _sum_up(asked: Sequence[Asked], output: Path, console: Console) -> None:
-    scorings = {(tuple(one.scoring.names), one.scoring.limit): one.scoring for one in asked}
+    scorings = {
+        (tuple(one.scoring.names), one.scoring.file, one.scoring.limit): one.scoring
+        for one in asked
+    }
     if len(scorings) > 1:
-        say_plainly(console, "no summary: the runs are scored on different tasks")
+        say_plainly(console, "no summary: the runs are scored on different tasks or rows")
         return
     (scoring,) = scorings.values()
     outcomes = [Outcome(one.run, SKIPPED) for one in asked]

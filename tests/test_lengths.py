@@ -1,0 +1,125 @@
+"""Rows that are longer than a backbone's positions, before a training comes upon them."""
+
+import io
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from kava import registry
+from kava.arguments import check_lengths
+from kava.errors import KavaError
+from kava.progress import Progress
+from kava.trainer import train
+
+POSITIONS = 40
+#: (question, its steps) in tokens.
+SHAPES = st.tuples(st.integers(1, 38), st.lists(st.integers(2, 12), max_size=4).map(tuple))
+
+
+def thinker(family, method="cot", **changes):
+    changes = {"train": {"epochs": 9, "learning_rate": 1e-3, "batch_size": 1}, **changes}
+    return tiny.wrap(tiny.bare(family, max_position_embeddings=POSITIONS), method, **changes)
+
+
+def said(reasoner, *examples):
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    check_lengths(reasoner, reasoner.encoder.rows(examples), console)
+    return console.file.getvalue()
+
+
+def reached(reasoner, example) -> int:
+    """The oracle: the loss itself, in every stage; the last position that the backbone is given."""
+    seen = []
+    hook = reasoner.lm.base_model.register_forward_pre_hook(
+        lambda module, args, inputs: seen.append(int(inputs["position_ids"].max()) + 1),
+        with_kwargs=True,
+    )
+    batch = tiny.batch(reasoner, [example])
+    with torch.no_grad():
+        for epoch in range(9):
+            staged = reasoner.staged(dict(batch), float(epoch))
+            reasoner(counts=reasoner.method.counts(staged), **staged)
+    hook.remove()
+    return max(seen)
+
+
+STAGES = {
+    "coconut": {"method_options": {"max_stage": 2, "epochs_per_stage": 1}},
+    "lotus": {"method_options": {"epochs_per_stage": 1}},
+    "icot": {"method_options": {"tokens_per_epoch": 6, "smoothing": None}},
+}
+
+
+@pytest.mark.parametrize("method", registry.names("methods"))
+def test_what_the_loss_reaches_is_what_is_refused(method):
+    changes = STAGES.get(method, {})
+    roomy, narrow = tiny.reasoner("gpt2", method, **changes), thinker("gpt2", method, **changes)
+    outcomes = set()
+
+    @given(SHAPES)
+    @settings(max_examples=15)
+    def check(shape):
+        example = tiny.stepped(*shape)
+        wanted = reached(roomy, example)
+        outcomes.add(wanted > POSITIONS)
+        if wanted <= POSITIONS:
+            assert said(narrow, example) == ""
+            return
+        with pytest.raises(KavaError) as told:
+            said(narrow, example)
+        assert f"row {example.id} takes {wanted} positions in training" in str(told.value)
+
+    check()
+    assert outcomes == {True, False}
+
+
+def test_to_the_last_position():
+    assert said(thinker("gpt2"), tiny.stepped(13, (12, 8))) == ""  # 1 + 13 + 20 + 6
+    with pytest.raises(KavaError, match="takes 41 positions"):
+        said(thinker("gpt2"), tiny.stepped(14, (12, 8)))
+
+
+def test_passes_that_only_other_rows_make_do_not_count():
+    """A row of Coconut with fewer latents than others stays without, in their passes."""
+    options = {"latents_per_stage": 12, "max_stage": 2, "uniform_prob": 1.0}
+    narrow = thinker("gpt2", "coconut", num_latents=24, method_options=options)
+    few, many = tiny.stepped(18, ()), tiny.stepped(5, (2, 2))
+    assert said(narrow, few) == said(narrow, many) == said(narrow, few, many) == ""
+
+
+def test_what_is_removed_by_chance_may_not_be_removed():
+    chance = thinker("gpt2", "icot", method_options={"tokens_per_epoch": 6, "smoothing": 0.1})
+    with pytest.raises(KavaError, match=r"row 15-.12, 8.-0 takes 42 positions"):
+        said(chance, *[tiny.stepped(15, (12, 8), seed) for seed in range(70)])
+
+
+def test_the_row_is_found_among_many_and_nothing_is_trained(tmp_path):
+    rows = [tiny.example(4, 3, seed) for seed in range(150)]
+    long = tiny.example(38, 3)
+    model = thinker("gpt2", "cot")
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    line = (
+        r"row 38-3-0 takes \d+ positions in training and the backbone has 40; leave such rows out"
+    )
+    with pytest.raises(KavaError, match=line):
+        train(model, [*rows, long], [], tmp_path, False, Progress("", Console(quiet=True)))
+    assert all(torch.equal(before[name], w) for name, w in model.named_parameters())
+    assert not list(tmp_path.iterdir())
+
+
+def test_where_positions_are_rotations_it_is_one_line():
+    examples = [tiny.example(38, 3, seed) for seed in range(3)]
+    told = said(thinker("llama"), *examples)
+    assert told.startswith("data.train: row 38-3-0 takes ") and told.count("\n") == 1
+    assert "the backbone has 40: it reads on where it was never trained" in told
+    assert said(thinker("llama"), tiny.example(20, 3)) == ""
+
+
+def test_more_latents_than_positions():
+    with pytest.raises(KavaError, match="positions in training, with 60 latents, and the backbone"):
+        said(thinker("gpt2", "kava", num_latents=60), tiny.example(2, 1))
+    assert "with 60 latents" in said(thinker("llama", "pccot", num_latents=60), tiny.example(2, 1))
