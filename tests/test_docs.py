@@ -361,6 +361,8 @@ MISTAKES = {
     "…: its recipe.yaml differs": f"train {RECIPE} {OWN} seed=7 -o started --resume",
     "kv.eviction.name: 'full'": f"train {RECIPE} {OWN} num_latents=2 kv.eviction.name=full -o full",
     "method '…' does not iterate": "ask checkpoints/quickstart/backbone question --iterations 2",
+    "….weight …: method": f"train {RECIPE} method=pccot",
+    "… has … tokens": f"ask {CHECKPOINT} {'pens,' * 600}",
     "num_latents … is not": "train recipes/quickstart/coconut.yaml num_latents=5",
     "serve: … can be reached": f"serve {CHECKPOINT} --host 0.0.0.0",
 }
