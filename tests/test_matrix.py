@@ -449,6 +449,9 @@ def test_without_a_speed_there_are_no_hours(kava, tmp_path):
     assert status == 0 and "no hours: give --measured FILE" in said
     assert json.loads(out.read_text())["hours"] is None
     assert not re.search(r"\d hours|GPU hours", said)
+    words = "--share", 0.4, "--rate", 1e15
+    status, said = kava("bench", "matrix", "recipes/qwen05b_aug/kava.yaml", *words)
+    assert status == 0 and re.search(r"\n1 of 1 run: [\d.,]+ GPU hours\n", said)
 
 
 def test_what_is_not_known_is_said_and_left_out(kava, tmp_path):
