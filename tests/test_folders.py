@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -18,7 +19,7 @@ from kava import run as runs
 from kava.errors import KavaError
 from kava.model import Reasoner
 from kava.recipe import dump, load_recipe
-from kava.run import alone, put_aside, read_metrics, read_result, score_run
+from kava.run import alone, check_free, put_aside, read_metrics, read_result, score_run
 from kava.smoke import tiny_backbone
 from kava.tasks import load_task
 
@@ -37,6 +38,7 @@ def write(file: Path, backbone: Path, **changes) -> Path:
         "method": "no_cot", "backbone": str(backbone), "adapter": "full",
         "data": {"train": "synthetic", "train_rows": 8},
         "train": {"steps": 2, "batch_size": 4, "learning_rate": 1e-3, "log_every": 1},
+        "eval": {"max_new_tokens": 2},
     }  # fmt: skip
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("# mine\n" + yaml.safe_dump({**tree, **changes}), encoding="utf-8")
@@ -64,9 +66,12 @@ def test_a_folder_of_something_else_is_left_as_it_is(there, kava, backbone, tmp_
     (out / there).parent.mkdir(parents=True)
     (out / there).write_text("{}")
     before = contents(tmp_path)
-    code, said = kava("train", recipe, "-o", out)
-    assert code == 2 and said.splitlines()[-1].startswith(f"kava: {out / there.split('/')[0]}: ")
-    assert "would overwrite it; give another --output" in said
+    line = f"{out / there.split('/')[0]}: is here .* a training would overwrite it; give another"
+    with pytest.raises(KavaError, match=line):
+        check_free(out, load_recipe(recipe))
+    if there.startswith("checkpoint"):
+        code, said = kava("train", recipe, "-o", out)
+        assert code == 2 and re.fullmatch(f"kava: {line} --output", said.splitlines()[-1])
     assert contents(tmp_path) == before
 
 
@@ -256,7 +261,7 @@ def test_scores_of_two_at_once_are_both_kept(backbone, tmp_path, monkeypatch):
     def read(folder):  # each has read what there is before either writes, if nothing prevents it
         found = whole(folder)
         with suppress(threading.BrokenBarrierError):
-            both.wait(0.5)
+            both.wait(0.2)
         return found
 
     monkeypatch.setattr(runs, "read_result", read)

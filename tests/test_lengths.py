@@ -61,7 +61,7 @@ def test_what_the_loss_reaches_is_what_is_refused(method):
     outcomes = set()
 
     @given(SHAPES)
-    @settings(max_examples=15)
+    @settings(max_examples=10)
     def check(shape):
         example = tiny.stepped(*shape)
         wanted = reached(roomy, example)

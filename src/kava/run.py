@@ -70,7 +70,7 @@ def _prepare(run: Path, resolved: recipes.Section, resume: bool, inputs: dict[st
     check_reports(resolved.train.report_to)
     if resume:
         if not (run / RECIPE).is_file():
-            raise KavaError(f"{run}: nothing to resume here (no {RECIPE})")
+            raise KavaError(f"{run}: nothing to resume here (no recipe.yaml)")
         if different := differences(run, resolved):
             raise KavaError(f"{run}: its recipe.yaml differs ({different}); not resumed")
         check_inputs(run, inputs)
