@@ -102,7 +102,7 @@ BAD = {
         ["eval", "{backbone}", "--task", "synthetic", "--option", "max_step=2"],
         "max_step",
     ),
-    "no task": (["eval", "{backbone}", "--task", "", "-o", "{tmp}/r"], "no task is named"),
+    "no task": (["eval", "{backbone}", "--task", "", "-o", "{tmp}/r"], "a name is empty"),
     "a task twice": (
         ["eval", "{backbone}", "--task", "synthetic, synthetic", "-o", "{tmp}/r"],
         "task 'synthetic' is named twice",
