@@ -130,7 +130,9 @@ def test_questions_end_and_other_segments_begin_at_one_column(parts):
 def test_counts_are_the_denominators(parts, latents):
     rows = rows_of(parts)
     data = batching.collate(rows, 0)
-    found = registry.find("methods", "kava")(recipe(num_latents=latents)).counts(data)
+    read = recipe(num_latents=latents, latent_readout={"weight": 1.0})
+    method = registry.find("methods", "kava")(read)
+    found = method.counts(method.staged(data, 0.0, None))
     slots = sum(min(len(r.steps), latents) for r in rows)
     assert {name: int(count) for name, count in found.items()} == {
         "written": sum(len(r.steps) + len(r.answer) for r in rows),
