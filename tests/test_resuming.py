@@ -141,8 +141,8 @@ def test_a_state_that_does_not_fit_is_one_line(file, state, given, cut):
 
 @pytest.mark.parametrize(
     "line, wrong",
-    [(b"[1]", "a number as its 'step'"), (b'{"loss": 1}', "a number as its 'step'"),
-     (b'{"step": "2"}', "a number as its 'step'"), (b'{"step": 2, "\xff": 1}', "broken JSON"),
+    [(b"[1]", "no object with a number"), (b'{"loss": 1}', "no object with a number"),
+     (b'{"step": "2"}', "no object with a number"), (b'{"step": 2, "\xff": 1}', "broken JSON"),
      (b'{"step": 2', "broken JSON")],
 )  # fmt: skip
 def test_a_damaged_log_is_named_by_its_line_and_left_as_it_is(line, wrong, given, cut):
