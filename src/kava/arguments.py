@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from transformers import TrainingArguments
 
-from kava import batching, disk, parallel, rotary
+from kava import batching, disk, parallel, room, rotary
 from kava.errors import KavaError, install, unknown
 from kava.model import Reasoner
 from kava.recipe import Recipe, Train
@@ -109,8 +109,7 @@ def check_lengths(reasoner: Reasoner, rows: Sequence[batching.Row], console: Con
         KavaError: names the row, what it takes and what there is.
     """
     recipe, method = reasoner.recipe, reasoner.method
-    config = reasoner.lm.config.get_text_config()
-    there = getattr(config, "max_position_embeddings", None)
+    there = room.positions(reasoner)
     latents = recipe.num_latents + 2 if method.uses_latents else 0
     if there is None:
         return
