@@ -206,7 +206,7 @@ def test_a_broken_row_is_named_by_file_and_line(tmp_path):
     rows.write_text('{"question": "q", "steps": [], "answer": "1"}\n{"question": "q"}\n')
     done = kava("train", "recipes/quickstart/kava.yaml", f"data.train={rows}",
                 "-o", tmp_path / "r", folder=Path(__file__).parents[1])  # fmt: skip
-    assert done.returncode == 2
+    assert done.returncode == 2 and done.stdout == "", "the recipe is told when all is well"
     assert str(rows) in done.stderr and "line 2" in done.stderr and "answer" in done.stderr
 
 

@@ -220,11 +220,19 @@ def check_apart(train_rows: Sequence[Example], validation: Sequence[Example]) ->
 
 
 def train_run(
-    resolved: Recipe, run: Path, console: Console, resume: bool = False, device: str | None = None
+    resolved: Recipe,
+    run: Path,
+    console: Console,
+    resume: bool = False,
+    device: str | None = None,
+    announce: str = "",
 ) -> dict[str, Any]:
     """Train a recipe into a run folder; returns what `result.json` then holds.
 
     Several processes train together; the main one writes.
+
+    Args:
+        announce: said once nothing speaks against the training, before its first step.
 
     Raises:
         KavaError: bad input of any kind; another process works on this folder.
@@ -235,7 +243,9 @@ def train_run(
     reasoner = parallel.main_first(lambda: Reasoner.build(resolved, where))
     rows, validation = parallel.main_first(lambda: read_rows(resolved.data, console))
     data = data_record(resolved.data, rows, validation)
-    return train_reasoner(reasoner, (rows, validation), data, resolved, run, console, resume)
+    return train_reasoner(
+        reasoner, (rows, validation), data, resolved, run, console, resume, announce
+    )
 
 
 def train_reasoner(
@@ -246,6 +256,7 @@ def train_reasoner(
     run: Path,
     console: Console,
     resume: bool,
+    announce: str = "",
 ) -> dict[str, Any]:
     """Train a reasoner into a run folder; see `train_run`.
 
@@ -256,6 +267,8 @@ def train_reasoner(
     """
     inputs = {"data": data, "backbone": reasoner.identity}
     with alone(run, console), prepared(run, resolved, resume, inputs):
+        if announce:
+            console.print(announce, highlight=False, markup=False)
         title = f"{resolved.method} (seed {resolved.seed})"
         measured = train(reasoner, *rows, run, resume, Progress(title, console))
         result = _result(reasoner, data, measured)

@@ -67,9 +67,9 @@ def train(
         smoke_run(resolved, output, console)
         return
     folder = output or Path("runs") / f"{_recipe_name(recipe)}-seed{resolved.seed}"
-    console.print(f"# {recipe}, resolved\n{recipes.dump(resolved)}", highlight=False, markup=False)
+    announce = f"# {recipe}, resolved\n{recipes.dump(resolved)}"
     with preemption.saving():
-        result = runs.train_run(resolved, folder, console, resume)
+        result = runs.train_run(resolved, folder, console, resume, announce=announce)
     console.print(
         f"trained {result['steps']} steps in {result['train_seconds']:.0f} s; "
         f"checkpoint in {folder / 'checkpoint'}\nnext: kava eval {folder} --task ..., "
