@@ -1,9 +1,11 @@
 """L_KV and L_CODI: hand-computed values, zeros, what gets a gradient, empty and short traces."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import batch, example, reasoner
@@ -198,11 +200,61 @@ def test_a_loss_without_weight_is_left_out_and_its_pass_with_it():
     assert not thinker.method.needs_queries
 
 
+class Reading(SimpleNamespace):
+    """What cross-entropy needs of a reasoner: a head of its own."""
+
+    def __init__(self, weight, trained=True, cap=None):
+        head = torch.nn.Linear(*reversed(weight.shape), bias=False)
+        head.weight = torch.nn.Parameter(weight.clone(), requires_grad=trained)
+        super().__init__(head=head, cap=cap, calls=[])
+        self.lm = SimpleNamespace(get_output_embeddings=lambda: head)
+
+    def logits(self, hidden):
+        self.calls.append(len(hidden))
+        scores = self.head(hidden)
+        return scores if self.cap is None else torch.tanh(scores / self.cap) * self.cap
+
+
 def test_cross_entropy_divides_by_the_count_it_is_given():
+    reading = Reading(torch.eye(2))
     logits = torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])
     # -log(3/4) for label 1, -log(1/2) for label 0
-    found = cross_entropy(logits, torch.tensor([1, 0]), torch.tensor(4))
+    found = cross_entropy(reading, logits, torch.tensor([1, 0]), torch.tensor(4))
     assert found.item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 4)
+
+
+@pytest.mark.parametrize("trained", (True, False), ids=("head_trained", "head_frozen"))
+@pytest.mark.parametrize("cap", (None, 2.0))
+@pytest.mark.parametrize("at_once", (1, 3, 7, 100))
+def test_cross_entropy_in_parts_is_that_of_all_labels(monkeypatch, at_once, cap, trained):
+    """Loss and gradients, of states and of the head, also where the sum is weighed afterwards."""
+    torch.manual_seed(0)
+    hidden, ids = torch.randn(7, 4), torch.randint(5, (7,))
+    weight, count = torch.randn(5, 4), torch.tensor(9)
+    monkeypatch.setattr("kava.losses.cross_entropy.LOGITS_AT_ONCE", at_once * 5)
+    reading, states = Reading(weight, trained, cap), hidden.clone().requires_grad_()
+    (3 * cross_entropy(reading, states, ids, count)).backward()
+    assert reading.calls == ([7] if trained else [len(part) for part in ids.split(at_once)])
+
+    whole, plain = Reading(weight, trained, cap), hidden.clone().requires_grad_()
+    logits = whole.logits(plain)
+    loss = 3 * F.cross_entropy(logits, ids, reduction="sum") / count
+    loss.backward()
+    torch.testing.assert_close(states.grad, plain.grad)
+    if trained:
+        torch.testing.assert_close(reading.head.weight.grad, whole.head.weight.grad)
+    else:
+        assert reading.head.weight.grad is None
+    with torch.no_grad():
+        found = cross_entropy(reading, hidden, ids, count)
+    torch.testing.assert_close(3 * found, loss.detach())
+
+
+def test_cross_entropy_of_no_label_is_zero():
+    reading, states = Reading(torch.randn(5, 4)), torch.zeros(0, 4, requires_grad=True)
+    loss = cross_entropy(reading, states, torch.zeros(0).long(), torch.tensor(3))
+    loss.backward()
+    assert loss == 0 and states.grad.shape == (0, 4)
 
 
 # -- latent readout ------------------------------------------------------------------------------
@@ -236,4 +288,5 @@ def test_each_latent_is_read_against_its_own_token_or_the_next(traces, width, bl
 
 
 def test_readout_of_nothing_is_zero():
-    assert latent_readout_loss(torch.zeros(0, 7), torch.zeros(0).long(), torch.tensor(0)) == 0
+    nothing = torch.zeros(0, 4), torch.zeros(0).long(), torch.tensor(0)
+    assert latent_readout_loss(Reading(torch.randn(7, 4)), *nothing) == 0

@@ -15,6 +15,7 @@ from kava.bench.memory_command import bench_memory
 from kava.bench.shapes import Lengths, configuration, random_reasoner
 from kava.bench.train import Training
 from kava.errors import KavaError
+from kava.losses import cross_entropy
 from kava.recipe import load_recipe
 
 SHORT = Lengths(question=(5, 9), reasoning=(6, 6), answer=(7, 7))
@@ -134,6 +135,21 @@ def test_the_estimate_is_near_what_is_counted(device, adapter, again):
         (counted.gradients, counted.optimiser), rel=1e-3
     )
     assert found.total == pytest.approx(counted.total, rel=0.25 if again else 0.15)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_logits_are_in_memory_for_some_labels_at_a_time(again, monkeypatch):
+    again = f"train.gradient_checkpointing={again}".lower()
+    wanted = recipe("cot", "adapter=lora", "lora.r=4", again)
+    vocabulary, rows = 4000, 4
+    shape = TINY.replace("vocab_size=40", f"vocab_size={vocabulary}")
+    peaks = {}
+    for labels in (4, 1000):
+        monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", labels * vocabulary)
+        peaks[labels] = counting.count(wanted, shape, SHORT, rows, "cpu").activations
+    # Logits in fp32, their probabilities and gradient: 12 bytes for each of so many labels less.
+    fewer = rows * (SHORT.reasoning[0] + SHORT.answer[0]) - 4
+    assert peaks[1000] - peaks[4] == pytest.approx(12 * fewer * vocabulary, rel=0.1)
 
 
 def test_attention_as_on_gpus_is_the_same_attention():

@@ -8,7 +8,8 @@ from reference import step, to_textbook
 from tiny import FAMILIES, batch, example, lora, reasoner, stepped
 
 from kava import registry
-from kava.losses import hidden_state, kv_cache
+from kava.losses import cross_entropy, hidden_state, kv_cache
+from kava.losses.cross_entropy import labels_at_once
 
 EXAMPLES = [
     example(4, 9), example(9, 3, 1, "1 2 3"), example(2, 0, 2), stepped(6, (2, 4, 1), 3, "4 5"),
@@ -115,9 +116,15 @@ def test_loss_terms_and_gradients_equal_the_slow_reference(family, case):
     assert_equals_reference(reasoner(family, **CASES[case]))
 
 
-@pytest.mark.parametrize("case", ("cot", "no_cot", "pccot", "kava, every pass"))
-def test_the_same_with_an_adapter(case):
-    thinker = reasoner(**CASES[case], **lora())
+@pytest.mark.parametrize("logits", (2**26, 60), ids=("all_labels", "labels_in_parts"))
+@pytest.mark.parametrize("family,case", [
+    ("llama", "cot"), ("llama", "no_cot"), ("llama", "pccot"), ("llama", "lotus"),
+    ("llama", "kava, every pass"), ("gemma2", "kava"),
+])  # fmt: skip
+def test_the_same_with_an_adapter(family, case, logits, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", logits)
+    thinker = reasoner(family, **CASES[case], **lora())
+    assert (labels_at_once(thinker.lm) < 4) == (logits == 60)
     with torch.no_grad():
         for name, weight in thinker.named_parameters():
             if "lora_B" in name:  # zero at first, where the adapter would do nothing

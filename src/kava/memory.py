@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from kava import adapter, checkpoint, plain_run, registry
 from kava import backbone as backbones
 from kava.errors import KavaError
+from kava.losses.cross_entropy import labels_at_once
 from kava.model import SPECIAL_TOKENS
 from kava.projection import Projection
 from kava.recipe import Recipe
@@ -135,8 +136,9 @@ def activation_bytes(
         per token             b d                     its input
         per key               b 2 v                   cached
 
-    Once, per label and entry of the vocabulary, 8 + b: logits, probabilities, gradient. They are
-    gone before the first layer is made anew.
+    Once, per label and entry of the vocabulary, 8 + b: logits, probabilities, gradient; where the
+    head is frozen, of as many labels as are read at once (`losses.cross_entropy`). They are gone
+    before the first layer is made anew.
     Written down from the operations of transformers' Llama (ours). On small Llamas it is within
     15 % of what autograd keeps; rougher for other families and attention kernels.
     """
@@ -158,7 +160,8 @@ def activation_bytes(
         keys = call.rows * call.keys
         return call.tokens * per_token + keys * per_key + keys * call.columns * b
 
-    logits = seen.labels * shape.vocab_size * (8 + b)
+    labels = min(seen.labels, labels_at_once(model) or seen.labels)
+    logits = labels * shape.vocab_size * (8 + b)
     if not recipe.train.gradient_checkpointing:
         return shape.num_hidden_layers * sum(map(in_a_layer, seen.calls)) + logits
     kept = sum(call.tokens * b * d + call.rows * call.keys * b * 2 * v for call in seen.calls)

@@ -6,10 +6,15 @@ blocks, and with the next token as the target: ours.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from kava.losses.cross_entropy import cross_entropy
+
+if TYPE_CHECKING:
+    from kava.model import Reasoner
 
 
 def slots(step_of: Tensor, num_latents: int, width: int | None) -> tuple[Tensor, Tensor]:
@@ -65,12 +70,12 @@ def readout_labels(
     return rows, latents, steps[rows, columns[rows, latents]]
 
 
-def latent_readout_loss(logits: Tensor, ids: Tensor, count: Tensor) -> Tensor:
+def latent_readout_loss(reasoner: Reasoner, hidden: Tensor, ids: Tensor, count: Tensor) -> Tensor:
     """Mean CE over supervised latents.
 
     Args:
-        logits: [N, vocabulary], of the latents' states.
+        hidden: [N, d], their states.
         ids: [N].
         count: supervised latents of the whole batch (more than N where gradients accumulate).
     """
-    return cross_entropy(logits, ids, count.clamp(min=1))
+    return cross_entropy(reasoner, hidden, ids, count.clamp(min=1))

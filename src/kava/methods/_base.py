@@ -273,7 +273,7 @@ def label_loss(
 ) -> Tensor:
     """CE over the labels called `name`, logits computed at those positions only."""
     states = hidden[batch[f"{name}_rows"], batch[f"{name}_columns"]]
-    return cross_entropy(reasoner.logits(states), batch[f"{name}_ids"], count)
+    return cross_entropy(reasoner, states, batch[f"{name}_ids"], count)
 
 
 def student_tail(

@@ -51,4 +51,4 @@ class Readout:
     def loss(self, reasoner: Reasoner, batch: Batch, counts: Terms, states: Tensor) -> Tensor:
         """Mean CE over supervised latents, whose states are [B, M, d]."""
         read = states[batch["readout_rows"], batch["readout_latents"]]
-        return latent_readout_loss(reasoner.logits(read), batch["readout_ids"], counts["readout"])
+        return latent_readout_loss(reasoner, read, batch["readout_ids"], counts["readout"])
