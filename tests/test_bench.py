@@ -108,6 +108,15 @@ def test_a_step_needs_at_most_three_percent_more_than_the_least(method, adapter)
     assert 1 <= record["flops_over_least"] <= 1.03
 
 
+def test_labels_in_parts_take_no_product_more(monkeypatch):
+    recipe = load_recipe("recipes/bench/cot.yaml", ["adapter=lora", "train.batch_size=2"])
+    flops_of = {}
+    for logits in (2**26, 10 * 2000):
+        monkeypatch.setattr("kava.losses.cross_entropy.LOGITS_AT_ONCE", logits)
+        flops_of[logits] = Training.build(recipe, "small", Lengths(), CPU).record()["flops"]
+    assert len(set(flops_of.values())) == 1
+
+
 def test_counted_flops_are_those_of_the_products():
     inputs, weight = torch.randn(3, 5), torch.randn(5, 7, requires_grad=True)
     assert flops.counted(lambda: inputs @ weight) == 2 * 3 * 5 * 7
