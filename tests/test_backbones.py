@@ -34,7 +34,8 @@ from kava.errors import KavaError
 from kava.inspect.decoded import decode_latents
 from kava.methods._base import Thinking
 from kava.model import Reasoner
-from kava.recipe import Architecture, load_recipe
+from kava.recipe import Architecture
+from kava.recipe_file import load_recipe
 from kava.smoke import smoke_run, tiny_backbone
 from kava.thought import Thought
 

@@ -10,7 +10,7 @@ from tiny import bare, batch, example, lora, recipe, tokenizer
 from kava import registry
 from kava.errors import KavaError
 from kava.model import SPECIAL_TOKENS, Reasoner
-from kava.recipe import load_recipe
+from kava.recipe_file import load_recipe
 
 EXAMPLES = [example(4, 6), example(7, 3, 1, "1 2 3")]
 QUESTIONS = ["w1 w2 w3", "w4"]

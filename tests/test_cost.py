@@ -17,7 +17,8 @@ from kava.cost import ANSWER, QUESTION, REASONING, Estimator, rows_seen, total_s
 from kava.data import load_examples
 from kava.dry_run import _parts, _told
 from kava.model import Reasoner
-from kava.recipe import Recipe, load_recipe
+from kava.recipe import Recipe
+from kava.recipe_file import load_recipe
 from kava.report.tables import memory as told_bytes
 from kava.smoke import tiny_backbone
 

@@ -18,7 +18,8 @@ from kava import lock
 from kava import run as runs
 from kava.errors import KavaError
 from kava.model import Reasoner
-from kava.recipe import dump, load_recipe
+from kava.recipe import dump
+from kava.recipe_file import load_recipe
 from kava.run import alone, check_free, put_aside, read_metrics, read_result, score_run
 from kava.smoke import tiny_backbone
 from kava.tasks import load_task

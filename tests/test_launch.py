@@ -16,7 +16,8 @@ from kava import assets, lock
 from kava.errors import KavaError
 from kava.launch import attempt, queue, record, slurm, status
 from kava.launch.attempt import Run, Scoring
-from kava.recipe import Recipe, Resources, load_recipe
+from kava.recipe import Recipe, Resources
+from kava.recipe_file import load_recipe
 from kava.run import read_result
 from kava.smoke import tiny_backbone
 

@@ -28,7 +28,8 @@ from kava.cost import ANSWER, QUESTION, REASONING
 from kava.data import load_examples
 from kava.errors import KavaError
 from kava.model import Reasoner
-from kava.recipe import Recipe, load_recipe
+from kava.recipe import Recipe
+from kava.recipe_file import load_recipe
 from kava.report import readme, scale
 from kava.run import train_run
 from kava.smoke import tiny_backbone

@@ -25,7 +25,8 @@ from kava.data import load_examples
 from kava.errors import KavaError
 from kava.model import Reasoner
 from kava.order import EpochOrder
-from kava.recipe import Train, load_recipe
+from kava.recipe import Train
+from kava.recipe_file import load_recipe
 from kava.run import read_metrics, read_result, score_run
 from kava.smoke import tiny_backbone
 from kava.tasks import load_task

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from kava import assets, backbone
 from kava.data import is_file, load_examples
 from kava.errors import KavaError
-from kava.recipe import BackboneRecipe, Recipe, dump, load_recipe, validate
+from kava.recipe import BackboneRecipe, Recipe, dump, validate
+from kava.recipe_file import load_recipe
 
 TEXT = """
 method: kava

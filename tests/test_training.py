@@ -16,7 +16,7 @@ from transformers import get_scheduler
 
 from kava.arguments import arguments
 from kava.errors import KavaError
-from kava.recipe import load_recipe
+from kava.recipe_file import load_recipe
 from kava.run import read_metrics, read_result, train_run
 from kava.smoke import tiny_backbone
 from kava.trainer import StepTrainer

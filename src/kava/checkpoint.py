@@ -28,6 +28,7 @@ from kava.card import card
 from kava.errors import KavaError, writing
 from kava.progress import no_bars
 from kava.provenance import versions
+from kava.recipe_file import load_recipe
 
 if TYPE_CHECKING:
     from kava.model import Reasoner
@@ -278,4 +279,4 @@ def _recipe(folder: Path) -> recipe.Recipe:
     file = folder / "recipe.yaml"
     if not file.is_file():
         raise KavaError(f"{file}: this file of the checkpoint is missing")
-    return recipe.load_recipe(file)
+    return load_recipe(file)
