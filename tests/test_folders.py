@@ -27,13 +27,6 @@ from kava.tasks import load_task
 QUIET = Console(quiet=True)
 
 
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    tiny_backbone("llama", folder)
-    return folder
-
-
 def write(file: Path, backbone: Path, **changes) -> Path:
     tree = {
         "method": "no_cot", "backbone": str(backbone), "adapter": "full",
