@@ -136,7 +136,7 @@ class Train(Section):
     """
 
     steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, le=1e6)
     batch_size: int = Field(128, ge=1)
     micro_batch_size: int | None = Field(None, ge=1)
     learning_rate: float = Field(gt=0)
