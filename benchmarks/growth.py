@@ -30,7 +30,7 @@ from kava.evictions._base import Scored
 from kava.evictions.rkv import RKV
 from kava.peak import peak_memory
 from kava.provenance import provenance, write_json
-from kava.recipe import load_recipe
+from kava.recipe_file import load_recipe
 
 FILE = Path(__file__).resolve().parents[1] / "results" / "bench" / "growth.json"
 CPU = torch.device("cpu")

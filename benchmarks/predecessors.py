@@ -35,7 +35,7 @@ from kava.bench.train import Training
 from kava.losses.hidden_state import hidden_state_loss
 from kava.model import Reasoner
 from kava.provenance import provenance, write_json
-from kava.recipe import load_recipe
+from kava.recipe_file import load_recipe
 
 FILE = Path(__file__).resolve().parents[1] / "results" / "bench" / "predecessors.json"
 CPU = torch.device("cpu")

@@ -60,6 +60,16 @@ def pair(request):
     return request.param
 
 
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory):
+    """A folder with a tiny random llama and its tokenizer, as `kava train --smoke` makes it."""
+    from kava.smoke import tiny_backbone  # and with it the Trainer, which few files need
+
+    folder = tmp_path_factory.mktemp("backbone")
+    tiny_backbone("llama", folder)
+    return folder
+
+
 @pytest.fixture
 def kava(monkeypatch, capsys):
     """Calls the command in this process; returns its status and all it prints."""

@@ -74,7 +74,7 @@ def train(
     import kava.trainer
     from kava import parallel, preemption
     from kava.model import Reasoner
-    from kava.recipe import load_recipe
+    from kava.recipe_file import load_recipe
     from kava.run import train_run
 
     signals, compute, computed = [], kava.trainer.StepTrainer.compute_loss, []
@@ -128,7 +128,7 @@ def score(recipe: str, scored: str, asked=None) -> str:
     from kava import parallel, preemption
     from kava.launch.attempt import Run, Scoring, attempt
     from kava.model import Reasoner
-    from kava.recipe import load_recipe
+    from kava.recipe_file import load_recipe
 
     run, console, signals = Path(scored), Console(quiet=True), []
     answer, answered = Reasoner.answer, []

@@ -5,12 +5,14 @@ that test these things, by the fixture `family`.
 """
 
 import copy
+import json
 import math
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from reference import generate, run, to_textbook, token_embeds
 from rich.console import Console
 from test_step import assert_equals_reference
@@ -34,7 +36,8 @@ from kava.errors import KavaError
 from kava.inspect.decoded import decode_latents
 from kava.methods._base import Thinking
 from kava.model import Reasoner
-from kava.recipe import Architecture, load_recipe
+from kava.recipe import Architecture
+from kava.recipe_file import load_recipe
 from kava.smoke import smoke_run, tiny_backbone
 from kava.thought import Thought
 
@@ -269,6 +272,19 @@ def test_without_a_bos(method):
 # -- decoding ------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with a backbone and its tokenizer, and a reasoner of them."""
+    bare("llama").save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    return tmp_path, reasoner("llama", "cot")
+
+
+def rewrite(folder, **settings):
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+
+
 def test_greedy_stays_greedy_whatever_the_backbones_files_ask_for(tmp_path):
     thinker = reasoner("llama", "cot")
     expected = thinker.continue_from(thinker.think(QUESTIONS), 12)
@@ -283,6 +299,20 @@ def test_greedy_stays_greedy_whatever_the_backbones_files_ask_for(tmp_path):
     model.save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
     found = Reasoner.build(recipe("cot", backbone=str(tmp_path))).eval()
+    assert torch.equal(found.continue_from(found.think(QUESTIONS), 12), expected)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"use_cache": False}, {"output_hidden_states": True}, {"output_attentions": True},
+     {"return_dict": False}],
+    ids=str,
+)  # fmt: skip
+def test_what_a_config_asks_a_model_to_return_changes_no_answer(saved, setting):
+    folder, thinker = saved
+    expected = thinker.continue_from(thinker.think(QUESTIONS), 12)
+    rewrite(folder, **setting)
+    found = Reasoner.build(recipe("cot", backbone=str(folder))).eval()
     assert torch.equal(found.continue_from(found.think(QUESTIONS), 12), expected)
 
 
@@ -379,6 +409,39 @@ def test_what_is_no_plain_language_model_is_refused_before_its_weights_are_read(
     AutoConfig.for_model(family).save_pretrained(tmp_path)
     with pytest.raises(KavaError, match=f"type {family}: (an encoder|more than a language model)"):
         backbones.load_model(tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"hidden_size": 33}, "hidden size \\(33\\) is not a multiple of"),
+        ({"hidden_act": "zzz"}, "KeyError: 'zzz'"),
+        ({"vocab_size": 400}, "do not fit the architecture: {'mismatched_keys': .*400, 32"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "requires optimum"),
+    ],
+)
+def test_files_that_transformers_fails_at_are_one_line(saved, settings, words):
+    folder, _ = saved
+    rewrite(folder, **settings)
+    with pytest.raises(KavaError, match=f"backbone {folder}: .*{words}") as refused:
+        Reasoner.from_backbone(str(folder))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_tokenizer_that_transformers_fails_at_is_one_line(saved):
+    folder, _ = saved
+    (folder / "tokenizer.json").write_text("[]")
+    with pytest.raises(KavaError, match=f"tokenizer of {folder}: TypeError: "):
+        Reasoner.from_backbone(str(folder))
+
+
+def test_an_adapter_of_peft_is_no_backbone(saved):
+    folder, _ = saved  # which holds the whole model too: transformers would put the adapter on it
+    get_peft_model(bare("llama"), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(
+        folder
+    )
+    with pytest.raises(KavaError, match=r"adapter of peft in it; merge it .* \(merge_and_unload\)"):
+        Reasoner.from_backbone(str(folder))
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))

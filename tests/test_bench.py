@@ -27,7 +27,7 @@ from kava.bench.shapes import Lengths, configuration, parse_range, random_reason
 from kava.bench.train import Training
 from kava.errors import KavaError
 from kava.provenance import check_writable, versions
-from kava.recipe import load_recipe
+from kava.recipe_file import load_recipe
 
 METHODS = registry.names("methods")
 CPU = torch.device("cpu")

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import bare, batch, example, lora, recipe, tokenizer
 
-from kava import registry
+from kava import checkpoint, registry
 from kava.errors import KavaError
 from kava.model import SPECIAL_TOKENS, Reasoner
-from kava.recipe import load_recipe
+from kava.recipe_file import load_recipe
 
 EXAMPLES = [example(4, 6), example(7, 3, 1, "1 2 3")]
 QUESTIONS = ["w1 w2 w3", "w4"]
@@ -157,6 +157,15 @@ def test_loaded_it_runs_our_attention_and_is_in_evaluation_mode(saved):
     loaded = Reasoner.from_pretrained(saved[1])
     assert loaded.lm.config._attn_implementation == "kava"
     assert not any(module.training for module in loaded.modules())
+
+
+def test_a_backbone_is_read_once(saved, monkeypatch):
+    read, load_model = [], checkpoint.backbones.load_model
+    monkeypatch.setattr(
+        checkpoint.backbones, "load_model", lambda *given: read.append(given) or load_model(*given)
+    )
+    Reasoner.from_pretrained(saved[1])
+    assert len(read) == 1
 
 
 def test_special_tokens_stay_what_they_are(saved):

@@ -12,7 +12,6 @@ import pytest
 from kava import ask, decoding
 from kava.__main__ import main
 from kava.errors import KavaError
-from kava.smoke import tiny_backbone
 
 QUESTION = "Monday brought Ann 4 pens. How many pens did Monday bring Ann?"
 
@@ -25,13 +24,6 @@ def kava(
         [sys.executable, "-m", "kava", *map(str, words)],
         input=stdin, capture_output=True, text=True, env=env, cwd=folder, timeout=600,
     )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    tiny_backbone("llama", folder)
-    return folder
 
 
 def test_help_names_each_command_with_its_purpose():

@@ -17,18 +17,11 @@ from kava.cost import ANSWER, QUESTION, REASONING, Estimator, rows_seen, total_s
 from kava.data import load_examples
 from kava.dry_run import _parts, _told
 from kava.model import Reasoner
-from kava.recipe import Recipe, load_recipe
+from kava.recipe import Recipe
+from kava.recipe_file import load_recipe
 from kava.report.tables import memory as told_bytes
-from kava.smoke import tiny_backbone
 
 M, T = 4, 2
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    tiny_backbone("llama", folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from kava import batching, recipe, registry
 from kava.batching import Row
 from kava.errors import KavaError
 from kava.run import read_metrics, train_run
-from kava.smoke import shrink, tiny_backbone
+from kava.smoke import shrink
 
 EXAMPLES = [
     stepped(4, (3, 2, 4)), stepped(8, (2, 5), 1, "1 2"), example(3, 0, 2), stepped(5, (4,), 3),
@@ -251,13 +251,6 @@ STAGED = {
         "method_options": {"epochs_per_stage": 0.25},
     },
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    tiny_backbone("llama", folder)
-    return folder
 
 
 def resolved(backbone, method, **changes):

@@ -27,7 +27,8 @@ from kava.assets import find_all
 from kava.card import card
 from kava.cli import app
 from kava.errors import KavaError
-from kava.recipe import BackboneRecipe, Recipe, dump, load_recipe
+from kava.recipe import BackboneRecipe, Recipe, dump
+from kava.recipe_file import load_recipe
 from kava.report import keys as key_meanings
 from kava.report import readme, reference
 

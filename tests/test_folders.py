@@ -18,19 +18,13 @@ from kava import lock
 from kava import run as runs
 from kava.errors import KavaError
 from kava.model import Reasoner
-from kava.recipe import dump, load_recipe
+from kava.recipe import dump
+from kava.recipe_file import load_recipe
 from kava.run import alone, check_free, put_aside, read_metrics, read_result, score_run
 from kava.smoke import tiny_backbone
 from kava.tasks import load_task
 
 QUIET = Console(quiet=True)
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    tiny_backbone("llama", folder)
-    return folder
 
 
 def write(file: Path, backbone: Path, **changes) -> Path:

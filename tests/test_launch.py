@@ -16,20 +16,13 @@ from kava import assets, lock
 from kava.errors import KavaError
 from kava.launch import attempt, queue, record, slurm, status
 from kava.launch.attempt import Run, Scoring
-from kava.recipe import Recipe, Resources, load_recipe
+from kava.recipe import Recipe, Resources
+from kava.recipe_file import load_recipe
 from kava.run import read_result
-from kava.smoke import tiny_backbone
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ["llama1b_aug", "llama1b_aug_nl", "llama3b_aug", "llama3b_aug_nl", "qwen05b_aug",
             "qwen05b_aug_nl"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    tiny_backbone("llama", folder)
-    return folder
 
 
 def write(folder: Path, backbone: Path, **changes) -> Path:

@@ -16,7 +16,8 @@ from kava.cli import app
 from kava.data.synthetic import generate
 from kava.errors import KavaError
 from kava.leaks import find_leaks, normal, without_numbers
-from kava.recipe import BackboneRecipe, Data, load_recipe
+from kava.recipe import BackboneRecipe, Data
+from kava.recipe_file import load_recipe
 from kava.run import read_rows
 from kava.tasks import Task, load_task
 from kava.types import Example

@@ -28,10 +28,10 @@ from kava.cost import ANSWER, QUESTION, REASONING
 from kava.data import load_examples
 from kava.errors import KavaError
 from kava.model import Reasoner
-from kava.recipe import Recipe, load_recipe
+from kava.recipe import Recipe
+from kava.recipe_file import load_recipe
 from kava.report import readme, scale
 from kava.run import train_run
-from kava.smoke import tiny_backbone
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "results" / "bench"
@@ -41,13 +41,6 @@ TINY = (
     "llama:hidden_size=16,num_hidden_layers=2,intermediate_size=24,num_attention_heads=4,"
     "num_key_value_heads=2,vocab_size=40"
 )
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    tiny_backbone("llama", folder)
-    return folder
 
 
 def lines(count):

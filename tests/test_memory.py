@@ -16,7 +16,7 @@ from kava.bench.shapes import Lengths, configuration, random_reasoner
 from kava.bench.train import Training
 from kava.errors import KavaError
 from kava.losses import cross_entropy
-from kava.recipe import load_recipe
+from kava.recipe_file import load_recipe
 
 SHORT = Lengths(question=(5, 9), reasoning=(6, 6), answer=(7, 7))
 TINY = (

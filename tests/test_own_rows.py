@@ -13,18 +13,10 @@ from kava.model import Reasoner
 from kava.own_rows import GIVEN
 from kava.recipe import Recipe
 from kava.run import train_run
-from kava.smoke import tiny_backbone
 from kava.types import Example
 
 ROWS = load_examples("synthetic", "train", limit=12)
 VALIDATION = load_examples("synthetic", "validation", limit=3)
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    tiny_backbone("llama", folder)
-    return folder
 
 
 def recipe(backbone, rows="nothing", **changes):

@@ -25,7 +25,8 @@ from kava.data import load_examples
 from kava.errors import KavaError
 from kava.model import Reasoner
 from kava.order import EpochOrder
-from kava.recipe import Train, load_recipe
+from kava.recipe import Train
+from kava.recipe_file import load_recipe
 from kava.run import read_metrics, read_result, score_run
 from kava.smoke import tiny_backbone
 from kava.tasks import load_task
@@ -301,15 +302,37 @@ def test_accelerate_launches_a_training_as_torchrun_does(recipes, alone, tmp_pat
     assert read_result(tmp_path / "run")["processes"] == 2
 
 
-def test_what_accelerate_starts_as_one_process_is_refused(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    parallel.check_command(["train", "x"])  # --num_processes 1
-    monkeypatch.setenv("MASTER_PORT", "29500")  # --cpu --num_processes 2
-    parallel.check_command(["ask", "x"])
-    with pytest.raises(KavaError, match=r"several processes .* and started one; .* --multi_gpu"):
-        parallel.check_command(["train", "x"])
-    monkeypatch.setenv("LOCAL_RANK", "0")  # --multi_gpu --num_processes 2
-    parallel.check_command(["train", "x"])
+#: What `accelerate launch` sets always, and what it sets for several processes.
+ALWAYS, SEVERAL = {"ACCELERATE_MIXED_PRECISION": "no"}, {"MASTER_PORT": "29500"}
+#: Starts a process with more in its environment, that one the next; the last checks.
+NESTED = """
+import json, os, subprocess, sys
+layers = json.loads(sys.argv[1])
+if layers:
+    words = [sys.executable, "-c", sys.argv[2], json.dumps(layers[1:]), sys.argv[2]]
+    sys.exit(subprocess.run(words, env={**os.environ, **layers[0]}).returncode)
+from kava import parallel
+parallel.check_command(["ask", "x"])
+parallel.check_command(["train", "x"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("layers", "refused"),
+    [
+        ([ALWAYS], False),
+        ([ALWAYS | SEVERAL], True),
+        ([ALWAYS | SEVERAL, {}], True),  # a script of the user's between
+        ([ALWAYS | SEVERAL | {"LOCAL_RANK": "0"}], False),  # --multi_gpu
+        ([SEVERAL, ALWAYS], False),  # exported by hand
+        ([SEVERAL, ALWAYS | {"MASTER_PORT": "29501"}], True),
+    ],
+)
+def test_what_accelerate_starts_as_one_of_several_is_refused(layers, refused):
+    words = [sys.executable, "-c", NESTED, json.dumps(layers), NESTED]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == int(refused), done.stderr
+    assert refused == ("several processes (it has set MASTER_PORT) and started one" in done.stderr)
 
 
 def test_an_evaluation_by_two_is_that_of_one(recipes, alone, tmp_path):

@@ -16,17 +16,9 @@ from kava.launch.attempt import SCORED, SKIPPED, TRAINED, Run, Scoring, attempt
 from kava.preemption import Preempted
 from kava.recipe import Recipe, dump
 from kava.run import read_metrics, read_result
-from kava.smoke import tiny_backbone
 
 VOLATILE = {"tokens_per_second", "seconds_per_step", "epoch"}
 SIGNAL = signal.SIGUSR2
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    tiny_backbone("llama", folder)
-    return folder
 
 
 def recipe(backbone: Path, log_every: int = 1) -> Recipe:

@@ -15,7 +15,7 @@ from kava import registry
 from kava.errors import KavaError
 from kava.model import Reasoner
 from kava.quickstart import BACKBONE, CHECKPOINT, METHODS, SEEDS, SUMMARY, make_plan
-from kava.recipe import load_recipe
+from kava.recipe_file import load_recipe
 from kava.report.readme import filled
 from kava.run import differences, mean_and_std, open_reasoner
 from kava.tasks import load_task

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from kava import assets, backbone
 from kava.data import is_file, load_examples
 from kava.errors import KavaError
-from kava.recipe import BackboneRecipe, Recipe, dump, load_recipe, validate
+from kava.recipe import BackboneRecipe, Recipe, dump, validate
+from kava.recipe_file import load_recipe
 
 TEXT = """
 method: kava
@@ -170,6 +171,7 @@ def test_micro_batches_must_divide_the_batch(written):
         ("seed=-1", ("'seed'", "greater than or equal to 0")),
         ("seed=4294967296", ("'seed'", "less than 4294967296")),
         ("train.epochs=.inf", ("train.epochs", "finite number (got inf)")),
+        ("train.epochs=1e308", ("train.epochs", "less than or equal to 1000000 (got 1e+308)")),
         ("train.learning_rate=.inf", ("train.learning_rate", "finite number")),
         ("train.weight_decay=.inf", ("train.weight_decay", "finite number")),
         ("teacher_ce_weight=.inf", ("teacher_ce_weight", "finite number")),

@@ -13,7 +13,7 @@ from kava.cli import app
 from kava.data import data_sets
 from kava.data.gsm8k_aug import NAMES
 from kava.errors import KavaError
-from kava.recipe import load_recipe
+from kava.recipe_file import load_recipe
 
 SETTINGS = [f"{b}_{d}" for b in ("llama1b", "llama3b", "qwen05b") for d in ("aug", "aug_nl")]
 METHODS = ["coconut", "codi", "cot", "icot", "kava", "lotus", "no_cot", "pccot"]

@@ -16,6 +16,7 @@ from kava.cli import app
 from kava.errors import KavaError
 from kava.evaluate.compare import compare
 from kava.evaluate.runner import Evaluation
+from kava.recipe_file import load_recipe
 from kava.report import draw, results, table
 from kava.report.plots import looks
 from kava.report.rows import VALIDATION, make_row
@@ -37,7 +38,7 @@ def score(accuracy, n=1000, passes=6.0):
 def make_run(folder, recipe, overrides=(), **scores):
     """A run folder with results that are told, not measured; `scores` by task."""
     folder.mkdir(parents=True)
-    resolved = recipes.load_recipe(recipe, list(overrides))
+    resolved = load_recipe(recipe, list(overrides))
     (folder / "recipe.yaml").write_text(recipes.dump(resolved), encoding="utf-8")
     result = {
         "method": resolved.method, "seed": resolved.seed, "steps": 10, "train_seconds": 5.0,

@@ -16,7 +16,7 @@ from packaging.version import Version
 import kava
 from kava import registry
 from kava.evictions._base import Scored
-from kava.recipe import load_recipe
+from kava.recipe_file import load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(

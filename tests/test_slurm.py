@@ -24,17 +24,9 @@ from kava.errors import KavaError
 from kava.launch import queue, record, slurm, status
 from kava.launch.attempt import ELSEWHERE, SKIPPED, SUBMITTED, Scoring
 from kava.run import read_metrics, read_result
-from kava.smoke import tiny_backbone
 
 LONG = 60  # steps; enough to be met on the way
 VOLATILE = {"tokens_per_second", "seconds_per_step"}
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    tiny_backbone("llama", folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

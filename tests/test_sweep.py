@@ -16,17 +16,9 @@ from kava import lock
 from kava.errors import KavaError
 from kava.report.rows import VALIDATION, make_row
 from kava.run import read_metrics, read_result
-from kava.smoke import tiny_backbone
 from kava.sweep import names
 
 VOLATILE = {"tokens_per_second", "seconds_per_step", "epoch"}
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    tiny_backbone("llama", folder)
-    return folder
 
 
 def write(folder: Path, name: str, backbone: Path, **changes) -> Path:

@@ -16,19 +16,11 @@ from transformers import get_scheduler
 
 from kava.arguments import arguments
 from kava.errors import KavaError
-from kava.recipe import load_recipe
+from kava.recipe_file import load_recipe
 from kava.run import read_metrics, read_result, train_run
-from kava.smoke import tiny_backbone
 from kava.trainer import StepTrainer
 
 VOLATILE = {"tokens_per_second", "seconds_per_step", "epoch"}
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("backbone")
-    tiny_backbone("llama", folder)
-    return folder
 
 
 def write_recipe(folder: Path, backbone: Path, **changes) -> Path:

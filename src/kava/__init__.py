@@ -10,14 +10,15 @@ __all__ = ["Reasoner", "Recipe", "__version__", "compressed", "load_recipe", "pi
 if TYPE_CHECKING:
     from kava.decoding import compressed
     from kava.model import Reasoner
-    from kava.recipe import Recipe, load_recipe
+    from kava.recipe import Recipe
+    from kava.recipe_file import load_recipe
     from kava.text_generation import pipeline
 
 _HOMES = {
     "Reasoner": "kava.model",
     "Recipe": "kava.recipe",
     "compressed": "kava.decoding",
-    "load_recipe": "kava.recipe",
+    "load_recipe": "kava.recipe_file",
     "pipeline": "kava.text_generation",
 }
 

@@ -16,7 +16,7 @@ from kava import decoding
 from kava.errors import KavaError
 from kava.inspect.decoded import decode_latents
 from kava.model import Reasoner
-from kava.recipe import parse
+from kava.recipe_file import parse
 from kava.room import positions
 
 

@@ -19,7 +19,7 @@ from transformers import (
 
 from kava import assets, hub, plain_run, probe
 from kava.attention import IMPLEMENTATION_NAME
-from kava.errors import KavaError
+from kava.errors import KavaError, out_of_memory
 from kava.progress import no_bars
 from kava.recipe import Recipe
 
@@ -84,26 +84,39 @@ _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The model alone; see `load`."""
+    if (folder / "adapter_config.json").is_file():
+        raise KavaError(
+            f"backbone {folder}: there is an adapter of peft in it; merge it into its model "
+            "(merge_and_unload), and give a folder that holds the result alone"
+        )
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         probe.check_config(config)
+        for name, value in _OUTPUTS.items():
+            setattr(config, name, value)
         with no_bars():
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
+                config=config,
                 dtype=dtype,
                 attn_implementation=IMPLEMENTATION_NAME,
                 use_safetensors=True,
                 local_files_only=True,
+                ignore_mismatched_sizes=True,  # so that they are told
                 output_loading_info=True,
             )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise KavaError(f"backbone {folder}: {_first_line(error)}") from None
+    except KavaError:
+        raise
+    except Exception as error:  # transformers' own, Python's, those of libraries that it asks for
+        raise _unusable(f"backbone {folder}", error) from None
     problems = {key: sorted(map(str, info[key])) for key in _LOADING_PROBLEMS if info.get(key)}
     if problems:
         raise KavaError(f"backbone {folder}: weights do not fit the architecture: {problems}")
     return prepare(model)
 
 
+#: What a config.json may ask a model to return besides, or in another form than is read here.
+_OUTPUTS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
 _LOADING_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
 
@@ -111,8 +124,8 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer; a pad token is set to EOS where there is none (pads are always masked)."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise KavaError(f"tokenizer of {folder}: {_first_line(error)}") from None
+    except Exception as error:
+        raise _unusable(f"tokenizer of {folder}", error) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -124,11 +137,16 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         KavaError: it is not a model that can think here (`kava.probe`).
     """
-    # A published generation_config.json may hold penalties and sampling; `generate` would take
-    # them over wherever a caller says nothing, and greedy answers would not be greedy.
-    model.generation_config = GenerationConfig.from_model_config(model.config)
+    # A published generation_config.json may hold penalties and sampling, a config.json saved after
+    # a training `use_cache: false`; `generate` would take them over wherever a caller says nothing,
+    # and greedy answers would not be greedy, or not know what was thought.
+    ids = {name: getattr(model.config, name, None) for name in _TOKEN_IDS}
+    model.generation_config = GenerationConfig(**ids)
     probe.check(model)
     return model
+
+
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def identity(model: PreTrainedModel, name: str, revision: str | None) -> dict[str, Any]:
@@ -163,5 +181,10 @@ def describe_difference(saved: dict[str, Any], found: dict[str, Any]) -> str | N
     return None
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]
+def _unusable(what: str, error: Exception) -> Exception:
+    """What to raise for a file that transformers fails at."""
+    if out_of_memory(error):
+        return error
+    line = " ".join(str(error).split())[:300]
+    known = isinstance(error, OSError | ValueError | ImportError | SafetensorError)
+    return KavaError(f"{what}: {line}" if known else f"{what}: {type(error).__name__}: {line}")

@@ -28,6 +28,7 @@ from kava.card import card
 from kava.errors import KavaError, writing
 from kava.progress import no_bars
 from kava.provenance import versions
+from kava.recipe_file import load_recipe
 
 if TYPE_CHECKING:
     from kava.model import Reasoner
@@ -161,7 +162,7 @@ def load(
         if difference:
             raise KavaError(f"{folder}: {name} is another backbone: {difference}")
     reasoner = kind(model.to(device), tokenizer, resolved, identity)
-    load_weights(reasoner, folder)
+    _load_added(reasoner, folder)
     reasoner.record = described.get("record")
     return reasoner.eval()
 
@@ -221,6 +222,14 @@ def check_finite(reasoner: Reasoner, weights: dict[str, Tensor] | None, run: Pat
 def load_weights(reasoner: Reasoner, folder: str | Path) -> None:
     """Fill an existing reasoner from a checkpoint of the same shape, strictly."""
     folder = Path(folder)
+    _load_added(reasoner, folder)
+    if reasoner.recipe.adapter == "full":
+        model = backbones.load_model(folder / "backbone", torch.float32)
+        fill(dict(reasoner.lm.named_parameters()), dict(model.named_parameters()), str(folder))
+
+
+def _load_added(reasoner: Reasoner, folder: Path) -> None:
+    """Fill what a reasoner has beside the backbone: an adapter, and `own_weights`."""
     file = folder / "kava.safetensors"
     fill(own_weights(reasoner), _read(file), str(file))
     if reasoner.recipe.adapter == "lora":
@@ -228,9 +237,6 @@ def load_weights(reasoner: Reasoner, folder: str | Path) -> None:
         weights = _read(file)
         match(get_peft_model_state_dict(reasoner.backbone), weights, str(file))
         set_peft_model_state_dict(reasoner.backbone, weights)
-        return
-    model = backbones.load_model(folder / "backbone", torch.float32)
-    fill(dict(reasoner.lm.named_parameters()), dict(model.named_parameters()), str(folder))
 
 
 def own_weights(reasoner: Reasoner) -> dict[str, Tensor]:
@@ -278,4 +284,4 @@ def _recipe(folder: Path) -> recipe.Recipe:
     file = folder / "recipe.yaml"
     if not file.is_file():
         raise KavaError(f"{file}: this file of the checkpoint is missing")
-    return recipe.load_recipe(file)
+    return load_recipe(file)

@@ -16,6 +16,7 @@ from kava.data import files, rows_hash
 from kava.errors import KavaError
 from kava.model import Reasoner
 from kava.recipe import Recipe
+from kava.recipe_file import load_recipe
 from kava.run import check_apart, train_reasoner
 from kava.types import Example
 
@@ -110,7 +111,7 @@ def adopt(reasoner: Reasoner, recipe: Recipe) -> None:
 def _resolved(reasoner: Reasoner, recipe: Recipe | str | Path | None) -> Recipe:
     if recipe is None:
         return reasoner.recipe
-    return recipe if isinstance(recipe, Recipe) else recipes.load_recipe(recipe)
+    return recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
 
 
 def _parts(rows: list[Example], validation: list[Example]) -> list[tuple[str, list[Example]]]:

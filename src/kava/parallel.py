@@ -53,8 +53,7 @@ def check_command(words: list[str]) -> None:
         KavaError: names the commands that can, or how several are started.
     """
     command = next((word for word in words if not word.startswith("-")), None)
-    wanted_more = {"ACCELERATE_MIXED_PRECISION", "MASTER_PORT"} <= os.environ.keys()
-    if wanted_more and "LOCAL_RANK" not in os.environ and command in COMMANDS:
+    if command in COMMANDS and "LOCAL_RANK" not in os.environ and _set_by_accelerate("MASTER_PORT"):
         raise KavaError(
             "accelerate launch was to start several processes (it has set MASTER_PORT) and started "
             "one; on CPUs it starts all with --multi_gpu in place of --cpu, and so does torchrun"
@@ -64,6 +63,24 @@ def check_command(words: list[str]) -> None:
             f"'{command}' runs as one process, not as {processes()}; torchrun and accelerate "
             f"launch are for {', '.join(COMMANDS)}"
         )
+
+
+def _set_by_accelerate(name: str) -> bool:
+    """Whether `accelerate launch` gave a variable its value, rather than passed it on.
+
+    Its own environment does not have what it sets for what it starts.
+    """
+    mark = "ACCELERATE_MIXED_PRECISION"
+    if not {mark, name} <= os.environ.keys():
+        return False
+    import psutil
+
+    try:
+        above = (process.environ() for process in psutil.Process().parents())
+        launcher = next((there for there in above if mark not in there), {})
+    except psutil.Error:  # another user's, or gone
+        launcher = {}
+    return launcher.get(name) != os.environ[name]
 
 
 def check_sharding() -> None:

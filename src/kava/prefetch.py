@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from rich.console import Console
 
 from kava import assets, backbone, hub
-from kava import recipe as recipes
 from kava.data import load_examples
 from kava.evaluate.command import task_options
 from kava.launch.attempt import say_plainly
 from kava.recipe import BackboneRecipe, Data, Recipe
+from kava.recipe_file import load_recipe
 from kava.report.tables import memory
 from kava.sweep import is_backbone
 from kava.tasks import load_task
@@ -37,7 +37,7 @@ def prefetch(
     wanted: dict[str, Callable[[], object]] = {}
     for file in (file for given in files for file in assets.find_all(given)):
         kind = BackboneRecipe if is_backbone(file) else Recipe
-        wanted |= _needed(recipes.load_recipe(file, [*settings], kind), tasks)
+        wanted |= _needed(load_recipe(file, [*settings], kind), tasks)
     said: set[tuple] = set()
     total = 0
     for fetch in wanted.values():

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kava import assets, recipe
+from kava import assets
 from kava import sweep as sweeps
 from kava.ask import Settings, answer_one
 from kava.errors import KavaError, unknown
@@ -19,6 +19,7 @@ from kava.evaluate.command import line
 from kava.model import Reasoner
 from kava.provenance import provenance, write_json
 from kava.recipe import Recipe
+from kava.recipe_file import load_recipe
 from kava.report.plots import accuracy_against_passes, loss_parts
 from kava.report.rows import make_row
 from kava.report.tables import quickstart_table
@@ -60,7 +61,7 @@ class Plan:
     def recipe(self, method: str, seed: int) -> Recipe:
         """The recipe of one training."""
         extra = {"full": [], "short": SHORT, "smoke": SMOKE}[self.length]
-        return recipe.load_recipe(f"recipes/quickstart/{method}.yaml", [f"seed={seed}", *extra])
+        return load_recipe(f"recipes/quickstart/{method}.yaml", [f"seed={seed}", *extra])
 
     def run(self, method: str, seed: int) -> Path:
         """The folder of one training."""

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from kava import assets
-from kava import recipe as recipes
 from kava.errors import KavaError
 from kava.recipe import BackboneRecipe
+from kava.recipe_file import load_recipe, read
 from kava.report.tables import counted
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Bench:
         from kava import smoke
         from kava.model import Reasoner
 
-        resolved = recipes.load_recipe(entry.file)
+        resolved = load_recipe(entry.file)
         family = smoke.family(resolved)
         backbone = self.folder / family
         if not backbone.exists():
@@ -128,7 +128,7 @@ class Bench:
     def _pretraining(self, entry: Entry) -> tuple:
         from kava.pretrain import new_reasoner
 
-        resolved = recipes.load_recipe(entry.file, kind=BackboneRecipe)
+        resolved = load_recipe(entry.file, kind=BackboneRecipe)
         short = {"steps": STEPS, "epochs": None, "batch_size": 4, "micro_batch_size": None}
         short |= {"log_every": 1, "save_every": None, "precision": "fp32"}
         small = resolved.model_copy(update={"train": resolved.train.model_copy(update=short)})
@@ -189,7 +189,7 @@ def _shipped() -> list[tuple[str, Path]]:
 
 
 def _entry(path: str, file: Path) -> Entry:
-    tree = recipes.read(file)
+    tree = read(file)
     method = BACKBONE if "architecture" in tree else str(tree.get("method", "-"))
     first = file.read_text(encoding="utf-8").partition("\n")[0]
     comment = first.lstrip("# ") if first.startswith("#") else ""

@@ -30,6 +30,7 @@ from kava.model import Reasoner
 from kava.progress import Progress
 from kava.provenance import provenance, write_json, write_whole
 from kava.recipe import Data, Recipe
+from kava.recipe_file import load_recipe
 from kava.tasks import Task
 from kava.trainer import train
 from kava.types import Example
@@ -120,7 +121,7 @@ _TAKEN = (
 def _is_left_behind(run: Path, resolved: recipes.Section) -> bool:
     """Whether the recipe in a folder is this one as kava writes it; a job's keys do not count."""
     try:
-        saved = recipes.load_recipe(run / RECIPE, kind=type(resolved))
+        saved = load_recipe(run / RECIPE, kind=type(resolved))
         text = (run / RECIPE).read_text(encoding="utf-8")
         return text == recipes.dump(saved) and not differences(run, resolved)
     except (KavaError, ValueError):
@@ -165,7 +166,7 @@ def differences(run: Path, resolved: recipes.Section) -> str:
     Raises:
         KavaError: there is no recipe, or it cannot be read.
     """
-    saved = recipes.load_recipe(run / RECIPE, kind=type(resolved))
+    saved = load_recipe(run / RECIPE, kind=type(resolved))
     there, given = (recipes.flat(one.model_dump(by_alias=True)) for one in (saved, resolved))
     keys = [key for key in {**given, **there} if given.get(key) != there.get(key)]
     keys = [key for key in keys if not key.startswith("resources.")]

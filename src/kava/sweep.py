@@ -19,7 +19,6 @@ from typing import Any
 from rich.console import Console
 
 from kava import assets
-from kava import recipe as recipes
 from kava.errors import KavaError
 from kava.launch import local, record, slurm
 from kava.launch.attempt import (
@@ -39,6 +38,7 @@ from kava.launch.attempt import (
 )
 from kava.provenance import provenance, write_json
 from kava.recipe import BackboneRecipe
+from kava.recipe_file import load_recipe
 from kava.report.rows import VALIDATION, Row, make_row
 from kava.report.tables import counted, quickstart_table
 from kava.run import read_result
@@ -81,7 +81,7 @@ def plan(
     for seed in dict.fromkeys(seeds) or (None,):
         for name, file in named.items():
             more = [] if seed is None else [f"seed={seed}"]
-            recipe = recipes.load_recipe(file, [*settings, *more])
+            recipe = load_recipe(file, [*settings, *more])
             runs.append(Run(name, recipe, output / f"{name}-seed{recipe.seed}"))
     return runs
 
@@ -93,12 +93,12 @@ def is_backbone(file: Path) -> bool:
         KavaError: it is neither such a recipe nor one of a training; says what a training lacks.
     """
     try:
-        recipes.load_recipe(file)
+        load_recipe(file)
     except KavaError:
         try:
-            recipes.load_recipe(file, kind=BackboneRecipe)
+            load_recipe(file, kind=BackboneRecipe)
         except KavaError:
-            recipes.load_recipe(file)
+            load_recipe(file)
         return True
     return False
 

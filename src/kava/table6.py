@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from kava import published
-from kava.recipe import load_recipe
 from kava.recipe_book import print_columns, print_plain, shipped_folder
+from kava.recipe_file import load_recipe
 
 #: The paper's values and the recipe's keys that hold them.
 KEYS = {

@@ -197,7 +197,8 @@ def read_records(file: Path) -> list[dict[str, Any]]:
 
 def _steps(run: Path, records: Sequence[dict[str, Any]]) -> int | None:
     """Steps of the whole training: of the recipe, or its epochs at the log's steps per epoch."""
-    from kava.recipe import BackboneRecipe, Recipe, load_recipe
+    from kava.recipe import BackboneRecipe, Recipe
+    from kava.recipe_file import load_recipe
 
     file = run / RECIPE
     if not file.is_file():

@@ -22,7 +22,8 @@ from kava.errors import KavaError
 from kava.memory import autocasts
 from kava.model import Reasoner
 from kava.provenance import provenance, write_json
-from kava.recipe import Recipe, load_recipe
+from kava.recipe import Recipe
+from kava.recipe_file import load_recipe
 from kava.run import default_device
 
 

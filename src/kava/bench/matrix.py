@@ -14,13 +14,13 @@ from typing import Any
 from rich.console import Console
 
 from kava import assets, sweep
-from kava import recipe as recipes
 from kava.bench.packing import Job, packed, shared
 from kava.bench.speed import Speed, Speeds
 from kava.bench.whole import Fit, Whole, Wholes
 from kava.errors import KavaError
 from kava.launch.attempt import Run
 from kava.recipe import Recipe, Train
+from kava.recipe_file import load_recipe
 
 Row = dict[str, Any]
 
@@ -77,7 +77,7 @@ def plan(
     for backbone in {run[0].recipe.backbone for run in runs.values()}:
         name, sign, seed = Path(backbone).name.rpartition("-seed")
         if sign and seed.isdecimal() and name in known:
-            begins[backbone] = recipes.load_recipe(known[name], [*settings, f"seed={seed}"])
+            begins[backbone] = load_recipe(known[name], [*settings, f"seed={seed}"])
     return Matrix(runs, begins)
 
 

@@ -18,7 +18,7 @@ from kava.errors import KavaError
 from kava.launch.attempt import say_plainly
 from kava.memory import Memory
 from kava.provenance import provenance, write_json
-from kava.recipe import load_recipe
+from kava.recipe_file import load_recipe
 from kava.report.tables import counted
 from kava.report.tables import memory as told_bytes
 

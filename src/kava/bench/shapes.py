@@ -25,7 +25,8 @@ from kava.batching import Row
 from kava.errors import KavaError, unknown
 from kava.memory import PUBLISHED
 from kava.model import Reasoner
-from kava.recipe import Recipe, parse
+from kava.recipe import Recipe
+from kava.recipe_file import parse
 from kava.types import ANSWER_PROMPT
 
 #: The shape that the predecessors' code was measured with on CPUs; its MLP's width follows from

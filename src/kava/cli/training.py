@@ -56,10 +56,11 @@ def train(
     from kava import preemption
     from kava import recipe as recipes
     from kava import run as runs
+    from kava.recipe_file import load_recipe
 
     if smoke and resume:
         raise KavaError("train: --smoke always begins anew; leave out --resume")
-    resolved = recipes.load_recipe(recipe, overrides or [])
+    resolved = load_recipe(recipe, overrides or [])
     console = make_console()
     if smoke:
         from kava.smoke import smoke_run
@@ -214,8 +215,9 @@ def pretrain(
     from kava import preemption
     from kava import recipe as recipes
     from kava.pretrain import pretrain as make
+    from kava.recipe_file import load_recipe
 
-    resolved = recipes.load_recipe(recipe, overrides or [], recipes.BackboneRecipe)
+    resolved = load_recipe(recipe, overrides or [], recipes.BackboneRecipe)
     console, folder = make_console(), output or Path("runs") / resolved.name
     with preemption.saving():
         result = make(resolved, folder, console, resume)

@@ -24,7 +24,8 @@ from pydantic.fields import FieldInfo
 
 from kava import registry
 from kava.data import data_sets
-from kava.recipe import BackboneRecipe, Recipe, Section, flat, load_recipe
+from kava.recipe import BackboneRecipe, Recipe, Section, flat
+from kava.recipe_file import load_recipe
 from kava.report.keys import told
 
 WIDTH = 96

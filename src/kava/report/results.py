@@ -12,6 +12,7 @@ from kava import assets, published
 from kava import recipe as recipes
 from kava.errors import KavaError
 from kava.recipe import Recipe
+from kava.recipe_file import load_recipe
 from kava.report.rows import COMPARED, Row, check_alike, check_result, make_row
 from kava.run import METRICS, RESULT, read_metrics, read_result
 
@@ -157,7 +158,7 @@ def _runs(top: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
 
 def _add(groups: dict[str, Group], folder: Path, result: dict[str, Any]) -> None:
     file = folder / "recipe.yaml"
-    recipe = recipes.load_recipe(file) if file.is_file() else None
+    recipe = load_recipe(file) if file.is_file() else None
     seed = recipe.seed if recipe else None
     name = _SEED.sub("", folder.resolve().name)
     same = recipes.dump(recipe.model_copy(update={"seed": 0})) if recipe else str(folder.resolve())

@@ -11,7 +11,7 @@ from typing import Any
 
 from kava import assets, published
 from kava.errors import KavaError
-from kava.recipe import load_recipe
+from kava.recipe_file import load_recipe
 from kava.report.plots import look, spread, spread_words
 from kava.report.results import Group, changes, check_column, seeds, setting
 from kava.report.rows import Row

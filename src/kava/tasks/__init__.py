@@ -50,7 +50,7 @@ def load_task(
 
 def read_options(command: str, words: list[str]) -> dict[str, Any]:
     """`key=value` words, values as in a recipe. Raises KavaError for a word of another form."""
-    from kava.recipe import parse
+    from kava.recipe_file import parse
 
     options = {}
     for word in words:
