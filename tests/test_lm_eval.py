@@ -151,6 +151,8 @@ def test_from_python_a_file_must_hold_the_whole_task(files):
 
     with pytest.raises(KavaError, match="has 8 rows and MultiArith test has 180"):
         in_harness(ROOT / CHECKPOINT, ["kava_multiarith"], files, batch_size=4)
+    with pytest.raises(KavaError, match="task in files: 'kava_svamp'; did you mean 'svamp'"):
+        in_harness(ROOT / CHECKPOINT, ["kava_svamp"], {"kava_svamp": files["svamp"]})
 
 
 def test_rules_are_reported_beside_exact_match():
