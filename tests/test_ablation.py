@@ -27,6 +27,7 @@ from kava.answer import Answer
 from kava.cli import app
 from kava.errors import KavaError
 from kava.evaluate import ablation, interventions
+from kava.evaluate.answers import numeric
 from kava.evaluate.interventions import (
     INTERVENTIONS,
     Latents,
@@ -342,6 +343,13 @@ def test_chance_is_what_other_questions_answers_score():
         100 * sum(a == b for a, b in others) / len(others), abs=0.01
     )
     assert level["most_frequent"] == 50
+    # By the headline nothing is right where the answer holds no number.
+    worded = [example(3, 0, i, gold) for i, gold in enumerate(("yes", "yes", "4", "4"))]
+    hits = [numeric("The answer is: yes", one.answer) for one in worded]
+    assert not any(hits) and ablation.chance(worded) == {
+        "other_question": pytest.approx(100 * 2 / 12, abs=0.01), "most_frequent": 50,
+    }  # fmt: skip
+    assert ablation.chance(worded[:2]) == {"other_question": 0, "most_frequent": 0}
 
 
 def test_rows_count_the_partners_answers():

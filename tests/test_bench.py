@@ -1,5 +1,6 @@
 """`kava bench`: what it counts against what runs, and against the equations. Nothing is timed."""
 
+import itertools
 import json
 import math
 import re
@@ -8,6 +9,7 @@ import sys
 from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import gpu
 import pytest
@@ -26,6 +28,7 @@ from kava.bench.memory_command import bench_memory
 from kava.bench.shapes import Lengths, configuration, parse_range, random_reasoner, random_rows
 from kava.bench.train import Training
 from kava.errors import KavaError
+from kava.evaluate.runner import time_alone
 from kava.provenance import check_writable, versions
 from kava.recipe_file import load_recipe
 
@@ -193,6 +196,14 @@ def test_spread_is_in_milliseconds_and_ratios_go_round_by_round():
         "median": 2.0, "quartile_1": 1.5, "quartile_3": 2.5,
     }  # fmt: skip
     assert timing.ratio([1.0, 2.0, 9.0], [2.0, 2.0, 3.0])["median"] == 1.0
+
+
+def test_the_time_of_one_question_is_the_median_after_a_warm_up(monkeypatch):
+    pairs = ((1, took) for took in (9, 1, 4, 2, 8))  # seconds before, and of, each question
+    ticks = itertools.accumulate(itertools.chain.from_iterable(pairs))
+    monkeypatch.setattr("time.perf_counter", lambda: next(ticks))
+    asked = SimpleNamespace(device=CPU, think=lambda *_: None, answer=lambda *_: None)
+    assert time_alone(asked, list("abcd"), 1) == 3000
 
 
 def test_rows_have_the_lengths_asked_for_and_are_the_same_again():

@@ -255,6 +255,13 @@ def test_attention_of_the_answer_is_the_softmax_of_a_plain_call(latent):
         assert abs(sum(paid["shares"][a]) - 1) < 1e-2
 
 
+def test_an_answer_in_words_is_compared_letter_by_letter():
+    thinker = slow("llama", "kava").thinker
+    for gold, right in (("+ +", True), ("Monday", False)):
+        found = look(thinker, "w3 w15", ("w1",), gold, max_new_tokens=2)
+        assert (found.answer, found.right) == ("+ +", right)
+
+
 # -- which steps the teacher reads ---------------------------------------------------------------
 
 

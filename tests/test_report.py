@@ -141,3 +141,22 @@ def test_duration_carries_over(seconds, text):
 def test_picture_is_drawn_as_png_and_svg(tmp_path):
     assert is_small_png(draw(tmp_path / "kava.png"), 150_000)
     assert "<svg" in draw(tmp_path / "kava.svg").read_text(encoding="utf-8")
+
+
+def test_a_title_is_not_wider_than_its_picture(tmp_path, monkeypatch):
+    """Several seeds of one method and a single run of another need the longest words."""
+    from matplotlib.figure import Figure
+
+    wide = []
+
+    def look_at(figure, *_, **__):
+        figure.canvas.draw()
+        for axes in figure.axes:
+            box = axes.title.get_window_extent()
+            wide.append(box.x0 >= 0 and box.x1 <= figure.bbox.x1)
+
+    monkeypatch.setattr(Figure, "savefig", look_at)
+    first, *others = ROWS
+    mixed = [{**first, "seeds": [1, 2], "accuracy_std": 1.0}, *others]
+    accuracy_against_passes(mixed, tmp_path / "accuracy.png")
+    assert wide == [True]

@@ -14,6 +14,7 @@ from kava import published
 from kava import recipe as recipes
 from kava.cli import app
 from kava.errors import KavaError
+from kava.evaluate.answers import standard_error
 from kava.evaluate.compare import compare
 from kava.evaluate.runner import Evaluation
 from kava.recipe_file import load_recipe
@@ -80,7 +81,7 @@ def test_runs_of_one_recipe_are_one_row(runs):
     assert sorted(groups) == ["kava", "m12", "m6", "pccot"]
     assert sorted(groups["kava"].runs) == [42, 123]
     row = groups["kava"].row("synthetic")
-    assert (row["accuracy"], row["accuracy_std"]) == (92.0, 2.83)
+    assert (row["accuracy"], row["accuracy_std"]) == (92.0, 2.8284)
     assert row["tokens_per_second"] == 1600.0 and row["peak_memory_bytes"] == 400_000_000
 
 
@@ -91,7 +92,12 @@ def test_the_table_shows_what_is_missing(runs):
     assert rows[0][:3] == ["KaVa", "92.0 ± 2.8", "- (0/2)"]
     assert rows[1][:3] == ["PCCoT", "75.0 ± 1.5 (1/2)", "3.0 ± 1.5 (1/2)"]
     assert rows[0][-1] == "400.0" and rows[0][-2] == "1600.0"
-    assert "n = 1,000 or 1,319" in made.caption and "(k/m)" in made.caption
+    assert made.caption == (
+        "n = 1,000 or 1,319; ± is standard deviation over 2 seeds, one standard error for a single "
+        "run; (k/m): only k of m seeds; costs on synthetic"
+    )
+    both = table.results_table(results.find([runs / "kava-seed42", runs / "kava-seed123"]))
+    assert both.caption == "n = 1,000; ± is standard deviation over 2 seeds"
 
 
 def test_three_forms_of_one_table(runs, tmp_path):
@@ -100,12 +106,28 @@ def test_three_forms_of_one_table(runs, tmp_path):
     assert [file.suffix for file in files] == [".md", ".csv", ".tex"]
     read = list(csv.DictReader(io.StringIO(files[1].read_text("utf-8"))))
     assert (read[0]["method"], read[0]["synthetic (%)"], read[0]["synthetic (%) ±"]) == (
-        "KaVa", "92", "2.83",
+        "KaVa", "92", "2.8284",
     )  # fmt: skip
     tex = files[2].read_text("utf-8")
     assert r"KaVa & 92.0 $\pm$ 2.8 & 6.0" in tex and r"synthetic (\%)" in tex
     assert tex.count("&") == (len(made.headings) - 1) * (len(made.rows) + 1)
     assert r"tokens/s in a batch \\" in tex or r"peak memory (MB) \\" in tex
+
+
+def test_a_number_is_rounded_once(tmp_path):
+    """A deviation of 2.9462 is 2.9; by way of 2.95 it would be 3.0."""
+    recipe = "recipes/quickstart/codi.yaml"
+    for seed, accuracy in zip((1, 2, 3), (67.2, 63.4, 69.2), strict=True):
+        make_run(tmp_path / f"codi-seed{seed}", recipe, [f"seed={seed}"], task=score(accuracy))
+    made = table.results_table(results.find([tmp_path]))
+    assert cells(made.markdown())[1][1] == "66.6 ± 2.9"
+    assert f"{standard_error(3, 180):.1f}" == "1.0"  # 0.9547, which is not 0.95
+
+
+def test_csv_has_every_digit():
+    one = table.Measured(12345.678, 0.0625)
+    made = table.Table("x", "", ("a",), [(one,), (table.Measured(92.0),)])
+    assert made.csv() == "a,a ±\n12345.678,0.0625\n92,\n"
 
 
 def test_latex_and_markdown_escape():
@@ -344,7 +366,7 @@ def test_the_sweep_of_m_is_one_line_with_the_right_points(runs, tmp_path, monkey
     monkeypatch.setattr(draw, "lines", lambda series, path, *_: drawn.setdefault(path.name, series))
     list(draw.draw(results.find([runs]), ["synthetic"], tmp_path))
     (points,) = drawn["num_latents.png"].values()
-    assert sorted(points) == [(6, 40.0, 1.5), (12, 60.0, 1.5), (35, 92.0, 2.83)]
+    assert sorted(points) == [(6, 40.0, 1.5), (12, 60.0, 1.5), (35, 92.0, 2.8284)]
     assert drawn["accuracy_by_steps.png"]["kava"] == [(1.0, 99.0, None), (2.0, 91.0, None)]
 
 

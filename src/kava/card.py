@@ -142,7 +142,7 @@ def _scores(record: dict[str, Any]) -> str:
         rules = ", ".join(f"{k} {v}" for k, v in score.get("accuracy_by_rule", {}).items())
         lines.append(
             f"| {task} (version {score['version']}, {score['split']}) | {score['accuracy']} ± "
-            f"{score['accuracy_se']} | {score['n']:,} | {score['rule']} | {rules} | "
+            f"{round(score['accuracy_se'], 2)} | {score['n']:,} | {score['rule']} | {rules} | "
             f"{score['forward_passes']} |"
         )
     accuracy = record.get("validation_accuracy")

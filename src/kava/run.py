@@ -434,10 +434,10 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (0 for one value)."""
+    """Mean and sample standard deviation (0 for one value), to four places: tables round to one."""
     mean = sum(values) / len(values)
     square = sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)
-    return round(mean, 2), round(square**0.5, 2)
+    return round(mean, 4), round(square**0.5, 4)
 
 
 def default_device() -> str:

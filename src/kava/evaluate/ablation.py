@@ -163,19 +163,18 @@ def measure(examples: Sequence[Example], answers: Answers, seed: int = 0) -> dic
 
 
 def chance(examples: Sequence[Example]) -> dict[str, float]:
-    """What answering without thinking would score, in percent.
+    """What answering without thinking would score by the headline, in percent.
 
     other_question: the right answer of another question, drawn from all the others.
     most_frequent: always the answer that is right most often.
     """
-    numbers = [read_number(example.answer) for example in examples]
-    known = zip(examples, numbers, strict=True)
-    counts = Counter(e.answer if number is None else number for e, number in known).values()
+    numbers = (read_number(example.answer) for example in examples)
+    counts = Counter(number for number in numbers if number is not None).values()
     n = len(examples)
     alike = sum(count * (count - 1) for count in counts)
     return {
         "other_question": percent(alike, n * (n - 1)),
-        "most_frequent": percent(max(counts), n),
+        "most_frequent": percent(max(counts, default=0), n),
     }
 
 

@@ -158,11 +158,11 @@ def percent(hits: int, n: int) -> float:
 
 
 def standard_error(hits: int, n: int) -> float:
-    """Of an accuracy of `hits` in `n`, in percent points (binomial)."""
+    """Of an accuracy of `hits` in `n`, in percent points (binomial), to four places."""
     if n == 0:
         return 0.0
     share = hits / n
-    return round(100 * math.sqrt(share * (1 - share) / n), 2)
+    return round(100 * math.sqrt(share * (1 - share) / n), 4)
 
 
 def _exact(number: str) -> Fraction:

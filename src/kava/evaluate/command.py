@@ -76,7 +76,7 @@ def line(task: str, summary: dict[str, Any]) -> str:
     """One task's numbers in a line."""
     rules = ", ".join(f"{rule} {value}" for rule, value in summary["accuracy_by_rule"].items())
     return (
-        f"{task}: {summary['accuracy']} ± {summary['accuracy_se']} % of {summary['n']} "
+        f"{task}: {summary['accuracy']} ± {round(summary['accuracy_se'], 2)} % of {summary['n']} "
         f"(± is one standard error; by rule: {rules}); "
         f"{summary['forward_passes']} forward passes, "
         f"{summary['ms_per_question']} ms per question alone, "

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
-
-import torch
 
 from kava import parallel, preemption, room
 from kava.answer import Answer
+from kava.bench.timing import synchronise
 from kava.evaluate.answers import HEADLINE, RULES, accuracy_by_rule, percent, score, standard_error
 from kava.model import Reasoner
 from kava.peak import peak_memory
@@ -123,12 +123,12 @@ def time_alone(
     """Median milliseconds from question to answer at batch 1, after a warm-up."""
     times = []
     for question in [questions[0], *questions]:
-        _synchronise(reasoner.device)
+        synchronise(reasoner.device)
         begin = time.perf_counter()
         reasoner.answer(reasoner.think([question], num_iterations), max_new_tokens)
-        _synchronise(reasoner.device)
+        synchronise(reasoner.device)
         times.append(1000 * (time.perf_counter() - begin))
-    return round(sorted(times[1:])[len(questions) // 2], 3)
+    return round(median(times[1:]), 3)
 
 
 def summarise(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -165,8 +165,3 @@ def _record(example: Example, answer: Answer, rules: Sequence[str]) -> dict[str,
         "generated_tokens": answer.generated_tokens,
         "finished": answer.finished,
     }
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -10,7 +10,7 @@ import torch
 
 from kava import batching, registry, room
 from kava.errors import KavaError
-from kava.evaluate.answers import numeric
+from kava.evaluate.answers import numeric, string
 from kava.inspect._numbers import Absent
 from kava.inspect.attended import Attended, attended
 from kava.inspect.compression import compression
@@ -44,7 +44,7 @@ class Look:
     """One question. A panel that the method does not have is an `Absent`, which says why.
 
     answer: the student's, after its latents. `gold` is the right one, if it is known, and
-    `right` whether they agree.
+    `right` whether they agree, as numbers or letter by letter.
     """
 
     about: About
@@ -105,6 +105,7 @@ def look(
     batch = _on(reasoner.device, batching.collate([encoded], reasoner.tokenizer.pad_token_id))
     teacher = read_written(reasoner, context, batch, queries=True)
     text = reasoner.tokenizer.decode(new[0], skip_special_tokens=True).strip()
+    said = f"{reasoner.prompt_text} {text}"
     written = new[:, : int((new != reasoner.tokenizer.eos_token_id).sum())]
     shapes = reasoner.cache_shapes()
     compared, kept = compression(reasoner, batch, teacher, state)
@@ -122,7 +123,7 @@ def look(
         question=question,
         answer=text,
         gold=answer,
-        right=None if answer is None else numeric(f"{reasoner.prompt_text} {text}", answer),
+        right=None if answer is None else numeric(said, answer) or string(said, answer),
         trace=trace,
         decoded=decoded(reasoner, state),
         movement=movement(state.inputs) if method.iterates else _one_at_a_time(reasoner),

@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kava.errors import KavaError, install
+from kava.errors import KavaError, install, unknown
 
 TASKS = Path(__file__).with_name("tasks")
 
@@ -39,12 +39,13 @@ def evaluate(
 
     Args:
         tasks: of the harness, or ours: kava_gsm8k, kava_svamp, kava_gsm_hard, kava_multiarith.
-        files: local copies of the rows of our tasks, by task; else the Hub is asked.
+        files: local copies of the rows of our tasks, as `{"svamp": FILE}`; else the Hub is asked.
         limit: the first rows of each task only.
         arguments: of `KavaLM`, such as `batch_size`.
 
     Raises:
-        KavaError: the harness is not installed, or what `KavaLM` and our tasks raise.
+        KavaError: the harness is not installed, a file of no task of ours, or what `KavaLM` and
+            our tasks raise.
     """
     require()
     import lm_eval
@@ -52,9 +53,13 @@ def evaluate(
 
     from kava.lm_eval.model import KavaLM
 
+    ours = {file.stem for file in TASKS.glob("kava_*.yaml")}
+    known = [name.removeprefix("kava_") for name in ours]
+    for name in files or {}:
+        if name not in known:
+            raise unknown("task in files:", name, known)
     metadata = {f"{name}_file": str(file) for name, file in (files or {}).items()}
     # Its own tasks are read through only if one is asked for: some seconds.
-    ours = {file.stem for file in TASKS.glob("kava_*.yaml")}
     manager = TaskManager(
         include_path=str(TASKS), include_defaults=not ours.issuperset(tasks), metadata=metadata
     )

@@ -82,6 +82,8 @@ class KavaLM(LM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The answer to each context, up to the first of its stopping sequences.
 
+        They are looked for in what is written, not in the prompt that is fed.
+
         Raises:
             KavaError: a task that samples.
         """
@@ -90,8 +92,9 @@ class KavaLM(LM):
             contexts = [request.args[0] for request in group]
             thinking = self.reasoner.think(contexts, self.num_iterations)
             answers = self.reasoner.answer(thinking, longest)
+            fed = len(thinking.prompt_text)
             return [
-                _before(found.text, request.args[1].get("until"))
+                _before(found.text, request.args[1].get("until"), fed)
                 for request, found in zip(group, answers, strict=True)
             ]
 
@@ -193,7 +196,8 @@ def _device(name: str | None) -> torch.device | None:
         ) from None
 
 
-def _before(text: str, until: str | list[str] | None) -> str:
-    """`text` up to the first stopping sequence in it."""
+def _before(text: str, until: str | list[str] | None, start: int) -> str:
+    """`text` up to the first stopping sequence that begins at `start` or later."""
     stops = [until] if isinstance(until, str) else until or []
-    return text[: min((text.find(stop) for stop in stops if stop and stop in text), default=None)]
+    found = (text.find(stop, start) for stop in stops if stop)
+    return text[: min((at for at in found if at >= 0), default=None)]

@@ -7,6 +7,7 @@ method say the same thing again, for print in grey. matplotlib is imported only 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -92,9 +93,13 @@ def spread(row: Record) -> float:
 
 
 def spread_words(rows: Sequence[Record]) -> str:
-    """What ± means in these rows."""
-    many = max((len(row.get("seeds") or ()) for row in rows), default=0)
-    return f"standard deviation over {many} seeds" if many > 1 else "one standard error"
+    """What ± means in these rows, as far as they have an accuracy."""
+    counts = {len(row.get("seeds") or ()) for row in rows if row["accuracy"] is not None}
+    many = max(counts, default=0)
+    if many < 2:
+        return "one standard error"
+    words = f"standard deviation over {many} seeds"
+    return words if min(counts) > 1 else f"{words}, one standard error for a single run"
 
 
 def accuracy_against_passes(rows: Sequence[Record], path: str | Path) -> Path:
@@ -344,7 +349,8 @@ def _tidy(axes: Axes) -> None:
 
 
 def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, fontsize=10.5, color=_INK)
+    folded = "\n".join(textwrap.fill(line, 66) for line in text.splitlines())
+    axes.set_title(folded, fontsize=10.5, color=_INK)
 
 
 def _save(figure: Figure, path: str | Path) -> Path:

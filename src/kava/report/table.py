@@ -293,7 +293,7 @@ def _markdown(text: str) -> str:
 
 
 def _plain(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
+    return "" if value is None else f"{value:.15g}"
 
 
 _SPECIAL = {

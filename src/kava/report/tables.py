@@ -60,7 +60,7 @@ def caption(rows: Sequence[Row]) -> str:
     counts = sorted({row["n"] for row in rows if row["n"] is not None})
     problems = " or ".join(f"{n:,}" for n in counts) or "no"
     share = "; (k/m): only k of m seeds" if any(row.get("missing_seeds") for row in rows) else ""
-    return f"n = {problems} held-out problems; ± is {_what(rows)}{share}"
+    return f"n = {problems} held-out problems; ± is {spread_words(rows)}{share}"
 
 
 def duration(seconds: float) -> str:
@@ -81,12 +81,6 @@ def memory(size: float) -> str:
 def counted(number: int, thing: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
-
-
-def _what(rows: Sequence[Row]) -> str:
-    words = spread_words(rows)
-    mixed = len({len(row.get("seeds") or ()) > 1 for row in rows}) > 1
-    return f"{words}, one standard error for a single run" if mixed else words
 
 
 def _accuracy(row: Row) -> str:
