@@ -399,6 +399,21 @@ def test_an_answer_that_takes_too_long(endless):
         assert reasons(url) == {"timeout": 1.0}
 
 
+def test_an_answer_that_ends_in_the_queue_is_counted_too(endless):
+    limits = Limits(question_tokens=64, new_tokens=100, delay=0.0, batch_size=1)
+    with serving(endless, limits) as (url, _), ThreadPoolExecutor(1) as pool:
+        before = pool.submit(post, url, {"model": "tiny", "prompt": "w1", "max_tokens": 30})
+        time.sleep(0.2)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/completions", json={"model": "tiny", "prompt": "w2"}, timeout=0.1)
+        assert before.result().status_code == 200
+        for _ in range(100):
+            if len(reasons(url)) == 2:
+                break
+            time.sleep(0.02)
+        assert reasons(url) == {"length": 1.0, "cancelled": 1.0}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_place(endless, stream):
     with serving(endless, LONG) as (url, _):
@@ -444,6 +459,7 @@ def test_a_batch_that_fails_is_logged_and_does_not_end_the_service(reasoner, mon
             assert answer.status_code == 500
             assert "ZeroDivision" not in answer.text and "Traceback" not in answer.text
             assert "a batch of 1 failed" in caplog.text and "ZeroDivisionError" in caplog.text
+            assert reasons(url) == {"error": 1.0}
         assert post(url, {"model": "tiny", "prompt": "w1"}).status_code == 200
 
 

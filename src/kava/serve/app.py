@@ -51,9 +51,7 @@ def create_app(
     """
     limits = fitted(reasoner, limits or Limits())
     metrics = Metrics()
-    batcher = Batcher(
-        reasoner, limits.batch_size, limits.delay, limits.queue_length, metrics.answered
-    )
+    batcher = Batcher(reasoner, limits.batch_size, limits.delay, limits.queue_length, metrics.batch)
     metrics.watch(batcher)
     service = _Service(reasoner, name, limits, batcher, metrics)
 
@@ -132,7 +130,7 @@ class _Service:
         jobs = [
             Job(
                 question=question,
-                emit=partial(answers.put, i * each + k),
+                emit=partial(self._emit, answers, i * each + k),
                 max_new_tokens=new_tokens,
                 stop=request.stops,
                 sampling=request.sampling.choice(k),
@@ -155,6 +153,12 @@ class _Service:
             events = self._events(request, form, jobs, answers, len(questions))
             return StreamingResponse(events, media_type="text/event-stream")
         return await self._whole(form, jobs, answers, len(questions), http)
+
+    def _emit(self, answers: _Answers, index: int, piece: Piece) -> None:
+        """From the model's thread."""
+        if piece.reason:
+            self.metrics.answered(piece)
+        answers.put(index, piece)
 
     async def _whole(
         self, form: Form, jobs: Sequence[Job], answers: _Answers, questions: int, http: HttpRequest
