@@ -1,6 +1,7 @@
 """The service answers over real HTTP as the model does offline, whoever else asks or leaves."""
 
 import asyncio
+import inspect
 import json
 import math
 import socket
@@ -17,12 +18,14 @@ from kava.errors import KavaError
 pytest.importorskip("fastapi", reason="kava[serve] is not installed")
 import httpx
 import openai
+from pydantic import ValidationError
 from service import LIMITS, QUESTIONS, serving
 
 from kava.serve.app import fitted
 from kava.serve.batcher import Batcher, Job, QueueFull, Sampling, _Draw
 from kava.serve.command import Address, check, is_loopback
 from kava.serve.limits import Limits
+from kava.serve.protocol import ChatRequest, CompletionRequest, Refused
 
 
 @pytest.fixture(scope="module")
@@ -256,14 +259,16 @@ BAD = [
     ({"model": "other", "prompt": "w1"}, 404, "there is no model 'other' here"),
     ({"model": "tiny", "prompt": ""}, 400, "the question is empty"),
     ({"model": "tiny", "prompt": []}, 400, "prompt"),
-    ({"model": "tiny", "prompt": [1, 2]}, 400, "prompt"),
+    ({"model": "tiny", "prompt": [1, 2]}, 400, "prompt.0: Input should be a valid string"),
+    ({"model": "tiny", "prompt": {}}, 400, "prompt: give a text, or a list"),
     (b'{"model": "tiny", "prompt": "\\ud800"}', 400, "broken characters"),
     (b'{"model": "tiny", "prompt": "w1", "temperature": NaN}', 400, "temperature"),
     ({"model": "tiny", "prompt": "w1", "temperature": -1}, 400, "temperature"),
     ({"model": "tiny", "prompt": "w1", "max_tokens": 0}, 400, "max_tokens"),
     ({"model": "tiny", "prompt": "w1", "max_tokens": 13}, 400, "at most 12 new tokens"),
     ({"model": "tiny", "prompt": "w1", "n": 10**9}, 400, "n: "),
-    ({"model": "tiny", "prompt": "w1", "stop": ["a"] * 9}, 400, "stop"),
+    ({"model": "tiny", "prompt": "w1", "stop": ["a"] * 9}, 400, "stop: List should have at most 4"),
+    ({"model": "tiny", "prompt": "w1", "stop": ""}, 400, "stop.0: String should have at least 1"),
     ({"model": "tiny", "prompt": "w1", "num_iterations": 10**6}, 400, "num_iterations"),
     ({"model": "tiny", "prompt": "w1", "tools": [{}]}, 400, "'tools' is not possible"),
     ({"model": "tiny", "prompt": "w1", "promt": "w2"}, 400, "'promt' is not a field"),
@@ -290,7 +295,11 @@ def test_bad_requests_get_one_clear_error(url, body, status, said):
     [
         ([{"role": "system", "content": "w1"}], "exactly one message"),
         ([{"role": "user", "content": "w1"}] * 2, "exactly one message"),
-        ([{"role": "user", "content": [{"type": "image_url"}]}], "messages"),
+        (
+            [{"role": "user", "content": [{"type": "image_url"}]}],
+            ".content.0.type: Input should be",
+        ),
+        ([{"role": "user", "content": None}], "messages.0.content: give a text, or a list"),
         ([], "messages"),
     ],
 )
@@ -305,6 +314,26 @@ def test_what_asks_for_nothing_is_accepted(url, offline):
     body = {"model": "tiny", "messages": [{"role": "user", "content": text}], **more}
     answer = post(url, body, "/v1/chat/completions").json()
     assert answer["choices"][0]["message"]["content"] == offline[QUESTIONS[1]].text
+
+
+@pytest.mark.parametrize(
+    ("create", "request_of"),
+    [
+        (openai.resources.chat.Completions.create, ChatRequest),
+        (openai.resources.Completions.create, CompletionRequest),
+    ],
+)
+def test_every_field_of_openais_client_is_known(create, request_of):
+    own = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
+    sane = {"model": "m", "messages": [{"role": "user", "content": "w"}], "prompt": "w"}
+    sane = {name: value for name, value in sane.items() if name in request_of.model_fields}
+    for field in set(inspect.signature(create).parameters) - own:
+        try:
+            request_of.model_validate({**sane, field: {"x": 1}}).check()
+        except Refused as refused:
+            assert "is not possible with this model" in str(refused)
+        except ValidationError as invalid:
+            assert invalid.errors()[0]["loc"][0] == field
 
 
 def test_models_health_and_unknown_addresses(url):
