@@ -25,13 +25,19 @@ UNMEASURED = (
 )
 
 
-def card(recipe: Recipe, identity: dict[str, Any], record: dict[str, Any] | None = None) -> str:
+def card(
+    recipe: Recipe,
+    identity: dict[str, Any],
+    record: dict[str, Any] | None = None,
+    merged: bool = False,
+) -> str:
     """The card as Markdown with a YAML head, as the Hub reads it.
 
     Args:
         recipe: resolved.
         identity: of the backbone (`kava.backbone.identity`).
         record: what `result.json` holds, if the training has ended.
+        merged: whether the adapter that the recipe describes was folded in (`Reasoner.merge`).
     """
     record = record or {}
     parts = [
@@ -39,7 +45,7 @@ def card(recipe: Recipe, identity: dict[str, Any], record: dict[str, Any] | None
         f"# {recipe.method} on {identity['name']}",
         _what(recipe),
         "## How to use it\n\n" + _use(),
-        "## What it was made from\n\n" + _table(_origin(recipe, identity, record)),
+        "## What it was made from\n\n" + _table(_origin(recipe, identity, record, merged)),
         "## What was measured\n\n" + _scores(record),
         f"## What was not measured\n\n{UNMEASURED}",
         f"## Recipe\n\n```yaml\n{dump(recipe)}```",
@@ -80,12 +86,12 @@ def _use() -> str:
 
 
 def _origin(
-    recipe: Recipe, identity: dict[str, Any], record: dict[str, Any]
+    recipe: Recipe, identity: dict[str, Any], record: dict[str, Any], merged: bool
 ) -> list[tuple[str, str]]:
     lines = [
         ("method", recipe.method),
         ("backbone", _backbone(identity)),
-        ("adapter", _adapter(recipe)),
+        ("adapter", _adapter(recipe, merged)),
         ("training rows", _rows(recipe.data.train, record.get("data", {}).get("train"))),
     ]
     if recipe.data.validation:
@@ -119,12 +125,13 @@ def _backbone(identity: dict[str, Any]) -> str:
     return f"{identity['name']}{at} ({shape})"
 
 
-def _adapter(recipe: Recipe) -> str:
-    if recipe.adapter == "full":
+def _adapter(recipe: Recipe, merged: bool) -> str:
+    if recipe.adapter == "full" and not merged:
         return "none: all weights were trained"
     lora = recipe.lora
     targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets or ())
-    return f"LoRA r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout} on {targets}"
+    told = f"LoRA r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout} on {targets}"
+    return f"{told}; merged into the backbone" if merged else told
 
 
 def _rows(name: str, told: dict[str, Any] | None) -> str:

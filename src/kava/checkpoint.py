@@ -84,6 +84,7 @@ def write(reasoner: Reasoner, folder: Path, weights: dict[str, Tensor] | None = 
         "format": FORMAT,
         "method": reasoner.recipe.method,
         "adapter": reasoner.recipe.adapter,
+        "merged": reasoner.merged,
         "backbone": reasoner.identity,
         "tokenizer_size": len(reasoner.tokenizer),
         "versions": versions(*_PACKAGES),
@@ -111,7 +112,7 @@ def _describe_in(
     """`kava.json` and the model card; `record` is what was measured, as `result.json` has it."""
     told = {**description, "record": record}
     (folder / "kava.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    text = card(resolved, description["backbone"], record)
+    text = card(resolved, description["backbone"], record, description.get("merged", False))
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -163,6 +164,7 @@ def load(
     reasoner = kind(model.to(device), tokenizer, resolved, identity)
     load_weights(reasoner, folder)
     reasoner.record = described.get("record")
+    reasoner.merged = described.get("merged", False)
     return reasoner.eval()
 
 
