@@ -120,11 +120,11 @@ class Reasoner(nn.Module):
     def merge(self) -> Reasoner:
         """Fold the adapter into the backbone, which further training changes as a whole.
 
-        Answers stay the same up to rounding in the backbone's precision. In place; without an
-        adapter nothing changes.
+        Answers stay the same up to rounding in the backbone's precision, which it keeps; a saved
+        checkpoint of it is opened in fp32. In place; without an adapter nothing changes.
         """
         if self.recipe.adapter == "lora":
-            self.backbone = self.backbone.merge_and_unload()
+            self.backbone = self.backbone.merge_and_unload().requires_grad_(True)
             self.recipe = self.recipe.model_copy(update={"adapter": "full"})
             self.merged = True
         return self
