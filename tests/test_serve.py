@@ -19,11 +19,12 @@ pytest.importorskip("fastapi", reason="kava[serve] is not installed")
 import httpx
 import openai
 from pydantic import ValidationError
+from rich.console import Console
 from service import LIMITS, QUESTIONS, serving
 
 from kava.serve.app import fitted
 from kava.serve.batcher import Batcher, Job, QueueFull, Sampling, _Draw
-from kava.serve.command import Address, check, is_loopback
+from kava.serve.command import Address, bind, check, is_loopback, serve
 from kava.serve.limits import Limits
 from kava.serve.protocol import ChatRequest, CompletionRequest, Refused
 
@@ -526,6 +527,15 @@ def test_other_addresses_need_a_key(host):
 def test_a_key_that_cannot_be_sent(key):
     with pytest.raises(KavaError, match="printable ASCII"):
         check(Address(api_key=key))
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded(capsys):
+    with bind("serve", "127.0.0.1", 0) as taken:
+        taken.listen()
+        address = Address(port=taken.getsockname()[1])
+        with pytest.raises(KavaError, match=f"serve: 127.0.0.1, port {address.port}: .*in use; .*"):
+            serve("no/such/run", address, Limits(), None, None, Console())
+    assert capsys.readouterr() == ("", "")
 
 
 def test_questions_fit_the_positions_of_the_backbone(reasoner):

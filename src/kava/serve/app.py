@@ -58,7 +58,6 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        service.stopping = True
         await asyncio.to_thread(batcher.close)
 
     app = FastAPI(
@@ -96,7 +95,6 @@ class _Service:
         self.reasoner, self.name, self.limits = reasoner, name, limits
         self.batcher, self.metrics = batcher, metrics
         self.no_tokens = len(reasoner.encoder.question(""))  # BOS, where there is one
-        self.stopping = False
         self.created = int(time.time())
 
     def model(self) -> dict[str, Any]:
@@ -350,9 +348,7 @@ def _add_routes(app: FastAPI, service: _Service) -> None:
 
     @app.get("/health", responses=ANSWERS["health"])
     async def health() -> dict[str, Any]:
-        """Whether questions are taken."""
-        if service.stopping:
-            raise Refused(503, "the service is stopping", kind="server_error")
+        """Whether questions are taken; no connection is while the service stops."""
         return {"status": "ok", "waiting": service.batcher.waiting}
 
     @app.get("/metrics", responses=ANSWERS["metrics"], response_class=PlainTextResponse)
