@@ -225,7 +225,7 @@ def test_numbers_that_cannot_be_chosen_are_refused(method, value, words):
         (" \n ", "question is empty"),
         ("w1 " * 40, "too long: 41 tokens; at most 40"),
         ("x" * 5000, "too long: 5,000 letters"),
-        ("w1 \ud800", "broken"),
+        ("w1 \ud800", "no valid Unicode text: character 4"),
     ],
 )
 def test_questions_that_are_not_answered(question, words):

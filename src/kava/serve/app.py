@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from kava import __version__
 from kava.errors import KavaError
 from kava.model import Reasoner
-from kava.room import longest
+from kava.room import LETTERS_PER_TOKEN, longest
 from kava.serve.batcher import ERROR, TIMEOUT, Batcher, Job, Piece, QueueFull
 from kava.serve.described import ANSWERS, describe
 from kava.serve.gate import Gate
@@ -36,7 +36,6 @@ from kava.serve.protocol import (
     usage,
 )
 
-LETTERS_PER_TOKEN = 32  # a question with more letters than this per allowed token is not even read
 QUICK = 20_000  # letters whose tokens are found at once; more are left to another thread
 GRACE = 1.0  # seconds beyond its time that a model that cannot be interrupted may keep an answer
 
