@@ -59,7 +59,7 @@ def _head(recipe: Recipe, identity: dict[str, Any]) -> str:
         "pipeline_tag": "text-generation",
         "tags": ["kava", "latent-reasoning", recipe.method],
     }
-    if _on_the_hub(identity["name"]):
+    if identity.get("revision"):  # of the Hub; another name is that of a folder
         told["base_model"] = identity["name"]
     return f"---\n{yaml.safe_dump(told, sort_keys=False)}---"
 
@@ -167,7 +167,3 @@ def _scores(record: dict[str, Any]) -> str:
 
 def _table(lines: list[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in lines)])
-
-
-def _on_the_hub(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))

@@ -90,6 +90,9 @@ class Reasoner(nn.Module):
     ) -> Reasoner:
         """Load a checkpoint, strictly: anything missing, left over or foreign is an error.
 
+        An adapter's backbone is bf16 on a GPU (`train.precision`), all else fp32;
+        `.to(torch.bfloat16)` makes everything that.
+
         Args:
             folder: a checkpoint folder, a run folder (its `checkpoint` is taken), or the name of a
                 checkpoint on the Hub.
