@@ -76,6 +76,7 @@ def write(reasoner: Reasoner, folder: Path, weights: dict[str, Tensor] | None = 
         if reasoner.recipe.adapter == "lora":
             found = _below("backbone.", weights)
             reasoner.backbone.save_pretrained(folder / "adapter", state_dict=found)
+            _tidy(folder / "adapter", reasoner.identity["name"])
         else:
             save_lm(reasoner, folder / "backbone", weights)
     reasoner.tokenizer.save_pretrained(folder)
@@ -90,6 +91,14 @@ def write(reasoner: Reasoner, folder: Path, weights: dict[str, Tensor] | None = 
         "versions": versions(*_PACKAGES),
     }
     _describe_in(folder, description, reasoner.recipe, reasoner.record)
+
+
+def _tidy(adapter: Path, backbone: str) -> None:
+    """Name the backbone as it is called anywhere, where peft names the folder it was read from."""
+    (adapter / "README.md").unlink(missing_ok=True)  # a form that nobody has filled in
+    file = adapter / "adapter_config.json"
+    told = {**json.loads(file.read_text(encoding="utf-8")), "base_model_name_or_path": backbone}
+    file.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
 def save_lm(reasoner: Reasoner, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
