@@ -153,6 +153,19 @@ def test_a_backbone_given_relatively_is_found_from_elsewhere(tmp_path, monkeypat
     assert_same(outputs(thinker), outputs(Reasoner.from_pretrained("../checkpoint")))
 
 
+def test_only_a_backbone_of_the_hub_is_a_base_model_there(saved):
+    reasoner, folder = saved
+    for name, revision, told in (("runs/mine", None, False), ("meta/Llama", "0" * 40, True)):
+        reasoner.identity = {**reasoner.identity, "name": name, "revision": revision}
+        reasoner.save_pretrained(folder)
+        head = (folder / "README.md").read_text().split("---")[1]
+        assert (f"base_model: {name}" in head) == told
+        if reasoner.recipe.adapter == "lora":
+            peft = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+            assert peft["base_model_name_or_path"] == name
+    assert [file.parent for file in folder.rglob("README.md")] == [folder]
+
+
 def test_loaded_it_runs_our_attention_and_is_in_evaluation_mode(saved):
     loaded = Reasoner.from_pretrained(saved[1])
     assert loaded.lm.config._attn_implementation == "kava"

@@ -418,6 +418,10 @@ def test_lambda_has_two_names():
 
 
 def test_models_that_cannot_are_refused():
+    for none in (reasoner("llama", "kava"), "gpt2"):
+        words = f"a {type(none).__name__} cannot be compressed.*; give .* of a Reasoner its lm"
+        with pytest.raises(KavaError, match=words), compressed(none):
+            pass
     small = dict(vocab_size=50, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                  num_attention_heads=2, num_key_value_heads=1)  # fmt: skip
     bounded = MistralForCausalLM(MistralConfig(**small, sliding_window=4))

@@ -26,6 +26,7 @@ from kava.methods._base import read_question
 from kava.quickstart import BACKBONE, CHECKPOINT
 from kava.room import longest
 from kava.run import open_reasoner
+from kava.serve.command import bind
 
 gradio = pytest.importorskip("gradio", reason="kava[demo] is not installed")
 
@@ -224,7 +225,7 @@ def test_numbers_that_cannot_be_chosen_are_refused(method, value, words):
         (" \n ", "question is empty"),
         ("w1 " * 40, "too long: 41 tokens; at most 40"),
         ("x" * 5000, "too long: 5,000 letters"),
-        ("w1 \ud800", "broken"),
+        ("w1 \ud800", "no valid Unicode text: character 4"),
     ],
 )
 def test_questions_that_are_not_answered(question, words):
@@ -271,11 +272,11 @@ def test_this_machine_alone_needs_none_and_no_password_is_empty():
 
 
 def test_an_address_that_is_taken_is_named():
-    with Address(port=0).bind() as taken:
+    with bind("demo", "localhost", 0) as taken:
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(KavaError, match=f"port {port}: .*--port"):
-            Address(port=port).bind()
+        with pytest.raises(KavaError, match=f"demo: 127.0.0.1, port {port}: .*--port"):
+            run_command(port=port)
 
 
 def test_of_another_backbone_the_writer_has_to_be_named():
@@ -291,10 +292,10 @@ def test_blanks_of_a_token_are_seen(token, shown):
     assert panels.token(token) == shown
 
 
-def run_command(run=None, written=None, **more):
+def run_command(run=None, written=None, port=0, **more):
     """`kava demo` to the point where it listens, and its end."""
     told = io.StringIO()
-    serve(run, written, Address(port=0), Limits(), None, None, None, Console(file=told, **more))
+    serve(run, written, Address(port=port), Limits(), None, None, None, Console(file=told, **more))
     return told.getvalue()
 
 
@@ -328,7 +329,7 @@ def opened(demo, address=None):
         made.append(server(demo, address or Address()))
         made[0].run(sockets=[listening])
 
-    with Address(port=0).bind() as listening:
+    with bind("demo", "127.0.0.1", 0) as listening:
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         while not (made and made[0].started):

@@ -58,6 +58,14 @@ def test_the_same_as_from_a_file(backbone, tmp_path, form):
     assert f"12 of {GIVEN}" in card
 
 
+def test_a_merged_adapter_that_is_trained_on_is_described_as_trained_whole(backbone, tmp_path):
+    model = Reasoner.build(recipe(backbone)).merge()
+    result = model.train_on(ROWS, output=tmp_path / "run", quiet=True)
+    assert result["trained_weights"] == sum(w.numel() for w in model.parameters())
+    card = (tmp_path / "run" / "checkpoint" / "README.md").read_text()
+    assert "none: all weights were trained" in card and "merged into" not in card
+
+
 def test_validation_rows_are_scored_and_nothing_is_left_behind(backbone, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = Reasoner.build(recipe(backbone))

@@ -179,7 +179,13 @@ def test_a_merged_adapter_answers_alike_and_is_saved_whole(family, tmp_path):
         without = plain.think(QUESTIONS).latent_states
     assert (without - expected).abs().max() > 1e-2
     thinker.save_pretrained(tmp_path / "merged")
-    assert Reasoner.from_pretrained(tmp_path / "merged").generate(QUESTIONS, 6) == texts
+    again = Reasoner.from_pretrained(tmp_path / "merged")
+    assert again.generate(QUESTIONS, 6) == texts
+    again.save_pretrained(tmp_path / "again")
+    for folder in ("merged", "again"):
+        card = (tmp_path / folder / "README.md").read_text()
+        adapter = next(line for line in card.splitlines() if line.startswith("| adapter"))
+        assert "LoRA r 4" in adapter and "merged into the backbone" in adapter
 
 
 def test_merging_without_an_adapter_changes_nothing(kava):

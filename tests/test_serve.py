@@ -1,6 +1,7 @@
 """The service answers over real HTTP as the model does offline, whoever else asks or leaves."""
 
 import asyncio
+import inspect
 import json
 import math
 import socket
@@ -17,12 +18,15 @@ from kava.errors import KavaError
 pytest.importorskip("fastapi", reason="kava[serve] is not installed")
 import httpx
 import openai
+from pydantic import ValidationError
+from rich.console import Console
 from service import LIMITS, QUESTIONS, serving
 
 from kava.serve.app import fitted
 from kava.serve.batcher import Batcher, Job, QueueFull, Sampling, _Draw
-from kava.serve.command import Address, check, is_loopback
+from kava.serve.command import Address, bind, check, is_loopback, serve
 from kava.serve.limits import Limits
+from kava.serve.protocol import ChatRequest, CompletionRequest, Refused
 
 
 @pytest.fixture(scope="module")
@@ -256,14 +260,16 @@ BAD = [
     ({"model": "other", "prompt": "w1"}, 404, "there is no model 'other' here"),
     ({"model": "tiny", "prompt": ""}, 400, "the question is empty"),
     ({"model": "tiny", "prompt": []}, 400, "prompt"),
-    ({"model": "tiny", "prompt": [1, 2]}, 400, "prompt"),
+    ({"model": "tiny", "prompt": [1, 2]}, 400, "prompt.0: Input should be a valid string"),
+    ({"model": "tiny", "prompt": {}}, 400, "prompt: give a text, or a list"),
     (b'{"model": "tiny", "prompt": "\\ud800"}', 400, "broken characters"),
     (b'{"model": "tiny", "prompt": "w1", "temperature": NaN}', 400, "temperature"),
     ({"model": "tiny", "prompt": "w1", "temperature": -1}, 400, "temperature"),
     ({"model": "tiny", "prompt": "w1", "max_tokens": 0}, 400, "max_tokens"),
     ({"model": "tiny", "prompt": "w1", "max_tokens": 13}, 400, "at most 12 new tokens"),
     ({"model": "tiny", "prompt": "w1", "n": 10**9}, 400, "n: "),
-    ({"model": "tiny", "prompt": "w1", "stop": ["a"] * 9}, 400, "stop"),
+    ({"model": "tiny", "prompt": "w1", "stop": ["a"] * 9}, 400, "stop: List should have at most 4"),
+    ({"model": "tiny", "prompt": "w1", "stop": ""}, 400, "stop.0: String should have at least 1"),
     ({"model": "tiny", "prompt": "w1", "num_iterations": 10**6}, 400, "num_iterations"),
     ({"model": "tiny", "prompt": "w1", "tools": [{}]}, 400, "'tools' is not possible"),
     ({"model": "tiny", "prompt": "w1", "promt": "w2"}, 400, "'promt' is not a field"),
@@ -290,7 +296,11 @@ def test_bad_requests_get_one_clear_error(url, body, status, said):
     [
         ([{"role": "system", "content": "w1"}], "exactly one message"),
         ([{"role": "user", "content": "w1"}] * 2, "exactly one message"),
-        ([{"role": "user", "content": [{"type": "image_url"}]}], "messages"),
+        (
+            [{"role": "user", "content": [{"type": "image_url"}]}],
+            ".content.0.type: Input should be",
+        ),
+        ([{"role": "user", "content": None}], "messages.0.content: give a text, or a list"),
         ([], "messages"),
     ],
 )
@@ -305,6 +315,26 @@ def test_what_asks_for_nothing_is_accepted(url, offline):
     body = {"model": "tiny", "messages": [{"role": "user", "content": text}], **more}
     answer = post(url, body, "/v1/chat/completions").json()
     assert answer["choices"][0]["message"]["content"] == offline[QUESTIONS[1]].text
+
+
+@pytest.mark.parametrize(
+    ("create", "request_of"),
+    [
+        (openai.resources.chat.Completions.create, ChatRequest),
+        (openai.resources.Completions.create, CompletionRequest),
+    ],
+)
+def test_every_field_of_openais_client_is_known(create, request_of):
+    own = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
+    sane = {"model": "m", "messages": [{"role": "user", "content": "w"}], "prompt": "w"}
+    sane = {name: value for name, value in sane.items() if name in request_of.model_fields}
+    for field in set(inspect.signature(create).parameters) - own:
+        try:
+            request_of.model_validate({**sane, field: {"x": 1}}).check()
+        except Refused as refused:
+            assert "is not possible with this model" in str(refused)
+        except ValidationError as invalid:
+            assert invalid.errors()[0]["loc"][0] == field
 
 
 def test_models_health_and_unknown_addresses(url):
@@ -399,6 +429,21 @@ def test_an_answer_that_takes_too_long(endless):
         assert reasons(url) == {"timeout": 1.0}
 
 
+def test_an_answer_that_ends_in_the_queue_is_counted_too(endless):
+    limits = Limits(question_tokens=64, new_tokens=100, delay=0.0, batch_size=1)
+    with serving(endless, limits) as (url, _), ThreadPoolExecutor(1) as pool:
+        before = pool.submit(post, url, {"model": "tiny", "prompt": "w1", "max_tokens": 30})
+        time.sleep(0.2)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/completions", json={"model": "tiny", "prompt": "w2"}, timeout=0.1)
+        assert before.result().status_code == 200
+        for _ in range(100):
+            if len(reasons(url)) == 2:
+                break
+            time.sleep(0.02)
+        assert reasons(url) == {"length": 1.0, "cancelled": 1.0}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_frees_its_place(endless, stream):
     with serving(endless, LONG) as (url, _):
@@ -444,6 +489,7 @@ def test_a_batch_that_fails_is_logged_and_does_not_end_the_service(reasoner, mon
             assert answer.status_code == 500
             assert "ZeroDivision" not in answer.text and "Traceback" not in answer.text
             assert "a batch of 1 failed" in caplog.text and "ZeroDivisionError" in caplog.text
+            assert reasons(url) == {"error": 1.0}
         assert post(url, {"model": "tiny", "prompt": "w1"}).status_code == 200
 
 
@@ -481,6 +527,15 @@ def test_other_addresses_need_a_key(host):
 def test_a_key_that_cannot_be_sent(key):
     with pytest.raises(KavaError, match="printable ASCII"):
         check(Address(api_key=key))
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded(capsys):
+    with bind("serve", "127.0.0.1", 0) as taken:
+        taken.listen()
+        address = Address(port=taken.getsockname()[1])
+        with pytest.raises(KavaError, match=f"serve: 127.0.0.1, port {address.port}: .*in use; .*"):
+            serve("no/such/run", address, Limits(), None, None, Console())
+    assert capsys.readouterr() == ("", "")
 
 
 def test_questions_fit_the_positions_of_the_backbone(reasoner):

@@ -25,13 +25,19 @@ UNMEASURED = (
 )
 
 
-def card(recipe: Recipe, identity: dict[str, Any], record: dict[str, Any] | None = None) -> str:
+def card(
+    recipe: Recipe,
+    identity: dict[str, Any],
+    record: dict[str, Any] | None = None,
+    merged: bool = False,
+) -> str:
     """The card as Markdown with a YAML head, as the Hub reads it.
 
     Args:
         recipe: resolved.
         identity: of the backbone (`kava.backbone.identity`).
         record: what `result.json` holds, if the training has ended.
+        merged: whether the adapter that the recipe describes was folded in (`Reasoner.merge`).
     """
     record = record or {}
     parts = [
@@ -39,7 +45,7 @@ def card(recipe: Recipe, identity: dict[str, Any], record: dict[str, Any] | None
         f"# {recipe.method} on {identity['name']}",
         _what(recipe),
         "## How to use it\n\n" + _use(),
-        "## What it was made from\n\n" + _table(_origin(recipe, identity, record)),
+        "## What it was made from\n\n" + _table(_origin(recipe, identity, record, merged)),
         "## What was measured\n\n" + _scores(record),
         f"## What was not measured\n\n{UNMEASURED}",
         f"## Recipe\n\n```yaml\n{dump(recipe)}```",
@@ -53,7 +59,7 @@ def _head(recipe: Recipe, identity: dict[str, Any]) -> str:
         "pipeline_tag": "text-generation",
         "tags": ["kava", "latent-reasoning", recipe.method],
     }
-    if _on_the_hub(identity["name"]):
+    if identity.get("revision"):  # of the Hub; another name is that of a folder
         told["base_model"] = identity["name"]
     return f"---\n{yaml.safe_dump(told, sort_keys=False)}---"
 
@@ -80,12 +86,12 @@ def _use() -> str:
 
 
 def _origin(
-    recipe: Recipe, identity: dict[str, Any], record: dict[str, Any]
+    recipe: Recipe, identity: dict[str, Any], record: dict[str, Any], merged: bool
 ) -> list[tuple[str, str]]:
     lines = [
         ("method", recipe.method),
         ("backbone", _backbone(identity)),
-        ("adapter", _adapter(recipe)),
+        ("adapter", _adapter(recipe, merged)),
         ("training rows", _rows(recipe.data.train, record.get("data", {}).get("train"))),
     ]
     if recipe.data.validation:
@@ -119,12 +125,13 @@ def _backbone(identity: dict[str, Any]) -> str:
     return f"{identity['name']}{at} ({shape})"
 
 
-def _adapter(recipe: Recipe) -> str:
-    if recipe.adapter == "full":
+def _adapter(recipe: Recipe, merged: bool) -> str:
+    if recipe.adapter == "full" and not merged:
         return "none: all weights were trained"
     lora = recipe.lora
     targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets or ())
-    return f"LoRA r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout} on {targets}"
+    told = f"LoRA r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout} on {targets}"
+    return f"{told}; merged into the backbone" if merged else told
 
 
 def _rows(name: str, told: dict[str, Any] | None) -> str:
@@ -160,7 +167,3 @@ def _scores(record: dict[str, Any]) -> str:
 
 def _table(lines: list[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in lines)])
-
-
-def _on_the_hub(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))

@@ -77,6 +77,7 @@ def write(reasoner: Reasoner, folder: Path, weights: dict[str, Tensor] | None = 
         if reasoner.recipe.adapter == "lora":
             found = _below("backbone.", weights)
             reasoner.backbone.save_pretrained(folder / "adapter", state_dict=found)
+            _tidy(folder / "adapter", reasoner.identity["name"])
         else:
             save_lm(reasoner, folder / "backbone", weights)
     reasoner.tokenizer.save_pretrained(folder)
@@ -85,11 +86,20 @@ def write(reasoner: Reasoner, folder: Path, weights: dict[str, Tensor] | None = 
         "format": FORMAT,
         "method": reasoner.recipe.method,
         "adapter": reasoner.recipe.adapter,
+        "merged": reasoner.merged,
         "backbone": reasoner.identity,
         "tokenizer_size": len(reasoner.tokenizer),
         "versions": versions(*_PACKAGES),
     }
     _describe_in(folder, description, reasoner.recipe, reasoner.record)
+
+
+def _tidy(adapter: Path, backbone: str) -> None:
+    """Name the backbone as it is called anywhere, where peft names the folder it was read from."""
+    (adapter / "README.md").unlink(missing_ok=True)  # a form that nobody has filled in
+    file = adapter / "adapter_config.json"
+    told = {**json.loads(file.read_text(encoding="utf-8")), "base_model_name_or_path": backbone}
+    file.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
 
 
 def save_lm(reasoner: Reasoner, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
@@ -112,7 +122,7 @@ def _describe_in(
     """`kava.json` and the model card; `record` is what was measured, as `result.json` has it."""
     told = {**description, "record": record}
     (folder / "kava.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    text = card(resolved, description["backbone"], record)
+    text = card(resolved, description["backbone"], record, description.get("merged", False))
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -164,6 +174,7 @@ def load(
     reasoner = kind(model.to(device), tokenizer, resolved, identity)
     _load_added(reasoner, folder)
     reasoner.record = described.get("record")
+    reasoner.merged = described.get("merged", False)
     return reasoner.eval()
 
 

@@ -142,6 +142,11 @@ def compressed(
     """
     chosen = name if isinstance(name, Plan) else plan(name, **settings)
     lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(lm, PreTrainedModel):
+        raise KavaError(
+            f"compressed: a {type(lm).__name__} cannot be compressed while decoding; give a causal "
+            "language model of transformers, of a Reasoner its lm"
+        )
     compressor = _Compressor(lm, chosen)
     if lm in _busy:
         raise KavaError("compressed: this model is inside such a block already")

@@ -47,6 +47,8 @@ class Reasoner(nn.Module):
         self.recipe, self.tokenizer, self.identity = recipe, tokenizer, identity
         #: What was measured of it (`result.json`), for its description; None before.
         self.record: dict[str, Any] | None = None
+        #: Whether its weights are a backbone with a LoRA adapter folded in, and nothing since.
+        self.merged = False
         tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS.values())})
         self.encoder = batching.Encoder(tokenizer, recipe.drop_last_step)
         self.unreadable_ids = families.unreadable_ids(model, tokenizer, SPECIAL_TOKENS.values())
@@ -88,6 +90,9 @@ class Reasoner(nn.Module):
     ) -> Reasoner:
         """Load a checkpoint, strictly: anything missing, left over or foreign is an error.
 
+        An adapter's backbone is bf16 on a GPU (`train.precision`), all else fp32;
+        `.to(torch.bfloat16)` makes everything that.
+
         Args:
             folder: a checkpoint folder, a run folder (its `checkpoint` is taken), or the name of a
                 checkpoint on the Hub.
@@ -116,14 +121,15 @@ class Reasoner(nn.Module):
         return cls.build(recipe, device).eval()
 
     def merge(self) -> Reasoner:
-        """Fold the adapter into the backbone, which is then trained whole (`adapter: full`).
+        """Fold the adapter into the backbone, which further training changes as a whole.
 
-        Answers stay the same up to rounding in the backbone's precision. In place; without an
-        adapter nothing changes.
+        Answers stay the same up to rounding in the backbone's precision, which it keeps; a saved
+        checkpoint of it is opened in fp32. In place; without an adapter nothing changes.
         """
         if self.recipe.adapter == "lora":
-            self.backbone = self.backbone.merge_and_unload()
+            self.backbone = self.backbone.merge_and_unload().requires_grad_(True)
             self.recipe = self.recipe.model_copy(update={"adapter": "full"})
+            self.merged = True
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:

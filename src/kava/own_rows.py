@@ -106,6 +106,7 @@ def adopt(reasoner: Reasoner, recipe: Recipe) -> None:
         reasoner.method, reasoner.recipe = before
         raise
     reasoner.encoder = batching.Encoder(reasoner.tokenizer, recipe.drop_last_step)
+    reasoner.merged = False  # as a whole it is trained from here on
 
 
 def _resolved(reasoner: Reasoner, recipe: Recipe | str | Path | None) -> Recipe:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from kava.model import Reasoner
 
 
+#: A question with more letters than this for each token it may have is not even read into tokens.
+LETTERS_PER_TOKEN = 32
+
+
 def positions(reasoner: Reasoner) -> int | None:
     """How many the backbone has; None where it states no number."""
     return getattr(reasoner.lm.config.get_text_config(), "max_position_embeddings", None)

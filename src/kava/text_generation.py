@@ -122,8 +122,8 @@ class TextGenerationPipeline:
 _OWN = {
     "tokenizer": "a reasoner has its own, with the three tokens that it thinks with",
     "config": "it is the checkpoint's",
-    "dtype": "a checkpoint is opened in the precision of its recipe",
-    "torch_dtype": "a checkpoint is opened in the precision of its recipe",
+    "dtype": "open the model with Reasoner.from_pretrained and give that, .to(dtype)",
+    "torch_dtype": "open the model with Reasoner.from_pretrained and give that, .to(dtype)",
     "device_map": "give device",
     "model_kwargs": "open the model with Reasoner.from_pretrained and give that",
     "revision": "open the model with Reasoner.from_pretrained(name, revision=...) and give that",

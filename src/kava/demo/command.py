@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from rich.console import Console
 from kava.errors import KavaError, install
 from kava.quickstart import BACKBONE, CHECKPOINT
 from kava.run import open_reasoner
-from kava.serve.command import is_loopback
+from kava.serve.command import bind, is_loopback
 
 if TYPE_CHECKING:
     import uvicorn
@@ -50,25 +49,6 @@ class Address:
                 "--allow-no-password"
             )
 
-    def bind(self) -> socket.socket:
-        """A socket that listens there.
-
-        Raises:
-            KavaError: the address is taken, or not one of this machine.
-        """
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        bound = socket.socket(family)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            bound.bind((self.host.strip("[]"), self.port))
-        except (OSError, UnicodeError) as error:
-            bound.close()
-            why = getattr(error, "strerror", None) or error
-            raise KavaError(
-                f"demo: {self.host}, port {self.port}: {why}; choose others with --host and --port"
-            ) from None
-        return bound
-
 
 def serve(
     run: str | None,
@@ -97,7 +77,7 @@ def serve(
         raise KavaError(f"demo needs further libraries ({error.name}); {install('demo')}") from None
     from kava.demo.questions import to_pick
 
-    with address.bind() as listening:
+    with bind("demo", address.host, address.port) as listening:
         thinker = Model(open_reasoner(run or CHECKPOINT, backbone), run or CHECKPOINT)
         written = written or _its_writer(thinker)
         writer = Model(open_reasoner(written), written)
@@ -109,6 +89,7 @@ def serve(
         pick = to_pick(thinker.reasoner.recipe, task, file)
         demo = Demo(thinker, writer, pick, limits)
         demo.warm_up()
+        listening.listen()
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         console.print(

@@ -6,14 +6,14 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from kava.characters import check_text
 from kava.errors import KavaError
 from kava.evaluate.command import task_options
 from kava.model import Reasoner
 from kava.recipe import Recipe
+from kava.room import LETTERS_PER_TOKEN
 from kava.tasks import load_task
 from kava.types import Example
-
-LETTERS_PER_TOKEN = 32  # a question with more letters than this per allowed token is not even read
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ def check(reasoner: Reasoner, question: str, most: int) -> None:
     """Raise a KavaError for a question that is empty, broken or of more than `most` tokens."""
     if not question.strip():
         raise KavaError("The question is empty: type one, or pick one.")
-    if any("\ud800" <= letter <= "\udfff" for letter in question):
-        raise KavaError("The question holds broken characters.")
+    check_text(question, "The question")
     short = len(question) <= most * LETTERS_PER_TOKEN
     tokens = len(reasoner.encoder.question(question)) if short else None
     if tokens is None or tokens > most:

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from kava import __version__
 from kava.errors import KavaError
 from kava.model import Reasoner
-from kava.room import longest
+from kava.room import LETTERS_PER_TOKEN, longest
 from kava.serve.batcher import ERROR, TIMEOUT, Batcher, Job, Piece, QueueFull
 from kava.serve.described import ANSWERS, describe
 from kava.serve.gate import Gate
@@ -36,7 +36,6 @@ from kava.serve.protocol import (
     usage,
 )
 
-LETTERS_PER_TOKEN = 32  # a question with more letters than this per allowed token is not even read
 QUICK = 20_000  # letters whose tokens are found at once; more are left to another thread
 GRACE = 1.0  # seconds beyond its time that a model that cannot be interrupted may keep an answer
 
@@ -51,16 +50,13 @@ def create_app(
     """
     limits = fitted(reasoner, limits or Limits())
     metrics = Metrics()
-    batcher = Batcher(
-        reasoner, limits.batch_size, limits.delay, limits.queue_length, metrics.answered
-    )
+    batcher = Batcher(reasoner, limits.batch_size, limits.delay, limits.queue_length, metrics.batch)
     metrics.watch(batcher)
     service = _Service(reasoner, name, limits, batcher, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        service.stopping = True
         await asyncio.to_thread(batcher.close)
 
     app = FastAPI(
@@ -98,7 +94,6 @@ class _Service:
         self.reasoner, self.name, self.limits = reasoner, name, limits
         self.batcher, self.metrics = batcher, metrics
         self.no_tokens = len(reasoner.encoder.question(""))  # BOS, where there is one
-        self.stopping = False
         self.created = int(time.time())
 
     def model(self) -> dict[str, Any]:
@@ -132,7 +127,7 @@ class _Service:
         jobs = [
             Job(
                 question=question,
-                emit=partial(answers.put, i * each + k),
+                emit=partial(self._emit, answers, i * each + k),
                 max_new_tokens=new_tokens,
                 stop=request.stops,
                 sampling=request.sampling.choice(k),
@@ -155,6 +150,12 @@ class _Service:
             events = self._events(request, form, jobs, answers, len(questions))
             return StreamingResponse(events, media_type="text/event-stream")
         return await self._whole(form, jobs, answers, len(questions), http)
+
+    def _emit(self, answers: _Answers, index: int, piece: Piece) -> None:
+        """From the model's thread."""
+        if piece.reason:
+            self.metrics.answered(piece)
+        answers.put(index, piece)
 
     async def _whole(
         self, form: Form, jobs: Sequence[Job], answers: _Answers, questions: int, http: HttpRequest
@@ -346,9 +347,7 @@ def _add_routes(app: FastAPI, service: _Service) -> None:
 
     @app.get("/health", responses=ANSWERS["health"])
     async def health() -> dict[str, Any]:
-        """Whether questions are taken."""
-        if service.stopping:
-            raise Refused(503, "the service is stopping", kind="server_error")
+        """Whether questions are taken; no connection is while the service stops."""
         return {"status": "ok", "waiting": service.batcher.waiting}
 
     @app.get("/metrics", responses=ANSWERS["metrics"], response_class=PlainTextResponse)

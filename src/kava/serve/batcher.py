@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
@@ -110,24 +110,15 @@ class Job:
 
     def over(self) -> str | None:
         """Why nobody waits for this answer any more, if so."""
-        if self.cancelled:
-            return CANCELLED
-        return TIMEOUT if time.monotonic() > self.deadline else None
+        if time.monotonic() > self.deadline:
+            return TIMEOUT
+        return CANCELLED if self.cancelled else None
 
     def end(self, piece: Piece) -> None:
         """Emit the last piece, once."""
         if not self.done:
             self.done = True
             self.emit(piece)
-
-
-@dataclass
-class Observed:
-    """What the metrics are told of each batch: size, seconds, and the pieces that ended it."""
-
-    size: int
-    seconds: float
-    last: list[Piece] = field(default_factory=list)
 
 
 class Batcher:
@@ -138,7 +129,7 @@ class Batcher:
         batch_size: questions answered together at most.
         delay: seconds to wait for further questions before an incomplete batch starts.
         queue_length: questions that may wait.
-        observe: told of each batch.
+        observe: told of each batch, its size and its seconds.
     """
 
     def __init__(
@@ -147,7 +138,7 @@ class Batcher:
         batch_size: int = 32,
         delay: float = 0.002,
         queue_length: int = 256,
-        observe: Callable[[Observed], None] = lambda _: None,
+        observe: Callable[[int, float], None] = lambda *_: None,
     ):
         self.reasoner, self.batch_size, self.delay = reasoner.eval(), batch_size, delay
         self.queue_length, self.observe = queue_length, observe
@@ -191,16 +182,15 @@ class Batcher:
     def _work(self) -> None:
         while batch := self._next():
             begin = time.perf_counter()
-            watched = [_Watched(job) for job in batch]
             try:
-                _answer(self.reasoner, watched)
+                _answer(self.reasoner, [_Watched(job) for job in batch])
             except Exception:  # the thread has to outlive a batch that fails
                 _log.exception("a batch of %d failed", len(batch))
                 for job in batch:
                     job.end(Piece("", ERROR))
             seconds = time.perf_counter() - begin
             self._pace = 0.8 * self._pace + 0.2 * seconds
-            self.observe(Observed(len(batch), seconds, [one.last for one in watched if one.last]))
+            self.observe(len(batch), seconds)
 
     def _next(self) -> list[Job]:
         """The next batch; empty when there is nothing left to do for good."""
@@ -238,7 +228,7 @@ class _Watched:
     """A job in its batch: which of its text was handed out, and what it has cost."""
 
     def __init__(self, job: Job):
-        self.job, self.sent, self.last = job, "", None
+        self.job, self.sent = job, ""
 
     def tell(self, text: str, reason: str | None, cost: dict[str, int]) -> None:
         """Hand out what is new; an unfinished character waits for its rest."""
@@ -249,8 +239,7 @@ class _Watched:
                     self.job.emit(Piece(held[len(self.sent) :]))
                     self.sent = held
             return
-        self.last = Piece(text[len(self.sent) :], reason, **cost)
-        self.job.end(self.last)
+        self.job.end(Piece(text[len(self.sent) :], reason, **cost))
 
 
 def _overlap(text: str, stops: Sequence[str]) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +50,25 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def bind(command: str, host: str, port: int) -> socket.socket:
+    """A socket of this address, on which nothing listens yet; port 0 is any that is free.
+
+    Raises:
+        KavaError: the address is taken, or not one of this machine.
+    """
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host.strip("[]"), port))
+    except (OSError, UnicodeError) as error:
+        bound.close()
+        why = getattr(error, "strerror", None) or error
+        raise KavaError(
+            f"{command}: {host}, port {port}: {why}; choose others with --host and --port"
+        ) from None
+    return bound
+
+
 def serve(
     run: str,
     address: Address,
@@ -74,20 +95,17 @@ def serve(
         ) from None
     from kava.run import open_reasoner
 
-    reasoner = open_reasoner(run, backbone)
-    name = name or Path(run).resolve().name
-    app = create_app(reasoner, name, limits, address.api_key)
-    shown = f"[{address.host}]" if ":" in address.host else address.host
-    console.print(
-        f"{name} ({reasoner.recipe.method}) at http://{shown}:{address.port}/v1, "
-        f"{'with' if address.api_key else 'without'} an API key; Ctrl-C stops",
-        highlight=False,
-        markup=False,
-    )
-    server = uvicorn.Server(configured(app, limits, host=address.host, port=address.port))
-    try:
-        server.run()
-    except KeyboardInterrupt:
-        pass  # it has stopped as it should
-    except SystemExit:
-        raise KavaError(f"serve: cannot listen on {shown}:{address.port}") from None
+    with bind("serve", address.host, address.port) as listening:
+        reasoner = open_reasoner(run, backbone)
+        name = name or Path(run).resolve().name
+        app = create_app(reasoner, name, limits, address.api_key)
+        listening.listen()
+        shown = f"[{address.host}]" if ":" in address.host else address.host
+        console.print(
+            f"{name} ({reasoner.recipe.method}) at http://{shown}:{address.port}/v1, "
+            f"{'with' if address.api_key else 'without'} an API key; Ctrl-C stops",
+            highlight=False,
+            markup=False,
+        )
+        with suppress(KeyboardInterrupt):  # it has stopped as it should
+            uvicorn.Server(configured(app, limits)).run(sockets=[listening])

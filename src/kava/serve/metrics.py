@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client import generate_latest as written
 
-from kava.serve.batcher import CANCELLED, TIMEOUT, Batcher, Observed
+from kava.serve.batcher import LENGTH, STOP, Batcher, Piece
 
 _ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
 
@@ -19,13 +19,15 @@ class Metrics:
         self.requests = Counter("kava_requests", "HTTP requests", ["route", "status"], **made)
         self.rejected = Counter("kava_rejected", "Requests for which the queue had no room", **made)
         self.answers = Counter("kava_answers", "Answers by how they ended", ["reason"], **made)
-        self.tokens = Counter("kava_generated_tokens", "Tokens generated", **made)
+        self.tokens = Counter(
+            "kava_generated_tokens", "Tokens of answers that came to their end", **made
+        )
         self.passes = Counter(
             "kava_forward_passes",
-            "Sequential backbone calls after the question, per answer",
+            "Sequential backbone calls after the questions of these answers",
             **made,
         )
-        self.latents = Counter("kava_latents", "Latent tokens thought", **made)
+        self.latents = Counter("kava_latents", "Latent tokens of these answers", **made)
         self.sizes = Histogram(
             "kava_batch_size", "Questions answered together",
             buckets=(1, 2, 4, 8, 16, 32, 64, 128), **made,
@@ -37,16 +39,18 @@ class Metrics:
         """Ask a batcher for the length of its queue whenever metrics are read."""
         self.waiting.set_function(lambda: batcher.waiting)
 
-    def answered(self, batch: Observed) -> None:
+    def batch(self, size: int, seconds: float) -> None:
         """Count a batch; called from the model's thread."""
-        self.sizes.observe(batch.size)
-        self.seconds.observe(batch.seconds)
-        for piece in batch.last:
-            self.answers.labels(piece.reason).inc()
-            if piece.reason not in (CANCELLED, TIMEOUT):
-                self.tokens.inc(piece.generated_tokens)
-                self.passes.inc(piece.forward_passes)
-                self.latents.inc(piece.latents)
+        self.sizes.observe(size)
+        self.seconds.observe(seconds)
+
+    def answered(self, last: Piece) -> None:
+        """Count an answer by its last piece, wherever it ended; called from the model's thread."""
+        self.answers.labels(last.reason).inc()
+        if last.reason in (STOP, LENGTH):
+            self.tokens.inc(last.generated_tokens)
+            self.passes.inc(last.forward_passes)
+            self.latents.inc(last.latents)
 
     def count(self, path: str, status: int) -> None:
         """Count a request; addresses that do not exist are one route."""

@@ -11,7 +11,8 @@ import uuid
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from kava.serve.batcher import LENGTH, Piece, Sampling
 
@@ -40,20 +41,39 @@ class Refused(Exception):
 #: Accepted and without effect: they say who asks and where it is kept, not how to answer.
 IGNORED = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-    "prompt_cache_retention", "parallel_tool_calls",
+    "prompt_cache_retention", "prompt_cache_options", "parallel_tool_calls",
 }  # fmt: skip
 #: Accepted where they ask for nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,), "presence_penalty": (0,), "logprobs": (False,), "best_of": (1,),
     "echo": (False,), "logit_bias": ({},), "suffix": ("",), "response_format": ({"type": "text"},),
     "tools": ([],), "tool_choice": ("none", "auto"), "top_logprobs": (0,),
-    "modalities": (["text"],),
+    "modalities": (["text"],), "functions": ([],), "function_call": ("none", "auto"),
+    "reasoning_effort": (), "verbosity": (), "audio": (), "prediction": (),
+    "web_search_options": (), "moderation": (),
 }  # fmt: skip
 
 #: Below it the quotients of the logits overflow; such an answer is greedy in all but name.
 COLDEST = 1e-3
 
 Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+StopStrings = Annotated[list[StopString], Field(max_length=4)]
+Prompts = Annotated[list[str], Field(min_length=1, max_length=256)]
+
+
+def _listed(given: Any) -> list[Any]:
+    """A text alone as a list of one, so that an error is that of one kind and not of both."""
+    if isinstance(given, str):
+        return [given]
+    if isinstance(given, list):
+        return given
+    raise PydanticCustomError("text_or_list", "give a text, or a list")
+
+
+def _content(given: Any) -> list[Any]:
+    """The same for the parts of a message."""
+    return [{"type": "text", "text": given}] if isinstance(given, str) else _listed(given)
 
 
 def _closed(schema: dict[str, Any]) -> None:
@@ -82,7 +102,9 @@ class Request(BaseModel):
 
     model: Annotated[str, Field(max_length=256)]
     max_tokens: Tokens | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = Field(
+        None, description="greedy if not given; then `top_p` and `seed` are without effect"
+    )
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = Field(
@@ -91,8 +113,9 @@ class Request(BaseModel):
         "first as if it were the only one",
     )
     stop: (
-        Annotated[str, Field(min_length=1, max_length=256)]
-        | Annotated[list[Annotated[str, Field(min_length=1, max_length=256)]], Field(max_length=4)]
+        Annotated[
+            StopStrings, BeforeValidator(_listed, json_schema_input_type=StopString | StopStrings)
+        ]
         | None
     ) = Field(
         None,
@@ -113,7 +136,7 @@ class Request(BaseModel):
     @property
     def stops(self) -> tuple[str, ...]:
         """Stop strings."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return tuple(self.stop or ())
 
     @property
     def wants_usage(self) -> bool:
@@ -152,13 +175,16 @@ class TextPart(BaseModel):
     text: str
 
 
+Parts = Annotated[list[TextPart], Field(max_length=64)]
+
+
 class Message(BaseModel):
     """A message; only `user` ones can be answered."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
     role: Annotated[str, Field(max_length=32, json_schema_extra={"enum": ["user"]})]
-    content: str | Annotated[list[TextPart], Field(max_length=64)]
+    content: Annotated[Parts, BeforeValidator(_content, json_schema_input_type=str | Parts)]
 
 
 class ChatRequest(Request):
@@ -187,18 +213,17 @@ class ChatRequest(Request):
                 f"'user' (got: {roles})",
                 "messages",
             )
-        content = self.messages[0].content
-        return [content if isinstance(content, str) else "".join(part.text for part in content)]
+        return ["".join(part.text for part in self.messages[0].content)]
 
 
 class CompletionRequest(Request):
     """`/v1/completions`; a list of prompts is a list of questions."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=256)]
+    prompt: Annotated[Prompts, BeforeValidator(_listed, json_schema_input_type=str | Prompts)]
 
     def questions(self) -> list[str]:
         """All of them."""
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        return self.prompt
 
 
 @dataclass(frozen=True)
