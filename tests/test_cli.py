@@ -97,10 +97,14 @@ BAD = {
     "no such method here": (["quickstart", "--method", "cot"], "method of the quickstart 'cot'"),
     "no such run": (["ask", "{tmp}/nowhere", "hello"], "no such folder"),
     "not a run": (["eval", "{tmp}", "--task", "synthetic"], "neither a run or checkpoint"),
-    "typo in a task": (["eval", "{backbone}", "--task", "synthetik"], "synthetic"),
+    "typo in a task": (["eval", "{backbone}", "--task", "synthetik", "-o", "{tmp}/r"], "synthetic"),
     "a bad option": (
-        ["eval", "{backbone}", "--task", "synthetic", "--option", "max_step=2"],
+        ["eval", "{backbone}", "--task", "synthetic", "--option", "max_step=2", "-o", "{tmp}/r"],
         "max_step",
+    ),
+    "results of a shipped checkpoint": (
+        ["eval", "checkpoints/quickstart/kava", "--task", "synthetic", "--limit", "2"],
+        "eval: checkpoints/quickstart/kava is not a run folder; say where results go with -o",
     ),
     "no task": (["eval", "{backbone}", "--task", "", "-o", "{tmp}/r"], "a name is empty"),
     "a task twice": (
