@@ -286,6 +286,23 @@ def test_greedy_stays_greedy_whatever_the_backbones_files_ask_for(tmp_path):
     assert torch.equal(found.continue_from(found.think(QUESTIONS), 12), expected)
 
 
+def test_a_broken_tokenizer_is_refused(tmp_path):
+    tiny_backbone("llama", tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(KavaError, match=r"^tokenizer of .* not readable \(.*added_tokens"):
+        Reasoner.build(recipe("kava", backbone=str(tmp_path)))
+
+
+@pytest.mark.parametrize("family", ("llama", "qwen2", "gemma2"))
+def test_a_backbone_without_a_tokenizer_is_refused(family, tmp_path):
+    """transformers makes some that know no text: Qwen's gives nothing, Gemma's one token."""
+    bare(family).save_pretrained(tmp_path)
+    with pytest.raises(
+        KavaError, match=r"^tokenizer of .*: its files are missing .* beside config"
+    ):
+        Reasoner.build(recipe("kava", backbone=str(tmp_path)))
+
+
 # -- LoRA ----------------------------------------------------------------------------------------
 
 
