@@ -133,7 +133,7 @@ def _is_left_behind(run: Path, resolved: recipes.Section) -> bool:
         text = (run / RECIPE).read_text(encoding="utf-8")
         return text == recipes.dump(saved) and not differences(run, resolved)
     except (KavaError, ValueError):
-        return (run / RESULT).is_file() and not has_checkpoint(run)
+        return False
 
 
 def check_inputs(run: Path, inputs: dict[str, Any]) -> None:
