@@ -106,6 +106,14 @@ BAD = {
         ["eval", "checkpoints/quickstart/kava", "--task", "synthetic", "--limit", "2"],
         "eval: checkpoints/quickstart/kava is not a run folder; say where results go with -o",
     ),
+    "an option where there is none": (
+        ["eval", "{backbone}", "--task", "rows", "--option", "steps=why", "-o", "{tmp}/r"],
+        "unknown option of task rows: 'steps'; known: none",
+    ),
+    "a folder as recipe": (
+        ["train", "recipes/quickstart", "-o", "{tmp}/r"],
+        "is a folder; give a recipe, a YAML file; it holds backbone.yaml, coconut.yaml, ",
+    ),
     "no task": (["eval", "{backbone}", "--task", "", "-o", "{tmp}/r"], "a name is empty"),
     "a task twice": (
         ["eval", "{backbone}", "--task", "synthetic, synthetic", "-o", "{tmp}/r"],

@@ -19,7 +19,7 @@ def unknown(kind: str, name: str, known: Iterable[str], more: str = "") -> KavaE
     """The error for a wrong name: the nearest known one, or all of them."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+    hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known) or 'none'}"
     return KavaError(" ".join(f"unknown {kind} '{name}'; {hint} {more}".split()))
 
 

@@ -180,7 +180,7 @@ def call(
     passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for name in options:
         if name in given or (name not in known and not passes_on):
-            raise unknown(f"option of {what}:", name, known, "(options stand under data.options)")
+            raise unknown(f"option of {what}:", name, known)
     try:
         return function(**given, **options)
     except (TypeError, ValueError) as error:
