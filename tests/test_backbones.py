@@ -35,6 +35,7 @@ from kava.inspect.decoded import decode_latents
 from kava.methods._base import Thinking
 from kava.model import Reasoner
 from kava.recipe import Architecture, load_recipe
+from kava.smoke import family as smoke_family
 from kava.smoke import smoke_run, tiny_backbone
 from kava.thought import Thought
 
@@ -459,6 +460,14 @@ def test_smoke_trains_every_family(family, tmp_path):
     loaded = Reasoner.from_pretrained(run, backbone=str(run / "backbone"))
     assert loaded.lm.config.model_type == family
     assert len(loaded.continue_from(loaded.think(["How many?"]), 2)) == 1
+
+
+def test_the_family_of_a_shipped_backbone_is_read_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = recipe("kava", backbone="checkpoints/quickstart/backbone")
+    assert shipped.family is None and smoke_family(shipped) == "llama"
+    with pytest.raises(KavaError, match="needs the key 'family'"):
+        smoke_family(recipe("kava", backbone="owner/name"))
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,11 @@ def test_a_shape_of_any_family_here(family, tmp_path):
     assert configuration(str(tmp_path)).model_type == config.model_type
 
 
+def test_a_shipped_backbone_has_its_shape_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert configuration("checkpoints/quickstart/backbone").model_type == "llama"
+
+
 def test_published_shapes_have_their_own_sizes():
     config = configuration("llama-3.2-1b")
     assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (2048, 16, 128256)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import random
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from kava import assets, families, probe
 from kava import backbone as backbones
-from kava import families, probe
 from kava.attention import IMPLEMENTATION_NAME
 from kava.batching import Row
 from kava.errors import KavaError, unknown
@@ -52,15 +51,16 @@ def configuration(shape: str) -> Any:
         KavaError: none of these; a name that the family does not have; or no decoder-only model
             of transformers can be made of it.
     """
-    named, is_folder = PUBLISHED.get(shape) or SHAPES.get(shape), _is_folder(shape)
-    if not (named or is_folder or ":" in shape):
+    named = PUBLISHED.get(shape) or SHAPES.get(shape)
+    folder = assets.folder_with(shape, "config.json")
+    if not (named or folder or ":" in shape):
         raise KavaError(
             f"shape '{shape}' is not known; known are {', '.join(SHAPES)}, a folder with a "
             "config.json, or family:name=value,... such as llama:hidden_size=256"
         )
     try:
-        if is_folder:
-            config = AutoConfig.from_pretrained(shape)
+        if folder:
+            config = AutoConfig.from_pretrained(folder)
         else:
             config = AutoConfig.for_model(**(named or _written(shape)))
         _try(config)
@@ -72,10 +72,6 @@ def configuration(shape: str) -> Any:
             f"shape '{shape}': transformers refuses it ({type(error).__name__}: {line})"
         ) from None
     return config
-
-
-def _is_folder(shape: str) -> bool:
-    return (Path(shape) / "config.json").is_file()
 
 
 def _written(shape: str) -> dict[str, Any]:
