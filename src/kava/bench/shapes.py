@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import mmap
 import random
 from dataclasses import dataclass, fields
 from typing import Any
@@ -134,6 +135,16 @@ def random_reasoner(recipe: Recipe, shape: str, device: torch.device) -> Reasone
     return Reasoner(model, tokenizer, recipe, {"name": shape, "revision": None})
 
 
+def _untouched(like: torch.Tensor) -> torch.Tensor:
+    """Zeros that take no memory until they are written, where torch's own are written at once.
+
+    Not what happens to lie there: a method tries its backbone (`rotary.check`), and would refuse
+    it for that.
+    """
+    pages = mmap.mmap(-1, max(like.numel() * like.element_size(), 1))
+    return torch.frombuffer(pages, dtype=like.dtype, count=like.numel()).view(like.shape)
+
+
 def reasoner_of_sizes(recipe: Recipe, shape: str, dtype: torch.dtype) -> Reasoner:
     """The same, but nothing is written into the backbone's weights, so that they take no memory.
 
@@ -146,6 +157,8 @@ def reasoner_of_sizes(recipe: Recipe, shape: str, dtype: torch.dtype) -> Reasone
     config, tokenizer = _fitting(shape)
     model = _made(config, dtype, torch.device("meta")).to_empty(device="cpu")
     model.tie_weights()
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = _untouched(tensor)
     model.get_input_embeddings().weight.detach().zero_()  # new rows are drawn on their scale
     return Reasoner(model, tokenizer, recipe, {"name": shape, "revision": None})
 
