@@ -28,6 +28,7 @@ from kava.cli import app
 from kava.errors import KavaError
 from kava.evaluate import ablation, interventions
 from kava.evaluate.answers import numeric
+from kava.evaluate.command import result_folder
 from kava.evaluate.interventions import (
     INTERVENTIONS,
     Latents,
@@ -428,7 +429,7 @@ def test_bad_input_says_what_would_be_right(run, tmp_path):
     alone = shutil.copytree(run / "checkpoint", tmp_path / "alone")
     with pytest.raises(KavaError, match=r"alone is not a run folder; say where .* with -o FOLDER"):
         command("ablate", alone, *synthetic)
-    assert ablation.result_folder(str(run / "checkpoint"), None) == run
+    assert result_folder("ablate", str(run / "checkpoint"), None) == run
     with pytest.raises(KavaError, match="ablate: --option count: an option is written key=value"):
         command("ablate", run, *synthetic, "--option", "count")
     (tmp_path / "ablation.json").write_text("[]")

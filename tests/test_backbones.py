@@ -38,6 +38,7 @@ from kava.methods._base import Thinking
 from kava.model import Reasoner
 from kava.recipe import Architecture
 from kava.recipe_file import load_recipe
+from kava.smoke import family as smoke_family
 from kava.smoke import smoke_run, tiny_backbone
 from kava.thought import Thought
 
@@ -316,6 +317,23 @@ def test_what_a_config_asks_a_model_to_return_changes_no_answer(saved, setting):
     assert torch.equal(found.continue_from(found.think(QUESTIONS), 12), expected)
 
 
+def test_a_broken_tokenizer_is_refused(tmp_path):
+    tiny_backbone("llama", tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(KavaError, match=r"^tokenizer of .* not readable \(.*added_tokens"):
+        Reasoner.build(recipe("kava", backbone=str(tmp_path)))
+
+
+@pytest.mark.parametrize("family", ("llama", "qwen2", "gemma2"))
+def test_a_backbone_without_a_tokenizer_is_refused(family, tmp_path):
+    """transformers makes some that know no text: Qwen's gives nothing, Gemma's one token."""
+    bare(family).save_pretrained(tmp_path)
+    with pytest.raises(
+        KavaError, match=r"^tokenizer of .*: its files are missing .* beside config"
+    ):
+        Reasoner.build(recipe("kava", backbone=str(tmp_path)))
+
+
 # -- LoRA ----------------------------------------------------------------------------------------
 
 
@@ -428,13 +446,6 @@ def test_files_that_transformers_fails_at_are_one_line(saved, settings, words):
     assert "\n" not in str(refused.value)
 
 
-def test_a_tokenizer_that_transformers_fails_at_is_one_line(saved):
-    folder, _ = saved
-    (folder / "tokenizer.json").write_text("[]")
-    with pytest.raises(KavaError, match=f"tokenizer of {folder}: TypeError: "):
-        Reasoner.from_backbone(str(folder))
-
-
 def test_an_adapter_of_peft_is_no_backbone(saved):
     folder, _ = saved  # which holds the whole model too: transformers would put the adapter on it
     get_peft_model(bare("llama"), LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(
@@ -505,6 +516,14 @@ def test_smoke_trains_every_family(family, tmp_path):
     loaded = Reasoner.from_pretrained(run, backbone=str(run / "backbone"))
     assert loaded.lm.config.model_type == family
     assert len(loaded.continue_from(loaded.think(["How many?"]), 2)) == 1
+
+
+def test_the_family_of_a_shipped_backbone_is_read_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = recipe("kava", backbone="checkpoints/quickstart/backbone")
+    assert shipped.family is None and smoke_family(shipped) == "llama"
+    with pytest.raises(KavaError, match="needs the key 'family'"):
+        smoke_family(recipe("kava", backbone="owner/name"))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,14 @@ from kava.bench import flops, shapes, timing
 from kava.bench.command import Plan, bench_generate, bench_train, named
 from kava.bench.generate import Generation
 from kava.bench.memory_command import bench_memory
-from kava.bench.shapes import Lengths, configuration, parse_range, random_reasoner, random_rows
+from kava.bench.shapes import (
+    Lengths,
+    configuration,
+    parse_range,
+    random_reasoner,
+    random_rows,
+    reasoner_of_sizes,
+)
 from kava.bench.train import Training
 from kava.errors import KavaError
 from kava.evaluate.runner import time_alone
@@ -263,6 +270,23 @@ def test_a_shape_of_any_family_here(family, tmp_path):
     config = bare(family).config
     config.save_pretrained(tmp_path)
     assert configuration(str(tmp_path)).model_type == config.model_type
+
+
+def test_a_shipped_backbone_has_its_shape_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert configuration("checkpoints/quickstart/backbone").model_type == "llama"
+
+
+def test_sizes_alone_hold_nothing_that_a_method_refuses():
+    """What lay in the memory before: NaN here, which `pre_rope` found to be no rotation of ours."""
+    wanted = load_recipe("recipes/quickstart/kava.yaml")
+    assert wanted.kv.keys == "pre_rope"
+    torch.use_deterministic_algorithms(True)  # fills what is empty with NaN
+    try:
+        found = reasoner_of_sizes(wanted, "checkpoints/quickstart/backbone", torch.float32)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not any(weight.any() for weight in found.lm.model.layers.parameters())
 
 
 def test_published_shapes_have_their_own_sizes():

@@ -89,10 +89,22 @@ BAD = {
     "no such method here": (["quickstart", "--method", "cot"], "method of the quickstart 'cot'"),
     "no such run": (["ask", "{tmp}/nowhere", "hello"], "no such folder"),
     "not a run": (["eval", "{tmp}", "--task", "synthetic"], "neither a run or checkpoint"),
-    "typo in a task": (["eval", "{backbone}", "--task", "synthetik"], "synthetic"),
+    "typo in a task": (["eval", "{backbone}", "--task", "synthetik", "-o", "{tmp}/r"], "synthetic"),
     "a bad option": (
-        ["eval", "{backbone}", "--task", "synthetic", "--option", "max_step=2"],
+        ["eval", "{backbone}", "--task", "synthetic", "--option", "max_step=2", "-o", "{tmp}/r"],
         "max_step",
+    ),
+    "results of a shipped checkpoint": (
+        ["eval", "checkpoints/quickstart/kava", "--task", "synthetic", "--limit", "2"],
+        "eval: checkpoints/quickstart/kava is not a run folder; say where results go with -o",
+    ),
+    "an option where there is none": (
+        ["eval", "{backbone}", "--task", "rows", "--option", "steps=why", "-o", "{tmp}/r"],
+        "task rows has no options, so no 'steps'",
+    ),
+    "a folder as recipe": (
+        ["train", "recipes/quickstart", "-o", "{tmp}/r"],
+        "is a folder; give a recipe, a YAML file; it holds backbone.yaml, coconut.yaml, ",
     ),
     "no task": (["eval", "{backbone}", "--task", "", "-o", "{tmp}/r"], "a name is empty"),
     "a task twice": (

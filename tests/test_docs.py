@@ -9,6 +9,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -353,10 +354,11 @@ MISTAKES = {
     "…: '…' must be a list": f"train {RECIPE} data.train=text.jsonl",
     "…: broken JSON": f"train {RECIPE} data.train=broken.jsonl",
     "…: a data file must end": f"train {RECIPE} data.train=rows.csv",
-    "… has … rows": f"eval {CHECKPOINT} --task gsm8k --file good.jsonl",
+    "… has … rows": f"eval {CHECKPOINT} --task gsm8k --file good.jsonl -o out",
     "data: … validation": f"train {RECIPE} data.train=good.jsonl data.validation=good.jsonl",
     "backbone: …: no such folder": f"train {RECIPE} backbone=./nowhere",
     "…: neither a run": "ask empty question",
+    "tokenizer of …": "ask --backbone mute question",
     "…: already holds a run": f"train {RECIPE} {OWN} -o finished",
     "…: no complete checkpoint": f"train {RECIPE} {OWN} -o started --resume",
     "…: its recipe.yaml differs": f"train {RECIPE} {OWN} seed=7 -o started --resume",
@@ -384,6 +386,9 @@ def prepare_mistakes(folder):
     for name in ("empty", "finished", "started"):
         (folder / name).mkdir()
     (folder / "finished" / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
+    (folder / "mute").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(ROOT / "checkpoints/quickstart/backbone" / name, folder / "mute")
     recipe = load_recipe(RECIPE, OWN.split())
     (folder / "started" / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from kava import registry
-from kava.arguments import check_lengths
+from kava.arguments import check_lengths, check_steps
 from kava.errors import KavaError
 from kava.progress import Progress
 from kava.trainer import train
+from kava.types import Example
 
 POSITIONS = 40
 #: (question, its steps) in tokens.
@@ -123,3 +124,33 @@ def test_more_latents_than_positions():
     with pytest.raises(KavaError, match="positions in training, with 60 latents, and the backbone"):
         said(thinker("gpt2", "kava", num_latents=60), tiny.example(2, 1))
     assert "with 60 latents" in said(thinker("llama", "pccot", num_latents=60), tiny.example(2, 1))
+
+
+ONE = "once its last is dropped: drop_last_step=false keeps it"
+
+
+@pytest.mark.parametrize("method", registry.names("methods"))
+@pytest.mark.parametrize(
+    "steps, drop, expected", [((), False, "to learn from"), (("w1",), True, ONE)]
+)
+def test_rows_without_any_step_to_learn_from_are_told(method, steps, drop, expected):
+    reasoner = tiny.reasoner("llama", method, drop_last_step=drop)
+
+    def told(*examples):
+        console = Console(file=io.StringIO(), soft_wrap=True)
+        check_steps(reasoner, examples, reasoner.encoder.rows(examples), console)
+        return console.file.getvalue()
+
+    bare = [Example(str(i), "w1 w2", steps, "w3") for i in range(2)]
+    assert told(*bare).startswith("data.train: no row has a written step") == (method != "no_cot")
+    assert expected in told(*bare) or method == "no_cot"
+    assert not told(*bare, Example("2", "w1", ("w1", "w2"), "w3"))
+
+
+def test_a_training_without_steps_says_so(tmp_path):
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    settings = {"steps": 1, "learning_rate": 1e-3, "batch_size": 1}
+    model = tiny.reasoner("llama", "kava", drop_last_step=True, train=settings)
+    rows = [Example("0", "w1 w2", ("w1 w2 w3",), "w3")]
+    train(model, rows, [], tmp_path, False, Progress("", console))
+    assert ONE in console.file.getvalue()

@@ -130,8 +130,10 @@ def test_a_folder_that_is_taken_and_nothing_to_resume(backbone, tmp_path):
     with pytest.raises(KavaError, match="nothing to resume without an output folder"):
         model.train_on(ROWS, resume=True, quiet=True)
     model.train_on(ROWS, output=tmp_path / "run", quiet=True)
-    with pytest.raises(KavaError, match="already holds a run"):
+    with pytest.raises(KavaError, match=r"already holds a run; give another --output$"):
         model.train_on(ROWS, output=tmp_path / "run", quiet=True)
+    with pytest.raises(KavaError, match=r"run: is finished; nothing to resume$"):
+        model.train_on(ROWS, output=tmp_path / "run", resume=True, quiet=True)
 
 
 @pytest.mark.parametrize("every", (None, 1, 2, 3, 5))

@@ -218,7 +218,8 @@ def test_a_home_is_found(written, monkeypatch):
 
 
 def test_a_folder_is_not_a_recipe(tmp_path):
-    refuses(tmp_path, str(tmp_path), "cannot be read")
+    (tmp_path / "mine.yaml").write_text("")
+    refuses(tmp_path, str(tmp_path), "is a folder; give a recipe", "it holds mine.yaml")
 
 
 def test_broken_yaml_names_file_and_line(written):

@@ -15,6 +15,7 @@ from kava import batching, disk, parallel, room, rotary
 from kava.errors import KavaError, install, unknown
 from kava.model import Reasoner
 from kava.recipe import Recipe, Train
+from kava.types import Example
 
 
 def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -> TrainingArguments:
@@ -96,6 +97,26 @@ def check_schedule(reasoner: Reasoner, rows: Sequence[batching.Row]) -> None:
             f"and the training ends after {epochs:.2f} (of {per_epoch} steps); train longer, or "
             "make the stages shorter"
         )
+
+
+def check_steps(
+    reasoner: Reasoner,
+    examples: Sequence[Example],
+    rows: Sequence[batching.Row],
+    console: Console,
+) -> None:
+    """Say so, in a line, where a method that learns from written steps is given none in any row.
+
+    Single rows without are usual. Without any a teacher only answers, L_KV compares nothing, and
+    both would go unseen: most often the steps are one text, which is then the last and dropped.
+    """
+    if not reasoner.method.uses_steps or any(row.steps for row in rows):
+        return
+    there = any(example.steps for example in examples)
+    line = f"data.train: no row has a written step for '{reasoner.recipe.method}' to learn from"
+    if there:
+        line += " once its last is dropped: drop_last_step=false keeps it, or split it"
+    console.print(line, highlight=False, markup=False)
 
 
 def check_lengths(reasoner: Reasoner, rows: Sequence[batching.Row], console: Console) -> None:

@@ -42,6 +42,15 @@ def find(path: str | Path) -> Path:
     raise KavaError(f"{path}: no such file or folder (looked here and among the shipped files)")
 
 
+def folder_with(path: str | Path, name: str) -> Path | None:
+    """A folder, as given or shipped, that holds a file of this name; None where there is none."""
+    try:
+        folder = find(path)
+    except KavaError:
+        return None
+    return folder if (folder / name).is_file() else None
+
+
 def find_all(path: str | Path) -> list[Path]:
     """The same for a pattern (`recipes/*_aug/kava.yaml`) that the shell found nothing for.
 

@@ -22,6 +22,7 @@ from kava.attention import IMPLEMENTATION_NAME
 from kava.errors import KavaError, out_of_memory
 from kava.progress import no_bars
 from kava.recipe import Recipe
+from kava.types import ANSWER_PROMPT
 
 ACCESS_HINT = (
     "go online, log in with `hf auth login`, accept the model's licence on its page, "
@@ -121,11 +122,24 @@ _LOADING_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys", "erro
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer; a pad token is set to EOS where there is none (pads are always masked)."""
+    """The tokenizer; a pad token is set to EOS where there is none (pads are always masked).
+
+    Raises:
+        KavaError: its files are not there. For some families transformers then makes one that knows
+            no text: all that is asked would be nothing, or the unknown token.
+    """
+    known, why = set(), ""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise _unusable(f"tokenizer of {folder}", error) from None
+        ids = tokenizer(ANSWER_PROMPT, add_special_tokens=False).input_ids
+        known = set(ids) - {tokenizer.unk_token_id}
+    except Exception as error:  # of a broken file the tokenizers library raises just that
+        why = f" ({_in_a_line(error)})"
+    if not known:
+        raise KavaError(
+            f"tokenizer of {folder}: its files are missing or not readable{why}; put them beside "
+            "config.json, as tokenizer.save_pretrained(FOLDER) does"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -185,6 +199,10 @@ def _unusable(what: str, error: Exception) -> Exception:
     """What to raise for a file that transformers fails at."""
     if out_of_memory(error):
         return error
+    return KavaError(f"{what}: {_in_a_line(error)}")
+
+
+def _in_a_line(error: Exception) -> str:
     line = " ".join(str(error).split())[:300]
     known = isinstance(error, OSError | ValueError | ImportError | SafetensorError)
-    return KavaError(f"{what}: {line}" if known else f"{what}: {type(error).__name__}: {line}")
+    return line if known else f"{type(error).__name__}: {line}"

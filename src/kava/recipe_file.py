@@ -56,6 +56,10 @@ def _extended(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except IsADirectoryError:
+        held = sorted(path.name for path in file.glob("*.yaml"))
+        holds = f"; it holds {', '.join(held)}" if held else ""
+        raise KavaError(f"{file}: is a folder; give a recipe, a YAML file{holds}") from None
     except OSError as error:
         raise KavaError(f"{file}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -31,6 +31,7 @@ from kava.progress import Progress
 from kava.provenance import provenance, write_json, write_whole
 from kava.recipe import Data, Recipe
 from kava.recipe_file import load_recipe
+from kava.resuming import has_checkpoint
 from kava.tasks import Task
 from kava.trainer import train
 from kava.types import Example
@@ -74,10 +75,13 @@ def _prepare(run: Path, resolved: recipes.Section, resume: bool, inputs: dict[st
             raise KavaError(f"{run}: nothing to resume here (no recipe.yaml)")
         if different := differences(run, resolved):
             raise KavaError(f"{run}: its recipe.yaml differs ({different}); not resumed")
+        if is_finished(run):
+            raise KavaError(f"{run}: is finished; nothing to resume")
         check_inputs(run, inputs)
         return
     if holds_run(run):
-        raise KavaError(f"{run}: already holds a run; pass --resume, or another --output")
+        way = "give another --output" if is_finished(run) else "pass --resume, or another --output"
+        raise KavaError(f"{run}: already holds a run; {way}")
     check_free(run, resolved)
     run.mkdir(parents=True, exist_ok=True)
     if not (run / RECIPE).exists():
@@ -88,6 +92,11 @@ def _prepare(run: Path, resolved: recipes.Section, resume: bool, inputs: dict[st
 def holds_run(run: Path) -> bool:
     """Whether a folder holds more of a run than what a start leaves that failed at once."""
     return any(next(run.glob(name), None) for name in (METRICS, RESULT, "checkpoints/*"))
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run was trained to its end, and what only a resumption needs is gone."""
+    return (run / RESULT).is_file() and not has_checkpoint(run)
 
 
 def check_free(run: Path, resolved: recipes.Section) -> None:

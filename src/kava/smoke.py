@@ -12,9 +12,9 @@ from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from kava import assets, registry
 from kava import backbone as backbones
 from kava import recipe as recipes
-from kava import registry
 from kava import run as runs
 from kava.adapter import USUAL_TARGETS
 from kava.data import load_examples
@@ -53,9 +53,8 @@ def family(resolved: Recipe) -> str:
     Raises:
         KavaError: neither says.
     """
-    local = Path(resolved.backbone) / "config.json"
-    if local.is_file():
-        return AutoConfig.from_pretrained(resolved.backbone).model_type
+    if local := assets.folder_with(resolved.backbone, "config.json"):
+        return AutoConfig.from_pretrained(local).model_type
     if resolved.family is None:
         raise KavaError("the recipe needs the key 'family', such as family: llama")
     return resolved.family

@@ -19,7 +19,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from kava import checkpoint, layerwise, parallel, preemption, sharded
-from kava.arguments import arguments, check_lengths, check_schedule
+from kava.arguments import arguments, check_lengths, check_schedule, check_steps
 from kava.callbacks import GO_ON, Record, StopWhenAsked
 from kava.errors import KavaError, out_of_memory, writing
 from kava.evaluate.answers import HEADLINE
@@ -359,6 +359,7 @@ def train(
     rows = reasoner.encoder.rows(examples)
     check_schedule(reasoner, rows)
     reasoner.method.check_rows(rows)
+    check_steps(reasoner, examples, rows, progress.console)
     check_lengths(reasoner, rows, progress.console)
     layerwise.switch_on(reasoner.lm, recipe.train.gradient_checkpointing, recipe.train.compile)
     start = parallel.from_main(lambda: last_checkpoint(run)) if resume else None

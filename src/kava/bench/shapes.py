@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import mmap
 import random
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from kava import assets, families, probe
 from kava import backbone as backbones
-from kava import families, probe
 from kava.attention import IMPLEMENTATION_NAME
 from kava.batching import Row
 from kava.errors import KavaError, unknown
@@ -53,15 +53,16 @@ def configuration(shape: str) -> Any:
         KavaError: none of these; a name that the family does not have; or no decoder-only model
             of transformers can be made of it.
     """
-    named, is_folder = PUBLISHED.get(shape) or SHAPES.get(shape), _is_folder(shape)
-    if not (named or is_folder or ":" in shape):
+    named = PUBLISHED.get(shape) or SHAPES.get(shape)
+    folder = assets.folder_with(shape, "config.json")
+    if not (named or folder or ":" in shape):
         raise KavaError(
             f"shape '{shape}' is not known; known are {', '.join(SHAPES)}, a folder with a "
             "config.json, or family:name=value,... such as llama:hidden_size=256"
         )
     try:
-        if is_folder:
-            config = AutoConfig.from_pretrained(shape)
+        if folder:
+            config = AutoConfig.from_pretrained(folder)
         else:
             config = AutoConfig.for_model(**(named or _written(shape)))
         _try(config)
@@ -73,10 +74,6 @@ def configuration(shape: str) -> Any:
             f"shape '{shape}': transformers refuses it ({type(error).__name__}: {line})"
         ) from None
     return config
-
-
-def _is_folder(shape: str) -> bool:
-    return (Path(shape) / "config.json").is_file()
 
 
 def _written(shape: str) -> dict[str, Any]:
@@ -139,6 +136,16 @@ def random_reasoner(recipe: Recipe, shape: str, device: torch.device) -> Reasone
     return Reasoner(model, tokenizer, recipe, {"name": shape, "revision": None})
 
 
+def _untouched(like: torch.Tensor) -> torch.Tensor:
+    """Zeros that take no memory until they are written, where torch's own are written at once.
+
+    Not what happens to lie there: a method tries its backbone (`rotary.check`), and would refuse
+    it for that.
+    """
+    pages = mmap.mmap(-1, max(like.numel() * like.element_size(), 1))
+    return torch.frombuffer(pages, dtype=like.dtype, count=like.numel()).view(like.shape)
+
+
 def reasoner_of_sizes(recipe: Recipe, shape: str, dtype: torch.dtype) -> Reasoner:
     """The same, but nothing is written into the backbone's weights, so that they take no memory.
 
@@ -151,6 +158,8 @@ def reasoner_of_sizes(recipe: Recipe, shape: str, dtype: torch.dtype) -> Reasone
     config, tokenizer = _fitting(shape)
     model = _made(config, dtype, torch.device("meta")).to_empty(device="cpu")
     model.tie_weights()
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = _untouched(tensor)
     model.get_input_embeddings().weight.detach().zero_()  # new rows are drawn on their scale
     return Reasoner(model, tokenizer, recipe, {"name": shape, "revision": None})
 

@@ -131,8 +131,8 @@ def ablate(
     as_json: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
 ) -> None:
     """Does it think? Accuracy when latents are zeroed or swapped."""
-    from kava.evaluate.ablation import ablate_task, check, result_folder
-    from kava.evaluate.command import task_options
+    from kava.evaluate.ablation import ablate_task, check
+    from kava.evaluate.command import result_folder, task_options
     from kava.report.ablation import ablation_table
     from kava.run import open_reasoner
     from kava.tasks import load_task, read_options
@@ -140,7 +140,7 @@ def ablate(
     given, console = read_options("ablate", option or []), make_console(as_json)
     reasoner = open_reasoner(run, backbone)
     check(reasoner)
-    folder = result_folder(run, output)
+    folder = result_folder("ablate", run, output)
     options = task_options(reasoner.recipe, task, given)
     loaded = load_task(task, file=file, limit=limit, options=options)
     table = ablate_task(reasoner, loaded, folder, batch_size, seed)

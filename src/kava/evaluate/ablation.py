@@ -258,21 +258,6 @@ def ablate_task(
     return table
 
 
-def result_folder(run: str, output: Path | None) -> Path:
-    """Where results go: the run folder, if no other is given.
-
-    Raises:
-        KavaError: a checkpoint that lies in no run folder, and no `output`.
-    """
-    if output:
-        return output
-    given = Path(run)
-    for folder in (given, given.parent):
-        if (folder / "checkpoint" / "kava.json").is_file():
-            return folder
-    raise KavaError(f"ablate: {run} is not a run folder; say where results go with -o FOLDER")
-
-
 def _check_folder(folder: Path, task: str) -> None:
     file = folder / RESULT
     if not file.is_file():

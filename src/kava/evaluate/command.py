@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from kava import parallel
+from kava import assets, parallel
 from kava.errors import KavaError
 from kava.evaluate.answers import without_number
 from kava.evaluate.runner import check_room
@@ -33,7 +33,7 @@ def evaluate_tasks(
 
     Raises:
         KavaError: no task, one named twice or unknown; rows that cannot be had, or that the
-            backbone has no positions for; `--file` with several tasks; a file where results go.
+            backbone has no positions for; `--file` with several tasks; see `result_folder`.
     """
     tasks = [name.strip() for name in tasks]
     if not tasks:
@@ -42,10 +42,9 @@ def evaluate_tasks(
         raise KavaError(f"eval: task '{twice}' is named twice; name each once")
     if file and len(tasks) > 1:
         raise KavaError("eval: --file holds the rows of one task, but several tasks are given")
-    folder = output or _run_folder(Path(run))
-    check_folder(folder)
     given = read_options("eval", options)
     reasoner = parallel.main_first(lambda: open_reasoner(run, backbone))
+    folder = result_folder("eval", run, output)
 
     def load(name: str) -> Task:
         options = task_options(reasoner.recipe, name, given)
@@ -65,11 +64,27 @@ def evaluate_tasks(
     return summaries
 
 
-def check_folder(folder: Path) -> None:
-    """Raise a KavaError where a file stands where a folder is to be written."""
+def result_folder(command: str, run: str, output: Path | None) -> Path:
+    """Where results go: the run folder, if no other is given.
+
+    Not a folder named like a checkpoint that lies on the Hub or ships with kava: it would be taken
+    for that checkpoint from then on.
+
+    Raises:
+        KavaError: a checkpoint or a model that lies in no run folder, and no `output`; a file
+            where the folder is to be.
+    """
+    given = assets.at_home(run)
+    places = (given, given.parent)
+    folder = output or next((p for p in places if (p / "checkpoint/kava.json").is_file()), None)
+    if folder is None:
+        raise KavaError(
+            f"{command}: {run} is not a run folder; say where results go with -o FOLDER"
+        )
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise KavaError(f"{path} is a file; results go into a folder: give another --output")
+    return folder
 
 
 def line(task: str, summary: dict[str, Any]) -> str:
@@ -91,7 +106,3 @@ def task_options(recipe: Recipe, name: str, given: dict[str, Any]) -> dict[str, 
     """The problems a run was trained on are the ones it is asked, unless options say otherwise."""
     data = recipe.data
     return {**(data.options if data.train == name == "synthetic" else {}), **given}
-
-
-def _run_folder(run: Path) -> Path:
-    return run.parent if run.name == "checkpoint" else run

@@ -139,15 +139,16 @@ def _is_scored(asked: Asked, result: dict[str, Any]) -> bool:
 
 def _progress(asked: Asked) -> tuple[int | None, int | None, float | None]:
     """Step, steps in all, last loss."""
+    result = read_result(asked.run.folder) or {}
+    step = steps = result.get("steps")
     try:
         seen = watch.look(asked.run.folder)
-    except KavaError:  # nothing logged yet
-        return None, asked.run.recipe.train.steps, None
+    except KavaError:  # nothing logged, yet or at all
+        return step, steps or asked.run.recipe.train.steps, None
     losses = [record["loss"] for record in seen.records if "loss" in record]
-    result = read_result(asked.run.folder) or {}
-    if "steps" in result:
-        return result["steps"], result["steps"], losses[-1] if losses else None
-    return seen.step, seen.steps, losses[-1] if losses else None
+    if steps is None:
+        step, steps = seen.step, seen.steps
+    return step, steps, losses[-1] if losses else None
 
 
 def _sum_up(asked: Sequence[Asked], output: Path, console: Console) -> None:

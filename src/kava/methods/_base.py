@@ -69,6 +69,8 @@ class Method(ABC):
 
     #: Whether answers continue from latent tokens; the projection exists only then.
     uses_latents = False
+    #: Whether training reads the written steps.
+    uses_steps = True
     #: Whether the number of iterations T can be chosen when a question is asked.
     iterates = False
     #: Sections of a recipe whose loss this method has; elsewhere their `weight` must stay 0.

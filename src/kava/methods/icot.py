@@ -49,6 +49,7 @@ class ICoT(NoCoT):
     """Deng, Choi, Shieber, arXiv:2405.14838. Answers as No-CoT does."""
 
     Options = Options
+    uses_steps = True
     defaults = {"drop_last_step": False}
 
     def stage(self, epoch: float) -> int:

@@ -23,6 +23,8 @@ from kava.methods._work import Work, chain, lengths
 class NoCoT(Method):
     """The paper's lower line: the same backbone without any room to think."""
 
+    uses_steps = False
+
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
         """CE over the answer."""
         thought, last = read_question(reasoner, batch)
