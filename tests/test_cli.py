@@ -102,6 +102,14 @@ BAD = {
         ["eval", "{backbone}", "--task", "rows", "--option", "steps=why", "-o", "{tmp}/r"],
         "task rows has no options, so no 'steps'",
     ),
+    "a backbone for what has all its weights": (
+        ["ask", "checkpoints/quickstart/kava", "--backbone", "{backbone}", "hello"],
+        "checkpoints/quickstart/kava: holds all its weights, no adapter; leave out",
+    ),
+    "a backbone for a plain model": (
+        ["eval", "{backbone}", "--backbone", "{backbone}", "--task", "rows", "-o", "{tmp}/r"],
+        "a model of transformers, no adapter; leave out",
+    ),
     "a folder as recipe": (
         ["train", "recipes/quickstart", "-o", "{tmp}/r"],
         "is a folder; give a recipe, a YAML file; it holds backbone.yaml, coconut.yaml, ",

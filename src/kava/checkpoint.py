@@ -156,6 +156,8 @@ def load(
         )
     identity = described["backbone"]
     if resolved.adapter == "full":
+        if backbone:
+            raise KavaError(f"{folder}: holds all its weights, no adapter; leave out {backbone}")
         model = backbones.load_model(folder / "backbone", torch.float32)
     else:
         dtype = backbones.choose_dtype(resolved, device)

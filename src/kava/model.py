@@ -96,7 +96,8 @@ class Reasoner(nn.Module):
         Args:
             folder: a checkpoint folder, a run folder (its `checkpoint` is taken), or the name of a
                 checkpoint on the Hub.
-            backbone: where the backbone of an adapter lies now, if not where it was.
+            backbone: where the backbone of an adapter lies now, if not where it was; an error where
+                all weights are in the checkpoint.
             device: where the weights go, such as "cuda".
             revision: of a checkpoint on the Hub.
 

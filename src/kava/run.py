@@ -481,6 +481,8 @@ def open_reasoner(path: str, backbone: str | None = None) -> Reasoner:
     if any((place / "kava.json").is_file() for place in (folder, folder / "checkpoint")):
         return Reasoner.from_pretrained(path, backbone, device=default_device())
     if (folder / "config.json").is_file():
+        if backbone:
+            raise KavaError(f"{folder}: a model of transformers, no adapter; leave out {backbone}")
         return Reasoner.from_backbone(path, device=default_device())
     raise KavaError(
         f"{folder}: neither a run or checkpoint of kava (kava.json) nor a model of transformers "

@@ -88,6 +88,7 @@ class TextGenerationPipeline:
         Raises:
             KavaError: no question, an empty one, a chat of more than one user message, an option
                 that is not possible.
+            ValueError: an option that `generate` of transformers does not know.
         """
         full = return_full_text is None or return_full_text
         size = self.batch_size if batch_size is None else batch_size

@@ -16,6 +16,7 @@ from kava import backbone as backbones
 from kava.bench import generate, train
 from kava.bench.generate import Generation
 from kava.bench.shapes import Lengths, random_reasoner
+from kava.bench.table import table
 from kava.bench.timing import in_turns, matrix_rate
 from kava.bench.train import Training
 from kava.errors import KavaError
@@ -173,70 +174,71 @@ def _write(told: dict[str, Any], plan: Plan, console: Console) -> dict[str, Any]
 
 def _train_tables(rows: dict[str, dict[str, Any]]) -> list[Table]:
     first = next(iter(rows.values()))["ms_per_step"]["median"]
-    time, work = _table("recipe", *_TRAIN_TIME), _table("recipe", *_TRAIN_WORK)
+    time, work = [], []
     for name, row in rows.items():
         ms = row["ms_per_step"]
-        time.add_row(
-            name,
-            f"{ms['median']:.1f}",
-            f"{ms['quartile_1']:.1f} - {ms['quartile_3']:.1f}",
-            f"{ms['median'] / first:.2f}",
-            f"{row['ms_per_question']:.2f}",
-            f"{row['tokens_per_second']:,.0f}",
-            f"{100 * row['mfu']:.1f} %",
-            f"{row['peak_memory']['bytes'] / 1e6:,.0f}",
+        time.append(
+            [
+                name,
+                f"{ms['median']:.1f}",
+                f"{ms['quartile_1']:.1f} - {ms['quartile_3']:.1f}",
+                f"{ms['median'] / first:.2f}",
+                f"{row['ms_per_question']:.2f}",
+                f"{row['tokens_per_second']:,.0f}",
+            ]
         )
-        work.add_row(
-            name,
-            f"{row['token_forwards']:,}",
-            f"{row['token_forwards_least']:,}",
-            f"{row['flops'] / 1e9:.2f}",
-            f"{row['flops_least'] / 1e9:.2f}",
-            f"{row['flops_over_least']:.3f}",
+        work.append(
+            [
+                name,
+                f"{row['token_forwards']:,}",
+                f"{row['token_forwards_least']:,}",
+                f"{row['flops'] / 1e9:.2f}",
+                f"{row['flops_least'] / 1e9:.2f}",
+                f"{row['flops_over_least']:.3f}",
+                f"{100 * row['mfu']:.1f} %",
+                f"{row['peak_memory']['bytes'] / 1e6:,.0f}",
+            ]
         )
-    return [time, work]
+    return [table(_TRAIN_TIME, time), table(_TRAIN_WORK, work)]
 
 
 _TRAIN_TIME = (
-    "ms a step", "quartiles", "of the first", "ms a row", "tokens/s", "MFU", "peak MB",
+    "recipe", "ms a step", "quartiles", "of the first", "ms a row", "tokens/s",
 )  # fmt: skip
-_TRAIN_WORK = ("token-forwards", "least", "GFLOP", "least", "ratio")
+_TRAIN_WORK = ("recipe", "token-forwards", "least", "GFLOP", "least", "ratio", "MFU", "peak MB")
 
 
 def _generate_tables(rows: dict[str, list[dict[str, Any]]]) -> list[Table]:
-    time, work = _table("model", *_GENERATE_TIME), _table("model", *_GENERATE_WORK)
+    time, work = [], []
     for name, records in rows.items():
         for row in records:
             ms, size = row["ms_per_batch"], str(row["batch_size"])
-            time.add_row(
-                name,
-                size,
-                f"{row['ms_per_question']:.2f}",
-                f"{ms['quartile_1']:.1f} - {ms['quartile_3']:.1f}",
-                f"{row['ms_prefill']['median']:.1f}",
-                f"{row['questions_per_second']:,.1f}",
-                f"{100 * row['mfu']:.1f} %",
+            time.append(
+                [
+                    name,
+                    size,
+                    f"{row['ms_per_question']:.2f}",
+                    f"{ms['quartile_1']:.1f} - {ms['quartile_3']:.1f}",
+                    f"{row['ms_prefill']['median']:.1f}",
+                    f"{row['questions_per_second']:,.1f}",
+                ]
             )
-            work.add_row(
-                name,
-                size,
-                str(row["forward_passes"]),
-                f"{row['flops'] / 1e9:.3f}",
-                f"{row['flops_least'] / 1e9:.3f}",
-                f"{row['cache_bytes'] / 1e6:,.2f}",
-                f"{row['peak_memory']['bytes'] / 1e6:,.0f}",
+            work.append(
+                [
+                    name,
+                    size,
+                    str(row["forward_passes"]),
+                    f"{row['flops'] / 1e9:.3f}",
+                    f"{row['flops_least'] / 1e9:.3f}",
+                    f"{row['cache_bytes'] / 1e6:,.2f}",
+                    f"{row['peak_memory']['bytes'] / 1e6:,.0f}",
+                    f"{100 * row['mfu']:.1f} %",
+                ]
             )
-    return [time, work]
+    return [table(_GENERATE_TIME, time), table(_GENERATE_WORK, work)]
 
 
 _GENERATE_TIME = (
-    "batch", "ms a question", "ms a batch, quartiles", "prefill", "questions/s", "MFU",
+    "model", "batch", "ms a question", "ms a batch, quartiles", "prefill", "questions/s",
 )  # fmt: skip
-_GENERATE_WORK = ("batch", "passes", "GFLOP", "least", "cache MB", "peak MB")
-
-
-def _table(*columns: str) -> Table:
-    table = Table()
-    for column in columns:
-        table.add_column(column, justify="left" if column is columns[0] else "right")
-    return table
+_GENERATE_WORK = ("model", "batch", "passes", "GFLOP", "least", "cache MB", "peak MB", "MFU")

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from kava.bench import matrix
 from kava.bench.matrix import Row
 from kava.bench.speed import Speeds
+from kava.bench.table import table
 from kava.bench.whole import Wholes
 from kava.dry_run import Notes, large
 from kava.launch.attempt import say_plainly
@@ -141,7 +141,7 @@ def _work(rows: dict[str, Row], each: dict[str, float]) -> Table:
         )
         for name, row in rows.items()
     ]
-    return _table((*headings, *(["hours"] if each else [])), lines)
+    return table((*headings, *(["hours"] if each else [])), lines)
 
 
 def _room(rows: dict[str, Row], gigabytes: Sequence[float]) -> Table:
@@ -157,12 +157,12 @@ def _room(rows: dict[str, Row], gigabytes: Sequence[float]) -> Table:
         )
         for name, row in rows.items()
     ]
-    return _table(("recipe", "runs", "rows: memory", *inside, "disk in training, done"), lines)
+    return table(("recipe", "runs", "rows: memory", *inside, "disk in training, done"), lines)
 
 
 def _hours(hours: dict[str, Any]) -> Table:
     lines = [(n, *map(told_hours, found.values())) for n, found in hours["on_gpus"].items()]
-    return _table(("GPUs", "one GPU a run, hours", "GPUs left shared, hours"), lines)
+    return table(("GPUs", "one GPU a run, hours", "GPUs left shared, hours"), lines)
 
 
 def rows_and_memory(fit: dict[str, int] | None) -> str:
@@ -197,14 +197,3 @@ def flops(number: float | None) -> str:
 
 def _count(number: int | None) -> str:
     return "?" if number is None else f"{number:,}"
-
-
-def _table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
-    """Where a terminal is narrow, headings break and cells do not."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for place, heading in enumerate(headings):
-        widest = max((len(line[place]) for line in lines), default=0)
-        table.add_column(heading, justify="right" if place else "left", min_width=widest)
-    for line in lines:
-        table.add_row(*line)
-    return table

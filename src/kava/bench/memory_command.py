@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from kava.bench import memory
 from kava.bench.command import named, settings_of
 from kava.bench.shapes import Lengths
+from kava.bench.table import table
 from kava.errors import KavaError
 from kava.launch.attempt import say_plainly
 from kava.memory import Memory
@@ -66,7 +65,7 @@ def bench_memory(
                 status.update(f"counting {name}, {counted(size, 'row')}")
                 on = shape or recipe.backbone
                 rows[name][size] = memory.count(recipe, on, lengths, size, device)
-    console.print(_table(rows))
+    console.print(table(_HEADINGS, _lines(rows)))
     say_plainly(console, LEFT_OUT)
     told = {
         "what": f"bytes that one training step holds at its peak, as on {device}",
@@ -87,15 +86,12 @@ def bench_memory(
     return told
 
 
-def _table(rows: dict[str, dict[int, Memory]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for heading in _HEADINGS:
-        table.add_column(heading, justify="left" if heading == _HEADINGS[0] else "right")
-    for name, by_size in rows.items():
-        for size, one in by_size.items():
-            parts = (one.weights, one.gradients, one.optimiser, one.activations, one.total)
-            table.add_row(name, f"{size:,}", *map(told_bytes, parts))
-    return table
+def _lines(rows: dict[str, dict[int, Memory]]) -> list[list[str]]:
+    return [
+        [name, f"{size:,}", *map(told_bytes, (*astuple(one), one.total))]
+        for name, by_size in rows.items()
+        for size, one in by_size.items()
+    ]
 
 
 _HEADINGS = (

@@ -37,9 +37,9 @@ def load_examples(
     """Load the examples of one split, in order; no row is left out.
 
     Args:
-        source: a data set of this package (`gsm8k_aug`), a file (`rows.jsonl`, `.json` with one
-            object per line, `.parquet`, or `.txt` with `question||steps #### answer`), or a Hub
-            data set (`owner/name`), in this order of precedence.
+        source: a data set of this package (`gsm8k_aug`), a file (`rows.jsonl`, `.json` with a list
+            or one object per line, `.parquet`, or `.txt` with `question||steps #### answer`), or a
+            Hub data set (`owner/name`), in this order of precedence.
         split: `train`, `validation` or `test`. A file is one split, so there it is not used.
         limit: the first `limit` rows only; also how many to make where rows are generated.
         options: keyword arguments of the data set. For a file `steps`, the field with the steps
