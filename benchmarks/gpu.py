@@ -88,8 +88,8 @@ ALL = {
     "kava_1b_c64": steps("llama1b_aug", micro(64), COMPILED),
     "kava_1b_c64_grouped": steps("llama1b_aug", micro(64), COMPILED, GROUPED),
     "kava_1b_c128_grouped": steps("llama1b_aug", micro(128), COMPILED, GROUPED),
-    "kava_3b_checkpointed": steps("llama3b_aug", micro(64), CHECKPOINTED, GROUPED),
-    "kava_3b_c64_checkpointed": steps("llama3b_aug", micro(64), CHECKPOINTED, GROUPED, COMPILED),
+    "kava_3b_checkpointed": steps("llama3b_aug", micro(128), CHECKPOINTED, GROUPED),
+    "kava_3b_c128_checkpointed": steps("llama3b_aug", micro(128), CHECKPOINTED, GROUPED, COMPILED),
     **{f"generate_1b_x{size}": answers("llama1b_aug", size) for size in (1, 64, 1024, 4096)},
     "methods_1b": Measurement(
         "train", tuple(f"llama1b_aug/{name}" for name in METHODS), (micro(64), COMPILED, GROUPED)
