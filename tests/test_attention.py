@@ -1,6 +1,9 @@
 """The answer-to-reasoning block against a second model that runs eager attention in full."""
 
+import itertools
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,6 +93,52 @@ def test_recording_ends_with_its_block_and_holds_no_gradient(family):
     for layer, queries in record.queries.items():
         assert torch.equal(queries, inside[layer]) and not queries.requires_grad
         assert (queries.shape[1], queries.shape[0], queries.shape[2]) == (*heads, 2)
+
+
+def attended(query, key, value, mask, scaling):
+    """By loops: each query of each head, over the keys that it sees, of its group's head."""
+    group = query.shape[1] // key.shape[1]
+    rows = []
+    for b, h, i in itertools.product(*map(range, query.shape[:3])):
+        seen = mask[b, 0, i]
+        keys, values = key[b, h // group][seen], value[b, h // group][seen]
+        weights = (keys @ query[b, h, i] * (scaling or query.shape[3] ** -0.5)).softmax(0)
+        rows.append(weights @ values)
+    return torch.stack(rows).view_as(query).transpose(1, 2)
+
+
+@pytest.mark.parametrize("way", (nullcontext, attention.as_on_gpus), ids=("cpu", "gpu"))
+@pytest.mark.parametrize("scaling", (None, 0.3))
+@pytest.mark.parametrize("queries,group", [(1, 1), (1, 3), (4, 1), (4, 3), (40, 2)])
+def test_masked_attention_is_that_by_loops(queries, group, scaling, way):
+    """Outputs and gradients; 40 queries are more than are made rows of one head."""
+    torch.manual_seed(0)
+    heads, size = 2, 4
+    given = [torch.randn(2, h, n, size) for h, n in (
+        (heads * group, queries), (heads, queries + 3), (heads, queries + 3)
+    )]  # fmt: skip
+    mask = torch.ones(2, 1, queries, queries + 3, dtype=torch.bool).tril(3)
+    mask[1, :, :, 0] = False  # a pad
+    expected = [each.clone().requires_grad_() for each in given]
+    found = [each.clone().requires_grad_() for each in given]
+    slow = attended(*expected, mask, scaling)
+    with way():
+        fast, _ = attention._sdpa(SimpleNamespace(is_causal=True, num_key_value_groups=group),
+                                  *found, mask, scaling=scaling)  # fmt: skip
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+    for output in (slow, fast):
+        (output * torch.arange(output.numel()).view_as(output) / output.numel()).sum().backward()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("way", (nullcontext, attention.as_on_gpus), ids=("cpu", "gpu"))
+def test_for_the_backward_pass_keys_and_values_are_kept_as_they_are(way):
+    query, keys, values = (torch.randn(2, h, 5, 4, requires_grad=True) for h in (6, 2, 2))
+    mask, kept = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril(), []
+    with way(), torch.autograd.graph.saved_tensors_hooks(kept.append, lambda held: held):
+        attention.masked_attention(query, keys, values, mask)
+    assert {keys.data_ptr(), values.data_ptr()} <= {tensor.data_ptr() for tensor in kept}
 
 
 def test_nobody_records_where_nobody_reads():

@@ -8,15 +8,18 @@ logits (Gemma-2), which that cannot do, attention over a block of query rows at 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -118,10 +121,24 @@ def _sdpa(
         _record(module, query, kwargs)
     if kwargs.get("softcap") is not None:
         return capped_attention(query, key, value, attention_mask, **kwargs), None
-    on_cpu = query.device.type == "cpu" and not _as_on_gpus
-    if on_cpu and attention_mask is not None and query.shape[2] > 1:
-        return masked_attention(query, key, value, attention_mask, **kwargs), None
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    # A single query transformers takes apart by groups itself; bits of plain decoding stay.
+    if attention_mask is None or not 1 < query.shape[2] <= _most_rows(key):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return masked_attention(query, key, value, attention_mask, **kwargs), None
+
+
+def _most_rows(key: Tensor) -> float:
+    """Queries up to which heads that share keys and values are attended to as rows of one head.
+
+    A mask as numbers is held for each row; beyond so many that takes more than repeating keys and
+    values would. CPUs need neither.
+    """
+    return math.inf if _groups_as_they_are(key) else 2 * key.shape[1] * key.shape[3]
+
+
+def _groups_as_they_are(key: Tensor) -> bool:
+    """Whether the kernel takes fewer heads of keys than of queries together with a mask."""
+    return key.device.type == "cpu" and not _as_on_gpus
 
 
 def masked_attention(
@@ -133,10 +150,11 @@ def masked_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> Tensor:
-    """softmax(q . k * scaling) v where `mask` is true, grouped heads as they are.
+    """softmax(q . k * scaling) v where `mask` is true, keys and values of grouped heads once.
 
-    transformers repeats keys and values for each query head where there is a mask, as CUDA's
-    kernels need it. The CPU's does not, and the copies cost as much as a third of the attention.
+    Where there is a mask, transformers repeats them for each query head, since CUDA's kernels take
+    no groups then. The CPU's does. For CUDA's, query heads that share keys and values become
+    further rows of one head: the same numbers, and nothing is repeated but the mask (ours).
 
     Args:
         query: [B, H * G, n, D]; G query heads share a key/value head.
@@ -146,10 +164,14 @@ def masked_attention(
     Returns:
         [B, n, H * G, D].
     """
-    output = torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, mask, dropout, scale=scaling, enable_gqa=True
-    )
-    return output.transpose(1, 2).contiguous()
+    attend = partial(scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
+    groups = query.shape[1] // key.shape[1]
+    if groups == 1 or _groups_as_they_are(key):
+        output = attend(query, key, value, mask, enable_gqa=groups > 1)
+        return output.transpose(1, 2).contiguous()
+    rows = query.unflatten(1, (-1, groups)).flatten(2, 3)  # [B, H, G * n, D]
+    output = attend(rows, key, value, mask.repeat(1, 1, groups, 1))
+    return output.unflatten(2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
 ROWS = 128  # of queries at a time; their attention weights are all that ever exists

@@ -127,9 +127,10 @@ def activation_bytes(
         per token             8 d + b (3 q + 3 f)     inputs of the norms, attention, gated MLP
           + weights trained   8 d + b (2 d + f)       inputs of the weights
           + an adapter        (b + 1) n + b r         per adapted module of n inputs: dropout, A, B
-        per key               b (2 q + 2 v)           repeated for grouped heads, and cached;
-                                                      b 2 v on CPUs, where nothing is repeated
-        per cell of a mask    b
+        per key               b 2 v                   cached
+        per cell of a mask    b                       on GPUs q / v times: for each query head that
+                                                      shares keys; or, of calls with more than 2 v
+                                                      columns, once, and b 2 q more per key
 
     With gradient checkpointing that of one layer and the largest pass, made anew, and per layer
 
@@ -154,11 +155,13 @@ def activation_bytes(
     adapted = [m for m in model.modules() if getattr(m, "lora_A", None)]
     adapters = sum((b + 1) * m.in_features + b * recipe.lora.r for m in adapted)
     per_token += adapters / shape.num_hidden_layers
-    per_key = b * (2 * v if device == "cpu" else 2 * q + 2 * v)
 
     def in_a_layer(call: Call) -> float:
-        keys = call.rows * call.keys
-        return call.tokens * per_token + keys * per_key + keys * call.columns * b
+        keys, repeated, masks = call.rows * call.keys, 0, 1
+        if device != "cpu" and q > v:  # as `attention` has it
+            repeated, masks = (2 * q, 1) if call.columns > 2 * v else (0, q // v)
+        per_key = b * (2 * v + repeated + masks * call.columns)
+        return call.tokens * per_token + keys * per_key
 
     labels = min(seen.labels, labels_at_once(model) or seen.labels)
     logits = labels * shape.vocab_size * (8 + b)
