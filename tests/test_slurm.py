@@ -87,7 +87,7 @@ def same(one: Path, other: Path) -> bool:
     return all(torch.equal(a[key], b[key]) for a, b in pairs for key in a | b)
 
 
-def until(ready, what: str, seconds: float = 120):
+def until(ready, what: str, seconds: float = 240):
     end = time.monotonic() + seconds
     while not (found := ready()):
         assert time.monotonic() < end, what
