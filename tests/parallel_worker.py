@@ -176,6 +176,7 @@ def main() -> None:
             outcomes.append(str(error))
     (FOLDER / f"outcomes-{parallel.index()}.json").write_text(json.dumps(outcomes))
     parallel.leave()
+    parallel.end(0)
 
 
 if __name__ == "__main__":

@@ -365,6 +365,21 @@ def test_an_evaluation_by_two_is_that_of_one(recipes, alone, tmp_path):
         assert scores[0][key] == scores[1][key], key
 
 
+def test_of_several_processes_none_waits_for_python_to_take_itself_apart():
+    """A thread of torch may abort a process there; what is registered for the end still runs."""
+    code = (
+        "import atexit; from kava import parallel; atexit.register(print, 'sent')\n"
+        "class Late:\n def __del__(self): print('late')\n"
+        "late = Late(); parallel.end(0)"
+    )
+    for number, told in (("2", "sent"), ("1", "sent late")):
+        env = {**os.environ, "WORLD_SIZE": number, "RANK": "0", "LOCAL_RANK": "0"}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == told.split()
+
+
 def test_bad_input_is_told_once_and_ends_both(recipes, tmp_path):
     process = launch("-m", "kava", "train", recipes["lora"], "train.stps=8", "-o", tmp_path / "run")
     _, err = process.communicate(timeout=120)

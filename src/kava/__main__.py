@@ -24,6 +24,7 @@ def main() -> None:
     except SystemExit as end:
         if not end.code:
             parallel.leave()
+            parallel.end(0)
         elif end.code == 128 + signal.SIGINT and (hint := _hint(sys.argv[1:])):
             parallel.tell(f"kava: interrupted; {hint}")
             parallel.end(end.code)

@@ -6,6 +6,7 @@ accelerate's; what is added here is that an error of one process ends all of the
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -280,12 +281,15 @@ def leave() -> None:
 
 
 def end(status: int) -> None:
-    """End this process, after an error.
+    """End this process.
 
-    Of several each ends at once: leaving politely would wait for those that stopped in the middle
-    of something.
+    Of several each ends at once. After an error, leaving politely would wait for those that stopped
+    in the middle of something; after success, a thread of torch that frees a tensor while Python
+    takes itself apart would now and then abort the process, and all of them would have failed.
     """
     if processes() > 1:
+        if status == 0:
+            atexit._run_exitfuncs()  # what loggers have left to send
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
