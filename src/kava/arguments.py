@@ -19,12 +19,21 @@ from kava.types import Example
 
 
 def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -> TrainingArguments:
-    """The recipe in the Trainer's words."""
+    """The recipe in the Trainer's words.
+
+    Raises:
+        KavaError: as `rows_at_once`; a single process is to train on another GPU than its first.
+    """
     settings = recipe.train
     on_gpu, processes = device.type == "cuda", parallel.processes()
     rows = rows_at_once(settings, processes)
+    if on_gpu and processes == 1 and device.index:
+        raise KavaError(
+            f"a process trains on its first GPU, not on {device}; move the model to cuda:0, or "
+            f"show the process that GPU alone: CUDA_VISIBLE_DEVICES={device.index}"
+        )
     length = {"max_steps": settings.steps} if settings.steps else {}
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=str(run / "checkpoints"),
         num_train_epochs=settings.epochs or 1.0,
         **length,
@@ -55,6 +64,9 @@ def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -
         dataloader_pin_memory=on_gpu,
         disable_tqdm=True,
     )
+    if made.n_gpu > 1:  # it would split steps over all GPUs in sight, each with a batch of its own
+        made._n_gpu = 1
+    return made
 
 
 #: Schedules that have another name there: the one called `constant` knows no warmup.
