@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from kava import assets, checkpoint, hub, lock, parallel, sharded
@@ -451,39 +452,43 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
 
 def default_device() -> str:
     """`cuda` where there is one; of several processes each has its own."""
-    import torch
-
     if parallel.processes() > 1:
         return parallel.device()
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def open_reasoner(path: str, backbone: str | None = None) -> Reasoner:
+def open_reasoner(
+    path: str, backbone: str | None = None, dtype: str | torch.dtype | None = None
+) -> Reasoner:
     """A run folder, a checkpoint, or a plain backbone (which writes its steps out).
 
     Checkpoints and backbones may lie on the Hub.
 
+    Args:
+        dtype: see `Reasoner.from_pretrained`.
+
     Raises:
-        KavaError: the folder is none of these, or there is none.
+        KavaError: the folder is none of these, or there is none; a dtype that is not possible.
     """
+    how: dict[str, Any] = {"device": default_device(), "dtype": dtype}
     try:
         folder = assets.find(path)
     except KavaError:
         if hub.is_name(path) and hub.has_file(path, "kava.json"):
-            return Reasoner.from_pretrained(path, backbone, device=default_device())
+            return Reasoner.from_pretrained(path, backbone, **how)
         try:
-            return Reasoner.from_backbone(path, device=default_device())  # a Hub name, or an error
+            return Reasoner.from_backbone(path, **how)  # a Hub name, or an error
         except hub.NotHad as error:
             raise KavaError(
                 f"{error.told}; give the folder of a run, a checkpoint or a model of transformers; "
                 "for one on the Hub go online, and log in with `hf auth login`"
             ) from None
     if any((place / "kava.json").is_file() for place in (folder, folder / "checkpoint")):
-        return Reasoner.from_pretrained(path, backbone, device=default_device())
+        return Reasoner.from_pretrained(path, backbone, **how)
     if (folder / "config.json").is_file():
         if backbone:
             raise KavaError(f"{folder}: a model of transformers, no adapter; leave out {backbone}")
-        return Reasoner.from_backbone(path, device=default_device())
+        return Reasoner.from_backbone(path, **how)
     raise KavaError(
         f"{folder}: neither a run or checkpoint of kava (kava.json) nor a model of transformers "
         "(config.json)"
