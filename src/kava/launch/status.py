@@ -153,7 +153,7 @@ def _progress(asked: Asked) -> tuple[int | None, int | None, float | None]:
 
 def _sum_up(asked: Sequence[Asked], output: Path, console: Console) -> None:
     scorings = {
-        (tuple(one.scoring.names), one.scoring.file, one.scoring.limit): one.scoring
+        (tuple(one.scoring.names), tuple(one.scoring.files), one.scoring.limit): one.scoring
         for one in asked
     }
     if len(scorings) > 1:
