@@ -161,6 +161,11 @@ def test_what_cannot_be_checked_is_named(tmp_path, gold_file):
     rows = tmp_path / "rows.jsonl"
     for text, words, message in (
         ('{"question": 7}\n', ("gsm8k", "--file", gold_file), "line 1: 'question' must be a text"),
+        (
+            '{"prompt": "q", "answer": "1"}\n',
+            ("gsm8k", "--file", gold_file),
+            "line 1: no field 'question'; the row has: prompt, answer$",
+        ),
         ("", ("gsm8k", "--file", gold_file), "holds no rows"),
         (
             "{}\n",

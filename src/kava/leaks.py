@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kava import assets
 from kava.data import is_file, load_examples
-from kava.data.files import read_rows
+from kava.data.files import question_of, read_rows
 from kava.errors import KavaError
 from kava.tasks import Task, load_task, local_copies
 from kava.tasks._rows import unfold
@@ -209,11 +209,8 @@ def _questions(source: str) -> Iterator[tuple[str, str]]:
         return
     empty = True
     for where, row in unfold(read_rows(assets.at_home(source))):
-        question = row.get("question")
-        if not isinstance(question, str) or not question.strip():
-            raise KavaError(f"{where}: 'question' must be a text that is not empty")
         empty = False
-        yield where, question
+        yield where, question_of(row, where)
     if empty:
         raise KavaError(f"{source} holds no rows")
 
