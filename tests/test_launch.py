@@ -18,7 +18,7 @@ from kava.launch import attempt, queue, record, slurm, status
 from kava.launch.attempt import Run, Scoring
 from kava.recipe import Recipe, Resources
 from kava.recipe_file import load_recipe
-from kava.run import read_result
+from kava.run_folder import read_result
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ["llama1b_aug", "llama1b_aug_nl", "llama3b_aug", "llama3b_aug_nl", "qwen05b_aug",

@@ -15,7 +15,7 @@ from kava.launch import attempt as launch
 from kava.launch.attempt import SCORED, SKIPPED, TRAINED, Run, Scoring, attempt
 from kava.preemption import Preempted
 from kava.recipe import Recipe, dump
-from kava.run import read_metrics, read_result
+from kava.run_folder import read_metrics, read_result
 
 VOLATILE = {"tokens_per_second", "seconds_per_step", "epoch"}
 SIGNAL = signal.SIGUSR2

@@ -15,7 +15,7 @@ from rich.console import Console
 from kava import lock
 from kava.errors import KavaError
 from kava.report.rows import VALIDATION, make_row
-from kava.run import read_metrics, read_result
+from kava.run_folder import read_metrics, read_result
 from kava.sweep import names
 
 VOLATILE = {"tokens_per_second", "seconds_per_step", "epoch"}

@@ -17,7 +17,8 @@ from transformers import get_scheduler
 from kava.arguments import arguments
 from kava.errors import KavaError
 from kava.recipe_file import load_recipe
-from kava.run import read_metrics, read_result, train_run
+from kava.run import train_run
+from kava.run_folder import read_metrics, read_result
 from kava.trainer import StepTrainer
 
 VOLATILE = {"tokens_per_second", "seconds_per_step", "epoch"}

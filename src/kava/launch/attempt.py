@@ -25,16 +25,8 @@ from kava.model import Reasoner
 from kava.recipe import Recipe
 from kava.report.tables import duration
 from kava.resuming import has_checkpoint
-from kava.run import (
-    check_free,
-    default_device,
-    differences,
-    holds_run,
-    put_aside,
-    read_result,
-    score_run,
-    train_run,
-)
+from kava.run import default_device, score_run, train_run
+from kava.run_folder import check_free, differences, holds_run, put_aside, read_result
 from kava.tasks import Task, load_task, local_copies
 
 T = TypeVar("T")

@@ -24,7 +24,7 @@ from kava.launch.record import Asked, Job
 from kava.recipe_book import print_columns
 from kava.report.rows import VALIDATION
 from kava.report.tables import counted
-from kava.run import differences, holds_run, read_result
+from kava.run_folder import differences, holds_run, read_result
 
 WAITING, RUNNING, DONE = "waiting", "running", "done"
 FAILED, PREEMPTED = "failed", "preempted"
