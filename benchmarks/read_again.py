@@ -20,8 +20,9 @@ from typing import Any
 
 from kava.evaluate.answers import accuracy_by_rule, score
 from kava.provenance import write_json
-from kava.run import RESULT, read_result
+from kava.run_folder import read_result
 from kava.tasks import load_task
+from kava.watch import RESULT
 
 
 def read_again(run: Path, task_file: str | None) -> list[str]:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from kava.evaluate.command import line, task_options
 from kava.model import Reasoner
-from kava.run import read_result, score_run
+from kava.run import score_run
+from kava.run_folder import read_result
 from kava.tasks import load_task
 
 

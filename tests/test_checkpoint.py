@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from tiny import bare, batch, example, lora, recipe, tokenizer
 
 from kava import checkpoint, registry
+from kava.adapter import of_backbone
 from kava.errors import KavaError
 from kava.model import SPECIAL_TOKENS, Reasoner
 from kava.recipe_file import load_recipe
@@ -195,6 +196,41 @@ def test_special_tokens_stay_what_they_are(saved):
 def test_the_recipe_comes_back(saved):
     assert Reasoner.from_pretrained(saved[1]).recipe == saved[0].recipe
     assert load_recipe(saved[1] / "recipe.yaml") == saved[0].recipe
+
+
+# -- another dtype -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_in_another_dtype_it_is_the_model_with_its_backbone_rounded(tmp_path, family, adapter):
+    build(tmp_path, family, adapter).save_pretrained(tmp_path / "checkpoint")
+    loaded = Reasoner.from_pretrained(tmp_path / "checkpoint", dtype=torch.bfloat16)
+    rounded = Reasoner.from_pretrained(tmp_path / "checkpoint", dtype="auto")
+    assert rounded.lm.dtype == torch.float32
+    for weight in of_backbone(rounded.backbone):
+        weight.data = weight.data.to(torch.bfloat16)
+    assert_same(outputs(rounded), outputs(loaded))
+    backbone = {id(weight) for weight in of_backbone(loaded.backbone)}
+    for weight in loaded.parameters():
+        assert weight.dtype == (torch.bfloat16 if id(weight) in backbone else torch.float32)
+    frequencies = [b for name, b in loaded.named_buffers() if "inv_freq" in name]
+    assert {buffer.dtype for buffer in frequencies} <= {torch.float32}
+    loaded.save_pretrained(tmp_path / "again")
+    again = Reasoner.from_pretrained(tmp_path / "again", dtype="bfloat16")
+    assert_same(outputs(loaded), outputs(again))
+
+
+def test_where_nothing_else_is_rounded_it_answers_as_that_to_does(tmp_path):
+    plain = str(store(tmp_path / "plain", "gpt2"))
+    loaded = Reasoner.from_backbone(plain, dtype="bfloat16")
+    assert_same(outputs(Reasoner.from_backbone(plain).to(torch.bfloat16)), outputs(loaded))
+
+
+@pytest.mark.parametrize("dtype", ("float16", torch.float16, "bf16", torch.int8, 16))
+def test_a_dtype_that_is_not_possible(saved, dtype):
+    refuses(saved[1], f"dtype {dtype!r} is not possible for a backbone; give", dtype=dtype)
+    with pytest.raises(KavaError, match="is not possible for a backbone; give 'bfloat16'"):
+        Reasoner.from_backbone("nowhere", dtype=dtype)
 
 
 # -- errors that name the thing ------------------------------------------------------------------

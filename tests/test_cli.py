@@ -119,6 +119,14 @@ BAD = {
         ["eval", "{backbone}", "--task", "synthetic, synthetic", "-o", "{tmp}/r"],
         "task 'synthetic' is named twice",
     ),
+    "a task without a file": (
+        ["eval", "{backbone}", "--task", "gsm8k,svamp,rows", "--file", "a", "-o", "{tmp}/r"],
+        "eval: 1 --file for 3 tasks, none for svamp, rows; give one for each task, in the order",
+    ),
+    "a file without a task": (
+        ["eval", "{backbone}", "--task", "gsm8k", "--file", "a", "--file", "b", "-o", "{tmp}/r"],
+        "eval: 2 --file for 1 task, no task for b; give one for each task, in the order",
+    ),
     "scores into a file": (
         ["eval", "{backbone}", "--task", "synthetic", "-o", "{backbone}/config.json"],
         "config.json is a file; results go into a folder",
@@ -278,6 +286,22 @@ def test_eval_says_how_many_right_answers_the_headline_cannot_read(backbone, tmp
     done = kava("eval", backbone, "--task", "rows", "--file", rows, "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "1 of 2 right answers hold no number, such as 'yes'" in done.stdout
+
+
+def test_eval_scores_several_local_files_with_one_model(backbone, tmp_path):
+    for name, answers in (("own", "1"), ("more", "12")):
+        rows = [{"question": f"{n} and 2?", "answer": n} for n in answers]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own, more = tmp_path / "own.jsonl", tmp_path / "more.jsonl"
+    words = ["eval", backbone, "--limit", 3, "-o", tmp_path / "out", "--task"]
+    done = kava(*words, "gsm8k,rows", "--file", more, "--file", own, "--json")
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(done.stdout)
+    assert {name: score["n"] for name, score in scores.items()} == {"gsm8k": 2, "rows-own": 1}
+    kept = json.loads((tmp_path / "out" / "result.json").read_text())["scores"]
+    assert {name: score["source"] for name, score in kept.items()} == {
+        "gsm8k": str(more), "rows-own": str(own)
+    }  # fmt: skip
 
 
 def test_eval_writes_scores_and_predictions(backbone, tmp_path):

@@ -19,7 +19,8 @@ import kava.trainer
 from kava import batching, recipe, registry
 from kava.batching import Row
 from kava.errors import KavaError
-from kava.run import read_metrics, train_run
+from kava.run import train_run
+from kava.run_folder import read_metrics
 from kava.smoke import shrink
 
 EXAMPLES = [

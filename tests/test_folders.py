@@ -14,13 +14,14 @@ import yaml
 from parallel_worker import train
 from rich.console import Console
 
-from kava import lock
+from kava import lock, run_folder
 from kava import run as runs
 from kava.errors import KavaError
 from kava.model import Reasoner
 from kava.recipe import dump
 from kava.recipe_file import load_recipe
-from kava.run import alone, check_free, put_aside, read_metrics, read_result, score_run
+from kava.run import score_run
+from kava.run_folder import alone, check_free, put_aside, read_metrics, read_result
 from kava.smoke import tiny_backbone
 from kava.tasks import load_task
 
@@ -249,7 +250,7 @@ def test_scores_of_two_at_once_are_both_kept(backbone, tmp_path, monkeypatch):
     recipe, run = write(tmp_path / "a.yaml", backbone), tmp_path / "run"
     train(recipe, run)
     reasoner = Reasoner.from_pretrained(run, device="cpu")
-    whole = runs.read_result
+    whole = read_result
     both = threading.Barrier(2, timeout=2)
 
     def read(folder):  # each has read what there is before either writes, if nothing prevents it
@@ -268,7 +269,7 @@ def test_scores_of_two_at_once_are_both_kept(backbone, tmp_path, monkeypatch):
 
 
 def test_scores_wait_for_a_folder_only_so_long(backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "_TURN", 0.0)
+    monkeypatch.setattr(run_folder, "_TURN", 0.0)
     reasoner = Reasoner.from_backbone(str(backbone), device="cpu")
     task = load_task("synthetic", limit=1)
     in_use = pytest.raises(KavaError, match="its scores are in use: process")

@@ -18,7 +18,7 @@ from kava.launch import attempt, queue, record, slurm, status
 from kava.launch.attempt import Run, Scoring
 from kava.recipe import Recipe, Resources
 from kava.recipe_file import load_recipe
-from kava.run import read_result
+from kava.run_folder import read_result
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ["llama1b_aug", "llama1b_aug_nl", "llama3b_aug", "llama3b_aug_nl", "qwen05b_aug",
@@ -233,7 +233,7 @@ def test_the_status_of_a_sweep_on_this_machine(kava, backbone, tmp_path, monkeyp
     (row,) = json.loads((out / "summary.json").read_text())["rows"]
     assert (row["seeds"], row["task"], row["n"]) == ([1, 2, 3], "synthetic", 4)
 
-    (out / "a-seed3" / "metrics.jsonl").unlink()  # as where log_every is more than all steps
+    (out / "a-seed3" / "metrics.jsonl").unlink()  # as where it was lost
     assert "a-seed3  done   4 of 4" in kava("sweep", "--status", out)[1]
 
     score = read_result(out / "a-seed1")  # a score that was asked for is missing

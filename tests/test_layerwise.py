@@ -14,7 +14,7 @@ from torch._dynamo.backends.debugging import aot_eager_decomp_partition
 
 from kava import layerwise
 from kava.errors import KavaError
-from kava.run import read_metrics
+from kava.run_folder import read_metrics
 from kava.smoke import tiny_backbone
 
 # torch itself gives several while it compiles

@@ -161,8 +161,17 @@ def test_what_cannot_be_checked_is_named(tmp_path, gold_file):
     rows = tmp_path / "rows.jsonl"
     for text, words, message in (
         ('{"question": 7}\n', ("gsm8k", "--file", gold_file), "line 1: 'question' must be a text"),
+        (
+            '{"prompt": "q", "answer": "1"}\n',
+            ("gsm8k", "--file", gold_file),
+            "line 1: no field 'question'; the row has: prompt, answer$",
+        ),
         ("", ("gsm8k", "--file", gold_file), "holds no rows"),
-        ("{}\n", ("gsm8k,svamp", "--file", gold_file), "holds the rows of one task"),
+        (
+            "{}\n",
+            ("gsm8k,svamp", "--file", gold_file),
+            "1 --file for 2 tasks, none for svamp; give",
+        ),
         ("{}\n", ("gsm8k", "--option", "seed=1", "--file", gold_file), "no options, so no 'seed'"),
     ):
         rows.write_text(text)

@@ -27,7 +27,8 @@ from kava.model import Reasoner
 from kava.order import EpochOrder
 from kava.recipe import Train
 from kava.recipe_file import load_recipe
-from kava.run import read_metrics, read_result, score_run
+from kava.run import score_run
+from kava.run_folder import read_metrics, read_result
 from kava.smoke import tiny_backbone
 from kava.tasks import load_task
 

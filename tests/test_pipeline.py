@@ -99,8 +99,8 @@ def test_a_device_can_be_chosen(model):
         ({"device": "gpu"}, "device 'gpu' cannot be used"),
         ({"device": 99}, "device 99 cannot be used"),
         ({"tokenizer": "gpt2"}, "tokenizer cannot be given here; a reasoner has its own"),
-        ({"torch_dtype": "auto"}, "torch_dtype cannot be given here; .*to\\(dtype\\)"),
-        ({"dtype": torch.float16}, "dtype cannot be given here; .*to\\(dtype\\)"),
+        ({"torch_dtype": "auto"}, "torch_dtype cannot be given here; give dtype"),
+        ({"dtype": torch.bfloat16}, "dtype is for a model given by name; open this one with"),
         ({"device_map": "auto"}, "device_map cannot be given here; give device"),
         ({"temperature": 1.0}, "temperature cannot be given here; .* in the call"),
     ],
@@ -110,6 +110,18 @@ def test_how_a_model_is_not_opened(model, options, said):
         kava.pipeline(model=model, **options)
     with pytest.raises(KavaError, match="model is a LlamaForCausalLM; give a Reasoner"):
         kava.pipeline(model=model.lm)
+
+
+def test_a_name_is_opened_in_the_dtype_asked_for(model, tmp_path):
+    model.save_pretrained(tmp_path / "run")
+    model.lm.save_pretrained(tmp_path / "plain")
+    model.tokenizer.save_pretrained(tmp_path / "plain")
+    for name in ("run", "plain"):
+        place = str(tmp_path / name)
+        for dtype, got in (("bfloat16", torch.bfloat16), ("auto", torch.float32)):
+            assert kava.pipeline(model=place, dtype=dtype, device=-1).model.lm.dtype == got
+        with pytest.raises(KavaError, match=r"^dtype 'int8' is not possible"):
+            kava.pipeline(model=place, dtype="int8")
 
 
 def test_options_that_say_nothing_are_taken(model):

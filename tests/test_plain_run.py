@@ -51,6 +51,16 @@ def test_it_is_the_model_that_was_trained(finish, adapter):
     assert identity["name"] == str(run)
 
 
+def test_in_bf16_its_weights_alone_are_rounded(finish):
+    run, reasoner = finish("cot")
+    model, _, identity = backbones.load(str(run), None, torch.bfloat16)
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    assert identity["fingerprint"] == backbones.fingerprint(reasoner.lm)
+    kept = dict(reasoner.lm.named_buffers())
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, kept[name])  # a rotation's frequencies
+
+
 @pytest.mark.parametrize("adapter", ({}, lora()), ids=("full", "lora"))
 def test_another_method_starts_from_it_and_comes_back_from_disk(finish, tmp_path, adapter):
     run, _ = finish("cot", **lora())

@@ -18,7 +18,8 @@ from kava.model import Reasoner
 from kava.quickstart import BACKBONE, CHECKPOINT, METHODS, SEEDS, SUMMARY, make_plan
 from kava.recipe_file import load_recipe
 from kava.report.readme import filled
-from kava.run import differences, open_reasoner
+from kava.run import open_reasoner
+from kava.run_folder import differences
 from kava.tasks import load_task
 
 ROOT = Path(__file__).parents[1]

@@ -14,7 +14,7 @@ from kava import checkpoint
 from kava.errors import KavaError
 from kava.provenance import write_json
 from kava.resuming import SEAL, last_checkpoint
-from kava.run import alone, read_metrics, read_result
+from kava.run_folder import alone, read_metrics, read_result
 from kava.smoke import tiny_backbone
 
 TREE = {

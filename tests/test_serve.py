@@ -350,6 +350,16 @@ def test_models_health_and_unknown_addresses(url):
     assert httpx.get(f"{url}/v1/completions").status_code == 405
 
 
+def test_head_is_get_without_a_body(url):
+    for path in ("/health", "/v1/models", "/v1/models/tiny", "/v1/models/other", "/openapi.json"):
+        got, head = httpx.get(url + path), httpx.head(url + path)
+        assert head.status_code == got.status_code and head.content == b""
+        told = ("content-type", "content-length")
+        assert [head.headers[name] for name in told] == [got.headers[name] for name in told]
+    assert httpx.head(f"{url}/metrics").status_code == 200
+    assert httpx.head(f"{url}/v1/completions").status_code == 405
+
+
 def test_bodies_that_are_too_large_or_too_slow(reasoner):
     limits = Limits(question_tokens=64, new_tokens=4, body_bytes=2000, timeout=0.5)
     with serving(reasoner, limits) as (url, _):
@@ -496,6 +506,8 @@ def test_a_batch_that_fails_is_logged_and_does_not_end_the_service(reasoner, mon
 def test_the_key_is_asked_for_everywhere_but_for_health(reasoner):
     with serving(reasoner, api_key="secret-1") as (url, _):
         assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx.head(f"{url}/health").status_code == 200
+        assert httpx.head(f"{url}/v1/models").status_code == 401
         for path in ("/v1/models", "/metrics", "/v1/nothing", "/openapi.json"):
             for headers in (
                 {},

@@ -23,7 +23,7 @@ from kava import lock, sweep
 from kava.errors import KavaError
 from kava.launch import queue, record, slurm, status
 from kava.launch.attempt import ELSEWHERE, SKIPPED, SUBMITTED, Scoring
-from kava.run import read_metrics, read_result
+from kava.run_folder import read_metrics, read_result
 
 LONG = 60  # steps; enough to be met on the way
 VOLATILE = {"tokens_per_second", "seconds_per_step"}

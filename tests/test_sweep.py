@@ -15,7 +15,7 @@ from rich.console import Console
 from kava import lock
 from kava.errors import KavaError
 from kava.report.rows import VALIDATION, make_row
-from kava.run import read_metrics, read_result
+from kava.run_folder import read_metrics, read_result
 from kava.sweep import names
 
 VOLATILE = {"tokens_per_second", "seconds_per_step", "epoch"}
@@ -90,6 +90,25 @@ def test_a_task_that_names_its_rows_is_summed_up_under_that_name(kava, backbone,
     assert kava(*words, "-o", tmp_path / "out")[0] == 0
     (found,) = summary(tmp_path / "out")["rows"]
     assert (found["task"], found["n"], found["missing_seeds"]) == ("rows-mine", 1, [])
+
+
+def test_each_task_has_a_file_of_its_own(kava, backbone, tmp_path):
+    for name, count in (("one", 1), ("two", 2)):
+        rows = [{"question": f"Monday brought Ann {n} pens?", "answer": "4"} for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    words = ["sweep", write(tmp_path, "a", backbone), "-o", tmp_path / "out", "--limit", 2]
+    words += ["--task", "rows,gsm8k", "--file"]
+    status, said = kava(*words, one)
+    assert status == 2 and "sweep: 1 --file for 2 tasks, none for gsm8k; give one" in said
+    status, said = kava(*words, one, "--file", two, "--file", "c")
+    assert status == 2 and "sweep: 3 --file for 2 tasks, no task for c; give one" in said
+    assert not (tmp_path / "out").exists()
+    assert kava(*words, one, "--file", two)[0] == 0
+    scores = read_result(tmp_path / "out" / "a-seed42")["scores"]
+    assert {name: score["n"] for name, score in scores.items()} == {"rows-one": 1, "gsm8k": 2}
+    assert kava("sweep", "--status", tmp_path / "out")[0] == 0  # the plan knows the files
+    assert kava(*words, two, "--file", one, "--status")[0] == 3
 
 
 def test_other_rows_of_as_many_are_scored_anew(kava, backbone, tmp_path):

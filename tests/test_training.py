@@ -17,7 +17,8 @@ from transformers import get_scheduler
 from kava.arguments import arguments
 from kava.errors import KavaError
 from kava.recipe_file import load_recipe
-from kava.run import read_metrics, read_result, train_run
+from kava.run import train_run
+from kava.run_folder import read_metrics, read_result
 from kava.trainer import StepTrainer
 
 VOLATILE = {"tokens_per_second", "seconds_per_step", "epoch"}
@@ -85,6 +86,18 @@ def test_every_term_is_logged_at_every_logging_step(whole):
     parts = steps[0]
     total = parts["student_ce"] + parts["teacher_ce"] + parts["codi"] + parts["kv"]
     assert parts["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_the_first_step_and_the_last_are_logged_however_few_there_are(backbone, tmp_path):
+    recipe, run = write_recipe(tmp_path, backbone), tmp_path / "run"
+    words = ["train.log_every=100", "train.steps=4", "eval.every=2"]
+    status, out, err = finish(kava("train", recipe, *words, "-o", run))
+    assert status == 0, err
+    first, last = (r for r in read_metrics(run) if "loss" in r)
+    assert (first["step"], last["step"]) == (1, 4)
+    shown = [line for line in out.splitlines() if "  step " in line]
+    told = [f"step {step}  ce {of['student_ce']:.3f}" for step, of in ((2, first), (4, last))]
+    assert [text in line for text, line in zip(told, shown, strict=True)] == [True, True]
 
 
 def test_every_term_goes_to_tensorboard_where_asked(backbone, tmp_path):

@@ -62,6 +62,16 @@ def test_what_is_shown(run):
     assert "validation_n" not in text and list(by)[:2] == ["loss", "kv"]
 
 
+def test_the_first_step_says_nothing_of_the_pace_where_others_do(run):
+    first = {"step": 1, "loss": 100.0, "seconds_per_step": 90.0}
+    (run / "metrics.jsonl").write_text(json.dumps(first) + "\n", "utf-8")
+    assert watch.seconds_left(watch.look(run)) == 99 * 90.0
+    write(run, [1, 10])
+    rows = (run / "metrics.jsonl").read_text("utf-8").splitlines()
+    (run / "metrics.jsonl").write_text("\n".join([json.dumps(first), *rows[1:]]), "utf-8")
+    assert watch.seconds_left(watch.look(run)) == 90 * 2.0
+
+
 def test_a_line_that_is_being_written_waits(run):
     write(run, range(10, 50, 10), end='{"step": 50, "lo')
     assert "step 40 of 100" in shown(run)

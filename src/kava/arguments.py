@@ -50,6 +50,7 @@ def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -
         seed=recipe.seed,
         data_seed=recipe.seed,
         logging_steps=settings.log_every,
+        logging_first_step=True,  # the last too: kava.callbacks.Record
         logging_nan_inf_filter=False,
         eval_strategy="steps" if validate and recipe.eval.every else "no",
         eval_steps=recipe.eval.every,

@@ -58,6 +58,36 @@ def choose_dtype(recipe: Recipe, device: str | torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
+def read_dtype(given: str | torch.dtype | None) -> torch.dtype | None:
+    """A dtype or its name, as transformers takes them; None where `choose_dtype` is to decide.
+
+    Raises:
+        KavaError: none that a backbone can have here.
+    """
+    if given is None or given == "auto":
+        return None
+    try:
+        return _DTYPES[str(given).removeprefix("torch.")]
+    except KeyError:
+        raise KavaError(
+            f"dtype {given!r} is not possible for a backbone; give 'bfloat16', 'float32' or 'auto'"
+        ) from None
+
+
+#: Those in which a backbone has the same `fingerprint`.
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with its weights in another dtype, as if loaded so.
+
+    Unlike `.to(dtype)` it leaves buffers alone: rounded frequencies would turn keys wrongly.
+    """
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    return model
+
+
 def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
     """The folder of a backbone, and its commit if it came from the Hub.
 

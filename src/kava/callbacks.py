@@ -34,8 +34,10 @@ class Record(TrainerCallback):
         self.progress.begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One more step on the bar."""
+        """One more step on the bar; the last is logged whatever `train.log_every` is."""
         self.progress.step(state.global_step)
+        if state.global_step >= state.max_steps:
+            control.should_log = True
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any

@@ -139,13 +139,15 @@ def load(
     folder: str | Path,
     backbone: str | None,
     device: str | torch.device,
-    revision: str | None = None,
+    revision: str | None,
+    dtype: str | torch.dtype | None,
 ) -> Reasoner:
     """See `Reasoner.from_pretrained`.
 
     Raises:
         KavaError: names the file and what does not fit.
     """
+    wanted = backbones.read_dtype(dtype)
     folder = locate(folder, revision)
     described, resolved = describe(folder), _recipe(folder)
     tokenizer = backbones.load_tokenizer(folder)
@@ -158,13 +160,13 @@ def load(
     if resolved.adapter == "full":
         if backbone:
             raise KavaError(f"{folder}: holds all its weights, no adapter; leave out {backbone}")
-        model = backbones.load_model(folder / "backbone", torch.float32)
+        model = backbones.load_model(folder / "backbone", wanted or torch.float32)
     else:
-        dtype = backbones.choose_dtype(resolved, device)
+        wanted = wanted or backbones.choose_dtype(resolved, device)
         name = backbone or identity["name"]
         revision = identity["revision"] if name == identity["name"] else None
         try:
-            model, _, found = backbones.load(name, revision, dtype)
+            model, _, found = backbones.load(name, revision, wanted)
         except hub.NotHad as error:
             raise KavaError(
                 f"{folder}: an adapter, and its backbone {error.told}; say where that lies with "

@@ -18,7 +18,8 @@ from kava.launch.attempt import DONE, RESUME, SCORE, START, Run, Scoring, say_pl
 from kava.memory import Memory
 from kava.report.tables import counted
 from kava.report.tables import memory as told_bytes
-from kava.run import default_device, read_result
+from kava.run import default_device
+from kava.run_folder import read_result
 
 LOCKED, REFUSED = "in other hands", "would fail"
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kava import assets
 from kava.data import is_file, load_examples
-from kava.data.files import read_rows
+from kava.data.files import question_of, read_rows
 from kava.errors import KavaError
-from kava.tasks import Task, load_task
+from kava.tasks import Task, load_task, local_copies
 from kava.tasks._rows import unfold
 from kava.types import Example
 
@@ -150,7 +150,7 @@ def check_training_rows(data: Data, rows: list[Example], console: Console | None
 def check(
     source: str,
     tasks: list[str],
-    file: str | None,
+    files: list[str] | None,
     options: dict[str, Any],
     strict: bool,
     as_json: bool,
@@ -159,7 +159,7 @@ def check(
     """Compare a file, or the training rows of a data set, with tasks, and print what was found.
 
     Args:
-        file: a local copy of the rows of the one task.
+        files: local copies of the tasks' rows, one for each in their order.
         options: of the tasks.
         strict: what equals a test question up to numbers is a leak too.
 
@@ -167,11 +167,11 @@ def check(
         1 if there is a leak, else 0.
 
     Raises:
-        KavaError: rows that cannot be had or read, an unknown task, `file` with several tasks.
+        KavaError: rows that cannot be had or read, an unknown task, files that are not one
+            for each task.
     """
-    if file and len(tasks) > 1:
-        raise KavaError("data check: --file holds the rows of one task, but several are given")
-    loaded = [load_task(name, file=file, options=options) for name in tasks]
+    copies = zip(tasks, local_copies("data check", tasks, files), strict=True)
+    loaded = [load_task(name, file=file, options=options) for name, file in copies]
     rows = list(_questions(source))
     found = {task.name: list(find_leaks(rows, task)) for task in loaded}
     leaks = [leak for of_task in found.values() for leak in of_task]
@@ -209,11 +209,8 @@ def _questions(source: str) -> Iterator[tuple[str, str]]:
         return
     empty = True
     for where, row in unfold(read_rows(assets.at_home(source))):
-        question = row.get("question")
-        if not isinstance(question, str) or not question.strip():
-            raise KavaError(f"{where}: 'question' must be a text that is not empty")
         empty = False
-        yield where, question
+        yield where, question_of(row, where)
     if empty:
         raise KavaError(f"{source} holds no rows")
 

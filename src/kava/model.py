@@ -74,10 +74,12 @@ class Reasoner(nn.Module):
         Raises:
             KavaError: the backbone cannot be had, or does not fit the recipe.
         """
+        return cls._on(recipe, device, backbones.choose_dtype(recipe, device))
+
+    @classmethod
+    def _on(cls, recipe: Recipe, device: str | torch.device, dtype: torch.dtype) -> Reasoner:
         torch.manual_seed(recipe.seed)
-        model, tokenizer, identity = backbones.load(
-            recipe.backbone, recipe.revision, backbones.choose_dtype(recipe, device)
-        )
+        model, tokenizer, identity = backbones.load(recipe.backbone, recipe.revision, dtype)
         return cls(model.to(device), tokenizer, recipe, identity)
 
     @classmethod
@@ -87,11 +89,9 @@ class Reasoner(nn.Module):
         backbone: str | None = None,
         device: str | torch.device = "cpu",
         revision: str | None = None,
+        dtype: str | torch.dtype | None = None,
     ) -> Reasoner:
         """Load a checkpoint, strictly: anything missing, left over or foreign is an error.
-
-        An adapter's backbone is bf16 on a GPU (`train.precision`), all else fp32;
-        `.to(torch.bfloat16)` makes everything that.
 
         Args:
             folder: a checkpoint folder, a run folder (its `checkpoint` is taken), or the name of a
@@ -100,17 +100,35 @@ class Reasoner(nn.Module):
                 all weights are in the checkpoint.
             device: where the weights go, such as "cuda".
             revision: of a checkpoint on the Hub.
+            dtype: of the backbone's weights, `torch.bfloat16`, `torch.float32`, or one of these by
+                name; if not given, or "auto", bf16 for an adapter's backbone on a GPU
+                (`train.precision`), else fp32. The adapter, the rows of the three tokens and the
+                projection stay fp32, as peft has it. `.to(torch.bfloat16)` afterwards rounds these
+                too, and the frequencies of rotary positions: prefer `dtype`. To train a backbone
+                that is not frozen, leave it in fp32: small steps vanish in bf16.
 
         Raises:
-            KavaError: names the file and what does not fit.
+            KavaError: names the file and what does not fit; another dtype.
         """
-        return checkpoint.load(cls, folder, backbone, device, revision)
+        return checkpoint.load(cls, folder, backbone, device, revision, dtype)
 
     @classmethod
     def from_backbone(
-        cls, backbone: str, revision: str | None = None, device: str | torch.device = "cpu"
+        cls,
+        backbone: str,
+        revision: str | None = None,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None,
     ) -> Reasoner:
-        """A plain causal language model as a reasoner that writes its steps out (`cot`)."""
+        """A plain causal language model as a reasoner that writes its steps out (`cot`).
+
+        Args:
+            dtype: of its weights, as `from_pretrained` takes it; fp32 if not given.
+
+        Raises:
+            KavaError: the backbone cannot be had; another dtype.
+        """
+        wanted = backbones.read_dtype(dtype) or torch.float32
         recipe = Recipe(
             method="cot",
             backbone=backbone,
@@ -119,7 +137,7 @@ class Reasoner(nn.Module):
             data={"train": "none"},
             train={"steps": 1, "learning_rate": 1e-4},
         )
-        return cls.build(recipe, device).eval()
+        return cls._on(recipe, device, wanted).eval()
 
     def merge(self) -> Reasoner:
         """Fold the adapter into the backbone, which further training changes as a whole.

@@ -23,7 +23,8 @@ def load(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
         KavaError: its method thinks in latents, so that the language model is only a part of it;
             or any of `Reasoner.from_pretrained`.
     """
-    from kava.model import Reasoner  # which loads backbones itself
+    from kava import backbone as backbones  # which calls this
+    from kava.model import Reasoner
 
     reasoner = Reasoner.from_pretrained(folder)
     if reasoner.method.uses_latents:
@@ -34,4 +35,4 @@ def load(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
     lora = reasoner.recipe.adapter == "lora"
     model = reasoner.backbone.merge_and_unload() if lora else reasoner.lm
     # peft had frozen what is the whole model now.
-    return model.to(dtype).requires_grad_(True), reasoner.tokenizer
+    return backbones.cast(model, dtype).requires_grad_(True), reasoner.tokenizer

@@ -21,18 +21,12 @@ from kava.model import Reasoner
 from kava.progress import Progress, no_bars
 from kava.provenance import provenance, write_json, write_whole
 from kava.recipe import Architecture, BackboneRecipe, Recipe
-from kava.run import (
-    RESULT,
-    alone,
-    clear,
-    data_record,
-    default_device,
-    prepared,
-    read_rows,
-)
+from kava.run import data_record, default_device, read_rows
+from kava.run_folder import alone, clear, prepared
 from kava.tokenization import train_tokenizer
 from kava.trainer import train
 from kava.types import ANSWER_PROMPT, Example
+from kava.watch import RESULT
 
 SAMPLE = "sample.jsonl"
 

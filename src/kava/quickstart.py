@@ -23,17 +23,10 @@ from kava.recipe_file import load_recipe
 from kava.report.plots import accuracy_against_passes, loss_parts
 from kava.report.rows import make_row
 from kava.report.tables import quickstart_table
-from kava.run import (
-    METRICS,
-    RESULT,
-    open_reasoner,
-    put_aside,
-    read_metrics,
-    read_result,
-    score_run,
-    train_run,
-)
+from kava.run import open_reasoner, score_run, train_run
+from kava.run_folder import put_aside, read_metrics, read_result
 from kava.tasks import Task, load_task
+from kava.watch import METRICS, RESULT
 
 METHODS = ("kava", "pccot", "no_cot")
 SEEDS = (42, 123, 456)

@@ -1,6 +1,6 @@
 """`kava sweep`: a matrix of recipes and seeds, on this machine or as jobs of SLURM (`kava.launch`).
 
-OUTPUT/NAME-seedN/      a run folder (see kava.run); `error.log` there if it failed
+OUTPUT/NAME-seedN/      a run folder (see kava.run_folder); `error.log` there if it failed
 OUTPUT/NAME-seedN.lock  while a process works on it
 OUTPUT/sweep.json       the runs that were asked for (see kava.launch.record)
 OUTPUT/slurm/           jobs and their logs (see kava.launch.slurm)
@@ -41,7 +41,7 @@ from kava.recipe import BackboneRecipe
 from kava.recipe_file import load_recipe
 from kava.report.rows import VALIDATION, Row, make_row
 from kava.report.tables import counted, quickstart_table
-from kava.run import read_result
+from kava.run_folder import read_result
 
 SUMMARY = "summary.json"
 

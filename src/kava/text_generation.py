@@ -28,9 +28,11 @@ class TextGenerationPipeline:
         device: where the model is moved, as transformers takes it: `cuda:1`, a number of a GPU,
             -1 for the CPU. If not given, a reasoner stays where it is and a name is opened on the
             GPU where there is one.
+        dtype: of the backbone that a name is opened with (`Reasoner.from_pretrained`).
 
     Raises:
-        KavaError: a model that cannot be had, a batch size below 1, a device that is not there.
+        KavaError: a model that cannot be had, a batch size below 1, a device that is not there, a
+            dtype that is not possible, or one for a reasoner, which has its own.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class TextGenerationPipeline:
         model: Reasoner | str | Path,
         batch_size: int = 1,
         device: int | str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
     ):
         whole_number("pipeline: batch_size", batch_size, 1)
         if not isinstance(model, Reasoner | str | os.PathLike):
@@ -45,7 +48,14 @@ class TextGenerationPipeline:
                 f"pipeline: model is a {type(model).__name__}; give a Reasoner, a folder, or a "
                 "name on the Hub"
             )
-        self.model = model if isinstance(model, Reasoner) else open_reasoner(os.fspath(model))
+        if not isinstance(model, Reasoner):
+            model = open_reasoner(os.fspath(model), dtype=dtype)
+        elif dtype is not None:
+            raise KavaError(
+                "pipeline: dtype is for a model given by name; open this one with "
+                "Reasoner.from_pretrained(..., dtype=...)"
+            )
+        self.model = model
         if device is not None:
             _move(self.model, device)
         self.model.eval()
@@ -123,8 +133,7 @@ class TextGenerationPipeline:
 _OWN = {
     "tokenizer": "a reasoner has its own, with the three tokens that it thinks with",
     "config": "it is the checkpoint's",
-    "dtype": "open the model with Reasoner.from_pretrained and give that, .to(dtype)",
-    "torch_dtype": "open the model with Reasoner.from_pretrained and give that, .to(dtype)",
+    "torch_dtype": "give dtype",
     "device_map": "give device",
     "model_kwargs": "open the model with Reasoner.from_pretrained and give that",
     "revision": "open the model with Reasoner.from_pretrained(name, revision=...) and give that",
@@ -137,7 +146,7 @@ def pipeline(
     """`pipeline("text-generation", model="runs/mine")("What is ...?")`, as in transformers.
 
     Args:
-        options: `batch_size`, `device`. Those of an answer are given in the call.
+        options: `batch_size`, `device`, `dtype`. Those of an answer are given in the call.
 
     Raises:
         KavaError: another task, no model, one that cannot be had, or an option that is not
@@ -150,7 +159,7 @@ def pipeline(
     for name in [name for name, value in options.items() if name in _OWN and value is None]:
         del options[name]
     for name in options:
-        if name not in ("batch_size", "device"):
+        if name not in ("batch_size", "device", "dtype"):
             instead = _OWN.get(name, "options of an answer are given in the call")
             raise KavaError(f"pipeline: {name} cannot be given here; {instead}")
     return TextGenerationPipeline(model, **options)

@@ -126,7 +126,9 @@ def seconds_left(state: State) -> float | None:
     timed = [r for r in state.records if _is_finite(r.get("seconds_per_step"))]
     if not timed or state.steps is None:
         return None
-    recent = [record["seconds_per_step"] for record in timed[-10:]]
+    last = timed[-10:]
+    # The first step, which has a line of its own, sets up what the others use.
+    recent = [record["seconds_per_step"] for record in last if record["step"] > 1 or len(last) == 1]
     return (state.steps - state.step) * sum(recent) / len(recent)
 
 

@@ -28,6 +28,12 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE...", help="for every recipe")
 ]
 TaskFile = Annotated[str | None, typer.Option(help="local copy of the task's rows")]
+TaskFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--file", help="local copy of the task's rows; with several tasks one for each, in order"
+    ),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="only the task's first rows")]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kava import parallel
-from kava.cli._app import Limit, Output, TaskFile, app, make_console, names
+from kava.cli._app import Limit, Output, TaskFile, TaskFiles, app, make_console, names
 
 data_app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -20,7 +20,7 @@ Options = Annotated[list[str] | None, typer.Option("--option", help="key=value o
 def evaluate(
     run: str,
     task: Annotated[str, typer.Option(help="one task or several, with commas between")],
-    file: TaskFile = None,
+    file: TaskFiles = None,
     limit: Limit = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="questions answered together")
@@ -164,7 +164,12 @@ def check_data(
     file: Annotated[str, typer.Argument(help="training rows: a file, or a data set's name")],
     against: Annotated[str, typer.Option(help="one task or several, with commas between")],
     against_file: Annotated[
-        str | None, typer.Option("--against-file", "--file", help="local copy of the task's rows")
+        list[str] | None,
+        typer.Option(
+            "--against-file",
+            "--file",
+            help="local copy of the task's rows; with several tasks one for each, in order",
+        ),
     ] = None,
     option: Options = None,
     strict: Annotated[

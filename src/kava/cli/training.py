@@ -14,7 +14,7 @@ from kava.cli._app import (
     Overrides,
     Resume,
     Settings,
-    TaskFile,
+    TaskFiles,
     app,
     make_console,
     names,
@@ -94,7 +94,7 @@ def sweep(
     task: Annotated[
         str | None, typer.Option(help="score on one task or several, with commas between")
     ] = None,
-    file: TaskFile = None,
+    file: TaskFiles = None,
     limit: Limit = None,
     settings: Settings = None,
     dry_run: Annotated[
@@ -145,12 +145,10 @@ def sweep(
             "--cpus and --memory are of jobs; give --launcher slurm too"
         )
     tasks = names(task)
-    if file and len(tasks) != 1:
-        raise KavaError("sweep: --file holds the rows of one task; name it with --task")
     if limit and not tasks:
         raise KavaError("sweep: --limit is of a task; name it with --task")
     console = make_console()
-    scoring = command.Scoring(tasks, file, limit)
+    scoring = command.Scoring(tasks, file or [], limit)
     if status:
         raise typer.Exit(_status(recipe or [], seeds, settings, output, scoring, console))
     if not recipe:

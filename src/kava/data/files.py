@@ -75,13 +75,10 @@ def to_example(
         KavaError: a field is missing, empty, of the wrong type, or no valid Unicode.
     """
     field = steps or ("steps" if "steps" in row else "cot")
-    for needed in ("question", "answer", field):
-        if needed not in row:
-            name = needed if needed != field or steps else "steps' or 'cot"
-            raise KavaError(f"{where}: no field '{name}'; the row has: {', '.join(row) or 'none'}")
-    question = row["question"]
-    if not isinstance(question, str) or not question.strip():
-        raise KavaError(f"{where}: 'question' must be a text that is not empty, not {question!r}")
+    _check_field(row, "question", where)
+    _check_field(row, "answer", where)
+    _check_field(row, field, where, steps or "steps' or 'cot")
+    question = question_of(row, where)
     written = row[field]
     if not isinstance(written, list) or not all(isinstance(step, str) for step in written):
         raise KavaError(f"{where}: '{field}' must be a list of texts, not {_brief(written)}")
@@ -94,6 +91,25 @@ def to_example(
         for text in texts:
             check_text(text, f"{where}: '{name}'")
     return example
+
+
+def question_of(row: dict[str, Any], where: str) -> str:
+    """The question of a row.
+
+    Raises:
+        KavaError: it is missing, empty or no text.
+    """
+    _check_field(row, "question", where)
+    question = row["question"]
+    if not isinstance(question, str) or not question.strip():
+        raise KavaError(f"{where}: 'question' must be a text that is not empty, not {question!r}")
+    return question
+
+
+def _check_field(row: dict[str, Any], field: str, where: str, told: str | None = None) -> None:
+    if field not in row:
+        there = ", ".join(map(str, row)) or "none"
+        raise KavaError(f"{where}: no field '{told or field}'; the row has: {there}")
 
 
 def plain_number(value: Decimal) -> str:

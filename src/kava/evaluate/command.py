@@ -15,13 +15,13 @@ from kava.evaluate.runner import check_room
 from kava.recipe import Recipe
 from kava.report.tables import memory
 from kava.run import open_reasoner, score_run
-from kava.tasks import Task, load_task, read_options
+from kava.tasks import Task, load_task, local_copies, read_options
 
 
 def evaluate_tasks(
     run: str,
     tasks: list[str],
-    file: str | None,
+    files: list[str] | None,
     limit: int | None,
     batch_size: int | None,
     options: list[str],
@@ -31,26 +31,29 @@ def evaluate_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Score and print; results go into the run folder, or into `output`.
 
+    Args:
+        files: local copies of the tasks' rows, one for each in their order; else the Hub is asked.
+
     Raises:
         KavaError: no task, one named twice or unknown; rows that cannot be had, or that the
-            backbone has no positions for; `--file` with several tasks; see `result_folder`.
+            backbone has no positions for; files that are not one for each task; see
+            `result_folder`.
     """
     tasks = [name.strip() for name in tasks]
     if not tasks:
         raise KavaError("eval: no task is named; give --task, such as gsm8k or gsm8k,svamp")
     if twice := next((name for name in tasks if tasks.count(name) > 1), None):
         raise KavaError(f"eval: task '{twice}' is named twice; name each once")
-    if file and len(tasks) > 1:
-        raise KavaError("eval: --file holds the rows of one task, but several tasks are given")
+    copies = local_copies("eval", tasks, files)
     given = read_options("eval", options)
     reasoner = parallel.main_first(lambda: open_reasoner(run, backbone))
     folder = result_folder("eval", run, output)
 
-    def load(name: str) -> Task:
+    def load(name: str, file: str | None) -> Task:
         options = task_options(reasoner.recipe, name, given)
         return load_task(name, file=file, limit=limit, options=options)
 
-    loaded = [parallel.main_first(partial(load, name)) for name in tasks]
+    loaded = [parallel.main_first(partial(load, *one)) for one in zip(tasks, copies, strict=True)]
     for task in loaded:
         check_room(reasoner, task.examples)
     summaries = {}

@@ -25,17 +25,9 @@ from kava.model import Reasoner
 from kava.recipe import Recipe
 from kava.report.tables import duration
 from kava.resuming import has_checkpoint
-from kava.run import (
-    check_free,
-    default_device,
-    differences,
-    holds_run,
-    put_aside,
-    read_result,
-    score_run,
-    train_run,
-)
-from kava.tasks import Task, load_task
+from kava.run import default_device, score_run, train_run
+from kava.run_folder import check_free, differences, holds_run, put_aside, read_result
+from kava.tasks import Task, load_task, local_copies
 
 T = TypeVar("T")
 ERROR = "error.log"
@@ -80,14 +72,20 @@ class Scoring:
     """The tasks that every run is scored on.
 
     names: of tasks; may be empty.
-    file: a local copy of the one task's rows.
+    files: local copies of the tasks' rows, one for each in their order; may be empty.
     limit: only the first rows.
+
+    Raises:
+        KavaError: files that are not one for each task.
     """
 
     names: Sequence[str] = ()
-    file: str | None = None
+    files: Sequence[str] = ()
     limit: int | None = None
     _loaded: dict[str, list[Task]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._copies = local_copies("sweep", self.names, self.files)
 
     def of(self, recipe: Recipe) -> list[Task]:
         """The tasks of one recipe; each different one is loaded once.
@@ -99,8 +97,8 @@ class Scoring:
         key = repr(options)
         if key not in self._loaded:
             self._loaded[key] = [
-                load_task(name, file=self.file, limit=self.limit, options=options[name])
-                for name in self.names
+                load_task(name, file=file, limit=self.limit, options=options[name])
+                for name, file in zip(self.names, self._copies, strict=True)
             ]
         return self._loaded[key]
 

@@ -64,7 +64,7 @@ def recall(output: Path) -> list[Asked]:
     scorings: dict[str, Scoring] = {}  # shared, so that rows are loaded once
     for name, entry in _read(output).items():
         recipe = recipes.validate(entry["recipe"], f"{where}, {name}")
-        asked = entry["tasks"], entry["file"], entry["limit"]
+        asked = entry["tasks"], entry["files"], entry["limit"]
         scoring = scorings.setdefault(repr(asked), Scoring(*asked))
         found.append(Asked(Run(entry["name"], recipe, output / name), scoring))
     return found
@@ -100,7 +100,7 @@ def _entry(run: Run, scoring: Scoring) -> dict[str, Any]:
         "name": run.name,
         "recipe": run.recipe.model_dump(by_alias=True),
         "tasks": list(scoring.names),
-        "file": scoring.file,
+        "files": list(scoring.files),
         "limit": scoring.limit,
     }
 
@@ -109,7 +109,9 @@ def _read(output: Path) -> dict[str, Any]:
     file = output / PLAN
     try:
         plan = json.loads(file.read_text(encoding="utf-8"))["runs"]
-        if all({"name", "recipe", "tasks", "file", "limit"} <= run.keys() for run in plan.values()):
+        if all(
+            {"name", "recipe", "tasks", "files", "limit"} <= run.keys() for run in plan.values()
+        ):
             return plan
     except (ValueError, KeyError, TypeError, AttributeError):
         pass

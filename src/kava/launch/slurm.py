@@ -93,7 +93,7 @@ class Work:
     recipe: dict[str, Any]
     folder: Path
     tasks: tuple[str, ...]
-    file: str | None
+    files: tuple[str, ...]
     limit: int | None
     words: tuple[str, ...] = ()
 
@@ -101,7 +101,7 @@ class Work:
     def of(cls, run: Run, scoring: Scoring) -> Work:
         """That of a run."""
         tree = run.recipe.model_dump(by_alias=True)
-        asked = tuple(scoring.names), scoring.file, scoring.limit
+        asked = tuple(scoring.names), tuple(scoring.files), scoring.limit
         return cls(run.name, tree, run.folder, *asked, words=tuple(sys.argv[1:]))
 
     def __call__(self) -> str:
@@ -132,7 +132,7 @@ class Work:
         console = Console(soft_wrap=True, quiet=not parallel.is_main())
         sys.argv = ["kava", *self.words]  # until here submitit's own (kava.provenance)
         run = Run(self.name, recipe, self.folder)
-        scoring = Scoring(self.tasks, self.file, self.limit)
+        scoring = Scoring(self.tasks, self.files, self.limit)
         return attempt(run, scoring, partial(say_plainly, console, str(run.folder)), console)
 
     def _stop(self, asked: list[int], told: int, queue_again: Any) -> None:

@@ -24,7 +24,7 @@ from kava.launch.record import Asked, Job
 from kava.recipe_book import print_columns
 from kava.report.rows import VALIDATION
 from kava.report.tables import counted
-from kava.run import differences, holds_run, read_result
+from kava.run_folder import differences, holds_run, read_result
 
 WAITING, RUNNING, DONE = "waiting", "running", "done"
 FAILED, PREEMPTED = "failed", "preempted"
@@ -153,7 +153,7 @@ def _progress(asked: Asked) -> tuple[int | None, int | None, float | None]:
 
 def _sum_up(asked: Sequence[Asked], output: Path, console: Console) -> None:
     scorings = {
-        (tuple(one.scoring.names), one.scoring.file, one.scoring.limit): one.scoring
+        (tuple(one.scoring.names), tuple(one.scoring.files), one.scoring.limit): one.scoring
         for one in asked
     }
     if len(scorings) > 1:

@@ -94,7 +94,7 @@ ROWS_AND_STEPS = {
     "train.compile": "torch.compile for the layers: faster steps once that is done; "
     "dropout draws other numbers",
     "train.group_by_length": "let rows of like length share a batch: fewer pads, in another order",
-    "train.log_every": "steps between two lines of `metrics.jsonl`",
+    "train.log_every": "steps between two lines of `metrics.jsonl`; first and last step have one",
     "train.save_every": "steps between two checkpoints to resume from; none if null",
     "train.report_to": "`tensorboard`, `trackio`, `wandb`",
     "resources.nodes": "of a job of SLURM",

@@ -14,7 +14,8 @@ from kava.errors import KavaError
 from kava.recipe import Recipe
 from kava.recipe_file import load_recipe
 from kava.report.rows import COMPARED, Row, check_alike, check_result, make_row
-from kava.run import METRICS, RESULT, read_metrics, read_result
+from kava.run_folder import read_metrics, read_result
+from kava.watch import METRICS, RESULT
 
 _SEED = re.compile(r"-seed\d+$")
 

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from kava import __version__
@@ -355,6 +356,11 @@ def _add_routes(app: FastAPI, service: _Service) -> None:
         """For Prometheus."""
         text, kind = service.metrics.text()
         return Response(text, media_type=kind)
+
+    # HEAD too, which load balancers ask with: the server sends the head of the same answer alone.
+    for route in [route for route in app.routes if isinstance(route, APIRoute)]:
+        if "GET" in route.methods:
+            app.head(route.path, include_in_schema=False)(route.endpoint)
 
 
 def _handle_errors(app: FastAPI) -> None:

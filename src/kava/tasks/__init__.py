@@ -6,6 +6,7 @@ versions are never put side by side, and `load(file, limit, **options) -> Task`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,33 @@ def load_task(
         raise KavaError(f"task {name}: limit must be at least 1, not {limit}")
     module = find_module("tasks", "task", name)
     return call(module.load, f"task {name}", {"file": file, "limit": limit}, options or {})
+
+
+def local_copies(
+    command: str, tasks: Sequence[str], files: Sequence[str] | None
+) -> list[str | None]:
+    """The local copy of each task's rows: as many files as tasks, in their order, or none at all.
+
+    Raises:
+        KavaError: another number of files; says which task has none, or which file is of none.
+    """
+    if not files:
+        return [None] * len(tasks)
+    if not tasks:
+        raise KavaError(f"{command}: --file holds the rows of a task; name it with --task")
+    if len(files) != len(tasks):
+        less = len(files) < len(tasks)
+        which = (
+            f"none for {', '.join(tasks[len(files) :])}"
+            if less
+            else f"no task for {', '.join(files[len(tasks) :])}"
+        )
+        counted = f"{len(tasks)} task{'s' if len(tasks) > 1 else ''}"
+        raise KavaError(
+            f"{command}: {len(files)} --file for {counted}, {which}; give one for each task, in "
+            "the order of the tasks"
+        )
+    return list(files)
 
 
 def read_options(command: str, words: list[str]) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def unfold(rows: Iterable[Row]) -> Iterator[Row]:
     for where, row in rows:
         row = _renamed(_renamed(row, "question", QUESTIONS), "answer", ANSWERS)
         solution = row.get("answer")
-        if "steps" not in row and "cot" not in row:
+        whole = "question" in row and "answer" in row  # one that is not is refused as it stands
+        if whole and "steps" not in row and "cot" not in row:
             row["steps"] = []
             if isinstance(solution, str) and "####" in solution:
                 lines, _, row["answer"] = solution.rpartition("####")
