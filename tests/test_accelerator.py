@@ -19,6 +19,7 @@ from kava import registry, run, trainer
 from kava.arguments import arguments
 from kava.bench.shapes import to_device
 from kava.errors import KavaError
+from kava.run_folder import read_metrics
 
 EXAMPLES = [
     example(4, 9), example(9, 3, 1, "1 2 3"), example(2, 0, 2), stepped(6, (2, 4, 1), 3, "4 5"),
@@ -155,7 +156,7 @@ def test_a_training_is_that_of_the_cpu_and_goes_on_from_it(method, backbone, tmp
 
 
 def losses(folder):
-    return [r["loss"] for r in run.read_metrics(folder) if "loss" in r]
+    return [r["loss"] for r in read_metrics(folder) if "loss" in r]
 
 
 CHECKPOINT = "checkpoints/quickstart/kava"

@@ -147,11 +147,14 @@ def test_answers_are_not_compiled(graphs):
     assert sum(graphs.runs) == runs
 
 
-def test_all_layers_share_what_is_compiled(graphs):
+@pytest.mark.parametrize("changes", [{}, lora(), lora(dropout=0.5)], ids=["full", "lora", "drop"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_all_layers_share_what_is_compiled(graphs, changes, autocast):
     numbers = []
     for layers in (2, 4):
         before = sum(graphs.runs)
-        step(wrap(bare("llama", num_hidden_layers=layers)), compiled=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            step(wrap(bare("llama", num_hidden_layers=layers), **changes), compiled=True)
         numbers.append((len(graphs.runs), sum(graphs.runs) - before))
     assert numbers[1] == (numbers[0][0], 2 * numbers[0][1])
 

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from reference import step, to_textbook
 from tiny import FAMILIES, batch, example, lora, reasoner, stepped
 
-from kava import registry
+from kava import adapter, registry
 from kava.losses import cross_entropy, hidden_state, kv_cache
 from kava.losses.cross_entropy import labels_at_once
 
@@ -203,3 +204,40 @@ def test_the_weights_of_the_loss_are_the_recipes():
     t = thinker(**batch(thinker, EXAMPLES))
     expected = t["student_ce"] + 0.25 * t["teacher_ce"] + 0.7 * t["codi"] + 1.3 * t["kv"]
     torch.testing.assert_close(t["loss"], expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_under_autocast_an_adapter_takes_its_input_as_it_is(family):
+    model = reasoner(family, **lora())
+    for name, weight in model.named_parameters():
+        if ".lora_B." in name:  # zero at first, and with it the gradients of A
+            torch.nn.init.normal_(weight, std=0.1)
+    for weight in adapter.of_backbone(model.backbone):
+        weight.data = weight.data.bfloat16()
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    seen = set()
+    for layer in layers:
+        layer.lora_A["default"].register_forward_pre_hook(lambda _, given: seen.add(given[0].dtype))
+    whole = batch(model, EXAMPLES)
+
+    def run():
+        seen.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            return gradients(model, model(**whole)["loss"])
+
+    found = run()
+    assert seen == {torch.bfloat16}
+    for layer in layers:
+        del layer._cast_input_dtype  # peft's own again
+    expected = run()
+    assert torch.float32 in seen
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert any(value.any() for name, value in found.items() if ".lora_A." in name)
+
+
+def test_without_autocast_an_adapter_in_fp32_fits_a_backbone_in_bf16():
+    model = reasoner("llama", **lora())
+    for weight in adapter.of_backbone(model.backbone):
+        weight.data = weight.data.bfloat16()
+    assert model.generate(["w1 w2 w3"], max_new_tokens=2)

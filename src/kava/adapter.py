@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from types import MethodType
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -60,9 +63,24 @@ def add(model: PreTrainedModel, recipe: Recipe) -> PeftModel | PreTrainedModel:
         with warnings.catch_warnings():
             # peft asks transformers for a property under its former name
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
-            return get_peft_model(model, config)
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         raise KavaError(f"lora.targets {lora.targets}: {str(error).splitlines()[0]}") from None
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            module._cast_input_dtype = MethodType(_cast_input, module)
+    return adapted
+
+
+def _cast_input(layer: LoraLayer, x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A layer's input as its adapter's product takes it; under autocast as it is.
+
+    peft makes fp32 of it, as the adapter's weights are, and autocast bf16 again: twice over all
+    activations, and twice in the backward pass, for the same numbers (ours).
+    """
+    if x is not None and torch.is_autocast_enabled(x.device.type):
+        return x
+    return type(layer)._cast_input_dtype(layer, x, dtype)
 
 
 def bare(model: PeftModel | PreTrainedModel) -> PreTrainedModel:
