@@ -141,6 +141,23 @@ def test_for_the_backward_pass_keys_and_values_are_kept_as_they_are(way):
     assert {keys.data_ptr(), values.data_ptr()} <= {tensor.data_ptr() for tensor in kept}
 
 
+def test_on_a_gpu_no_token_of_a_padded_batch_repeats_the_cache(monkeypatch):
+    thinker, calls = reasoner("llama", "no_cot"), []
+
+    def repeating(*args, **kwargs):
+        calls.append(kwargs.get("attention_mask", args[4]))
+        return theirs(*args, **kwargs)
+
+    theirs = attention.sdpa_attention_forward
+    monkeypatch.setattr(attention, "sdpa_attention_forward", repeating)
+    questions = ["w1 w2 w3", "w4"]
+    with attention.as_on_gpus():
+        found = thinker.generate(questions, max_new_tokens=4)
+    assert all(mask is None for mask in calls)
+    assert found == thinker.generate(questions, max_new_tokens=4)
+    assert any(mask is not None for mask in calls)
+
+
 def test_nobody_records_where_nobody_reads():
     thinker, seen = reasoner("llama", "pccot"), []
     thinker.lm.register_forward_pre_hook(lambda *_: seen.append(attention._recorders))

@@ -121,8 +121,9 @@ def _sdpa(
         _record(module, query, kwargs)
     if kwargs.get("softcap") is not None:
         return capped_attention(query, key, value, attention_mask, **kwargs), None
-    # A single query transformers takes apart by groups itself; bits of plain decoding stay.
-    if attention_mask is None or not 1 < query.shape[2] <= _most_rows(key):
+    # On a CPU the bits of plain decoding stay those of transformers.
+    fewest = 2 if _groups_as_they_are(key) else 1
+    if attention_mask is None or not fewest <= query.shape[2] <= _most_rows(key):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return masked_attention(query, key, value, attention_mask, **kwargs), None
 
@@ -153,8 +154,9 @@ def masked_attention(
     """softmax(q . k * scaling) v where `mask` is true, keys and values of grouped heads once.
 
     Where there is a mask, transformers repeats them for each query head, since CUDA's kernels take
-    no groups then. The CPU's does. For CUDA's, query heads that share keys and values become
-    further rows of one head: the same numbers, and nothing is repeated but the mask (ours).
+    no groups then (5.17 for a single query too, and so the whole cache for each token). The
+    CPU's does. For CUDA's, query heads that share keys and values become further rows of one head:
+    the same numbers, and nothing is repeated but the mask (ours).
 
     Args:
         query: [B, H * G, n, D]; G query heads share a key/value head.
@@ -170,7 +172,8 @@ def masked_attention(
         output = attend(query, key, value, mask, enable_gqa=groups > 1)
         return output.transpose(1, 2).contiguous()
     rows = query.unflatten(1, (-1, groups)).flatten(2, 3)  # [B, H, G * n, D]
-    output = attend(rows, key, value, mask.repeat(1, 1, groups, 1))
+    seen = mask if mask.shape[2] == 1 else mask.repeat(1, 1, groups, 1)
+    output = attend(rows, key, value, seen)
     return output.unflatten(2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
