@@ -170,3 +170,17 @@ def test_the_command_writes_what_it_counted(tmp_path, capsys):
         device = "cuda" if wrong == [0] else "tpu"
         with pytest.raises(KavaError, match=says):
             bench_memory(*words[:4], wrong, device, None, Console())
+
+
+def test_dropout_keeps_a_byte_for_each_number_as_on_gpus():
+    given, kept = torch.ones(64, dtype=torch.bfloat16, requires_grad=True), []
+    layer = torch.nn.Dropout(0.5)
+    with (
+        counting._dropout_as_on_gpus(),
+        torch.autograd.graph.saved_tensors_hooks(kept.append, lambda held: held),
+    ):
+        assert set(layer(given).tolist()) == {0.0, 2.0}
+        assert layer.eval()(given) is given
+    assert [tensor.untyped_storage().nbytes() for tensor in kept] == [64]
+    layer.train()(given)
+    assert len(kept) == 1, "only inside the block"

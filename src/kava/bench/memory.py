@@ -9,7 +9,8 @@ allocator's fragments, the kernels' own workspaces, CUDA's half gigabyte, bucket
 from __future__ import annotations
 
 import weakref
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -69,7 +70,8 @@ def count(recipe: Recipe, shape: str, lengths: Lengths, rows: int, device: str) 
     Args:
         device: on which it would run, `cpu` or `cuda`: the precision, and the way of attention.
             There are CPU kernels in between; their CUDA kin keep the same tensors but for the mask
-            of attention, which those turn into numbers, layer by layer.
+            of attention, which those turn into numbers, layer by layer. Dropout's mask counts a
+            byte a number, as CUDA's kernel keeps it.
 
     Raises:
         KavaError: the shape, or the recipe on it, is not possible.
@@ -79,8 +81,26 @@ def count(recipe: Recipe, shape: str, lengths: Lengths, rows: int, device: str) 
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
     reasoner = reasoner_of_sizes(recipe, shape, backbones.choose_dtype(recipe, device))
     training = Training.of(reasoner, lengths, autocasts(recipe, device))
-    with attention.as_on_gpus() if device == "cuda" else nullcontext():
+    with ExitStack() as stack:
+        if device == "cuda":
+            stack.enter_context(attention.as_on_gpus())
+            stack.enter_context(_dropout_as_on_gpus())
         return _counted(training)
+
+
+@contextmanager
+def _dropout_as_on_gpus() -> Iterator[None]:
+    """Inside, dropout keeps a mask of bytes; on CPUs it keeps numbers of its input's dtype."""
+    theirs = torch.nn.functional.dropout
+
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False):
+        return torch.native_dropout(input, p, training)[0] if training and p else input
+
+    torch.nn.functional.dropout = dropout
+    try:
+        yield
+    finally:
+        torch.nn.functional.dropout = theirs
 
 
 def _counted(training: Training) -> Memory:
