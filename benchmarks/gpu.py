@@ -85,9 +85,9 @@ CHECKPOINTED = "train.gradient_checkpointing=true"
 #: most of 60 GB, or of 40 for 3B, as results/bench/memory*.json count them.
 ALL = {
     "kava_1b_32": steps("llama1b_aug", micro(32)),
+    "kava_1b_c128_grouped": steps("llama1b_aug", micro(128), COMPILED, GROUPED),
     "kava_1b_c64": steps("llama1b_aug", micro(64), COMPILED),
     "kava_1b_c64_grouped": steps("llama1b_aug", micro(64), COMPILED, GROUPED),
-    "kava_1b_c128_grouped": steps("llama1b_aug", micro(128), COMPILED, GROUPED),
     "kava_3b_checkpointed": steps("llama3b_aug", micro(128), CHECKPOINTED, GROUPED),
     "kava_3b_c128_checkpointed": steps("llama3b_aug", micro(128), CHECKPOINTED, GROUPED, COMPILED),
     **{f"generate_1b_x{size}": answers("llama1b_aug", size) for size in (1, 64, 1024, 4096)},
