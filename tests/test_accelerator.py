@@ -192,6 +192,13 @@ def told(folder):
     return found or len(next(folder.glob("*.html")).read_text(encoding="utf-8")) > 10_000
 
 
+def test_a_launcher_may_keep_a_process_off_the_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert run.default_device() == "cuda"
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # accelerate launch --cpu
+    assert run.default_device() == "cpu"
+
+
 def test_of_several_gpus_a_process_takes_one(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)

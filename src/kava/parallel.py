@@ -115,8 +115,12 @@ def _state() -> Any:
     import torch
     from accelerate import PartialState
 
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    return PartialState(cpu=on_cpu or not torch.cuda.is_available())
+    return PartialState(cpu=asked_for_cpu() or not torch.cuda.is_available())
+
+
+def asked_for_cpu() -> bool:
+    """Whether `accelerate launch --cpu` started this process, on a machine with GPUs or without."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
 
 
 def gathered(value: T) -> list[T]:

@@ -201,10 +201,10 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
 
 
 def default_device() -> str:
-    """`cuda` where there is one; of several processes each has its own."""
+    """`cuda` where there is one and nobody asked for the CPU; of several processes each its own."""
     if parallel.processes() > 1:
         return parallel.device()
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() and not parallel.asked_for_cpu() else "cpu"
 
 
 def open_reasoner(
