@@ -389,7 +389,7 @@ def test_two_processes_stop_together_and_one_that_is_killed_ends_the_job(
     # The main process cannot notice; as on GPUs, where it waits for the other for minutes.
     for process, number_ in ((0, signal.SIGSTOP), (1, signal.SIGKILL)):
         os.kill(tasks(number)[process], number_)
-    until(lambda: queue.states([number])[number] == "FAILED", "the job fails", 40)
+    until(lambda: queue.states([number])[number] == "FAILED", "the job fails")
     assert not tasks(number) and read_result(run) is None
     code, said = kava("sweep", "--status", out)
     assert code == status.SOME_FAILED and states(said) == {"long-seed1": "failed"}
