@@ -87,7 +87,7 @@ def same(one: Path, other: Path) -> bool:
     return all(torch.equal(a[key], b[key]) for a, b in pairs for key in a | b)
 
 
-def until(ready, what: str, seconds: float = 240):
+def until(ready, what: str, seconds: float = 480):
     end = time.monotonic() + seconds
     while not (found := ready()):
         assert time.monotonic() < end, what
@@ -393,7 +393,9 @@ def test_two_processes_stop_together_and_one_that_is_killed_ends_the_job(
     assert not tasks(number) and read_result(run) is None
     code, said = kava("sweep", "--status", out)
     assert code == status.SOME_FAILED and states(said) == {"long-seed1": "failed"}
-    assert "long-seed1 failed: another of the 2 processes is gone" in said
+    # Which of them depends on whether the other had the time to write it before SLURM ended it too.
+    lines = ("another of the 2 processes is gone", f"job {number} ended without a result (FAILED)")
+    assert any(f"long-seed1 failed: {line}" in said for line in lines)
 
     code, said = kava(*words)
     again = re.search(r"1 submitted as job (\d+);", said)[1]
