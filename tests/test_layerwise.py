@@ -148,14 +148,16 @@ def test_answers_are_not_compiled(graphs):
 
 
 @pytest.mark.parametrize(
-    ("changes", "autocast"), [({}, False), (lora(dropout=0.5), True)], ids=["full", "lora in bf16"]
+    ("method", "changes", "autocast"),
+    [("kava", {}, False), ("no_cot", lora(dropout=0.5), True)],
+    ids=["full", "lora in bf16"],
 )
-def test_all_layers_share_what_is_compiled(graphs, changes, autocast):
+def test_all_layers_share_what_is_compiled(graphs, method, changes, autocast):
     numbers = []
     for layers in (2, 4):
         before = sum(graphs.runs)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            step(wrap(bare("llama", num_hidden_layers=layers), **changes), compiled=True)
+            step(wrap(bare("llama", num_hidden_layers=layers), method, **changes), compiled=True)
         numbers.append((len(graphs.runs), sum(graphs.runs) - before))
     assert numbers[1] == (numbers[0][0], 2 * numbers[0][1])
 
