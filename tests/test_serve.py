@@ -24,7 +24,7 @@ from service import LIMITS, QUESTIONS, serving
 
 from kava.serve.app import fitted
 from kava.serve.batcher import Batcher, Job, QueueFull, Sampling, _Draw
-from kava.serve.command import Address, bind, check, is_loopback, serve
+from kava.serve.command import Address, bind, check, is_loopback, listen, serve
 from kava.serve.limits import Limits
 from kava.serve.protocol import ChatRequest, CompletionRequest, Refused
 
@@ -548,6 +548,16 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(capsys):
         with pytest.raises(KavaError, match=f"serve: 127.0.0.1, port {address.port}: .*in use; .*"):
             serve("no/such/run", address, Limits(), None, None, Console())
     assert capsys.readouterr() == ("", "")
+
+
+def test_of_two_on_one_port_at_once_the_second_is_told():
+    """Both have bound it before either listens: each was loading its model."""
+    with bind("serve", "127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with bind("demo", "127.0.0.1", port) as second:
+            listen("serve", first)
+            with pytest.raises(KavaError, match=f"demo: 127.0.0.1, port {port}: .*in use; choose"):
+                listen("demo", second)
 
 
 def test_questions_fit_the_positions_of_the_backbone(reasoner):

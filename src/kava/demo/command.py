@@ -13,7 +13,7 @@ from rich.console import Console
 from kava.errors import KavaError, install
 from kava.quickstart import BACKBONE, CHECKPOINT
 from kava.run import open_reasoner
-from kava.serve.command import bind, is_loopback
+from kava.serve.command import bind, is_loopback, listen
 
 if TYPE_CHECKING:
     import uvicorn
@@ -89,7 +89,7 @@ def serve(
         pick = to_pick(thinker.reasoner.recipe, task, file)
         demo = Demo(thinker, writer, pick, limits)
         demo.warm_up()
-        listening.listen()
+        listen("demo", listening)
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         console.print(

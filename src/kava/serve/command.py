@@ -62,11 +62,25 @@ def bind(command: str, host: str, port: int) -> socket.socket:
         bound.bind((host.strip("[]"), port))
     except (OSError, UnicodeError) as error:
         bound.close()
-        why = getattr(error, "strerror", None) or error
-        raise KavaError(
-            f"{command}: {host}, port {port}: {why}; choose others with --host and --port"
-        ) from None
+        raise _taken(command, host, port, error) from None
     return bound
+
+
+def listen(command: str, bound: socket.socket) -> None:
+    """Let clients connect.
+
+    Raises:
+        KavaError: another program bound this address at the same time, and listens there already.
+    """
+    try:
+        bound.listen()
+    except OSError as error:
+        raise _taken(command, *bound.getsockname()[:2], error) from None
+
+
+def _taken(command: str, host: str, port: int, error: Exception) -> KavaError:
+    why = getattr(error, "strerror", None) or error
+    return KavaError(f"{command}: {host}, port {port}: {why}; choose others with --host and --port")
 
 
 def serve(
@@ -99,7 +113,7 @@ def serve(
         reasoner = open_reasoner(run, backbone)
         name = name or Path(run).resolve().name
         app = create_app(reasoner, name, limits, address.api_key)
-        listening.listen()
+        listen("serve", listening)
         shown = f"[{address.host}]" if ":" in address.host else address.host
         console.print(
             f"{name} ({reasoner.recipe.method}) at http://{shown}:{address.port}/v1, "
