@@ -187,6 +187,28 @@ def test_a_training_by_hand_saves_on_sigterm_and_resumes(backbone, whole, tmp_pa
     assert trajectory(run) == trajectory(whole) and same(run, whole)
 
 
+def test_a_sweep_here_saves_on_sigterm_and_the_same_line_goes_on(
+    backbone, whole, tmp_path, strike, kava
+):
+    file, out = tmp_path / "a.yaml", tmp_path / "out"
+    file.write_text(dump(recipe(backbone)))
+    words = ("sweep", file, "--seeds", 42, 43, "-o", out)
+    calm = strike(trainer.StepTrainer, "compute_loss", 5, signal.SIGTERM)
+    code, said = kava(*words)
+    assert code == 128 + signal.SIGTERM and "Traceback" not in said
+    assert said.splitlines()[-1] == (
+        "kava: asked to stop, and has saved; the same line again goes on from here"
+    )
+    run = out / "a-seed42"
+    assert [f.name for f in (run / "checkpoints").iterdir()] == ["checkpoint-3"]
+    assert [f.name for f in out.iterdir() if f.name != "sweep.json"] == [run.name]  # no lock
+    calm()
+    code, said = kava(*words)
+    assert code == 0 and "2 runs: 2 trained" in said
+    assert read_result(run)["resumed_from"] == 3
+    assert trajectory(run) == trajectory(whole) and same(run, whole)
+
+
 def test_handlers_are_as_before_afterwards():
     before = signal.getsignal(SIGNAL)
     with preemption.listening([], SIGNAL):
