@@ -422,6 +422,16 @@ def test_a_backbone_that_cannot_think_here_is_refused_by_name(family, reason):
     assert f"type {family}" in message and re.search(reason, message) and "\n" not in message
 
 
+@pytest.mark.parametrize("spoilt", (math.nan, math.inf))
+def test_weights_that_give_no_finite_logits_are_not_taken_for_a_strange_head(spoilt, tmp_path):
+    model = bare("llama")
+    with torch.no_grad():
+        model.lm_head.weight.fill_(spoilt)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(KavaError, match=f"type llama in {tmp_path}: .*logits that are not finite"):
+        backbones.load_model(tmp_path, torch.float32)
+
+
 @pytest.mark.parametrize("family", ("t5", "bart", "gemma3"))
 def test_what_is_no_plain_language_model_is_refused_before_its_weights_are_read(tmp_path, family):
     AutoConfig.for_model(family).save_pretrained(tmp_path)

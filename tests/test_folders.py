@@ -1,5 +1,6 @@
 """What a training does to the folder that it is given: nothing that is there is lost or mixed."""
 
+import errno
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from kava import lock, run_folder
 from kava import run as runs
-from kava.errors import KavaError
+from kava.errors import KavaError, writing
 from kava.model import Reasoner
 from kava.recipe import dump
 from kava.recipe_file import load_recipe
@@ -277,6 +278,28 @@ def test_scores_wait_for_a_folder_only_so_long(backbone, tmp_path, monkeypatch):
         score_run(reasoner, task, tmp_path, timed_alone=0)
     score_run(reasoner, task, tmp_path, timed_alone=0)
     assert read_result(tmp_path)["scores"].keys() == {"synthetic"}
+
+
+def test_a_place_for_scores_is_tried_before_anything_is_answered(
+    kava, backbone, tmp_path, monkeypatch
+):
+    if not Path("/proc").is_dir():
+        pytest.skip("no folder here that nobody writes to")
+    monkeypatch.delattr(Reasoner, "answer")
+    words = ("--task", "synthetic", "--limit", 2, "-o", "/proc/scores")
+    code, said = kava("eval", backbone, *words)
+    assert code == 2 and said.startswith("kava: /proc/scores/result.json: cannot be written: ")
+    assert said.endswith("; give another place\n") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "reason, then",
+    [(errno.ENOSPC, "free some"), (errno.EDQUOT, "free some"), (errno.EROFS, "give another place"),
+     (errno.EACCES, "give another place"), (errno.EEXIST, "give another place")],
+)  # fmt: skip
+def test_space_is_asked_for_only_where_it_would_help(reason, then, tmp_path):
+    with pytest.raises(KavaError, match=f"cannot be written: .*; {then}"), writing(tmp_path):
+        raise OSError(reason, os.strerror(reason))
 
 
 # -- Ctrl-C --------------------------------------------------------------------------------------

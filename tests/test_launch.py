@@ -243,6 +243,24 @@ def test_the_status_of_a_sweep_on_this_machine(kava, backbone, tmp_path, monkeyp
     assert code == 1 and "a run of another recipe (train.clip: 2.0 there, 1.0 given)" in said
 
 
+@pytest.mark.parametrize(
+    "file, text, wrong",
+    [("result.json", "{", "not valid JSON"), ("result.json", "[]", "not the result of a run"),
+     ("result.json", '{"scores": []}', "not the result of a run"),
+     ("recipe.yaml", "method: nope", "unknown method 'nope'")],
+)  # fmt: skip
+def test_a_damaged_run_is_told_as_failed_beside_the_others(file, text, wrong, backbone, tmp_path):
+    given, out = load_recipe(write(tmp_path, backbone)), tmp_path / "out"
+    asked = [record.Asked(Run("a", given, out / f"a-seed{n}"), Scoring()) for n in (1, 2)]
+    asked[0].run.folder.mkdir(parents=True)
+    (asked[0].run.folder / "recipe.yaml").write_text((tmp_path / "a.yaml").read_text())
+    (asked[0].run.folder / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5}\n')
+    (asked[0].run.folder / file).write_text(text)
+    damaged, other = status.look(asked, out)
+    assert (damaged.state, other.state) == ("failed", "waiting")
+    assert str(asked[0].run.folder / file) in damaged.why and wrong in damaged.why
+
+
 def test_a_plan_grows_and_a_folder_without_one_is_no_sweep(kava, backbone, tmp_path):
     recipe, out = load_recipe(write(tmp_path, backbone)), tmp_path / "out"
     one, two = (Run("a", recipe, out / f"a-seed{seed}") for seed in (1, 2))

@@ -33,7 +33,7 @@ from kava.smoke import tiny_backbone
 from kava.tasks import load_task
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
-TIMED = {"tokens_per_second", "seconds_per_step", "epoch"}
+TIMED = {"tokens_per_second", "seconds_per_step"}
 
 KAVA = {
     "method": "kava", "num_latents": 4, "num_iterations": 1, "lora": {"r": 4, "dropout": 0.3},

@@ -10,14 +10,14 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from kava import checkpoint, preemption, trainer
+from kava import checkpoint, preemption, trainer, watch
 from kava.launch import attempt as launch
 from kava.launch.attempt import SCORED, SKIPPED, TRAINED, Run, Scoring, attempt
 from kava.preemption import Preempted
 from kava.recipe import Recipe, dump
 from kava.run_folder import read_metrics, read_result
 
-VOLATILE = {"tokens_per_second", "seconds_per_step", "epoch"}
+VOLATILE = {"tokens_per_second", "seconds_per_step"}
 SIGNAL = signal.SIGUSR2
 
 
@@ -185,6 +185,39 @@ def test_a_training_by_hand_saves_on_sigterm_and_resumes(backbone, whole, tmp_pa
     assert code == 0 and "trained 8 steps" in said
     assert read_result(run)["resumed_from"] == 3
     assert trajectory(run) == trajectory(whole) and same(run, whole)
+
+
+def test_a_sweep_here_saves_on_sigterm_and_the_same_line_goes_on(
+    backbone, whole, tmp_path, strike, kava
+):
+    file, out = tmp_path / "a.yaml", tmp_path / "out"
+    file.write_text(dump(recipe(backbone)))
+    words = ("sweep", file, "--seeds", 42, 43, "-o", out)
+    calm = strike(trainer.StepTrainer, "compute_loss", 5, signal.SIGTERM)
+    code, said = kava(*words)
+    assert code == 128 + signal.SIGTERM and "Traceback" not in said
+    assert said.splitlines()[-1] == (
+        "kava: asked to stop, and has saved; the same line again goes on from here"
+    )
+    run = out / "a-seed42"
+    assert [f.name for f in (run / "checkpoints").iterdir()] == ["checkpoint-3"]
+    assert [f.name for f in out.iterdir() if f.name != "sweep.json"] == [run.name]  # no lock
+    calm()
+    code, said = kava(*words)
+    assert code == 0 and "2 runs: 2 trained" in said
+    assert read_result(run)["resumed_from"] == 3
+    assert trajectory(run) == trajectory(whole) and same(run, whole)
+
+
+def test_an_epoch_is_logged_as_its_share_of_steps_and_the_length_told_from_it(backbone, tmp_path):
+    """Of 18 rows the fifth step has two, which is half of its micro-batches and a whole step."""
+    tree = recipe(backbone).model_dump(by_alias=True)
+    tree["data"]["train_rows"] = 18
+    tree["train"] |= {"steps": None, "epochs": 1.5, "micro_batch_size": 1}
+    assert go(tmp_path / "run", Recipe.model_validate(tree), tasks=()).what == TRAINED
+    rows = [row for row in read_metrics(tmp_path / "run") if "loss" in row]
+    assert [row["epoch"] for row in rows] == [step / 5 for step in range(1, 9)]
+    assert watch.look(tmp_path / "run").steps == 8
 
 
 def test_handlers_are_as_before_afterwards():

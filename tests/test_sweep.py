@@ -18,7 +18,7 @@ from kava.report.rows import VALIDATION, make_row
 from kava.run_folder import read_metrics, read_result
 from kava.sweep import names
 
-VOLATILE = {"tokens_per_second", "seconds_per_step", "epoch"}
+VOLATILE = {"tokens_per_second", "seconds_per_step"}
 
 
 def write(folder: Path, name: str, backbone: Path, **changes) -> Path:

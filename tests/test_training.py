@@ -21,7 +21,7 @@ from kava.run import train_run
 from kava.run_folder import read_metrics, read_result
 from kava.trainer import StepTrainer
 
-VOLATILE = {"tokens_per_second", "seconds_per_step", "epoch"}
+VOLATILE = {"tokens_per_second", "seconds_per_step"}
 
 
 def write_recipe(folder: Path, backbone: Path, **changes) -> Path:

@@ -122,6 +122,8 @@ def test_a_loss_that_ran_away_is_not_drawn(run, value):
 def test_epochs_become_steps(run):
     (run / "recipe.yaml").write_text(RECIPE.replace("LENGTH", "epochs: 3"), "utf-8")
     assert watch.look(run).steps == 150
+    (run / "recipe.yaml").write_text(RECIPE.replace("LENGTH", "epochs: 0.85"), "utf-8")
+    assert watch.look(run).steps == 43  # 42.5: what is left of a step is one
     (run / "recipe.yaml").unlink()
     assert watch.look(run).steps is None and "step 40," not in shown(run).splitlines()[0]
 

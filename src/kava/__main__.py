@@ -49,16 +49,21 @@ def main() -> None:
         )
         parallel.end(2)
     except Preempted:
-        parallel.tell("kava: asked to stop, and has saved; `--resume` goes on from here")
+        again = "the same line again" if _command(sys.argv[1:]) == "sweep" else "`--resume`"
+        parallel.tell(f"kava: asked to stop, and has saved; {again} goes on from here")
         parallel.end(128 + signal.SIGTERM)
 
 
 def _hint(words: list[str]) -> str:
     """How an interrupted command goes on; empty where it only begins again."""
-    command = next((word for word in words if not word.startswith("-")), None)
+    command = _command(words)
     if command in ("train", "pretrain"):
         return "where checkpoints were saved, `--resume` goes on from the last"
     return "the same line again goes on from here" if command == "sweep" else ""
+
+
+def _command(words: list[str]) -> str | None:
+    return next((word for word in words if not word.startswith("-")), None)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ def writing(path: Path, then: str = "free some space and begin again") -> Iterat
     safetensors and torch have errors of their own for it, which are no OSError.
 
     Args:
-        then: how to go on.
+        then: how to go on, where the place as such can be written.
 
     Raises:
         KavaError: names the path and the system's reason.
@@ -48,9 +49,16 @@ def writing(path: Path, then: str = "free some space and begin again") -> Iterat
         if not isinstance(error, OSError) and not any(sign in str(error) for sign in _DISK):
             raise
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0][:200]
+        if getattr(error, "errno", None) in _NOT_SPACE:
+            then = "give another place"
         raise KavaError(f"{path}: cannot be written: {reason}; {then}") from None
 
 
+#: Where more space would not help.
+_NOT_SPACE = {
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG,
+}  # fmt: skip
 #: In messages of safetensors (which gives the system's reason) and of torch.save.
 _DISK = ("os error", "PytorchStreamWriter failed", "unexpected pos", "file write failed")
 

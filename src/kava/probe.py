@@ -56,6 +56,12 @@ def check(model: PreTrainedModel) -> None:
         ) from None
     finally:
         model.train(training)
+    if not torch.isfinite(theirs).all():
+        place = f" in {model.name_or_path}" if model.name_or_path else ""
+        raise KavaError(
+            f"{what}{place}: it gives logits that are not finite; its weights are damaged, or a "
+            "training has spoilt them"
+        )
     if not _same(theirs, read):
         raise KavaError(
             f"{what}: its language-model head is not a matrix product with an optional soft cap; "

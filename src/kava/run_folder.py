@@ -246,15 +246,18 @@ def read_result(run: Path) -> dict[str, Any] | None:
     """`result.json` of a run folder, None where there is none.
 
     Raises:
-        KavaError: it is not JSON.
+        KavaError: it is not a JSON object.
     """
     file = run / RESULT
     if not file.is_file():
         return None
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        result = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise KavaError(f"{file}: not valid JSON: {error}") from None
+    if not isinstance(result, dict) or not isinstance(result.get("scores", {}), dict):
+        raise KavaError(f"{file}: not the result of a run; move it away")
+    return result
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -12,13 +12,14 @@ rest. Several processes may work on one matrix: each run is locked.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from kava import assets
+from kava import assets, preemption
 from kava.errors import KavaError
 from kava.launch import local, record, slurm
 from kava.launch.attempt import (
@@ -141,12 +142,14 @@ def sweep(
 
     Raises:
         KavaError: tasks that cannot be had, or a SLURM that refuses; nothing has run then.
+        Preempted: SIGTERM came while they run here; a training has saved at a step's boundary.
     """
     for run in runs:
         scoring.of(run.recipe)
     if jobs is None:
         record.remember(output, runs, scoring)
-        outcomes = local.carry_out(runs, scoring, console)
+        with preemption.listening([], signal.SIGTERM):
+            outcomes = local.carry_out(runs, scoring, console)
     else:
         outcomes = slurm.submit(runs, scoring, output, jobs, console)
         if any(outcome.what in (SUBMITTED, ELSEWHERE) for outcome in outcomes):

@@ -179,6 +179,8 @@ class StepTrainer(Trainer):
             if steps:
                 logs["seconds_per_step"] = round(seconds / steps, 4)
             self._restart_window()
+        # The Trainer's own counts micro-batches, blanks included, and so depends on the processes.
+        self.state.epoch = self.epoch_of(self.state.global_step)
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

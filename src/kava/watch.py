@@ -214,7 +214,10 @@ def _steps(run: Path, records: Sequence[dict[str, Any]]) -> int | None:
     last = next(
         (r for r in reversed(records) if _is_finite(r.get("epoch")) and r["epoch"] > 0), None
     )
-    return None if last is None else round(train.epochs * last["step"] / last["epoch"])
+    if last is None:
+        return None
+    # What is left of a step is one too; the third place is above what the division loses.
+    return math.ceil(round(train.epochs * last["step"] / last["epoch"], 3))
 
 
 def _told(value: float) -> str:

@@ -12,10 +12,12 @@ from kava import assets, parallel
 from kava.errors import KavaError
 from kava.evaluate.answers import without_number
 from kava.evaluate.runner import check_room
+from kava.provenance import check_writable
 from kava.recipe import Recipe
 from kava.report.tables import memory
 from kava.run import open_reasoner, score_run
 from kava.tasks import Task, load_task, local_copies, read_options
+from kava.watch import RESULT
 
 
 def evaluate_tasks(
@@ -75,7 +77,7 @@ def result_folder(command: str, run: str, output: Path | None) -> Path:
 
     Raises:
         KavaError: a checkpoint or a model that lies in no run folder, and no `output`; a file
-            where the folder is to be.
+            where the folder is to be; a place where nothing can be written.
     """
     given = assets.at_home(run)
     places = (given, given.parent)
@@ -87,6 +89,7 @@ def result_folder(command: str, run: str, output: Path | None) -> Path:
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise KavaError(f"{path} is a file; results go into a folder: give another --output")
+    parallel.on_main(lambda: check_writable(folder / RESULT))
     return folder
 
 

@@ -56,7 +56,7 @@ def show(asked: Sequence[Asked], output: Path, console: Console) -> int:
     When all are done and the summary does not say so yet, it is written.
 
     Raises:
-        KavaError: a folder that cannot be read, or a SLURM that does not answer.
+        KavaError: a SLURM that does not answer. A run whose folder cannot be read has failed.
     """
     lines = look(asked, output)
     table = [("run", "state", "step", "loss", "job", "log"), *map(_cells, lines)]
@@ -90,8 +90,12 @@ def _line(asked: Asked, job: Job | None, in_queue: str | None, output: Path) -> 
     log = str(output / record.FOLDER / job.log) if job else ""
     if not job and (run.folder / ERROR).is_file():
         log = str(run.folder / ERROR)
-    step, steps, loss = _progress(asked)
-    state, why = _state(asked, job, in_queue, log)
+    try:
+        step, steps, loss = _progress(asked)
+        state, why = _state(asked, job, in_queue, log)
+    except KavaError as error:  # of this folder; the other runs are told all the same
+        step, steps, loss = None, None, None
+        state, why = FAILED, str(error)
     return Line(run.folder.name, state, step, steps, loss, job.job if job else "", log, why)
 
 
