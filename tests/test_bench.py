@@ -245,6 +245,7 @@ def test_rows_have_the_lengths_asked_for_and_are_the_same_again():
         ("bert:hidden_size=32", "refuses it .* not a multiple"),
         ("bert:hidden_size=48", "the layers of bert do not all have causal attention"),
         ("mamba:hidden_size=32", "the layers of mamba do not all have causal attention"),
+        ("falcon:hidden_size=32,num_attention_heads=4", r"refuses it \(KeyError: 'kava'\)"),
         ("t5:d_model=32", "an encoder and a decoder; give a decoder-only language model"),
         ("nothing:hidden_size=16", "transformers refuses it"),
         ("{tmp}", "transformers refuses it"),
@@ -256,6 +257,33 @@ def test_a_shape_that_is_not_possible_is_one_line(shape, says, tmp_path):
     with pytest.raises(KavaError, match=f"^shape '{re.escape(shape)}'.*{says}") as raised:
         configuration(shape)
     assert "\n" not in str(raised.value)
+
+
+EXPERTS = (
+    "mixtral:hidden_size=32,num_hidden_layers=2,intermediate_size=64,num_attention_heads=4,"
+    "num_key_value_heads=2,vocab_size=300,num_local_experts=4"
+)
+
+
+KAVA = "recipes/llama1b_aug/kava.yaml"
+
+
+@pytest.mark.parametrize("command", ["train", "generate"])
+def test_experts_are_not_left_out_of_the_flops(kava, command, tmp_path):
+    """Their weights are in no linear layer; without them the least would be a fifth."""
+    output = tmp_path / "out.json"
+    one = ("--repeats", 1, "--set", "train.batch_size=1", "train.micro_batch_size=1")
+    code, said = kava("bench", command, KAVA, "--shape", EXPERTS, "-o", output, *one)
+    assert code == 2 and not output.exists()
+    assert "FLOPs of this mixtral cannot be counted: layers.0.mlp" in " ".join(said.split())
+
+
+def test_a_matrix_with_experts_has_their_memory_and_no_flops(kava, tmp_path):
+    output = tmp_path / "out.json"
+    code, said = kava("bench", "matrix", KAVA, "--shape", EXPERTS, "-o", output)
+    assert code == 0 and "FLOPs of this mixtral cannot be counted" in " ".join(said.split())
+    (row,) = json.loads(output.read_text())["recipes"].values()
+    assert row["flops_least"] is None and row["memory"] and row["token_forwards_least"]
 
 
 def test_names_of_a_shape_are_all_that_transformers_reads():

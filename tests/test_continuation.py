@@ -23,7 +23,8 @@ def model():
     [("use_cache", False), ("return_dict_in_generate", True), ("max_length", 9),
      ("generation_config", GenerationConfig()), ("cache_implementation", "static"),
      ("input_ids", torch.ones(1, 1)), ("attention_mask", torch.ones(1, 1)),
-     ("past_key_values", ()), ("inputs_embeds", torch.ones(1, 1, 32)), ("synced_gpus", True)],
+     ("past_key_values", ()), ("inputs_embeds", torch.ones(1, 1, 32)), ("synced_gpus", True),
+     ("min_length", 9)],
 )  # fmt: skip
 def test_what_a_thought_leaves_no_choice_of_is_refused_by_name(model, option, value):
     with pytest.raises(KavaError, match=f"^{option} is not possible for a reasoner; "):
@@ -34,6 +35,7 @@ def test_what_a_thought_leaves_no_choice_of_is_refused_by_name(model, option, va
 
 def test_options_that_ask_for_nothing_new_are_taken(model):
     nothing = {"use_cache": True, "return_dict_in_generate": False, "max_length": None}
+    nothing |= {"min_length": 0, "repetition_penalty": 1}
     assert model.generate("w1", 5, **nothing) == model.generate("w1", 5)
 
 
@@ -69,6 +71,15 @@ def test_several_answers_stand_in_the_place_of_their_question(model):
     assert found.text == alone[0] and found.thinking.prompt.shape[0] == 1
     one = {**options, "num_return_sequences": 1}
     assert [[text] for text in model.generate(QUESTIONS, **one)] == [t[:1] for t in alone]
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"logits_processor": None}])
+def test_repetitions_are_penalised_in_each_row_whatever_pads_it_has(model, options):
+    options = {"max_new_tokens": 12, **options}
+    penalised = {**options, "repetition_penalty": 1.3}
+    together = model.generate(QUESTIONS, **penalised)
+    assert together == [model.generate(question, **penalised) for question in QUESTIONS]
+    assert together != model.generate(QUESTIONS, **options)
 
 
 # -- where a row ends ----------------------------------------------------------------------------
@@ -167,3 +178,11 @@ def test_half_a_surrogate_pair_is_no_question(model):
     with pytest.raises(KavaError, match="the question is no valid Unicode"):
         model.prompt_embeds("\udc00 w1")
     assert model.generate("w1 \U0001f600", 2)  # a whole one is
+
+
+def test_a_message_is_no_question(model):
+    """Its keys would be asked."""
+    message = {"role": "user", "content": "w1"}
+    for ask in (model.think, model.generate):
+        with pytest.raises(KavaError, match="is a text, not a dict"):
+            ask(message)

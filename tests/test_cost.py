@@ -16,6 +16,7 @@ from kava import cost, memory
 from kava.cost import ANSWER, QUESTION, REASONING, Estimator, rows_seen, total_steps
 from kava.data import load_examples
 from kava.dry_run import _parts, _told
+from kava.errors import KavaError
 from kava.model import Reasoner
 from kava.recipe import Recipe
 from kava.recipe_file import load_recipe
@@ -240,6 +241,29 @@ def test_of_a_job_the_memory_is_that_of_one_process_on_its_gpu(backbone, rows, t
     assert told(Options(), gpus=0)[0] == here
     assert "one process on a CPU" in told(Options(), gpus=0)[1]
     assert "one process on a GPU" in told(Options())[1]
+
+
+@pytest.mark.parametrize("method", ["icot", "coconut"])
+def test_a_training_that_ends_before_its_last_stage_is_foreseen(method, backbone, rows):
+    """In the line that training would refuse it with."""
+    longest = max(steps for _, steps, _ in lengths(backbone, rows))
+    options, needed = {
+        "icot": ({"tokens_per_epoch": 60}, longest / 60),
+        "coconut": ({"max_stage": 1, "epochs_per_stage": 3}, 6),
+    }[method]
+    train = {"batch_size": 2, "learning_rate": 1e-3}
+    long, short = (
+        recipe(
+            method, backbone, rows, num_latents=2, method_options=options, train={**train, **end}
+        )
+        for end in ({"epochs": 7}, {"steps": 1})
+    )
+    estimator = Estimator("cpu")
+    assert estimator.cost(long).refusal == ""
+    refusal = estimator.cost(short).refusal
+    assert f"the last stage of '{method}' begins after {needed:.2f} epochs" in refusal
+    with pytest.raises(KavaError, match=f"^{re.escape(refusal)}$"):
+        Reasoner.build(short).train_on(load_examples(str(rows), "train"), quiet=True)
 
 
 def test_a_dry_run_lists_every_run_and_writes_nothing(backbone, rows, tmp_path, capsys):

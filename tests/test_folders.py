@@ -107,6 +107,9 @@ def test_a_start_that_fails_at_once_leaves_nothing_and_may_be_repeated(kava, bac
     (out / "notes.txt").write_text("mine")
     assert kava("train", recipe, "-o", out)[0] == 2
     assert contents(out) == {"notes.txt": b"mine"}
+    for more, what in ((["--dry-run"], "1 would fail"), ([], "1 failed")):
+        code, said = kava("sweep", recipe, "--seeds", 1, "-o", tmp_path / "swept", *more)
+        assert code == 1 and what in said and "the last stage" in said
 
 
 def test_what_a_killed_start_left_is_begun_anew(kava, backbone, tmp_path):

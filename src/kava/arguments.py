@@ -94,15 +94,18 @@ def rows_at_once(settings: Train, processes: int) -> int:
     )
 
 
-def check_schedule(reasoner: Reasoner, rows: Sequence[batching.Row]) -> None:
+def check_schedule(reasoner: Reasoner, longest: int, rows: int) -> None:
     """Refuse a training that ends before the method's last stage, which answers are asked in.
+
+    Args:
+        longest: tokens of the longest steps of a row.
+        rows: of an epoch.
 
     Raises:
         KavaError: says how many epochs the stages need.
     """
-    recipe, longest = reasoner.recipe, max(len(row.steps) for row in rows)
-    needed = reasoner.method.last_stage_at(longest)
-    per_epoch = math.ceil(len(rows) / recipe.train.batch_size)
+    recipe, needed = reasoner.recipe, reasoner.method.last_stage_at(longest)
+    per_epoch = math.ceil(rows / recipe.train.batch_size)
     epochs = recipe.train.epochs or recipe.train.steps / per_epoch
     if needed and epochs <= needed:
         raise KavaError(

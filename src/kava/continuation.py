@@ -12,7 +12,9 @@ from torch import Tensor
 from transformers import (
     EosTokenCriteria,
     GenerationConfig,
+    LogitsProcessorList,
     PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
@@ -52,6 +54,7 @@ _REFUSED: dict[str, tuple[Any, str]] = {
     "return_dict_in_generate": (False, "Reasoner.answer tells more of each answer than its text"),
     "generation_config": (None, "give its fields as options, such as do_sample=True"),
     "max_length": (None, "it would count the question too; give max_new_tokens"),
+    "min_length": (0, "it would count the question too; give min_new_tokens"),
     "cache_implementation": (None, "an answer continues the cache that the thought is"),
     **dict.fromkeys(
         (
@@ -118,6 +121,11 @@ def continue_thought(
             f"min_new_tokens is {config.min_new_tokens}, but there is room for {min(left)} new "
             "tokens (max_new_tokens, and the backbone's positions)"
         )
+    processors = LogitsProcessorList([*(others.pop("logits_processor", None) or ())])
+    if config.repetition_penalty not in (None, 1):
+        # generate() would leave out as many tokens here as there are pads before the question.
+        processors.insert(0, RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+        config.repetition_penalty = None
     # Criteria inside of ours, so that it sees which of them ends a row.
     stops = StoppingCriteriaList([*(others.pop("stopping_criteria", None) or ())])
     if ids["eos_token_id"] is not None:
@@ -140,6 +148,7 @@ def continue_thought(
             attention_mask=mask.long(),
             past_key_values=past,
             generation_config=config,
+            logits_processor=processors,
             stopping_criteria=StoppingCriteriaList([ends]),
             synced_gpus=False,  # where FSDP splits the weights, `kava.sharded` joins them before
             **others,

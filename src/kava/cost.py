@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast
 from kava import backbone as backbones
 from kava import batching, checkpoint, hub, plain_run
 from kava import memory as memories
-from kava.arguments import rows_at_once
+from kava.arguments import check_schedule, rows_at_once
 from kava.data import data_sets, load_examples
 from kava.errors import KavaError
 from kava.memory import Call, Memory, Traffic
@@ -55,12 +55,14 @@ class Cost:
     """Of one training. None is what could not be found out.
 
     notes: why not, and what was assumed.
+    refusal: why the training would not begin; empty where it would.
     """
 
     steps: int | None
     token_forwards: int | None
     memory: Memory | None
     notes: tuple[str, ...] = ()
+    refusal: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,15 @@ def _cost(recipe: Recipe, rows: Rows, device: str, processes: int) -> Cost:
         notes.append(f"steps not known: {rows.why_not}")
     tokenizer, examples = text(recipe, rows, notes)
     forwards = memory = None
+    refusal = ""
     try:
         with tiny_reasoner(recipe, tokenizer) as reasoner:
             batches = sample(reasoner, examples, rows_at_once(recipe.train, processes))
             if steps is not None:
                 forwards = count(reasoner, batches, steps, rows.count or len(examples))
+            if rows.count:
+                known = batches if examples is rows.examples else []
+                refusal = _refusal(reasoner, known, rows.count)
             seen = peak(reasoner, batches)
     except KavaError as error:
         notes.append(f"not counted: {error}")
@@ -125,7 +131,17 @@ def _cost(recipe: Recipe, rows: Rows, device: str, processes: int) -> Cost:
             memory = memories.estimate(recipe, seen, device)
         except KavaError as error:
             notes.append(f"memory not known: {error}")
-    return Cost(steps, forwards, memory, tuple(notes))
+    return Cost(steps, forwards, memory, tuple(notes), refusal)
+
+
+def _refusal(reasoner: Reasoner, batches: Sequence[Batch], rows: int) -> str:
+    """Why the training would not begin; the longest steps of all rows are at least a sample's."""
+    longest = max((int(batch["steps_mask"].sum(1).max()) for batch in batches), default=0)
+    try:
+        check_schedule(reasoner, longest, rows)
+    except KavaError as error:
+        return str(error)
+    return ""
 
 
 # -- steps and token-forwards --------------------------------------------------------------------

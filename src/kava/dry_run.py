@@ -58,10 +58,12 @@ def list_runs(
             now, why = (LOCKED, in_queue) if in_queue else _foreseen(run, scoring)
             if jobs and (unfit := _unfit(run, now)):
                 now, why = REFUSED, unfit
-            if now in (START, RESUME, SCORE):
-                to_submit.append(run)
             shared = jobs is not None and now != REFUSED
             cost = estimator.cost(run.recipe, run.recipe.resources.all_processes if shared else 1)
+            if cost.refusal and now in (START, RESUME):
+                now, why = REFUSED, cost.refusal
+            if now in (START, RESUME, SCORE):
+                to_submit.append(run)
             states.append(now)
             left += (cost.token_forwards or 0) * (now in (START, RESUME))
             notes.add(run.folder.name, why)

@@ -482,7 +482,9 @@ class Reasoner(nn.Module):
                 no other bound, and what a row writes does not depend on its batch mates.
             options: fields of `GenerationConfig` (`do_sample`, `temperature`, `eos_token_id`, ...),
                 and arguments of `generate` itself (`streamer`, `stopping_criteria`,
-                `logits_processor`, ...). `stop_strings` use the reasoner's tokenizer.
+                `logits_processor`, ...). `stop_strings` use the reasoner's tokenizer;
+                `repetition_penalty` and its like read the answer prompt and what is new, not the
+                question.
 
         Returns:
             new token ids [B, n], padded after what ended the row.
@@ -507,6 +509,11 @@ class Reasoner(nn.Module):
 
 
 def _checked(questions: str | Sequence[str]) -> list[str]:
+    if isinstance(questions, Mapping):
+        raise KavaError(
+            f"a question is a text, not a {type(questions).__name__}; kava.pipeline takes messages "
+            "of a chat"
+        )
     texts = [questions] if isinstance(questions, str) else list(questions)
     if not texts:
         raise KavaError("no question is given")

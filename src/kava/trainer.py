@@ -359,7 +359,7 @@ def train(
         raise KavaError("data.train: no rows")
     recipe = reasoner.recipe
     rows = reasoner.encoder.rows(examples)
-    check_schedule(reasoner, rows)
+    check_schedule(reasoner, max(len(row.steps) for row in rows), len(rows))
     reasoner.method.check_rows(rows)
     check_steps(reasoner, examples, rows, progress.console)
     check_lengths(reasoner, rows, progress.console)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
+from kava.errors import KavaError
 from kava.methods._work import Work
 from kava.model import Reasoner
 
@@ -87,7 +88,11 @@ def cost_of(lm: Any, projection: nn.Module, training: bool) -> Cost:
     Args:
         lm: with its adapter's layers inside.
         projection: P.
+
+    Raises:
+        KavaError: layers with products that are none of `nn.Linear`, such as those of experts.
     """
+    _check(lm)
     head = lm.get_output_embeddings().weight
     of_layers = _products(lm.base_model, training)
     shape = lm.config.get_text_config()
@@ -99,6 +104,17 @@ def cost_of(lm: Any, projection: nn.Module, training: bool) -> Cost:
         label=2 * head.numel() * _times(head, training),
         latent=_products(projection, training),
     )
+
+
+def _check(lm: Any) -> None:
+    inside = (nn.Linear, Conv1D, nn.Embedding)
+    for name, module in lm.base_model.named_modules():
+        own = [weight for weight in module.parameters(recurse=False) if weight.dim() > 1]
+        if own and not isinstance(module, inside):
+            raise KavaError(
+                f"FLOPs of this {lm.config.model_type} cannot be counted: {name} is no linear "
+                "layer; give a backbone without experts"
+            )
 
 
 def _products(module: nn.Module, training: bool) -> float:

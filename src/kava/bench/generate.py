@@ -36,8 +36,9 @@ class Generation:
         """Random questions, those of one batch of like length as the evaluation sorts them.
 
         Raises:
-            KavaError: the answer is too short.
+            KavaError: the answer is too short; a backbone whose FLOPs cannot be counted.
         """
+        flops.cost(reasoner, training=False)  # refuses before anything is timed
         rows = random_rows(reasoner, lengths, batch * POOL)
         at = POOL // 2 * batch
         rows = sorted(rows, key=lambda row: len(row.question))[at : at + batch]

@@ -105,7 +105,10 @@ def _try(config: Any) -> None:
     """Make the model without values, so that it takes no memory, and look at its attention."""
     probe.check_config(config)
     with torch.device("meta"):
-        layers = families.layers(AutoModelForCausalLM.from_config(copy.deepcopy(config)))
+        model = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), attn_implementation=IMPLEMENTATION_NAME
+        )
+        layers = families.layers(model)
     if not layers:
         raise KavaError("it has no layers")
     if not all(any(map(_is_causal, layer.modules())) for layer in layers):

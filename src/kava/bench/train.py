@@ -41,6 +41,7 @@ class Training:
             KavaError: the shape, or the recipe on it, is not possible.
         """
         reasoner = random_reasoner(recipe, shape, device)
+        flops.cost(reasoner, training=True)  # refuses before anything is timed
         return cls.of(reasoner, lengths, memory.autocasts(recipe, device.type))
 
     @classmethod

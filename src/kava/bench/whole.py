@@ -102,11 +102,10 @@ class Wholes:
             batches = costs.sample(tiny, examples)
             seen = costs.peak(tiny, batches)
         if model is not None:
-            cost = flops.cost_of(adapter.bare(model), memory.projection(recipe, model), True)
             fitting = Fitting(recipe, model, seen, costs.widest(batches)["question"].shape[0])
             found = replace(
                 found,
-                flops=sum(n * cost.of(w) for n, w in works) if works else None,
+                flops=_flops(recipe, model, works, notes) if works else None,
                 own=fitting.at(recipe.train.micro_batch_size or recipe.train.batch_size),
                 fits=fitting.within(self.limits),
                 disk=disks.estimate(recipe, model, steps) if steps else None,
@@ -121,6 +120,17 @@ class Wholes:
         except KavaError as error:
             notes.append(f"FLOPs, memory and disk not known: {error}")
             return None
+
+
+def _flops(
+    recipe: Recipe, model: Any, works: Sequence[tuple[float, Work]], notes: list[str]
+) -> float | None:
+    try:
+        cost = flops.cost_of(adapter.bare(model), memory.projection(recipe, model), True)
+    except KavaError as error:
+        notes.append(str(error))
+        return None
+    return sum(times * cost.of(work) for times, work in works)
 
 
 def least(reasoner: Reasoner, batch: Batch, steps: int, rows: int) -> list[tuple[float, Work]]:
