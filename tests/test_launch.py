@@ -276,9 +276,14 @@ def test_a_plan_grows_and_a_folder_without_one_is_no_sweep(kava, backbone, tmp_p
     assert code == 2 and "no such file" in said
     code, said = kava("sweep", "--status", out, tmp_path)
     assert code == 2 and "one folder" in said
-    (out / "sweep.json").write_text('{"runs": {"a": {}}}')
-    code, said = kava("sweep", "--status", out)
-    assert code == 2 and "not the plan of a sweep" in said
+    whole = json.loads((out / "sweep.json").read_text())["runs"]["a-seed1"]
+    for broken in (
+        {"a": {}}, {}, [], {"a": {**whole, "limit": "x"}}, {"a": {**whole, "limit": 0}},
+        {"a": {**whole, "tasks": "synthetic"}}, {"a": {**whole, "recipe": []}},
+    ):  # fmt: skip
+        (out / "sweep.json").write_text(json.dumps({"runs": broken}))
+        code, said = kava("sweep", "--status", out)
+        assert code == 2 and "not the plan of a sweep" in said, broken
     (out / "slurm").mkdir()
     (out / "slurm" / "jobs.jsonl").write_text('{"run": "a"}\n')
     code, said = kava("sweep", tmp_path / "a.yaml", "--status", "-o", out)

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from kava import recipe as recipes
 from kava.errors import KavaError
 from kava.launch.attempt import Run, Scoring
@@ -108,11 +110,24 @@ def _entry(run: Run, scoring: Scoring) -> dict[str, Any]:
 def _read(output: Path) -> dict[str, Any]:
     file = output / PLAN
     try:
-        plan = json.loads(file.read_text(encoding="utf-8"))["runs"]
-        if all(
-            {"name", "recipe", "tasks", "files", "limit"} <= run.keys() for run in plan.values()
-        ):
-            return plan
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise KavaError(f"{file}: not the plan of a sweep; move it away and give `kava sweep` again")
+        plan = json.loads(file.read_text(encoding="utf-8"))
+        _Plan.model_validate(plan, strict=True)
+    except ValueError:  # of JSON, of its text, or of what it holds
+        raise KavaError(
+            f"{file}: not the plan of a sweep; move it away and give `kava sweep` again"
+        ) from None
+    return plan["runs"]
+
+
+class _Entry(recipes.Section):
+    """As `_entry` writes it; the recipe is looked at by itself, for messages that name its key."""
+
+    name: str
+    recipe: dict[str, Any]
+    tasks: list[str]
+    files: list[str]
+    limit: int | None = Field(ge=1)
+
+
+class _Plan(recipes.Section):
+    runs: dict[str, _Entry] = Field(min_length=1)
