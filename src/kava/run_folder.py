@@ -251,13 +251,22 @@ def read_result(run: Path) -> dict[str, Any] | None:
     file = run / RESULT
     if not file.is_file():
         return None
-    try:
-        result = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise KavaError(f"{file}: not valid JSON: {error}") from None
+    result = read_named_so(file)
     if not isinstance(result, dict) or not isinstance(result.get("scores", {}), dict):
         raise KavaError(f"{file}: not the result of a run; move it away")
     return result
+
+
+def read_named_so(file: Path) -> Any:
+    """What a `result.json` holds, which need not be a run's: others call their files that too.
+
+    Raises:
+        KavaError: it is not JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise KavaError(f"{file}: not valid JSON: {error}") from None
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from kava.errors import KavaError
 from kava.recipe import Recipe
 from kava.recipe_file import load_recipe
 from kava.report.rows import COMPARED, Row, check_alike, check_result, make_row
-from kava.run_folder import read_metrics, read_result
+from kava.run_folder import read_metrics, read_named_so
 from kava.watch import METRICS, RESULT
 
 _SEED = re.compile(r"-seed\d+$")
@@ -151,7 +151,7 @@ def _named_apart(groups: list[Group]) -> list[Group]:
 
 def _runs(top: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
     for file in sorted(top.rglob(RESULT), key=lambda file: file.parent.as_posix()):
-        result = read_result(file.parent)
+        result = read_named_so(file)
         if isinstance(result, dict) and "method" in result and "scores" in result:
             check_result(result, file)
             yield file.parent, result
