@@ -15,6 +15,7 @@ def main() -> None:
     from kava.errors import KavaError, out_of_memory
     from kava.preemption import Preempted
 
+    command = parallel.command_of(sys.argv[1:])
     if parallel.processes() > 1:
         # torch tells each process that DDP looked for unused weights and there were none.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -25,7 +26,7 @@ def main() -> None:
         if not end.code:
             parallel.leave()
             parallel.end(0)
-        elif end.code == 128 + signal.SIGINT and (hint := _hint(sys.argv[1:])):
+        elif end.code == 128 + signal.SIGINT and (hint := _hint(command)):
             parallel.tell(f"kava: interrupted; {hint}")
             parallel.end(end.code)
         raise
@@ -49,21 +50,16 @@ def main() -> None:
         )
         parallel.end(2)
     except Preempted:
-        again = "the same line again" if _command(sys.argv[1:]) == "sweep" else "`--resume`"
+        again = "the same line again" if command == "sweep" else "`--resume`"
         parallel.tell(f"kava: asked to stop, and has saved; {again} goes on from here")
         parallel.end(128 + signal.SIGTERM)
 
 
-def _hint(words: list[str]) -> str:
+def _hint(command: str | None) -> str:
     """How an interrupted command goes on; empty where it only begins again."""
-    command = _command(words)
     if command in ("train", "pretrain"):
         return "where checkpoints were saved, `--resume` goes on from the last"
     return "the same line again goes on from here" if command == "sweep" else ""
-
-
-def _command(words: list[str]) -> str | None:
-    return next((word for word in words if not word.startswith("-")), None)
 
 
 if __name__ == "__main__":

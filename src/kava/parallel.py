@@ -53,7 +53,7 @@ def check_command(words: list[str]) -> None:
     Raises:
         KavaError: names the commands that can, or how several are started.
     """
-    command = next((word for word in words if not word.startswith("-")), None)
+    command = command_of(words)
     if command in COMMANDS and "LOCAL_RANK" not in os.environ and _set_by_accelerate("MASTER_PORT"):
         raise KavaError(
             "accelerate launch was to start several processes (it has set MASTER_PORT) and started "
@@ -64,6 +64,11 @@ def check_command(words: list[str]) -> None:
             f"'{command}' runs as one process, not as {processes()}; torchrun and accelerate "
             f"launch are for {', '.join(COMMANDS)}"
         )
+
+
+def command_of(words: list[str]) -> str | None:
+    """The command among the words of a command line, None where there is none."""
+    return next((word for word in words if not word.startswith("-")), None)
 
 
 def _set_by_accelerate(name: str) -> bool:
