@@ -1,6 +1,7 @@
 """The demo tells what happens as it happens, and its page shows it in a real browser."""
 
 import io
+import json
 import os
 import re
 import socket
@@ -30,6 +31,7 @@ from kava.serve.command import bind
 
 gradio = pytest.importorskip("gradio", reason="kava[demo] is not installed")
 
+from kava.demo import door  # noqa: E402
 from kava.demo.page import Demo, Model  # noqa: E402
 
 # gradio's own, of what pandas 3 drops
@@ -553,3 +555,125 @@ def test_with_a_password_the_page_is_closed_without_it(quick):
         assert client.post("/login", data=body).status_code == 400
         assert client.post("/login", data=body | {"password": "secret"}).status_code == 200
         assert client.get("/config").status_code == 200
+
+
+# -- what the page does not need -----------------------------------------------------------------
+
+JOIN = "/gradio_api/queue/join"
+TAKEN = {"data": ["w1"], "fn_index": 1, "session_hash": "s"}  # what the list of questions sends
+
+
+def given(path):
+    """What stands for a file in gradio's data."""
+    return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+
+
+@pytest.fixture(params=[None, "secret"], ids=["open", "password"])
+def visitor(request, quick):
+    """A client of the page that may use it."""
+    import httpx
+
+    with (
+        opened(quick, Address(password=request.param)) as url,
+        httpx.Client(base_url=url) as client,
+    ):
+        if request.param:
+            assert client.post(JOIN, json=TAKEN).status_code == 401
+            login = {"username": "kava", "password": request.param}
+            assert client.post("/login", data=login).status_code == 200
+        yield client
+
+
+@pytest.fixture
+def private(tmp_path):
+    """A file of this machine that nobody is meant to see."""
+    file = tmp_path / "private.txt"
+    file.write_text("to nobody")
+    file.chmod(0o600)
+    return file
+
+
+def test_no_function_of_the_page_takes_a_file_or_an_address(visitor, private):
+    assert visitor.post(JOIN, json=TAKEN).status_code == 200
+    with bind("demo", "127.0.0.1", 0) as elsewhere:
+        elsewhere.listen()
+        elsewhere.settimeout(0.2)
+        address = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/"
+        for function, values in ((0, ["w1", 35, 4]), (1, ["w1"])):
+            for i in range(len(values)):
+                for bad in (given(private), given(address), [given(private)], {"w": 1}, []):
+                    data = [*values[:i], bad, *values[i + 1 :]]
+                    answer = visitor.post(JOIN, json={**TAKEN, "fn_index": function, "data": data})
+                    kind = "a list" if isinstance(bad, list) else "an object"
+                    assert (answer.status_code, answer.text) == (
+                        400,
+                        f"kava demo: data[{i}] is {kind}; give a text, a number, true, false or "
+                        "null, no file\n",
+                    )
+        with pytest.raises(TimeoutError):
+            elsewhere.accept()
+
+
+def test_data_is_looked_at_however_it_is_sent(visitor, private):
+    body = json.dumps({**TAKEN, "data": [given(private)]})
+    for encoding in ("utf-8", "utf-16", "utf-32"):
+        for kind in ("application/json", "text/plain", "application/vnd.x+json", None):
+            headers = {} if kind is None else {"content-type": kind}
+            sent = body.encode(encoding)
+            for content in (sent, iter([sent[:9], sent[9:]])):  # at once, and in chunks
+                answer = visitor.post(JOIN, content=content, headers=headers)
+                assert answer.status_code == 400 and "data[0] is an object" in answer.text
+    says_json = {"content-type": "application/json"}
+    twice = body[:-1] + ', "data": ["w1"]}'  # the last counts, here as for gradio
+    assert visitor.post(JOIN, content=twice, headers=says_json).status_code == 200
+    twice = '{"data": ["w1"], ' + body[1:]
+    assert visitor.post(JOIN, content=twice, headers=says_json).status_code == 400
+    for bad in ("", "{", "[" * 100_000, "[]", "{}", '{"data": {"0": 1}}', b"\xff"):
+        answer = visitor.post(JOIN, content=bad)
+        assert answer.status_code == 400 and answer.text.startswith("kava demo: the body ")
+    long = {**TAKEN, "data": ["x" * 1_000_000]}
+    assert visitor.post(JOIN, json=long).status_code == 413
+
+
+def test_what_else_gradio_serves_is_closed(visitor, private):
+    body = {**TAKEN, "data": [given(private)]}
+    api = "/gradio_api"
+    for path in ("run/predict", "run/_lambda", "api/predict", "call/predict", "call/v2/predict"):
+        for end in ("", "/"):
+            answer = visitor.post(f"{api}/{path}{end}", json=body)
+            assert (answer.status_code, answer.text) == (
+                404,
+                f"kava demo: POST '{api}/{path}{end}' is not served; programs can ask kava serve\n",
+            )
+    for path in ("upload", "upload/", "process_recording", "component_server"):
+        answer = visitor.post(f"{api}/{path}", files={"files": ("a.txt", b"x")})
+        assert answer.status_code == 404 and "is not served" in answer.text
+    for path in ("queue/join/", "component_server/", "stream/x", "vibe-edit", "vibe-code/"):
+        answer = visitor.post(f"{api}/{path}", json=body)
+        assert answer.status_code == 404 and "is not served" in answer.text
+    for path in (
+        f"file={private}", "file=http://127.0.0.1:1/", f"file/{private}", "proxy=http://x.hf.space/",
+        "deep_link?session_hash=s", "upload_progress?upload_id=1", "openapi.json", "vibe-code",
+        "custom_component/x/client/y/z", "dev/reload", "runs", "token",
+    ):  # fmt: skip
+        for method in ("GET", "HEAD"):
+            answer = visitor.request(method, f"{api}/{path}")
+            assert answer.status_code == 404
+            assert ("is not served" in answer.text) == (method == "GET")
+    for method in ("PUT", "DELETE", "PATCH"):
+        assert visitor.request(method, JOIN, json=body).status_code == 404
+
+
+def test_gradio_itself_refuses_a_path_too(quick, private, monkeypatch, tmp_path):
+    """Were its data let in, the file would still not be copied to where gradio hands files out."""
+    import httpx
+
+    cache = tmp_path / "gradio"
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(cache))
+    monkeypatch.setattr(door, "check_data", lambda body: None)
+    with opened(quick) as url, httpx.Client(base_url=url) as client:
+        joined = client.post(JOIN, json={**TAKEN, "data": [given(private)]})
+        assert joined.status_code == 200
+        told = client.get("/gradio_api/queue/data", params={"session_hash": "s"}, timeout=20).text
+    assert '"msg":"process_completed"' in told and '"success":false' in told
+    assert [file for file in cache.rglob("*") if file.is_file()] == []

@@ -119,16 +119,21 @@ async def _mounted(demo: Demo, address: Address) -> FastAPI:
     """The application.
 
     It sends nothing to anybody else: no telemetry, no tunnel, no fonts or scripts from elsewhere.
+    It reads no files for anybody: see `Door`.
     """
     import gradio
     from fastapi import FastAPI
 
+    from kava.demo.door import Door
     from kava.demo.page import CSS, build, theme
 
     app = FastAPI(title="kava demo", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Door)
+    page = build(demo)
+    page.has_launched = True  # else gradio copies any path of a request into its cache, unchecked
     return gradio.mount_gradio_app(
         app,
-        build(demo),
+        page,
         path="/",
         auth=(USER, address.password) if address.password else None,
         theme=theme(),

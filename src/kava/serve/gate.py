@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi.responses import JSONResponse
 
+from kava.serve.asgi import Receive, Scope, Send, replay
 from kava.serve.limits import Limits
 from kava.serve.metrics import Metrics
 from kava.serve.protocol import Refused
-
-Scope, Receive, Send = (
-    dict[str, Any],
-    Callable[[], Awaitable[Any]],
-    Callable[[Any], Awaitable[None]],
-)
 
 
 class Gate:
@@ -45,7 +39,7 @@ class Gate:
         try:
             self._check_key(scope)
             await self._read(scope, receive, body)
-            await self.app(scope, _replay(bytes(body), receive), watched)
+            await self.app(scope, replay(bytes(body), receive), watched)
         except Refused as refused:
             response = JSONResponse(refused.body(), refused.status, refused.headers)
             await response(scope, receive, watched)
@@ -95,17 +89,3 @@ class Gate:
 
     def _too_large(self) -> Refused:
         return Refused(413, f"a request may have at most {self.limits.body_bytes:,} bytes")
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """What gives the body as one message, and then whatever `receive` gives."""
-    given = False
-
-    async def replay() -> Any:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay

@@ -1,0 +1,110 @@
+"""What the page needs of gradio, and nothing else of it.
+
+gradio takes uploads, fetches addresses, hands out files of its cache, and in the data of any
+function takes the path of a file or an address in place of a value. Nothing on the page needs
+that, so it is refused before gradio sees it: routes by a list of those that are needed, so that one
+that a later gradio adds is closed too, and data by its types.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.responses import PlainTextResponse
+
+from kava.serve.asgi import Receive, Scope, Send, replay
+
+BODY_BYTES = 1_000_000
+JOIN = "/gradio_api/queue/join"
+#: By GET and HEAD: the page, its settings and files, and what a function answers.
+READ = {
+    "/", "/config", "/config/", "/favicon.ico", "/logout", "/manifest.json", "/robots.txt",
+    "/theme.css", "/gradio_api/app_id", "/gradio_api/info", "/gradio_api/login_check",
+    "/gradio_api/queue/data", "/gradio_api/queue/status", "/gradio_api/startup-events",
+}  # fmt: skip
+BELOW = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
+WRITTEN = {"/login", "/login/", JOIN, "/gradio_api/cancel", "/gradio_api/reset"}
+
+
+class Closed(Exception):
+    """A request that is refused: HTTP status and one line."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+class Door:
+    """Before gradio: routes and data that the page does not need are refused."""
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        try:
+            check_route(scope)
+            if scope["method"] == "POST":
+                body = await _read(receive)
+                if scope["path"] == JOIN:
+                    check_data(body)
+                receive = replay(body, receive)
+        except Closed as closed:
+            refusal = PlainTextResponse(f"kava demo: {closed}\n", closed.status)
+            await refusal(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+def check_route(scope: Scope) -> None:
+    """Whether the page needs it.
+
+    Raises:
+        Closed: it does not.
+    """
+    path, method = scope["path"], scope.get("method", "a WebSocket to")
+    if method in ("GET", "HEAD"):
+        needed = path in READ or path.startswith(BELOW)
+    else:
+        needed = method == "POST" and path in WRITTEN
+    if not needed:
+        shown = ascii(path[:128])
+        raise Closed(404, f"{method} {shown} is not served; programs can ask kava serve")
+
+
+def check_data(body: bytes) -> None:
+    """Whether all that a function is called with is a value: a dictionary can stand for a file.
+
+    Raises:
+        Closed: something is not, or the body is none of gradio's.
+    """
+    try:
+        asked = json.loads(body)  # as FastAPI reads it
+    except (ValueError, RecursionError):
+        raise Closed(400, "the body is not valid JSON") from None
+    data = asked.get("data") if isinstance(asked, dict) else None
+    if not isinstance(data, list):
+        raise Closed(400, 'the body has to be an object with a list as "data"')
+    for i, value in enumerate(data):
+        if value is not None and not isinstance(value, str | int | float):  # bool is an int
+            kind = "a list" if isinstance(value, list) else "an object"
+            raise Closed(
+                400, f"data[{i}] is {kind}; give a text, a number, true, false or null, no file"
+            )
+
+
+async def _read(receive: Receive) -> bytes:
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Closed(400, "the client left")
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > BODY_BYTES:
+            raise Closed(413, f"a request may have at most {BODY_BYTES:,} bytes")
+    return bytes(body)

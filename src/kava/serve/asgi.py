@@ -1,0 +1,26 @@
+"""What layers before an application share: ASGI's types, and a body that was read already."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+Scope, Receive, Send = (
+    dict[str, Any],
+    Callable[[], Awaitable[Any]],
+    Callable[[Any], Awaitable[None]],
+)
+
+
+def replay(body: bytes, receive: Receive) -> Receive:
+    """What gives the body as one message, and then whatever `receive` gives."""
+    given = False
+
+    async def replayed() -> Any:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed
