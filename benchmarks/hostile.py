@@ -210,8 +210,10 @@ def held(
     Args:
         within: seconds after which, at the end of the block, one that is still open is wrong.
     """
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {target.api_key}\r\n"
-    head = head.encode()
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+        f"Authorization: Bearer {target.api_key}\r\n"
+    ).encode()
     begun = [b"", b"GET /heal", head + b"X-A: ", head + b"Content-Length: 900\r\n\r\n{"]
     opened = []
     for i in range(count):

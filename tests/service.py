@@ -19,9 +19,9 @@ LIMITS = Limits(question_tokens=64, new_tokens=12, timeout=30.0, delay=0.01, bat
 
 
 @contextmanager
-def serving(reasoner, limits=LIMITS, api_key=None):
+def serving(reasoner, limits=LIMITS, api_key=None, hosts=None):
     """A real server in a thread, on a free port; gives its address and the uvicorn server."""
-    app = create_app(reasoner, "tiny", limits, api_key)
+    app = create_app(reasoner, "tiny", limits, api_key, hosts)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -28,6 +28,7 @@ from kava.quickstart import BACKBONE, CHECKPOINT
 from kava.room import longest
 from kava.run import open_reasoner
 from kava.serve.command import bind
+from kava.serve.hosts import Hosts
 
 gradio = pytest.importorskip("gradio", reason="kava[demo] is not installed")
 
@@ -323,12 +324,12 @@ def test_a_model_that_thinks_in_latents_cannot_be_the_one_that_writes():
 
 
 @contextmanager
-def opened(demo, address=None):
+def opened(demo, address=None, hosts=None):
     """The real page over HTTP on a free port, in a thread; gives its address."""
     made = []
 
     def run():  # playwright's own event loop is running in this thread, so not here
-        made.append(server(demo, address or Address()))
+        made.append(server(demo, address or Address(), hosts or Hosts()))
         made[0].run(sockets=[listening])
 
     with bind("demo", "127.0.0.1", 0) as listening:
@@ -662,6 +663,59 @@ def test_what_else_gradio_serves_is_closed(visitor, private):
             assert ("is not served" in answer.text) == (method == "GET")
     for method in ("PUT", "DELETE", "PATCH"):
         assert visitor.request(method, JOIN, json=body).status_code == 404
+
+
+def test_a_name_or_site_that_is_not_the_pages_gets_nothing(quick):
+    import httpx
+
+    paths = ("/", "/config", "/theme.css", "/static/img/logo.svg", "/gradio_api/queue/data", "/x")
+    hosts = Hosts("0.0.0.0", ["demo.example.org"])
+    with opened(quick, hosts=hosts) as url, httpx.Client(base_url=url) as client:
+
+        def asked(**headers):
+            headers = {name.replace("_", "-"): value for name, value in headers.items()}
+            found = [client.get(path, headers=headers) for path in paths]
+            return [*found, client.post(JOIN, json=TAKEN, headers=headers)]
+
+        plain = [answer.status_code for answer in asked()]
+        assert plain[:3] == [200] * 3 and plain[-2:] == [404, 200]
+        own = url.removeprefix("http://")
+        for headers in (
+            {"host": "localhost"}, {"host": "[::1]:7860"}, {"host": "10.0.0.7"}, {"origin": url},
+            {"host": "demo.example.org"}, {"origin": "https://demo.example.org"},  # a proxy's
+            {"host": "10.0.0.7", "origin": "http://10.0.0.7"}, {"x_forwarded_host": own},
+        ):  # fmt: skip
+            assert [answer.status_code for answer in asked(**headers)] == plain
+        upgrade = {"connection": "upgrade", "upgrade": "websocket"}
+        for host in ("evil.example", "evil.example:7860", "localhost.evil.example", "[::1"):
+            for answer in (*asked(host=host), *asked(host=host, **upgrade)):
+                assert answer.status_code == 400 and answer.text.startswith(
+                    f"kava demo: the Host header says {host!r}, which is no name of this service"
+                )
+                assert "--allow-host" in answer.text and answer.text.count("\n") == 1
+        for headers in (
+            {"origin": "http://evil.example"}, {"origin": "null"}, {"origin": "http://[::1"},
+            {"host": "[::1]", "origin": "https://evil.example"},  # gradio alone lets this one in
+            {"host": "10.0.0.7", "origin": "http://10.0.0.8"},
+            {"x_forwarded_host": "evil.example"}, {"x_gradio_server": "http://evil.example/"},
+        ):  # fmt: skip
+            for answer in asked(**headers):
+                assert answer.status_code == 403 and "no name of this service" in answer.text
+                assert "access-control-allow-origin" not in answer.headers
+
+
+def test_the_command_hands_its_names_to_the_page(kava, monkeypatch):
+    def ending(demo, address, hosts):
+        raise KavaError(f"names: {sorted(hosts.names)}, {hosts.any_address}")
+
+    monkeypatch.setattr(command, "server", ending)
+    status, said = kava(
+        "demo", "--port", 0, "--allow-host", "a.example", "--allow-host", "b.example"
+    )
+    wanted = ["127.0.0.1", "::1", "a.example", "b.example", "localhost"]
+    assert status == 2 and f"names: {wanted}, False" in " ".join(said.split())
+    status, said = kava("demo", "--allow-host", "https://a.example")
+    assert status == 2 and "demo: --allow-host 'https://a.example': give a name" in said
 
 
 def test_gradio_itself_refuses_a_path_too(quick, private, monkeypatch, tmp_path):

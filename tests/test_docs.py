@@ -368,6 +368,7 @@ MISTAKES = {
     "… has … tokens": f"ask {CHECKPOINT} {'pens,' * 600}",
     "num_latents … is not": "train recipes/quickstart/coconut.yaml num_latents=5",
     "serve: … can be reached": f"serve {CHECKPOINT} --host 0.0.0.0",
+    "…: --allow-host …": f"serve {CHECKPOINT} --allow-host https://a.example",
 }
 
 

@@ -208,7 +208,7 @@ def test_a_client_that_reads_no_further_is_dropped(reasoner):
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         raw.connect(("127.0.0.1", port_of(url)))
         raw.setblocking(False)
-        request = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 100
+        request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100
         assert waits(lambda: connected(server) == 1)
 
         def is_dropped():
@@ -224,7 +224,9 @@ def test_a_refused_body_that_goes_on_is_dropped(reasoner):
     with serving(reasoner, limits) as (url, server):
         address = ("127.0.0.1", port_of(url))
         with socket.create_connection(address, 5) as raw:
-            head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n"
+            head = (
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999\r\n\r\n"
+            )
             raw.sendall(head)
             assert raw.recv(100).startswith(b"HTTP/1.1 413 ")
 
@@ -245,7 +247,7 @@ def test_time_starts_with_the_first_byte_of_each_request(reasoner):
                 time.sleep(0.7)
                 raw.sendall(b"GET /health HTTP/1.1\r\n")
                 time.sleep(0.7)
-                raw.sendall(b"Host: x\r\n\r\n")
+                raw.sendall(b"Host: localhost\r\n\r\n")
                 answer = part = raw.recv(1000)
                 while part and not answer.endswith(b"}"):
                     answer += (part := raw.recv(1000))
@@ -283,7 +285,7 @@ def test_bodies_together_are_bounded(reasoner):
     limits = Limits(question_tokens=64, new_tokens=4, held_bytes=5000)
     with serving(reasoner, limits) as (url, _):
         address = ("127.0.0.1", port_of(url))
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 4001\r\n\r\n"
+        head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4001\r\n\r\n"
         with socket.create_connection(address, 5) as first:
             first.sendall(head + b"x" * 4000)
             time.sleep(0.1)
@@ -298,8 +300,7 @@ def test_bodies_together_are_bounded(reasoner):
 
 
 def test_an_address_with_a_slash_too_many_leads_nowhere(port):
-    answer = httpx.post(f"http://127.0.0.1:{port}/v1/completions/", headers={"host": "evil.org"})
-    assert answer.status_code == 401
+    assert httpx.post(f"http://127.0.0.1:{port}/v1/completions/").status_code == 401
     answer = ask(port, "/v1/completions/", prompt="w1")
     assert answer.status_code == 404 and "location" not in answer.headers
 

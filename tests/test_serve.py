@@ -22,9 +22,11 @@ from pydantic import ValidationError
 from rich.console import Console
 from service import LIMITS, QUESTIONS, serving
 
+from kava.quickstart import CHECKPOINT
 from kava.serve.app import fitted
 from kava.serve.batcher import Batcher, Job, QueueFull, Sampling, _Draw
 from kava.serve.command import Address, bind, check, is_loopback, listen, serve
+from kava.serve.hosts import Hosts, check_names
 from kava.serve.limits import Limits
 from kava.serve.protocol import ChatRequest, CompletionRequest, Refused
 
@@ -350,6 +352,107 @@ def test_models_health_and_unknown_addresses(url):
     assert httpx.get(f"{url}/v1/completions").status_code == 405
 
 
+STRANGE = (
+    "evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example",
+    "127.0.0.2", "0.0.0.0", "[::2]:8000", "[::1", "::1", "[localhost]", "evil@localhost",
+    "http://localhost", "localhost, evil.example", "",
+)  # fmt: skip
+OURS = (
+    "localhost", "LocalHost:1", "localhost.", "127.0.0.1", "127.0.0.1:8000", "[::1]", "[::1]:8000",
+    "[0:0:0:0:0:0:0:1]:8000",
+)  # fmt: skip
+
+
+def test_a_name_that_is_not_this_machines_gets_nothing(reasoner):
+    """A web page whose name was made to resolve to this machine (DNS rebinding) sends its name."""
+    with serving(reasoner, api_key="secret") as (url, _):
+        key = {"authorization": "Bearer secret"}
+        body = {"model": "tiny", "prompt": "w1", "max_tokens": 1, "stream": True}
+        upgrade = {
+            "connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13",
+            "sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA==",
+        }  # fmt: skip
+        asked = [
+            ("GET", path, {}) for path in ("/health", "/metrics", "/openapi.json", "/v1/models")
+        ]
+        asked += [("GET", "/docs", {}), ("GET", "/", {"headers": upgrade}), ("HEAD", "/health", {})]
+        asked += [("POST", "/v1/completions", {"json": body}), ("OPTIONS", "/v1/completions", {})]
+
+        def ask(host, method, path, more):
+            headers = {**more.get("headers", {}), **key, "host": host}
+            return httpx.request(method, url + path, **{**more, "headers": headers})
+
+        for host in STRANGE:
+            for method, path, more in asked:
+                answer = ask(host, method, path, more)
+                assert answer.status_code == 400, (host, method, path)
+                if host and method != "HEAD":
+                    said = answer.json()["error"]["message"]
+                    assert said.startswith(f"the Host header says {host!r}, which is no name of ")
+                    assert "--allow-host" in said and "\n" not in said
+        assert (
+            'kava_requests_total{route="/health",status="400"}'
+            in ask("localhost", "GET", "/metrics", {}).text
+        )  # they are counted
+        wanted = [200, 200, 200, 200, 404, 404, 200, 200, 405]
+        for host in OURS:
+            assert [ask(host, *one).status_code for one in asked] == wanted
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 5) as raw:
+            raw.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            assert raw.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
+def taken(hosts, *given):
+    return hosts.refusal({"headers": [(b"host", one.encode()) for one in given]}) is None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "0", ""])
+def test_on_every_address_any_address_is_ours_and_of_names_those_that_are_given(host):
+    with bind("serve", host, 0) as bound:
+        hosts = Hosts(host, ["Demo.example.org", "[fe80::1]"], bound.getsockname()[0])
+    for name in (*OURS, "0.0.0.0", "10.0.0.7:8000", "[2001:db8::7]", "demo.example.org:8000"):
+        assert taken(hosts, name)
+    assert taken(hosts, socket.gethostname())
+    for name in ("evil.example", "x.demo.example.org", "demo.example.org.evil", "[demo]", "[]", ""):
+        assert not taken(hosts, name)
+    assert not taken(hosts) and not taken(hosts, "localhost", "evil.example")
+
+
+def test_on_one_address_only_that_one_is_ours():
+    for host, name in (
+        ("10.0.0.7", "10.0.0.7:80"),
+        ("[::1]", "[::1]:80"),
+        ("fe80::1", "[FE80::1]"),
+    ):
+        assert taken(Hosts(host), name) and taken(Hosts(host), "localhost")
+        assert not taken(Hosts(host), "10.0.0.8") and not taken(Hosts(host), "evil.example")
+    assert taken(Hosts("node7", bound="10.0.0.7"), "node7:80")
+    assert taken(Hosts("node7", bound="10.0.0.7"), "10.0.0.7")
+    assert taken(Hosts(allowed=["::2"]), "[::2]:80") and not taken(Hosts(), "[::2]:80")
+
+
+@pytest.mark.parametrize(
+    "name", ["", "*", "*.example.org", "http://x", "x:80", "[::1]:80", "a/b", "a b", "ü.de", "[x]"]
+)
+def test_a_name_that_no_host_header_can_have_is_refused(name):
+    with pytest.raises(KavaError, match=r"serve: --allow-host '.*': give a name or an address"):
+        check(Address(allow_hosts=[name]))
+    check_names("serve", ["demo.example.org", "node_7", "10.0.0.7", "::1", "[::1]", "xn--tda.de"])
+
+
+def test_the_command_hands_its_names_to_the_service(kava, monkeypatch):
+    def ending(reasoner, name, limits, api_key, hosts):
+        raise KavaError(f"names: {sorted(hosts.names)}, {hosts.any_address}")
+
+    monkeypatch.setattr("kava.serve.app.create_app", ending)
+    with bind("serve", "127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    words = ("--port", port, "--allow-host", "a.example", "--allow-host", "B.example")
+    status, said = kava("serve", CHECKPOINT, *words)
+    wanted = ["127.0.0.1", "::1", "a.example", "b.example", "localhost"]
+    assert status == 2 and f"names: {wanted}, False" in " ".join(said.split())
+
+
 def test_head_is_get_without_a_body(url):
     for path in ("/health", "/v1/models", "/v1/models/tiny", "/v1/models/other", "/openapi.json"):
         got, head = httpx.get(url + path), httpx.head(url + path)
@@ -370,7 +473,9 @@ def test_bodies_that_are_too_large_or_too_slow(reasoner):
 
         # A length that is too large is refused before anything of the body is sent.
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 5) as raw:
-            head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n\r\n"
+            head = (
+                "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3000\r\n\r\n"
+            )
             raw.sendall(head.encode())
             raw.settimeout(0.3)  # less than the limit's half second for a body to arrive
             assert raw.recv(100).startswith(b"HTTP/1.1 413 ")

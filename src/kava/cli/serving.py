@@ -8,6 +8,14 @@ import typer
 
 from kava.cli._app import TaskFile, app, make_console
 
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="another name in the Host header under which it may be asked; may be repeated",
+    ),
+]
+
 
 @app.command()
 def serve(
@@ -20,6 +28,7 @@ def serve(
     allow_no_key: Annotated[
         bool, typer.Option("--allow-no-key", help="let anybody ask, on any address")
     ] = False,
+    allow_host: AllowHost = None,
     name: Annotated[
         str | None, typer.Option(help="of the model; the run's own if not given")
     ] = None,
@@ -39,7 +48,7 @@ def serve(
     from kava.serve.command import serve as start
     from kava.serve.limits import Limits
 
-    address = Address(host, port, api_key, allow_no_key)
+    address = Address(host, port, api_key, allow_no_key, tuple(allow_host or ()))
     limits = Limits(
         question_tokens=max_question_tokens,
         new_tokens=max_new_tokens,
@@ -71,6 +80,7 @@ def demo(
     allow_no_password: Annotated[
         bool, typer.Option("--allow-no-password", help="let anybody in, on any address")
     ] = False,
+    allow_host: AllowHost = None,
     backbone: Annotated[str | None, typer.Option(help="where the run's backbone lies now")] = None,
     max_question_tokens: Annotated[int, typer.Option(min=1)] = 1024,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
@@ -80,6 +90,6 @@ def demo(
     from kava.demo.command import serve as start
     from kava.demo.questions import Limits
 
-    address = Address(host, port, password, allow_no_password)
+    address = Address(host, port, password, allow_no_password, tuple(allow_host or ()))
     limits = Limits(max_question_tokens, max_new_tokens)
     start(run, written, address, limits, task, file, backbone, make_console())

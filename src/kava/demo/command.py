@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from kava.errors import KavaError, install
 from kava.quickstart import BACKBONE, CHECKPOINT
 from kava.run import open_reasoner
 from kava.serve.command import bind, is_loopback, listen
+from kava.serve.hosts import Hosts, check_names
 
 if TYPE_CHECKING:
     import uvicorn
@@ -27,19 +29,22 @@ USER = "kava"
 
 @dataclass(frozen=True)
 class Address:
-    """Where the page is, and who may open it."""
+    """Where the page is, who may open it, and under which further names."""
 
     host: str = "127.0.0.1"
     port: int = 7860
     password: str | None = None
     allow_no_password: bool = False
+    allow_hosts: Sequence[str] = ()
 
     def check(self) -> None:
         """Whoever can open the page uses the models: only this machine by default.
 
         Raises:
-            KavaError: another address than loopback without a password, or an empty one.
+            KavaError: another address than loopback without a password, an empty one, or a name
+                that is none.
         """
+        check_names("demo", self.allow_hosts)
         if self.password is not None and not self.password.strip():
             raise KavaError("demo: the password is empty")
         if self.password is None and not self.allow_no_password and not is_loopback(self.host):
@@ -100,22 +105,25 @@ def serve(
             markup=False,
         )
         with suppress(KeyboardInterrupt):
-            server(demo, address).run(sockets=[listening])
+            hosts = Hosts(address.host, address.allow_hosts, host)
+            server(demo, address, hosts).run(sockets=[listening])
 
 
-def server(demo: Demo, address: Address) -> uvicorn.Server:
+def server(demo: Demo, address: Address, hosts: Hosts) -> uvicorn.Server:
     """The page over HTTP, not yet running."""
     import uvicorn
 
     # gradio makes event loops where none is running, and leaves them open.
-    app = asyncio.run(_mounted(demo, address))
+    app = asyncio.run(_mounted(demo, address, hosts))
     logging.getLogger("httpx").setLevel(logging.WARNING)
     return uvicorn.Server(
-        uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=2)
+        uvicorn.Config(
+            app, ws="none", access_log=False, log_level="warning", timeout_graceful_shutdown=2
+        )
     )
 
 
-async def _mounted(demo: Demo, address: Address) -> FastAPI:
+async def _mounted(demo: Demo, address: Address, hosts: Hosts) -> FastAPI:
     """The application.
 
     It sends nothing to anybody else: no telemetry, no tunnel, no fonts or scripts from elsewhere.
@@ -128,7 +136,7 @@ async def _mounted(demo: Demo, address: Address) -> FastAPI:
     from kava.demo.page import CSS, build, theme
 
     app = FastAPI(title="kava demo", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Door)
+    app.add_middleware(Door, hosts=hosts)
     page = build(demo)
     page.has_launched = True  # else gradio copies any path of a request into its cache, unchecked
     return gradio.mount_gradio_app(

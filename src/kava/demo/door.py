@@ -14,6 +14,7 @@ from typing import Any
 from starlette.responses import PlainTextResponse
 
 from kava.serve.asgi import Receive, Scope, Send, replay
+from kava.serve.hosts import Hosts
 
 BODY_BYTES = 1_000_000
 JOIN = "/gradio_api/queue/join"
@@ -36,10 +37,10 @@ class Closed(Exception):
 
 
 class Door:
-    """Before gradio: routes and data that the page does not need are refused."""
+    """Before gradio: another Host or Origin, a route or data that the page does not need."""
 
-    def __init__(self, app: Any):
-        self.app = app
+    def __init__(self, app: Any, hosts: Hosts):
+        self.app, self.hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -47,6 +48,10 @@ class Door:
             await self.app(scope, receive, send)
             return
         try:
+            if wrong := self.hosts.refusal(scope):
+                raise Closed(400, wrong)
+            if wrong := self.hosts.strange(scope):
+                raise Closed(403, wrong)
             check_route(scope)
             if scope["method"] == "POST":
                 body = await _read(receive)

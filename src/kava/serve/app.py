@@ -24,6 +24,7 @@ from kava.room import LETTERS_PER_TOKEN, longest
 from kava.serve.batcher import ERROR, TIMEOUT, Batcher, Job, Piece, QueueFull
 from kava.serve.described import ANSWERS, describe
 from kava.serve.gate import Gate
+from kava.serve.hosts import Hosts
 from kava.serve.limits import Limits
 from kava.serve.metrics import Metrics
 from kava.serve.protocol import (
@@ -42,9 +43,16 @@ GRACE = 1.0  # seconds beyond its time that a model that cannot be interrupted m
 
 
 def create_app(
-    reasoner: Reasoner, name: str, limits: Limits | None = None, api_key: str | None = None
+    reasoner: Reasoner,
+    name: str,
+    limits: Limits | None = None,
+    api_key: str | None = None,
+    hosts: Hosts | None = None,
 ) -> FastAPI:
     """The service for one reasoner, called `name` in requests.
+
+    Args:
+        hosts: names that it may be asked under; those of this machine alone if not given.
 
     Raises:
         KavaError: the backbone has no room for a question and answer of the allowed length.
@@ -71,7 +79,9 @@ def create_app(
     app.state.batcher = batcher
     _handle_errors(app)
     _add_routes(app, service)
-    app.add_middleware(Gate, limits=limits, api_key=api_key, metrics=metrics)
+    app.add_middleware(
+        Gate, limits=limits, api_key=api_key, metrics=metrics, hosts=hosts or Hosts()
+    )
     describe(app, name, limits, reasoner.method.iterates, api_key is not None)
     return app
 

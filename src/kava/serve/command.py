@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,25 +12,29 @@ from pathlib import Path
 from rich.console import Console
 
 from kava.errors import KavaError, install
+from kava.serve.hosts import Hosts, check_names
 from kava.serve.limits import Limits
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where the service listens, and who may ask."""
+    """Where the service listens, who may ask, and under which further names."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     api_key: str | None = None
     allow_no_key: bool = False
+    allow_hosts: Sequence[str] = ()
 
 
 def check(address: Address) -> None:
     """Anybody who can reach the service may use it without a key: only this machine by default.
 
     Raises:
-        KavaError: another address than loopback without a key, or a key that cannot be sent.
+        KavaError: another address than loopback without a key, a key that cannot be sent, or a
+            name that is none.
     """
+    check_names("serve", address.allow_hosts)
     key = address.api_key
     if key is not None and (not key.strip() or not key.isascii() or not key.isprintable()):
         raise KavaError("serve: the API key must be printable ASCII and not empty")
@@ -112,7 +117,8 @@ def serve(
     with bind("serve", address.host, address.port) as listening:
         reasoner = open_reasoner(run, backbone)
         name = name or Path(run).resolve().name
-        app = create_app(reasoner, name, limits, address.api_key)
+        hosts = Hosts(address.host, address.allow_hosts, listening.getsockname()[0])
+        app = create_app(reasoner, name, limits, address.api_key, hosts)
         listen("serve", listening)
         shown = f"[{address.host}]" if ":" in address.host else address.host
         console.print(

@@ -175,7 +175,7 @@ _ERRORS = {
     504: "the answer took too long",
 }
 _REF = "#/components/schemas/{model}"
-_ANY = (401, 408, 413, 503)
+_ANY = (400, 401, 408, 413, 503)
 
 
 def _stream(chunk: type[BaseModel]) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _answers(body: type[BaseModel] | None, *more: int, **answer: Any) -> dict[in
     return told
 
 
-_ASKED = (400, 404, 415, 429, 500, 504)
+_ASKED = (404, 415, 429, 500, 504)
 #: What each route answers, by the name of its function.
 ANSWERS = {
     "chat": _answers(ChatAnswer, *_ASKED, content=_stream(ChatChunk)),

@@ -1,4 +1,4 @@
-"""What every request passes first: the key, its body within limits, a count."""
+"""What every request passes first: its Host, the key, its body within limits, a count."""
 
 from __future__ import annotations
 
@@ -9,37 +9,44 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 from kava.serve.asgi import Receive, Scope, Send, replay
+from kava.serve.hosts import Hosts
 from kava.serve.limits import Limits
 from kava.serve.metrics import Metrics
 from kava.serve.protocol import Refused
 
 
 class Gate:
-    """Before anything else: the key, the body's size and arrival, and a count of every request."""
+    """Before anything else: the Host, the key, the body's size and arrival; and a count."""
 
-    def __init__(self, app: Any, limits: Limits, api_key: str | None, metrics: Metrics):
-        self.app, self.limits, self.metrics = app, limits, metrics
+    def __init__(
+        self, app: Any, limits: Limits, api_key: str | None, metrics: Metrics, hosts: Hosts
+    ):
+        self.app, self.limits, self.metrics, self.hosts = app, limits, metrics, hosts
         self.key = None if api_key is None else api_key.encode()
         self.held = 0  # bytes of bodies that are being read or answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
         status = 500
 
         async def watched(message: Any) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
+            if message["type"].endswith("http.response.start"):
                 status = message["status"]
             await send(message)
 
         body = bytearray()
         try:
+            if wrong := self.hosts.refusal(scope):
+                raise Refused(400, wrong)
             self._check_key(scope)
-            await self._read(scope, receive, body)
-            await self.app(scope, replay(bytes(body), receive), watched)
+            if scope["type"] == "http":  # a WebSocket has no body; no route takes one
+                await self._read(scope, receive, body)
+                receive = replay(bytes(body), receive)
+            await self.app(scope, receive, watched)
         except Refused as refused:
             response = JSONResponse(refused.body(), refused.status, refused.headers)
             await response(scope, receive, watched)
