@@ -9,15 +9,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-)
+from transformers import GenerationConfig, PreTrainedModel
 
-from kava import assets, hub, plain_run, probe
+from kava import assets, hub, plain_run, pretrained, probe
 from kava.attention import IMPLEMENTATION_NAME
 from kava.errors import KavaError, out_of_memory
 from kava.progress import no_bars
@@ -121,18 +115,17 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             "(merge_and_unload), and give a folder that holds the result alone"
         )
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = pretrained.load_config(folder)
         probe.check_config(config)
         for name, value in _OUTPUTS.items():
             setattr(config, name, value)
         with no_bars():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            model, info = pretrained.load_model(
                 folder,
                 config=config,
                 dtype=dtype,
                 attn_implementation=IMPLEMENTATION_NAME,
                 use_safetensors=True,
-                local_files_only=True,
                 ignore_mismatched_sizes=True,  # so that they are told
                 output_loading_info=True,
             )
@@ -156,13 +149,16 @@ def load_tokenizer(folder: Path) -> Any:
 
     Raises:
         KavaError: its files are not there. For some families transformers then makes one that knows
-            no text: all that is asked would be nothing, or the unknown token.
+            no text: all that is asked would be nothing, or the unknown token. Or only code of the
+            folder's own could read them.
     """
     known, why = set(), ""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = pretrained.load_tokenizer(folder)
         ids = tokenizer(ANSWER_PROMPT, add_special_tokens=False).input_ids
         known = set(ids) - {tokenizer.unk_token_id}
+    except KavaError:
+        raise
     except Exception as error:  # of a broken file the tokenizers library raises just that
         why = f" ({_in_a_line(error)})"
     if not known:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
-from kava import adapter, checkpoint, plain_run, registry
+from kava import adapter, checkpoint, plain_run, pretrained, registry
 from kava import backbone as backbones
 from kava.errors import KavaError
 from kava.losses.cross_entropy import labels_at_once
@@ -188,7 +188,7 @@ def without_values(recipe: Recipe, config: Any = None) -> Any:
         KavaError: the backbone's shape is neither on this machine nor known.
     """
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config or _config(recipe), dtype=torch.float32)
+        model = pretrained.new_model(config or _config(recipe), dtype=torch.float32)
         return adapter.add(model, adapter.resolve(model, recipe))
 
 
@@ -229,6 +229,6 @@ def _config(recipe: Recipe) -> Any:
             names = {"backbone": below["name"], "revision": below["revision"]}
             return _config(recipe.model_copy(update=names))
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        return pretrained.load_config(folder)
     except (OSError, ValueError):
         raise KavaError(f"{recipe.backbone}: no config.json of a model of transformers") from None

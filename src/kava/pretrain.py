@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from kava import backbone as backbones
-from kava import checkpoint, parallel, sharded
+from kava import checkpoint, parallel, pretrained, sharded
 from kava.arguments import rows_at_once
 from kava.errors import KavaError, writing
 from kava.evaluate.answers import HEADLINE
@@ -105,7 +105,7 @@ def new_model(shape: Architecture, tokenizer: Any) -> PreTrainedModel:
     Raises:
         KavaError: transformers does not know the family, or it has no such shape.
     """
-    return AutoModelForCausalLM.from_config(_config(shape, tokenizer), dtype=torch.float32)
+    return pretrained.new_model(_config(shape, tokenizer), dtype=torch.float32)
 
 
 def _texts(row: Example) -> list[str]:

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from rich.console import Console
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from kava import assets, registry
+from kava import assets, pretrained, registry
 from kava import backbone as backbones
 from kava import recipe as recipes
 from kava import run as runs
@@ -51,10 +51,13 @@ def family(resolved: Recipe) -> str:
     """The backbone's model type: of a local folder, else as the recipe says.
 
     Raises:
-        KavaError: neither says.
+        KavaError: neither says, or the folder's config.json is none of transformers.
     """
     if local := assets.folder_with(resolved.backbone, "config.json"):
-        return AutoConfig.from_pretrained(local).model_type
+        try:
+            return pretrained.load_config(local).model_type
+        except (OSError, ValueError):
+            raise KavaError(f"{local}: no config.json of a model of transformers") from None
     if resolved.family is None:
         raise KavaError("the recipe needs the key 'family', such as family: llama")
     return resolved.family
@@ -86,7 +89,7 @@ def tiny_backbone(model_type: str, folder: Path, seed: int = 0) -> int:
     torch.manual_seed(seed)
     try:
         config = AutoConfig.for_model(model_type, **shape)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = pretrained.new_model(config, dtype=torch.float32)
     except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
         if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise KavaError(

@@ -13,12 +13,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 
-from kava import assets, families, probe
+from kava import assets, families, pretrained, probe
 from kava import backbone as backbones
 from kava.attention import IMPLEMENTATION_NAME
 from kava.batching import Row
@@ -62,7 +61,7 @@ def configuration(shape: str) -> Any:
         )
     try:
         if folder:
-            config = AutoConfig.from_pretrained(folder)
+            config = pretrained.load_config(folder)
         else:
             config = AutoConfig.for_model(**(named or _written(shape)))
         _try(config)
@@ -105,9 +104,7 @@ def _try(config: Any) -> None:
     """Make the model without values, so that it takes no memory, and look at its attention."""
     probe.check_config(config)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), attn_implementation=IMPLEMENTATION_NAME
-        )
+        model = pretrained.new_model(copy.deepcopy(config), attn_implementation=IMPLEMENTATION_NAME)
         layers = families.layers(model)
     if not layers:
         raise KavaError("it has no layers")
@@ -176,9 +173,7 @@ def _fitting(shape: str) -> tuple[Any, PreTrainedTokenizerFast]:
 
 def _made(config: Any, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=IMPLEMENTATION_NAME
-        )
+        return pretrained.new_model(config, dtype=dtype, attn_implementation=IMPLEMENTATION_NAME)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
