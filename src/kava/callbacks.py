@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from kava import parallel, preemption
+from kava import links, parallel, preemption
 from kava.errors import writing
 from kava.progress import Progress
 from kava.provenance import write_whole
@@ -45,8 +45,8 @@ class Record(TrainerCallback):
         """One line a log."""
         record = {"step": state.global_step, **logs}
         if "train_runtime" not in logs and state.is_world_process_zero:
-            with writing(self.file, GO_ON), self.file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(record) + "\n")
+            with writing(self.file, GO_ON):
+                links.append(self.file, json.dumps(record) + "\n")
         self.progress.log(record)
 
 

@@ -1,10 +1,12 @@
 """The model card of a checkpoint: what it is, what it was made from, what was measured.
 
 Written into every checkpoint as `README.md`, so that a folder that is passed on explains itself.
+What it holds may come from such a folder: each value is one line, and none of it is markup.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -42,13 +44,13 @@ def card(
     record = record or {}
     parts = [
         _head(recipe, identity),
-        f"# {recipe.method} on {identity['name']}",
+        f"# {_text(recipe.method)} on {_text(identity['name'])}",
         _what(recipe),
         "## How to use it\n\n" + _use(),
         "## What it was made from\n\n" + _table(_origin(recipe, identity, record, merged)),
         "## What was measured\n\n" + _scores(record),
         f"## What was not measured\n\n{UNMEASURED}",
-        f"## Recipe\n\n```yaml\n{dump(recipe)}```",
+        "## Recipe\n\n" + _block(dump(recipe)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -60,15 +62,15 @@ def _head(recipe: Recipe, identity: dict[str, Any]) -> str:
         "tags": ["kava", "latent-reasoning", recipe.method],
     }
     if identity.get("revision"):  # of the Hub; another name is that of a folder
-        told["base_model"] = identity["name"]
-    return f"---\n{yaml.safe_dump(told, sort_keys=False)}---"
+        told["base_model"] = _line(identity["name"])
+    return f"---\n{yaml.safe_dump(told, sort_keys=False, width=float('inf'))}---"
 
 
 def _what(recipe: Recipe) -> str:
     name, paper = PAPERS.get(recipe.method, (recipe.method, None))
     source = f" ([arXiv:{paper}](https://arxiv.org/abs/{paper}))" if paper else ""
     return (
-        f"A language model trained with the method {name}{source} by "
+        f"A language model trained with the method {_text(name)}{source} by "
         f"[kava](https://arxiv.org/abs/2510.02312), an implementation by others than the papers' "
         "authors. It answers one question at a time, without a chat template, and ends with "
         "`The answer is:` and the answer."
@@ -89,7 +91,7 @@ def _origin(
     recipe: Recipe, identity: dict[str, Any], record: dict[str, Any], merged: bool
 ) -> list[tuple[str, str]]:
     lines = [
-        ("method", recipe.method),
+        ("method", _text(recipe.method)),
         ("backbone", _backbone(identity)),
         ("adapter", _adapter(recipe, merged)),
         ("training rows", _rows(recipe.data.train, record.get("data", {}).get("train"))),
@@ -105,11 +107,12 @@ def _origin(
     ):  # fmt: skip
         if record.get(key) is not None:
             value = record[key]
-            text = f"{value:,}" if isinstance(value, int) else str(value)
-            lines.append((words, f"`{text}`" if key in ("command", "commit") else text))
+            text = f"{value:,}" if isinstance(value, int) else value
+            lines.append((words, _code(text) if key in ("command", "commit") else _text(text)))
     versions = record.get("versions", {})
     if versions:
-        lines.append(("versions", ", ".join(f"{k} {v}" for k, v in versions.items())))
+        told = ", ".join(f"{k} {v}" for k, v in versions.items())
+        lines.append(("versions", _text(told)))
     if "steps" not in record:
         lines.append(("state", "saved before the end of its training"))
     return lines
@@ -117,12 +120,12 @@ def _origin(
 
 def _backbone(identity: dict[str, Any]) -> str:
     revision = identity.get("revision")
-    at = f" at revision `{revision}`" if revision else ", a local folder: no revision"
+    at = f" at revision {_code(revision)}" if revision else ", a local folder: no revision"
     shape = (
-        f"{identity['model_type']}, {identity['num_layers']} layers, width "
-        f"{identity['hidden_size']}, fingerprint `{identity['fingerprint']}`"
+        f"{_text(identity['model_type'])}, {_text(identity['num_layers'])} layers, width "
+        f"{_text(identity['hidden_size'])}, fingerprint {_code(identity['fingerprint'])}"
     )
-    return f"{identity['name']}{at} ({shape})"
+    return f"{_text(identity['name'])}{at} ({shape})"
 
 
 def _adapter(recipe: Recipe, merged: bool) -> str:
@@ -130,31 +133,36 @@ def _adapter(recipe: Recipe, merged: bool) -> str:
         return "none: all weights were trained"
     lora = recipe.lora
     targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets or ())
-    told = f"LoRA r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout} on {targets}"
+    told = f"LoRA r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout} on {_text(targets)}"
     return f"{told}; merged into the backbone" if merged else told
 
 
 def _rows(name: str, told: dict[str, Any] | None) -> str:
     if not told:
-        return f"{name} (not read yet)"
+        return f"{_text(name)} (not read yet)"
     revision = told.get("revision")
-    at = f" at revision `{revision}`" if revision else ""
-    digest = f", SHA-256 of the rows `{told['sha256'][:16]}`" if told.get("sha256") else ""
-    return f"{told['rows']:,} of {told['source']}{at}{digest}"
+    at = f" at revision {_code(revision)}" if revision else ""
+    digest = f", SHA-256 of the rows {_code(told['sha256'][:16])}" if told.get("sha256") else ""
+    return f"{told['rows']:,} of {_text(told['source'])}{at}{digest}"
 
 
 def _scores(record: dict[str, Any]) -> str:
     lines = []
     for task, score in record.get("scores", {}).items():
         rules = ", ".join(f"{k} {v}" for k, v in score.get("accuracy_by_rule", {}).items())
-        lines.append(
-            f"| {task} (version {score['version']}, {score['split']}) | {score['accuracy']} ± "
-            f"{round(score['accuracy_se'], 2)} | {score['n']:,} | {score['rule']} | {rules} | "
-            f"{score['forward_passes']} |"
+        told = (
+            f"{task} (version {score['version']}, {score['split']})",
+            f"{score['accuracy']} ± {round(score['accuracy_se'], 2)}",
+            f"{score['n']:,}",
+            score["rule"],
+            rules,
+            score["forward_passes"],
         )
+        lines.append(f"| {' | '.join(map(_text, told))} |")
     accuracy = record.get("validation_accuracy")
     if accuracy is not None:
-        told = f"Validation rows, during training: {accuracy} % of {record['validation_n']}."
+        of = f"{_text(accuracy)} % of {_text(record['validation_n'])}"
+        told = f"Validation rows, during training: {of}."
     else:
         told = "No validation rows."
     if not lines:
@@ -167,3 +175,37 @@ def _scores(record: dict[str, Any]) -> str:
 
 def _table(lines: list[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in lines)])
+
+
+def _line(value: Any) -> str:
+    """In one line, without what is not shown: control characters, marks that turn text around."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+
+
+def _text(value: Any) -> str:
+    """A line as Markdown shows it, none of it being markup; in a table's cell too."""
+    text = _MARKUP.sub(r"\\\g<0>", _line(value))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+#: An underscore within a word is none, so that names stay as they are.
+_MARKUP = re.compile(r"[\\`*\[\]|~$#]|(?<!\w)_|_(?!\w)")
+
+
+def _code(value: Any) -> str:
+    """A line between as many backticks as it takes; in a table's cell too."""
+    text = _line(value).replace("|", "\\|")
+    fence, pad = "`" * (_longest(text) + 1), " " if "`" in text else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def _block(text: str) -> str:
+    """Lines of YAML; what is not shown stands as a mark that something is there."""
+    text = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    fence = "`" * max(3, _longest(text) + 1)
+    return f"{fence}yaml\n{text}{fence}"
+
+
+def _longest(text: str) -> int:
+    """Backticks in a row."""
+    return max(map(len, re.findall("`+", text)), default=0)

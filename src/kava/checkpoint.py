@@ -22,13 +22,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kava import assets, hub, recipe
+from kava import assets, hub, links, recipe
 from kava import backbone as backbones
 from kava.card import card
 from kava.errors import KavaError, writing
 from kava.progress import no_bars
-from kava.provenance import versions
+from kava.provenance import versions, write_whole
 from kava.recipe_file import load_recipe
+from kava.watch import RESULT
 
 if TYPE_CHECKING:
     from kava.model import Reasoner
@@ -37,19 +38,30 @@ FORMAT = 1
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
 
 
-def save(reasoner: Reasoner, folder: str | Path, weights: dict[str, Tensor] | None = None) -> None:
+def save(
+    reasoner: Reasoner,
+    folder: str | Path,
+    weights: dict[str, Tensor] | None = None,
+    below: Path | None = None,
+) -> None:
     """Write into a folder beside and rename, so that a half-written checkpoint never has the name.
 
     An existing checkpoint of that name is replaced.
 
     Args:
         weights: see `write`.
+        below: the folder that was given, if it is one above, in which no link is followed.
 
     Raises:
-        KavaError: the disk is full or fails; an existing checkpoint is then as it was.
+        KavaError: the disk is full or fails, or there is a link; an existing checkpoint is then as
+            it was.
     """
     folder = Path(folder)
+    if below is None:  # a folder that was given may be a link
+        folder = folder.resolve()
     parts = folder.with_name(folder.name + ".partial")
+    for place in (folder, parts):
+        links.check(place, below)
     shutil.rmtree(parts, ignore_errors=True)
     try:
         with writing(folder):
@@ -81,7 +93,7 @@ def write(reasoner: Reasoner, folder: Path, weights: dict[str, Tensor] | None = 
         else:
             save_lm(reasoner, folder / "backbone", weights)
     reasoner.tokenizer.save_pretrained(folder)
-    (folder / "recipe.yaml").write_text(recipe.dump(reasoner.recipe), encoding="utf-8")
+    write_whole(folder / "recipe.yaml", recipe.dump(reasoner.recipe))
     description = {
         "format": FORMAT,
         "method": reasoner.recipe.method,
@@ -91,7 +103,7 @@ def write(reasoner: Reasoner, folder: Path, weights: dict[str, Tensor] | None = 
         "tokenizer_size": len(reasoner.tokenizer),
         "versions": versions(*_PACKAGES),
     }
-    _describe_in(folder, description, reasoner.recipe, reasoner.record)
+    _describe_in(folder, description, reasoner.recipe, reasoner.record, folder)
 
 
 def _tidy(adapter: Path, backbone: str) -> None:
@@ -99,7 +111,7 @@ def _tidy(adapter: Path, backbone: str) -> None:
     (adapter / "README.md").unlink(missing_ok=True)  # a form that nobody has filled in
     file = adapter / "adapter_config.json"
     told = {**json.loads(file.read_text(encoding="utf-8")), "base_model_name_or_path": backbone}
-    file.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    write_whole(file, json.dumps(told, indent=2) + "\n")
 
 
 def save_lm(reasoner: Reasoner, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
@@ -118,17 +130,28 @@ def _describe_in(
     description: dict[str, Any],
     resolved: recipe.Recipe,
     record: dict[str, Any] | None,
+    below: Path,
 ) -> None:
-    """`kava.json` and the model card; `record` is what was measured, as `result.json` has it."""
+    """`kava.json` and the model card; `record` is what was measured, as `result.json` has it.
+
+    Raises:
+        KavaError: the description or the record is not as kava writes it; there is a link.
+    """
+    try:
+        text = card(resolved, description["backbone"], record, description.get("merged", False))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise KavaError(
+            f"{folder}: no model card can be written: what kava.json says of the backbone, or "
+            f"{RESULT} of the run, is not as kava writes it ({type(error).__name__}: {error})"
+        ) from None
+    write_whole(folder / "README.md", text, below)
     told = {**description, "record": record}
-    (folder / "kava.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    text = card(resolved, description["backbone"], record, description.get("merged", False))
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_whole(folder / "kava.json", json.dumps(told, indent=1) + "\n", below)
 
 
 def remember(folder: Path, record: dict[str, Any]) -> None:
-    """Put what was measured since into a checkpoint's description and card."""
-    _describe_in(folder, describe(folder), _recipe(folder), record)
+    """Put what was measured since into the description and card of a run's checkpoint."""
+    _describe_in(folder, describe(folder), _recipe(folder), record, folder.parent)
 
 
 _FILES = ["*.json", "*.safetensors", "recipe.yaml", "README.md", "*.txt", "*.model", "*.jinja"]

@@ -17,6 +17,8 @@ from typing import Any
 
 from rich.console import Console
 
+from kava import links
+
 
 class Held(Exception):
     """Another process holds the lock; the message says which, in words."""
@@ -31,7 +33,9 @@ def hold(file: Path, console: Console) -> Iterator[None]:
     Raises:
         Held: its owner lives, or may live: a process of another host cannot be looked up, unless
             it is a job's.
+        KavaError: there is a link in its place.
     """
+    links.check(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     while not _create(file):
         try:
@@ -61,7 +65,7 @@ def _create(file: Path) -> bool:
     pid = os.getpid()
     owner = json.dumps({"pid": pid, "began": _began(pid), "host": socket.gethostname(), **_job()})
     try:
-        made = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        made = os.open(file, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY)
     except FileExistsError:
         return False
     with os.fdopen(made, "w", encoding="utf-8") as out:

@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from kava import __version__
+from kava import __version__, links
 from kava.errors import writing
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers")
@@ -90,8 +90,9 @@ def check_writable(file: Path) -> None:
     Nothing is made or changed: folders that are not there are taken to be possible where a file is.
 
     Raises:
-        KavaError: names the path and the system's reason.
+        KavaError: names the path and the system's reason; or a link, see `kava.links`.
     """
+    links.check(file)
     with writing(file, "give another place"):
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -100,25 +101,26 @@ def check_writable(file: Path) -> None:
             pass
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write whole or not at all."""
-    write_whole(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+def write_json(file: Path, value: Any, below: Path | None = None) -> None:
+    """Write whole or not at all; see `write_whole`."""
+    write_whole(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n", below)
 
 
-def write_whole(file: Path, text: str) -> None:
-    """Write whole or not at all.
+def write_whole(file: Path, content: str | bytes, below: Path | None = None) -> None:
+    """Write whole or not at all, text in UTF-8; folders that are not there are made.
+
+    Args:
+        below: the folder that was given, in which no link is followed (`kava.links`); that of the
+            file, if not given.
 
     Raises:
-        KavaError: the disk is full or fails; a file that was there is as it was.
+        KavaError: the disk is full or fails, or there is a link; a file that was there is as it
+            was.
     """
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")  # two processes may write one
+    links.check(file, below)
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        links.replace(file, content.encode() if isinstance(content, str) else content)
 
 
 def _processor() -> str:

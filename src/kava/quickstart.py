@@ -17,7 +17,7 @@ from kava.ask import Settings, answer_one
 from kava.errors import KavaError, unknown
 from kava.evaluate.command import line
 from kava.model import Reasoner
-from kava.provenance import provenance, write_json
+from kava.provenance import provenance, write_json, write_whole
 from kava.recipe import Recipe
 from kava.recipe_file import load_recipe
 from kava.report.plots import accuracy_against_passes, loss_parts
@@ -179,10 +179,12 @@ def write_results(plan: Plan, rows: list[dict[str, Any]]) -> None:
     """`result.json`, all metrics in one file, two plots."""
     told = {"length": plan.length, "seeds": list(plan.seeds), "rows": rows, **provenance()}
     write_json(plan.folder / RESULT, told)
-    with (plan.folder / METRICS).open("w", encoding="utf-8") as out:
-        for method in plan.methods:
-            records = read_metrics(plan.run(method, plan.seeds[0]))
-            out.writelines(json.dumps({"method": method, **r}) + "\n" for r in records)
+    lines = (
+        json.dumps({"method": method, **record}) + "\n"
+        for method in plan.methods
+        for record in read_metrics(plan.run(method, plan.seeds[0]))
+    )
+    write_whole(plan.folder / METRICS, "".join(lines))
     plot(plan, rows)
 
 

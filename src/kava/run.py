@@ -19,7 +19,7 @@ from kava.model import Reasoner
 from kava.progress import Progress
 from kava.provenance import provenance, write_json
 from kava.recipe import Data, Recipe
-from kava.run_folder import alone, clear, prepared, read_result, writing_scores
+from kava.run_folder import alone, check_scores, clear, prepared, read_result, writing_scores
 from kava.tasks import Task
 from kava.trainer import train
 from kava.types import Example
@@ -113,7 +113,7 @@ def train_reasoner(
         def write() -> None:
             checkpoint.check_finite(reasoner, weights, run)
             reasoner.record = result
-            checkpoint.save(reasoner, run / "checkpoint", weights)
+            checkpoint.save(reasoner, run / "checkpoint", weights, run)
             write_json(run / RESULT, result)
             clear(run)
 
@@ -144,7 +144,12 @@ def score_run(
     timed_alone: int = 50,
     on_batch: Any = None,
 ) -> Evaluation:
-    """Evaluate on a task; predictions and scores go into the run folder."""
+    """Evaluate on a task; predictions and scores go into the run folder.
+
+    Raises:
+        KavaError: see `check_scores` and `evaluate`.
+    """
+    parallel.on_main(lambda: check_scores(run, task.name))
     settings = reasoner.recipe.eval
     result = evaluate(
         reasoner,
@@ -164,7 +169,7 @@ def score_run(
             **result.summary,
             **provenance(),
         }
-        result.write_predictions(run / "predictions" / f"{task.name}.jsonl")
+        result.write_predictions(run / "predictions" / f"{task.name}.jsonl", run)
         with writing_scores(run):
             written = read_result(run) or {"method": reasoner.recipe.method, "scores": {}}
             written.setdefault("scores", {})[task.name] = score

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from kava import backbone as backbones
-from kava import lock, parallel
+from kava import links, lock, parallel
 from kava import recipe as recipes
 from kava.arguments import check_reports
 from kava.errors import KavaError
@@ -28,7 +28,7 @@ from kava.recipe_file import load_recipe
 from kava.resuming import has_checkpoint
 from kava.watch import METRICS, RECIPE, RESULT, read_records
 
-BEGUN = "begun.json"
+BEGUN, LOCK = "begun.json", "scores.lock"
 
 
 @contextmanager
@@ -43,9 +43,9 @@ def prepared(
         inputs: what the result will say of the rows (`data`) and the backbone.
 
     Raises:
-        KavaError: the folder holds another run or something else, `resume` finds a different
-            recipe or different inputs, or the recipe reports to a tool that is not there. On all
-            processes.
+        KavaError: the folder holds another run or something else, or a link where a training
+            writes; `resume` finds a different recipe or different inputs; or the recipe reports to
+            a tool that is not there. On all processes.
     """
     made = [path for path in (run / RECIPE, run / BEGUN, run) if not path.exists()]
     parallel.on_main(lambda: _prepare(run, resolved, resume, inputs))
@@ -61,6 +61,7 @@ def prepared(
 
 def _prepare(run: Path, resolved: recipes.Section, resume: bool, inputs: dict[str, Any]) -> None:
     check_reports(resolved.train.report_to)
+    links.check_named(run, _WRITTEN)
     if resume:
         if not (run / RECIPE).is_file():
             raise KavaError(f"{run}: nothing to resume here (no recipe.yaml)")
@@ -116,6 +117,26 @@ _TAKEN = (
     "kava.json", "config.json", "tokenizer.json", "*.safetensors", "checkpoint", "predictions",
     "sample.jsonl",
 )  # fmt: skip
+
+
+#: Everything that a training, `kava pretrain` or `kava eval` writes, directly in the folder.
+_WRITTEN = (
+    METRICS, RECIPE, LOCK, "sample.jsonl", "predictions", "checkpoint", "checkpoint.partial",
+    "checkpoints", "backbone", "error.log", "*.json", "*.safetensors", "*.jinja",
+    "*.model", "vocab.*", "merges.txt",
+)  # fmt: skip
+
+
+def check_scores(run: Path, task: str) -> None:
+    """Refuse a folder where something that `score_run` writes would go through a link.
+
+    Raises:
+        KavaError: names the link.
+    """
+    for name in (
+        RESULT, LOCK, f"predictions/{task}.jsonl", "checkpoint/kava.json", "checkpoint/README.md",
+    ):  # fmt: skip
+        links.check(run / name, run)
 
 
 def _is_left_behind(run: Path, resolved: recipes.Section) -> bool:
@@ -230,7 +251,7 @@ def writing_scores(run: Path) -> Iterator[None]:
     with ExitStack() as stack:
         for left in reversed(range(300)):
             try:
-                stack.enter_context(lock.hold(run / "scores.lock", Console(stderr=True)))
+                stack.enter_context(lock.hold(run / LOCK, Console(stderr=True)))
                 break
             except lock.Held as held:
                 if not left:

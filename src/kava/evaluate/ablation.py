@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kava import registry, rotary
+from kava import links, registry, rotary
 from kava.answer import Answer
 from kava.errors import KavaError
 from kava.evaluate import paired
@@ -35,7 +35,7 @@ from kava.evaluate.interventions import (
 )
 from kava.evaluate.runner import batches
 from kava.model import Reasoner
-from kava.provenance import provenance, write_json
+from kava.provenance import provenance, write_json, write_whole
 from kava.tasks import Task
 from kava.types import Example
 
@@ -232,6 +232,9 @@ def ablate_task(
     from kava.report.ablation import draw
 
     paired.check_seed(seed)
+    for place in (folder / PLOT, folder / RESULT):
+        links.check(place)
+    links.check_tree(folder / "predictions")
     _check_folder(folder, task.name)
     settings, recipe = reasoner.recipe.eval, reasoner.recipe
     batch_size = batch_size or settings.batch_size
@@ -252,7 +255,7 @@ def ablate_task(
         "note": without_number(example.answer for example in task.examples),
         **provenance(),
     }
-    _write_predictions(folder / "predictions" / "ablation", task.examples, answers, seed)
+    _write_predictions(folder, task.examples, answers, seed)
     draw(table, folder / PLOT)
     write_json(folder / RESULT, table)
     return table
@@ -273,9 +276,8 @@ def _check_folder(folder: Path, task: str) -> None:
 def _write_predictions(
     folder: Path, examples: Sequence[Example], answers: Answers, seed: int
 ) -> None:
-    """One file per row of the table, one JSON line per example."""
+    """One file in `predictions/ablation` per row of the table, one JSON line per example."""
     partner_of = partners(len(examples), seed)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, given in answers.items():
         lines, hits = [], _hits(examples, given)
         for i, (example, answer) in enumerate(zip(examples, given, strict=True)):
@@ -284,4 +286,4 @@ def _write_predictions(
                 record["partner"] = examples[partner_of[i]].id
             record["correct"] = {HEADLINE: hits[i]}
             lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_whole(folder / "predictions" / "ablation" / f"{name}.jsonl", "".join(lines), folder)

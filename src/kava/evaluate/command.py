@@ -16,6 +16,7 @@ from kava.provenance import check_writable
 from kava.recipe import Recipe
 from kava.report.tables import memory
 from kava.run import open_reasoner, score_run
+from kava.run_folder import check_scores
 from kava.tasks import Task, load_task, local_copies, read_options
 from kava.watch import RESULT
 
@@ -58,6 +59,7 @@ def evaluate_tasks(
     loaded = [parallel.main_first(partial(load, *one)) for one in zip(tasks, copies, strict=True)]
     for task in loaded:
         check_room(reasoner, task.examples)
+        parallel.on_main(partial(check_scores, folder, task.name))
     summaries = {}
     for task in loaded:
         summary = score_run(reasoner, task, folder, batch_size).summary

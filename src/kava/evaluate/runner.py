@@ -33,10 +33,10 @@ class Evaluation:
         """Number of examples."""
         return len(self.predictions)
 
-    def write_predictions(self, file: Path) -> None:
-        """One JSON line per example; the whole file or none."""
+    def write_predictions(self, file: Path, below: Path | None = None) -> None:
+        """One JSON line per example; the whole file or none. `below`: see `write_whole`."""
         lines = (json.dumps(record, ensure_ascii=False) for record in self.predictions)
-        write_whole(file, "".join(line + "\n" for line in lines))
+        write_whole(file, "".join(line + "\n" for line in lines), below)
 
 
 def evaluate(

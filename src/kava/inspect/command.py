@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kava import assets
+from kava import assets, links
 from kava.characters import check_text
 from kava.data import load_file
 from kava.errors import KavaError, unknown
@@ -20,6 +20,7 @@ from kava.inspect.look import Look, look
 from kava.inspect.page import is_page, page
 from kava.inspect.terminal import show
 from kava.model import Reasoner
+from kava.provenance import write_whole
 from kava.run import open_reasoner
 from kava.tasks import load_task
 
@@ -66,8 +67,11 @@ def inspect(
     reasoner = open_reasoner(run, backbone)
     asked = Asked(question, steps, answer) if question is not None else find(reasoner, rows)
     file = output or default_file(run, asked.question)
-    for path in filter(None, (file, as_json)):
-        in_the_way(path)
+    # Without -o the page lies in the run's folder, in one of its own.
+    below = file.parent if output else file.parent.parent
+    in_the_way(file, below)
+    if as_json:
+        in_the_way(as_json)
     seen = look(
         reasoner,
         asked.question,
@@ -80,7 +84,7 @@ def inspect(
     )
     show(seen, console)
     console.print()
-    write(file, page(seen), "page", console)
+    write(file, page(seen), "page", console, below)
     if as_json:
         write(as_json, dump(seen), "numbers", console)
     return file
@@ -148,8 +152,9 @@ def slug(question: str) -> str:
     return f"{words}-{digest}" if words else digest
 
 
-def in_the_way(file: Path) -> None:
-    """Raise a KavaError where a file exists that `kava inspect` did not write."""
+def in_the_way(file: Path, below: Path | None = None) -> None:
+    """Raise a KavaError where a file exists that `kava inspect` did not write, or a link."""
+    links.check(file, below)
     if not file.exists():
         return
     if file.is_dir():
@@ -158,11 +163,10 @@ def in_the_way(file: Path) -> None:
         raise KavaError(f"{file} exists and is not of kava inspect; name another file")
 
 
-def write(file: Path, text: str, what: str, console: Console) -> None:
+def write(file: Path, text: str, what: str, console: Console, below: Path | None = None) -> None:
     """Write a file and say so; an earlier one of ours is replaced, and that is said too."""
     replaced = " (replaced the one that was there)" if file.exists() else ""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    write_whole(file, text, below)
     console.print(f"{what}: {file}{replaced}", highlight=False, markup=False)
 
 

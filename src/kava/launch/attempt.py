@@ -17,11 +17,12 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from kava import lock, parallel, preemption
+from kava import links, lock, parallel, preemption
 from kava.data import rows_hash
 from kava.errors import KavaError
 from kava.evaluate.command import line, task_options
 from kava.model import Reasoner
+from kava.provenance import write_whole
 from kava.recipe import Recipe
 from kava.report.tables import duration
 from kava.resuming import has_checkpoint
@@ -221,7 +222,8 @@ def _as_kava_error(act: Callable[..., T], *given: Any) -> T:
 
 
 def _todo(run: Run, tasks: Sequence[Task]) -> tuple[str, list[int]]:
-    """As `state`, with the places of the tasks."""
+    """As `state`, with the places of the tasks; a folder that is a link is refused too."""
+    links.check(run.folder)
     todo, missing = state(run, tasks)
     return todo, [i for i, task in enumerate(tasks) if any(task is one for one in missing)]
 
@@ -234,8 +236,7 @@ def _written_down(error: Exception, log: Path) -> str:
         text = f"{text}{line}\n"
 
     def write() -> None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(text, encoding="utf-8")
+        write_whole(log, text)
 
     parallel.once(write)
     return line

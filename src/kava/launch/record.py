@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import Field
 
+from kava import links
 from kava import recipe as recipes
 from kava.errors import KavaError
 from kava.launch.attempt import Run, Scoring
@@ -74,8 +75,8 @@ def recall(output: Path) -> list[Asked]:
 
 def add_jobs(output: Path, jobs: Iterable[Job]) -> None:
     """Write down what was submitted."""
-    with (output / FOLDER / JOBS).open("a", encoding="utf-8") as out:
-        out.writelines(json.dumps(asdict(job)) + "\n" for job in jobs)
+    lines = "".join(json.dumps(asdict(job)) + "\n" for job in jobs)
+    links.append(output / FOLDER / JOBS, lines, output)
 
 
 def jobs(output: Path) -> dict[str, Job]:

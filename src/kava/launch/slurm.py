@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from kava import lock, parallel, preemption
+from kava import links, lock, parallel, preemption
 from kava import recipe as recipes
 from kava.arguments import rows_at_once
 from kava.errors import KavaError, install
@@ -303,6 +303,7 @@ def _submit_group(
     limit: int,
     console: Console,
 ) -> None:
+    links.check_tree(output / record.FOLDER)
     folder = (output / record.FOLDER).resolve()
     wanted = runs[0].recipe.resources
     work = [Work.of(run, scoring) for run in runs]

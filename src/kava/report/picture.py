@@ -8,8 +8,11 @@ from the teacher's steps to the student's latents is a cache from which most tok
 from __future__ import annotations
 
 import sys
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from kava.provenance import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,8 +53,9 @@ def draw(path: str | Path) -> Path:
     _losses(axes)
     _note(axes, 2, (TEACHER_Y + STUDENT_Y + BOX) / 2, "one model,\nthe same weights", "left")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, facecolor=PAPER)
+    image = BytesIO()
+    figure.savefig(image, format=path.suffix[1:] or "png", dpi=150, facecolor=PAPER)
+    write_whole(path, image.getvalue())
     return path
 
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kava.provenance import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -355,6 +358,7 @@ def _title(axes: Axes, text: str) -> None:
 
 def _save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", dpi=_DPI)
+    image = BytesIO()
+    figure.savefig(image, format="png", dpi=_DPI)
+    write_whole(path, image.getvalue())
     return path

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kava.errors import KavaError, unknown
+from kava.provenance import write_whole
 from kava.report import scale
 from kava.report.ablation import MEANINGS, label
 from kava.report.results import find
@@ -162,7 +163,7 @@ def main(files: Sequence[str]) -> None:
         raise unknown("page", others[0], PAGES)
     for page in pages:
         file = root / page
-        file.write_text(filled(file.read_text(encoding="utf-8"), root, page), encoding="utf-8")
+        write_whole(file, filled(file.read_text(encoding="utf-8"), root, page))
         print(page)
 
 

@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 
 from kava import registry
 from kava.data import data_sets
+from kava.provenance import write_whole
 from kava.recipe import BackboneRecipe, Recipe, Section, flat
 from kava.recipe_file import load_recipe
 from kava.report.keys import told
@@ -277,7 +278,6 @@ def _shown(value: Any) -> str:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
     for file, text in pages().items():
-        (folder / file).write_text(text, encoding="utf-8")
+        write_whole(folder / file, text)
         print(folder / file)

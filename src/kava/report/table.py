@@ -11,6 +11,7 @@ from typing import Any
 
 from kava import assets, published
 from kava.errors import KavaError
+from kava.provenance import write_whole
 from kava.recipe_file import load_recipe
 from kava.report.plots import look, spread, spread_words
 from kava.report.results import Group, changes, check_column, seeds, setting
@@ -115,11 +116,10 @@ class Table:
 
     def write(self, folder: Path) -> list[Path]:
         """NAME.md, NAME.csv and NAME.tex in a folder."""
-        folder.mkdir(parents=True, exist_ok=True)
         forms = {".md": self.markdown(), ".csv": self.csv(), ".tex": self.latex()}
         files = [folder / f"{self.name}{ending}" for ending in forms]
         for file, text in zip(files, forms.values(), strict=True):
-            file.write_text(text, encoding="utf-8")
+            write_whole(file, text)
         return files
 
     @property
