@@ -20,12 +20,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from kava.provenance import provenance, write_json
+from kava.system.environment import provenance
+from kava.system.files import write_json
 
 FOLDER = Path(__file__).resolve().parents[1] / "results" / "bench" / "gpu"
 SECONDS = 420  # that one may take, compiling included
 REPEATS = ("--repeats", "8", "--warm-up", "3")
-#: Of written steps in sentences, twice as many tokens as in equations (`kava.cost`).
+#: Of written steps in sentences, twice as many tokens as in equations (`kava.sweeps.cost`).
 SENTENCES = ("--reasoning", "82")
 METHODS = ("cot", "no_cot", "codi", "pccot", "kava")
 TRIAL = (

@@ -22,15 +22,16 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from kava.attention import answer_attention
+from kava.backbones.attention import answer_attention
 from kava.bench.shapes import Lengths
 from kava.bench.timing import in_turns, spread
 from kava.bench.train import Training
-from kava.evictions._base import Scored
-from kava.evictions.rkv import RKV
-from kava.peak import peak_memory
-from kava.provenance import provenance, write_json
-from kava.recipe_file import load_recipe
+from kava.reasoning.evictions import Scored
+from kava.reasoning.evictions.rkv import RKV
+from kava.reasoning.resolve import load_resolved
+from kava.system.environment import provenance
+from kava.system.files import write_json
+from kava.system.memory import peak_memory
 
 FILE = Path(__file__).resolve().parents[1] / "results" / "bench" / "growth.json"
 CPU = torch.device("cpu")
@@ -58,7 +59,7 @@ def training(method: str, change: dict[str, int]) -> Training:
     settings = [f"num_latents={values['M']}", f"num_iterations={values['T']}"]
     settings.append(f"train.batch_size={values['batch']}")
     lengths = Lengths((values["question"],) * 2, (values["reasoning"],) * 2)
-    recipe = load_recipe(f"recipes/bench/{method}.yaml", settings)
+    recipe = load_resolved(f"recipes/bench/{method}.yaml", settings)
     return Training.build(recipe, "small", lengths, CPU)
 
 

@@ -33,7 +33,7 @@ from typing import Any
 from attacks import BUSY, CLOSED, LEFT, Attack, Target, attack
 from serving import Memory, about, offline_answers, service
 
-from kava.provenance import write_json
+from kava.system.files import write_json
 
 FILE = Path(__file__).resolve().parents[1] / "results" / "bench" / "serve_hostile.json"
 NEW_TOKENS = 64

@@ -26,16 +26,17 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
-from kava import cache
+from kava.backbones import cache
 from kava.bench import flops
 from kava.bench.generate import Generation
 from kava.bench.shapes import Lengths
 from kava.bench.timing import in_turns, matrix_rate, ratio, spread
 from kava.bench.train import Training
-from kava.losses.hidden_state import hidden_state_loss
-from kava.model import Reasoner
-from kava.provenance import provenance, write_json
-from kava.recipe_file import load_recipe
+from kava.reasoning.losses.hidden_state import hidden_state_loss
+from kava.reasoning.reasoner import Reasoner
+from kava.reasoning.resolve import load_resolved
+from kava.system.environment import provenance
+from kava.system.files import write_json
 
 FILE = Path(__file__).resolve().parents[1] / "results" / "bench" / "predecessors.json"
 CPU = torch.device("cpu")
@@ -174,7 +175,7 @@ class Official(Training):
 
 def recipe_of(method: str, adapter: str, batch: int) -> Any:
     settings = [f"adapter={adapter}", f"train.batch_size={batch}"]
-    return load_recipe(f"recipes/bench/{method}.yaml", settings)
+    return load_resolved(f"recipes/bench/{method}.yaml", settings)
 
 
 def trainings(adapter: str, batch: int) -> dict[str, Training]:

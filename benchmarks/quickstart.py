@@ -13,7 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from kava.provenance import provenance, write_json
+from kava.system.environment import provenance
+from kava.system.files import write_json
 
 RUNS = 3
 FILE = Path(__file__).resolve().parents[1] / "results" / "bench" / "quickstart.json"

@@ -18,11 +18,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kava.evaluate.answers import accuracy_by_rule, score
-from kava.provenance import write_json
-from kava.run_folder import read_result
-from kava.tasks import load_task
-from kava.watch import RESULT
+from kava.data.tasks import load_task
+from kava.evaluation.answers import accuracy_by_rule, score
+from kava.runs.folder import read_result
+from kava.runs.layout import RESULT
+from kava.system.files import write_json
 
 
 def read_again(run: Path, task_file: str | None) -> list[str]:

@@ -13,11 +13,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from kava.evaluate.command import line, task_options
-from kava.model import Reasoner
-from kava.run import score_run
-from kava.run_folder import read_result
-from kava.tasks import load_task
+from kava.data.tasks import load_task
+from kava.evaluation.command import line, task_options
+from kava.evaluation.score import score_run
+from kava.reasoning.reasoner import Reasoner
+from kava.runs.folder import read_result
 
 
 def main() -> int:

@@ -28,7 +28,7 @@ from typing import Any
 
 from serving import Memory, about, offline_answers, service
 
-from kava.provenance import write_json
+from kava.system.files import write_json
 
 FILE = Path(__file__).resolve().parents[1] / "results" / "bench" / "serve.json"
 NEW_TOKENS = 8

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kava.provenance import provenance
+from kava.system.environment import provenance
 
 
 class Memory:
@@ -83,8 +83,8 @@ def _wait(port: int, server: subprocess.Popen[bytes]) -> None:
 
 def offline_answers(run: str, count: int, new_tokens: int) -> dict[str, str]:
     """Questions of the synthetic task, each answered on its own without a service."""
-    from kava.run import open_reasoner
-    from kava.tasks import load_task
+    from kava.data.tasks import load_task
+    from kava.reasoning.open import open_reasoner
 
     reasoner = open_reasoner(run)
     questions = [example.question for example in load_task("synthetic", limit=count).examples]

@@ -6,10 +6,11 @@ import pytest
 import torch
 from browser import browser, browser_page
 from hypothesis import HealthCheck, settings
+from refusals import Said
 from tiny import FAMILIES
 
-from kava import registry
-from kava.__main__ import main
+from kava import __main__ as kava_main
+from kava.recipe import registry
 
 __all__ = ["browser", "browser_page"]  # fixtures for every test file
 
@@ -28,7 +29,7 @@ settings.load_profile("kava")
 #: no worker is left alone with one at the end (`--no-loadscope-reorder` keeps this order).
 LONG = (
     "test_slurm", "test_parallel", "test_layerwise", "test_demo", "test_docs", "test_cli",
-    "test_resuming", "test_quickstart", "test_examples", "test_matrix",
+    "test_resuming", "test_quickstart", "test_examples",
 )  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def pair(request):
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory):
     """A folder with a tiny random llama and its tokenizer, as `kava train --smoke` makes it."""
-    from kava.smoke import tiny_backbone  # and with it the Trainer, which few files need
+    from kava.backbones.tiny import tiny_backbone  # and with it the Trainer, which few files need
 
     folder = tmp_path_factory.mktemp("backbone")
     tiny_backbone("llama", folder)
@@ -72,13 +73,19 @@ def backbone(tmp_path_factory):
 
 @pytest.fixture
 def kava(monkeypatch, capsys):
-    """Calls the command in this process; returns its status and all it prints."""
+    """Calls the command in this process; returns its status and all it prints.
+
+    What it prints has the error's `code` and `key`, None where there was none.
+    """
+    errors, report = [], kava_main.report
+    monkeypatch.setattr(kava_main, "report", lambda error: (errors.append(error), report(error)))
 
     def call(*words):
+        errors.clear()
         monkeypatch.setattr(sys, "argv", ["kava", *map(str, words)])
         with pytest.raises(SystemExit) as ended:
-            main()
+            kava_main.main()
         said = capsys.readouterr()
-        return ended.value.code or 0, said.out + said.err
+        return ended.value.code or 0, Said(said.out + said.err, errors[-1] if errors else None)
 
     return call

@@ -23,7 +23,7 @@ def split_over_cpus() -> None:
     """Let accelerate do on CPUs what it does on accelerators: FSDP2 itself runs on gloo."""
     from accelerate.state import AcceleratorState, DistributedType
 
-    from kava import parallel
+    from kava.system import distributed
 
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     os.environ["FSDP_AUTO_WRAP_POLICY"] = "TRANSFORMER_BASED_WRAP"
@@ -35,7 +35,7 @@ def split_over_cpus() -> None:
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
 
     AcceleratorState.__init__ = with_fsdp
-    parallel.check_sharding = lambda: None
+    distributed.check_sharding = lambda: None
 
 
 @contextlib.contextmanager
@@ -70,14 +70,14 @@ def train(
     Returns:
         by which signals it was asked to.
     """
-    import kava.callbacks
-    import kava.trainer
-    from kava import parallel, preemption
-    from kava.model import Reasoner
-    from kava.recipe_file import load_recipe
-    from kava.run import train_run
+    import kava.training.callbacks
+    import kava.training.trainer
+    from kava.reasoning.reasoner import Reasoner
+    from kava.reasoning.resolve import load_resolved
+    from kava.system import distributed, signals
+    from kava.training.run import train_run
 
-    signals, compute, computed = [], kava.trainer.StepTrainer.compute_loss, []
+    received, compute, computed = [], kava.training.trainer.StepTrainer.compute_loss, []
     build, limits = Reasoner.build, resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def poisoned(*args):
@@ -90,33 +90,33 @@ def train(
     def begin(self, args, state, control, **_):
         if state.global_step == stop_after:
             raise InterruptedError
-        if state.global_step == full_disk_at and parallel.is_main():
+        if state.global_step == full_disk_at and distributed.is_main():
             resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, limits[1]))
 
     def struck(*args, **kwargs):
         computed.append(1)
-        if [parallel.index(), len(computed)] == asked:
+        if [distributed.rank(), len(computed)] == asked:
             os.kill(os.getpid(), signal.SIGUSR2)
         return compute(*args, **kwargs)
 
     try:
         with (
-            preemption.listening(signals, signal.SIGUSR2) if asked else contextlib.nullcontext(),
-            preemption.deferred(),
-            changed(kava.trainer.StepTrainer, "compute_loss", struck),
+            signals.listening(received, signal.SIGUSR2) if asked else contextlib.nullcontext(),
+            signals.deferred(),
+            changed(kava.training.trainer.StepTrainer, "compute_loss", struck),
             changed(Reasoner, "build", staticmethod(poisoned)),
-            changed(kava.callbacks.Record, "on_step_begin", begin),
+            changed(kava.training.callbacks.Record, "on_step_begin", begin),
         ):
-            train_run(load_recipe(recipe), Path(run), Console(quiet=True), resume)
+            train_run(load_resolved(recipe), Path(run), Console(quiet=True), resume)
     except InterruptedError:
         if stop_after is None:
             raise
-    except preemption.Preempted:
+    except signals.Preempted:
         if asked is None:
             raise
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    return signals
+    return received
 
 
 def score(recipe: str, scored: str, asked=None) -> str:
@@ -125,30 +125,30 @@ def score(recipe: str, scored: str, asked=None) -> str:
     Args:
         asked: a process that is asked to stop while it answers its first questions.
     """
-    from kava import parallel, preemption
-    from kava.launch.attempt import Run, Scoring, attempt
-    from kava.model import Reasoner
-    from kava.recipe_file import load_recipe
+    from kava.reasoning.reasoner import Reasoner
+    from kava.reasoning.resolve import load_resolved
+    from kava.sweeps.attempt import Run, Scoring, attempt
+    from kava.system import distributed, signals
 
-    run, console, signals = Path(scored), Console(quiet=True), []
+    run, console, received = Path(scored), Console(quiet=True), []
     answer, answered = Reasoner.answer, []
 
     def struck(*args):
         answered.append(1)
-        if parallel.index() == asked and not signals:
+        if distributed.rank() == asked and not received:
             os.kill(os.getpid(), signal.SIGUSR2)
         return answer(*args)
 
     try:
         with (
-            preemption.listening(signals, signal.SIGUSR2),
+            signals.listening(received, signal.SIGUSR2),
             changed(Reasoner, "answer", struck),
         ):
-            wanted = Run("a", load_recipe(recipe), run)
+            wanted = Run("a", load_resolved(recipe), run)
             scoring = Scoring(("synthetic",), limit=7)
             what = attempt(wanted, scoring, lambda *words: None, console).what
-    except preemption.Preempted:
-        what = names(signals)
+    except signals.Preempted:
+        what = names(received)
     if asked is None:
         return what
     return f"{what} after {len(answered)}; predictions: {(run / 'predictions').exists()}"
@@ -163,9 +163,9 @@ def main() -> None:
     """Every job, one after the other."""
     if "fsdp" in FOLDER.name:
         split_over_cpus()
-    from kava import parallel
     from kava.errors import KavaError
-    from kava.losses import cross_entropy
+    from kava.reasoning.losses import cross_entropy
+    from kava.system import distributed
 
     cross_entropy.LOGITS_AT_ONCE = 1000  # some labels at a time, where one process has all at once
     outcomes = []
@@ -174,9 +174,9 @@ def main() -> None:
             outcomes.append(score(**job) if "scored" in job else names(train(**job)))
         except KavaError as error:
             outcomes.append(str(error))
-    (FOLDER / f"outcomes-{parallel.index()}.json").write_text(json.dumps(outcomes))
-    parallel.leave()
-    parallel.end(0)
+    (FOLDER / f"outcomes-{distributed.rank()}.json").write_text(json.dumps(outcomes))
+    distributed.leave()
+    distributed.end(0)
 
 
 if __name__ == "__main__":

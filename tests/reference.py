@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import eager_mask
 
-from kava.model import Reasoner
+from kava.reasoning.reasoner import Reasoner
 
 LOGITS: dict[int, Tensor] = {}
 

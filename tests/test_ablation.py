@@ -22,14 +22,15 @@ from transformers import (
 )
 from transformers.masking_utils import eager_mask
 
-from kava import cache, registry, rotary
-from kava.answer import Answer
+from kava.backbones import cache, rope
+from kava.backbones.thought import Thought
 from kava.cli import app
+from kava.data.tasks import Task
 from kava.errors import KavaError
-from kava.evaluate import ablation, interventions
-from kava.evaluate.answers import numeric
-from kava.evaluate.command import result_folder
-from kava.evaluate.interventions import (
+from kava.evaluation import ablation, interventions
+from kava.evaluation.answers import numeric
+from kava.evaluation.command import result_folder
+from kava.evaluation.interventions import (
     INTERVENTIONS,
     Latents,
     Scene,
@@ -37,10 +38,10 @@ from kava.evaluate.interventions import (
     partners,
     replace_latents,
 )
-from kava.evaluate.runner import evaluate
-from kava.model import Reasoner
-from kava.tasks import Task
-from kava.thought import Thought
+from kava.evaluation.runner import evaluate
+from kava.reasoning.answers import Answer
+from kava.reasoning.reasoner import Reasoner
+from kava.recipe import registry
 
 LATENT = [pair for pair in PAIRS if registry.find("methods", pair[1]).uses_latents]
 LONGEST = 3
@@ -217,8 +218,8 @@ def test_keys_moved_there_and_back_are_the_same(family):
     scene, _ = scene_of(thinker, EXAMPLES, EXAMPLES)
     here, pairs = scene.own.positions, scene.own.key_values
     there = here + torch.tensor([[3], [-2], [40], [0], [11]])
-    moved = rotary.moved(thinker.lm, pairs, here, there)
-    back = rotary.moved(thinker.lm, moved, there, here)
+    moved = rope.moved(thinker.lm, pairs, here, there)
+    back = rope.moved(thinker.lm, moved, there, here)
     for own, other, again in zip(pairs, moved, back, strict=True):
         assert close(own[0], again[0], 1e-5) and torch.equal(own[1], other[1])
         rotates = hasattr(thinker.lm.base_model, "rotary_emb")

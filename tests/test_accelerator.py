@@ -15,11 +15,14 @@ from parallel_worker import train
 from safetensors.torch import load_file
 from tiny import FAMILIES, batch, example, lora, reasoner, recipe, stepped, words
 
-from kava import registry, run, trainer
-from kava.arguments import arguments
 from kava.bench.shapes import to_device
 from kava.errors import KavaError
-from kava.run_folder import read_metrics
+from kava.reasoning import open as open_
+from kava.recipe import registry
+from kava.runs.folder import read_metrics
+from kava.system import environment
+from kava.training import run, trainer
+from kava.training.arguments import arguments
 
 EXAMPLES = [
     example(4, 9), example(9, 3, 1, "1 2 3"), example(2, 0, 2), stepped(6, (2, 4, 1), 3, "4 5"),
@@ -115,7 +118,8 @@ def placed(device, monkeypatch):
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "default_device", lambda: str(device))
+        for module in (run, open_):
+            patched.setattr(module, "default_device", lambda: str(device))
         patched.setattr(trainer, "arguments", told)
         patched.setattr(accelerate.PartialState, "__init__", join)
         reset()
@@ -152,7 +156,7 @@ def test_a_training_is_that_of_the_cpu_and_goes_on_from_it(method, backbone, tmp
     assert copies[0].keys() == copies[1].keys()
     for name, weight in copies[0].items():
         torch.testing.assert_close(copies[1][name], weight, rtol=1e-2, atol=1e-4)
-    assert run.open_reasoner(str(there)).device == device
+    assert open_.open_reasoner(str(there)).device == device
 
 
 def losses(folder):
@@ -194,9 +198,9 @@ def told(folder):
 
 def test_a_launcher_may_keep_a_process_off_the_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert run.default_device() == "cuda"
+    assert environment.default_device() == "cuda"
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # accelerate launch --cpu
-    assert run.default_device() == "cpu"
+    assert environment.default_device() == "cpu"
 
 
 def test_of_several_gpus_a_process_takes_one(monkeypatch, tmp_path):

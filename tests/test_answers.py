@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kava.errors import KavaError
-from kava.evaluate import symbolic
-from kava.evaluate.answers import (
+from kava.evaluation import symbolic
+from kava.evaluation.answers import (
     RULES,
     after_marker,
     math_verify,

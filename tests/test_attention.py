@@ -9,10 +9,15 @@ import pytest
 import torch
 from tiny import HEADS, KV_HEADS, bare, batch, example, reasoner
 
-from kava import attention
-from kava.attention import answer_attention, grouped_logits, masked_softmax, record_queries
-from kava.methods._base import read_question, read_written
-from kava.methods._kv import steps_seen
+from kava.backbones import attention
+from kava.backbones.attention import (
+    answer_attention,
+    grouped_logits,
+    masked_softmax,
+    record_queries,
+)
+from kava.reasoning.methods import read_question, read_written
+from kava.reasoning.methods._kv import steps_seen
 
 EXAMPLES = [example(4, 6), example(9, 3, 1, "1 2 3"), example(1, 1, 2), example(6, 0, 3)]
 

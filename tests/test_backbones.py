@@ -30,17 +30,18 @@ from tiny import (
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import kava
-from kava import adapter, attention, batching, cache, families, probe, rotary
-from kava import backbone as backbones
+from kava.backbones import attention, cache, compatibility, loading, masks, rope, structure
+from kava.backbones import lora as adapters
+from kava.backbones.thought import Thought
+from kava.backbones.tiny import tiny_backbone
 from kava.errors import KavaError
 from kava.inspect.decoded import decode_latents
-from kava.methods._base import Thinking
-from kava.model import Reasoner
-from kava.recipe import Architecture
-from kava.recipe_file import load_recipe
-from kava.smoke import family as smoke_family
-from kava.smoke import smoke_run, tiny_backbone
-from kava.thought import Thought
+from kava.reasoning.answers import Thinking
+from kava.reasoning.reasoner import Reasoner
+from kava.reasoning.resolve import load_resolved
+from kava.recipe.schema import Architecture
+from kava.training.smoke import family as smoke_family
+from kava.training.smoke import smoke_run
 
 QUESTIONS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11 w12 w13 w14"]
 WINDOWED = {"qwen2": {None, WINDOW}, "mistral": {WINDOW}, "gemma2": {None, WINDOW}}
@@ -59,7 +60,7 @@ def test_no_model_class_is_named_in_the_package():
 
 
 def test_windows_are_read_off_the_model(family):
-    found = families.windows(bare(family))
+    found = structure.windows(bare(family))
     found = set(found.values()) if isinstance(found, dict) else {found}
     assert found == WINDOWED.get(family, {None})
 
@@ -85,7 +86,7 @@ def test_a_window_that_is_ignored_would_be_seen(family, monkeypatch):
     torch.manual_seed(3)
     _, honest, _ = states(thinker, mask)
     monkeypatch.setattr(
-        batching, "within_window", lambda q, k, w: torch.ones_like(q[:, :, None] - k[:, None] < w)
+        masks, "within_window", lambda q, k, w: torch.ones_like(q[:, :, None] - k[:, None] < w)
     )
     torch.manual_seed(3)
     _, blind, _ = states(thinker, mask)
@@ -190,7 +191,7 @@ def test_capped_attention_keeps_no_weights_and_makes_one_block_at_a_time(monkeyp
 @torch.no_grad()
 def test_embeddings_given_are_those_that_ids_give(family):
     model, ids = bare(family), torch.arange(5, 25)[None]
-    given = model(inputs_embeds=families.embeddings(model)[ids]).logits
+    given = model(inputs_embeds=structure.embeddings(model)[ids]).logits
     torch.testing.assert_close(given, model(input_ids=ids).logits)
 
 
@@ -360,9 +361,9 @@ def test_an_adapter_on_the_familys_own_projections(adapted):
 
 def test_the_targets_that_were_taken_are_saved(adapted, tmp_path):
     adapted.save_pretrained(tmp_path)
-    written = load_recipe(tmp_path / "recipe.yaml").lora.targets
+    written = load_resolved(tmp_path / "recipe.yaml").lora.targets
     family = adapted.lm.config.model_type
-    assert written == adapter.TARGETS.get(family, adapter.USUAL_TARGETS)
+    assert written == adapters.TARGETS.get(family, adapters.USUAL_TARGETS)
 
 
 @pytest.mark.parametrize(
@@ -417,7 +418,7 @@ def test_a_backbone_that_cannot_think_here_is_refused_by_name(family, reason):
     config = AutoConfig.for_model(family, **SHAPE)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with pytest.raises(KavaError) as caught:
-        backbones.prepare(model)
+        loading.prepare(model)
     message = str(caught.value)
     assert f"type {family}" in message and re.search(reason, message) and "\n" not in message
 
@@ -429,14 +430,14 @@ def test_weights_that_give_no_finite_logits_are_not_taken_for_a_strange_head(spo
         model.lm_head.weight.fill_(spoilt)
     model.save_pretrained(tmp_path)
     with pytest.raises(KavaError, match=f"type llama in {tmp_path}: .*logits that are not finite"):
-        backbones.load_model(tmp_path, torch.float32)
+        loading.load_model(tmp_path, torch.float32)
 
 
 @pytest.mark.parametrize("family", ("t5", "bart", "gemma3"))
 def test_what_is_no_plain_language_model_is_refused_before_its_weights_are_read(tmp_path, family):
     AutoConfig.for_model(family).save_pretrained(tmp_path)
     with pytest.raises(KavaError, match=f"type {family}: (an encoder|more than a language model)"):
-        backbones.load_model(tmp_path, torch.float32)
+        loading.load_model(tmp_path, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -482,7 +483,7 @@ def test_large_keys_in_low_precision_are_turned_back():
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.k_proj.bias.zero_()[::5] = 170
-    rotary.check(model, "kv.keys: pre_rope", "use post_rope")
+    rope.check(model, "kv.keys: pre_rope", "use post_rope")
 
 
 def test_a_model_that_ignores_positions_is_refused(monkeypatch):
@@ -492,19 +493,19 @@ def test_a_model_that_ignores_positions_is_refused(monkeypatch):
         model.base_model, "forward", lambda *a, position_ids=None, **k: honest(*a, **k)
     )
     with pytest.raises(KavaError, match="type gpt2: continued from a cache with gaps"):
-        backbones.prepare(model)
+        loading.prepare(model)
 
 
 def test_a_layer_whose_window_is_not_the_configurations_is_refused():
     model = bare("gemma2")
     model.base_model.layers[0].self_attn.sliding_window = 5
     with pytest.raises(KavaError, match=rf"layer 0 has a sliding window of 5, .* says {WINDOW}"):
-        backbones.prepare(model)
+        loading.prepare(model)
 
 
 def test_the_check_leaves_a_model_in_training_as_it_was():
     model = bare("gpt2", attn_pdrop=0.5, resid_pdrop=0.5).train()  # dropout off while it looks
-    assert backbones.prepare(model).training
+    assert loading.prepare(model).training
     assert model.config._attn_implementation == attention.IMPLEMENTATION_NAME
 
 
@@ -512,7 +513,7 @@ def test_the_check_leaves_a_model_in_training_as_it_was():
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
 def test_low_precision_passes_the_check(family, dtype):
     model = bare(family).to(dtype)
-    probe.check(model)
+    compatibility.check(model)
 
 
 # -- made from nothing ---------------------------------------------------------------------------
@@ -520,7 +521,7 @@ def test_low_precision_passes_the_check(family, dtype):
 
 def test_smoke_trains_every_family(family, tmp_path):
     small = [f"family={family}", "num_latents=4", "num_iterations=1", "lora.r=2"]
-    resolved = load_recipe("recipes/llama1b_aug/kava.yaml", small)
+    resolved = load_resolved("recipes/llama1b_aug/kava.yaml", small)
     run = tmp_path / "run"
     smoke_run(resolved, run, Console(quiet=True))
     loaded = Reasoner.from_pretrained(run, backbone=str(run / "backbone"))
@@ -552,7 +553,7 @@ ARCHITECTURE = {
 
 
 def made(**changes):
-    from kava.pretrain import new_model
+    from kava.training.pretrain import new_model
 
     return new_model(Architecture(**ARCHITECTURE | changes), tokenizer())
 
@@ -577,7 +578,7 @@ def test_a_backbone_from_nothing_is_a_llama_unless_said_otherwise():
 
 @pytest.mark.parametrize("family", ("qwen3", "gemma2", "mistral"))
 def test_a_backbone_from_nothing_of_another_family(family):
-    model = backbones.prepare(made(family=family))
+    model = loading.prepare(made(family=family))
     assert model.config.model_type == family
     assert model.base_model.layers[0].self_attn.q_proj.weight.shape == (32, 32)
 

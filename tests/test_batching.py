@@ -6,9 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import WORDS, batch, example, reasoner, recipe, tokenizer
 
-from kava import batching, registry
-from kava.batching import Encoder, Row
+from kava.backbones import masks
 from kava.errors import KavaError
+from kava.reasoning import batching
+from kava.reasoning.batching import Encoder, Row
+from kava.recipe import registry
 from kava.types import Example
 
 MASKS = st.tuples(st.integers(1, 3), st.integers(0, 6), st.integers(1, 6), st.integers(0, 10**6))
@@ -16,7 +18,7 @@ IDS = st.lists(st.integers(1, 50), max_size=6)
 ROWS = st.lists(st.tuples(IDS.filter(len), IDS, IDS.filter(len)), min_size=1, max_size=4)
 
 
-def masks(rows, past, new, seed):
+def drawn_masks(rows, past, new, seed):
     """Random masks [rows, past] and [rows, new]: pads anywhere."""
     draw = torch.Generator().manual_seed(seed)
     return [torch.rand(rows, n, generator=draw) < 0.6 for n in (past, new)]
@@ -31,8 +33,8 @@ def rows_of(parts):
 
 @given(MASKS)
 def test_a_column_sees_itself_and_the_real_columns_before_it(sizes):
-    past, new = masks(*sizes)
-    seen, width = batching.causal_mask(past, new), past.shape[1]
+    past, new = drawn_masks(*sizes)
+    seen, width = masks.causal_mask(past, new), past.shape[1]
     real = torch.cat((past, new), 1)
     assert seen.shape == (len(past), 1, new.shape[1], width + new.shape[1])
     for b in range(len(past)):
@@ -44,8 +46,8 @@ def test_a_column_sees_itself_and_the_real_columns_before_it(sizes):
 
 @given(MASKS, st.integers(1, 6))
 def test_a_window_counts_real_columns_and_not_pads(sizes, window):
-    past, new = masks(*sizes)
-    whole, seen = batching.causal_mask(past, new), batching.causal_mask(past, new, window)
+    past, new = drawn_masks(*sizes)
+    whole, seen = masks.causal_mask(past, new), masks.causal_mask(past, new, window)
     real, width = torch.cat((past, new), 1), past.shape[1]
     for b in range(len(past)):
         for i in range(new.shape[1]):
@@ -58,19 +60,19 @@ def test_a_window_counts_real_columns_and_not_pads(sizes, window):
 
 
 def test_each_kind_of_layer_gets_its_mask():
-    past, new = masks(2, 4, 5, 0)
+    past, new = drawn_masks(2, 4, 5, 0)
     kinds = {"full_attention": None, "sliding_attention": 2}
-    found = batching.layer_masks(past, new, kinds)
+    found = masks.layer_masks(past, new, kinds)
     assert found.keys() == kinds.keys()
     for kind, window in kinds.items():
-        assert torch.equal(found[kind], batching.causal_mask(past, new, window))
-    assert torch.equal(batching.layer_masks(past, new, 3), batching.causal_mask(past, new, 3))
+        assert torch.equal(found[kind], masks.causal_mask(past, new, window))
+    assert torch.equal(masks.layer_masks(past, new, 3), masks.causal_mask(past, new, 3))
 
 
 @given(MASKS)
 def test_a_position_is_the_number_of_real_columns_before(sizes):
-    past, new = masks(*sizes)
-    found, real = batching.positions(past, new), torch.cat((past, new), 1)
+    past, new = drawn_masks(*sizes)
+    found, real = masks.positions(past, new), torch.cat((past, new), 1)
     for b in range(len(past)):
         for i in range(new.shape[1]):
             if new[b, i]:
@@ -83,7 +85,7 @@ def test_a_position_is_the_number_of_real_columns_before(sizes):
 
 @given(st.lists(IDS, min_size=1, max_size=4), st.sampled_from(["left", "right"]))
 def test_padding_keeps_every_token_on_its_side(sequences, side):
-    ids, mask = batching.pad(sequences, side, value=99)
+    ids, mask = masks.pad(sequences, side, value=99)
     assert ids.shape == mask.shape == (len(sequences), max(map(len, sequences)))
     for row, real, sequence in zip(ids, mask, sequences, strict=True):
         gap = ids.shape[1] - len(sequence)

@@ -20,7 +20,7 @@ from tiny import batch as batch_of
 from torch import nn
 
 import kava
-from kava import cache, families, registry
+from kava.backbones import cache, structure
 from kava.bench import flops, shapes, timing
 from kava.bench.command import Plan, bench_generate, bench_train, named
 from kava.bench.generate import Generation
@@ -35,9 +35,11 @@ from kava.bench.shapes import (
 )
 from kava.bench.train import Training
 from kava.errors import KavaError
-from kava.evaluate.runner import time_alone
-from kava.provenance import check_writable, versions
-from kava.recipe_file import load_recipe
+from kava.evaluation.runner import time_alone
+from kava.reasoning.resolve import load_resolved
+from kava.recipe import registry
+from kava.system.environment import versions
+from kava.system.files import check_writable
 
 METHODS = registry.names("methods")
 CPU = torch.device("cpu")
@@ -54,7 +56,7 @@ class Seen:
 
     def __init__(self, monkeypatch, model):
         self.columns = self.pairs = self.labels = self.projected = 0
-        extend, logits, project = families.extend, families.logits, model.projection.forward
+        extend, logits, project = structure.extend, structure.logits, model.projection.forward
 
         def watched(lm, kinds, thought, embeds, mask, hidden_states=False):
             past = thought.attention_mask
@@ -74,8 +76,8 @@ class Seen:
             self.projected += hidden.shape[:-1].numel()
             return project(hidden)
 
-        monkeypatch.setattr(families, "extend", watched)
-        monkeypatch.setattr(families, "logits", read)
+        monkeypatch.setattr(structure, "extend", watched)
+        monkeypatch.setattr(structure, "logits", read)
         monkeypatch.setattr(model.projection, "forward", projects)
 
 
@@ -112,17 +114,17 @@ def test_the_least_of_thinking_is_what_runs(method, monkeypatch):
 def test_a_step_needs_at_most_three_percent_more_than_the_least(method, adapter):
     # The shape and lengths that the predecessors' code was measured with.
     settings = [f"adapter={adapter}", "train.batch_size=2", "train.group_by_length=true"]
-    recipe = load_recipe(f"recipes/bench/{method}.yaml", settings)
+    recipe = load_resolved(f"recipes/bench/{method}.yaml", settings)
     record = Training.build(recipe, "small", Lengths(), CPU).record()
     assert record["token_forwards"] == record["token_forwards_least"]
     assert 1 <= record["flops_over_least"] <= 1.03
 
 
 def test_labels_in_parts_take_no_product_more(monkeypatch):
-    recipe = load_recipe("recipes/bench/cot.yaml", ["adapter=lora", "train.batch_size=2"])
+    recipe = load_resolved("recipes/bench/cot.yaml", ["adapter=lora", "train.batch_size=2"])
     flops_of = {}
     for logits in (2**26, 10 * 2000):
-        monkeypatch.setattr("kava.losses.cross_entropy.LOGITS_AT_ONCE", logits)
+        monkeypatch.setattr("kava.reasoning.losses.cross_entropy.LOGITS_AT_ONCE", logits)
         flops_of[logits] = Training.build(recipe, "small", Lengths(), CPU).record()["flops"]
     assert len(set(flops_of.values())) == 1
 
@@ -145,7 +147,7 @@ def test_counted_flops_are_those_of_the_products():
 @pytest.mark.parametrize("adapter", ("full", "lora"))
 def test_the_cost_of_a_column_and_a_label_is_that_of_a_plain_model(adapter):
     settings = [f"adapter={adapter}", "lora.r=4", "lora.dropout=0"]
-    recipe = load_recipe("recipes/bench/cot.yaml", settings)
+    recipe = load_resolved("recipes/bench/cot.yaml", settings)
     model = random_reasoner(recipe, TINY, CPU)
     cost, embeds = flops.cost(model, training=True), torch.randn(1, 6, 16, requires_grad=True)
     products = {"q": 16 * 16, "k": 16 * 8, "v": 16 * 8, "o": 16 * 16, "mlp": 3 * 16 * 24}
@@ -171,7 +173,7 @@ def test_the_cost_of_a_column_and_a_label_is_that_of_a_plain_model(adapter):
 
 def test_an_answer_costs_what_runs_and_holds_the_cache_that_is_told():
     for method in ("cot", "no_cot", "codi", "kava"):
-        recipe = load_recipe(f"recipes/bench/{method}.yaml", ["num_latents=6"])
+        recipe = load_resolved(f"recipes/bench/{method}.yaml", ["num_latents=6"])
         one = Generation.build(random_reasoner(recipe, "small", CPU), Lengths(), 2)
         record = one.record([1.0, 1.0], [2.0, 4.0, 3.0], 1e9)
         assert 1 <= record["flops_over_least"] < 1.05, method
@@ -214,7 +216,7 @@ def test_the_time_of_one_question_is_the_median_after_a_warm_up(monkeypatch):
 
 
 def test_rows_have_the_lengths_asked_for_and_are_the_same_again():
-    recipe = load_recipe("recipes/bench/cot.yaml", [])
+    recipe = load_resolved("recipes/bench/cot.yaml", [])
     model = random_reasoner(recipe, TINY, CPU)
     rows = random_rows(model, SHORT, 40)
     assert {len(row.question) for row in rows} == {5, 6, 7, 8, 9}
@@ -308,7 +310,7 @@ def test_a_shipped_backbone_has_its_shape_anywhere(tmp_path, monkeypatch):
 
 def test_sizes_alone_hold_nothing_that_a_method_refuses():
     """What lay in the memory before: NaN here, which `pre_rope` found to be no rotation of ours."""
-    wanted = load_recipe("recipes/quickstart/kava.yaml")
+    wanted = load_resolved("recipes/quickstart/kava.yaml")
     assert wanted.kv.keys == "pre_rope"
     torch.use_deterministic_algorithms(True)  # fills what is empty with NaN
     try:
@@ -424,7 +426,7 @@ def test_micro_batches_give_the_gradient_of_the_whole():
     gradients = []
     for micro in (4, 2):
         settings = ["train.batch_size=4", f"train.micro_batch_size={micro}"]
-        recipe = load_recipe("recipes/bench/cot.yaml", settings)
+        recipe = load_resolved("recipes/bench/cot.yaml", settings)
         training = Training.build(recipe, TINY, SHORT, CPU)
         training.gradients()
         gradients.append([w.grad for w in training.reasoner.parameters() if w.grad is not None])
@@ -448,7 +450,7 @@ def measured(monkeypatch, capsys, tmp_path):
 def test_the_measurements_of_a_gpu_name_recipes_and_keys_that_exist(name):
     one = gpu.ALL[name]
     for recipe in one.recipes:
-        load_recipe(f"recipes/{recipe}.yaml", list(one.settings))
+        load_resolved(f"recipes/{recipe}.yaml", list(one.settings))
 
 
 def test_a_measurement_of_a_gpu_goes_on_and_tells_what_failed(measured, monkeypatch, tmp_path):

@@ -7,9 +7,9 @@ import sys
 import pytest
 import tiny
 
-from kava.characters import check_text
 from kava.data import load_examples
 from kava.errors import KavaError
+from kava.system.text import check_text
 
 ROW = {"id": "a", "question": "w1 w2", "steps": ["<<1+1=2>>", "<<2+2=4>>"], "answer": "4"}
 LINE = "w1 w2 w3 " * 34  # longer than the name of a file can be

@@ -7,11 +7,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import bare, batch, example, lora, recipe, tokenizer
 
-from kava import checkpoint, registry
-from kava.adapter import of_backbone
+from kava.backbones import loading
+from kava.backbones.lora import of_backbone
 from kava.errors import KavaError
-from kava.model import SPECIAL_TOKENS, Reasoner
-from kava.recipe_file import load_recipe
+from kava.reasoning.interface import SPECIAL_TOKENS
+from kava.reasoning.reasoner import Reasoner
+from kava.reasoning.resolve import load_resolved
+from kava.recipe import registry
 
 EXAMPLES = [example(4, 6), example(7, 3, 1, "1 2 3")]
 QUESTIONS = ["w1 w2 w3", "w4"]
@@ -174,9 +176,9 @@ def test_loaded_it_runs_our_attention_and_is_in_evaluation_mode(saved):
 
 
 def test_a_backbone_is_read_once(saved, monkeypatch):
-    read, load_model = [], checkpoint.backbones.load_model
+    read, load_model = [], loading.load_model
     monkeypatch.setattr(
-        checkpoint.backbones, "load_model", lambda *given: read.append(given) or load_model(*given)
+        loading, "load_model", lambda *given: read.append(given) or load_model(*given)
     )
     Reasoner.from_pretrained(saved[1])
     assert len(read) == 1
@@ -195,7 +197,7 @@ def test_special_tokens_stay_what_they_are(saved):
 
 def test_the_recipe_comes_back(saved):
     assert Reasoner.from_pretrained(saved[1]).recipe == saved[0].recipe
-    assert load_recipe(saved[1] / "recipe.yaml") == saved[0].recipe
+    assert load_resolved(saved[1] / "recipe.yaml") == saved[0].recipe
 
 
 # -- another dtype -------------------------------------------------------------------------------

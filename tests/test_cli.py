@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from kava import ask, decoding
 from kava.__main__ import main
 from kava.errors import KavaError
+from kava.inference import compressed
+from kava.inspect import ask
 
 QUESTION = "Monday brought Ann 4 pens. How many pens did Monday bring Ann?"
 
@@ -253,7 +254,7 @@ def test_words_are_parted_into_run_question_and_settings():
     part = lambda *words: ask.read_words(words, "rkv_decoding")  # noqa: E731
     assert part("run", "budget=9", "What is 1 + x=2 ?") == (
         ["run", "What is 1 + x=2 ?"],
-        decoding.plan(budget=9),
+        compressed.plan(budget=9),
     )
     assert part("a=b c", "threshold=0.7", "retain=first")[0] == ["a=b c"]
     assert ask.read_words(["run", "x=3"], None) == (["run", "x=3"], None)

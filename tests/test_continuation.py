@@ -6,9 +6,9 @@ from tiny import VOCABULARY, reasoner
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 import kava as package
+from kava.backbones.tiny import tiny_backbone
 from kava.errors import KavaError
-from kava.run import open_reasoner
-from kava.smoke import tiny_backbone
+from kava.reasoning.open import open_reasoner
 
 QUESTIONS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11", "w12 w12"]
 

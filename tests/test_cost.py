@@ -11,16 +11,16 @@ import torch
 from tiny import weights
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from kava import backbone as backbones
-from kava import cost, memory
-from kava.cost import ANSWER, QUESTION, REASONING, Estimator, rows_seen, total_steps
+from kava.backbones import loading
 from kava.data import load_examples
-from kava.dry_run import _parts, _told
 from kava.errors import KavaError
-from kava.model import Reasoner
-from kava.recipe import Recipe
-from kava.recipe_file import load_recipe
-from kava.report.tables import memory as told_bytes
+from kava.reasoning.reasoner import Reasoner
+from kava.reasoning.resolve import load_resolved
+from kava.recipe.schema import Recipe
+from kava.sweeps import cost, memory
+from kava.sweeps.cost import ANSWER, QUESTION, REASONING, Estimator, rows_seen, total_steps
+from kava.sweeps.dry_run import _parts, _told
+from kava.system.text import memory as told_bytes
 
 M, T = 4, 2
 
@@ -54,7 +54,7 @@ def recipe(method: str, backbone: Path | str, rows: Path | str, **changes) -> Re
 
 def lengths(backbone: Path, rows: Path, drop: bool = False) -> list[tuple[int, int, int]]:
     """Tokens of question with BOS, steps, and answer with its prompt and EOS, of each row."""
-    tokenizer = backbones.load_tokenizer(backbone)
+    tokenizer = loading.load_tokenizer(backbone)
 
     def size(text):
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -112,13 +112,13 @@ def test_each_stage_of_a_curriculum_counts_for_itself(backbone, tmp_path):
     changes = {"num_latents": 2, "method_options": options, "train": train}
     found = Estimator().cost(recipe("coconut", backbone, file, **changes))
     (q, c, a), *_ = lengths(backbone, file)
-    first = len(backbones.load_tokenizer(backbone)("<<4+1=5>>", add_special_tokens=False).input_ids)
+    first = len(loading.load_tokenizer(backbone)("<<4+1=5>>", add_special_tokens=False).input_ids)
     stages = [q + 1 + 1 + c + a, q + 1 + 2 + 1 + (c - first) + a, *2 * [q + 1 + 2 + 1 + a]]
     assert found.token_forwards == 4 * sum(stages)
 
 
 def test_without_rows_or_tokenizer_the_assumed_lengths_are_told(backbone, rows):
-    known = load_recipe("recipes/llama1b_aug/kava.yaml")
+    known = load_resolved("recipes/llama1b_aug/kava.yaml")
     found = Estimator("cuda").cost(known)
     assert found.steps == 30_130
     kept = 2 * REASONING // 3  # the last of three steps is dropped
@@ -188,14 +188,14 @@ def test_activations_are_about_what_autograd_keeps(adapter, autocast, backbone, 
         train={"steps": 1, "batch_size": 32, "learning_rate": 1e-3,
                "precision": "bf16" if autocast else "fp32"},
     )  # fmt: skip
-    tokenizer = backbones.load_tokenizer(backbone)
+    tokenizer = loading.load_tokenizer(backbone)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width,
         num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=2,
     )  # fmt: skip
-    dtype = backbones.choose_dtype(wanted, "cpu")
-    model = backbones.prepare(LlamaForCausalLM(config).to(dtype))
-    reasoner = Reasoner(model, tokenizer, wanted, backbones.identity(model, "x", None))
+    dtype = loading.choose_dtype(wanted, "cpu")
+    model = loading.prepare(LlamaForCausalLM(config).to(dtype))
+    reasoner = Reasoner(model, tokenizer, wanted, loading.identity(model, "x", None))
     (batch,) = cost.sample(reasoner, load_examples("synthetic", "train", limit=32))
     seen = cost.traffic(reasoner, [batch], math.inf)
     estimated = memory.activation_bytes(wanted, reasoner.lm, seen, autocast, "cpu")
@@ -217,9 +217,9 @@ def test_activations_are_about_what_autograd_keeps(adapter, autocast, backbone, 
 def test_of_a_job_the_memory_is_that_of_one_process_on_its_gpu(backbone, rows, tmp_path, capsys):
     from rich.console import Console
 
-    from kava.dry_run import list_runs
-    from kava.launch.slurm import Options
-    from kava.sweep import Scoring, plan
+    from kava.sweeps.dry_run import list_runs
+    from kava.sweeps.slurm import Options
+    from kava.sweeps.sweep import Scoring, plan
 
     file, out, console = tmp_path / "kava.yaml", tmp_path / "out", Console(width=200)
     train = {"steps": 1, "batch_size": 4, "learning_rate": 1e-3}
@@ -269,8 +269,8 @@ def test_a_training_that_ends_before_its_last_stage_is_foreseen(method, backbone
 def test_a_dry_run_lists_every_run_and_writes_nothing(backbone, rows, tmp_path, capsys):
     from rich.console import Console
 
-    from kava.dry_run import list_runs
-    from kava.sweep import Scoring, plan, sweep
+    from kava.sweeps.dry_run import list_runs
+    from kava.sweeps.sweep import Scoring, plan, sweep
 
     file, out = tmp_path / "kava.yaml", tmp_path / "out"
     wanted = recipe("kava", backbone, rows)

@@ -13,15 +13,16 @@ from rich.console import Console
 from test_step import assert_same_gradients, assert_same_terms, gradients
 from tiny import batch, example, reasoner, stepped
 
-import kava.callbacks
-import kava.smoke
-import kava.trainer
-from kava import batching, recipe, registry
-from kava.batching import Row
+import kava.training.callbacks
+import kava.training.smoke
+import kava.training.trainer
 from kava.errors import KavaError
-from kava.run import train_run
-from kava.run_folder import read_metrics
-from kava.smoke import shrink
+from kava.reasoning import batching
+from kava.reasoning.batching import Row
+from kava.recipe import registry, schema
+from kava.runs.folder import read_metrics
+from kava.training.run import train_run
+from kava.training.smoke import shrink
 
 EXAMPLES = [
     stepped(4, (3, 2, 4)), stepped(8, (2, 5), 1, "1 2"), example(3, 0, 2), stepped(5, (4,), 3),
@@ -263,14 +264,14 @@ def resolved(backbone, method, **changes):
             "log_every": 1, "save_every": 4,
         },
     }  # fmt: skip
-    return recipe.validate(recipe.merged(tree, changes), "test")
+    return schema.validate(schema.merged(tree, changes), "test")
 
 
 def trained(recipe_, folder, monkeypatch, resume=False, stop_after=None):
     """Run in this process; returns the trainer. `stop_after` breaks off after a step."""
     made = []
 
-    class Kept(kava.trainer.StepTrainer):
+    class Kept(kava.training.trainer.StepTrainer):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             made.append(self)
@@ -279,8 +280,8 @@ def trained(recipe_, folder, monkeypatch, resume=False, stop_after=None):
         if state.global_step == stop_after:
             raise InterruptedError
 
-    monkeypatch.setattr(kava.trainer, "StepTrainer", Kept)
-    monkeypatch.setattr(kava.callbacks.Record, "on_step_begin", end, raising=False)
+    monkeypatch.setattr(kava.training.trainer, "StepTrainer", Kept)
+    monkeypatch.setattr(kava.training.callbacks.Record, "on_step_begin", end, raising=False)
     train_run(recipe_, folder, Console(quiet=True), resume, "cpu")
     return made[0]
 
@@ -327,9 +328,9 @@ def test_a_smoke_run_reaches_the_last_stage(method, backbone):
         "method": method, "backbone": "x", **STAGED.get(method, {}),
         "data": {"train": "synthetic"}, "train": {"epochs": 30, "learning_rate": 1e-3},
     }  # fmt: skip
-    small = shrink(recipe.validate(tree, "test"), backbone)
+    small = shrink(schema.validate(tree, "test"), backbone)
     found = registry.find("methods", method)(small)
     ends = (small.train.steps - 1) * small.train.batch_size / small.data.train_rows
-    assert found.last_stage_at(kava.smoke.LONGEST) <= ends
+    assert found.last_stage_at(kava.training.smoke.LONGEST) <= ends
     changed = STAGED.get(method, {}).get("method_options", {}).keys()
     assert small.method_options.keys() == found.Options().model_dump().keys() >= changed

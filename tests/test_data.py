@@ -179,7 +179,7 @@ class Hub:
 
         self.rows, self.calls = rows, []
         monkeypatch.setattr(datasets, "load_dataset", self)
-        monkeypatch.setattr("kava.hub.reachable", lambda name, kind: True)
+        monkeypatch.setattr("kava.system.hub.reachable", lambda name, kind: True)
 
     def __call__(self, *args, **kwargs):
         self.calls.append((*args, kwargs["split"]))
@@ -204,7 +204,7 @@ def test_unreachable_hub_is_refused_at_once(monkeypatch):
     import datasets
 
     before = datasets.config.HF_HUB_OFFLINE
-    monkeypatch.setattr("kava.hub.reachable", lambda name, kind: False)
+    monkeypatch.setattr("kava.system.hub.reachable", lambda name, kind: False)
     refuses("cannot load split 'train' of 'kava-no/such'", "kava-no/such")
     assert datasets.config.HF_HUB_OFFLINE is before
 
@@ -229,7 +229,7 @@ def test_gsm8k_aug_from_a_file():
 
 def test_import_is_light():
     code = (
-        "import sys, kava.data, kava.tasks; from kava.evaluate import answers;"
+        "import sys, kava.data, kava.data.tasks; from kava.evaluation import answers;"
         "print([m for m in ('torch', 'datasets', 'transformers') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

@@ -24,10 +24,10 @@ from transformers import (
 from transformers.masking_utils import eager_mask
 
 import kava
-from kava import cache as caches
-from kava.attention import IMPLEMENTATION_NAME
-from kava.decoding import compressed, plan
+from kava.backbones import cache as caches
+from kava.backbones.attention import IMPLEMENTATION_NAME
 from kava.errors import KavaError
+from kava.inference.compressed import compressed, plan
 
 SMALL = {"budget": 12, "buffer": 6, "window": 3}
 NEW = 25

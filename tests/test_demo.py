@@ -23,10 +23,10 @@ from kava.demo.progress import answering
 from kava.demo.questions import Limits, Questions, to_pick
 from kava.errors import KavaError
 from kava.inspect.decoded import decode_states, decoded
-from kava.methods._base import read_question
 from kava.quickstart import BACKBONE, CHECKPOINT
-from kava.room import longest
-from kava.run import open_reasoner
+from kava.reasoning.context_window import longest
+from kava.reasoning.methods import read_question
+from kava.reasoning.open import open_reasoner
 from kava.serve.command import bind
 from kava.serve.hosts import Hosts
 

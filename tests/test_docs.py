@@ -22,16 +22,16 @@ import typer
 import yaml
 
 import kava
-from kava import registry
 from kava.__main__ import main
-from kava.assets import find_all
-from kava.card import card
 from kava.cli import app
 from kava.errors import KavaError
-from kava.recipe import BackboneRecipe, Recipe, dump
-from kava.recipe_file import load_recipe
-from kava.report import keys as key_meanings
-from kava.report import readme, reference
+from kava.reasoning.model_card import card
+from kava.recipe import registry
+from kava.recipe.load import load_recipe
+from kava.recipe.schema import BackboneRecipe, Recipe, dump
+from kava.system.assets import find_all
+from tools import keys as key_meanings
+from tools import readme, reference
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -241,7 +241,7 @@ def test_a_reference_page_is_what_the_code_says_now(file):
     if file == "commands.md" and not (pinned("typer") and pinned("click")):
         pytest.skip("another version of typer or click lays help out in another way")
     assert read(f"docs/reference/{file}") == reference.pages()[file], (
-        "python -m kava.report.reference docs/reference"
+        "python -m tools.reference docs/reference"
     )
 
 
@@ -291,7 +291,7 @@ def test_without_a_name_every_page_is_filled(tmp_path, monkeypatch, capsys):
     readme.main([])
     assert capsys.readouterr().out.split() == list(readme.PAGES)
     assert filled() == {page: set(names) for page, names in readme.PAGES.items()}
-    words = [sys.executable, "-m", "kava.report.readme", "nothere.md"]
+    words = [sys.executable, "-m", "tools.readme", "nothere.md"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
 
@@ -299,7 +299,7 @@ def test_without_a_name_every_page_is_filled(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("page", [page for page in readme.PAGES if page != "README.md"])
 def test_a_page_has_the_committed_numbers(page):
     text, table = read(page), readme.PAGES[page][1]
-    assert readme.filled(text, ROOT, page) == text, f"python -m kava.report.readme {page}"
+    assert readme.filled(text, ROOT, page) == text, f"python -m tools.readme {page}"
     with pytest.raises(ValueError, match=f"no place for the table '{table}'"):
         readme.filled(text.replace(f"<!-- {table} -->", ""), ROOT, page)
 

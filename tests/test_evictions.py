@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from reference import best, scores
 from tiny import batch, example, reasoner, stepped
 
-from kava import registry
-from kava.attention import answer_attention
+from kava.backbones.attention import answer_attention
 from kava.errors import KavaError
-from kava.evictions._base import Scored, gather
-from kava.methods._base import read_question, read_written
+from kava.reasoning.evictions import Scored, gather
+from kava.reasoning.methods import read_question, read_written
+from kava.recipe import registry
 
 NAMES = registry.names("evictions")
 SCORED = [name for name in NAMES if name != "random"]

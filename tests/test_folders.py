@@ -15,16 +15,19 @@ import yaml
 from parallel_worker import train
 from rich.console import Console
 
-from kava import lock, run_folder
-from kava import run as runs
-from kava.errors import KavaError, writing
-from kava.model import Reasoner
-from kava.recipe import dump
-from kava.recipe_file import load_recipe
-from kava.run import score_run
-from kava.run_folder import alone, check_free, put_aside, read_metrics, read_result
-from kava.smoke import tiny_backbone
-from kava.tasks import load_task
+import kava.evaluation.score
+from kava.backbones.tiny import tiny_backbone
+from kava.data.tasks import load_task
+from kava.errors import KavaError
+from kava.evaluation.score import score_run
+from kava.reasoning.reasoner import Reasoner
+from kava.reasoning.resolve import load_resolved
+from kava.recipe.schema import dump
+from kava.runs import folder as run_folder
+from kava.runs.folder import alone, check_free, put_aside, read_metrics, read_result
+from kava.system import lock
+from kava.system.files import writing
+from kava.training import run as runs
 
 QUIET = Console(quiet=True)
 
@@ -64,7 +67,7 @@ def test_a_folder_of_something_else_is_left_as_it_is(there, kava, backbone, tmp_
     before = contents(tmp_path)
     line = f"{out / there.split('/')[0]}: is here .* a training would overwrite it; give another"
     with pytest.raises(KavaError, match=line):
-        check_free(out, load_recipe(recipe))
+        check_free(out, load_resolved(recipe))
     if there.startswith("checkpoint"):
         code, said = kava("train", recipe, "-o", out)
         assert code == 2 and re.fullmatch(f"kava: {line} --output", said.splitlines()[-1])
@@ -77,7 +80,7 @@ def test_the_recipe_that_is_given_is_never_overwritten(kava, backbone, tmp_path)
         code, said = kava("train", recipe, *words, "-o", tmp_path / "mine")
         assert code == 2 and f"kava: {recipe}: is here already" in said
     # One that kava itself wrote is the run's own recipe, unless something is changed by the way.
-    recipe.write_text(dump(load_recipe(recipe)))
+    recipe.write_text(dump(load_resolved(recipe)))
     before = contents(tmp_path)
     assert kava("train", recipe, "seed=7", "-o", tmp_path / "mine")[0] == 2
     assert contents(tmp_path) == before
@@ -114,7 +117,7 @@ def test_a_start_that_fails_at_once_leaves_nothing_and_may_be_repeated(kava, bac
 
 def test_what_a_killed_start_left_is_begun_anew(kava, backbone, tmp_path):
     recipe, out = write(tmp_path / "a.yaml", backbone), tmp_path / "out"
-    wanted = load_recipe(recipe)
+    wanted = load_resolved(recipe)
     out.mkdir()
     jobs = wanted.model_copy(update={"resources": wanted.resources.model_copy(update={"cpus": 9})})
     (out / "recipe.yaml").write_text(dump(jobs))  # of a job that had other resources
@@ -230,7 +233,7 @@ def test_another_backbone_is_not_resumed_with(cut):
 def test_weights_that_the_last_step_spoilt_are_not_saved(save_every, backbone, tmp_path):
     spoilt = {"steps": 1, "batch_size": 4, "learning_rate": 1e-3, "save_every": save_every}
     recipe = write(tmp_path / "a.yaml", backbone, train=spoilt)
-    from kava.trainer import StepTrainer
+    from kava.training.trainer import StepTrainer
 
     whole = StepTrainer._clip_grad_norm
 
@@ -263,7 +266,7 @@ def test_scores_of_two_at_once_are_both_kept(backbone, tmp_path, monkeypatch):
             both.wait(0.2)
         return found
 
-    monkeypatch.setattr(runs, "read_result", read)
+    monkeypatch.setattr(kava.evaluation.score, "read_result", read)
     tasks = [replace(load_task("synthetic", limit=2), name=name) for name in ("one", "two")]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda task: score_run(reasoner, task, run, timed_alone=0), tasks))
@@ -319,7 +322,7 @@ def test_an_interrupt_says_how_to_go_on(command, hint, kava, backbone, tmp_path,
     def struck(*rest, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kava.trainer.StepTrainer.compute_loss", struck)
+    monkeypatch.setattr("kava.training.trainer.StepTrainer.compute_loss", struck)
     code, said = kava(command, recipe, "-o", tmp_path / "run")
     assert code == 130 and said.splitlines()[-1] == f"kava: interrupted; {hint}"
     assert not list(tmp_path.rglob("*.lock")) + list(tmp_path.rglob("*.training"))

@@ -11,10 +11,10 @@ import yaml
 from tiny import lora, recipe
 
 import kava as package
-from kava import pretrained
+from kava.backbones import pretrained
 from kava.errors import KavaError
-from kava.model import Reasoner
-from kava.text_generation import pipeline
+from kava.inference.pipeline import pipeline
+from kava.reasoning.reasoner import Reasoner
 
 ROOT = Path(__file__).resolve().parent.parent
 AUTO_MAP = {"AutoConfig": "code.My", "AutoModelForCausalLM": "code.My"}
@@ -220,7 +220,9 @@ def test_the_questions_on_standard_input_are_questions(kava, plain, monkeypatch)
     arm(plain, **KNOWN)
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n1 + 1\n"))
     asked = []
-    monkeypatch.setattr("kava.ask.answer_one", lambda reasoner, text, *rest: asked.append(text))
+    monkeypatch.setattr(
+        "kava.inspect.ask.answer_one", lambda reasoner, text, *rest: asked.append(text)
+    )
     assert kava("ask", "--backbone", plain)[0] == 0
     assert asked == ["y", "1 + 1"]
 

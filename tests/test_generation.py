@@ -7,8 +7,9 @@ import torch
 from reference import generate, prefix, to_textbook
 from tiny import FAMILIES, reasoner
 
-from kava import cache, registry
+from kava.backbones import cache
 from kava.errors import KavaError
+from kava.recipe import registry
 
 QUESTIONS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11", "w12 w12"]
 COUNT = 7

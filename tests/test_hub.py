@@ -18,10 +18,10 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from kava.__main__ import main
+from kava.backbones.tiny import tiny_backbone
 from kava.data.synthetic import generate
-from kava.hub import offline
-from kava.report.tables import memory
-from kava.smoke import tiny_backbone
+from kava.system.hub import offline
+from kava.system.text import memory
 
 ROOT = Path(__file__).parents[1]
 BACKBONE, ROWS = "meta-llama/Llama-3.2-1B-Instruct", "whynlp/gsm8k-aug"

@@ -29,13 +29,13 @@ from typer.testing import CliRunner
 
 from kava import Reasoner
 from kava.cli import app
+from kava.data.tasks import load_task
 from kava.errors import KavaError
-from kava.evaluate.answers import parted
+from kava.evaluation.answers import parted
 from kava.inspect import command, terminal
 from kava.inspect.look import look
 from kava.inspect.terminal import show
 from kava.inspect.trace import split_steps
-from kava.tasks import load_task
 
 QUICK = Path(__file__).parents[1] / "checkpoints" / "quickstart" / "kava"
 FEW = ("llama", "gpt2", "gemma2")

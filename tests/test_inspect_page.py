@@ -9,9 +9,9 @@ from test_inspect import EXAMPLE, QUICK
 from tiny import reasoner
 
 from kava import Reasoner
+from kava.data.tasks import load_task
 from kava.inspect.look import look
 from kava.inspect.page import as_script, page
-from kava.tasks import load_task
 
 PANELS = ["decoded", "movement", "similarity", "kept", "attended"]
 #: Each would end the script or run by itself, if a text were ever taken for markup.

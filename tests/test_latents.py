@@ -5,9 +5,9 @@ import torch
 from reference import jacobi_inputs, looped_inputs, sequential_inputs, token_embeds
 from tiny import batch, example, reasoner
 
-from kava import cache
-from kava.latents import jacobi, looped, sequential
-from kava.methods._base import read_question, student_tail
+from kava.backbones import cache
+from kava.reasoning.latents import jacobi, looped, sequential
+from kava.reasoning.methods import read_question, student_tail
 
 M = 5
 EXAMPLES = [example(4, 3), example(9, 5, 1, "1 2"), example(1, 0, 2)]

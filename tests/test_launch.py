@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from kava import assets, lock
 from kava.errors import KavaError
-from kava.launch import attempt, queue, record, slurm, status
-from kava.launch.attempt import Run, Scoring
-from kava.recipe import Recipe, Resources
-from kava.recipe_file import load_recipe
-from kava.run_folder import read_result
+from kava.reasoning.resolve import load_resolved
+from kava.recipe.schema import Recipe, Resources
+from kava.runs.folder import read_result
+from kava.sweeps import attempt, record, slurm, status
+from kava.sweeps.attempt import Run, Scoring
+from kava.system import assets, lock, slurm_queue
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ["llama1b_aug", "llama1b_aug_nl", "llama3b_aug", "llama3b_aug_nl", "qwen05b_aug",
@@ -84,7 +84,7 @@ def test_job_arrays_together_keep_the_limit(sizes, limit):
 def test_the_papers_kava_runs_are_one_pattern(monkeypatch, tmp_path, backbone, kava):
     found = {file.parent.name: file for file in assets.find_all("recipes/*_aug*/kava.yaml")}
     assert sorted(found) == SETTINGS
-    assert all(load_recipe(file).method == "kava" for file in found.values())
+    assert all(load_resolved(file).method == "kava" for file in found.values())
     monkeypatch.chdir(tmp_path)  # the shell finds nothing there
     assert sorted(f.parent.name for f in assets.find_all("recipes/*_aug*/kava.yaml")) == SETTINGS
     (tmp_path / "recipes" / "x_aug").mkdir(parents=True)
@@ -146,11 +146,11 @@ def test_each_gpu_has_a_process(asked, per_node, together, told, tmp_path):
 @pytest.mark.parametrize("asked", ["gpus=4", "gpus=1", "nodes=2"])
 def test_another_number_of_processes_than_of_gpus_is_refused(asked, kava, backbone, tmp_path):
     recipe = write(tmp_path, backbone, resources={"gpus": 2, "processes": 2})
-    load_recipe(recipe, ["resources.nodes=2"])
+    load_resolved(recipe, ["resources.nodes=2"])
     if asked == "nodes=2":
         asked = "processes=3"
     with pytest.raises(KavaError) as caught:
-        load_recipe(recipe, [f"resources.{asked}"])
+        load_resolved(recipe, [f"resources.{asked}"])
     assert "each GPU has a process of its own; leave processes out, or give" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -250,7 +250,7 @@ def test_the_status_of_a_sweep_on_this_machine(kava, backbone, tmp_path, monkeyp
      ("recipe.yaml", "method: nope", "unknown method 'nope'")],
 )  # fmt: skip
 def test_a_damaged_run_is_told_as_failed_beside_the_others(file, text, wrong, backbone, tmp_path):
-    given, out = load_recipe(write(tmp_path, backbone)), tmp_path / "out"
+    given, out = load_resolved(write(tmp_path, backbone)), tmp_path / "out"
     asked = [record.Asked(Run("a", given, out / f"a-seed{n}"), Scoring()) for n in (1, 2)]
     asked[0].run.folder.mkdir(parents=True)
     (asked[0].run.folder / "recipe.yaml").write_text((tmp_path / "a.yaml").read_text())
@@ -262,7 +262,7 @@ def test_a_damaged_run_is_told_as_failed_beside_the_others(file, text, wrong, ba
 
 
 def test_a_plan_grows_and_a_folder_without_one_is_no_sweep(kava, backbone, tmp_path):
-    recipe, out = load_recipe(write(tmp_path, backbone)), tmp_path / "out"
+    recipe, out = load_resolved(write(tmp_path, backbone)), tmp_path / "out"
     one, two = (Run("a", recipe, out / f"a-seed{seed}") for seed in (1, 2))
     record.remember(out, [one], Scoring())
     record.remember(out, [two, one], Scoring(("synthetic",), limit=3))
@@ -301,7 +301,7 @@ def test_what_slurm_says_of_a_job_is_what_its_run_does(
     backbone, tmp_path, monkeypatch, in_queue, begun, state
 ):
     out = tmp_path / "out"
-    run = Run("a", load_recipe(write(tmp_path, backbone)), out / "a-seed1")
+    run = Run("a", load_resolved(write(tmp_path, backbone)), out / "a-seed1")
     (out / "slurm").mkdir(parents=True)
     (out / "slurm" / "7_0_log.out").write_text("hello\nslurmstepd: error: too slow\n\n")
     record.add_jobs(out, [record.Job("a-seed1", "7", "7_0_log.out")])
@@ -309,7 +309,7 @@ def test_what_slurm_says_of_a_job_is_what_its_run_does(
         run.folder.mkdir()
         (run.folder / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5}\n')
         (run.folder / "recipe.yaml").write_text((tmp_path / "a.yaml").read_text())
-    monkeypatch.setattr(queue, "states", lambda jobs: {"7": in_queue} if in_queue else {})
+    monkeypatch.setattr(slurm_queue, "states", lambda jobs: {"7": in_queue} if in_queue else {})
     (line,) = status.look([record.Asked(run, Scoring())], out)
     assert (line.state, line.job) == (state, "7")
     assert (line.step, line.steps, line.loss) == ((3, 4, 1.5) if begun else (None, 4, None))
@@ -329,7 +329,7 @@ def test_what_slurm_says_of_a_job_is_what_its_run_does(
 def test_a_job_queues_itself_again_unless_it_is_taken_away(
     backbone, tmp_path, monkeypatch, came, in_queue, again
 ):
-    run = Run("a", load_recipe(write(tmp_path, backbone)), tmp_path / "a-seed1")
+    run = Run("a", load_resolved(write(tmp_path, backbone)), tmp_path / "a-seed1")
     asked = []
 
     def struck(*rest):
@@ -344,7 +344,7 @@ def test_a_job_queues_itself_again_unless_it_is_taken_away(
         sys.exit(-1)
 
     monkeypatch.setattr(slurm.Work, "_attempt", struck)
-    monkeypatch.setattr(queue, "states", lambda jobs: dict.fromkeys(jobs, in_queue))
+    monkeypatch.setattr(slurm_queue, "states", lambda jobs: dict.fromkeys(jobs, in_queue))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     if in_queue:
         monkeypatch.setenv("SLURM_JOB_ID", "7")

@@ -12,10 +12,10 @@ import yaml
 from tiny import bare, batch, lora, reasoner, stepped, wrap
 from torch._dynamo.backends.debugging import aot_eager_decomp_partition
 
-from kava import layerwise
+from kava.backbones import layerwise
+from kava.backbones.tiny import tiny_backbone
 from kava.errors import KavaError
-from kava.run_folder import read_metrics
-from kava.smoke import tiny_backbone
+from kava.runs.folder import read_metrics
 
 # torch itself gives several while it compiles
 pytestmark = pytest.mark.filterwarnings("default")

@@ -14,12 +14,13 @@ from typer.testing import CliRunner
 
 from kava.cli import app
 from kava.data.synthetic import generate
+from kava.data.tasks import Task, load_task
 from kava.errors import KavaError
-from kava.leaks import find_leaks, normal, without_numbers
-from kava.recipe import BackboneRecipe, Data
-from kava.recipe_file import load_recipe
-from kava.run import read_rows
-from kava.tasks import Task, load_task
+from kava.reasoning.resolve import load_resolved
+from kava.recipe.load import load_recipe
+from kava.recipe.schema import BackboneRecipe, Data
+from kava.training.leaks import find_leaks, normal, without_numbers
+from kava.training.rows import read_rows
 from kava.types import Example
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -218,7 +219,7 @@ def test_rows_that_are_alike_but_for_numbers_are_told_and_stop_only_if_asked(tmp
 
 def test_a_check_that_cannot_be_made_is_an_error_and_none_at_all_is_said(tmp_path, monkeypatch):
     rows = write(tmp_path / "rows.jsonl", OTHER)
-    monkeypatch.setattr("kava.hub.reachable", lambda name, kind: False)
+    monkeypatch.setattr("kava.system.hub.reachable", lambda name, kind: False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
         KavaError, match=r"data.leak_check: cannot load .*data.leak_check=\[\] train"
@@ -228,19 +229,19 @@ def test_a_check_that_cannot_be_made_is_an_error_and_none_at_all_is_said(tmp_pat
     assert "leak check: none asked for; data.leak_check=[gsm8k] asks" in said
     words = re.search(r'(data\.leak_check=\[rows\]) "(data\.leak_files=\{rows: FILE\})"', said)
     asked = [word.replace("FILE", str(rows)) for word in words.groups()]
-    own = load_recipe("recipes/quickstart/kava.yaml", [f"data.train={rows}", *asked])
+    own = load_resolved("recipes/quickstart/kava.yaml", [f"data.train={rows}", *asked])
     with pytest.raises(KavaError, match=f"{len(OTHER)} training questions are test questions"):
         read_rows(own.data.model_copy(update={"validation": None}))
 
 
 def test_which_rows_are_checked_against_which_task(tmp_path):
-    recipe = load_recipe("recipes/llama1b_aug/kava.yaml")
+    recipe = load_resolved("recipes/llama1b_aug/kava.yaml")
     assert recipe.data.leak_check == ["gsm8k_aug"]
-    assert load_recipe("recipes/llama1b_aug_nl/kava.yaml").data.leak_check == ["gsm8k_aug"]
+    assert load_resolved("recipes/llama1b_aug_nl/kava.yaml").data.leak_check == ["gsm8k_aug"]
     small = load_recipe("recipes/gsm8k_small/backbone.yaml", kind=BackboneRecipe)
     assert small.data.leak_check == ["gsm8k_aug"]
-    assert load_recipe("recipes/quickstart/kava.yaml").data.leak_check == []
-    own = load_recipe("recipes/llama1b_aug/kava.yaml", ["data.train=rows.jsonl"])
+    assert load_resolved("recipes/quickstart/kava.yaml").data.leak_check == []
+    own = load_resolved("recipes/llama1b_aug/kava.yaml", ["data.train=rows.jsonl"])
     assert own.data.leak_check == []
     for words, message in (
         ("data.leak_check=[gsm8]", "unknown task 'gsm8'; did you mean 'gsm8k'"),
@@ -248,7 +249,7 @@ def test_which_rows_are_checked_against_which_task(tmp_path):
         ("data.allow_leak=[gsm8k]", "did you mean 'data.allow_leaks'|did you mean 'allow_leaks'"),
     ):
         with pytest.raises(KavaError, match=message):
-            load_recipe("recipes/llama1b_aug/kava.yaml", [words])
+            load_resolved("recipes/llama1b_aug/kava.yaml", [words])
 
 
 def test_validation_rows_are_compared_in_normal_form(tmp_path):

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from kava import registry
-from kava.arguments import check_lengths, check_steps
 from kava.errors import KavaError
-from kava.progress import Progress
-from kava.trainer import train
+from kava.recipe import registry
+from kava.system.progress import Progress
+from kava.training.arguments import check_lengths, check_steps
+from kava.training.trainer import train
 from kava.types import Example
 
 POSITIONS = 40

@@ -13,14 +13,14 @@ import yaml
 from rich.console import Console
 from tiny import lora, recipe
 
-from kava import links, lock
-from kava import run_folder as folders
-from kava.card import card
 from kava.errors import KavaError
-from kava.evaluate.ablation import PLOT
-from kava.launch import record
-from kava.model import Reasoner
-from kava.provenance import check_writable, write_json, write_whole
+from kava.evaluation.ablation import PLOT
+from kava.reasoning.model_card import card
+from kava.reasoning.reasoner import Reasoner
+from kava.runs import folder as folders
+from kava.sweeps import record
+from kava.system import links, lock
+from kava.system.files import check_writable, write_json, write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 REFUSED = "is a symbolic link, and kava writes through none inside a folder; delete the link"
@@ -137,7 +137,7 @@ def test_nor_a_training(name, kava, written, home, tmp_path):
 @pytest.mark.parametrize("name", ["checkpoints/checkpoint-2", "metrics.jsonl", "checkpoints"])
 def test_nor_one_that_goes_on(name, kava, written, home, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr("kava.run.clear", lambda run: None)
+    monkeypatch.setattr("kava.training.run.clear", lambda run: None)
     assert kava("train", written, "-o", out)[0] == 0
     (out / "result.json").unlink()
     link = plant(out / name, home if name.startswith("checkpoints") else home / "file")
@@ -254,7 +254,7 @@ def test_lines_are_added(tmp_path):
     assert (tmp_path / "log").read_text(encoding="utf-8") == "a\nß\n"
 
 
-#: Files that write without `kava.links`, and why they may.
+#: Files that write without `kava.system.links`, and why they may.
 OTHERS = {
     "links.py": "it is what the others call",
     "lock.py": "makes its file anew, or not at all",
@@ -374,7 +374,7 @@ def test_a_record_that_is_none_is_one_line(kava, run, rows):
     del told["backbone"]["model_type"]
     before = json.dumps(told)
     file.write_text(before)
-    from kava import checkpoint
+    from kava.reasoning import checkpoint
 
     with pytest.raises(KavaError, match="no model card can be written"):
         checkpoint.remember(run / "checkpoint", {})

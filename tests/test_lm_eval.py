@@ -14,10 +14,10 @@ from reference import prefix, run, to_textbook, token_embeds
 from tiny import reasoner
 
 from kava.data.synthetic import generate
+from kava.data.tasks import load_task
 from kava.errors import KavaError
-from kava.evaluate.runner import evaluate
-from kava.model import Reasoner
-from kava.tasks import load_task
+from kava.evaluation.runner import evaluate
+from kava.reasoning.reasoner import Reasoner
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: kava[eval]")
 ROOT = Path(__file__).parents[1]

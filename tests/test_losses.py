@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import batch, example, reasoner
 
-from kava.batching import pad
-from kava.losses.cross_entropy import cross_entropy
-from kava.losses.distance import distance, masked_std
-from kava.losses.hidden_state import hidden_state_loss
-from kava.losses.kv_cache import kv_cache_loss
-from kava.losses.latent_readout import latent_readout_loss, readout_labels
+from kava.backbones.masks import pad
+from kava.reasoning.losses.cross_entropy import cross_entropy
+from kava.reasoning.losses.distance import distance, masked_std
+from kava.reasoning.losses.hidden_state import hidden_state_loss
+from kava.reasoning.losses.kv_cache import kv_cache_loss
+from kava.reasoning.losses.latent_readout import latent_readout_loss, readout_labels
 
 KINDS = ("l1", "smooth_l1", "mse")
 
@@ -231,7 +231,7 @@ def test_cross_entropy_in_parts_is_that_of_all_labels(monkeypatch, at_once, cap,
     torch.manual_seed(0)
     hidden, ids = torch.randn(7, 4), torch.randint(5, (7,))
     weight, count = torch.randn(5, 4), torch.tensor(9)
-    monkeypatch.setattr("kava.losses.cross_entropy.LOGITS_AT_ONCE", at_once * 5)
+    monkeypatch.setattr("kava.reasoning.losses.cross_entropy.LOGITS_AT_ONCE", at_once * 5)
     reading, states = Reading(weight, trained, cap), hidden.clone().requires_grad_()
     (3 * cross_entropy(reading, states, ids, count)).backward()
     assert reading.calls == ([7] if trained else [len(part) for part in ids.split(at_once)])

@@ -8,15 +8,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from kava import attention, cost, memory, registry
+from kava.backbones import attention
 from kava.bench import memory as counting
 from kava.bench.memory import Living
 from kava.bench.memory_command import bench_memory
 from kava.bench.shapes import Lengths, configuration, random_reasoner
 from kava.bench.train import Training
 from kava.errors import KavaError
-from kava.losses import cross_entropy
-from kava.recipe_file import load_recipe
+from kava.reasoning.losses import cross_entropy
+from kava.reasoning.resolve import load_resolved
+from kava.recipe import registry
+from kava.sweeps import cost, memory
 
 SHORT = Lengths(question=(5, 9), reasoning=(6, 6), answer=(7, 7))
 TINY = (
@@ -30,7 +32,7 @@ WIDE = (
 
 
 def recipe(method="kava", *settings):
-    return load_recipe(f"recipes/bench/{method}.yaml", ["train.batch_size=4", *settings])
+    return load_resolved(f"recipes/bench/{method}.yaml", ["train.batch_size=4", *settings])
 
 
 def test_what_lives_is_counted_once_and_until_it_is_freed():
@@ -184,3 +186,14 @@ def test_dropout_keeps_a_byte_for_each_number_as_on_gpus():
     assert [tensor.untyped_storage().nbytes() for tensor in kept] == [64]
     layer.train()(given)
     assert len(kept) == 1, "only inside the block"
+
+
+@pytest.mark.parametrize("adapter", ("full", "lora"))
+def test_a_model_without_values_has_the_weights_of_the_model(adapter):
+    one = recipe("kava", f"adapter={adapter}", "lora.r=4")
+    real = random_reasoner(one, TINY, torch.device("cpu"))
+    bare = memory.without_values(one, real.lm.config)
+    assert all(weight.is_meta for weight in bare.parameters())
+    trained = [w.numel() for w in real.parameters() if w.requires_grad]
+    frozen = [w.numel() for w in real.lm.parameters() if not w.requires_grad]
+    assert memory.count_weights(one, bare) == (sum(frozen), sum(trained))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import example, reasoner
 
-from kava.order import POOL, EpochOrder
+from kava.training.sampler import POOL, EpochOrder
 
 SIZES = st.integers(1, 700)
 

@@ -9,10 +9,10 @@ from tiny import reasoner
 
 from kava.data import load_examples
 from kava.errors import KavaError
-from kava.model import Reasoner
-from kava.own_rows import GIVEN
-from kava.recipe import Recipe
-from kava.run import train_run
+from kava.reasoning.reasoner import Reasoner
+from kava.recipe.schema import Recipe
+from kava.training.from_rows import GIVEN
+from kava.training.run import train_run
 from kava.types import Example
 
 ROWS = load_examples("synthetic", "train", limit=12)

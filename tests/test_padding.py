@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import batch, example, reasoner
 
-from kava import batching, registry
+from kava.backbones import masks
+from kava.reasoning import batching
+from kava.recipe import registry
 
 METHODS = registry.names("methods")
 TOLERANCE = 1e-4
@@ -81,7 +83,7 @@ def training_gap(thinker, examples, row, left=0, right=0):
 @torch.no_grad()
 def first_logits(thinker, questions, left=0):
     """Logits [B, V] of the first answer token, and the thinking they follow."""
-    ids, mask = batching.pad([thinker.encoder.question(q) for q in questions], "left", 0)
+    ids, mask = masks.pad([thinker.encoder.question(q) for q in questions], "left", 0)
     ids, mask = F.pad(ids, (left, 0), value=21), F.pad(mask, (left, 0), value=False)
     thinking = thinker.method.think(thinker, ids, mask)
     prompt = torch.ones_like(thinking.prompt, dtype=torch.bool)
@@ -127,9 +129,9 @@ EXAMPLES = make([(2, 1, "7"), (11, 9, "3 4 5")])
 
 
 def test_a_dropped_mask_would_be_seen(thinker, monkeypatch):
-    honest = batching.causal_mask
+    honest = masks.causal_mask
     monkeypatch.setattr(
-        batching,
+        masks,
         "causal_mask",
         lambda past, mask, *window: honest(torch.ones_like(past), torch.ones_like(mask), *window),
     )
@@ -140,9 +142,9 @@ def test_a_dropped_mask_would_be_seen(thinker, monkeypatch):
 @pytest.mark.parametrize("method", METHODS)
 def test_positions_that_count_pads_would_be_seen(method, monkeypatch):
     thinker = reasoner("gpt2", method)  # rotary embeddings forgive a shift of everything
-    honest = batching.positions
+    honest = masks.positions
     monkeypatch.setattr(
-        batching,
+        masks,
         "positions",
         lambda past, mask: honest(torch.ones_like(past), torch.ones_like(mask)),
     )

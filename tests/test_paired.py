@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kava.errors import KavaError
-from kava.evaluate import paired
+from kava.evaluation import paired
 
 HITS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30)
 

@@ -17,20 +17,20 @@ from accelerate.data_loader import SeedableRandomSampler
 from parallel_worker import train
 from safetensors.torch import load_file
 
-from kava import parallel
-from kava.arguments import rows_at_once
-from kava.backbone import load_tokenizer
-from kava.batching import Encoder
+from kava.backbones.loading import load_tokenizer
+from kava.backbones.tiny import tiny_backbone
 from kava.data import load_examples
+from kava.data.tasks import load_task
 from kava.errors import KavaError
-from kava.model import Reasoner
-from kava.order import EpochOrder
-from kava.recipe import Train
-from kava.recipe_file import load_recipe
-from kava.run import score_run
-from kava.run_folder import read_metrics, read_result
-from kava.smoke import tiny_backbone
-from kava.tasks import load_task
+from kava.evaluation.score import score_run
+from kava.reasoning.batching import Encoder
+from kava.reasoning.reasoner import Reasoner
+from kava.reasoning.resolve import load_resolved
+from kava.recipe.schema import Train
+from kava.runs.folder import read_metrics, read_result
+from kava.system import distributed
+from kava.training.arguments import rows_at_once
+from kava.training.sampler import EpochOrder
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 TIMED = {"tokens_per_second", "seconds_per_step"}
@@ -176,7 +176,7 @@ def ddp(recipes, lonely, tmp_path_factory):
 @pytest.fixture(scope="module")
 def lonely(recipes):
     """A token that one training row has and no other, and that row's number and id."""
-    recipe = load_recipe(recipes["full"])
+    recipe = load_resolved(recipes["full"])
     encoder = Encoder(load_tokenizer(Path(recipe.backbone)), recipe.drop_last_step)
     rows = encoder.rows(load_examples("synthetic", "train", limit=26))
     seen = [{*row.question, *row.steps, *row.answer} for row in rows]
@@ -312,9 +312,9 @@ layers = json.loads(sys.argv[1])
 if layers:
     words = [sys.executable, "-c", sys.argv[2], json.dumps(layers[1:]), sys.argv[2]]
     sys.exit(subprocess.run(words, env={**os.environ, **layers[0]}).returncode)
-from kava import parallel
-parallel.check_command(["ask", "x"])
-parallel.check_command(["train", "x"])
+from kava.system import distributed
+distributed.check_command(["ask", "x"])
+distributed.check_command(["train", "x"])
 """
 
 
@@ -369,9 +369,9 @@ def test_an_evaluation_by_two_is_that_of_one(recipes, alone, tmp_path):
 def test_of_several_processes_none_waits_for_python_to_take_itself_apart():
     """A thread of torch may abort a process there; what is registered for the end still runs."""
     code = (
-        "import atexit; from kava import parallel; atexit.register(print, 'sent')\n"
+        "import atexit; from kava.system import distributed; atexit.register(print, 'sent')\n"
         "class Late:\n def __del__(self): print('late')\n"
-        "late = Late(); parallel.end(0)"
+        "late = Late(); distributed.end(0)"
     )
     for number, told in (("2", "sent"), ("1", "sent late")):
         env = {**os.environ, "WORLD_SIZE": number, "RANK": "0", "LOCAL_RANK": "0"}
@@ -404,15 +404,15 @@ def test_a_batch_that_cannot_be_held_is_refused_by_both(ddp):
     [(["ask", "x"], "ask"), (["sweep", "x"], "sweep"), (["train", "x"], None), ([], None)],
 )
 def test_commands_that_would_do_everything_twice_are_refused(words, command, monkeypatch):
-    parallel.check_command(words)  # one process may
+    distributed.check_command(words)  # one process may
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     if command is None:
-        parallel.check_command(words)
+        distributed.check_command(words)
         return
     with pytest.raises(KavaError, match=f"'{command}' runs as one process, not as 2"):
-        parallel.check_command(words)
+        distributed.check_command(words)
 
 
 @pytest.mark.parametrize(
@@ -424,12 +424,12 @@ def test_commands_that_would_do_everything_twice_are_refused(words, command, mon
     ],
 )
 def test_splitting_that_one_would_not_get_is_refused(wanted, words, monkeypatch):
-    parallel.check_sharding()
-    monkeypatch.setattr(parallel, "device", lambda: "cpu")
+    distributed.check_sharding()
+    monkeypatch.setattr(distributed, "device", lambda: "cpu")
     for name, value in wanted.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(KavaError, match=words):
-        parallel.check_sharding()
+        distributed.check_sharding()
 
 
 # -- laws, without a launcher --------------------------------------------------------------------
@@ -442,7 +442,7 @@ def test_all_take_as_many_turns_and_each_part_is_taken_once(parts, processes, mo
     shares = []
     for index in range(processes):
         monkeypatch.setenv("RANK", str(index))
-        shares.append(list(parallel.turns(range(parts))))
+        shares.append(list(distributed.turns(range(parts))))
     assert {len(share) for share in shares} == {-(-parts // processes)}
     taken = [part for share in shares for part in share if part is not None]
     assert sorted(taken) == list(range(parts))

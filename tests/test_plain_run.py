@@ -6,10 +6,10 @@ import pytest
 import torch
 from tiny import bare, batch, example, lora, recipe, tokenizer
 
-from kava import backbone as backbones
-from kava.cost import Estimator
+from kava.backbones import loading
 from kava.errors import KavaError
-from kava.model import Reasoner
+from kava.reasoning.reasoner import Reasoner, load_backbone
+from kava.sweeps.cost import Estimator
 
 IDS = torch.tensor([[5, 20, 33, 41, 7, 9]])
 
@@ -43,9 +43,9 @@ def logits(model):
 @pytest.mark.parametrize("adapter", ({}, lora()), ids=("full", "lora"))
 def test_it_is_the_model_that_was_trained(finish, adapter):
     run, reasoner = finish("cot", **adapter)
-    model, _, identity = backbones.load(str(run), None, torch.float32)
+    model, _, identity = load_backbone(str(run), None, torch.float32)
     torch.testing.assert_close(logits(model), logits(reasoner.lm), rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(logits(model), logits(backbones.prepare(bare("llama"))), atol=1e-2)
+    assert not torch.allclose(logits(model), logits(loading.prepare(bare("llama"))), atol=1e-2)
     assert all(weight.requires_grad for weight in model.parameters())
     assert not any("lora" in name for name, _ in model.named_parameters())
     assert identity["name"] == str(run)
@@ -53,9 +53,9 @@ def test_it_is_the_model_that_was_trained(finish, adapter):
 
 def test_in_bf16_its_weights_alone_are_rounded(finish):
     run, reasoner = finish("cot")
-    model, _, identity = backbones.load(str(run), None, torch.bfloat16)
+    model, _, identity = load_backbone(str(run), None, torch.bfloat16)
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
-    assert identity["fingerprint"] == backbones.fingerprint(reasoner.lm)
+    assert identity["fingerprint"] == loading.fingerprint(reasoner.lm)
     kept = dict(reasoner.lm.named_buffers())
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, kept[name])  # a rotation's frequencies
@@ -90,4 +90,4 @@ def test_the_cost_of_a_training_that_starts_from_it_is_that_of_its_backbone(
 def test_a_run_that_thinks_in_latents_is_refused(finish):
     run, _ = finish("pccot")
     with pytest.raises(KavaError, match="run of 'pccot', which thinks in latents"):
-        backbones.load(str(run), None, torch.float32)
+        load_backbone(str(run), None, torch.float32)

@@ -10,19 +10,23 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from kava import checkpoint, preemption, trainer, watch
-from kava.launch import attempt as launch
-from kava.launch.attempt import SCORED, SKIPPED, TRAINED, Run, Scoring, attempt
-from kava.preemption import Preempted
-from kava.recipe import Recipe, dump
-from kava.run_folder import read_metrics, read_result
+from kava.reasoning import checkpoint
+from kava.reasoning.resolve import validate_resolved
+from kava.recipe.schema import Recipe, dump
+from kava.runs import watch
+from kava.runs.folder import read_metrics, read_result
+from kava.sweeps import attempt as launch
+from kava.sweeps.attempt import SCORED, SKIPPED, TRAINED, Run, Scoring, attempt
+from kava.system import signals
+from kava.system.signals import Preempted
+from kava.training import trainer
 
 VOLATILE = {"tokens_per_second", "seconds_per_step"}
 SIGNAL = signal.SIGUSR2
 
 
 def recipe(backbone: Path, log_every: int = 1) -> Recipe:
-    return Recipe.model_validate({
+    return validate_resolved({
         "method": "kava", "backbone": str(backbone), "num_latents": 4, "num_iterations": 1,
         "lora": {"r": 4}, "kv": {"weight": 1},
         "data": {"train": "synthetic", "train_rows": 20,
@@ -30,7 +34,7 @@ def recipe(backbone: Path, log_every: int = 1) -> Recipe:
         "train": {"steps": 8, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3,
                   "log_every": log_every},
         "eval": {"max_new_tokens": 2, "every": 6},
-    })  # fmt: skip
+    }, "test")  # fmt: skip
 
 
 def go(folder: Path, wanted: Recipe, tasks=("synthetic",)):
@@ -41,10 +45,10 @@ def go(folder: Path, wanted: Recipe, tasks=("synthetic",)):
 
 def asked_to_stop(folder: Path, wanted: Recipe, numbers=(SIGNAL,), **rest) -> list[int]:
     asked: list[int] = []
-    with pytest.raises(Preempted), preemption.listening(asked, *numbers):
+    with pytest.raises(Preempted), signals.listening(asked, *numbers):
         go(folder, wanted, **rest)
     assert not folder.with_name(folder.name + ".lock").exists()
-    assert not preemption.is_asked()
+    assert not signals.is_asked()
     return asked
 
 
@@ -214,7 +218,7 @@ def test_an_epoch_is_logged_as_its_share_of_steps_and_the_length_told_from_it(ba
     tree = recipe(backbone).model_dump(by_alias=True)
     tree["data"]["train_rows"] = 18
     tree["train"] |= {"steps": None, "epochs": 1.5, "micro_batch_size": 1}
-    assert go(tmp_path / "run", Recipe.model_validate(tree), tasks=()).what == TRAINED
+    assert go(tmp_path / "run", validate_resolved(tree, "test"), tasks=()).what == TRAINED
     rows = [row for row in read_metrics(tmp_path / "run") if "loss" in row]
     assert [row["epoch"] for row in rows] == [step / 5 for step in range(1, 9)]
     assert watch.look(tmp_path / "run").steps == 8
@@ -222,6 +226,6 @@ def test_an_epoch_is_logged_as_its_share_of_steps_and_the_length_told_from_it(ba
 
 def test_handlers_are_as_before_afterwards():
     before = signal.getsignal(SIGNAL)
-    with preemption.listening([], SIGNAL):
+    with signals.listening([], SIGNAL):
         assert signal.getsignal(SIGNAL) is not before
     assert signal.getsignal(SIGNAL) is before

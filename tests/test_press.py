@@ -22,7 +22,7 @@ from transformers import (  # noqa: E402
 )
 
 from kava.errors import KavaError  # noqa: E402
-from kava.press import RKVPress  # noqa: E402
+from kava.inference.kvpress import RKVPress  # noqa: E402
 
 SIZES = {
     "vocab_size": 40, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,

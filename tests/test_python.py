@@ -14,9 +14,9 @@ from transformers import (
     TextStreamer,
 )
 
+from kava.backbones.thought import Thought
 from kava.errors import KavaError
-from kava.model import Reasoner
-from kava.thought import Thought
+from kava.reasoning.reasoner import Reasoner
 
 QUESTIONS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11"]
 

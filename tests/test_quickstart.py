@@ -12,15 +12,15 @@ import pytest
 import yaml
 from rich.console import Console
 
-from kava import registry
+from kava.data.tasks import load_task
 from kava.errors import KavaError
-from kava.model import Reasoner
 from kava.quickstart import BACKBONE, CHECKPOINT, METHODS, SEEDS, SUMMARY, make_plan
-from kava.recipe_file import load_recipe
-from kava.report.readme import filled
-from kava.run import open_reasoner
-from kava.run_folder import differences
-from kava.tasks import load_task
+from kava.reasoning.open import open_reasoner
+from kava.reasoning.reasoner import Reasoner
+from kava.reasoning.resolve import load_resolved
+from kava.recipe import registry
+from kava.runs.folder import differences
+from tools.readme import filled
 
 ROOT = Path(__file__).parents[1]
 RESULTS = (ROOT / SUMMARY).parent
@@ -75,12 +75,12 @@ def test_smoke_leaves_every_file_and_says_what_is_new_and_what_is_committed(tmp_
 
 
 RECIPES = {
-    file.stem: load_recipe(file)
+    file.stem: load_resolved(file)
     for file in sorted((ROOT / "recipes/quickstart").glob("*.yaml"))
     if file.stem != "backbone"
 }
 ABLATIONS = {
-    file.stem: load_recipe(file)
+    file.stem: load_resolved(file)
     for file in sorted((ROOT / "recipes/quickstart/ablations").glob("*.yaml"))
 }
 

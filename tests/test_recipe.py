@@ -5,11 +5,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kava import assets, backbone
+from kava.backbones import loading
 from kava.data import is_file, load_examples
 from kava.errors import KavaError
-from kava.recipe import BackboneRecipe, Recipe, dump, validate
-from kava.recipe_file import load_recipe
+from kava.reasoning.resolve import load_resolved, validate_resolved
+from kava.recipe.load import load_recipe
+from kava.recipe.schema import BackboneRecipe, Recipe, dump
+from kava.system import assets
 
 TEXT = """
 method: kava
@@ -33,7 +35,7 @@ def written(tmp_path):
 
 def refuses(file, *words, overrides=()):
     with pytest.raises(KavaError) as caught:
-        load_recipe(file, list(overrides))
+        load_resolved(file, list(overrides))
     for word in words:
         assert word in str(caught.value)
 
@@ -41,18 +43,18 @@ def refuses(file, *words, overrides=()):
 @pytest.mark.parametrize("text", ("1e-4", "1E-4", "1.e-4", "0.0001", ".1e-3", "+1e-4", "1.0e-04"))
 def test_exponents_are_numbers_in_the_file_and_on_the_command_line(written, text):
     file = written(TEXT.replace("1e-4", text))
-    assert load_recipe(file).train.learning_rate == 1e-4
-    assert load_recipe(written(), [f"train.learning_rate={text}"]).train.learning_rate == 1e-4
+    assert load_resolved(file).train.learning_rate == 1e-4
+    assert load_resolved(written(), [f"train.learning_rate={text}"]).train.learning_rate == 1e-4
 
 
 def test_an_exponent_is_a_number_where_any_type_is_allowed(written):
-    recipe = load_recipe(written(), ["data.options.rate=1e-4", "data.options.name='1e-4'"])
+    recipe = load_resolved(written(), ["data.options.rate=1e-4", "data.options.name='1e-4'"])
     assert recipe.data.options == {"rate": 1e-4, "name": "1e-4"}
 
 
 def test_words_that_look_a_little_like_numbers_stay_words(written):
     for word in ("1e", "e5", "2e-x", "1-e4"):
-        assert load_recipe(written(), [f"description={word}"]).description == word
+        assert load_resolved(written(), [f"description={word}"]).description == word
 
 
 @pytest.mark.parametrize(
@@ -107,9 +109,9 @@ def test_an_override_that_is_not_yaml(written):
 )
 def test_a_value_that_yaml_fails_at_is_one_line(written, value, says):
     with pytest.raises(KavaError) as of_the_command:
-        load_recipe(written(), [f"description={value}"])
+        load_resolved(written(), [f"description={value}"])
     with pytest.raises(KavaError) as of_the_file:
-        load_recipe(written(f"method: kava\n\ndescription: {value}\n"))
+        load_resolved(written(f"method: kava\n\ndescription: {value}\n"))
     for told in (str(of_the_command.value), str(of_the_file.value)):
         assert says in told and "\n" not in told and len(told) < 400
     assert str(of_the_command.value).startswith("description: '")
@@ -122,8 +124,8 @@ def test_a_key_of_a_file_that_is_a_list(written):
 
 def test_what_is_nested_deep_can_be_saved(written):
     deep = "[" * 96 + "]" * 96
-    recipe = load_recipe(written(), [f"data.options={{a: {deep}}}"])
-    assert load_recipe(written(dump(recipe))) == recipe
+    recipe = load_resolved(written(), [f"data.options={{a: {deep}}}"])
+    assert load_resolved(written(dump(recipe))) == recipe
     refuses(written(), "nested", overrides=[f"data.options={{a: [[[[{deep}]]]]}}"])
 
 
@@ -138,7 +140,7 @@ def test_an_override_with_an_empty_part(written, key):
 
 def test_overrides_win_in_order_and_fill_new_sections(written):
     overrides = ["seed=1", "seed=2", "kv.eviction.name=cosine", "kv.weight=2", "lora.targets=[a]"]
-    recipe = load_recipe(written(), overrides)
+    recipe = load_resolved(written(), overrides)
     assert (recipe.seed, recipe.kv.eviction.name, recipe.kv.weight) == (2, "cosine", 2)
     assert recipe.lora.targets == ["a"]
 
@@ -149,14 +151,14 @@ def test_exactly_one_of_steps_and_epochs(written, lengths):
 
 
 def test_epochs_alone_are_fine(written):
-    recipe = load_recipe(written(), ["train.steps=null", "train.epochs=2"])
+    recipe = load_resolved(written(), ["train.steps=null", "train.epochs=2"])
     assert (recipe.train.steps, recipe.train.epochs) == (None, 2)
 
 
 def test_micro_batches_must_divide_the_batch(written):
     refuses(written(), "128", "50", overrides=["train.micro_batch_size=50"])
-    assert load_recipe(written(), ["train.micro_batch_size=32"]).train.accumulation == 4
-    assert load_recipe(written()).train.accumulation == 1
+    assert load_resolved(written(), ["train.micro_batch_size=32"]).train.accumulation == 4
+    assert load_resolved(written()).train.accumulation == 1
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ def test_a_home_of_nobody_is_no_folder(written):
     with pytest.raises(KavaError, match=f"{path}: no such file or folder"):
         assets.find_all(path)
     with pytest.raises(KavaError, match=f"backbone: {path}: no such folder"):
-        backbone.locate(path, None)
+        loading.locate(path, None)
     assert is_file(path)
     with pytest.raises(KavaError, match=f"{path}: no such file"):
         load_examples(path)
@@ -213,7 +215,7 @@ def test_a_home_of_nobody_is_no_folder(written):
 def test_a_home_is_found(written, monkeypatch):
     file = written()
     monkeypatch.setenv("HOME", str(file.parent))
-    assert load_recipe(f"~/{file.name}") == load_recipe(file)
+    assert load_resolved(f"~/{file.name}") == load_resolved(file)
     assert assets.find_all("~/*.yaml") == [file]
 
 
@@ -238,9 +240,9 @@ def test_text_that_is_not_utf8(written):
 
 
 def test_what_is_dumped_is_complete_and_loads_as_the_same(written):
-    recipe = load_recipe(written(), ["kv.eviction.lambda=0.25", "description='ä: #1'"])
+    recipe = load_resolved(written(), ["kv.eviction.lambda=0.25", "description='ä: #1'"])
     text = dump(recipe)
-    assert load_recipe(written(text)) == recipe
+    assert load_resolved(written(text)) == recipe
     assert yaml.safe_load(text)["kv"]["eviction"] == {"name": "rkv", "lambda": 0.25}
     assert set(yaml.safe_load(text)) == set(Recipe.model_fields)
 
@@ -255,10 +257,10 @@ def test_any_recipe_survives_dump_and_load(tmp_path, rate, lam, description, los
         "kv": {"loss": loss, "eviction": {"lambda": lam}},
         "train": {"epochs": 1.5, "learning_rate": rate},
     }  # fmt: skip
-    recipe = validate(tree, "here")
+    recipe = validate_resolved(tree, "here")
     file = tmp_path / "recipe.yaml"
     file.write_text(dump(recipe), encoding="utf-8")
-    assert load_recipe(file) == recipe
+    assert load_resolved(file) == recipe
 
 
 def test_a_backbone_recipe_has_its_own_keys(written):
@@ -290,4 +292,4 @@ def test_the_weight_of_a_loss_that_a_method_does_not_have_is_refused(written, me
     given = [f"method={method}"] + ["codi.weight=0"] * (section != "codi")
     words = f"{section}.weight 2.0: method '{method}' has no such loss; leave it at 0"
     refuses(written(), words, overrides=[*given, f"{section}.weight=2"])
-    load_recipe(written(), [*given, f"{section}.weight=0"])
+    load_resolved(written(), [*given, f"{section}.weight=0"])

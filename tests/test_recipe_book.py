@@ -8,12 +8,14 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from kava import published, recipe_book, registry, table6
 from kava.cli import app
 from kava.data import data_sets
 from kava.data.gsm8k_aug import NAMES
 from kava.errors import KavaError
-from kava.recipe_file import load_recipe
+from kava.reasoning.resolve import load_resolved
+from kava.recipe import registry
+from kava.report import published
+from kava.sweeps import recipes, table6
 
 SETTINGS = [f"{b}_{d}" for b in ("llama1b", "llama3b", "qwen05b") for d in ("aug", "aug_nl")]
 METHODS = ["coconut", "codi", "cot", "icot", "kava", "lotus", "no_cot", "pccot"]
@@ -36,8 +38,8 @@ ABLATIONS = {  # the recipe that it extends, and what differs
     "full_fine_tuning": ("kava", FULL),
     **{f"full_fine_tuning_{name}": (name, FULL) for name in ("cot", "no_cot", "pccot")},
 }
-FOLDER = recipe_book.shipped_folder()
-ENTRIES = recipe_book.entries()
+FOLDER = recipes.shipped_folder()
+ENTRIES = recipes.entries()
 OF_THE_PAPER = [e for e in ENTRIES if e.path.split("/")[1] in SETTINGS]
 
 
@@ -66,9 +68,9 @@ def test_the_ablations_are_there_and_differ_in_what_they_name():
     folder = FOLDER / "llama1b_aug"
     assert {file.stem for file in (folder / "ablations").glob("*.yaml")} == ABLATIONS.keys()
     for name, (base, expected) in ABLATIONS.items():
-        ablation = load_recipe(folder / "ablations" / f"{name}.yaml").model_dump(by_alias=True)
+        ablation = load_resolved(folder / "ablations" / f"{name}.yaml").model_dump(by_alias=True)
         found = differences(
-            ablation, load_recipe(folder / f"{base}.yaml").model_dump(by_alias=True)
+            ablation, load_resolved(folder / f"{base}.yaml").model_dump(by_alias=True)
         )
         assert found == expected, name
 
@@ -87,7 +89,7 @@ def test_a_recipe_is_short_and_has_a_source_beside_each_value(entry):
 @pytest.mark.parametrize("entry", OF_THE_PAPER, ids=lambda entry: entry.path)
 def test_a_recipe_names_its_backbone_and_data(entry):
     setting = entry.path.split("/")[1]
-    recipe = load_recipe(entry.file)
+    recipe = load_resolved(entry.file)
     owner = {"llama1b": "meta-llama/Llama-3.2-1B-Instruct",
              "llama3b": "meta-llama/Llama-3.2-3B-Instruct",
              "qwen05b": "Qwen/Qwen2.5-0.5B-Instruct"}[setting.split("_")[0]]  # fmt: skip
@@ -100,7 +102,7 @@ def test_a_recipe_names_its_backbone_and_data(entry):
 
 
 def test_the_list_has_a_line_for_each_recipe_backbones_marked():
-    text, _ = said(recipe_book.show)
+    text, _ = said(recipes.show)
     lines = text.splitlines()
     assert [line.split()[0] for line in lines] == [entry.path for entry in ENTRIES]
     (backbone,) = [line for line in lines if line.startswith("recipes/quickstart/backbone.yaml")]
@@ -112,7 +114,7 @@ def test_the_list_has_a_line_for_each_recipe_backbones_marked():
 
 
 def test_every_recipe_runs_two_steps():
-    text, all_ran = said(recipe_book.check, [])
+    text, all_ran = said(recipes.check, [])
     assert all_ran, text
     *lines, last = text.splitlines()
     assert last == f"{len(ENTRIES)} recipes, all run"
@@ -128,7 +130,7 @@ def test_check_names_what_fails_and_goes_on(tmp_path):
     (tmp_path / "a.yaml").write_text(re.sub(r"\w+_proj", "z_proj", good))
     (tmp_path / "b.yaml").write_text(good.replace("epochs:", "epocs:"))
     (tmp_path / "c.yaml").write_text(good)
-    text, all_ran = said(recipe_book.check, [str(tmp_path)])
+    text, all_ran = said(recipes.check, [str(tmp_path)])
     assert not all_ran
     a, b, c, last = text.splitlines()
     assert "a.yaml  FAILED" in a and "z_proj" in a
@@ -138,15 +140,15 @@ def test_check_names_what_fails_and_goes_on(tmp_path):
 
 
 def test_check_of_one_recipe():
-    text, all_ran = said(recipe_book.check, ["recipes/bench/no_cot.yaml"])
+    text, all_ran = said(recipes.check, ["recipes/bench/no_cot.yaml"])
     assert all_ran and text.splitlines()[-1] == "1 recipe, all run"
 
 
 def test_check_of_nothing(tmp_path):
     with pytest.raises(KavaError, match="no recipe"):
-        recipe_book.entries([tmp_path])
+        recipes.entries([tmp_path])
     with pytest.raises(KavaError, match="no such file"):
-        recipe_book.entries(["nowhere"])
+        recipes.entries(["nowhere"])
 
 
 def test_the_recipes_are_table_6():
@@ -196,7 +198,7 @@ def test_a_list_shows_the_description_or_else_the_first_line(tmp_path):
     (tmp_path / "a.yaml").write_text(f"{good}description: |\n  Mine, with\n  more steps.\n")
     (tmp_path / "b.yaml").write_text(good)
     (tmp_path / "c.yaml").write_text("method: no_cot\ndescription:\n")
-    told = [entry.about for entry in recipe_book.entries([tmp_path])]
+    told = [entry.about for entry in recipes.entries([tmp_path])]
     first = good.partition("\n")[0].removeprefix("# ")
     assert told == ["Mine, with more steps.", first, ""]
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from tiny import batch, example, reasoner
 
-import kava.evictions
-from kava import registry
+import kava.reasoning.evictions
 from kava.errors import KavaError
-from kava.evictions._base import Eviction
-from kava.methods._base import Method
+from kava.reasoning.evictions import Eviction
+from kava.reasoning.methods import Method
+from kava.recipe import registry
 
 
 @pytest.fixture(autouse=True)
@@ -82,8 +82,10 @@ def test_a_taken_name_is_refused(name):
 
 def test_a_new_file_is_found_without_any_edit(tmp_path, monkeypatch):
     (tmp_path / "from_a_file.py").write_text(
-        "from kava.evictions.random import Random\nIMPLEMENTATION = Random\n"
+        "from kava.reasoning.evictions.random import Random\nIMPLEMENTATION = Random\n"
     )
-    monkeypatch.setattr(kava.evictions, "__path__", [*kava.evictions.__path__, str(tmp_path)])
+    monkeypatch.setattr(
+        kava.reasoning.evictions, "__path__", [*kava.reasoning.evictions.__path__, str(tmp_path)]
+    )
     assert "from_a_file" in registry.names("evictions")
     assert issubclass(registry.find("evictions", "from_a_file"), Eviction)

@@ -6,9 +6,10 @@ import math
 import pytest
 from rich.console import Console
 
-from kava.report.picture import draw
 from kava.report.plots import LOOKS, accuracy_against_passes, look, loss_parts
-from kava.report.tables import UNTRAINED, duration, markdown_table, quickstart_table
+from kava.report.terminal import UNTRAINED, markdown_table, quickstart_table
+from kava.system.text import duration
+from tools.picture import draw
 
 PNG = b"\x89PNG\r\n\x1a\n"
 LIMIT = 300_000

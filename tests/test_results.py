@@ -10,15 +10,14 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from kava import published
-from kava import recipe as recipes
 from kava.cli import app
 from kava.errors import KavaError
-from kava.evaluate.answers import standard_error
-from kava.evaluate.compare import compare
-from kava.evaluate.runner import Evaluation
-from kava.recipe_file import load_recipe
-from kava.report import draw, results, table
+from kava.evaluation.answers import standard_error
+from kava.evaluation.compare import compare
+from kava.evaluation.runner import Evaluation
+from kava.reasoning.resolve import load_resolved
+from kava.recipe import schema
+from kava.report import draw, published, results, table
 from kava.report.plots import looks
 from kava.report.rows import VALIDATION, make_row
 
@@ -39,8 +38,8 @@ def score(accuracy, n=1000, passes=6.0):
 def make_run(folder, recipe, overrides=(), **scores):
     """A run folder with results that are told, not measured; `scores` by task."""
     folder.mkdir(parents=True)
-    resolved = load_recipe(recipe, list(overrides))
-    (folder / "recipe.yaml").write_text(recipes.dump(resolved), encoding="utf-8")
+    resolved = load_resolved(recipe, list(overrides))
+    (folder / "recipe.yaml").write_text(schema.dump(resolved), encoding="utf-8")
     result = {
         "method": resolved.method, "seed": resolved.seed, "steps": 10, "train_seconds": 5.0,
         "validation_accuracy": 50.0, "validation_n": 300, "scores": scores,
@@ -510,4 +509,7 @@ def test_the_summary_is_what_the_committed_runs_hold():
     rows = {group.name: group.row("synthetic") for group in groups}
     for told in summary["rows"]:
         assert sorted(rows[told["name"]]["accuracies"]) == sorted(told["accuracies"])
-    assert yaml.safe_load((ROOT / "src/kava/published.yaml").read_text("utf-8")) == published.load()
+    assert (
+        yaml.safe_load((ROOT / "src/kava/report/published.yaml").read_text("utf-8"))
+        == published.load()
+    )

@@ -10,12 +10,12 @@ from parallel_worker import train
 from rich.console import Console
 from tiny import lora, reasoner
 
-from kava import checkpoint
+from kava.backbones.tiny import tiny_backbone
 from kava.errors import KavaError
-from kava.provenance import write_json
-from kava.resuming import SEAL, last_checkpoint
-from kava.run_folder import alone, read_metrics, read_result
-from kava.smoke import tiny_backbone
+from kava.reasoning import checkpoint
+from kava.runs.folder import alone, read_metrics, read_result
+from kava.runs.resume import SEAL, last_checkpoint
+from kava.system.files import write_json
 
 TREE = {
     "method": "no_cot", "adapter": "full",

@@ -6,12 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import importance, pooled, repetition
 
-from kava.attention import answer_attention
+from kava.backbones.attention import answer_attention
 from kava.errors import KavaError
-from kava.evictions import rkv_decoding
-from kava.evictions._base import Scored
-from kava.evictions.random import Random
-from kava.evictions.rkv_decoding import DIRECTIONS, RKVDecoding
+from kava.reasoning.evictions import Scored, rkv_decoding
+from kava.reasoning.evictions.random import Random
+from kava.reasoning.evictions.rkv_decoding import DIRECTIONS, RKVDecoding
 
 H, G, D, A, C = 2, 2, 3, 2, 12
 

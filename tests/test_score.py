@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from kava.cli import app
 from kava.errors import KavaError
-from kava.evaluate.answers import RULES, score
+from kava.evaluation.answers import RULES, score
 
 GOLD = {"a": "18", "b": "0.4", "c": "-7", "d": "1800"}
 TEXTS = {

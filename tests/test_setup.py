@@ -14,9 +14,9 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import kava
-from kava import registry
-from kava.evictions._base import Scored
-from kava.recipe_file import load_recipe
+from kava.reasoning.evictions import Scored
+from kava.reasoning.resolve import load_resolved
+from kava.recipe import registry
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(
@@ -105,7 +105,7 @@ def test_make_installs_the_pinned_torch():
 
 def test_paper_recipe_is_table_6():
     assert len(read("recipes/llama1b_aug/kava.yaml").splitlines()) <= 30
-    recipe = load_recipe(ROOT / "recipes" / "llama1b_aug" / "kava.yaml", ["seed=123"])
+    recipe = load_resolved(ROOT / "recipes" / "llama1b_aug" / "kava.yaml", ["seed=123"])
     assert (recipe.method, recipe.backbone) == ("kava", "meta-llama/Llama-3.2-1B-Instruct")
     assert recipe.seed == 123
     assert recipe.adapter == "lora"
@@ -121,7 +121,7 @@ def test_paper_recipe_is_table_6():
 
 
 def test_paper_recipe_trains_as_table_6():
-    recipe = load_recipe(ROOT / "recipes" / "llama1b_aug" / "kava.yaml")
+    recipe = load_resolved(ROOT / "recipes" / "llama1b_aug" / "kava.yaml")
     train = recipe.train
     assert (recipe.data.train, recipe.data.train_rows, recipe.seed) == ("gsm8k_aug", None, 42)
     assert (train.epochs, train.batch_size, train.precision) == (10, 128, "bf16")

@@ -19,11 +19,11 @@ import pytest
 import yaml
 from tiny import lora, reasoner
 
-from kava import checkpoint
-from kava.card import card
 from kava.data import rows_hash
 from kava.errors import KavaError
-from kava.model import Reasoner
+from kava.reasoning import checkpoint
+from kava.reasoning.model_card import card
+from kava.reasoning.reasoner import Reasoner
 
 ROOT = Path(__file__).parents[1]
 COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
@@ -134,7 +134,7 @@ def run(code: str, address: str, folder: Path, token: str = "hf_right") -> str:
 PUSH_AND_LOAD = """
 from kava import Reasoner
 from kava.errors import KavaError
-from kava.run import open_reasoner
+from kava.reasoning.open import open_reasoner
 there = Reasoner.from_pretrained("there")
 print(there.push_to_hub("somebody/thinker", private=True))
 back = Reasoner.from_pretrained("somebody/thinker")

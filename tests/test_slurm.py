@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 from slurm_here import CannotStart
 from slurm_here import slurm as real_slurm
 
-from kava import lock, sweep
 from kava.errors import KavaError
-from kava.launch import queue, record, slurm, status
-from kava.launch.attempt import ELSEWHERE, SKIPPED, SUBMITTED, Scoring
-from kava.run_folder import read_metrics, read_result
+from kava.runs.folder import read_metrics, read_result
+from kava.sweeps import record, slurm, status, sweep
+from kava.sweeps.attempt import ELSEWHERE, SKIPPED, SUBMITTED, Scoring
+from kava.system import lock, slurm_queue
 
 LONG = 60  # steps; enough to be met on the way
 VOLATILE = {"tokens_per_second", "seconds_per_step"}
@@ -147,11 +147,11 @@ def test_preempted_jobs_go_on_and_end_as_uninterrupted_ones(submitted, whole, ka
     run = out / "long-seed1"
     until(lambda: steps(run) > 3, "the long run has begun")
     subprocess.run(["scancel", "--signal=USR2", "1_0"], check=True)
-    until(lambda: queue.states(["1_0"])["1_0"] == "PENDING", "it is in the queue again")
+    until(lambda: slurm_queue.states(["1_0"])["1_0"] == "PENDING", "it is in the queue again")
     cut = last_step(run)
     assert 3 < cut < LONG and not (out / "long-seed1.lock").exists()
     assert (run / "checkpoints" / f"checkpoint-{cut}").is_dir()
-    until(lambda: queue.states(["1_1"])["1_1"] == "FAILED", "the bad one fails")
+    until(lambda: slurm_queue.states(["1_1"])["1_1"] == "FAILED", "the bad one fails")
     code, said = kava("sweep", "--status", out)
     assert states(said) == {"long-seed1": "preempted", "bad-seed1": "failed"}
     assert code == status.SOME_FAILED
@@ -163,7 +163,7 @@ def test_preempted_jobs_go_on_and_end_as_uninterrupted_ones(submitted, whole, ka
     # Taken away by SLURM itself, which starts it again.
     until(lambda: released("1_0") or steps(run) > cut + 3, "it goes on")
     subprocess.run(["scontrol", "requeue", "1_0"], check=True)
-    until(lambda: queue.states(["1_0"])["1_0"] == "PENDING", "it is in the queue again")
+    until(lambda: slurm_queue.states(["1_0"])["1_0"] == "PENDING", "it is in the queue again")
     again = last_step(run)
     assert cut < again < LONG and (run / "checkpoints" / f"checkpoint-{again}").is_dir()
 
@@ -173,7 +173,7 @@ def test_preempted_jobs_go_on_and_end_as_uninterrupted_ones(submitted, whole, ka
     number = numbers("1_0")
     owner = {"pid": os.getpid(), "host": "elsewhere", "job": number, "restarts": 1}
     file.write_text(json.dumps(owner))
-    until(lambda: released("1_0") or queue.states(["1_0"])["1_0"] == "COMPLETED", "it ends")
+    until(lambda: released("1_0") or slurm_queue.states(["1_0"])["1_0"] == "COMPLETED", "it ends")
     assert trajectory(run) == trajectory(whole)
     assert same(run, whole)
     assert read_result(run)["scores"]["synthetic"]["n"] == 4
@@ -251,7 +251,7 @@ def released(job: str) -> None:
 
     That may be after the job is seen in the queue, so this is said again for as long as it waits.
     """
-    if queue.states([job])[job] == "PENDING":
+    if slurm_queue.states([job])[job] == "PENDING":
         update = f"JobId={numbers(job)}", "StartTime=now"
         subprocess.run(["scontrol", "update", *update], capture_output=True)
 
@@ -376,7 +376,7 @@ def test_two_processes_stop_together_and_one_that_is_killed_ends_the_job(
 
     until(lambda: steps(run) > 5, "the run has begun")
     subprocess.run(["scancel", "--signal=USR2", number], check=True)
-    until(lambda: queue.states([number])[number] == "PENDING", "it is in the queue again")
+    until(lambda: slurm_queue.states([number])[number] == "PENDING", "it is in the queue again")
     cut = last_step(run)
     assert 5 < cut < LONG and (run / f"checkpoints/checkpoint-{cut}").is_dir()
     log = (out / "slurm" / f"{number}_0_log.out").read_text()
@@ -389,7 +389,7 @@ def test_two_processes_stop_together_and_one_that_is_killed_ends_the_job(
     # The main process cannot notice; as on GPUs, where it waits for the other for minutes.
     for process, number_ in ((0, signal.SIGSTOP), (1, signal.SIGKILL)):
         os.kill(tasks(number)[process], number_)
-    until(lambda: queue.states([number])[number] == "FAILED", "the job fails")
+    until(lambda: slurm_queue.states([number])[number] == "FAILED", "the job fails")
     assert not tasks(number) and read_result(run) is None
     code, said = kava("sweep", "--status", out)
     assert code == status.SOME_FAILED and states(said) == {"long-seed1": "failed"}
@@ -399,7 +399,7 @@ def test_two_processes_stop_together_and_one_that_is_killed_ends_the_job(
 
     code, said = kava(*words)
     again = re.search(r"1 submitted as job (\d+);", said)[1]
-    until(lambda: queue.states([again])[again] == "COMPLETED", "it goes on to the end")
+    until(lambda: slurm_queue.states([again])[again] == "COMPLETED", "it goes on to the end")
     assert read_result(run)["resumed_from"] > cut
     whole = shared / "long-seed1"
     assert trajectory(run) == trajectory(whole) and same(run, whole)

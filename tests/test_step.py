@@ -8,9 +8,10 @@ from peft.tuners.lora import LoraLayer
 from reference import step, to_textbook
 from tiny import FAMILIES, batch, example, lora, reasoner, stepped
 
-from kava import adapter, registry
-from kava.losses import cross_entropy, hidden_state, kv_cache
-from kava.losses.cross_entropy import labels_at_once
+from kava.backbones import lora as adapters
+from kava.reasoning.losses import cross_entropy, hidden_state, kv_cache
+from kava.reasoning.losses.cross_entropy import labels_at_once
+from kava.recipe import registry
 
 EXAMPLES = [
     example(4, 9), example(9, 3, 1, "1 2 3"), example(2, 0, 2), stepped(6, (2, 4, 1), 3, "4 5"),
@@ -212,7 +213,7 @@ def test_under_autocast_an_adapter_takes_its_input_as_it_is(family):
     for name, weight in model.named_parameters():
         if ".lora_B." in name:  # zero at first, and with it the gradients of A
             torch.nn.init.normal_(weight, std=0.1)
-    for weight in adapter.of_backbone(model.backbone):
+    for weight in adapters.of_backbone(model.backbone):
         weight.data = weight.data.bfloat16()
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     seen = set()
@@ -238,6 +239,6 @@ def test_under_autocast_an_adapter_takes_its_input_as_it_is(family):
 
 def test_without_autocast_an_adapter_in_fp32_fits_a_backbone_in_bf16():
     model = reasoner("llama", **lora())
-    for weight in adapter.of_backbone(model.backbone):
+    for weight in adapters.of_backbone(model.backbone):
         weight.data = weight.data.bfloat16()
     assert model.generate(["w1 w2 w3"], max_new_tokens=2)

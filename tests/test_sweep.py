@@ -12,11 +12,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from kava import lock
 from kava.errors import KavaError
 from kava.report.rows import VALIDATION, make_row
-from kava.run_folder import read_metrics, read_result
-from kava.sweep import names
+from kava.runs.folder import read_metrics, read_result
+from kava.sweeps.sweep import names
+from kava.system import lock
 
 VOLATILE = {"tokens_per_second", "seconds_per_step"}
 
@@ -185,7 +185,7 @@ def test_a_failure_is_reported_and_the_rest_goes_on(kava, backbone, tmp_path):
 
 
 def test_an_error_of_any_kind_stays_with_its_run(kava, backbone, tmp_path, monkeypatch):
-    from kava.launch import attempt
+    from kava.sweeps import attempt
 
     whole = attempt.train_run
 
@@ -205,7 +205,7 @@ def test_an_error_of_any_kind_stays_with_its_run(kava, backbone, tmp_path, monke
 
 
 def test_an_interrupt_stops_the_sweep_and_lets_go_of_the_run(kava, backbone, tmp_path, monkeypatch):
-    from kava.launch import attempt
+    from kava.sweeps import attempt
 
     def interrupted(*rest):
         raise KeyboardInterrupt
@@ -220,7 +220,7 @@ def test_an_interrupt_stops_the_sweep_and_lets_go_of_the_run(kava, backbone, tmp
 def test_an_interrupted_run_goes_on_and_one_without_checkpoint_is_put_aside(
     kava, backbone, tmp_path, monkeypatch
 ):
-    from kava import trainer
+    from kava.training import trainer
 
     train = {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "log_every": 1, "save_every": 2}
     recipe = write(tmp_path, "a", backbone, train=train)

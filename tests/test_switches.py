@@ -104,7 +104,7 @@ def test_row_weighs_rows_alike_and_mean_weighs_slots_alike():
 
     assert kv(both, "row")[1] == 2 and kv(both, "mean")[1] == 3 + 5
     # The std is that of the batch, so parts alone are compared where it is taken out.
-    import kava.losses.kv_cache as module
+    import kava.reasoning.losses.kv_cache as module
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "masked_std", lambda *_: torch.tensor(1.0))

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import Table
 
-from kava import registry
 from kava.data.files import plain_number
+from kava.data.tasks import load_task, read_options
 from kava.errors import KavaError
-from kava.tasks import load_task, read_options
+from kava.recipe import registry
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_real_data = pytest.mark.skipif(
@@ -55,7 +55,7 @@ def test_gsm8k_from_the_hub(monkeypatch):
         return Table([PUBLISHED] * 1319)
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    monkeypatch.setattr("kava.hub.reachable", lambda name, kind: True)
+    monkeypatch.setattr("kava.system.hub.reachable", lambda name, kind: True)
     task = load_task("gsm8k")
     assert calls == [("openai/gsm8k", "main", "test")] and len(task.examples) == 1319
     assert (task.name, task.version, task.split) == ("gsm8k", 1, "test")
@@ -120,7 +120,7 @@ def from_the_hub(monkeypatch, rows):
         return Table(rows)
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    monkeypatch.setattr("kava.hub.reachable", lambda name, kind: True)
+    monkeypatch.setattr("kava.system.hub.reachable", lambda name, kind: True)
     return asked
 
 

@@ -14,12 +14,12 @@ import yaml
 from rich.console import Console
 from transformers import get_scheduler
 
-from kava.arguments import arguments
 from kava.errors import KavaError
-from kava.recipe_file import load_recipe
-from kava.run import train_run
-from kava.run_folder import read_metrics, read_result
-from kava.trainer import StepTrainer
+from kava.reasoning.resolve import load_resolved
+from kava.runs.folder import read_metrics, read_result
+from kava.training.arguments import arguments
+from kava.training.run import train_run
+from kava.training.trainer import StepTrainer
 
 VOLATILE = {"tokens_per_second", "seconds_per_step"}
 
@@ -120,7 +120,7 @@ def test_every_term_goes_to_tensorboard_where_asked(backbone, tmp_path):
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_the_learning_rate_rises_during_the_warmup_of_every_schedule(schedule, tmp_path):
     settings = [f"train.schedule={schedule}", "train.warmup=0.5", "train.steps=10"]
-    recipe = load_recipe("recipes/bench/cot.yaml", [*settings, "train.learning_rate=1.0"])
+    recipe = load_resolved("recipes/bench/cot.yaml", [*settings, "train.learning_rate=1.0"])
     given = arguments(recipe, tmp_path, torch.device("cpu"), validate=False)
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=given.learning_rate)
     warmup = given.get_warmup_steps(10)
@@ -143,10 +143,10 @@ def test_the_resolved_recipe_is_printed_and_saved(whole):
     run, _, out = whole
     saved = (run / "recipe.yaml").read_text(encoding="utf-8")
     assert saved in out
-    trained = load_recipe(run / "checkpoint" / "recipe.yaml")
+    trained = load_resolved(run / "checkpoint" / "recipe.yaml")
     assert trained.lora.targets == ["q_proj", "k_proj", "v_proj", "o_proj"]  # the family's
     trained.lora.targets = None
-    assert load_recipe(run / "recipe.yaml") == trained
+    assert load_resolved(run / "recipe.yaml") == trained
 
 
 def test_the_result_says_how_it_came_about(whole):
@@ -204,7 +204,7 @@ def test_a_trace_that_its_eviction_cannot_take_is_refused_before_the_first_step(
     changes = ["kv.weight=1", "kv.eviction.name=full", "num_latents=2", "num_iterations=1"]
     run = tmp_path / "r"
     with pytest.raises(KavaError, match=r"'full' keeps everything, but a reasoning trace of \d+"):
-        train_run(load_recipe(recipe, changes), run, Console(quiet=True))
+        train_run(load_resolved(recipe, changes), run, Console(quiet=True))
     assert not (run / "checkpoints").exists()
 
 
@@ -213,7 +213,7 @@ def test_a_validation_question_among_the_training_rows_is_refused(backbone, tmp_
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     recipe = write_recipe(tmp_path, backbone, data={"train": str(file), "validation": str(file)})
-    from kava.run import read_rows
+    from kava.training.rows import read_rows
 
     with pytest.raises(KavaError, match="8 validation questions are training questions"):
-        read_rows(load_recipe(recipe).data)
+        read_rows(load_resolved(recipe).data)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from kava import watch
 from kava.errors import KavaError
-from kava.peak import peak_memory
+from kava.runs import watch
+from kava.system.memory import peak_memory
 
 RECIPE = """
 method: kava

@@ -13,10 +13,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from kava import backbone as backbones
-from kava import batching, registry
-from kava.model import Reasoner
-from kava.recipe import Recipe
+from kava.backbones import loading
+from kava.reasoning import batching
+from kava.reasoning.reasoner import Reasoner
+from kava.recipe import registry
+from kava.recipe.schema import Recipe
 from kava.types import Example
 
 WORDS = [f"w{i}" for i in range(20)]
@@ -125,7 +126,7 @@ def reasoner(family="llama", method: str = "kava", seed: int = 0, **changes: Any
 
 def wrap(model, method: str = "kava", seed: int = 0, words=None, **changes: Any) -> Reasoner:
     """A reasoner of a given model; `words` is its tokenizer."""
-    identity = backbones.identity(backbones.prepare(model), "tiny", None)
+    identity = loading.identity(loading.prepare(model), "tiny", None)
     torch.manual_seed(seed + 1)
     return Reasoner(model, words or tokenizer(), recipe(method, **changes), identity).eval()
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["Reasoner", "Recipe", "__version__", "compressed", "load_recipe", "pipeline"]
+from kava.system.version import __version__
+
+__all__ = ["Reasoner", "Recipe", "__version__", "compressed", "load_recipe", "pipeline", "train_on"]
 
 if TYPE_CHECKING:
-    from kava.decoding import compressed
-    from kava.model import Reasoner
-    from kava.recipe import Recipe
-    from kava.recipe_file import load_recipe
-    from kava.text_generation import pipeline
+    from kava.inference.compressed import compressed
+    from kava.inference.pipeline import pipeline
+    from kava.reasoning.reasoner import Reasoner
+    from kava.recipe.load import load_recipe
+    from kava.recipe.schema import Recipe
+    from kava.training.from_rows import train_on
 
 _HOMES = {
-    "Reasoner": "kava.model",
-    "Recipe": "kava.recipe",
-    "compressed": "kava.decoding",
-    "load_recipe": "kava.recipe_file",
-    "pipeline": "kava.text_generation",
+    "Reasoner": "kava.reasoning.reasoner",
+    "Recipe": "kava.recipe.schema",
+    "compressed": "kava.inference.compressed",
+    "load_recipe": "kava.recipe.load",
+    "pipeline": "kava.inference.pipeline",
+    "train_on": "kava.training.from_rows",
 }
 
 

@@ -5,54 +5,65 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kava.errors import KavaError
 
 
 def main() -> None:
     """Run the command line."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from kava import parallel
     from kava.cli import app
     from kava.errors import KavaError, out_of_memory
-    from kava.preemption import Preempted
+    from kava.system import distributed
+    from kava.system.signals import Preempted
 
-    command = parallel.command_of(sys.argv[1:])
-    if parallel.processes() > 1:
+    command = distributed.command_of(sys.argv[1:])
+    if distributed.world_size() > 1:
         # torch tells each process that DDP looked for unused weights and there were none.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        parallel.check_command(sys.argv[1:])
+        distributed.check_command(sys.argv[1:])
         app(prog_name="kava")
     except SystemExit as end:
         if not end.code:
-            parallel.leave()
-            parallel.end(0)
+            distributed.leave()
+            distributed.end(0)
         elif end.code == 128 + signal.SIGINT and (hint := _hint(command)):
-            parallel.tell(f"kava: interrupted; {hint}")
-            parallel.end(end.code)
+            distributed.tell(f"kava: interrupted; {hint}")
+            distributed.end(end.code)
         raise
     except KavaError as error:
-        parallel.tell(f"kava: {error}")
-        parallel.end(2)
+        report(error)
+        distributed.end(2)
     except OSError as error:
         if error.filename is None:  # no file of the user's: a fault of ours, shown whole
             raise
-        parallel.tell(f"kava: {error.filename}: {error.strerror}")
-        parallel.end(2)
+        distributed.tell(f"kava: {error.filename}: {error.strerror}")
+        distributed.end(2)
     except RuntimeError as error:
         if line := out_of_memory(error):
-            parallel.tell(f"kava: {line}")
-            parallel.end(2)
-        if not parallel.lost(error):
+            distributed.tell(f"kava: {line}")
+            distributed.end(2)
+        if not distributed.lost(error):
             raise
-        parallel.tell(
-            f"kava: another of the {parallel.processes()} processes is gone, so this one stops; "
-            "where checkpoints were saved, `--resume` goes on from the last"
+        distributed.tell(
+            f"kava: another of the {distributed.world_size()} processes is gone, so this one "
+            "stops; where checkpoints were saved, `--resume` goes on from the last"
         )
-        parallel.end(2)
+        distributed.end(2)
     except Preempted:
         again = "the same line again" if command == "sweep" else "`--resume`"
-        parallel.tell(f"kava: asked to stop, and has saved; {again} goes on from here")
-        parallel.end(128 + signal.SIGTERM)
+        distributed.tell(f"kava: asked to stop, and has saved; {again} goes on from here")
+        distributed.end(128 + signal.SIGTERM)
+
+
+def report(error: KavaError) -> None:
+    """Print an error for the user, once for all processes."""
+    from kava.system import distributed
+
+    distributed.tell(f"kava: {error}")
 
 
 def _hint(command: str | None) -> str:

@@ -11,22 +11,25 @@ from typing import Any
 
 from rich.console import Console
 
-from kava import assets
-from kava import sweep as sweeps
-from kava.ask import Settings, answer_one
+from kava.data.tasks import Task, load_task
 from kava.errors import KavaError, unknown
-from kava.evaluate.command import line
-from kava.model import Reasoner
-from kava.provenance import provenance, write_json, write_whole
-from kava.recipe import Recipe
-from kava.recipe_file import load_recipe
+from kava.evaluation.command import line
+from kava.evaluation.score import score_run
+from kava.inspect.ask import Settings, answer_one
+from kava.reasoning.open import open_reasoner
+from kava.reasoning.reasoner import Reasoner
+from kava.reasoning.resolve import load_resolved
+from kava.recipe.schema import Recipe
 from kava.report.plots import accuracy_against_passes, loss_parts
 from kava.report.rows import make_row
-from kava.report.tables import quickstart_table
-from kava.run import open_reasoner, score_run, train_run
-from kava.run_folder import put_aside, read_metrics, read_result
-from kava.tasks import Task, load_task
-from kava.watch import METRICS, RESULT
+from kava.report.terminal import quickstart_table
+from kava.runs.folder import put_aside, read_metrics, read_result
+from kava.runs.layout import METRICS, RESULT
+from kava.sweeps import sweep as sweeps
+from kava.system import assets
+from kava.system.environment import provenance
+from kava.system.files import write_json, write_whole
+from kava.training.run import train_run
 
 METHODS = ("kava", "pccot", "no_cot")
 SEEDS = (42, 123, 456)
@@ -54,7 +57,7 @@ class Plan:
     def recipe(self, method: str, seed: int) -> Recipe:
         """The recipe of one training."""
         extra = {"full": [], "short": SHORT, "smoke": SMOKE}[self.length]
-        return load_recipe(f"recipes/quickstart/{method}.yaml", [f"seed={seed}", *extra])
+        return load_resolved(f"recipes/quickstart/{method}.yaml", [f"seed={seed}", *extra])
 
     def run(self, method: str, seed: int) -> Path:
         """The folder of one training."""

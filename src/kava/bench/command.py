@@ -11,8 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kava import assets, sweep
-from kava import backbone as backbones
+from kava.backbones import loading
 from kava.bench import generate, train
 from kava.bench.generate import Generation
 from kava.bench.shapes import Lengths, random_reasoner
@@ -20,12 +19,14 @@ from kava.bench.table import table
 from kava.bench.timing import in_turns, matrix_rate
 from kava.bench.train import Training
 from kava.errors import KavaError
-from kava.memory import autocasts
-from kava.model import Reasoner
-from kava.provenance import provenance, write_json
-from kava.recipe import Recipe
-from kava.recipe_file import load_recipe
-from kava.run import default_device
+from kava.reasoning.reasoner import Reasoner
+from kava.reasoning.resolve import load_resolved
+from kava.recipe.schema import Recipe
+from kava.sweeps import sweep
+from kava.sweeps.memory import autocasts
+from kava.system import assets
+from kava.system.environment import default_device, provenance
+from kava.system.files import write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ def bench_train(
         KavaError: a recipe or shape that is not possible.
     """
     device, paths = torch.device(default_device()), named(paths, console)
-    recipes = {name: load_recipe(path, list(settings)) for name, path in paths.items()}
+    recipes = {name: load_resolved(path, list(settings)) for name, path in paths.items()}
     trainings = {
         name: Training.build(recipe, plan.shape or recipe.backbone, plan.lengths, device)
         for name, recipe in recipes.items()
@@ -132,7 +133,7 @@ def named(given: Sequence[str], console: Console) -> dict[str, str]:
 
 def _reasoner(name: str, settings: Sequence[str], plan: Plan, device: torch.device) -> Reasoner:
     if name.endswith((".yaml", ".yml")):
-        recipe = load_recipe(name, list(settings))
+        recipe = load_resolved(name, list(settings))
         return random_reasoner(recipe, plan.shape or recipe.backbone, device)
     if settings or plan.shape:
         raise KavaError(f"{name} is a run: --set and --shape are for recipes")
@@ -154,7 +155,7 @@ def _timed(pieces: dict[str, Any], plan: Plan, device: torch.device, console: Co
 def _rate(recipe: Recipe, device: torch.device, dtype: torch.dtype | None = None) -> float:
     if dtype is None:
         bf16 = autocasts(recipe, device.type)
-        dtype = torch.bfloat16 if bf16 else backbones.choose_dtype(recipe, device)
+        dtype = torch.bfloat16 if bf16 else loading.choose_dtype(recipe, device)
     return matrix_rate(device, dtype)
 
 
@@ -191,11 +192,11 @@ def _train_tables(rows: dict[str, dict[str, Any]]) -> list[Table]:
             [
                 name,
                 f"{row['token_forwards']:,}",
-                f"{row['token_forwards_least']:,}",
+                _known(row["token_forwards_least"], "{:,}"),
                 f"{row['flops'] / 1e9:.2f}",
-                f"{row['flops_least'] / 1e9:.2f}",
-                f"{row['flops_over_least']:.3f}",
-                f"{100 * row['mfu']:.1f} %",
+                _known(row["flops_least"], "{:.2f}", 1e-9),
+                _known(row["flops_over_least"], "{:.3f}"),
+                _known(row["mfu"], "{:.1f} %", 100),
                 f"{row['peak_memory']['bytes'] / 1e6:,.0f}",
             ]
         )
@@ -206,6 +207,11 @@ _TRAIN_TIME = (
     "recipe", "ms a step", "quartiles", "of the first", "ms a row", "tokens/s",
 )  # fmt: skip
 _TRAIN_WORK = ("recipe", "token-forwards", "least", "GFLOP", "least", "ratio", "MFU", "peak MB")
+
+
+def _known(value: float | None, form: str, unit: float = 1) -> str:
+    """A number in its form; `-` where the method does not say what it needs."""
+    return "-" if value is None else form.format(value * unit)
 
 
 def _generate_tables(rows: dict[str, list[dict[str, Any]]]) -> list[Table]:
@@ -229,10 +235,10 @@ def _generate_tables(rows: dict[str, list[dict[str, Any]]]) -> list[Table]:
                     size,
                     str(row["forward_passes"]),
                     f"{row['flops'] / 1e9:.3f}",
-                    f"{row['flops_least'] / 1e9:.3f}",
+                    _known(row["flops_least"], "{:.3f}", 1e-9),
                     f"{row['cache_bytes'] / 1e6:,.2f}",
                     f"{row['peak_memory']['bytes'] / 1e6:,.0f}",
-                    f"{100 * row['mfu']:.1f} %",
+                    _known(row["mfu"], "{:.1f} %", 100),
                 ]
             )
     return [table(_GENERATE_TIME, time), table(_GENERATE_WORK, work)]

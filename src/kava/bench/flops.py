@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.pytorch_utils import Conv1D
 
 from kava.errors import KavaError
-from kava.methods._work import Work
-from kava.model import Reasoner
+from kava.reasoning.methods import Work
+from kava.reasoning.reasoner import Reasoner
 
 
 def _attended(query: Sequence[int], keys: Sequence[int]) -> int:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kava import batching, cache
+from kava.backbones import cache, masks
 from kava.bench import flops
 from kava.bench.shapes import Lengths, random_rows
 from kava.bench.timing import Piece, spread
-from kava.methods._base import Thinking
-from kava.methods._work import Work, chain
-from kava.model import Reasoner
-from kava.peak import peak_memory
+from kava.reasoning.answers import Thinking
+from kava.reasoning.methods import Work, chain
+from kava.reasoning.reasoner import Reasoner
+from kava.system.memory import peak_memory
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Generation:
         at = POOL // 2 * batch
         rows = sorted(rows, key=lambda row: len(row.question))[at : at + batch]
         pad = reasoner.tokenizer.pad_token_id
-        question, mask = batching.pad([row.question for row in rows], "left", pad)
+        question, mask = masks.pad([row.question for row in rows], "left", pad)
         written = max(len(row.steps) for row in rows)
         answer, prompt = max(len(row.answer) for row in rows), len(reasoner.encoder.prompt)
         writes = reasoner.recipe.method == "cot"
@@ -61,10 +61,12 @@ class Generation:
         """From question to the answer's last token."""
         self.reasoner.continue_from(self.think(), self.new_tokens, min_new_tokens=self.new_tokens)
 
-    def work(self) -> tuple[Work, Work]:
-        """The least for the prefill, and for all of it."""
+    def work(self) -> tuple[Work, Work] | None:
+        """The least for the prefill, and for all of it; None where the method does not say."""
         lengths, recipe = self.mask.sum(1), self.reasoner.recipe
         thinking = self.reasoner.method.thinking_work(lengths, recipe.num_iterations)
+        if thinking is None:
+            return None
         thought = self.think()
         # What the model reads one after the other: the prompt, then each token but the last.
         read, fed = thought.thought.attention_mask.sum(1), thought.prompt.shape[1]
@@ -84,7 +86,8 @@ class Generation:
             whole: seconds of `whole`.
             rate: the machine's FLOPs per second in large products.
         """
-        rows, (least_prefill, least) = self.question.shape[0], self.work()
+        rows, works = self.question.shape[0], self.work()
+        least_prefill, least = works or (None, None)
         cost = flops.cost(self.reasoner, training=False)
         counted = flops.counted(self.whole)
         times, first = spread(whole), spread(prefill)
@@ -104,13 +107,13 @@ class Generation:
             "ms_per_question": round(times["median"] / rows, 4),
             "questions_per_second": round(rows / middle, 2),
             "tokens_per_second": round(rows * self.new_tokens / middle, 1),
-            "token_forwards_least": least.columns,
+            "token_forwards_least": least.columns if least else None,
             "flops": counted,
             "flops_prefill": flops.counted(self.think),
-            "flops_least": round(cost.of(least)),
-            "flops_prefill_least": round(cost.of(least_prefill)),
-            "flops_over_least": round(counted / cost.of(least), 4),
-            "mfu": round(cost.of(least) / middle / rate, 4),
+            "flops_least": round(cost.of(least)) if least else None,
+            "flops_prefill_least": round(cost.of(least_prefill)) if least_prefill else None,
+            "flops_over_least": round(counted / cost.of(least), 4) if least else None,
+            "mfu": round(cost.of(least) / middle / rate, 4) if least else None,
             "cache_bytes": round(held * columns / max(thought.thought.columns, 1)),
             "repeats": len(whole),
             "peak_memory": asdict(peak),

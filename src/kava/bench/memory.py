@@ -20,12 +20,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from kava import attention
-from kava import backbone as backbones
+from kava.backbones import attention, loading
 from kava.bench.shapes import Lengths, reasoner_of_sizes
 from kava.bench.train import Training, optimiser
-from kava.memory import Memory, autocasts
-from kava.recipe import Recipe
+from kava.recipe.schema import Recipe
+from kava.sweeps.memory import Memory, autocasts
 
 
 class Living(TorchDispatchMode):
@@ -79,7 +78,7 @@ def count(recipe: Recipe, shape: str, lengths: Lengths, rows: int, device: str) 
     more = recipe.train.batch_size > rows  # gradients are there when the second one comes
     train = {"batch_size": 2 * rows if more else rows, "micro_batch_size": rows, "compile": False}
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
-    reasoner = reasoner_of_sizes(recipe, shape, backbones.choose_dtype(recipe, device))
+    reasoner = reasoner_of_sizes(recipe, shape, loading.choose_dtype(recipe, device))
     training = Training.of(reasoner, lengths, autocasts(recipe, device))
     with ExitStack() as stack:
         if device == "cuda":

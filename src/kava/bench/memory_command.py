@@ -14,12 +14,12 @@ from kava.bench.command import named, settings_of
 from kava.bench.shapes import Lengths
 from kava.bench.table import table
 from kava.errors import KavaError
-from kava.launch.attempt import say_plainly
-from kava.memory import Memory
-from kava.provenance import provenance, write_json
-from kava.recipe_file import load_recipe
-from kava.report.tables import counted
-from kava.report.tables import memory as told_bytes
+from kava.reasoning.resolve import load_resolved
+from kava.sweeps.memory import Memory
+from kava.system.environment import provenance
+from kava.system.files import write_json
+from kava.system.text import counted, say_plainly
+from kava.system.text import memory as told_bytes
 
 DEVICES = ("cuda", "cpu")
 #: What the numbers leave out.
@@ -54,7 +54,7 @@ def bench_memory(
     if any(size < 1 for size in sizes):
         raise KavaError("--rows are numbers above 0")
     recipes = {
-        name: load_recipe(path, list(settings)) for name, path in named(paths, console).items()
+        name: load_resolved(path, list(settings)) for name, path in named(paths, console).items()
     }
     rows: dict[str, dict[int, Memory]] = {}
     with console.status("counting") as status:

@@ -17,15 +17,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from kava import assets, families, pretrained, probe
-from kava import backbone as backbones
-from kava.attention import IMPLEMENTATION_NAME
-from kava.batching import Row
+from kava.backbones import compatibility, loading, pretrained, structure
+from kava.backbones.attention import IMPLEMENTATION_NAME
+from kava.backbones.published import PUBLISHED
 from kava.errors import KavaError, unknown
-from kava.memory import PUBLISHED
-from kava.model import Reasoner
-from kava.recipe import Recipe
-from kava.recipe_file import parse
+from kava.reasoning.batching import Row
+from kava.reasoning.reasoner import Reasoner
+from kava.recipe.load import parse
+from kava.recipe.schema import Recipe
+from kava.system import assets
 from kava.types import ANSWER_PROMPT
 
 #: The shape that the predecessors' code was measured with on CPUs; its MLP's width follows from
@@ -102,10 +102,10 @@ _WITH_ROTARY = ("head_dim", "rope_theta", "rope_scaling", "partial_rotary_factor
 
 def _try(config: Any) -> None:
     """Make the model without values, so that it takes no memory, and look at its attention."""
-    probe.check_config(config)
+    compatibility.check_config(config)
     with torch.device("meta"):
         model = pretrained.new_model(copy.deepcopy(config), attn_implementation=IMPLEMENTATION_NAME)
-        layers = families.layers(model)
+        layers = structure.layers(model)
     if not layers:
         raise KavaError("it has no layers")
     if not all(any(map(_is_causal, layer.modules())) for layer in layers):
@@ -132,7 +132,7 @@ def random_reasoner(recipe: Recipe, shape: str, device: torch.device) -> Reasone
     """
     config, tokenizer = _fitting(shape)
     torch.manual_seed(recipe.seed)
-    model = backbones.prepare(_made(config, backbones.choose_dtype(recipe, device), device))
+    model = loading.prepare(_made(config, loading.choose_dtype(recipe, device), device))
     return Reasoner(model, tokenizer, recipe, {"name": shape, "revision": None})
 
 

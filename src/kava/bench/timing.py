@@ -10,13 +10,9 @@ from typing import Any
 
 import torch
 
+from kava.system.memory import synchronise
+
 Piece = Callable[[], Any]
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for an accelerator to finish."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def in_turns(

@@ -10,16 +10,18 @@ from typing import Any
 
 import torch
 
-from kava import batching, layerwise, memory
-from kava.batching import Row
+from kava.backbones import layerwise
 from kava.bench import flops
 from kava.bench.shapes import Lengths, random_reasoner, random_rows, to_device
 from kava.bench.timing import Piece, spread
-from kava.cost import traffic
-from kava.model import Reasoner
-from kava.order import POOL
-from kava.peak import peak_memory
-from kava.recipe import Recipe
+from kava.reasoning import batching
+from kava.reasoning.batching import Row
+from kava.reasoning.reasoner import Reasoner
+from kava.recipe.schema import Recipe
+from kava.sweeps import memory
+from kava.sweeps.cost import traffic
+from kava.system.memory import peak_memory
+from kava.training.sampler import POOL
 
 
 @dataclass
@@ -84,7 +86,8 @@ class Training:
         method, without = self.reasoner.method, [_plain(batch) for batch in self.micro_batches]
         works = [method.work(batch) for batch in without]
         cost = flops.cost(self.reasoner, training=True)
-        least = sum(cost.of(work) for work in works)
+        known = None not in works  # a method need not say what it needs
+        least = sum(cost.of(work) for work in works) if known else None
         self.reasoner.train()
         with torch.compiler.set_stance("force_eager"):  # the counter sees nothing of what is fused
             counted = flops.counted(self.gradients)
@@ -100,10 +103,10 @@ class Training:
             "rows": sum(batch["question"].shape[0] for batch in without),
             "tokens": tokens,
             "token_forwards": seen.tokens,
-            "token_forwards_least": sum(work.columns for work in works),
+            "token_forwards_least": sum(work.columns for work in works) if known else None,
             "flops": counted,
-            "flops_least": round(least),
-            "flops_over_least": round(counted / least, 4),
+            "flops_least": round(least) if known else None,
+            "flops_over_least": round(counted / least, 4) if known else None,
         }
 
     def peak(self) -> dict[str, Any]:
@@ -160,7 +163,7 @@ def measured(training: Training, seconds: Sequence[float], rate: float) -> dict[
         "ms_per_step": times,
         "ms_per_question": round(times["median"] / record["rows"], 4),
         "tokens_per_second": round(record["tokens"] / middle, 1),
-        "mfu": round(record["flops_least"] / middle / rate, 4),
+        "mfu": round(record["flops_least"] / middle / rate, 4) if record["flops_least"] else None,
         "rate_counted": round(record["flops"] / middle / rate, 4),
         "peak_memory": training.peak(),
     }

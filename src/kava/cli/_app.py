@@ -80,6 +80,6 @@ def make_console(quiet: bool = False) -> Any:
     """A console for everything that a command says; of several processes the main one speaks."""
     from rich.console import Console
 
-    from kava import parallel
+    from kava.system import distributed
 
-    return Console(quiet=quiet or not parallel.is_main(), soft_wrap=True)
+    return Console(quiet=quiet or not distributed.is_main(), soft_wrap=True)

@@ -36,9 +36,9 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
 ) -> None:
     """Ask a question, or one per line from the terminal or a pipe."""
-    from kava.ask import Settings, answer_one, answer_stream, read_words
     from kava.errors import KavaError
-    from kava.run import open_reasoner
+    from kava.inspect.ask import Settings, answer_one, answer_stream, read_words
+    from kava.reasoning.open import open_reasoner
 
     given = [word for word in (run, question, *(settings or ())) if word is not None]
     words, plan = read_words(given, compress)
@@ -131,11 +131,11 @@ def ablate(
     as_json: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
 ) -> None:
     """Does it think? Accuracy when latents are zeroed or swapped."""
-    from kava.evaluate.ablation import ablate_task, check
-    from kava.evaluate.command import result_folder, task_options
-    from kava.report.ablation import ablation_table
-    from kava.run import open_reasoner
-    from kava.tasks import load_task, read_options
+    from kava.data.tasks import load_task, read_options
+    from kava.evaluation.ablation import PLOT, ablate_task, check
+    from kava.evaluation.command import result_folder, task_options
+    from kava.reasoning.open import open_reasoner
+    from kava.report.ablation import ablation_table, draw
 
     given, console = read_options("ablate", option or []), make_console(as_json)
     reasoner = open_reasoner(run, backbone)
@@ -144,6 +144,7 @@ def ablate(
     options = task_options(reasoner.recipe, task, given)
     loaded = load_task(task, file=file, limit=limit, options=options)
     table = ablate_task(reasoner, loaded, folder, batch_size, seed)
+    draw(table, folder / PLOT)
     if as_json:
         print(json.dumps(table, indent=1))
     console.print(ablation_table(table))
@@ -156,6 +157,6 @@ def watch(
     once: Annotated[bool, typer.Option("--once", help="show it as it is now, and end")] = False,
 ) -> None:
     """Watch a running training in the terminal."""
-    from kava.watch import watch as follow
+    from kava.runs.watch import watch as follow
 
     follow(run, make_console(), once)

@@ -33,7 +33,7 @@ WarmUp = Annotated[int, typer.Option(min=0, help="rounds before, not timed")]
 
 def _writable(output: Path | None) -> Path | None:
     if output is not None:
-        from kava.provenance import check_writable
+        from kava.system.files import check_writable
 
         check_writable(output)
     return output
@@ -121,47 +121,3 @@ def _plan(
     from kava.bench.shapes import Lengths, parse_range
 
     return Plan(shape, Lengths(*map(parse_range, lengths)), repeats, warm_up, output)
-
-
-@bench_app.command(cls=ManyWords)
-def matrix(
-    recipe: Annotated[list[str], typer.Argument(metavar="RECIPE", help="YAML file")],
-    seeds: Annotated[
-        list[int] | None, typer.Option(metavar="SEED...", help="each recipe's own if not given")
-    ] = None,
-    shape: Shape = None,
-    gpus: Annotated[
-        list[int] | None, typer.Option(metavar="N...", help="how many; 1, 8 and 64 if not given")
-    ] = None,
-    gpu_memory: Annotated[
-        list[float] | None,
-        typer.Option(metavar="GB...", help="of one; 40, 80 and 141 if not given"),
-    ] = None,
-    measured: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE...", help="results of kava bench train on the GPU"),
-    ] = None,
-    share: Annotated[
-        float | None, typer.Option(help="of --rate that a training gets, where nothing is measured")
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option(help="FLOP/s of one GPU in large matrix products")
-    ] = None,
-    settings: Settings = None,
-    output: Result = None,
-) -> None:
-    """From measurements to whole trainings: FLOPs, memory, disk, and hours on some GPUs.
-
-    Counts without training. Hours are FLOPs / (share x rate), both from --measured or given; there
-    are none without. A run has one GPU; or GPUs that are left share its batch, as if two were twice
-    as fast as one.
-    """
-    from kava.bench.matrix_command import Machines, bench_matrix
-    from kava.bench.speed import speeds
-    from kava.errors import KavaError
-
-    counts, sizes = gpus or [1, 8, 64], gpu_memory or [40, 80, 141]
-    if min(counts) < 1 or not all(0 < size < float("inf") for size in sizes):
-        raise KavaError("bench matrix: --gpus and --gpu-memory are numbers above 0")
-    machines = Machines(counts, sizes, speeds(measured or [], share, rate))
-    bench_matrix(recipe, seeds or [], settings or [], shape, machines, output, make_console())

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from kava import parallel
 from kava.cli._app import Limit, Output, TaskFile, TaskFiles, app, make_console, names
+from kava.system import distributed
 
 data_app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -31,7 +31,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="print the scores as JSON")] = False,
 ) -> None:
     """Score a run, a checkpoint or a plain backbone on tasks."""
-    from kava.evaluate.command import evaluate_tasks
+    from kava.evaluation.command import evaluate_tasks
 
     summaries = evaluate_tasks(
         run,
@@ -44,7 +44,7 @@ def evaluate(
         backbone,
         make_console(as_json),
     )
-    if as_json and parallel.is_main():
+    if as_json and distributed.is_main():
         print(json.dumps(summaries, indent=1))
 
 
@@ -109,8 +109,8 @@ def compare(
     A run is a folder, or a file of predictions.
     """
     from kava.errors import KavaError
-    from kava.evaluate.compare import compare as compare_runs
-    from kava.evaluate.compare import tasks_of, told
+    from kava.evaluation.compare import compare as compare_runs
+    from kava.evaluation.compare import tasks_of, told
 
     names(task)  # an empty one is not the same as none
     paths = Path(run_a), Path(run_b)
@@ -144,8 +144,8 @@ def score(
 
     Predictions belong to rows by id if each has one, else by order.
     """
-    from kava.evaluate.score_file import score_file, table
-    from kava.tasks import read_options
+    from kava.data.tasks import read_options
+    from kava.evaluation.score_file import score_file, table
 
     result = score_file(predictions, task, data, file, limit, read_options("score", option or []))
     if as_json:
@@ -182,8 +182,8 @@ def check_data(
     Status 1 if a row equals one (blanks, signs and case aside); rows that equal one but for their
     numbers are listed, and count with --strict.
     """
-    from kava.leaks import check
-    from kava.tasks import read_options
+    from kava.data.tasks import read_options
+    from kava.training.leaks import check
 
     given = read_options("data check", option or [])
     raise typer.Exit(

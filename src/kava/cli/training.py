@@ -20,6 +20,7 @@ from kava.cli._app import (
     names,
 )
 from kava.errors import KavaError
+from kava.reasoning.resolve import resolve
 
 recipe_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.add_typer(recipe_app, name="recipes")
@@ -53,23 +54,25 @@ def train(
     ] = False,
 ) -> None:
     """Train a recipe (YAML) into a run folder."""
-    from kava import preemption
-    from kava import recipe as recipes
-    from kava import run as runs
-    from kava.recipe_file import load_recipe
+    from kava.recipe.load import load_recipe
 
     if smoke and resume:
         raise KavaError("train: --smoke always begins anew; leave out --resume")
-    resolved = load_recipe(recipe, overrides or [])
+    given = load_recipe(recipe, overrides or [])  # a mistyped key is told before torch is imported
+    from kava.recipe import schema
+    from kava.system import signals
+    from kava.training import run as runs
+
+    resolved = resolve(given, recipe)
     console = make_console()
     if smoke:
-        from kava.smoke import smoke_run
+        from kava.training.smoke import smoke_run
 
         smoke_run(resolved, output, console)
         return
     folder = output or Path("runs") / f"{_recipe_name(recipe)}-seed{resolved.seed}"
-    announce = f"# {recipe}, resolved\n{recipes.dump(resolved)}"
-    with preemption.saving():
+    announce = f"# {recipe}, resolved\n{schema.dump(resolved)}"
+    with signals.saving():
         result = runs.train_run(resolved, folder, console, resume, announce=announce)
     console.print(
         f"trained {result['steps']} steps in {result['train_seconds']:.0f} s; "
@@ -128,9 +131,9 @@ def sweep(
     if a run failed (or would, with --dry-run). With --status, 0 if all runs are done, 1 if some
     failed, 3 if none failed and some are still to come.
     """
-    from kava import sweep as command
     from kava.errors import unknown
-    from kava.launch import slurm
+    from kava.sweeps import slurm
+    from kava.sweeps import sweep as command
 
     if launcher not in ("local", "slurm"):
         raise unknown("--launcher", launcher, ("local", "slurm"))
@@ -157,7 +160,7 @@ def sweep(
     runs = command.plan(recipe, seeds or [], settings, output, console)
     jobs = slurm.Options(partition, account, array_limit) if launcher == "slurm" else None
     if dry_run:
-        from kava.dry_run import list_runs
+        from kava.sweeps.dry_run import list_runs
 
         raise typer.Exit(0 if list_runs(runs, scoring, console, jobs, output) else 1)
     outcomes = command.sweep(runs, scoring, output, console, jobs)
@@ -174,8 +177,8 @@ def _status(
     console: Any,
 ) -> int:
     """Of a sweep's folder, or of the runs of recipes in `output`."""
-    from kava import sweep as command
-    from kava.launch import record, status
+    from kava.sweeps import record, status
+    from kava.sweeps import sweep as command
 
     folders = [word for word in words if Path(word).is_dir()]
     if folders or not words:
@@ -200,7 +203,7 @@ def prefetch(
     Where the Hub cannot be reached, as on most clusters' compute nodes, set HF_HUB_OFFLINE=1 for
     the runs; HF_HOME says where the files lie.
     """
-    from kava.prefetch import prefetch as fetch
+    from kava.sweeps.prefetch import prefetch as fetch
 
     fetch(recipe, names(task), settings or [], make_console())
 
@@ -210,14 +213,15 @@ def pretrain(
     recipe: str, overrides: Overrides = None, output: Output = None, resume: Resume = False
 ) -> None:
     """Make a small backbone that writes its steps out."""
-    from kava import preemption
-    from kava import recipe as recipes
-    from kava.pretrain import pretrain as make
-    from kava.recipe_file import load_recipe
+    from kava.recipe import schema
+    from kava.recipe.load import load_recipe
 
-    resolved = load_recipe(recipe, overrides or [], recipes.BackboneRecipe)
+    resolved = load_recipe(recipe, overrides or [], schema.BackboneRecipe)
+    from kava.system import signals
+    from kava.training.pretrain import pretrain as make
+
     console, folder = make_console(), output or Path("runs") / resolved.name
-    with preemption.saving():
+    with signals.saving():
         result = make(resolved, folder, console, resume)
     console.print(
         f"{result['weights']:,} weights after {result['steps']} steps in "
@@ -231,7 +235,7 @@ def pretrain(
 def recipes(context: typer.Context) -> None:
     """List recipes, try them out, compare them with the paper."""
     if context.invoked_subcommand is None:
-        from kava.recipe_book import show
+        from kava.sweeps.recipes import show
 
         show(make_console())
 
@@ -243,7 +247,7 @@ def check_recipes(
     ] = None,
 ) -> None:
     """Run two steps of each recipe on a tiny random backbone."""
-    from kava.recipe_book import check
+    from kava.sweeps.recipes import check
 
     raise typer.Exit(0 if check(paths or [], make_console()) else 1)
 
@@ -255,7 +259,7 @@ def compare_recipes(
     ] = None,
 ) -> None:
     """Print each value of the paper's Table 6 beside the recipe's."""
-    from kava.table6 import show
+    from kava.sweeps.table6 import show
 
     raise typer.Exit(0 if show(folder, make_console()) else 1)
 

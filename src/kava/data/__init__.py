@@ -8,18 +8,17 @@ A new data set is one new file in this folder, whose name is the name of the dat
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from kava import assets, hub, registry
 from kava.data import files
 from kava.errors import KavaError, unknown
+from kava.recipe import registry
+from kava.system import assets, hub
 from kava.types import Example
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -63,7 +62,7 @@ def load_examples(
 
 def data_sets() -> list[str]:
     """Names of the data sets in this folder."""
-    return [name for name in registry.names("data") if name != "files"]
+    return registry.names("data")
 
 
 def is_file(source: str) -> bool:
@@ -132,7 +131,7 @@ def revision(source: str, options: dict[str, Any]) -> str | None:
     if is_file(source) or "file" in options:
         return None
     if source in data_sets():
-        hub_name = getattr(importlib.import_module(f"kava.data.{source}"), "hub_name", None)
+        hub_name = getattr(registry.module("data", source), "hub_name", None)
         return hub.revision(hub_name(options), "dataset") if hub_name else None
     return hub.revision(source, "dataset")
 
@@ -147,7 +146,7 @@ def rows_hash(examples: Sequence[Example]) -> str:
 
 
 def _load_named(name: str, split: str, limit: int | None, options: dict[str, Any]) -> list[Example]:
-    module = importlib.import_module(f"kava.data.{name}")
+    module = registry.module("data", name)
     if hasattr(module, "load"):
         return call(module.load, name, {"split": split, "limit": limit}, options)
     counts = [n for n in (limit, options.pop("count", None)) if n is not None]
@@ -157,14 +156,6 @@ def _load_named(name: str, split: str, limit: int | None, options: dict[str, Any
             " whole number above 0"
         )
     return call(module.generate, name, {"split": split, "count": min(counts)}, options)
-
-
-def find_module(folder: str, kind: str, name: str) -> ModuleType:
-    """Module `kava.<folder>.<name>`. Raises KavaError with the nearest name if there is none."""
-    known = registry.names(folder)
-    if name not in known:
-        raise unknown(kind, name, known)
-    return importlib.import_module(f"kava.{folder}.{name}")
 
 
 def call(

@@ -12,8 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from kava.characters import check_text
 from kava.errors import KavaError
+from kava.system.text import check_text
 from kava.types import Example
 
 Row = tuple[str, dict[str, Any]]  # where it stands, for messages; its fields

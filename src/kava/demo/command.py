@@ -13,7 +13,7 @@ from rich.console import Console
 
 from kava.errors import KavaError, install
 from kava.quickstart import BACKBONE, CHECKPOINT
-from kava.run import open_reasoner
+from kava.reasoning.open import open_reasoner
 from kava.serve.command import bind, is_loopback, listen
 from kava.serve.hosts import Hosts, check_names
 

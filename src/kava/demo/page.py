@@ -13,8 +13,8 @@ from kava.demo import panels, questions, sizes
 from kava.demo.progress import Progress, answering
 from kava.demo.questions import Limits, Questions
 from kava.errors import KavaError
-from kava.model import Reasoner
-from kava.room import longest
+from kava.reasoning.context_window import longest
+from kava.reasoning.reasoner import Reasoner
 
 CSS = Path(__file__).with_name("page.css")
 TITLE = "kava demo: thinking in latents beside writing the steps"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kava.demo.progress import Progress
-from kava.evaluate.answers import numeric, parted
+from kava.evaluation.answers import numeric, parted
 from kava.inspect.decoded import Top
 from kava.inspect.trace import split_steps
 

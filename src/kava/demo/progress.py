@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from kava.answer import Answer
 from kava.demo.happening import as_it_happens
 from kava.inspect.decoded import Top, decode_states
-from kava.latents._watch import watch_passes
-from kava.methods._base import Thinking
-from kava.model import Reasoner
+from kava.reasoning.answers import Answer, Thinking
+from kava.reasoning.latents._watch import watch_passes
+from kava.reasoning.reasoner import Reasoner
 
 
 @dataclass(frozen=True)

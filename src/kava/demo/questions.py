@@ -6,13 +6,13 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kava.characters import check_text
+from kava.data.tasks import load_task
 from kava.errors import KavaError
-from kava.evaluate.command import task_options
-from kava.model import Reasoner
-from kava.recipe import Recipe
-from kava.room import LETTERS_PER_TOKEN
-from kava.tasks import load_task
+from kava.evaluation.command import task_options
+from kava.reasoning.context_window import LETTERS_PER_TOKEN
+from kava.reasoning.reasoner import Reasoner
+from kava.recipe.schema import Recipe
+from kava.system.text import check_text
 from kava.types import Example
 
 

@@ -6,8 +6,8 @@ import copy
 from dataclasses import dataclass
 
 from kava.errors import KavaError
-from kava.methods._base import LatentMethod
-from kava.model import Reasoner
+from kava.reasoning.methods import LatentMethod
+from kava.reasoning.reasoner import Reasoner
 
 
 @dataclass(frozen=True)

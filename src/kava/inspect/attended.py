@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from kava import batching, cache
-from kava.attention import QueryRecord, grouped_logits, masked_softmax, record_queries
+from kava.backbones import cache, masks
+from kava.backbones.attention import QueryRecord, grouped_logits, masked_softmax, record_queries
 from kava.inspect._numbers import numbers
-from kava.latents._state import LatentState
+from kava.reasoning.states import LatentState
 
 if TYPE_CHECKING:
-    from kava.model import Reasoner
+    from kava.reasoning.reasoner import Reasoner
 
 #: Tokens of the answer that are looked from: the ":", and the first tokens of the answer itself.
 ROWS = 3
@@ -84,5 +84,5 @@ def _weights(
     """[heads, A, S], what each query head of one layer pays to every column."""
     how = record.scaling[layer], record.softcap[layer]
     logits = grouped_logits(record.queries[layer], keys, *how)
-    seen = batching.causal_mask(past, mask, record.window[layer])[:, :, rows]
+    seen = masks.causal_mask(past, mask, record.window[layer])[:, :, rows]
     return masked_softmax(logits, seen[:, :, None])[0].flatten(0, 1)

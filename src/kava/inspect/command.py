@@ -11,18 +11,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from kava import assets, links
-from kava.characters import check_text
 from kava.data import load_file
+from kava.data.tasks import load_task
 from kava.errors import KavaError, unknown
-from kava.evaluate.command import task_options
+from kava.evaluation.command import task_options
 from kava.inspect.look import Look, look
 from kava.inspect.page import is_page, page
 from kava.inspect.terminal import show
-from kava.model import Reasoner
-from kava.provenance import write_whole
-from kava.run import open_reasoner
-from kava.tasks import load_task
+from kava.reasoning.open import open_reasoner
+from kava.reasoning.reasoner import Reasoner
+from kava.system import assets, links
+from kava.system.files import write_whole
+from kava.system.text import check_text
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from kava.errors import KavaError
 from kava.inspect._numbers import Absent
 from kava.inspect.kept import KeptTokens, kept_tokens
 from kava.inspect.similarity import Similarity, similarity
-from kava.latents._state import LatentState
-from kava.methods._base import Batch, Written
-from kava.methods._kv import KvDistillation, taken
+from kava.reasoning.methods import Batch, Written
+from kava.reasoning.methods._kv import KvDistillation, taken
+from kava.reasoning.states import LatentState
 
 if TYPE_CHECKING:
-    from kava.model import Reasoner
+    from kava.reasoning.reasoner import Reasoner
 
 
 def compression(

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kava.latents._state import LatentState
+from kava.reasoning.states import LatentState
 
 if TYPE_CHECKING:
-    from kava.model import Reasoner
+    from kava.reasoning.reasoner import Reasoner
 
 TOP = 5
 

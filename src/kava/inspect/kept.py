@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kava.inspect._numbers import Absent, numbers
-from kava.methods._base import Batch, Written
-from kava.methods._kv import Kept, KvDistillation
+from kava.reasoning.methods import Batch, Written
+from kava.reasoning.methods._kv import Kept, KvDistillation
 
 if TYPE_CHECKING:
-    from kava.model import Reasoner
+    from kava.reasoning.reasoner import Reasoner
 
 
 @dataclass(frozen=True)

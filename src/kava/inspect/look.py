@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kava import batching, registry, room
 from kava.errors import KavaError
-from kava.evaluate.answers import numeric, string
+from kava.evaluation.answers import numeric, string
 from kava.inspect._numbers import Absent
 from kava.inspect.attended import Attended, attended
 from kava.inspect.compression import compression
@@ -19,10 +18,12 @@ from kava.inspect.kept import KeptTokens
 from kava.inspect.movement import Movement, movement
 from kava.inspect.similarity import Similarity
 from kava.inspect.trace import Trace, find_trace
-from kava.methods._base import Batch, LatentMethod, read_question, read_written
+from kava.reasoning import batching, context_window
+from kava.reasoning.methods import Batch, LatentMethod, read_question, read_written
+from kava.recipe import registry
 
 if TYPE_CHECKING:
-    from kava.model import Reasoner
+    from kava.reasoning.reasoner import Reasoner
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def look(
         raise KavaError("inspect: the question is empty")
     iterations = reasoner.recipe.num_iterations if num_iterations is None else num_iterations
     encoded = reasoner.encoder.question(question)
-    room.check(reasoner, [encoded])
+    context_window.check(reasoner, [encoded])
     ids = torch.tensor([encoded], device=reasoner.device)
     asked = {"question": ids, "question_mask": torch.ones_like(ids, dtype=torch.bool)}
     context = read_question(reasoner, asked)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kava.cache import KeyValues
+from kava.backbones.cache import KeyValues
 from kava.inspect._numbers import Absent, numbers
 
 

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kava.batching import Encoder, Row
+from kava.backbones.thought import Thought
 from kava.errors import KavaError
-from kava.evaluate.answers import parted
-from kava.methods._base import Thinking, prompt_ids
-from kava.methods.cot import begin_writing
-from kava.room import positions
-from kava.thought import Thought
+from kava.evaluation.answers import parted
+from kava.reasoning.answers import Thinking
+from kava.reasoning.batching import Encoder, Row
+from kava.reasoning.context_window import positions
+from kava.reasoning.methods import prompt_ids
+from kava.reasoning.methods.cot import begin_writing
 from kava.types import ANSWER_PROMPT, Example
 
 if TYPE_CHECKING:
-    from kava.model import Reasoner
+    from kava.reasoning.reasoner import Reasoner
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
-from kava import batching
+from kava.backbones import masks
 from kava.errors import KavaError, unknown
 from kava.lm_eval.rows import whole
-from kava.run import open_reasoner
+from kava.reasoning.open import open_reasoner
 
 T = TypeVar("T")
 
@@ -167,7 +167,7 @@ class KavaLM(LM):
         encoded = reasoner.tokenizer(
             [text for _, text in pairs], add_special_tokens=False, split_special_tokens=True
         )["input_ids"]
-        ids, mask = (t.to(reasoner.device) for t in batching.pad(encoded, "right"))
+        ids, mask = (t.to(reasoner.device) for t in masks.pad(encoded, "right"))
         prompt = thinking.prompt
         output, _ = reasoner.extend(
             thinking.thought,

@@ -1,4 +1,4 @@
-"""What the YAML tasks of this folder are made of: rows and scoring of `kava.tasks`.
+"""What the YAML tasks of this folder are made of: rows and scoring of `kava.data.tasks`.
 
 Rows come from the Hub, or from a local file that `--metadata` names:
 
@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from kava.data.tasks import load_task
 from kava.errors import KavaError
-from kava.evaluate.answers import HEADLINE, score
-from kava.tasks import load_task
+from kava.evaluation.answers import HEADLINE, score
 
 #: The rules beside the headline (`exact_match`) that are reported.
 RULES = (HEADLINE, "last_number", "string")
@@ -23,7 +23,7 @@ def load(task: str, **metadata: Any) -> dict[str, Any]:
     """`custom_dataset` of a task: its rows as the split `test`, with id, question and answer.
 
     Args:
-        task: of `kava.tasks`.
+        task: of `kava.data.tasks`.
         metadata: what `--metadata` and `--model_args` hold; `TASK_file` and `TASK_limit` are read.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from kava import recipe as recipes
+from kava.recipe import schema
 from kava.report.plots import (
     Point,
     accuracy_against_passes,
@@ -71,7 +71,7 @@ def _sweep(rows: list[tuple[Group, Row]], key: str, path: Path) -> str:
     families: dict[str, list[tuple[Group, Row]]] = {}
     for group, row in rows:
         if group.recipe is not None and row[key] is not None:
-            rest = recipes.dump(group.recipe.model_copy(update={key: 1, "seed": 0}))
+            rest = schema.dump(group.recipe.model_copy(update={key: 1, "seed": 0}))
             families.setdefault(rest, []).append((group, row))
     series: dict[str, list[Point]] = {}
     for members in families.values():

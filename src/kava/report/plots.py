@@ -13,7 +13,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kava.provenance import write_whole
+from kava.reasoning.methods import label_of
+from kava.system.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,16 +42,18 @@ class Look(NamedTuple):
     dashes: str
 
 
-LOOKS = {
-    "cot": Look("CoT", "#000000", "s", "-"),
-    "no_cot": Look("No-CoT", "#E69F00", "v", "--"),
-    "pccot": Look("PCCoT", "#0072B2", "o", "-."),
-    "kava": Look("KaVa", "#D55E00", "D", "-"),
-    "codi": Look("CODI", "#009E73", "^", ":"),
-    "coconut": Look("Coconut", "#56B4E9", "P", "--"),
-    "icot": Look("iCoT", "#CC79A7", "X", "-."),
-    "lotus": Look("LOTUS", "#6B6B6B", "p", ":"),
+#: Colour, marker and dashes of the methods that are here; any other is drawn grey.
+_STYLES = {
+    "cot": ("#000000", "s", "-"),
+    "no_cot": ("#E69F00", "v", "--"),
+    "pccot": ("#0072B2", "o", "-."),
+    "kava": ("#D55E00", "D", "-"),
+    "codi": ("#009E73", "^", ":"),
+    "coconut": ("#56B4E9", "P", "--"),
+    "icot": ("#CC79A7", "X", "-."),
+    "lotus": ("#6B6B6B", "p", ":"),
 }
+_GREY_STYLE = ("#6B6B6B", "*", ":")
 PANELS = {
     "loss": "Whole loss",
     "student_ce": "CE, student",
@@ -65,8 +68,8 @@ _DPI = 150
 
 
 def look(method: str) -> Look:
-    """The look of a method; one that is not known is drawn grey under its own name."""
-    return LOOKS.get(method, Look(method, "#6B6B6B", "*", ":"))
+    """The look of a method; one that has no colour of its own is drawn grey."""
+    return Look(label_of(method), *_STYLES.get(method, _GREY_STYLE))
 
 
 #: For names that are no method's; dark enough for print, apart from the methods' hues.
@@ -76,8 +79,8 @@ _MORE = ("#5E3C99", "#8C510A", "#01665E", "#A50F15", "#737300")
 def looks(names: Sequence[str]) -> dict[str, Look]:
     """A look for each name: a method's own where the name is one, else one of a further set."""
     markers, dashes = "*hd<>1234", ("-", "--", "-.", ":")
-    found = {name: LOOKS[name] for name in names if name in LOOKS}
-    for place, name in enumerate(name for name in dict.fromkeys(names) if name not in LOOKS):
+    found = {name: look(name) for name in names if name in _STYLES}
+    for place, name in enumerate(name for name in dict.fromkeys(names) if name not in _STYLES):
         colour = _MORE[place % len(_MORE)]
         style = markers[place % len(markers)], dashes[place % len(dashes)]
         found[name] = Look(name, colour, *style)
@@ -157,8 +160,8 @@ def dots(
     axes = figure.add_subplot()
     _tidy(axes)
     axes.axvline(level, color=_GREY, linestyle="--", linewidth=1.2, label=level_label)
-    for name, look in zip(series, (LOOKS["kava"], LOOKS["pccot"]), strict=False):
-        _dots(axes, series[name], lines, name, look)
+    for name, style in zip(series, (look("kava"), look("pccot")), strict=False):
+        _dots(axes, series[name], lines, name, style)
     axes.set_yticks(list(lines.values()), list(lines))
     axes.set_xlim(-2, 102)
     axes.set_xlabel(across)

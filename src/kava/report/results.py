@@ -8,14 +8,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kava import assets, published
-from kava import recipe as recipes
 from kava.errors import KavaError
-from kava.recipe import Recipe
-from kava.recipe_file import load_recipe
+from kava.reasoning.resolve import load_resolved
+from kava.recipe import schema
+from kava.recipe.schema import Recipe
+from kava.report import published
 from kava.report.rows import COMPARED, Row, check_alike, check_result, make_row
-from kava.run_folder import read_metrics, read_named_so
-from kava.watch import METRICS, RESULT
+from kava.runs.folder import read_metrics, read_named_so
+from kava.runs.layout import METRICS, RESULT
+from kava.system import assets
 
 _SEED = re.compile(r"-seed\d+$")
 
@@ -126,7 +127,7 @@ def changes(group: Group, recipe: Recipe) -> dict[str, Any]:
 
     Where the backbone and the rows lie, and how the training was carried out, do not count.
     """
-    own, other = (recipes.flat(one.model_dump(by_alias=True)) for one in (group.recipe, recipe))
+    own, other = (schema.flat(one.model_dump(by_alias=True)) for one in (group.recipe, recipe))
     skipped = {*CARRIED_OUT, "backbone"}
     keys = [k for k in {**other, **own} if k not in skipped and own.get(k) != other.get(k)]
     keys = [key for key in keys if not key.startswith(("data.leak_files", "resources."))]
@@ -159,10 +160,10 @@ def _runs(top: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
 
 def _add(groups: dict[str, Group], folder: Path, result: dict[str, Any]) -> None:
     file = folder / "recipe.yaml"
-    recipe = load_recipe(file) if file.is_file() else None
+    recipe = load_resolved(file) if file.is_file() else None
     seed = recipe.seed if recipe else None
     name = _SEED.sub("", folder.resolve().name)
-    same = recipes.dump(recipe.model_copy(update={"seed": 0})) if recipe else str(folder.resolve())
+    same = schema.dump(recipe.model_copy(update={"seed": 0})) if recipe else str(folder.resolve())
     group = groups.setdefault(f"{name}\n{same}", Group(name, recipe, {}))
     if seed in group.runs and group.runs[seed].resolve() != folder.resolve():
         raise KavaError(

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kava import registry
 from kava.errors import KavaError
-from kava.evaluate.answers import standard_error
-from kava.recipe import Recipe
-from kava.run import mean_and_std
+from kava.evaluation.answers import standard_error
+from kava.recipe import registry
+from kava.recipe.schema import Recipe
 
 Row = dict[str, Any]
 Result = dict[str, Any]
@@ -213,3 +212,10 @@ def _by_steps(scores: list[dict[str, Any]]) -> dict[str, float]:
 def _mean_and_std(values: list[float | None]) -> tuple[float | None, float | None]:
     known = [value for value in values if value is not None]
     return mean_and_std(known) if known else (None, None)
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (0 for one value), to four places: tables round to one."""
+    mean = sum(values) / len(values)
+    square = sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)
+    return round(mean, 4), round(square**0.5, 4)

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kava import assets, published
 from kava.errors import KavaError
-from kava.provenance import write_whole
-from kava.recipe_file import load_recipe
+from kava.reasoning.methods import paper_of
+from kava.reasoning.resolve import load_resolved
+from kava.recipe import registry
+from kava.report import published
 from kava.report.plots import look, spread, spread_words
 from kava.report.results import Group, changes, check_column, seeds, setting
 from kava.report.rows import Row
+from kava.system import assets
+from kava.system.files import write_whole
 
 GAP = "-"
 #: Of one answer, and how its column is called; see `report.rows`.
@@ -208,7 +211,9 @@ def _paper_table(
     return Table(name, caption, headings, rows)
 
 
-METHODS = ("cot", "no_cot", "icot", "coconut", "codi", "pccot", "kava", "lotus")
+def _by_paper() -> list[str]:
+    """All methods: those without a paper first, then in the order of their papers."""
+    return sorted(registry.names("methods"), key=lambda name: (paper_of(name) or "", name))
 
 
 def _paper_rows(
@@ -219,8 +224,8 @@ def _paper_rows(
     all_seeds: Sequence[int],
     shown: list[Row],
 ) -> Iterable[tuple[Cell, ...]]:
-    for method in METHODS:
-        shipped = load_recipe(assets.find(f"recipes/{where}/{method}.yaml"))
+    for method in _by_paper():
+        shipped = load_resolved(assets.find(f"recipes/{where}/{method}.yaml"))
         own = [group for group in groups if group.method == method]
         different = {id(group): changes(group, shipped) for group in own}
         plain = [group for group in own if not different[id(group)]]

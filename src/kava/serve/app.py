@@ -17,10 +17,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response, Streami
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from kava import __version__
 from kava.errors import KavaError
-from kava.model import Reasoner
-from kava.room import LETTERS_PER_TOKEN, longest
+from kava.reasoning.context_window import LETTERS_PER_TOKEN, longest
+from kava.reasoning.reasoner import Reasoner
 from kava.serve.batcher import ERROR, TIMEOUT, Batcher, Job, Piece, QueueFull
 from kava.serve.described import ANSWERS, describe
 from kava.serve.gate import Gate
@@ -37,6 +36,7 @@ from kava.serve.protocol import (
     Request,
     usage,
 )
+from kava.system.version import __version__
 
 QUICK = 20_000  # letters whose tokens are found at once; more are left to another thread
 GRACE = 1.0  # seconds beyond its time that a model that cannot be interrupted may keep an answer

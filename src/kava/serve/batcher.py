@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from kava.errors import KavaError
-from kava.model import Reasoner
+from kava.reasoning.reasoner import Reasoner
 
 _log = logging.getLogger(__name__)
 

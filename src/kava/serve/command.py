@@ -112,7 +112,7 @@ def serve(
         raise KavaError(
             f"serve needs further libraries ({error.name}); {install('serve')}"
         ) from None
-    from kava.run import open_reasoner
+    from kava.reasoning.open import open_reasoner
 
     with bind("serve", address.host, address.port) as listening:
         reasoner = open_reasoner(run, backbone)

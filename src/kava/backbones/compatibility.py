@@ -1,0 +1,135 @@
+"""Whether a backbone can think here, tried on a few tokens when it is loaded.
+
+Thinking means to continue a cache that has holes, with masks and positions of our own. A model
+that ignores one of them, or keeps its past elsewhere than in keys and values, would train and
+answer without an error and be wrong. So no list of families: the model has to show it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from kava.backbones import masks, structure
+from kava.backbones.attention import IMPLEMENTATION_NAME, QueryRecord, record_queries
+from kava.backbones.thought import Thought
+from kava.errors import KavaError
+
+TOKENS = 6
+#: Largest gap between two computations of the same logits, in parts of their spread.
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+LOW_PRECISION_TOLERANCE = 0.2  # bf16, 16 random layers: up to 0.04
+
+
+def check_config(config: PreTrainedConfig) -> None:
+    """Raise a KavaError for what is no plain causal language model, before weights are read."""
+    what = f"backbone of type {config.model_type}"
+    if config.is_encoder_decoder:
+        raise KavaError(f"{what}: an encoder and a decoder; give a decoder-only language model")
+    if config.get_text_config() is not config:
+        raise KavaError(f"{what}: more than a language model; give its text part alone")
+
+
+@torch.no_grad()
+def check(model: PreTrainedModel) -> None:
+    """Leave the model on our attention, or say why it cannot think here.
+
+    Raises:
+        KavaError: it names the model's type and what it does not do.
+    """
+    check_config(model.config)
+    what = f"backbone of type {model.config.model_type}"
+    kinds = structure.windows(model)
+    training = model.training
+    model.eval()  # dropout would hide what is looked for
+    try:
+        theirs, read = _plain(model)
+        ours, record = _in_pieces(model, kinds)
+    except KavaError:
+        raise
+    except Exception as error:  # a foreign forward may fail in any way
+        line = str(error).strip().split("\n")[0][:200]
+        raise KavaError(
+            f"{what}: cannot continue a cache of keys and values with masks and positions of its "
+            f"caller ({type(error).__name__}: {line})"
+        ) from None
+    finally:
+        model.train(training)
+    if not torch.isfinite(theirs).all():
+        place = f" in {model.name_or_path}" if model.name_or_path else ""
+        raise KavaError(
+            f"{what}{place}: it gives logits that are not finite; its weights are damaged, or a "
+            "training has spoilt them"
+        )
+    if not _same(theirs, read):
+        raise KavaError(
+            f"{what}: its language-model head is not a matrix product with an optional soft cap; "
+            "this head is not supported"
+        )
+    _check_layers(model, kinds, record, what)
+    if not _same(theirs, ours):
+        raise KavaError(
+            f"{what}: continued from a cache with gaps, it gives other logits than for the whole "
+            "text; it does not follow its caller's masks and positions, or its attention does "
+            "more than scaled dot products with a soft cap"
+        )
+
+
+def _ids(model: PreTrainedModel) -> Tensor:
+    rows = model.get_input_embeddings().weight.shape[0]
+    return (torch.arange(1, TOKENS + 1, device=model.device) % rows)[None]
+
+
+def _plain(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+    """Logits [n, vocabulary] as the model itself gives them, and as read off its last states."""
+    model.set_attn_implementation("eager")
+    inputs = {"input_ids": _ids(model), "use_cache": False}
+    hidden = model.base_model(**inputs).last_hidden_state
+    return model(**inputs).logits[0], structure.logits(model, hidden)[0]
+
+
+def _in_pieces(model: PreTrainedModel, kinds: masks.Windows) -> tuple[Tensor, QueryRecord]:
+    """The same logits in three calls, with pads before, between and after the tokens."""
+    model.set_attn_implementation(IMPLEMENTATION_NAME)
+    embeds = model.get_input_embeddings()(_ids(model))
+    thought = Thought.empty(1, model.device)
+    kept = []
+    with record_queries(slice(None)) as record:
+        for part, pads in ((slice(0, 2), (2, 0)), (slice(2, 4), (0, 1)), (slice(4, None), (0, 1))):
+            piece = torch.nn.functional.pad(embeds[:, part], (0, 0, *pads))
+            real = torch.ones_like(embeds[:, part, 0], dtype=torch.bool)
+            mask = torch.nn.functional.pad(real, pads)
+            output, thought = structure.extend(model, kinds, thought, piece, mask)
+            kept.append(output.last_hidden_state[mask])
+    return structure.logits(model, torch.cat(kept)), record
+
+
+def _check_layers(
+    model: PreTrainedModel,
+    kinds: masks.Windows,
+    record: QueryRecord,
+    what: str,
+) -> None:
+    layers = model.config.num_hidden_layers
+    for layer in range(layers):
+        if layer not in record.queries:
+            raise KavaError(
+                f"{what}: layer {layer} has no attention that transformers lets others provide "
+                "(it is recurrent, or of an older design); keys and values of every layer are "
+                "needed"
+            )
+        window = kinds[model.config.layer_types[layer]] if isinstance(kinds, dict) else kinds
+        if record.window[layer] != window:
+            raise KavaError(
+                f"{what}: layer {layer} has a sliding window of {record.window[layer]}, its "
+                f"configuration says {window}"
+            )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape:
+        return False
+    gap = (one.float() - other.float()).square().mean().sqrt()
+    spread = one.float().std()
+    return bool(gap <= TOLERANCE.get(one.dtype, LOW_PRECISION_TOLERANCE) * spread)

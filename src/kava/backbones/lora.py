@@ -1,0 +1,120 @@
+"""LoRA on a backbone: which modules it adapts, by family where a recipe does not say."""
+
+from __future__ import annotations
+
+import warnings
+from types import MethodType
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from kava.errors import KavaError
+from kava.recipe.schema import Recipe
+
+#: The four projections of attention, under the names that most families give them.
+USUAL_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+#: The same projections where a family (`model_type`) names them otherwise: one line each.
+TARGETS = {
+    "gpt2": ["attn.c_attn", "attn.c_proj"],
+    "phi3": ["qkv_proj", "o_proj"],
+}
+
+
+def resolve(model: PreTrainedModel, recipe: Recipe) -> Recipe:
+    """The recipe with `lora.targets` written out, if an adapter is asked for.
+
+    Raises:
+        KavaError: a target is the name of no linear layer of the model.
+    """
+    if recipe.adapter != "lora":
+        return recipe
+    targets = recipe.lora.targets
+    if targets is None:
+        targets = TARGETS.get(model.config.model_type, USUAL_TARGETS)
+    if isinstance(targets, list):
+        _check(model, targets)
+    return recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"targets": targets})})
+
+
+def add(model: PreTrainedModel, recipe: Recipe) -> PeftModel | PreTrainedModel:
+    """The model with a LoRA adapter on its resolved targets, or as it is (`adapter: full`).
+
+    Raises:
+        KavaError: peft has no adapter for these modules.
+    """
+    if recipe.adapter == "full":
+        return model
+    lora, revision = recipe.lora, recipe.revision
+    transposed = {isinstance(m, Conv1D) for m in _linear(model, lora.targets).values()}
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        fan_in_fan_out=transposed == {True},  # GPT-2 stores its weights transposed
+        task_type="CAUSAL_LM",
+        revision=revision,
+    )
+    try:
+        with warnings.catch_warnings():
+            # peft asks transformers for a property under its former name
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+            adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise KavaError(f"lora.targets {lora.targets}: {str(error).splitlines()[0]}") from None
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            module._cast_input_dtype = MethodType(_cast_input, module)
+    return adapted
+
+
+def _cast_input(layer: LoraLayer, x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A layer's input as its adapter's product takes it; under autocast as it is.
+
+    peft makes fp32 of it, as the adapter's weights are, and autocast bf16 again: twice over all
+    activations, and twice in the backward pass, for the same numbers (ours).
+    """
+    if x is not None and torch.is_autocast_enabled(x.device.type):
+        return x
+    return type(layer)._cast_input_dtype(layer, x, dtype)
+
+
+def bare(model: PeftModel | PreTrainedModel) -> PreTrainedModel:
+    """The language model itself, the adapter's layers inside."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def of_backbone(model: PeftModel | PreTrainedModel) -> list[nn.Parameter]:
+    """The weights that are not the adapter's."""
+    return [weight for name, weight in model.named_parameters() if ".lora_" not in name]
+
+
+def _check(model: PreTrainedModel, targets: list[str]) -> None:
+    for target in targets:
+        if not _linear(model, [target]):
+            known = sorted({name.rpartition(".")[2] for name in _linear(model, "all-linear")})
+            raise KavaError(
+                f"lora.targets: no linear layer of this {model.config.model_type} is called "
+                f"'{target}'; it has {', '.join(known)}"
+            )
+
+
+def _linear(model: PreTrainedModel, targets: list[str] | str) -> dict[str, nn.Module]:
+    """Linear layers by full name, the head apart, that end in one of the targets (peft's rule)."""
+    head = model.get_output_embeddings()
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not head
+    }
+    if isinstance(targets, str):
+        return found
+    return {
+        name: module
+        for name, module in found.items()
+        if any(name == target or name.endswith(f".{target}") for target in targets)
+    }

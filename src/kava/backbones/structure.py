@@ -1,0 +1,145 @@
+"""What differs from one family of backbones to the next, read off the model: no class is named.
+
+(The names of the layers that LoRA adapts are in `kava.backbones.lora`.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from kava.backbones import cache, masks
+from kava.backbones.thought import Thought
+from kava.errors import KavaError
+
+
+def layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder layers, in order.
+
+    Raises:
+        KavaError: they are not to be found.
+    """
+    number = model.config.get_text_config().num_hidden_layers
+    lists = (m for m in model.base_model.modules() if isinstance(m, nn.ModuleList))
+    found = next((one for one in lists if len(one) == number), None)
+    if found is None:
+        raise KavaError(
+            f"backbone of type {model.config.model_type}: no list of its {number} layers is found"
+        )
+    return list(found)
+
+
+@contextmanager
+def states_of_layers(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Inside the block the list fills with the first layer's input and each layer's output.
+
+    transformers' own way to them hangs hooks on every attention too, which compiled layers would
+    be interrupted by.
+    """
+    states: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> None:
+        if not states:
+            states.append(inputs[0] if inputs else named["hidden_states"])
+        states.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [layer.register_forward_hook(keep, with_kwargs=True) for layer in layers(model)]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def windows(model: PreTrainedModel) -> masks.Windows:
+    """The sliding window of a model's layers in positions, None where they see everything.
+
+    One for all layers, or one for each kind of layer in a model whose configuration names kinds
+    (`layer_types`): transformers takes one attention mask in the first case, a mask for each kind
+    in the second.
+
+    Raises:
+        KavaError: a kind of layer that has neither full nor sliding-window attention.
+    """
+    config = model.config
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "layer_types", None) is None:
+        return window
+    known = {"full_attention": None, "sliding_attention": window}
+    for kind in config.layer_types:
+        if kind not in known:
+            raise KavaError(
+                f"backbone of type {config.model_type}: layers of kind '{kind}' are not supported; "
+                f"known are {', '.join(known)}"
+            )
+    return {kind: known[kind] for kind in dict.fromkeys(config.layer_types)}
+
+
+def extend(
+    model: PreTrainedModel,
+    kinds: masks.Windows,
+    thought: Thought,
+    embeds: Tensor,
+    mask: Tensor,
+    hidden_states: bool = False,
+) -> tuple[BaseModelOutputWithPast, Thought]:
+    """Run new columns after a thought; see `Reasoner.extend`. `kinds` are the model's `windows`."""
+    past, held = thought.attention_mask, cache.fork(thought.past_key_values)
+    with states_of_layers(model) if hidden_states else nullcontext() as states:
+        output = model.base_model(
+            inputs_embeds=embeds,
+            attention_mask=masks.layer_masks(past, mask, kinds),
+            position_ids=masks.positions(past, mask),
+            past_key_values=held,
+            use_cache=True,
+        )
+    if hidden_states:
+        output.hidden_states = (*states[:-1], output.last_hidden_state)
+    return output, Thought(output.past_key_values, torch.cat((past, mask), dim=1))
+
+
+@torch.no_grad()
+def embeddings(model: PreTrainedModel) -> Tensor:
+    """Input embeddings [vocabulary, d] of all ids in fp32, as the layers get them.
+
+    Not the stored weight: a model may scale it on the way (Gemma).
+    """
+    table = model.get_input_embeddings()
+    return table(torch.arange(table.weight.shape[0], device=table.weight.device)).float()
+
+
+def unreadable_ids(model: PreTrainedModel, tokenizer: Any, added: Iterable[str]) -> list[int]:
+    """Ids that the model has a row for and its own tokenizer no text: never to be generated.
+
+    Published vocabularies are rounded up (Qwen), so tokens that are added to the tokenizer may
+    get such an id. Their embeddings are rows of our own; the model's row of that id stays unused.
+
+    Args:
+        added: tokens that this package added to the tokenizer.
+
+    Raises:
+        KavaError: the tokenizer has a token of text that the model has no row for.
+    """
+    rows, ours = model.get_input_embeddings().weight.shape[0], set(added)
+    readable = {id: text for text, id in tokenizer.get_vocab().items() if text not in ours}
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    needed = (readable.keys() - special) | {tokenizer.eos_token_id, tokenizer.bos_token_id} - {None}
+    if max(needed) >= rows:
+        raise KavaError(
+            f"tokenizer: the token {readable[max(needed)]!r} has id {max(needed)}, but this "
+            f"{model.config.model_type} has {rows} embedding rows; is it another model's tokenizer?"
+        )
+    return [id for id in range(rows) if id not in readable]
+
+
+def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """[..., d] to [..., vocabulary], with the soft cap of backbones that have one (Gemma-2)."""
+    scores = model.get_output_embeddings()(hidden)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return scores if cap is None else torch.tanh(scores / cap) * cap

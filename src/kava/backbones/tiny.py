@@ -1,0 +1,60 @@
+"""A tiny random backbone of any family, for smoke tests and for counting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from kava.backbones import loading, pretrained
+from kava.backbones.tokenizer import train_tokenizer
+from kava.data import load_examples
+from kava.errors import KavaError
+from kava.system.progress import no_bars
+from kava.types import ANSWER_PROMPT
+
+ROWS = 32
+
+
+def tiny_backbone(model_type: str, folder: Path, seed: int = 0) -> int:
+    """Save a tiny random backbone of a family with a tokenizer; returns its weights' number.
+
+    Raises:
+        KavaError: transformers knows no causal language model of that type, or it cannot be made
+            so small, or it cannot think here.
+    """
+    rows = load_examples("synthetic", "train", limit=ROWS)
+    texts = [t for row in rows for t in (row.question, *row.steps, ANSWER_PROMPT)]
+    tokenizer = train_tokenizer(texts, 320, "single")
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    torch.manual_seed(seed)
+    try:
+        config = AutoConfig.for_model(model_type, **shape)
+        model = pretrained.new_model(config, dtype=torch.float32)
+    except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise KavaError(
+                f"family: '{model_type}' is no causal language model that transformers knows; "
+                "it is the 'model_type' of the backbone's config.json"
+            ) from None
+        line = " ".join(str(error).split())[:200]
+        raise KavaError(f"family: no tiny '{model_type}' can be made for --smoke: {line}") from None
+    with no_bars():
+        loading.prepare(model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return sum(p.numel() for p in model.parameters())

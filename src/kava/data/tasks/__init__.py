@@ -1,0 +1,90 @@
+"""What a model is evaluated on. A new task is one new file in this folder.
+
+It holds `VERSION`, raised whenever its rows or their text change, so that scores of different
+versions are never put side by side, and `load(file, limit, **options) -> Task`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kava.data import call
+from kava.errors import KavaError
+from kava.recipe import registry
+from kava.types import Example
+
+
+@dataclass(frozen=True)
+class Task:
+    """The examples of one evaluation, in order, and where they come from."""
+
+    name: str
+    version: int
+    split: str
+    examples: list[Example]
+    source: str
+
+
+def load_task(
+    name: str,
+    *,
+    file: str | None = None,
+    limit: int | None = None,
+    options: dict[str, Any] | None = None,
+) -> Task:
+    """Load a task by its file name in this folder.
+
+    Args:
+        file: a local copy, for tasks that come from the Hub.
+        limit: the first `limit` examples only.
+        options: keyword arguments of the task.
+
+    Raises:
+        KavaError: unknown task or option; rows that cannot be had; `limit` below 1.
+    """
+    if limit is not None and limit < 1:
+        raise KavaError(f"task {name}: limit must be at least 1, not {limit}")
+    module = registry.module("tasks", name)
+    return call(module.load, f"task {name}", {"file": file, "limit": limit}, options or {})
+
+
+def local_copies(
+    command: str, tasks: Sequence[str], files: Sequence[str] | None
+) -> list[str | None]:
+    """The local copy of each task's rows: as many files as tasks, in their order, or none at all.
+
+    Raises:
+        KavaError: another number of files; says which task has none, or which file is of none.
+    """
+    if not files:
+        return [None] * len(tasks)
+    if not tasks:
+        raise KavaError(f"{command}: --file holds the rows of a task; name it with --task")
+    if len(files) != len(tasks):
+        less = len(files) < len(tasks)
+        which = (
+            f"none for {', '.join(tasks[len(files) :])}"
+            if less
+            else f"no task for {', '.join(files[len(tasks) :])}"
+        )
+        counted = f"{len(tasks)} task{'s' if len(tasks) > 1 else ''}"
+        raise KavaError(
+            f"{command}: {len(files)} --file for {counted}, {which}; give one for each task, in "
+            "the order of the tasks"
+        )
+    return list(files)
+
+
+def read_options(command: str, words: list[str]) -> dict[str, Any]:
+    """`key=value` words, values as in a recipe. Raises KavaError for a word of another form."""
+    from kava.recipe.load import parse
+
+    options = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign or not key:
+            raise KavaError(f"{command}: --option {word}: an option is written key=value")
+        options[key] = parse(value, f"{command}: --option {key}")
+    return options

@@ -1,0 +1,39 @@
+"""GSM8k-Aug, validation or test (Deng et al., arXiv:2405.14838).
+
+The 500 validation rows are part of GSM8K's training set; recipes choose on them. The 1,319 test
+questions are those of GSM8K test, with a step or two as equations.
+"""
+
+from __future__ import annotations
+
+from kava.data.gsm8k_aug import NAMES, ROWS
+from kava.data.tasks import Task
+from kava.data.tasks._rows import Source
+from kava.errors import unknown
+
+VERSION = 1
+
+
+def load(
+    file: str | None = None, limit: int | None = None, split: str = "test", form: str = "equation"
+) -> Task:
+    """One split from the Hub, or from `file`.
+
+    Scores on the validation rows are kept under a name of their own, `gsm8k_aug-validation`.
+
+    Args:
+        split: `validation` or `test`.
+        form: `equation` or `natural`, the form of the steps; questions and answers are the same.
+
+    Raises:
+        KavaError: unknown split or form; a broken row; without `limit`, another number of rows
+            than published.
+    """
+    splits = [name for name in ROWS if name != "train"]
+    if split not in splits:
+        raise unknown("split of task gsm8k_aug", split, splits)
+    if form not in NAMES:
+        raise unknown("form of task gsm8k_aug", form, list(NAMES))
+    source = Source(f"GSM8k-Aug {split}", f"gsm8k-aug-{split}", ROWS[split], NAMES[form], (split,))
+    name = "gsm8k_aug" if split == "test" else f"gsm8k_aug-{split}"
+    return Task(name, VERSION, split, *source.load(file, limit))

@@ -1,0 +1,289 @@
+"""Does it think? The same questions answered with the latents as they are and with others.
+
+If the latents carry the answer, other latents take it away, and those of another question bring
+that question's answer.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kava.backbones import rope
+from kava.data.tasks import Task
+from kava.errors import KavaError
+from kava.evaluation import paired
+from kava.evaluation.answers import (
+    HEADLINE,
+    RULES,
+    percent,
+    read_number,
+    standard_error,
+    without_number,
+)
+from kava.evaluation.interventions import (
+    INTERVENTIONS,
+    Latents,
+    Scene,
+    left_out,
+    partners,
+    replace_latents,
+)
+from kava.evaluation.runner import batches
+from kava.reasoning.answers import Answer
+from kava.reasoning.reasoner import Reasoner
+from kava.recipe import registry
+from kava.system import links
+from kava.system.environment import provenance
+from kava.system.files import write_json, write_whole
+from kava.types import Example
+
+RESULT, PLOT = "ablation.json", "ablation.png"
+BASELINE, SWAPPED = "as_they_are", "swapped"
+
+Answers = dict[str, list[Answer]]
+
+
+def check(reasoner: Reasoner) -> None:
+    """Raise a KavaError where there are no latents, or none that can be moved."""
+    if not reasoner.method.uses_latents:
+        names = registry.names("methods")
+        able = [name for name in names if registry.find("methods", name).uses_latents]
+        raise KavaError(
+            f"ablate: method '{reasoner.recipe.method}' has no latents to change; give a run of "
+            f"{', '.join(able[:-1])} or {able[-1]}"
+        )
+    rope.check(reasoner.lm, "moving a latent's key to another place", "ablate needs it")
+
+
+def ablate(
+    reasoner: Reasoner,
+    examples: Sequence[Example],
+    batch_size: int,
+    max_new_tokens: int,
+    seed: int = 0,
+    on_batch: Callable[[int], None] | None = None,
+) -> Answers:
+    """Answers to every example under each intervention, and with 0 to T iterations.
+
+    Interventions that mean nothing for the backbone have no row (`interventions.left_out`).
+
+    Answers are in the examples' order, and depend neither on `batch_size` nor on one another. The
+    iterations are those of a method that has them, up to the recipe's T, which is `as_they_are`.
+
+    Args:
+        seed: of everything that is drawn.
+        on_batch: told the number of examples done.
+
+    Raises:
+        KavaError: no latents, latents that cannot be moved, or fewer than two examples.
+    """
+    check(reasoner)
+    if len(examples) < 2:
+        raise KavaError(f"ablate: latents are swapped between questions, and there is "
+                        f"{len(examples)}; give at least two")  # fmt: skip
+    partner_of = partners(len(examples), seed)
+    found: dict[str, dict[int, Answer]] = {}
+    training, done = reasoner.training, 0
+    reasoner.eval()
+    for chosen in batches(examples, batch_size):
+        for name, answers in _batch(
+            reasoner, examples, chosen, partner_of, max_new_tokens, seed
+        ).items():
+            found.setdefault(name, {}).update(zip(chosen, answers, strict=True))
+        done += len(chosen)
+        if on_batch:
+            on_batch(done)
+    reasoner.train(training)
+    return {name: [by[i] for i in range(len(examples))] for name, by in found.items()}
+
+
+def _batch(
+    reasoner: Reasoner,
+    examples: Sequence[Example],
+    chosen: list[int],
+    partner_of: list[int],
+    max_new_tokens: int,
+    seed: int,
+) -> Answers:
+    """All rows of the table for some of the examples."""
+    questions = [examples[i].question for i in chosen]
+    thinking = reasoner.think(questions)
+    own = Latents.of(thinking)
+    other = Latents.of(reasoner.think([examples[partner_of[i]].question for i in chosen]))
+    answers: Answers = {}
+    for name, intervene in INTERVENTIONS.items():
+        if name in left_out(reasoner.lm):
+            continue
+        draws = [random.Random(f"{name}/{seed}/{i}") for i in chosen]
+        pairs = intervene(Scene(reasoner.lm, own, other, draws))
+        changed = replace_latents(reasoner, thinking, own, pairs)
+        answers[name] = reasoner.answer(changed, max_new_tokens)
+    last = reasoner.recipe.num_iterations if reasoner.method.iterates else -1
+    for t in range(last + 1):
+        if t == last:
+            answers[iterations(t)] = answers[BASELINE]
+            break
+        # Through the same two steps as the row it is compared with: <eot> in a call of its own.
+        early = reasoner.think(questions, num_iterations=t)
+        latents = Latents.of(early)
+        early = replace_latents(reasoner, early, latents, latents.key_values)
+        answers[iterations(t)] = reasoner.answer(early, max_new_tokens)
+    return answers
+
+
+def iterations(count: int) -> str:
+    """The name of the row with so many iterations."""
+    return f"iterations_{count}"
+
+
+def measure(examples: Sequence[Example], answers: Answers, seed: int = 0) -> dict[str, Any]:
+    """Rows and chance levels, from answers in the examples' order.
+
+    Returns:
+        `rows`, each with `accuracy` in percent, its standard error and 95 % interval (Wilson);
+        `difference` to the latents as they are in percent points with its 95 % interval (paired
+        bootstrap) and McNemar's exact p; `changed`, the percentage of questions that got another
+        text; `forward_passes`, as `kava eval` counts them. The row `swapped` also has
+        `partner_accuracy`, the percentage of answers that are right for the other question.
+        `chance`: see `chance`.
+    """
+    partner_of = partners(len(examples), seed)
+    hits = {name: _hits(examples, given) for name, given in answers.items()}
+    rows = []
+    for name, given in answers.items():
+        row = _row(name, given, hits[name], answers[BASELINE], hits[BASELINE], seed)
+        if name == SWAPPED:
+            theirs = sum(_hits([examples[i] for i in partner_of], given))
+            row["partner_accuracy"] = percent(theirs, len(given))
+            row["partner_accuracy_interval"] = _rounded(paired.wilson(theirs, len(given)))
+        rows.append(row)
+    return {"rows": rows, "chance": chance(examples)}
+
+
+def chance(examples: Sequence[Example]) -> dict[str, float]:
+    """What answering without thinking would score by the headline, in percent.
+
+    other_question: the right answer of another question, drawn from all the others.
+    most_frequent: always the answer that is right most often.
+    """
+    numbers = (read_number(example.answer) for example in examples)
+    counts = Counter(number for number in numbers if number is not None).values()
+    n = len(examples)
+    alike = sum(count * (count - 1) for count in counts)
+    return {
+        "other_question": percent(alike, n * (n - 1)),
+        "most_frequent": percent(max(counts, default=0), n),
+    }
+
+
+def _hits(examples: Sequence[Example], answers: Sequence[Answer]) -> list[bool]:
+    rule, pairs = RULES[HEADLINE], zip(examples, answers, strict=True)
+    return [rule(answer.text, example.answer) for example, answer in pairs]
+
+
+def _row(
+    name: str,
+    answers: Sequence[Answer],
+    hits: list[bool],
+    as_they_are: Sequence[Answer],
+    as_they_are_hits: list[bool],
+    seed: int,
+) -> dict[str, Any]:
+    n, right = len(hits), sum(hits)
+    other = sum(a.text != b.text for a, b in zip(answers, as_they_are, strict=True))
+    return {
+        "name": name,
+        "n": n,
+        "accuracy": percent(right, n),
+        "accuracy_se": standard_error(right, n),
+        "accuracy_interval": _rounded(paired.wilson(right, n)),
+        "difference": round(paired.difference(hits, as_they_are_hits), 2),
+        "difference_interval": _rounded(paired.paired_bootstrap(hits, as_they_are_hits, seed)),
+        "mcnemar_p": float(f"{paired.mcnemar(hits, as_they_are_hits):.3g}"),
+        "changed": percent(other, n),
+        "forward_passes": round(sum(a.forward_passes for a in answers) / n, 3),
+        "unfinished": sum(not a.finished for a in answers),
+    }
+
+
+def _rounded(interval: tuple[float, float]) -> list[float]:
+    return [round(end, 2) for end in interval]
+
+
+# -- the run folder ------------------------------------------------------------------------------
+
+
+def ablate_task(
+    reasoner: Reasoner,
+    task: Task,
+    folder: Path,
+    batch_size: int | None = None,
+    seed: int = 0,
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Measure on a task; table and predictions go into the folder. Returns the table.
+
+    Raises:
+        KavaError: see `ablate`; the folder holds the ablation of another task, or the seed is out
+            of range.
+    """
+    paired.check_seed(seed)
+    for place in (folder / PLOT, folder / RESULT):
+        links.check(place)
+    links.check_tree(folder / "predictions")
+    _check_folder(folder, task.name)
+    settings, recipe = reasoner.recipe.eval, reasoner.recipe
+    batch_size = batch_size or settings.batch_size
+    answers = ablate(reasoner, task.examples, batch_size, settings.max_new_tokens, seed, on_batch)
+    table = {
+        "method": recipe.method,
+        "num_latents": recipe.num_latents,
+        "num_iterations": recipe.num_iterations if reasoner.method.iterates else None,
+        "task": task.name,
+        "version": task.version,
+        "split": task.split,
+        "source": task.source,
+        "rule": HEADLINE,
+        "seed": seed,
+        "batch_size": batch_size,
+        **measure(task.examples, answers, seed),
+        "left_out": left_out(reasoner.lm),
+        "note": without_number(example.answer for example in task.examples),
+        **provenance(),
+    }
+    _write_predictions(folder, task.examples, answers, seed)
+    write_json(folder / RESULT, table)
+    return table
+
+
+def _check_folder(folder: Path, task: str) -> None:
+    file = folder / RESULT
+    if not file.is_file():
+        return
+    try:
+        there = json.loads(file.read_text(encoding="utf-8"))["task"]
+    except (ValueError, KeyError, TypeError):
+        raise KavaError(f"{file}: not an ablation's result; give another folder with -o") from None
+    if there != task:
+        raise KavaError(f"{file} is of task '{there}'; give another folder for '{task}' with -o")
+
+
+def _write_predictions(
+    folder: Path, examples: Sequence[Example], answers: Answers, seed: int
+) -> None:
+    """One file in `predictions/ablation` per row of the table, one JSON line per example."""
+    partner_of = partners(len(examples), seed)
+    for name, given in answers.items():
+        lines, hits = [], _hits(examples, given)
+        for i, (example, answer) in enumerate(zip(examples, given, strict=True)):
+            record: dict[str, Any] = {"id": example.id, "prediction": answer.text}
+            if name == SWAPPED:
+                record["partner"] = examples[partner_of[i]].id
+            record["correct"] = {HEADLINE: hits[i]}
+            lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+        write_whole(folder / "predictions" / "ablation" / f"{name}.jsonl", "".join(lines), folder)

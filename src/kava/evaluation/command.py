@@ -1,0 +1,119 @@
+"""`kava eval`: tasks scored one after the other, one line each."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kava.data.tasks import Task, load_task, local_copies, read_options
+from kava.errors import KavaError
+from kava.evaluation.answers import without_number
+from kava.evaluation.runner import check_room
+from kava.evaluation.score import score_run
+from kava.reasoning.open import open_reasoner
+from kava.recipe.schema import Recipe
+from kava.runs.folder import check_scores
+from kava.runs.layout import RESULT
+from kava.system import assets, distributed
+from kava.system.files import check_writable
+from kava.system.text import memory
+
+
+def evaluate_tasks(
+    run: str,
+    tasks: list[str],
+    files: list[str] | None,
+    limit: int | None,
+    batch_size: int | None,
+    options: list[str],
+    output: Path | None,
+    backbone: str | None,
+    console: Console,
+) -> dict[str, dict[str, Any]]:
+    """Score and print; results go into the run folder, or into `output`.
+
+    Args:
+        files: local copies of the tasks' rows, one for each in their order; else the Hub is asked.
+
+    Raises:
+        KavaError: no task, one named twice or unknown; rows that cannot be had, or that the
+            backbone has no positions for; files that are not one for each task; see
+            `result_folder`.
+    """
+    tasks = [name.strip() for name in tasks]
+    if not tasks:
+        raise KavaError("eval: no task is named; give --task, such as gsm8k or gsm8k,svamp")
+    if twice := next((name for name in tasks if tasks.count(name) > 1), None):
+        raise KavaError(f"eval: task '{twice}' is named twice; name each once")
+    copies = local_copies("eval", tasks, files)
+    given = read_options("eval", options)
+    reasoner = distributed.main_first(lambda: open_reasoner(run, backbone))
+    folder = result_folder("eval", run, output)
+
+    def load(name: str, file: str | None) -> Task:
+        options = task_options(reasoner.recipe, name, given)
+        return load_task(name, file=file, limit=limit, options=options)
+
+    loaded = [
+        distributed.main_first(partial(load, *one)) for one in zip(tasks, copies, strict=True)
+    ]
+    for task in loaded:
+        check_room(reasoner, task.examples)
+        distributed.on_main(partial(check_scores, folder, task.name))
+    summaries = {}
+    for task in loaded:
+        summary = score_run(reasoner, task, folder, batch_size).summary
+        summaries[task.name] = summary
+        console.print(line(task.name, summary), highlight=False)
+        if note := without_number(example.answer for example in task.examples):
+            console.print(note, highlight=False)
+    console.print(f"predictions and scores in {folder}", highlight=False)
+    return summaries
+
+
+def result_folder(command: str, run: str, output: Path | None) -> Path:
+    """Where results go: the run folder, if no other is given.
+
+    Not a folder named like a checkpoint that lies on the Hub or ships with kava: it would be taken
+    for that checkpoint from then on.
+
+    Raises:
+        KavaError: a checkpoint or a model that lies in no run folder, and no `output`; a file
+            where the folder is to be; a place where nothing can be written.
+    """
+    given = assets.at_home(run)
+    places = (given, given.parent)
+    folder = output or next((p for p in places if (p / "checkpoint/kava.json").is_file()), None)
+    if folder is None:
+        raise KavaError(
+            f"{command}: {run} is not a run folder; say where results go with -o FOLDER"
+        )
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise KavaError(f"{path} is a file; results go into a folder: give another --output")
+    distributed.on_main(lambda: check_writable(folder / RESULT))
+    return folder
+
+
+def line(task: str, summary: dict[str, Any]) -> str:
+    """One task's numbers in a line."""
+    rules = ", ".join(f"{rule} {value}" for rule, value in summary["accuracy_by_rule"].items())
+    return (
+        f"{task}: {summary['accuracy']} ± {round(summary['accuracy_se'], 2)} % of {summary['n']} "
+        f"(± is one standard error; by rule: {rules}); "
+        f"{summary['forward_passes']} forward passes, "
+        f"{summary['ms_per_question']} ms per question alone, "
+        f"{summary['ms_per_question_in_batch']} in a batch of {summary['batch_size']} "
+        f"({summary['tokens_per_second']} tokens/s, at most "
+        f"{memory(summary['peak_memory']['bytes'])} of {summary['peak_memory']['of']} memory)"
+        + (f"; {summary['unfinished']} cut off" if summary["unfinished"] else "")
+    )
+
+
+def task_options(recipe: Recipe, name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The problems a run was trained on are the ones it is asked, unless options say otherwise."""
+    data = recipe.data
+    return {**(data.options if data.train == name == "synthetic" else {}), **given}

@@ -1,0 +1,62 @@
+"""Score a reasoner on a task into a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kava.data import rows_hash
+from kava.data.tasks import Task
+from kava.evaluation.runner import Evaluation, evaluate
+from kava.reasoning import checkpoint
+from kava.reasoning.reasoner import Reasoner
+from kava.runs.folder import check_scores, read_result, writing_scores
+from kava.runs.layout import RESULT
+from kava.system import distributed
+from kava.system.environment import provenance
+from kava.system.files import write_json
+
+
+def score_run(
+    reasoner: Reasoner,
+    task: Task,
+    run: Path,
+    batch_size: int | None = None,
+    timed_alone: int = 50,
+    on_batch: Any = None,
+) -> Evaluation:
+    """Evaluate on a task; predictions and scores go into the run folder.
+
+    Raises:
+        KavaError: see `check_scores` and `evaluate`.
+    """
+    distributed.on_main(lambda: check_scores(run, task.name))
+    settings = reasoner.recipe.eval
+    result = evaluate(
+        reasoner,
+        task.examples,
+        batch_size or settings.batch_size,
+        settings.max_new_tokens,
+        timed_alone=timed_alone,
+        on_batch=on_batch,
+    )
+
+    def write() -> None:
+        score = {
+            "version": task.version,
+            "split": task.split,
+            "source": task.source,
+            "sha256": rows_hash(task.examples),
+            **result.summary,
+            **provenance(),
+        }
+        result.write_predictions(run / "predictions" / f"{task.name}.jsonl", run)
+        with writing_scores(run):
+            written = read_result(run) or {"method": reasoner.recipe.method, "scores": {}}
+            written.setdefault("scores", {})[task.name] = score
+            write_json(run / RESULT, written)
+            if (run / "checkpoint" / "kava.json").is_file():
+                checkpoint.remember(run / "checkpoint", written)
+
+    distributed.on_main(write)
+    return result

@@ -1,0 +1,154 @@
+"""`kava score`: predictions from anywhere, read by every rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kava.data.files import read_rows, to_examples
+from kava.data.tasks import load_task
+from kava.data.tasks._rows import unfold
+from kava.errors import KavaError
+from kava.evaluation.answers import HEADLINE, RULES, percent, score, standard_error, without_number
+from kava.types import Example
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Prediction = tuple[str, str | None, str]  # where it stands; its id, if it has one; the text
+
+
+def score_file(
+    predictions: Path,
+    task: str | None,
+    data: Path | None,
+    file: str | None,
+    limit: int | None,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """How many predictions are right, by rule: `{"n": ..., "correct": {rule: count}}`.
+
+    With `note`, a line, where right answers hold no number (`without_number`).
+
+    Args:
+        predictions: rows with `prediction`, a text, and perhaps `id`: as `kava eval` writes them.
+        task: what they answer; `file` is a local copy of its rows.
+        data: or rows with `question`, `answer` and perhaps `id`.
+        limit: the first `limit` rows of the task or the data; there must be as many predictions.
+
+    Raises:
+        KavaError: not exactly one of `task` and `data`; rows that cannot be had or read;
+            predictions that are not one for each row (`paired`).
+    """
+    if (task is None) == (data is None):
+        raise KavaError("score: give the right answers, by --task NAME or --data FILE, one of both")
+    if data and (file or options):
+        raise KavaError("score: --file and --option are of a task; --data is a file already")
+    if data:
+        source = str(data)
+        examples = to_examples(unfold(read_rows(data)), source, data.stem, limit)
+    else:
+        loaded = load_task(task, file=file, limit=limit, options=options)
+        source, examples = f"task {loaded.name} ({loaded.source})", loaded.examples
+    pairs = paired(read_predictions(predictions), examples, str(predictions), source)
+    correct = [score(text, example.answer) for example, text in pairs]
+    note = without_number(example.answer for example in examples)
+    return {
+        "n": len(pairs),
+        "correct": {rule: sum(c[rule] for c in correct) for rule in RULES},
+        **({"note": note} if note else {}),
+    }
+
+
+def read_predictions(file: Path) -> list[Prediction]:
+    """Rows of a predictions file.
+
+    Raises:
+        KavaError: a row without a text as its `prediction`, by line; no rows.
+    """
+    found: list[Prediction] = []
+    for where, row in read_rows(file):
+        if "prediction" not in row:
+            raise KavaError(f"{where}: no field 'prediction'; the row has: {', '.join(row)}")
+        if not isinstance(row["prediction"], str):
+            told = repr(row["prediction"])[:60]
+            raise KavaError(f"{where}: 'prediction' must be the text that was written, not {told}")
+        identity = row.get("id")
+        found.append((where, None if identity is None else str(identity), row["prediction"]))
+    if not found:
+        raise KavaError(f"{file} holds no rows")
+    return found
+
+
+def paired(
+    predictions: Sequence[Prediction], examples: Sequence[Example], file: str, source: str
+) -> list[tuple[Example, str]]:
+    """Each example with its prediction: by id if every prediction has one, else by order.
+
+    Raises:
+        KavaError: by id, an id that is no example's or comes twice, or an example without a
+            prediction; by order, another number of predictions, or an id that is not the one of
+            its place.
+    """
+    if any(identity is None for _, identity, _ in predictions):
+        return _by_order(predictions, examples, file, source)
+    known = {example.id for example in examples}
+    texts: dict[str, tuple[str, str]] = {}
+    for where, identity, text in predictions:
+        if identity not in known:
+            raise KavaError(
+                f"{where}: id '{identity}' is not of {source}, whose {len(examples):,} ids are like"
+                f" '{examples[0].id}'; rows without any id are matched by their order"
+            )
+        if identity in texts:
+            raise KavaError(f"{where}: id '{identity}' is already that of {texts[identity][0]}")
+        texts[identity] = where, text
+    missing = [example.id for example in examples if example.id not in texts]
+    if missing:
+        raise KavaError(
+            f"{file} has {len(texts):,} rows and {source} has {len(examples):,}; the first without"
+            f" a prediction is '{missing[0]}'"
+        )
+    return [(example, texts[example.id][1]) for example in examples]
+
+
+def table(result: dict[str, Any], title: str) -> Table:
+    """Rule, correct, accuracy ± one standard error; the headline first, marked and bold.
+
+    Below it the note, if there is one.
+    """
+    from rich import box
+    from rich.table import Table
+
+    n, note = result["n"], f"\n{result['note']}" if "note" in result else ""
+    shown = Table(
+        title=title,
+        caption=f"n = {n:,}; ± is one standard error; * the headline{note}",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+    )
+    for heading, side in (("rule", "left"), ("correct", "right"), ("accuracy (%)", "right")):
+        shown.add_column(heading, justify=side)
+    for rule, hits in result["correct"].items():
+        mark = "*" if rule == HEADLINE else " "
+        accuracy = f"{percent(hits, n):.2f} ± {standard_error(hits, n):.2f}"
+        shown.add_row(f"{rule} {mark}", f"{hits:,}", accuracy, style="bold" if mark == "*" else "")
+    return shown
+
+
+def _by_order(
+    predictions: Sequence[Prediction], examples: Sequence[Example], file: str, source: str
+) -> list[tuple[Example, str]]:
+    if len(predictions) != len(examples):
+        raise KavaError(
+            f"{file} has {len(predictions):,} rows and {source} has {len(examples):,}; without an"
+            " id in every row they are matched by order, one for each"
+        )
+    for (where, identity, _), example in zip(predictions, examples, strict=True):
+        if identity not in (None, example.id):
+            raise KavaError(
+                f"{where}: id '{identity}' stands where {source} has '{example.id}'; other rows"
+                " have no id, so they are matched by order"
+            )
+    return [(e, text) for e, (_, _, text) in zip(examples, predictions, strict=True)]

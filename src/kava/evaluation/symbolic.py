@@ -1,0 +1,99 @@
+"""math-verify, asked from any thread, bounded in time and memory, and deterministic.
+
+math-verify (Hugging Face, 0.9) reads LaTeX and expressions with sympy. Its own time-out is a signal
+alarm: only the main thread can set one, and `9^9^9` or an integral outlive it. So it runs in one
+process of its own, started when first needed, whose limits the operating system keeps.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from threading import Lock
+
+from kava.errors import KavaError
+
+LONGEST = 2_000  # characters of a text that are read
+
+_lock = Lock()
+_worker: _Worker | None = None
+
+
+def agrees(text: str, gold: str) -> bool:
+    """Whether math-verify finds `gold` in `text`.
+
+    What takes it more than a second of processor time, or 4 GiB, or what it dies of, is wrong.
+
+    Raises:
+        KavaError: math-verify cannot be started at all.
+    """
+    global _worker
+    with _lock:
+        for _ in range(2):  # once more, with a new process, if something else ended the old one
+            if _worker is None or _worker.owner != os.getpid():  # a fork does not share it
+                _worker = _Worker()
+            answer = _worker.ask(text, gold)
+            if answer is not None:
+                return answer
+            over_time = _worker.close() == -signal.SIGPROF
+            _worker = None
+            if over_time:
+                return False
+        return False
+
+
+class _Worker:
+    """A running `_symbolic_worker`."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        with tempfile.TemporaryFile() as complaints:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "kava.evaluation._symbolic_worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                env=_environment(),
+                start_new_session=True,  # an interruption at the keyboard is not meant for it
+            )
+            if self.process.stdout.readline() != b"ready\n":
+                self.close()
+                complaints.seek(0)
+                last = complaints.read().decode(errors="replace").strip().rpartition("\n")[2]
+                raise KavaError(f"math-verify cannot be started ({last}); pip install math-verify")
+
+    def ask(self, text: str, gold: str) -> bool | None:
+        """None if the process ended over it."""
+        try:
+            self.process.stdin.write(json.dumps([text, gold]).encode() + b"\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except OSError:
+            return None
+        return json.loads(line) if line.endswith(b"\n") else None
+
+    def close(self) -> int:
+        """End it, if it has not ended; returns its exit status."""
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        self.process.stdout.close()
+        return self.process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with its import path and one order of sets."""
+    path = os.pathsep.join(place or os.getcwd() for place in sys.path)
+    fixed = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONHASHSEED": "0"}
+    return {**os.environ, **fixed, "PYTHONWARNINGS": "ignore"}
+
+
+@atexit.register
+def _end() -> None:
+    if _worker is not None and _worker.owner == os.getpid():
+        _worker.close()

@@ -1,0 +1,98 @@
+"""Our `rkv` as a press of NVIDIA's kvpress, which has to be installed (the extra `kvpress`).
+
+    from kava.inference.kvpress import RKVPress
+
+    with RKVPress(compression_ratio=0.5)(model):
+        model(input_ids, past_key_values=cache)
+
+A press compresses a prompt after it has been read; kvpress's `DecodingPress(RKVPress(), ...)` goes
+on while decoding. The score is that of `kava.reasoning.evictions.rkv`, with the last `window`
+tokens as observers in place of an answer; they always stay. The budget is kvpress's: a ratio, of
+every row alike. kvpress hands no mask to a press, so a batch must not be padded; it puts kept
+tokens in the order of their scores. `kava.inference.compressed` has neither limit.
+
+This file and what it imports need no more of transformers than kvpress allows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kava.backbones.attention import answer_attention
+from kava.errors import KavaError
+from kava.reasoning.evictions import Scored
+from kava.reasoning.evictions.rkv import RKV
+
+try:
+    from kvpress import ScorerPress
+    from kvpress.utils import get_prerope_query_states
+except ImportError as error:
+    raise KavaError(
+        f"kava.inference.kvpress needs NVIDIA's kvpress ({error}); pip install kvpress, in an "
+        "environment whose transformers it allows"
+    ) from None
+
+#: Above every score: importance and redundancy are at most 1.
+KEPT = 2.0
+
+
+@dataclass
+class RKVPress(ScorerPress):
+    """S = lambda I + (1 - lambda) R (KaVa, Listing 1).
+
+    Args:
+        compression_ratio: share of the tokens that goes.
+        window: how many of the last tokens observe, and stay.
+        lam: lambda.
+
+    Raises:
+        KavaError: `window` or `lam` is out of range.
+    """
+
+    compression_ratio: float = 0.0
+    window: int = 8
+    lam: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window < 1 or not 0 <= self.lam <= 1:
+            raise KavaError(
+                f"RKVPress: window is {self.window}, lam {self.lam}; give 1 or more, and 0 to 1"
+            )
+
+    def score(
+        self,
+        module: nn.Module,
+        hidden_states: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        attentions: Tensor | None,
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        """[B, H, S]; see kvpress's ScorerPress for the arguments.
+
+        Observers are the last `window` of `hidden_states`, or as many as there are.
+        """
+        batch, window = keys.shape[0], min(self.window, hidden_states.shape[1])
+        candidates = keys[:, :, :-window]
+        queries = get_prerope_query_states(module, hidden_states[:, -window:])
+        queries = _turn(queries, *kwargs["position_embeddings"])
+        before = torch.ones(batch, candidates.shape[2], dtype=torch.bool, device=keys.device)
+        observing = torch.ones(batch, window, dtype=torch.bool, device=keys.device)
+        attention = answer_attention(queries, candidates, before, module.scaling)
+        scores = RKV(lam=self.lam).score(Scored(candidates, before, attention, observing))
+        return nn.functional.pad(scores, (0, window), value=KEPT)
+
+
+def _turn(queries: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of queries [B, heads, n, D]; cos and sin end at the last of them.
+
+    While decoding, kvpress knows the rotation of the newest token alone, and all turn by that.
+    """
+    cos, sin = (part[:, None, -queries.shape[2] :].to(queries.dtype) for part in (cos, sin))
+    left, right = queries.chunk(2, dim=-1)
+    return queries * cos + torch.cat((-right, left), dim=-1) * sin

@@ -1,0 +1,118 @@
+"""`kava ask`: one question, one answer, and what was thought in between."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from kava.errors import KavaError
+from kava.inference import compressed
+from kava.inspect.decoded import decode_latents
+from kava.reasoning.context_window import positions
+from kava.reasoning.reasoner import Reasoner
+from kava.recipe.load import parse
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to ask. `num_iterations` None is the recipe's; `compress` None leaves the cache alone."""
+
+    show_thoughts: bool = False
+    num_iterations: int | None = None
+    max_new_tokens: int = 256
+    compress: compressed.Plan | None = None
+
+
+_SETTING = re.compile(r"[a-z_]+=\S+")
+
+
+def read_words(
+    words: Sequence[str], compress: str | None
+) -> tuple[list[str], compressed.Plan | None]:
+    """Part the words of a command line into run and question, and the settings of `--compress`.
+
+    A setting is one word such as budget=128; without `--compress` there are none.
+
+    Raises:
+        KavaError: an unknown eviction or setting, a value that does not do, or too many words.
+    """
+    settings = [word for word in words if compress and _SETTING.fullmatch(word)]
+    others = [word for word in words if word not in settings]
+    if len(others) > 2:
+        raise KavaError(
+            f"ask: {' '.join(others[2:])!r} is too much; give a run folder and one question, in "
+            "quotes (settings of --compress are written key=value)"
+        )
+    if compress is None:
+        return others, None
+    values = {key: _value(text) for key, _, text in (word.partition("=") for word in settings)}
+    return others, compressed.plan(compress, **values)
+
+
+def _value(text: str) -> Any:
+    try:
+        return parse(text, "ask")
+    except KavaError:
+        return text
+
+
+def answer_one(reasoner: Reasoner, question: str, settings: Settings, console: Console) -> None:
+    """Print the answer, the forward passes and the milliseconds.
+
+    Raises:
+        KavaError: the question is empty, no valid Unicode, or too long for the backbone.
+    """
+    if not question.strip():
+        raise KavaError("ask: the question is empty")
+    plan, tokens = settings.compress, settings.max_new_tokens
+    begin = time.perf_counter()
+    with compressed.compressed(reasoner.lm, plan) if plan else nullcontext() as log:
+        answer = reasoner.answer(reasoner.think(question, settings.num_iterations), tokens)[0]
+    elapsed = 1000 * (time.perf_counter() - begin)
+    console.print(answer.text.strip(), highlight=False, markup=False)
+    cut = "" if answer.finished else f", cut off at {answer.generated_tokens} new tokens"
+    if cut and answer.generated_tokens < tokens:
+        cut += f", where the backbone's {positions(reasoner)} positions end"
+    cache = f", cache: at most {log.held} columns of {log.seen}" if log else ""
+    console.print(
+        f"{answer.forward_passes} forward passes, {elapsed:.0f} ms{cut}{cache}",
+        highlight=False,
+        style="dim",
+    )
+    if settings.show_thoughts:
+        show_thoughts(reasoner, question, settings, console)
+
+
+def answer_stream(
+    reasoner: Reasoner, lines: Iterable[str], settings: Settings, console: Console
+) -> None:
+    """Answer each line; an empty one is skipped. On a terminal, a prompt is shown.
+
+    Raises:
+        KavaError: as `answer_one`, with the line's number; answers before it have been printed.
+    """
+    if sys.stdin.isatty():
+        console.print("one question per line; end with Ctrl-D", style="dim")
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                answer_one(reasoner, line.strip(), settings, console)
+            except KavaError as error:
+                raise KavaError(f"ask: line {number} of the input: {error}") from None
+
+
+def show_thoughts(reasoner: Reasoner, question: str, settings: Settings, console: Console) -> None:
+    """The likeliest tokens of each latent after the last iteration, with probabilities."""
+    decoded = decode_latents(reasoner, question, settings.num_iterations)
+    if not decoded:
+        console.print(f"method '{reasoner.recipe.method}' thinks in no latent tokens")
+    for number, tokens in enumerate(decoded, start=1):
+        words = "  ".join(f"{word!r} {probability:.2f}" for word, probability in tokens)
+        console.print(f"latent {number:2d}  {words}", highlight=False, markup=False)

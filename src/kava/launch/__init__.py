@@ -1,9 +1,0 @@
-"""Where the runs of a sweep are carried out: on this machine, or as jobs of SLURM.
-
-attempt.py   one run: what is to do about it, and doing it
-local.py     one run after the other, here
-slurm.py     a job for each run, through submitit
-queue.py     what SLURM says of its jobs
-record.py    what a sweep's folder remembers: its runs, their jobs
-status.py    `kava sweep --status`
-"""

@@ -1,1 +1,0 @@
-"""Training methods. One file each; the file's name is the method's name in a recipe."""

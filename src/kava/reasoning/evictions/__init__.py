@@ -1,0 +1,7 @@
+"""Cache compressors. One file each; the file's name is `kv.eviction.name` in a recipe."""
+
+from __future__ import annotations
+
+from kava.reasoning.evictions._base import Eviction, Scored, best, gather
+
+__all__ = ["Eviction", "Scored", "best", "gather"]

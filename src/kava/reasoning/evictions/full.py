@@ -1,0 +1,25 @@
+"""Keep everything; for traces no longer than the latents."""
+
+from torch import Tensor
+
+from kava.errors import KavaError
+from kava.reasoning.evictions._base import Eviction, Scored
+
+
+class Full(Eviction):
+    """No compression."""
+
+    def check(self, longest: int, budget: int) -> None:
+        """Raise where something would have to go."""
+        if longest > budget:
+            raise KavaError(
+                f"kv.eviction.name: 'full' keeps everything, but a reasoning trace of {longest} "
+                f"tokens does not fit num_latents {budget}; raise num_latents or choose 'rkv'"
+            )
+
+    def score(self, scored: Scored) -> Tensor:
+        """[B, H, C], all alike."""
+        return scored.keys.new_zeros(scored.keys.shape[:3])
+
+
+IMPLEMENTATION = Full

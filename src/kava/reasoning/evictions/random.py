@@ -1,0 +1,17 @@
+"""Keep tokens at random, for comparison. Drawn from torch's generator, so a seed fixes it."""
+
+import torch
+from torch import Tensor
+
+from kava.reasoning.evictions._base import Eviction, Scored
+
+
+class Random(Eviction):
+    """S is uniform noise, fresh in every call, layer and head."""
+
+    def score(self, scored: Scored) -> Tensor:
+        """[B, H, C]."""
+        return torch.rand(scored.keys.shape[:3], device=scored.keys.device)
+
+
+IMPLEMENTATION = Random

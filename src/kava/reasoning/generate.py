@@ -1,0 +1,258 @@
+"""A thought continued by transformers' `generate`: what can be asked for, and where rows end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    EosTokenCriteria,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+
+from kava.backbones import cache
+from kava.errors import KavaError
+from kava.reasoning import context_window
+from kava.reasoning.answers import Thinking
+from kava.reasoning.interface import ReasonerProtocol
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """New tokens after a thought, several rows for each where several answers were asked for.
+
+    ids: [B, n], pads after a row's end.
+    lengths: [B], tokens of each row, what ended it included.
+    finished: [B], false where `max_new_tokens`, `max_time` or the backbone's positions cut it off.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    finished: Tensor
+
+
+def whole_number(name: str, value: Any, least: int) -> None:
+    """Raise a KavaError where a value is no whole number from `least` on."""
+    if type(value) is not int or value < least:
+        raise KavaError(f"{name} is {value!r}; give a whole number, {least} or more")
+
+
+#: What continuing a thought cannot do: the value that asks for nothing, and what to do instead.
+_REFUSED: dict[str, tuple[Any, str]] = {
+    "use_cache": (True, "an answer continues the cache that the thought is; leave it out"),
+    "return_dict_in_generate": (False, "Reasoner.answer tells more of each answer than its text"),
+    "generation_config": (None, "give its fields as options, such as do_sample=True"),
+    "max_length": (None, "it would count the question too; give max_new_tokens"),
+    "min_length": (0, "it would count the question too; give min_new_tokens"),
+    "cache_implementation": (None, "an answer continues the cache that the thought is"),
+    **dict.fromkeys(
+        (
+            "inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids",
+            "past_key_values",
+        ),
+        (None, "question and thought are its input"),
+    ),
+    "synced_gpus": (False, "leave it out"),
+    # Of transformers' pipeline:
+    "return_tensors": (False, "Reasoner.continue_from gives token ids"),
+    "return_text": (True, "the text is what is returned"),
+    "return_type": (None, "return_full_text says whether the question is returned too"),
+    "clean_up_tokenization_spaces": (None, "the tokenizer's own setting holds"),
+    "handle_long_generation": (None, "a question that is too long is refused"),
+    "truncation": (False, "a question that is too long is refused"),
+    "prefix": (None, "write it into the question"),
+    "stop_sequence": (None, "give stop_strings"),
+    "continue_final_message": (False, "a reasoner begins its answer itself"),
+    "tokenizer_encode_kwargs": (None, "questions are encoded as in training"),
+}  # fmt: skip
+
+
+def refuse(options: dict[str, Any]) -> dict[str, Any]:
+    """The options without those that ask for nothing.
+
+    Raises:
+        KavaError: one that is not possible, by name.
+    """
+    for name, (nothing, instead) in _REFUSED.items():
+        value = options.get(name)
+        if value is not None and value is not nothing:
+            raise KavaError(f"{name} is not possible for a reasoner; {instead}")
+    return {name: value for name, value in options.items() if name not in _REFUSED}
+
+
+def continue_thought(
+    reasoner: ReasonerProtocol, thinking: Thinking, max_new_tokens: int, options: dict[str, Any]
+) -> Continuation:
+    """Generate after a thought; see `Reasoner.continue_from`."""
+    whole_number("max_new_tokens", max_new_tokens, 1)
+    options = refuse(options)
+    thought, prompt = thinking.thought, thinking.prompt
+    if reasoner.has_sliding_window:
+        thought = thought.packed()  # generate() counts a window in columns
+    mask = torch.cat((thought.attention_mask, torch.ones_like(prompt, dtype=torch.bool)), 1)
+    left = _left(reasoner, mask, max_new_tokens)
+    fields = GenerationConfig().to_dict()
+    settings = {key: value for key, value in options.items() if key in fields}
+    others = {key: value for key, value in options.items() if key not in fields}
+    never = sorted({*reasoner.unreadable_ids, *(settings.pop("suppress_tokens", None) or ())})
+    tokenizer, ids = reasoner.tokenizer, {}
+    for name in ("eos_token_id", "pad_token_id"):
+        given = settings.pop(name, None)
+        ids[name] = getattr(tokenizer, name) if given is None else given
+    config = GenerationConfig(
+        max_new_tokens=max(left),
+        suppress_tokens=never or None,
+        **ids,
+        **({"do_sample": False} | settings),
+    )
+    if (config.min_new_tokens or 0) > min(left):
+        raise KavaError(
+            f"min_new_tokens is {config.min_new_tokens}, but there is room for {min(left)} new "
+            "tokens (max_new_tokens, and the backbone's positions)"
+        )
+    processors = LogitsProcessorList([*(others.pop("logits_processor", None) or ())])
+    if config.repetition_penalty not in (None, 1):
+        # generate() would leave out as many tokens here as there are pads before the question.
+        processors.insert(0, RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+        config.repetition_penalty = None
+    # Criteria inside of ours, so that it sees which of them ends a row.
+    stops = StoppingCriteriaList([*(others.pop("stopping_criteria", None) or ())])
+    if ids["eos_token_id"] is not None:
+        stops.append(EosTokenCriteria(ids["eos_token_id"]))
+    if config.stop_strings is not None:
+        stops.append(StopStringCriteria(others.get("tokenizer", tokenizer), config.stop_strings))
+        config.stop_strings = None
+    past = cache.fork(thought.past_key_values)
+    # generate() multiplies rows for beams and further answers, but not those of a given cache.
+    beams = config.num_beams or 1
+    copies = max(beams, config.num_return_sequences or 1)
+    if copies > 1:
+        past.batch_repeat_interleave(copies)
+    ends = (_EndsOfBeams if beams > 1 else _EndsOfRows)(stops, prompt.shape[1], left)
+    most = context_window.positions(reasoner)
+    uneven = most is not None and min(left) < max(left)
+    with _no_position_from(reasoner.lm, most) if uneven else nullcontext():
+        new = reasoner.lm.generate(
+            input_ids=prompt,
+            attention_mask=mask.long(),
+            past_key_values=past,
+            generation_config=config,
+            logits_processor=processors,
+            stopping_criteria=StoppingCriteriaList([ends]),
+            synced_gpus=False,  # `kava.system.sharded` joins weights that FSDP splits
+            **others,
+        )
+    return ends.found(new[:, prompt.shape[1] :])
+
+
+def _left(reasoner: ReasonerProtocol, mask: Tensor, max_new_tokens: int) -> list[int]:
+    """New tokens that each row may have: `max_new_tokens`, or what the positions leave.
+
+    Args:
+        mask: [B, S], of everything before them.
+    """
+    most = context_window.positions(reasoner)
+    if most is None:
+        return [max_new_tokens] * mask.shape[0]
+    before = mask.sum(1).tolist()
+    if max(before) >= most:
+        raise KavaError(
+            f"{max(before)} tokens of question, latents and answer prompt leave no room for an "
+            f"answer: the backbone has {most} positions; ask a shorter question"
+        )
+    return [min(max_new_tokens, most - tokens) for tokens in before]
+
+
+class _Ends(StoppingCriteria):
+    """Ends rows by other criteria or where their tokens are used up, and keeps where each ended.
+
+    Args:
+        criteria: asked once for each token, as without this one.
+        start: the column at which new tokens begin.
+        left: [B], the most new tokens of each row; each counts for all copies of it.
+    """
+
+    def __init__(self, criteria: StoppingCriteriaList, start: int, left: Sequence[int]):
+        self.criteria, self.start, self.left = criteria, start, torch.tensor(left)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
+        """[B], true where a row ends here or has ended before."""
+        self.left = self.left.to(input_ids.device)
+        tokens, copies = input_ids.shape[1] - self.start, input_ids.shape[0] // len(self.left)
+        finished = self.criteria(input_ids, scores, **more)
+        full = self.left.repeat_interleave(copies) <= tokens
+        self.keep(input_ids[:, self.start :], finished, full)
+        return finished | full
+
+
+class _EndsOfRows(_Ends):
+    """Of rows that stay where they are, each in its place; nothing is waited for on a GPU."""
+
+    lengths: Tensor | None = None
+
+    def keep(self, ids: Tensor, finished: Tensor, full: Tensor) -> None:
+        """Rows end here, by a criterion or as their tokens are used up; [B] each."""
+        if self.lengths is None:
+            self.lengths = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
+            self.finished = torch.zeros_like(self.lengths, dtype=torch.bool)
+        first = (self.lengths == 0) & (finished | full)
+        self.lengths = self.lengths.masked_fill(first, ids.shape[1])
+        self.finished = self.finished | (first & finished)
+
+    def found(self, ids: Tensor) -> Continuation:
+        """Of the rows [B, n] that were generated; one that never ended was cut off at the end."""
+        lengths = self.lengths.masked_fill(self.lengths == 0, ids.shape[1])
+        return Continuation(ids, lengths, self.finished)
+
+
+class _EndsOfBeams(_Ends):
+    """Of beams, which change places: found again by their tokens."""
+
+    def __init__(self, *given: Any):
+        super().__init__(*given)
+        #: (row of the batch, tokens up to the end) to whether a criterion ended it.
+        self.ended: dict[tuple[int, tuple[int, ...]], bool] = {}
+
+    def keep(self, ids: Tensor, finished: Tensor, full: Tensor) -> None:
+        """Beams end here, by a criterion or as their tokens are used up; [B * beams] each."""
+        beams = len(ids) // len(self.left)
+        for i in (finished | full).nonzero().flatten().tolist():
+            self.ended.setdefault((i // beams, tuple(ids[i].tolist())), bool(finished[i]))
+
+    def found(self, ids: Tensor) -> Continuation:
+        """Of the rows [B * answers, n] that were generated."""
+        answers, lengths, finished = len(ids) // len(self.left), [], []
+        for i, row in enumerate(ids.tolist()):
+            ends = [n for n in range(1, len(row)) if (i // answers, tuple(row[:n])) in self.ended]
+            lengths.append(min(ends, default=len(row)))
+            finished.append(self.ended.get((i // answers, tuple(row[: lengths[-1]])), False))
+        return Continuation(ids, *(torch.tensor(t, device=ids.device) for t in (lengths, finished)))
+
+
+@contextmanager
+def _no_position_from(lm: PreTrainedModel, most: int) -> Iterator[None]:
+    """Pads that follow a row's last position stay there while its batch mates go on.
+
+    Learned positions end; a rotation that depends on the highest would change for the mates.
+    """
+
+    def clamp(_: Any, args: tuple, call: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if call.get("position_ids") is not None:
+            call["position_ids"] = call["position_ids"].clamp(max=most - 1)
+        return args, call
+
+    hook = lm.register_forward_pre_hook(clamp, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()

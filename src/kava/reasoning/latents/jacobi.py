@@ -1,0 +1,37 @@
+"""Latents refined all at once (PCCoT's Jacobi iteration; spec, Latents).
+
+pass 0      h^0 = f([<bot>, <latent> x M] | KV(Q));  X^1_i = P(h^0_{i-1})
+t = 1..T    h^t = f(X^t | KV(Q, <bot>));             X^{t+1} = [X^1_1, P(h^t_1) ...]
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kava.backbones.thought import Thought
+from kava.reasoning.interface import ReasonerProtocol
+from kava.reasoning.latents._iterate import iterate
+from kava.reasoning.states import LatentState, Tail
+
+
+def think(
+    reasoner: ReasonerProtocol,
+    question: Thought,
+    num_latents: int,
+    num_iterations: int,
+    tail: Tail,
+    keep_all: bool = False,
+) -> LatentState:
+    """Refine `num_latents` latents in `num_iterations` passes after pass 0; see `iterate`."""
+    first: Tensor | None = None
+
+    def following(states: Tensor) -> Tensor:
+        nonlocal first
+        projected = reasoner.project(states)
+        if first is None:  # pass 0, where <bot> is the first column
+            first = projected[:, :1]
+            return projected[:, :num_latents]
+        return torch.cat((first, projected[:, : num_latents - 1]), dim=1)
+
+    return iterate(reasoner, question, num_latents, num_iterations, tail, keep_all, following)

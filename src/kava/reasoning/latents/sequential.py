@@ -1,0 +1,60 @@
+"""Latents one at a time (CODI, Coconut; spec, Latents).
+
+z_1 = P(h(<bot>)),  z_{i+1} = P(h(z_i)), one backbone call each.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kava.backbones import cache
+from kava.backbones.thought import Thought
+from kava.reasoning.interface import ReasonerProtocol
+from kava.reasoning.latents._watch import passed
+from kava.reasoning.states import LatentState, Tail
+
+
+def think(
+    reasoner: ReasonerProtocol,
+    question: Thought,
+    num_latents: int,
+    tail: Tail,
+    lengths: Tensor | None = None,
+) -> LatentState:
+    """M latents, each projected from the state of the one before it.
+
+    Each call carries one latent of every row and continues from the cache of those before it.
+
+    Args:
+        question: KV(Q).
+        num_latents: M; M calls follow the one for <bot>. With 0 the tail follows <bot>.
+        tail: what follows the latents, in the call of the last one; begins with <eot>.
+        lengths: [B], how many latents each row has if not all M; the others are pads.
+    """
+    batch, start = question.attention_mask.shape[0], question.columns
+    columns = torch.arange(num_latents, device=question.attention_mask.device)
+    real = columns < (num_latents if lengths is None else lengths[:, None])
+    real = real.expand(batch, num_latents)
+    embeds = reasoner.special("bot").expand(batch, 1, -1)
+    mask = question.attention_mask.new_ones(batch, 1)
+    inputs, states, after = [], [], question
+    for i in range(num_latents):
+        output, after = reasoner.extend(after, embeds, mask)
+        states.append(output.last_hidden_state[:, -1:])
+        if i > 0:  # the first call is that of <bot>
+            passed(states[-1])
+        embeds, mask = reasoner.project(states[-1]), real[:, i : i + 1]
+        inputs.append(embeds)
+    output, after = reasoner.extend_with(after, embeds, mask, tail)
+    states.append(output.last_hidden_state[:, :1])
+    if num_latents:
+        passed(states[-1])
+    return LatentState(
+        thought=after,
+        output=output,
+        tail_start=1,
+        key_values=[cache.key_values(after.past_key_values, start + 1, start + 1 + num_latents)],
+        inputs=[torch.cat(inputs, dim=1) if inputs else embeds[:, :0]],
+        states=[torch.cat(states[1:], dim=1) if inputs else states[0][:, :0]],
+    )

@@ -1,0 +1,224 @@
+"""L_KV in a method: compress the teacher's cache, compare it with that of the latents."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kava.backbones import cache, masks, rope
+from kava.backbones.attention import answer_attention
+from kava.backbones.cache import KeyValues
+from kava.reasoning.batching import Row
+from kava.reasoning.evictions._base import Eviction, Scored, best, gather
+from kava.reasoning.interface import ReasonerProtocol
+from kava.reasoning.losses.kv_cache import denominator, kv_cache_loss
+from kava.reasoning.methods._base import Batch, Terms, Written
+from kava.reasoning.projection import KvProjection
+from kava.reasoning.states import LatentState
+from kava.recipe import registry
+from kava.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which reasoning tokens one layer's heads keep.
+
+    columns, filled: [B, H, M], as `Eviction.keep` has them; block after block where latents come
+        in blocks.
+    scores: of each block, [B, H, C]; meaningful at the block's own tokens.
+    """
+
+    columns: Tensor
+    filled: Tensor
+    scores: list[Tensor]
+
+
+class KvDistillation:
+    """The recipe's `kv`: terms `kv`, `kv_step_1 ... kv_step_{T+1}` and `kv_answer`.
+
+    Args:
+        recipe: `kv`, `num_latents` and `short_traces` are read.
+        width: c; latents come in blocks of c, and each step of the trace is compressed into its
+            own block (LOTUS with L_KV; ours). None compresses the whole trace, as KaVa does.
+    """
+
+    def __init__(self, recipe: Recipe, width: int | None = None):
+        self.recipe, self.kv, self.width = recipe, recipe.kv, width
+        eviction = recipe.kv.eviction
+        self.eviction = registry.find("evictions", eviction.name)(lam=eviction.lam)
+        self.needs_queries = self.eviction.needs_attention
+
+    def check(self, reasoner: ReasonerProtocol) -> None:
+        """Raise a KavaError where the backbone does not fit `kv.keys`."""
+        if self.kv.keys == "pre_rope":
+            rope.check(reasoner.lm, "kv.keys: pre_rope", "use post_rope")
+
+    def check_rows(self, rows: Sequence[Row]) -> None:
+        """Raise a KavaError where the eviction cannot bring a row's trace to its budget."""
+        latents = self.recipe.num_latents
+        if self.width is None:
+            self.eviction.check(max(len(row.steps) for row in rows), latents)
+            return
+        compressed = range(latents // self.width)
+        sizes = [Counter(step for step in row.step_of if step in compressed) for row in rows]
+        self.eviction.check(max(max(size.values(), default=0) for size in sizes), self.width)
+
+    def modules(self, reasoner: ReasonerProtocol) -> nn.ModuleDict:
+        """The projection of keys and values, if the recipe has one."""
+        if self.kv.projection == "none":
+            return nn.ModuleDict()
+        shapes = reasoner.cache_shapes()
+        return nn.ModuleDict({"kv_projection": KvProjection(self.kv.projection, shapes)})
+
+    def counts(self, batch: Batch, latents: int | None = None) -> Terms:
+        """The denominator of L_KV; `latents` is how many there are, if not all M."""
+        rows, latents = batch["steps_mask"].shape[0], latents or self.recipe.num_latents
+        if self.recipe.short_traces == "zeros":
+            slots = batch["steps_mask"].new_full((rows,), latents, dtype=torch.long)
+        else:
+            slots = sum(block.sum(1).clamp(max=size) for block, size in self.blocks(batch))
+        return {"slots": denominator(slots, self.kv.reduction)}
+
+    def blocks(self, batch: Batch) -> list[tuple[Tensor, int]]:
+        """Masks [B, C] of the parts of the trace that are compressed, each with its budget."""
+        latents = self.recipe.num_latents
+        if self.width is None:
+            return [(batch["steps_mask"], latents)]
+        return [(batch["step_of"] == i, self.width) for i in range(latents // self.width)]
+
+    def terms(
+        self,
+        reasoner: ReasonerProtocol,
+        batch: Batch,
+        counts: Terms,
+        teacher: Written,
+        student: LatentState,
+    ) -> Terms:
+        """`kv`, with `kv.supervise: all` the mean over all T + 1 passes; and the log's parts.
+
+        The student may have fewer latents than the recipe (LOTUS in an early stage): it is then
+        compared with the first slots.
+        """
+        kv, before = self.kv, student.thought.attention_mask
+        end = student.thought.columns - batch["answer"].shape[1]
+        first = batch["question_mask"].shape[1] + 1  # <bot> stands before the latents
+        latents = student.key_values[0][0][0].shape[2]
+        real = before[:, first : first + latents]
+        ours = [self.seen(reasoner, one, before[:, :first], real) for one in student.key_values]
+        written = self.turned(reasoner, teacher.steps, batch["question_mask"], batch["steps_mask"])
+        target, filled = self.compress(batch, teacher, written)
+        target = [(k[:, :, :latents], v[:, :, :latents]) for k, v in target]
+        filled = [slots[:, :, :latents] for slots in filled]
+
+        def compare(one: KeyValues, other: KeyValues, mask: list[Tensor], count: Tensor) -> Tensor:
+            how = kv.loss, kv.layerwise_std
+            return kv_cache_loss(one, other, mask, *how, count, kv.reduction)
+
+        per_pass = [compare(one, target, filled, counts["slots"]) for one in ours]
+        terms = {"kv": torch.stack(per_pass).mean()}
+        if kv.supervise == "all":
+            terms.update({f"kv_step_{i + 1}": value for i, value in enumerate(per_pass)})
+        if kv.answer:
+            mask = batch["answer_mask"]
+            pairs = cache.key_values(student.thought.past_key_values, end)
+            past = torch.cat((batch["question_mask"], batch["steps_mask"]), dim=1)
+            theirs = self.turned(reasoner, teacher.answer, past, mask)
+            heads = [mask[:, None].expand(-1, keys.shape[1], -1) for keys, _ in theirs]
+            count = counts["rows" if kv.reduction == "row" else "answer"]
+            ours = self.seen(reasoner, pairs, before[:, :end], mask)
+            terms["kv_answer"] = compare(ours, theirs, heads, count)
+        return terms
+
+    def weighted(self, terms: Terms) -> Tensor:
+        """a2 times everything that L_KV is made of."""
+        return self.kv.weight * (terms["kv"] + terms.get("kv_answer", 0))
+
+    def seen(
+        self, reasoner: ReasonerProtocol, pairs: KeyValues, past: Tensor, mask: Tensor
+    ) -> KeyValues:
+        """The student's keys and values as they are compared."""
+        pairs = self.turned(reasoner, pairs, past, mask)
+        if self.kv.projection == "none":
+            return pairs
+        return reasoner.method_modules["kv_projection"](pairs)
+
+    def turned(
+        self, reasoner: ReasonerProtocol, pairs: KeyValues, past: Tensor, mask: Tensor
+    ) -> KeyValues:
+        """Columns with `mask` [B, n] after `past` [B, S], their keys as `kv.keys` says."""
+        if self.kv.keys == "post_rope":
+            return pairs
+        return rope.turned_back(reasoner.lm, pairs, masks.positions(past, mask))
+
+    @torch.no_grad()
+    def compress(
+        self, batch: Batch, teacher: Written, steps: KeyValues | None = None
+    ) -> tuple[KeyValues, list[Tensor]]:
+        """K~, V~ [B, H, M, D] and filled slots [B, H, M], per layer, gathered from `steps`
+        (the teacher's cache if not given).
+
+        Scores are of the keys as the cache holds them, whichever are compared afterwards.
+        With `short_traces: zeros`, unfilled slots hold zeros and count as filled.
+        """
+        steps = teacher.steps if steps is None else steps
+        target, filled = [], []
+        for pair, kept in zip(steps, self.choose(batch, teacher), strict=True):
+            target.append(tuple(taken(states, kept) for states in pair))
+            real = kept.filled
+            filled.append(real if self.recipe.short_traces == "mask" else torch.ones_like(real))
+        return target, filled
+
+    @torch.no_grad()
+    def choose(self, batch: Batch, teacher: Written) -> list[Kept]:
+        """The tokens that each layer's heads keep.
+
+        Raises:
+            KavaError: the eviction cannot bring this trace to its budget.
+        """
+        blocks, chosen = self.blocks(batch), []
+        if self.width is None:
+            self.eviction.check(batch["steps_mask"].shape[1], self.recipe.num_latents)
+        elif type(self.eviction).check is not Eviction.check:  # a GPU would have to be waited for
+            for mask, budget in blocks:
+                self.eviction.check(int(mask.sum(1).amax(0)), budget)
+        for layer in range(len(teacher.steps)):
+            seen = [self.scored(batch, teacher, layer, mask) for mask, _ in blocks]
+            scores = [self.eviction.score(scored) for scored in seen]
+            kept = [
+                best(score, scored, budget)
+                for score, scored, (_, budget) in zip(scores, seen, blocks, strict=True)
+            ]
+            columns, filled = (torch.cat(part, dim=-1) for part in zip(*kept, strict=True))
+            chosen.append(Kept(columns, filled, scores))
+        return chosen
+
+    def scored(self, batch: Batch, teacher: Written, layer: int, mask: Tensor) -> Scored:
+        """What the compressor sees of one layer."""
+        keys, attention, record = teacher.steps[layer][0], None, teacher.queries
+        if record is not None:
+            seen = steps_seen(batch, mask, record.window[layer])
+            how = record.scaling[layer], record.softcap[layer]
+            attention = answer_attention(record.queries[layer], keys, seen, *how)
+        return Scored(keys, mask, attention, batch["answer_mask"])
+
+
+def taken(states: Tensor, kept: Kept) -> Tensor:
+    """What is kept of states [B, H, C, D], as [B, H, M, D]; zeros in unfilled slots."""
+    return gather(states, kept.columns) * kept.filled[..., None]
+
+
+def steps_seen(batch: Batch, mask: Tensor, window: int | None) -> Tensor:
+    """Those of the reasoning tokens `mask` [B, C] that each answer token sees, [B, A, C].
+
+    `mask` itself where the layer has no sliding window.
+    """
+    if window is None:
+        return mask
+    before = torch.cat((batch["question_mask"], batch["steps_mask"]), dim=1)
+    answer = masks.positions(before, batch["answer_mask"])
+    steps = masks.positions(batch["question_mask"], batch["steps_mask"])
+    return masks.within_window(answer, steps, window) & mask[:, None]

@@ -1,0 +1,52 @@
+"""The latent readout in a method: logits at supervised latents only."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kava.errors import KavaError
+from kava.reasoning.interface import ReasonerProtocol
+from kava.reasoning.losses.latent_readout import latent_readout_loss, readout_labels
+from kava.reasoning.methods._base import Batch, Terms
+from kava.recipe.schema import Recipe
+
+
+class Readout:
+    """The recipe's `latent_readout`."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe, self.settings = recipe, recipe.latent_readout
+        self.weight = recipe.latent_readout.weight
+
+    def check(self) -> None:
+        """Raise a KavaError where the latents do not come in whole blocks."""
+        width, latents = self.settings.width, self.recipe.num_latents
+        if width and latents % width:
+            raise KavaError(
+                f"num_latents {latents} is not a multiple of latent_readout.width {width}: each "
+                "reasoning step has a block of that many latents"
+            )
+
+    def staged(self, batch: Batch, seen: Batch, latents: int) -> Batch:
+        """The batch with `readout_rows`, `readout_latents` and `readout_ids`, [N] each.
+
+        Args:
+            seen: the batch whose steps the first `latents` latents should name.
+        """
+        how = self.settings.width, self.settings.target
+        labels = readout_labels(seen["steps"], seen["step_of"], latents, *how)
+        names = ("readout_rows", "readout_latents", "readout_ids")
+        return {**batch, **dict(zip(names, labels, strict=True))}
+
+    def counts(self, batch: Batch) -> Terms:
+        """The number of supervised latents."""
+        ids = batch["readout_ids"]
+        return {"readout": torch.full((), ids.numel(), dtype=torch.long, device=ids.device)}
+
+    def loss(
+        self, reasoner: ReasonerProtocol, batch: Batch, counts: Terms, states: Tensor
+    ) -> Tensor:
+        """Mean CE over supervised latents, whose states are [B, M, d]."""
+        read = states[batch["readout_rows"], batch["readout_latents"]]
+        return latent_readout_loss(reasoner, read, batch["readout_ids"], counts["readout"])

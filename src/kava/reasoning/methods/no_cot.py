@@ -1,0 +1,42 @@
+"""No-CoT: answer at once.
+
+Q | "The answer is:" a EOS        CE on the answer
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kava.reasoning.answers import Thinking
+from kava.reasoning.methods._base import Batch, Method, Terms, label_loss, prompt_ids, read_question
+from kava.reasoning.methods._work import Work, chain, lengths
+
+
+class NoCoT(Method):
+    """The paper's lower line: the same backbone without any room to think."""
+
+    label = "No-CoT"
+    uses_steps = False
+
+    def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
+        """CE over the answer."""
+        thought, last = read_question(reasoner, batch)
+        output, _ = reasoner.extend(thought, reasoner.embed(batch["answer"]), batch["answer_mask"])
+        hidden = torch.cat((last, output.last_hidden_state), dim=1)
+        ce = label_loss(reasoner, hidden, batch, "answer", counts["answer"])
+        return {"loss": ce, "student_ce": ce}
+
+    def work(self, batch: Batch) -> Work:
+        """Question and answer once."""
+        question, _, answer = lengths(batch)
+        return Work(chain(question, answer), batch["answer_ids"].numel())
+
+    def think(self, reasoner, question: Tensor, mask: Tensor, num_iterations=None) -> Thinking:
+        """The question, nothing else."""
+        thought, _ = read_question(reasoner, {"question": question, "question_mask": mask})
+        prompt = prompt_ids(reasoner, question.shape[0], question.device)
+        return Thinking(thought, prompt, reasoner.prompt_text, 0, prefill_passes=1)
+
+
+IMPLEMENTATION = NoCoT

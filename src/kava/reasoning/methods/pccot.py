@@ -1,0 +1,93 @@
+"""PCCoT: latents by Jacobi iteration, taught by the states of a teacher who writes.
+
+teacher   Q | C | "The answer is:" a EOS
+student   Q <bot> | z_1 ... z_M | <eot> "The answer is:" a EOS
+
+L = CE_student + w_t CE_teacher + a1 L_CODI
+"""
+
+from __future__ import annotations
+
+from kava.reasoning.latents import jacobi
+from kava.reasoning.losses.hidden_state import hidden_state_loss
+from kava.reasoning.methods._base import (
+    Batch,
+    LatentMethod,
+    Terms,
+    Written,
+    label_loss,
+    read_question,
+    read_written,
+    student_tail,
+)
+from kava.reasoning.methods._work import Call, Work, chain, lengths, refined
+from kava.reasoning.states import LatentState
+
+
+class PCCoT(LatentMethod):
+    """Wu, Teng, Tu, arXiv:2506.18582, with the question computed once."""
+
+    label = "PCCoT"
+    paper = "2506.18582"
+    iterates = True
+    losses = ("codi",)
+    needs_queries = False
+    defaults = {"codi": {"loss": "smooth_l1"}}  # as in their code
+
+    def latents(self, reasoner, question, tail, num_iterations, keep_all=False) -> LatentState:
+        """All at once, refined by T iterations."""
+        return jacobi.think(
+            reasoner, question, self.recipe.num_latents, num_iterations, tail, keep_all
+        )
+
+    def latent_calls(self, question, num_iterations, tail) -> list[Call]:
+        """Pass 0 and T passes over all latents."""
+        return refined(question, self.recipe.num_latents, num_iterations, tail)
+
+    def work(self, batch: Batch) -> Work:
+        """The question once, the teacher's steps and answer, the latents and the student's answer.
+
+        Comparing states and caches is no matrix product, and compressing a negligible one.
+        """
+        question, steps, answer = lengths(batch)
+        iterations = self.recipe.num_iterations
+        student = self.latent_calls(question, iterations, 1 + answer)
+        labels = batch["answer_ids"].numel() + batch["teacher_ids"].numel()
+        projected = len(question) * self.projected(iterations)
+        return Work([*chain(question, steps + answer), *student], labels, projected)
+
+    def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
+        """All passes of one step."""
+        recipe = self.recipe
+        layers = recipe.codi.weight > 0
+        question = read_question(reasoner, batch)
+        teacher = read_written(reasoner, question, batch, layers, self.needs_queries)
+        student = self.latents(
+            reasoner,
+            question[0],
+            student_tail(reasoner, batch, layers),
+            recipe.num_iterations,
+            keep_all=recipe.kv.supervise == "all",
+        )
+        return self.combine(reasoner, batch, counts, teacher, student)
+
+    def combine(
+        self, reasoner, batch: Batch, counts: Terms, teacher: Written, student: LatentState
+    ) -> Terms:
+        """The terms and their weighted sum."""
+        terms = {
+            "student_ce": label_loss(reasoner, student.tail, batch, "answer", counts["answer"]),
+            "teacher_ce": label_loss(reasoner, teacher.hidden, batch, "teacher", counts["written"]),
+        }
+        loss = terms["student_ce"] + self.recipe.teacher_ce_weight * terms["teacher_ce"]
+        codi = self.recipe.codi
+        if codi.weight > 0:
+            states = reasoner.colon_states(student.output, student.tail_start + 1)
+            terms["codi"] = hidden_state_loss(
+                states, teacher.colon, codi.loss, codi.layerwise_std, counts["rows"]
+            )
+            loss = loss + codi.weight * terms["codi"]
+        return {"loss": loss, **terms}
+
+
+IMPLEMENTATION = PCCoT

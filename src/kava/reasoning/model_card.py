@@ -1,0 +1,204 @@
+"""The model card of a checkpoint: what it is, what it was made from, what was measured.
+
+Written into every checkpoint as `README.md`, so that a folder that is passed on explains itself.
+What it holds may come from such a folder: each value is one line, and none of it is markup.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from kava.reasoning.methods import label_of, paper_of
+from kava.recipe.schema import Recipe, dump
+
+UNMEASURED = (
+    "Anything that the tables above do not name: other tasks, other languages, sampling in place "
+    "of greedy decoding, safety, bias, and what the model says to what is no question of its kind."
+)
+
+
+def card(
+    recipe: Recipe,
+    identity: dict[str, Any],
+    record: dict[str, Any] | None = None,
+    merged: bool = False,
+) -> str:
+    """The card as Markdown with a YAML head, as the Hub reads it.
+
+    Args:
+        recipe: resolved.
+        identity: of the backbone (`kava.backbones.loading.identity`).
+        record: what `result.json` holds, if the training has ended.
+        merged: whether the adapter that the recipe describes was folded in (`Reasoner.merge`).
+    """
+    record = record or {}
+    parts = [
+        _head(recipe, identity),
+        f"# {_text(recipe.method)} on {_text(identity['name'])}",
+        _what(recipe),
+        "## How to use it\n\n" + _use(),
+        "## What it was made from\n\n" + _table(_origin(recipe, identity, record, merged)),
+        "## What was measured\n\n" + _scores(record),
+        f"## What was not measured\n\n{UNMEASURED}",
+        "## Recipe\n\n" + _block(dump(recipe)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(recipe: Recipe, identity: dict[str, Any]) -> str:
+    told: dict[str, Any] = {
+        "library_name": "kava",
+        "pipeline_tag": "text-generation",
+        "tags": ["kava", "latent-reasoning", recipe.method],
+    }
+    if identity.get("revision"):  # of the Hub; another name is that of a folder
+        told["base_model"] = _line(identity["name"])
+    return f"---\n{yaml.safe_dump(told, sort_keys=False, width=float('inf'))}---"
+
+
+def _what(recipe: Recipe) -> str:
+    name, paper = label_of(recipe.method), paper_of(recipe.method)
+    source = f" ([arXiv:{paper}](https://arxiv.org/abs/{paper}))" if paper else ""
+    return (
+        f"A language model trained with the method {_text(name)}{source} by "
+        f"[kava](https://arxiv.org/abs/2510.02312), an implementation by others than the papers' "
+        "authors. It answers one question at a time, without a chat template, and ends with "
+        "`The answer is:` and the answer."
+    )
+
+
+def _use() -> str:
+    return (
+        "Install kava from a clone of its repository, with `pip install .` there. It is not on "
+        "PyPI; the package `kava` there is another project.\n\n"
+        "```python\nfrom kava import Reasoner\n\n"
+        'reasoner = Reasoner.from_pretrained("FOLDER_OR_HUB_NAME")\n'
+        'print(reasoner.generate("a question"))\n```'
+    )
+
+
+def _origin(
+    recipe: Recipe, identity: dict[str, Any], record: dict[str, Any], merged: bool
+) -> list[tuple[str, str]]:
+    lines = [
+        ("method", _text(recipe.method)),
+        ("backbone", _backbone(identity)),
+        ("adapter", _adapter(recipe, merged)),
+        ("training rows", _rows(recipe.data.train, record.get("data", {}).get("train"))),
+    ]
+    if recipe.data.validation:
+        told = record.get("data", {}).get("validation")
+        lines.append(("validation rows", _rows(recipe.data.validation, told)))
+    lines.append(("seed", str(recipe.seed)))
+    for key, words in (
+        ("steps", "steps"), ("train_seconds", "seconds of training"),
+        ("trained_weights", "trained weights"), ("command", "command"), ("commit", "commit"),
+        ("time", "finished"),
+    ):  # fmt: skip
+        if record.get(key) is not None:
+            value = record[key]
+            text = f"{value:,}" if isinstance(value, int) else value
+            lines.append((words, _code(text) if key in ("command", "commit") else _text(text)))
+    versions = record.get("versions", {})
+    if versions:
+        told = ", ".join(f"{k} {v}" for k, v in versions.items())
+        lines.append(("versions", _text(told)))
+    if "steps" not in record:
+        lines.append(("state", "saved before the end of its training"))
+    return lines
+
+
+def _backbone(identity: dict[str, Any]) -> str:
+    revision = identity.get("revision")
+    at = f" at revision {_code(revision)}" if revision else ", a local folder: no revision"
+    shape = (
+        f"{_text(identity['model_type'])}, {_text(identity['num_layers'])} layers, width "
+        f"{_text(identity['hidden_size'])}, fingerprint {_code(identity['fingerprint'])}"
+    )
+    return f"{_text(identity['name'])}{at} ({shape})"
+
+
+def _adapter(recipe: Recipe, merged: bool) -> str:
+    if recipe.adapter == "full" and not merged:
+        return "none: all weights were trained"
+    lora = recipe.lora
+    targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets or ())
+    told = f"LoRA r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout} on {_text(targets)}"
+    return f"{told}; merged into the backbone" if merged else told
+
+
+def _rows(name: str, told: dict[str, Any] | None) -> str:
+    if not told:
+        return f"{_text(name)} (not read yet)"
+    revision = told.get("revision")
+    at = f" at revision {_code(revision)}" if revision else ""
+    digest = f", SHA-256 of the rows {_code(told['sha256'][:16])}" if told.get("sha256") else ""
+    return f"{told['rows']:,} of {_text(told['source'])}{at}{digest}"
+
+
+def _scores(record: dict[str, Any]) -> str:
+    lines = []
+    for task, score in record.get("scores", {}).items():
+        rules = ", ".join(f"{k} {v}" for k, v in score.get("accuracy_by_rule", {}).items())
+        told = (
+            f"{task} (version {score['version']}, {score['split']})",
+            f"{score['accuracy']} ± {round(score['accuracy_se'], 2)}",
+            f"{score['n']:,}",
+            score["rule"],
+            rules,
+            score["forward_passes"],
+        )
+        lines.append(f"| {' | '.join(map(_text, told))} |")
+    accuracy = record.get("validation_accuracy")
+    if accuracy is not None:
+        of = f"{_text(accuracy)} % of {_text(record['validation_n'])}"
+        told = f"Validation rows, during training: {of}."
+    else:
+        told = "No validation rows."
+    if not lines:
+        return f"No task was scored yet (`kava eval`). {told}"
+    head = "| task | accuracy (%) | n | rule | by rule | forward passes |"
+    table = "\n".join([head, "| --- | ---: | ---: | --- | --- | ---: |", *lines])
+    note = "± is one standard error of one training; greedy decoding."
+    return f"{table}\n\n{note} {told}"
+
+
+def _table(lines: list[tuple[str, str]]) -> str:
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in lines)])
+
+
+def _line(value: Any) -> str:
+    """In one line, without what is not shown: control characters, marks that turn text around."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+
+
+def _text(value: Any) -> str:
+    """A line as Markdown shows it, none of it being markup; in a table's cell too."""
+    text = _MARKUP.sub(r"\\\g<0>", _line(value))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+#: An underscore within a word is none, so that names stay as they are.
+_MARKUP = re.compile(r"[\\`*\[\]|~$#]|(?<!\w)_|_(?!\w)")
+
+
+def _code(value: Any) -> str:
+    """A line between as many backticks as it takes; in a table's cell too."""
+    text = _line(value).replace("|", "\\|")
+    fence, pad = "`" * (_longest(text) + 1), " " if "`" in text else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def _block(text: str) -> str:
+    """Lines of YAML; what is not shown stands as a mark that something is there."""
+    text = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    fence = "`" * max(3, _longest(text) + 1)
+    return f"{fence}yaml\n{text}{fence}"
+
+
+def _longest(text: str) -> int:
+    """Backticks in a row."""
+    return max(map(len, re.findall("`+", text)), default=0)

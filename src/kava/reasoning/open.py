@@ -1,0 +1,51 @@
+"""Open whatever a user names: a run, a checkpoint, or a plain model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from kava.errors import KavaError
+from kava.reasoning import checkpoint
+from kava.reasoning.reasoner import Reasoner
+from kava.system import assets, hub
+from kava.system.environment import default_device
+
+
+def open_reasoner(
+    path: str, backbone: str | None = None, dtype: str | torch.dtype | None = None
+) -> Reasoner:
+    """A run folder, a checkpoint, or a plain backbone (which writes its steps out).
+
+    Checkpoints and backbones may lie on the Hub.
+
+    Args:
+        dtype: see `Reasoner.from_pretrained`.
+
+    Raises:
+        KavaError: the folder is none of these, or there is none; a dtype that is not possible.
+    """
+    how: dict[str, Any] = {"device": default_device(), "dtype": dtype}
+    try:
+        folder = assets.find(path)
+    except KavaError:
+        if hub.is_name(path) and hub.has_file(path, "kava.json"):
+            return Reasoner.from_pretrained(path, backbone, **how)
+        try:
+            return Reasoner.from_backbone(path, **how)  # a Hub name, or an error
+        except hub.NotHad as error:
+            raise KavaError(
+                f"{error.told}; give the folder of a run, a checkpoint or a model of transformers; "
+                "for one on the Hub go online, and log in with `hf auth login`"
+            ) from None
+    if checkpoint.is_checkpoint(folder):
+        return Reasoner.from_pretrained(path, backbone, **how)
+    if (folder / "config.json").is_file():
+        if backbone:
+            raise KavaError(f"{folder}: a model of transformers, no adapter; leave out {backbone}")
+        return Reasoner.from_backbone(path, **how)
+    raise KavaError(
+        f"{folder}: neither a run or checkpoint of kava (kava.json) nor a model of transformers "
+        "(config.json)"
+    )

@@ -1,0 +1,52 @@
+"""What a latent rule takes and returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from kava.backbones.cache import KeyValues
+from kava.backbones.thought import Thought
+
+
+@dataclass(frozen=True)
+class Tail:
+    """Input embeddings [B, n, d] and mask [B, n] of what follows the latents, <eot> first.
+
+    hidden_states: whether all layers' outputs are wanted for the last pass.
+    """
+
+    embeds: Tensor
+    mask: Tensor
+    hidden_states: bool = False
+
+
+@dataclass(frozen=True)
+class LatentState:
+    """The end of thinking.
+
+    thought: cache over [Q, <bot>, latents, tail].
+    output: of the last pass; its columns from `tail_start` on are the tail.
+    key_values: of the latents, [B, H, M, D] per layer; the last pass, or all T + 1 passes.
+    inputs: the latents' input embeddings [B, M, d] of each pass.
+    states: last layer's states of the latents, [B, M, d]; of the passes of `key_values`.
+    """
+
+    thought: Thought
+    output: BaseModelOutputWithPast
+    tail_start: int
+    key_values: list[KeyValues]
+    inputs: list[Tensor]
+    states: list[Tensor]
+
+    @property
+    def latents(self) -> Tensor:
+        """Last layer's states of the latents in the last pass, [B, M, d]."""
+        return self.states[-1]
+
+    @property
+    def tail(self) -> Tensor:
+        """Last layer's states of the tail, [B, n, d]."""
+        return self.output.last_hidden_state[:, self.tail_start :]

@@ -1,0 +1,6 @@
+"""Recipes: what a run depends on, checked before anything heavy is imported.
+
+schema.py    the keys, their types and limits
+load.py      YAML files, `extends`, and overrides on the command line
+registry.py  names of methods, evictions, data sets and tasks
+"""

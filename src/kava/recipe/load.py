@@ -1,0 +1,159 @@
+"""Reading a recipe: its YAML file, those that it extends, and `key.subkey=value` over them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kava.errors import KavaError
+from kava.recipe.schema import Recipe, Section, merged, validate
+from kava.system import assets
+
+
+def load_recipe(path: str | Path, overrides: list[str] = (), kind: type[Section] = Recipe) -> Any:
+    """Read a recipe file, apply `key.subkey=value` overrides, validate.
+
+    Args:
+        path: a YAML file, or a recipe that ships with the package (`recipes/quickstart/kava.yaml`).
+        overrides: dotted assignments; values are read as YAML.
+        kind: `Recipe` or `BackboneRecipe`.
+
+    Raises:
+        KavaError: missing file, broken YAML, unknown or ill-typed key; the message names it.
+    """
+    file = assets.find(path)
+    tree = _extended(file, ())
+    for assignment in overrides:
+        _assign(tree, assignment)
+    return validate(tree, str(file), kind)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The keys of a recipe file and of those that it extends, not validated.
+
+    Raises:
+        KavaError: missing file, broken YAML.
+    """
+    return _extended(assets.find(path), ())
+
+
+def _extended(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """A recipe's keys laid on those of the recipe that it `extends`."""
+    tree = _read(file)
+    if "extends" not in tree:
+        return tree
+    name = tree.pop("extends")
+    beside = file.parent / str(name)
+    under = (beside if beside.is_file() else assets.find(str(name))).resolve()
+    if under in (*above, file.resolve()):
+        raise KavaError(f"{file}: key 'extends': {name} extends this recipe in turn")
+    return merged(_extended(under, (*above, file.resolve())), tree)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+    except IsADirectoryError:
+        held = sorted(path.name for path in file.glob("*.yaml"))
+        holds = f"; it holds {', '.join(held)}" if held else ""
+        raise KavaError(f"{file}: is a folder; give a recipe, a YAML file{holds}") from None
+    except OSError as error:
+        raise KavaError(f"{file}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise KavaError(f"{file}{line}: not valid YAML: {_problem(error)}") from None
+    if not isinstance(tree, dict):
+        raise KavaError(f"{file}: a recipe is a mapping of keys to values, this is not one")
+    return tree
+
+
+def parse(text: str, where: str) -> Any:
+    """A value of the command line, as a recipe would read it; `where` names it in errors.
+
+    Raises:
+        KavaError: it is not valid YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        message = f"{where}: '{_shown(text)}' is not a valid YAML value: {_problem(error)}"
+        raise KavaError(message) from None
+
+
+def _problem(error: Exception) -> str:
+    return getattr(error, "problem", None) or " ".join(str(error).split())
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads `1e-4` as a number, as YAML 1.2 does; refuses a key that is given twice.
+
+    Whatever it cannot read is a YAMLError, where PyYAML lets errors of Python through: for what
+    looks like a number or a date and is none, and where lists or mappings lie too deep.
+    """
+
+    deepest = 100
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._depth += 1
+        if self._depth > self.deepest:
+            raise yaml.MarkedYAMLError(
+                problem=f"nested more than {self.deepest} deep",
+                problem_mark=self.peek_event().start_mark,
+            )
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError):  # what is made of a word is not checked
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(
+                problem=f"'{_shown(node.value)}' is no {kind}; in quotes it is text",
+                problem_mark=node.start_mark,
+            ) from None
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(
+                    problem="a key is one word, this is a list or a mapping",
+                    problem_mark=key.start_mark,
+                )
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _assign(tree: dict[str, Any], assignment: str) -> None:
+    key, sign, value = assignment.partition("=")
+    if not sign or not key:
+        raise KavaError(f"'{assignment}': an override is written key=value, as in train.steps=100")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        node = tree.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise KavaError(f"'{assignment}': '{parent}' holds a value, not further keys")
+        tree = node
+    tree[leaf] = parse(value, key)

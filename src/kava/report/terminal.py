@@ -1,0 +1,82 @@
+"""The quickstart's table, for the terminal and for Markdown, from the same cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from kava.report.plots import label, spread, spread_words
+from kava.system.text import duration
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Row = dict[str, Any]
+HEADINGS = ("method", "accuracy (%)", "forward passes", "ms per question", "training time")
+UNTRAINED = "the backbone itself"
+
+
+def quickstart_table(rows: Sequence[Row], title: str | None = None) -> Table:
+    """One row per method, for a rich console.
+
+    Args:
+        rows: each with `method`, `accuracy` and `accuracy_se` in percent, `n`, `forward_passes`,
+            `ms_per_question`, and `train_seconds`, None where nothing was trained (the backbone);
+            with more than one of `seeds`, also `accuracy_std`, which then stands behind ±; with
+            `missing_seeds`, how many seeds count is said, and with none at all the numbers are
+            None. A `name` other than the method's is shown in its place. See `report.rows`.
+    """
+    from rich import box
+    from rich.table import Table
+
+    # Without its edges the table fits a terminal of 80 columns.
+    table = Table(title=title, caption=caption(rows), box=box.SIMPLE_HEAD, show_edge=False)
+    for place, heading in enumerate(HEADINGS):
+        table.add_column(heading, justify="right" if place in (1, 2, 3) else "left")
+    for row in rows:
+        table.add_row(*cells(row), style="bold" if label(row) == "KaVa" else None)
+    return table
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The same as a Markdown table, with a line below that says what ± is."""
+    lines = [HEADINGS, ("---", "---:", "---:", "---:", "---"), *map(cells, rows)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{table}\n\n{caption(rows)}\n"
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row as text, in the order of `HEADINGS`."""
+    return (
+        label(row),
+        _accuracy(row),
+        _number(row["forward_passes"]),
+        _number(row["ms_per_question"]),
+        _training_time(row),
+    )
+
+
+def caption(rows: Sequence[Row]) -> str:
+    """What the numbers were measured on."""
+    counts = sorted({row["n"] for row in rows if row["n"] is not None})
+    problems = " or ".join(f"{n:,}" for n in counts) or "no"
+    share = "; (k/m): only k of m seeds" if any(row.get("missing_seeds") for row in rows) else ""
+    return f"n = {problems} held-out problems; ± is {spread_words(rows)}{share}"
+
+
+def _accuracy(row: Row) -> str:
+    seeds, missing = row.get("seeds") or (), row.get("missing_seeds") or ()
+    share = f" ({len(seeds)}/{len(seeds) + len(missing)})" if missing else ""
+    if row["accuracy"] is None:
+        return f"-{share}"
+    return f"{row['accuracy']:.1f} ± {spread(row):.1f}{share}"
+
+
+def _training_time(row: Row) -> str:
+    if row["train_seconds"] is not None:
+        return duration(row["train_seconds"])
+    return "-" if row.get("seeds") or row.get("missing_seeds") else UNTRAINED
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

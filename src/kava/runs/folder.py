@@ -1,0 +1,304 @@
+"""What a run folder holds, and who may write there.
+
+recipe.yaml      resolved                metrics.jsonl   every logged step
+checkpoint/      the trained reasoner    result.json     what was measured, and on what
+checkpoints/     to resume from          predictions/    one JSONL per task
+begun.json       its rows and backbone, to be compared when it is resumed; gone when it is done
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kava.backbones import loading
+from kava.errors import KavaError
+from kava.reasoning.resolve import load_resolved
+from kava.recipe import schema
+from kava.recipe.load import load_recipe
+from kava.runs.layout import METRICS, RECIPE, RESULT
+from kava.runs.metrics import read_records
+from kava.runs.resume import has_checkpoint
+from kava.system import distributed, links, lock
+from kava.system.files import write_json, write_whole
+
+BEGUN, LOCK = "begun.json", "scores.lock"
+
+
+@contextmanager
+def prepared(
+    run: Path, resolved: schema.Section, resume: bool, inputs: dict[str, Any]
+) -> Iterator[None]:
+    """Make the run folder, or check that the one to resume began with the same recipe and inputs.
+
+    What it makes is gone again where the training inside the block fails before it logs anything.
+
+    Args:
+        inputs: what the result will say of the rows (`data`) and the backbone.
+
+    Raises:
+        KavaError: the folder holds another run or something else, or a link where a training
+            writes; `resume` finds a different recipe or different inputs. On all processes.
+    """
+    made = [path for path in (run / RECIPE, run / BEGUN, run) if not path.exists()]
+    distributed.on_main(lambda: _prepare(run, resolved, resume, inputs))
+    try:
+        yield
+    except BaseException:
+        if distributed.is_main() and not resume and not holds_run(run):
+            for path in made:
+                with suppress(OSError):  # a folder that something else is in by now
+                    path.rmdir() if path == run else path.unlink()
+        raise
+
+
+def _prepare(run: Path, resolved: schema.Section, resume: bool, inputs: dict[str, Any]) -> None:
+    links.check_named(run, _WRITTEN)
+    if resume:
+        if not (run / RECIPE).is_file():
+            raise KavaError(f"{run}: nothing to resume here (no recipe.yaml)")
+        if different := differences(run, resolved):
+            raise KavaError(f"{run}: its recipe.yaml differs ({different}); not resumed")
+        if is_finished(run):
+            raise KavaError(f"{run}: is finished; nothing to resume")
+        check_inputs(run, inputs)
+        return
+    if holds_run(run):
+        way = "give another --output" if is_finished(run) else "pass --resume, or another --output"
+        raise KavaError(f"{run}: already holds a run; {way}")
+    check_free(run, resolved)
+    run.mkdir(parents=True, exist_ok=True)
+    if not (run / RECIPE).exists():
+        write_whole(run / RECIPE, schema.dump(resolved))
+    write_json(run / BEGUN, inputs)
+
+
+def holds_run(run: Path) -> bool:
+    """Whether a folder holds more of a run than what a start leaves that failed at once."""
+    return any(next(run.glob(name), None) for name in (METRICS, RESULT, "checkpoints/*"))
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run was trained to its end, and what only a resumption needs is gone."""
+    return (run / RESULT).is_file() and not has_checkpoint(run)
+
+
+def check_free(run: Path, resolved: schema.Section) -> None:
+    """Refuse a folder without a run whose files a run would overwrite.
+
+    The recipe that a killed start of this run left is none of them.
+
+    Raises:
+        KavaError: names the file.
+    """
+    for name in _TAKEN:
+        if found := next(run.glob(name), None):
+            raise KavaError(
+                f"{found}: is here and of no run, and a training would overwrite it; give another "
+                "--output"
+            )
+    if (run / RECIPE).exists() and not _is_left_behind(run, resolved):
+        raise KavaError(
+            f"{run / RECIPE}: is here already and a training would overwrite it; give another "
+            "--output, or delete it if you do not need it"
+        )
+
+
+#: Of checkpoints and backbones, and what is written beside them.
+_TAKEN = (
+    "kava.json", "config.json", "tokenizer.json", "*.safetensors", "checkpoint", "predictions",
+    "sample.jsonl",
+)  # fmt: skip
+
+
+#: Everything that a training, `kava pretrain` or `kava eval` writes, directly in the folder.
+_WRITTEN = (
+    METRICS, RECIPE, LOCK, "sample.jsonl", "predictions", "checkpoint", "checkpoint.partial",
+    "checkpoints", "backbone", "error.log", "*.json", "*.safetensors", "*.jinja",
+    "*.model", "vocab.*", "merges.txt",
+)  # fmt: skip
+
+
+def check_scores(run: Path, task: str) -> None:
+    """Refuse a folder where something that `score_run` writes would go through a link.
+
+    Raises:
+        KavaError: names the link.
+    """
+    for name in (
+        RESULT, LOCK, f"predictions/{task}.jsonl", "checkpoint/kava.json", "checkpoint/README.md",
+    ):  # fmt: skip
+        links.check(run / name, run)
+
+
+def _is_left_behind(run: Path, resolved: schema.Section) -> bool:
+    """Whether the recipe in a folder is this one as kava writes it; a job's keys do not count."""
+    try:
+        saved = _saved_recipe(run, type(resolved))
+        text = (run / RECIPE).read_text(encoding="utf-8")
+        return text == schema.dump(saved) and not differences(run, resolved)
+    except (KavaError, ValueError):
+        return False
+
+
+def _saved_recipe(run: Path, kind: type[schema.Section]) -> Any:
+    """The recipe in a run folder, of a training or of a backbone."""
+    file = run / RECIPE
+    return load_resolved(file) if kind is schema.Recipe else load_recipe(file, kind=kind)
+
+
+def check_inputs(run: Path, inputs: dict[str, Any]) -> None:
+    """Refuse to resume with other rows or another backbone than the run began with.
+
+    Of a run that began before these were written down nothing can be compared.
+
+    Raises:
+        KavaError: says which, what it was and what it is.
+    """
+    file = run / BEGUN
+    if not file.is_file():
+        return
+    try:
+        began = json.loads(file.read_text(encoding="utf-8"))
+        rows = {part: (one["rows"], one["sha256"]) for part, one in began["data"].items()}
+        backbone = began.get("backbone")
+        changed = backbone and loading.describe_difference(backbone, inputs["backbone"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise KavaError(f"{file}: damaged; start anew with another --output") from None
+    for part, (count, digest) in rows.items():
+        now = inputs["data"].get(part, {"rows": 0, "sha256": ""})
+        if (now["rows"], now["sha256"]) != (count, digest):
+            raise KavaError(
+                f"{run}: its {part} rows were {count} with SHA-256 {digest[:12]}, and are "
+                f"{now['rows']} with {now['sha256'][:12]} now; not resumed"
+            )
+    if changed:
+        raise KavaError(f"{run}: {inputs['backbone']['name']}: its {changed}; not resumed")
+
+
+def differences(run: Path, resolved: schema.Section) -> str:
+    """In which keys the recipe in a run folder differs from another, in words; empty if in none.
+
+    It is read by today's rules, so a key that is newer than the run counts with its default. Keys
+    of an adapter that neither has do not count, nor do those of a job (`resources`).
+
+    Raises:
+        KavaError: there is no recipe, or it cannot be read.
+    """
+    saved = _saved_recipe(run, type(resolved))
+    there, given = (schema.flat(one.model_dump(by_alias=True)) for one in (saved, resolved))
+    keys = [key for key in {**given, **there} if given.get(key) != there.get(key)]
+    keys = [key for key in keys if not key.startswith("resources.")]
+    if given.get("adapter") == there.get("adapter") == "full":
+        keys = [key for key in keys if not key.startswith("lora.")]
+    told = [f"{key}: {there.get(key)!r} there, {given.get(key)!r} given" for key in keys[:3]]
+    return "; ".join(told + [f"{len(keys) - 3} more"] * (len(keys) > 3))
+
+
+def put_aside(run: Path, console: Console) -> None:
+    """Rename what is there already, if anything.
+
+    Raises:
+        KavaError: it is this process's own folder or above it, which cannot be moved.
+    """
+    if run.exists():
+        if Path.cwd().is_relative_to(run.resolve()):
+            raise KavaError(f"{run}: cannot be moved aside from inside; give another --output")
+        names = (run.with_name(f"{run.name}-{number}") for number in range(1, 10_000))
+        aside = next(path for path in names if not path.exists())
+        run.rename(aside)
+        console.print(f"what was in {run} before is now in {aside}", style="dim")
+
+
+def clear(run: Path) -> None:
+    """Remove what only a resumption needs; last, since until here a run can be resumed."""
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    (run / BEGUN).unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(run: Path, console: Console) -> Iterator[None]:
+    """Keep other processes than these out of a run folder, by whatever path they name it.
+
+    Raises:
+        KavaError: one works on it; it is the root of the file system, which has nothing beside it.
+    """
+    folder = run.resolve()
+    if not folder.name:
+        raise KavaError(f"{run}: cannot be a run folder; give another --output")
+    file = folder.with_name(f"{folder.name}.training")
+    with ExitStack() as stack:
+
+        def lock_it() -> None:
+            try:
+                stack.enter_context(lock.hold(file, console))
+            except lock.Held as held:
+                raise KavaError(f"{run}: in use: {held}") from None
+
+        distributed.on_main(lock_it)
+        yield
+
+
+@contextmanager
+def writing_scores(run: Path) -> Iterator[None]:
+    """Keep other processes from writing scores into a run folder; each waits for its turn.
+
+    Raises:
+        KavaError: another holds it for longer than writing takes.
+    """
+    with ExitStack() as stack:
+        for left in reversed(range(300)):
+            try:
+                stack.enter_context(lock.hold(run / LOCK, Console(stderr=True)))
+                break
+            except lock.Held as held:
+                if not left:
+                    raise KavaError(f"{run}: its scores are in use: {held}") from None
+                time.sleep(_TURN)
+        yield
+
+
+_TURN = 0.1  # seconds; writing takes about 0.01
+
+
+def read_result(run: Path) -> dict[str, Any] | None:
+    """`result.json` of a run folder, None where there is none.
+
+    Raises:
+        KavaError: it is not a JSON object.
+    """
+    file = run / RESULT
+    if not file.is_file():
+        return None
+    result = read_named_so(file)
+    if not isinstance(result, dict) or not isinstance(result.get("scores", {}), dict):
+        raise KavaError(f"{file}: not the result of a run; move it away")
+    return result
+
+
+def read_named_so(file: Path) -> Any:
+    """What a `result.json` holds, which need not be a run's: others call their files that too.
+
+    Raises:
+        KavaError: it is not JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise KavaError(f"{file}: not valid JSON: {error}") from None
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """`metrics.jsonl` of a run folder.
+
+    Raises:
+        KavaError: a line that is no record.
+    """
+    return read_records(run / METRICS)

@@ -1,0 +1,5 @@
+"""Names of the files in a run folder."""
+
+from __future__ import annotations
+
+METRICS, RESULT, RECIPE = "metrics.jsonl", "result.json", "recipe.yaml"

@@ -1,0 +1,192 @@
+"""`kava watch`: a running training in the terminal, read from its folder.
+
+It reads `metrics.jsonl` and `recipe.yaml` and touches nothing, so that any number of watchers may
+look at one run, on another machine too where the folder is shared.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from kava.errors import KavaError
+from kava.runs.layout import METRICS, RECIPE, RESULT
+from kava.runs.metrics import is_finite, is_number, read_records
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 20
+#: Not a quantity of the training.
+_HIDDEN = {"step", "epoch", "validation_n"}
+FIRST = ("loss", "student_ce", "teacher_ce", "codi", "kv")
+
+
+@dataclass(frozen=True)
+class State:
+    """What the folder holds at one moment.
+
+    records: of the log, in order.   age: seconds since the log was last written to.
+    steps: of the whole training, None where the recipe counts epochs and nothing said more yet.
+    """
+
+    run: Path
+    records: list[dict[str, Any]]
+    steps: int | None
+    age: float
+    finished: bool
+
+    @property
+    def step(self) -> int:
+        """The last step logged."""
+        return max((record["step"] for record in self.records), default=0)
+
+
+def look(run: Path) -> State:
+    """Read a run folder.
+
+    Raises:
+        KavaError: it is no run folder, or its log is none.
+    """
+    file = run / METRICS
+    if not file.is_file():
+        raise KavaError(f"{run}: nothing to watch here (no {METRICS}; a training writes it)")
+    records = read_records(file)
+    age = max(0.0, time.time() - file.stat().st_mtime)
+    return State(run, records, _steps(run, records), age, (run / RESULT).is_file())
+
+
+def watch(run: Path, console: Console, once: bool = False, every: float = 1.0) -> None:
+    """Show a run until it ends, or once.
+
+    Raises:
+        KavaError: `run` is no run folder.
+    """
+    state = look(run)
+    if once or state.finished or not console.is_terminal:
+        console.print(view(state))
+        return
+    from rich.live import Live
+
+    with Live(view(state), console=console, refresh_per_second=4) as live:
+        while not state.finished:
+            time.sleep(every)
+            state = look(run)
+            live.update(view(state))
+
+
+def view(state: State) -> RenderableType:
+    """Progress, and for each logged quantity its last value, range and course."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for heading, justify in (
+        ("", "left"),
+        ("last", "right"),
+        ("lowest", "right"),
+        ("highest", "right"),
+    ):
+        table.add_column(heading, justify=justify)
+    table.add_column("course", no_wrap=True)
+    for key in _keys(state.records):
+        logged = [record[key] for record in state.records if is_number(record.get(key))]
+        values = [value for value in logged if is_finite(value)]
+        name = f"{key}, log" if is_wide(values) else key
+        ends = map(_told, (min(values), max(values))) if values else ("-", "-")
+        table.add_row(name, _told(logged[-1]), *ends, sparkline(values))
+    return Group(Text(headline(state), style="bold"), table)
+
+
+def headline(state: State) -> str:
+    """Where the training is, and how long it still takes at the pace of its last steps."""
+    total = f" of {state.steps:,}" if state.steps else ""
+    words = f"{state.run}: step {state.step:,}{total}"
+    if state.finished:
+        return f"{words}, finished"
+    left = seconds_left(state)
+    more = f", about {_duration(left)} left" if left is not None else ""
+    quiet = f"; nothing logged for {_duration(state.age)}" if state.age > 60 else ""
+    return words + more + quiet
+
+
+def seconds_left(state: State) -> float | None:
+    """From the throughput that was logged; None where it was not, or the length is not known."""
+    timed = [r for r in state.records if is_finite(r.get("seconds_per_step"))]
+    if not timed or state.steps is None:
+        return None
+    last = timed[-10:]
+    # The first step, which has a line of its own, sets up what the others use.
+    recent = [record["seconds_per_step"] for record in last if record["step"] > 1 or len(last) == 1]
+    return (state.steps - state.step) * sum(recent) / len(recent)
+
+
+def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
+    """Means of equal parts of the values, as bars of eight heights; see `is_wide`."""
+    parts = min(width, len(values))
+    edges = [round(i * len(values) / parts) for i in range(parts + 1)] if parts else [0]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    if is_wide(values):
+        means = [math.log(mean) for mean in means]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    span = (high - low) or 1.0
+    return "".join(_BARS[min(7, int(8 * (value - low) / span))] for value in means)
+
+
+def is_wide(values: Sequence[float]) -> bool:
+    """Whether a course is drawn on a logarithmic scale: positive and over a factor of 50."""
+    return min(values, default=0) > 0 and max(values) / min(values) > 50
+
+
+def _keys(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Logged quantities, losses first, each once."""
+    found = [key for record in records for key in record if key not in _HIDDEN]
+    known = list(dict.fromkeys(key for key in found if _seen(records, key)))
+    return [key for key in FIRST if key in known] + [key for key in known if key not in FIRST]
+
+
+def _seen(records: Sequence[dict[str, Any]], key: str) -> bool:
+    return any(is_number(record.get(key)) for record in records)
+
+
+def _steps(run: Path, records: Sequence[dict[str, Any]]) -> int | None:
+    """Steps of the whole training: of the recipe, or its epochs at the log's steps per epoch."""
+    from kava.recipe.load import load_recipe
+    from kava.recipe.schema import BackboneRecipe, Recipe
+
+    file = run / RECIPE
+    if not file.is_file():
+        return None
+    try:
+        train = load_recipe(file, kind=Recipe).train
+    except KavaError:
+        train = load_recipe(file, kind=BackboneRecipe).train
+    if train.steps is not None:
+        return train.steps
+    last = next(
+        (r for r in reversed(records) if is_finite(r.get("epoch")) and r["epoch"] > 0), None
+    )
+    if last is None:
+        return None
+    # What is left of a step is one too; the third place is above what the division loses.
+    return math.ceil(round(train.epochs * last["step"] / last["epoch"], 3))
+
+
+def _told(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    from kava.system.text import duration
+
+    return duration(seconds)

@@ -1,0 +1,272 @@
+"""One run of a sweep: what is to do about it, and doing it.
+
+What is done is not done again, what was interrupted goes on. A run is locked while a process works
+on it, on whatever machine. Several processes of one job do it together; the main one locks, decides
+and writes.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+
+from kava.data import rows_hash
+from kava.data.tasks import Task, load_task, local_copies
+from kava.errors import KavaError
+from kava.evaluation.command import line, task_options
+from kava.evaluation.score import score_run
+from kava.reasoning.reasoner import Reasoner
+from kava.recipe.schema import Recipe
+from kava.runs.folder import check_free, differences, holds_run, put_aside, read_result
+from kava.runs.resume import has_checkpoint
+from kava.system import distributed, links, lock, signals
+from kava.system.environment import default_device
+from kava.system.files import write_whole
+from kava.system.text import duration, in_a_line
+from kava.training.run import train_run
+
+T = TypeVar("T")
+ERROR = "error.log"
+
+# What is to do about a run, in the order in which it comes about.
+START, RESUME, SCORE, DONE = "would run", "would resume", "would be scored", "done"
+# What became of one.
+TRAINED, SCORED, SKIPPED, ELSEWHERE, FAILED = "trained", "scored", "skipped", "elsewhere", "failed"
+SUBMITTED = "submitted"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a recipe with a seed. `name` is its recipe's name in this sweep."""
+
+    name: str
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def lock(self) -> Path:
+        """Beside the folder, which may have to be renamed."""
+        return self.folder.with_name(self.folder.name + ".lock")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run, with a reason where that is `failed` or `elsewhere`."""
+
+    run: Run
+    what: str
+    reason: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether the run's result is the one that was asked for."""
+        return self.what in (TRAINED, SCORED, SKIPPED)
+
+
+@dataclass
+class Scoring:
+    """The tasks that every run is scored on.
+
+    names: of tasks; may be empty.
+    files: local copies of the tasks' rows, one for each in their order; may be empty.
+    limit: only the first rows.
+
+    Raises:
+        KavaError: files that are not one for each task.
+    """
+
+    names: Sequence[str] = ()
+    files: Sequence[str] = ()
+    limit: int | None = None
+    _loaded: dict[str, list[Task]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._copies = local_copies("sweep", self.names, self.files)
+
+    def of(self, recipe: Recipe) -> list[Task]:
+        """The tasks of one recipe; each different one is loaded once.
+
+        Raises:
+            KavaError: unknown task, rows that cannot be had.
+        """
+        options = {name: task_options(recipe, name, {}) for name in self.names}
+        key = repr(options)
+        if key not in self._loaded:
+            self._loaded[key] = [
+                load_task(name, file=file, limit=self.limit, options=options[name])
+                for name, file in zip(self.names, self._copies, strict=True)
+            ]
+        return self._loaded[key]
+
+    def found_in(self, scores: Iterable[str]) -> list[str] | None:
+        """Under which names a result has these tasks, None where one is missing.
+
+        A task may give its rows a name of their own after its own (`rows-mine`).
+        """
+        found = [
+            [s for s in scores if s == name or s.startswith(f"{name}-")] for name in self.names
+        ]
+        return [name for part in found for name in part] if all(found) else None
+
+
+def state(run: Run, tasks: Sequence[Task]) -> tuple[str, list[Task]]:
+    """What is to do, and the tasks that are still to be scored.
+
+    Raises:
+        KavaError: the folder holds a run of another recipe, something else that a run would
+            overwrite, or something that cannot be read.
+    """
+    folder = run.folder
+    if not holds_run(folder):
+        check_free(folder, run.recipe)
+        return START, list(tasks)
+    if different := differences(folder, run.recipe):
+        raise KavaError(
+            f"{folder}: holds a run of another recipe ({different}); give another --output, "
+            "or move it away"
+        )
+    result = read_result(folder)
+    if result is None:
+        return (RESUME if has_checkpoint(folder) else START), list(tasks)
+    missing = [task for task in tasks if not is_scored(result, task)]
+    return (SCORE if missing else DONE), missing
+
+
+def is_scored(result: dict[str, Any], task: Task) -> bool:
+    """Whether a result has a score of these very rows.
+
+    One that was written before scores named their rows' hash counts by number and version alone.
+    """
+    score = result.get("scores", {}).get(task.name)
+    if score is None:
+        return False
+    asked = (len(task.examples), task.version, rows_hash(task.examples))
+    return (score.get("n"), score.get("version"), score.get("sha256", asked[2])) == asked
+
+
+def attempt(run: Run, scoring: Scoring, say: Callable[[str], None], console: Console) -> Outcome:
+    """One run; whatever goes wrong with it ends up in its outcome.
+
+    A failure of the training or of its evaluation leaves its traceback in `error.log`.
+
+    Raises:
+        Preempted: the process was asked to stop (`kava.system.signals`); the run can go on later.
+    """
+    try:
+        with _held(run.lock, console):
+            outcome = _carry_out(run, scoring, say, console)
+    except lock.Held as held:
+        outcome = Outcome(run, ELSEWHERE, str(held))
+    if outcome.what in (SKIPPED, ELSEWHERE, FAILED):
+        say(f"{outcome.what}: {outcome.reason}" if outcome.reason else "done before, skipped")
+    return outcome
+
+
+@contextmanager
+def _held(file: Path, console: Console) -> Iterator[None]:
+    """`lock.hold`, by the main process for all.
+
+    Raises:
+        Held: on all processes.
+    """
+    with ExitStack() as stack:
+
+        def hold() -> str:
+            try:
+                stack.enter_context(lock.hold(file, console))
+            except lock.Held as held:
+                return str(held)
+            return ""
+
+        if reason := distributed.from_main(hold):
+            raise lock.Held(reason)
+        yield
+
+
+def _carry_out(run: Run, scoring: Scoring, say: Callable[[str], None], console: Console) -> Outcome:
+    try:
+        tasks = distributed.main_first(partial(_as_kava_error, scoring.of, run.recipe))
+        todo, missing = distributed.from_main(partial(_as_kava_error, _todo, run, tasks))
+    except KavaError as error:  # what is in the folder is not this run's: nothing is written there
+        return Outcome(run, FAILED, str(error))
+    if todo == DONE:
+        return Outcome(run, SKIPPED)
+    log = run.folder / ERROR
+    try:
+        signals.pause()
+        if todo != SCORE:
+            train(run, todo == RESUME, say, console)
+        if missing:
+            score(run, [tasks[number] for number in missing], say)
+        distributed.on_main(lambda: log.unlink(missing_ok=True))
+    except Exception as error:
+        return Outcome(run, FAILED, _written_down(error, log))
+    return Outcome(run, SCORED if todo == SCORE else TRAINED)
+
+
+def _as_kava_error(act: Callable[..., T], *given: Any) -> T:
+    """What `act` returns; of its errors a line, which other processes can be told.
+
+    Raises:
+        KavaError: on any error.
+    """
+    try:
+        return act(*given)
+    except Exception as error:
+        raise KavaError(in_a_line(error)) from error
+
+
+def _todo(run: Run, tasks: Sequence[Task]) -> tuple[str, list[int]]:
+    """As `state`, with the places of the tasks; a folder that is a link is refused too."""
+    links.check(run.folder)
+    todo, missing = state(run, tasks)
+    return todo, [i for i, task in enumerate(tasks) if any(task is one for one in missing)]
+
+
+def _written_down(error: Exception, log: Path) -> str:
+    """The error in a line; its traceback goes into `log`, once for all processes."""
+    text, line = traceback.format_exc(), in_a_line(error)
+    if distributed.lost(error):
+        line = f"another of the {distributed.world_size()} processes is gone"
+        text = f"{text}{line}\n"
+
+    def write() -> None:
+        write_whole(log, text)
+
+    distributed.once(write)
+    return line
+
+
+def train(run: Run, resume: bool, say: Callable[[str], None], console: Console) -> None:
+    """Train, or go on with a training that was interrupted."""
+
+    def make_room() -> None:
+        if not resume and holds_run(run.folder):
+            put_aside(run.folder, console)  # cut off before its first checkpoint
+
+    distributed.on_main(make_room)
+    say(f"{'resuming' if resume else 'training'} {run.recipe.method}, seed {run.recipe.seed}")
+    with signals.deferred():
+        result = train_run(run.recipe, run.folder, console, resume)
+    validated = (
+        f", validation {result['validation_accuracy']} % of {result['validation_n']}"
+        if result["validation_accuracy"] is not None
+        else ""
+    )
+    say(f"trained {result['steps']} steps in {duration(result['train_seconds'])}{validated}")
+
+
+def score(run: Run, tasks: Sequence[Task], say: Callable[[str], None]) -> None:
+    """Evaluate the checkpoint on tasks."""
+    device = default_device()
+    reasoner = distributed.main_first(lambda: Reasoner.from_pretrained(run.folder, device=device))
+    for task in tasks:
+        signals.pause()
+        say(line(task.name, score_run(reasoner, task, run.folder).summary))

@@ -1,0 +1,164 @@
+"""`kava sweep --dry-run`: what a sweep would do and what each run would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from kava.errors import KavaError
+from kava.recipe import registry
+from kava.runs.folder import read_result
+from kava.sweeps import slurm
+from kava.sweeps.attempt import DONE, RESUME, SCORE, START, Run, Scoring, state
+from kava.sweeps.cost import Cost, Estimator
+from kava.sweeps.memory import Memory
+from kava.system import hub, lock
+from kava.system.environment import default_device
+from kava.system.text import counted, say_plainly
+from kava.system.text import memory as told_bytes
+
+LOCKED, REFUSED = "in other hands", "would fail"
+
+
+def list_runs(
+    runs: Sequence[Run],
+    scoring: Scoring,
+    console: Console,
+    jobs: slurm.Options | None = None,
+    output: Path = Path(),
+) -> bool:
+    """List what `sweep` would do, with the cost of each run; nothing is written or downloaded.
+
+    Args:
+        jobs: if it would ask SLURM for them; `output` then says which it has already.
+
+    Returns:
+        whether no run would fail.
+
+    Raises:
+        KavaError: unknown task, or an array limit that cannot be kept; jobs were submitted before
+            and SLURM does not answer.
+    """
+    for name in scoring.names:
+        registry.check("tasks", name)
+    on_gpus = bool(jobs) and any(run.recipe.resources.gpus for run in runs)
+    device = "cuda" if on_gpus else "cpu" if jobs else default_device()
+    estimator, notes, left = Estimator(device), Notes(), 0
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    for heading in ("run", "state", "steps", "token-forwards", "memory"):
+        table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
+    states, to_submit = [], []
+    queued = slurm.queued(runs, output) if jobs else ((run, "") for run in runs)
+    with console.status("counting"):
+        for run, in_queue in queued:
+            now, why = (LOCKED, in_queue) if in_queue else _foreseen(run, scoring)
+            if jobs and (unfit := _unfit(run, now)):
+                now, why = REFUSED, unfit
+            shared = jobs is not None and now != REFUSED
+            cost = estimator.cost(run.recipe, run.recipe.resources.all_processes if shared else 1)
+            if cost.refusal and now in (START, RESUME):
+                now, why = REFUSED, cost.refusal
+            if now in (START, RESUME, SCORE):
+                to_submit.append(run)
+            states.append(now)
+            left += (cost.token_forwards or 0) * (now in (START, RESUME))
+            notes.add(run.folder.name, why)
+            for note in (*cost.notes, _parts(cost.memory)):
+                notes.add(run.name, note)
+            table.add_row(run.folder.name, now, *_told(cost))
+    console.print(table)
+    counts = ", ".join(f"{states.count(now)} {now}" for now in dict.fromkeys(states))
+    say_plainly(
+        console, f"{counted(len(runs), 'run')}: {counts}; {large(left)} token-forwards to go"
+    )
+    for group, limit in slurm.grouped(to_submit, jobs.array_limit) if jobs else ():
+        wanted = slurm.told(group[0].recipe.resources)
+        say_plainly(console, f"{len(group)} as jobs of SLURM, {limit} at a time; each {wanted}")
+    console.print()
+    say_plainly(console, _LEGEND.format(where=_WHERE[device]))
+    for words in notes.lines():
+        say_plainly(console, words)
+    return REFUSED not in states
+
+
+_LEGEND = (
+    "token-forwards: columns that enter the backbone in the whole training, with pads, without "
+    "validation\nmemory: an estimate for a training step of one process on {where}"
+)
+_WHERE = {"cuda": "a GPU", "cpu": "a CPU"}
+
+
+class Notes:
+    """Remarks, each once, with whom it concerns."""
+
+    def __init__(self) -> None:
+        self._about: dict[str, list[str]] = {}
+
+    def add(self, name: str, note: str) -> None:
+        """An empty note is none."""
+        if note and name not in self._about.setdefault(note, []):
+            self._about[note].append(name)
+
+    def lines(self) -> list[str]:
+        """`names: note`."""
+        return [f"{', '.join(about)}: {note}" for note, about in self._about.items()]
+
+
+def _foreseen(run: Run, scoring: Scoring) -> tuple[str, str]:
+    """A run's state, and the reason where that is not to run."""
+    if holder := lock.holder(run.lock):
+        return LOCKED, holder
+    try:
+        with hub.offline():
+            return state(run, scoring.of(run.recipe))[0], ""
+    except KavaError as error:
+        why = str(error)
+    try:
+        now, _ = state(run, [])
+    except KavaError:
+        return REFUSED, why
+    scores = (read_result(run.folder) or {}).get("scores", {})
+    known = now == DONE and set(scoring.names) <= scores.keys()
+    note = f"its tasks cannot be had here and now, so their number of rows is not checked: {why}"
+    return (DONE if known else SCORE if now == DONE else now), note
+
+
+def _unfit(run: Run, now: str) -> str:
+    """Why the processes of a job cannot train it; empty where they can."""
+    try:
+        slurm.check_batch(run, now)
+    except KavaError as error:
+        return str(error)
+    return ""
+
+
+def _told(cost: Cost) -> tuple[str, str, str]:
+    return (
+        "?" if cost.steps is None else f"{cost.steps:,}",
+        "?" if cost.token_forwards is None else large(cost.token_forwards),
+        "?" if cost.memory is None else told_bytes(cost.memory.total),
+    )
+
+
+def _parts(memory: Memory | None) -> str:
+    if memory is None:
+        return ""
+    weights, gradients, optimiser, activations = map(
+        told_bytes, (memory.weights, memory.gradients, memory.optimiser, memory.activations)
+    )
+    return (
+        f"{weights} weights + {gradients} gradients + {optimiser} optimiser state + {activations} "
+        "activations of a micro-batch"
+    )
+
+
+def large(number: int) -> str:
+    """`12,345`, `1.23 million`, `45.6 billion`."""
+    for size, word in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
+        if number >= size:
+            return f"{number / size:.3g} {word}"
+    return f"{number:,}"

@@ -1,0 +1,86 @@
+"""`kava prefetch`: what recipes need from the Hub, brought here before a run without a network.
+
+The same code loads it as in a run, so that what was fetched is what a run finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.console import Console
+
+from kava.backbones import loading
+from kava.data import load_examples
+from kava.data.tasks import load_task
+from kava.evaluation.command import task_options
+from kava.recipe.load import load_recipe
+from kava.recipe.schema import BackboneRecipe, Data, Recipe
+from kava.sweeps.sweep import is_backbone
+from kava.system import assets, hub
+from kava.system.text import memory, say_plainly
+
+
+def prefetch(
+    files: Sequence[str], tasks: Sequence[str], settings: Sequence[str], console: Console
+) -> None:
+    """Bring backbones and rows of all recipes here, each once; say where they lie and their size.
+
+    Args:
+        files: recipes, or patterns of them.
+        tasks: whose rows are needed too.
+        settings: overrides for all recipes.
+
+    Raises:
+        KavaError: a recipe that cannot be read, or what the Hub does not give; what was fetched
+            before stays.
+    """
+    wanted: dict[str, Callable[[], object]] = {}
+    for file in (file for given in files for file in assets.find_all(given)):
+        kind = BackboneRecipe if is_backbone(file) else Recipe
+        wanted |= _needed(load_recipe(file, [*settings], kind), tasks)
+    said: set[tuple] = set()
+    total = 0
+    for fetch in wanted.values():
+        with hub.noting() as found:
+            fetch()
+        for one in found:
+            if (key := (one.name, one.what, one.folder)) not in said:
+                said.add(key)
+                total += one.bytes
+                say_plainly(
+                    console, f"{one.name}, {one.what}", f"{memory(one.bytes)} in {one.folder}"
+                )
+    names = len({one[0] for one in said})
+    nothing = "nothing is needed from the Hub; " if not said else ""
+    say_plainly(
+        console,
+        f"{nothing}{names} repositories, {memory(total)}; with HF_HUB_OFFLINE=1 runs start without "
+        "a network",
+    )
+
+
+def _needed(recipe: Recipe | BackboneRecipe, tasks: Iterable[str]) -> dict[str, Callable]:
+    """What one recipe needs: a name that is the same for the same thing, and how it is had."""
+    needed: dict[str, Callable[[], object]] = {}
+    if isinstance(recipe, Recipe):
+        needed[f"backbone {recipe.backbone} {recipe.revision}"] = lambda: loading.locate(
+            recipe.backbone, recipe.revision
+        )
+    data = recipe.data
+    for source, split in ((data.train, "train"), (data.validation, "validation")):
+        if source is not None and source != "synthetic":
+            key = f"rows {source} {split} {data.options}"
+            needed[key] = lambda source=source, split=split: _rows(data, source, split)
+    for name in data.leak_check or []:
+        file = data.leak_files.get(name)
+        needed[f"task {name} {file}"] = lambda name=name, file=file: load_task(name, file=file)
+    for name in tasks:
+        options = task_options(recipe, name, {}) if isinstance(recipe, Recipe) else {}
+        key = f"task {name} {None} {options}" if options else f"task {name} {None}"
+        needed[key] = lambda name=name, options=options: load_task(name, options=options)
+    return needed
+
+
+def _rows(data: Data, source: str, split: str) -> None:
+    limit = data.train_rows if split == "train" else data.validation_rows
+    load_examples(source, split, limit=limit, options=data.options)

@@ -1,0 +1,212 @@
+"""`kava recipes`: the recipes that ship with the project, and whether each of them runs."""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from kava.errors import KavaError
+from kava.reasoning.resolve import load_resolved
+from kava.recipe.load import load_recipe, read
+from kava.recipe.schema import BackboneRecipe
+from kava.system import assets
+from kava.system.text import counted, print_columns, print_plain
+
+if TYPE_CHECKING:
+    from kava.types import Example
+
+STEPS, ROWS = 2, 32
+BACKBONE = "backbone"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recipe file.
+
+    path: under which `kava train` finds it (`kava pretrain` for a backbone).
+    method: of the recipe, or `backbone`.
+    about: its `description`, else the first line of the file if that is a comment.
+    """
+
+    path: str
+    file: Path
+    method: str
+    about: str
+
+
+def entries(paths: Iterable[str | Path] = ()) -> list[Entry]:
+    """Recipes below the given files and folders; all shipped ones if none is given.
+
+    Raises:
+        KavaError: no such file or folder, nothing in it, or a file that is not YAML.
+    """
+    found = [pair for path in paths for pair in _files(path)] or _shipped()
+    return [_entry(path, file) for path, file in sorted(found, key=lambda pair: _order(pair[0]))]
+
+
+def shipped_folder() -> Path:
+    """`recipes/` of the checkout or of the installed package."""
+    return assets.roots()[0] / "recipes"
+
+
+def show(console: Console) -> None:
+    """Print one line a recipe."""
+    print_columns(console, [(e.path, e.method, e.about) for e in entries()])
+
+
+def check(paths: list[str], console: Console) -> bool:
+    """Run two optimiser steps of each recipe on a tiny backbone; a line each, as it is done.
+
+    Returns:
+        whether all of them ran.
+    """
+    found, failed = entries(paths), []
+    width = max(len(entry.path) for entry in found)
+    with tempfile.TemporaryDirectory() as scratch, _libraries_kept():
+        bench = Bench(Path(scratch))
+        for entry in found:
+            begin = time.perf_counter()
+            try:
+                word, said = "ok", " ".join(bench.run(entry))
+            except Exception as error:  # whatever breaks a recipe is what is looked for here
+                word, said = "FAILED", _one_line(error)
+                failed.append(entry.path)
+            seconds = f"{time.perf_counter() - begin:.1f} s"
+            print_plain(console, f"{entry.path:<{width}}  {word:<6}  {seconds:>6}  {said}")
+    end = f"; failed: {', '.join(failed)}" if failed else ", all run"
+    print_plain(console, f"{counted(len(found), 'recipe')}{end}")
+    return not failed
+
+
+class Bench:
+    """Where recipes are tried out: tiny random backbones, one of each family, in a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._runs = 0
+
+    def run(self, entry: Entry) -> list[str]:
+        """Train two steps; the names of the losses.
+
+        Raises:
+            KavaError: the recipe is not valid, cannot be built, or its loss is not finite.
+        """
+        from kava.runs.layout import METRICS
+        from kava.system.progress import Progress
+        from kava.training.trainer import train
+
+        reasoner, rows = (self._pretraining if entry.method == BACKBONE else self._training)(entry)
+        self._runs += 1
+        run = self.folder / f"run{self._runs}"
+        run.mkdir()
+        train(reasoner, rows, [], run, False, Progress(entry.path, Console(file=StringIO())))
+        lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
+        return _losses(json.loads(line) for line in lines)
+
+    def _training(self, entry: Entry) -> tuple:
+        from kava.backbones import tiny
+        from kava.reasoning.reasoner import Reasoner
+        from kava.training import smoke
+
+        resolved = load_resolved(entry.file)
+        family = smoke.family(resolved)
+        backbone = self.folder / family
+        if not backbone.exists():
+            tiny.tiny_backbone(family, backbone)
+        small = smoke.shrink(resolved, backbone, STEPS)
+        return Reasoner.build(small), _rows()
+
+    def _pretraining(self, entry: Entry) -> tuple:
+        from kava.training.pretrain import new_reasoner
+
+        resolved = load_recipe(entry.file, kind=BackboneRecipe)
+        short = {"steps": STEPS, "epochs": None, "batch_size": 4, "micro_batch_size": None}
+        short |= {"log_every": 1, "save_every": None, "precision": "fp32"}
+        small = resolved.model_copy(update={"train": resolved.train.model_copy(update=short)})
+        return new_reasoner(small, _rows())[0], _rows()
+
+
+@contextmanager
+def _libraries_kept() -> Iterator[None]:
+    # The Trainer collects garbage before each training. Half the time of a check would go into
+    # looking through the libraries for some.
+    import kava.training.pretrain  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _rows() -> list[Example]:
+    from kava.data import load_examples
+
+    return load_examples("synthetic", "train", limit=ROWS)
+
+
+def _losses(records: Iterator[dict[str, float]]) -> list[str]:
+    names = dict.fromkeys(name for record in records for name in record)
+    return [name for name in names if name not in _NO_LOSS and not name.startswith("train_")]
+
+
+_NO_LOSS = {
+    "step",
+    "epoch",
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "tokens_per_second",
+    "seconds_per_step",
+    "stage",
+}
+
+
+def _files(path: str | Path) -> list[tuple[str, Path]]:
+    """Recipe files at a path, each with the name under which it is found again."""
+    place = assets.find(path)
+    if place.is_file():
+        return [(str(path), place)]
+    found = [(str(Path(path) / file.relative_to(place)), file) for file in place.rglob("*.yaml")]
+    if not found:
+        raise KavaError(f"{path}: no recipe (*.yaml) in this folder")
+    return found
+
+
+def _shipped() -> list[tuple[str, Path]]:
+    folder = shipped_folder()
+    return [(file.relative_to(folder.parent).as_posix(), file) for file in folder.rglob("*.yaml")]
+
+
+def _entry(path: str, file: Path) -> Entry:
+    tree = read(file)
+    method = BACKBONE if "architecture" in tree else str(tree.get("method", "-"))
+    first = file.read_text(encoding="utf-8").partition("\n")[0]
+    comment = first.lstrip("# ") if first.startswith("#") else ""
+    described = " ".join(str(tree.get("description") or "").split())
+    return Entry(path, file, method, described or comment)
+
+
+def _order(path: str) -> list:
+    """Folder by folder, numbers in names as numbers."""
+    return [
+        [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+        for name in Path(path).parts
+    ]
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return text if isinstance(error, KavaError) else f"{type(error).__name__}: {text}"

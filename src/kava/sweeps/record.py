@@ -1,0 +1,135 @@
+"""What the folder of a sweep remembers.
+
+OUTPUT/sweep.json        every run that was asked for there: its recipe, its tasks
+OUTPUT/slurm/jobs.jsonl  a line for each job that was submitted; a run's last line counts
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from kava.errors import KavaError
+from kava.reasoning.resolve import validate_resolved
+from kava.recipe import schema
+from kava.sweeps.attempt import Run, Scoring
+from kava.system import links
+from kava.system.files import write_json
+
+PLAN, FOLDER, JOBS = "sweep.json", "slurm", "jobs.jsonl"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A run and the tasks it is to be scored on."""
+
+    run: Run
+    scoring: Scoring
+
+
+@dataclass(frozen=True)
+class Job:
+    """What was submitted for a run.
+
+    run: its folder's name. job: SLURM's id, `12` or `12_3`. log: what it prints. cluster: that of
+    submitit; `local` is a process of its own, which SLURM does not know.
+    """
+
+    run: str
+    job: str
+    log: str
+    cluster: str = "slurm"
+    time: str = ""
+
+
+def remember(output: Path, runs: Sequence[Run], scoring: Scoring) -> None:
+    """Add runs to the folder's plan; one that is there already takes the new tasks."""
+    plan = _read(output) if (output / PLAN).is_file() else {}
+    new = {run.folder.name: _entry(run, scoring) for run in runs}
+    if {**plan, **new} != plan:
+        write_json(output / PLAN, {"runs": {**plan, **new}})
+
+
+def recall(output: Path) -> list[Asked]:
+    """Every run of the folder's plan, in the order in which they were asked for.
+
+    Raises:
+        KavaError: there is no plan, or it is not one.
+    """
+    if not (output / PLAN).is_file():
+        raise KavaError(f"{output}: no sweep here (no {PLAN}; `kava sweep -o FOLDER` writes it)")
+    where = str(output / PLAN)
+    found = []
+    scorings: dict[str, Scoring] = {}  # shared, so that rows are loaded once
+    for name, entry in _read(output).items():
+        recipe = validate_resolved(entry["recipe"], f"{where}, {name}")
+        asked = entry["tasks"], entry["files"], entry["limit"]
+        scoring = scorings.setdefault(repr(asked), Scoring(*asked))
+        found.append(Asked(Run(entry["name"], recipe, output / name), scoring))
+    return found
+
+
+def add_jobs(output: Path, jobs: Iterable[Job]) -> None:
+    """Write down what was submitted."""
+    lines = "".join(json.dumps(asdict(job)) + "\n" for job in jobs)
+    links.append(output / FOLDER / JOBS, lines, output)
+
+
+def jobs(output: Path) -> dict[str, Job]:
+    """The last job of each run, by the name of its folder.
+
+    Raises:
+        KavaError: a line that is none.
+    """
+    file = output / FOLDER / JOBS
+    if not file.is_file():
+        return {}
+    found = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            job = Job(**json.loads(line))
+        except (ValueError, TypeError):
+            raise KavaError(f"{file}, line {number}: not a job of kava; delete the line") from None
+        found[job.run] = job
+    return found
+
+
+def _entry(run: Run, scoring: Scoring) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "recipe": run.recipe.model_dump(by_alias=True),
+        "tasks": list(scoring.names),
+        "files": list(scoring.files),
+        "limit": scoring.limit,
+    }
+
+
+def _read(output: Path) -> dict[str, Any]:
+    file = output / PLAN
+    try:
+        plan = json.loads(file.read_text(encoding="utf-8"))
+        _Plan.model_validate(plan, strict=True)
+    except ValueError:  # of JSON, of its text, or of what it holds
+        raise KavaError(
+            f"{file}: not the plan of a sweep; move it away and give `kava sweep` again"
+        ) from None
+    return plan["runs"]
+
+
+class _Entry(schema.Section):
+    """As `_entry` writes it; the recipe is looked at by itself, for messages that name its key."""
+
+    name: str
+    recipe: dict[str, Any]
+    tasks: list[str]
+    files: list[str]
+    limit: int | None = Field(ge=1)
+
+
+class _Plan(schema.Section):
+    runs: dict[str, _Entry] = Field(min_length=1)

@@ -1,0 +1,394 @@
+"""Runs as jobs of SLURM, through submitit: one job a run, equal resources in one job array.
+
+OUTPUT/slurm/jobs.jsonl            run, job and log (see kava.sweeps.record)
+OUTPUT/slurm/JOB_0_log.out         what a job prints, over all its starts; of several processes
+                                   the main one, and JOB_1_log.out and so on of the others
+OUTPUT/slurm/JOB_submission.sh     what was given to sbatch
+OUTPUT/slurm/JOB_submitted.pkl     submitit's own working files: what the job is to do, and
+OUTPUT/slurm/JOB_0_result.pkl      what came of it; nothing else reads them
+
+A job with several processes has a task of SLURM for each, on one node or several. A job that is
+preempted or runs out of time stops at a step's boundary, saves, and is queued again (`Work`). One
+that is killed goes on from its last checkpoint when SLURM starts it again.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from kava.errors import KavaError, install
+from kava.reasoning.resolve import validate_resolved
+from kava.sweeps import record
+from kava.sweeps.attempt import (
+    DONE,
+    ELSEWHERE,
+    FAILED,
+    RESUME,
+    SKIPPED,
+    START,
+    SUBMITTED,
+    Outcome,
+    Run,
+    Scoring,
+    attempt,
+    state,
+)
+from kava.sweeps.record import Job
+from kava.system import distributed, links, lock, signals, slurm_queue
+from kava.system.text import in_a_line, say_plainly
+from kava.training.arguments import rows_at_once
+
+if TYPE_CHECKING:
+    from submitit.core.utils import DelayedSubmission
+
+    from kava.recipe.schema import Recipe, Resources
+
+#: How often a run may run out of its time and be queued again (ours).
+TIMEOUTS = 100
+#: Seconds before the end of its time at which a job is told (ours): a step and a validation long.
+NOTICE = 300
+_QUIET = "export TORCH_CPP_LOG_LEVEL=ERROR"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where jobs go. What each needs stands in its recipe (`resources`).
+
+    array_limit: so many at a time. cluster: submitit's; its `local` starts a process for each
+    run at once, for trying out.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    array_limit: int | None = None
+    cluster: str = "slurm"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one job does: its run, as `kava sweep` would on this machine.
+
+    Each of its processes calls it, and they share the work (`kava.system.distributed`).
+
+    It holds plain values, so that a recipe file may change while its job waits. `words` are those
+    of the command that submitted it, which its result names.
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    folder: Path
+    tasks: tuple[str, ...]
+    files: tuple[str, ...]
+    limit: int | None
+    words: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, run: Run, scoring: Scoring) -> Work:
+        """That of a run."""
+        tree = run.recipe.model_dump(by_alias=True)
+        asked = tuple(scoring.names), tuple(scoring.files), scoring.limit
+        return cls(run.name, tree, run.folder, *asked, words=tuple(sys.argv[1:]))
+
+    def __call__(self) -> str:
+        """In the job: carry the run out; what became of it. A failure ends it with status 1."""
+        recipe = validate_resolved(self.recipe, self.name)
+        _join(recipe.resources)
+        told = _signal()
+        queue_again = signal.getsignal(told)  # submitit's
+        asked: list[int] = []
+        try:
+            with signals.listening(asked, told, signal.SIGTERM):
+                outcome = self._attempt(recipe)
+        except signals.Preempted:
+            distributed.leave()
+            self._stop(asked, told, queue_again)
+        if outcome.what == FAILED:
+            distributed.end(1)
+        distributed.leave()
+        return outcome.what
+
+    def checkpoint(self) -> DelayedSubmission:
+        """The same again: where to go on lies in the run's folder. Called by submitit."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+    def _attempt(self, recipe: Recipe) -> Outcome:
+        console = Console(soft_wrap=True, quiet=not distributed.is_main())
+        sys.argv = ["kava", *self.words]  # until here submitit's own (kava.system.environment)
+        run = Run(self.name, recipe, self.folder)
+        scoring = Scoring(self.tasks, self.files, self.limit)
+        return attempt(run, scoring, partial(say_plainly, console, str(run.folder)), console)
+
+    def _stop(self, asked: list[int], told: int, queue_again: Any) -> None:
+        """End the job; let it be queued again unless SLURM is taking it away by itself.
+
+        SIGTERM alone comes with a cancellation, where the job is to stay away, with SLURM's own
+        requeue, and at the beginning of a preemption's grace; only in the last does it still run.
+        Of several processes the main one does this, and the others end without a word.
+        """
+        if not distributed.is_main():
+            sys.exit(0)
+        names = ", ".join(signal.Signals(number).name for number in asked)
+        print(f"{self.folder}: asked to stop by {names}; it can go on from here", flush=True)
+        own = os.environ.get("SLURM_JOB_ID")
+        if told in asked or (own and slurm_queue.states([own]).get(own) == "RUNNING"):
+            queue_again(told, None)  # ends the process
+        sys.exit(128 + asked[0])
+
+
+def submit(
+    runs: Sequence[Run], scoring: Scoring, output: Path, options: Options, console: Console
+) -> list[Outcome]:
+    """Submit every run that is neither done nor in the queue; what became of each.
+
+    Raises:
+        KavaError: no submitit or SLURM here, another process is submitting, or SLURM refuses.
+    """
+    check_installed(options.cluster)
+    if options.cluster == "local" and any(run.recipe.resources.nodes > 1 for run in runs):
+        raise KavaError("sweep: submitit's local executor has one node; give resources.nodes=1")
+    there = output.exists()
+    try:
+        with lock.hold(output / "submit.lock", console):
+            outcomes = [foreseen(run, scoring, reason) for run, reason in queued(runs, output)]
+            new = [outcome.run for outcome in outcomes if outcome.what == SUBMITTED]
+            for group, limit in grouped(new, options.array_limit):
+                _submit_group(group, scoring, output, options, limit, console)
+            record.remember(output, runs, scoring)
+    except lock.Held as held:
+        raise KavaError(f"sweep: {held}") from None
+    except KavaError:
+        if not there:
+            with suppress(OSError):  # something was submitted before the rest was refused
+                output.rmdir()
+        raise
+    return outcomes
+
+
+def queued(runs: Sequence[Run], output: Path) -> Iterator[tuple[Run, str]]:
+    """Each run with what SLURM has of it, in words; empty where it has nothing.
+
+    Raises:
+        KavaError: jobs were submitted, and SLURM does not answer.
+    """
+    jobs = record.jobs(output)
+    known = {run.folder.name: jobs.get(run.folder.name) for run in runs}
+    states = slurm_queue.states(job.job for job in known.values() if job and job.cluster == "slurm")
+    for run in runs:
+        job = known[run.folder.name]
+        now = states.get(job.job) if job else None
+        yield run, f"SLURM job {job.job} is {now}" if slurm_queue.is_active(now) else ""
+
+
+def foreseen(run: Run, scoring: Scoring, in_queue: str) -> Outcome:
+    """What is to become of a run; `in_queue` is what SLURM has of it."""
+    if reason := in_queue or lock.holder(run.lock):
+        return Outcome(run, ELSEWHERE, reason)
+    try:
+        todo, _ = state(run, scoring.of(run.recipe))
+        check_batch(run, todo)
+    except Exception as error:
+        return Outcome(run, FAILED, in_a_line(error))
+    return Outcome(run, SKIPPED if todo == DONE else SUBMITTED)
+
+
+def check_batch(run: Run, todo: str) -> None:
+    """Refuse a training whose batch the processes of its job cannot share.
+
+    Raises:
+        KavaError: says how many could.
+    """
+    if todo in (START, RESUME):
+        rows_at_once(run.recipe.train, run.recipe.resources.all_processes)
+
+
+def grouped(runs: Sequence[Run], limit: int | None) -> list[tuple[list[Run], int]]:
+    """Runs of equal resources together, each group with how many of it may run at a time.
+
+    Job arrays know nothing of each other, so `limit` is shared out among them.
+
+    Raises:
+        KavaError: more groups than `limit`.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(repr(run.recipe.resources), []).append(run)
+    if limit is None or not groups:
+        return [(group, len(group)) for group in groups.values()]
+    if limit < len(groups):
+        raise KavaError(
+            f"sweep: --array-limit {limit}: these runs ask for {len(groups)} kinds of resources, "
+            "each a job array of its own; give a limit of as many, or --nodes, --gpus, "
+            "--processes, --cpus, --memory and --time for all"
+        )
+    shares = dict.fromkeys(groups, 1)
+    for _ in range(limit - len(groups)):  # the next to whom the most of its runs is denied
+        shares[max(groups, key=lambda key: len(groups[key]) / shares[key])] += 1
+    return [(group, min(shares[key], len(group))) for key, group in groups.items()]
+
+
+def minutes(text: str | None) -> int | None:
+    """A time as SLURM takes it, in whole minutes; None for None.
+
+    `90`, `M:SS`, `H:MM:SS`, `D-H`, `D-H:MM` or `D-H:MM:SS`; seconds are rounded up.
+
+    Raises:
+        KavaError: another form.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if not found:
+        raise KavaError(f"--time {text}: give minutes, H:MM:SS or D-HH:MM:SS, as in 24:00:00")
+    days, *parts = found.groups()
+    numbers = [int(part) for part in parts if part is not None]
+    if days is not None or len(numbers) == 3:
+        hours, mins, seconds = (*numbers, 0, 0)[:3]
+    else:
+        hours, (mins, seconds) = 0, (*numbers, 0)[:2]
+    return 1440 * int(days or 0) + 60 * hours + mins + math.ceil(seconds / 60)
+
+
+def told(resources: Resources) -> str:
+    """What one job asks for, in words."""
+    hours, rest = divmod(resources.minutes, 60)
+    nodes, processes = resources.nodes, resources.all_processes
+    gpus = f"{resources.gpus or 'no'} GPU{'s' * (resources.gpus > 1)}"
+    cpus = f"{resources.cpus} CPU{'s' * (resources.cpus > 1)}"
+    gpus = f"{nodes} nodes of {gpus}" if nodes > 1 else gpus
+    share = f"{processes} processes of {cpus} and" if processes > 1 else f"{cpus},"
+    return f"{gpus}, {share} {resources.memory_gb:g} GB, {hours}:{rest:02} h"
+
+
+def check_installed(cluster: str = "slurm") -> None:
+    """Refuse where jobs cannot be submitted.
+
+    Raises:
+        KavaError: says what is missing.
+    """
+    try:
+        import submitit  # noqa: F401
+    except ImportError:
+        raise KavaError(
+            f"--launcher slurm: submitit is not installed; {install('slurm')}"
+        ) from None
+    if cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
+        raise KavaError(
+            "--launcher slurm: no sbatch on this machine; call it on a login node of the cluster, "
+            "or leave --launcher away to run here"
+        )
+
+
+def _submit_group(
+    runs: Sequence[Run],
+    scoring: Scoring,
+    output: Path,
+    options: Options,
+    limit: int,
+    console: Console,
+) -> None:
+    links.check_tree(output / record.FOLDER)
+    folder = (output / record.FOLDER).resolve()
+    wanted = runs[0].recipe.resources
+    work = [Work.of(run, scoring) for run in runs]
+    with _nothing_left_by_failure(folder):
+        executor = _executor(folder, wanted, output.resolve().name, options, limit)
+        submitted = executor.submit_array(work)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    record.add_jobs(
+        output,
+        [
+            Job(run.folder.name, job.job_id, job.paths.stdout.name, options.cluster, now)
+            for run, job in zip(runs, submitted, strict=True)
+        ],
+    )
+    first = submitted[0].job_id.partition("_")[0]
+    array = f"job array {first}, at most {limit} at a time" if len(runs) > 1 else f"job {first}"
+    say_plainly(console, f"{len(runs)} submitted as {array}; each {told(wanted)}")
+
+
+def _executor(folder: Path, wanted: Resources, name: str, options: Options, limit: int) -> Any:
+    import submitit
+
+    executor = submitit.AutoExecutor(
+        folder, cluster=options.cluster, slurm_max_num_timeout=TIMEOUTS
+    )
+    executor.update_parameters(
+        name=f"kava-{name}",
+        timeout_min=wanted.minutes,
+        nodes=wanted.nodes,
+        tasks_per_node=wanted.processes_per_node,
+        cpus_per_task=wanted.cpus,
+        mem_gb=wanted.memory_gb * wanted.processes_per_node,
+        stderr_to_stdout=True,
+        **({"gpus_per_node": wanted.gpus} if wanted.gpus else {}),
+        slurm_partition=options.partition,
+        slurm_account=options.account,
+        slurm_array_parallelism=limit,
+        # torch tells each process that DDP looked for unused weights and there were none.
+        **({"slurm_setup": [_QUIET]} if wanted.all_processes > 1 else {}),
+        slurm_signal_delay_s=min(NOTICE, 30 * wanted.minutes),
+        slurm_additional_parameters={"requeue": True},
+        # Since SLURM 22.05 srun does not take the first over from the job; by the second, when one
+        # process fails or is killed, those that wait for it end too.
+        slurm_srun_args=[f"--cpus-per-task={wanted.cpus}", "--kill-on-bad-exit=1"],
+    )
+    return executor
+
+
+@contextmanager
+def _nothing_left_by_failure(folder: Path) -> Iterator[None]:
+    """Make the folder; after a submission that is refused it is as it was.
+
+    Raises:
+        KavaError: refused; in SLURM's words.
+    """
+    from submitit.core.utils import FailedSubmissionError, UncompletedJobError
+
+    there = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    before = set(folder.iterdir())
+    try:
+        yield
+    except (FailedSubmissionError, UncompletedJobError) as error:
+        for file in set(folder.iterdir()) - before:
+            file.unlink()
+        if not there:
+            folder.rmdir()
+        last = (str(error).strip().splitlines() or ["refused"])[-1]
+        raise KavaError(f"--launcher slurm: {last}") from None
+
+
+def _join(resources: Resources) -> None:
+    """Tell this process of its job's others, as a launcher would (`kava.system.distributed`)."""
+    if resources.all_processes == 1:
+        return
+    from submitit.helpers import TorchDistributedEnvironment
+
+    # Each takes its own of the node's GPUs by its number there, as with a launcher.
+    TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+    if "OMP_NUM_THREADS" not in os.environ:  # else each would use all of the node's cores
+        import torch
+
+        os.environ["OMP_NUM_THREADS"] = str(resources.cpus)
+        torch.set_num_threads(resources.cpus)
+
+
+def _signal() -> int:
+    """By which submitit has a job told that it has to stop."""
+    return getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))

@@ -1,0 +1,195 @@
+"""`kava sweep --status`: how each run of a sweep gets on, read from its folder and SLURM's queue.
+
+waiting    not begun            running    a process or a job is at it
+done       trained and scored   failed     it ended with an error, or its job without a result
+preempted  stopped on the way; it goes on in its job's next start, or with `kava sweep` again
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kava.errors import KavaError
+from kava.report.rows import VALIDATION
+from kava.runs import watch
+from kava.runs.folder import differences, holds_run, read_result
+from kava.sweeps import record
+from kava.sweeps import sweep as sweeps
+from kava.sweeps.attempt import ERROR, SKIPPED, Outcome, is_scored
+from kava.sweeps.record import Asked, Job
+from kava.system import hub, lock, slurm_queue
+from kava.system.text import counted, print_columns, say_plainly
+
+WAITING, RUNNING, DONE = "waiting", "running", "done"
+FAILED, PREEMPTED = "failed", "preempted"
+#: Exit status: all runs done; some failed; neither, some are still to come.
+ALL_DONE, SOME_FAILED, UNDERWAY = 0, 1, 3
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run.
+
+    step, steps, loss: as last logged; None where nothing was, or the length is not known yet.
+    job, log: where it has them. why: of a failed one, the last that it said.
+    """
+
+    name: str
+    state: str
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    job: str = ""
+    log: str = ""
+    why: str = ""
+
+
+def show(asked: Sequence[Asked], output: Path, console: Console) -> int:
+    """Print a line for each run; the exit status.
+
+    When all are done and the summary does not say so yet, it is written.
+
+    Raises:
+        KavaError: a SLURM that does not answer. A run whose folder cannot be read has failed.
+    """
+    lines = look(asked, output)
+    table = [("run", "state", "step", "loss", "job", "log"), *map(_cells, lines)]
+    print_columns(console, table)
+    for line in lines:
+        if line.why:
+            say_plainly(console, f"{line.name} {line.state}", line.why)
+    names = [line.state for line in lines]
+    order = (DONE, RUNNING, WAITING, PREEMPTED, FAILED)
+    told = ", ".join(f"{names.count(name)} {name}" for name in order if name in names)
+    say_plainly(console, f"{counted(len(lines), 'run')}: {told}")
+    if set(names) == {DONE}:
+        _sum_up(asked, output, console)
+        return ALL_DONE
+    return SOME_FAILED if FAILED in names else UNDERWAY
+
+
+def look(asked: Sequence[Asked], output: Path) -> list[Line]:
+    """How each run gets on now."""
+    jobs = record.jobs(output)
+    known = [jobs.get(one.run.folder.name) for one in asked]
+    states = slurm_queue.states(job.job for job in known if job and job.cluster == "slurm")
+    return [
+        _line(one, job, states.get(job.job) if job else None, output)
+        for one, job in zip(asked, known, strict=True)
+    ]
+
+
+def _line(asked: Asked, job: Job | None, in_queue: str | None, output: Path) -> Line:
+    run = asked.run
+    log = str(output / record.FOLDER / job.log) if job else ""
+    if not job and (run.folder / ERROR).is_file():
+        log = str(run.folder / ERROR)
+    try:
+        step, steps, loss = _progress(asked)
+        state, why = _state(asked, job, in_queue, log)
+    except KavaError as error:  # of this folder; the other runs are told all the same
+        step, steps, loss = None, None, None
+        state, why = FAILED, str(error)
+    return Line(run.folder.name, state, step, steps, loss, job.job if job else "", log, why)
+
+
+def _state(asked: Asked, job: Job | None, in_queue: str | None, log: str) -> tuple[str, str]:
+    folder = asked.run.folder
+    if holds_run(folder) and (different := differences(folder, asked.run.recipe)):
+        return FAILED, f"its folder holds a run of another recipe ({different})"
+    result = read_result(folder)
+    if slurm_queue.is_active(in_queue) and in_queue not in slurm_queue.WAITING:
+        return RUNNING, ""
+    if lock.holder(asked.run.lock):
+        return RUNNING, ""
+    if result is not None and _is_scored(asked, result):
+        return DONE, ""
+    if slurm_queue.is_active(in_queue):
+        return (PREEMPTED if holds_run(folder) else WAITING), ""
+    if (folder / ERROR).is_file():
+        return FAILED, _last_line(folder / ERROR)
+    if in_queue == "PREEMPTED":
+        return PREEMPTED, ""
+    if job and job.cluster == "slurm":
+        end = f"job {job.job} ended without a result"
+        named = f"{end} ({in_queue})" if in_queue else end
+        return FAILED, ": ".join(filter(None, [named, _last_line(Path(log))]))
+    return (PREEMPTED if holds_run(folder) else WAITING), ""
+
+
+def _is_scored(asked: Asked, result: dict[str, Any]) -> bool:
+    """Whether the tasks that were asked for are scored, on the rows that they have here and now.
+
+    Where their rows cannot be had without the Hub, those count that are there by name and are not
+    more than the limit.
+    """
+    try:
+        with hub.offline():
+            tasks = asked.scoring.of(asked.run.recipe)
+    except KavaError:
+        scores = result.get("scores", {})
+        names, limit = asked.scoring.found_in(scores), asked.scoring.limit
+        return names is not None and all(
+            limit is None or scores[name].get("n", 0) <= limit for name in names
+        )
+    return all(is_scored(result, task) for task in tasks)
+
+
+def _progress(asked: Asked) -> tuple[int | None, int | None, float | None]:
+    """Step, steps in all, last loss."""
+    result = read_result(asked.run.folder) or {}
+    step = steps = result.get("steps")
+    try:
+        seen = watch.look(asked.run.folder)
+    except KavaError:  # nothing logged, yet or at all
+        return step, steps or asked.run.recipe.train.steps, None
+    losses = [record["loss"] for record in seen.records if "loss" in record]
+    if steps is None:
+        step, steps = seen.step, seen.steps
+    return step, steps, losses[-1] if losses else None
+
+
+def _sum_up(asked: Sequence[Asked], output: Path, console: Console) -> None:
+    scorings = {
+        (tuple(one.scoring.names), tuple(one.scoring.files), one.scoring.limit): one.scoring
+        for one in asked
+    }
+    if len(scorings) > 1:
+        say_plainly(console, "no summary: the runs are scored on different tasks or rows")
+        return
+    (scoring,) = scorings.values()
+    outcomes = [Outcome(one.run, SKIPPED) for one in asked]
+    results = [read_result(one.run.folder) or {} for one in asked]
+    scored = [scoring.found_in(result.get("scores", {})) or [] for result in results]
+    names = dict.fromkeys(name for part in scored for name in part)
+    rows = sweeps.collect(outcomes, tuple(names) or (VALIDATION,))
+    if rows != _summed_up(output):
+        sweeps.write_summary(outcomes, rows, output, console)
+
+
+def _summed_up(output: Path) -> Any:
+    try:
+        return json.loads((output / sweeps.SUMMARY).read_text(encoding="utf-8"))["rows"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _last_line(file: Path) -> str:
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
+
+
+def _cells(line: Line) -> tuple[str, ...]:
+    total = "" if line.steps is None else f" of {line.steps:,}"
+    step = f"{line.step or 0:,}{total}"
+    loss = "" if line.loss is None else f"{line.loss:.4g}"
+    return line.name, line.state, step, loss, line.job, line.log

@@ -1,0 +1,253 @@
+"""`kava sweep`: a matrix of recipes and seeds, on this machine or as jobs of SLURM (`kava.launch`).
+
+OUTPUT/NAME-seedN/      a run folder (see kava.runs.folder); `error.log` there if it failed
+OUTPUT/NAME-seedN.lock  while a process works on it
+OUTPUT/sweep.json       the runs that were asked for (see kava.sweeps.record)
+OUTPUT/slurm/           jobs and their logs (see kava.sweeps.slurm)
+OUTPUT/summary.json     a row per recipe, over its seeds
+
+What is done is not done again, what was interrupted goes on, and a failure does not stop the
+rest. Several processes may work on one matrix: each run is locked.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kava.errors import KavaError
+from kava.reasoning.resolve import load_resolved
+from kava.recipe.load import load_recipe
+from kava.recipe.schema import BackboneRecipe
+from kava.report.rows import VALIDATION, Row, make_row
+from kava.report.terminal import quickstart_table
+from kava.runs.folder import read_result
+from kava.sweeps import local, record, slurm
+from kava.sweeps.attempt import (
+    DONE,
+    ELSEWHERE,
+    FAILED,
+    SCORED,
+    SKIPPED,
+    SUBMITTED,
+    TRAINED,
+    Outcome,
+    Run,
+    Scoring,
+    state,
+)
+from kava.system import assets, signals
+from kava.system.environment import provenance
+from kava.system.files import write_json
+from kava.system.text import counted, in_a_line, say_plainly
+
+SUMMARY = "summary.json"
+
+
+def plan(
+    files: Sequence[str],
+    seeds: Sequence[int],
+    settings: Sequence[str],
+    output: Path,
+    console: Console,
+) -> list[Run]:
+    """All runs, seed by seed, so that a comparison of all recipes is there early.
+
+    Args:
+        files: recipes, or patterns of them; those of backbones (`kava pretrain`) are left out, and
+            that is said.
+        seeds: without any, each recipe's own.
+        settings: overrides for all, as `train.steps=100`.
+
+    Raises:
+        KavaError: a recipe that cannot be read, a seed among the settings, or nothing to run.
+    """
+    if any(setting.partition("=")[0] == "seed" for setting in settings):
+        raise KavaError("sweep: --set seed=... would make all runs one; give --seeds")
+    kept: list[Path] = []
+    for file in (file for given in files for file in assets.find_all(given)):
+        if is_backbone(file):
+            console.print(f"{file}: makes a backbone (kava pretrain), left out", highlight=False)
+        elif file.resolve() in [other.resolve() for other in kept]:
+            console.print(f"{file}: named twice, taken once", highlight=False)
+        else:
+            kept.append(file)
+    if not kept:
+        raise KavaError("sweep: none of the files is the recipe of a training")
+    named = dict(zip(names(kept), kept, strict=True))
+    runs = []
+    for seed in dict.fromkeys(seeds) or (None,):
+        for name, file in named.items():
+            more = [] if seed is None else [f"seed={seed}"]
+            recipe = load_resolved(file, [*settings, *more])
+            runs.append(Run(name, recipe, output / f"{name}-seed{recipe.seed}"))
+    return runs
+
+
+def is_backbone(file: Path) -> bool:
+    """Whether a recipe is one of `kava pretrain`.
+
+    Raises:
+        KavaError: it is neither such a recipe nor one of a training; says what a training lacks.
+    """
+    try:
+        load_recipe(file)
+    except KavaError:
+        try:
+            load_recipe(file, kind=BackboneRecipe)
+        except KavaError:
+            load_recipe(file)
+        return True
+    return False
+
+
+def names(files: Sequence[Path], between: str = "-") -> list[str]:
+    """A name for each file: its stem, and as much of its folder as tells it from the others.
+
+    Args:
+        between: the parts of a name.
+
+    Raises:
+        KavaError: files whose paths differ only in where a hyphen is a slash, or in their endings.
+    """
+    parts = [file.resolve().with_suffix("").parts for file in files]
+    taken = [1] * len(files)
+    while True:
+        found = [between.join(p[-n:]) for p, n in zip(parts, taken, strict=True)]
+        clashing = [i for i, name in enumerate(found) if found.count(name) > 1]
+        longer = [i for i in clashing if taken[i] < len(parts[i]) - 1]
+        if not clashing:
+            return found
+        if not longer:
+            raise KavaError(f"{files[clashing[0]]}: another recipe has the same name")
+        for i in longer:
+            taken[i] += 1
+
+
+def sweep(
+    runs: Sequence[Run],
+    scoring: Scoring,
+    output: Path,
+    console: Console,
+    jobs: slurm.Options | None = None,
+) -> list[Outcome]:
+    """Carry out every run, report, and write the summary.
+
+    Args:
+        jobs: how to ask SLURM for them; without it they run here. Of runs that SLURM still has
+            there is no summary yet.
+
+    Raises:
+        KavaError: tasks that cannot be had, or a SLURM that refuses; nothing has run then.
+        Preempted: SIGTERM came while they run here; a training has saved at a step's boundary.
+    """
+    for run in runs:
+        scoring.of(run.recipe)
+    if jobs is None:
+        record.remember(output, runs, scoring)
+        with signals.listening([], signal.SIGTERM):
+            outcomes = local.carry_out(runs, scoring, console)
+    else:
+        outcomes = slurm.submit(runs, scoring, output, jobs, console)
+        if any(outcome.what in (SUBMITTED, ELSEWHERE) for outcome in outcomes):
+            count(outcomes, console)
+            say_plainly(console, f"kava sweep --status {output} says how they get on")
+            return outcomes
+    return sum_up(outcomes, scoring, output, console)
+
+
+def sum_up(
+    outcomes: Sequence[Outcome], scoring: Scoring, output: Path, console: Console
+) -> list[Outcome]:
+    """Write the summary and report; the outcomes as they are by then."""
+    # A task may give its rows a name of their own (`rows`, `gsm8k_aug`).
+    scored = dict.fromkeys(task.name for o in outcomes for task in scoring.of(o.run.recipe))
+    before: Sequence[Outcome] = []
+    while outcomes != before:  # what others finish while the summary is written belongs in it too
+        before, outcomes = outcomes, [_looked_at_again(outcome, scoring) for outcome in outcomes]
+        rows = collect(outcomes, tuple(scored) or (VALIDATION,))
+        write_json(output / SUMMARY, summary(outcomes, rows))
+    write_summary(outcomes, rows, output, console)
+    return list(outcomes)
+
+
+def write_summary(
+    outcomes: Sequence[Outcome], rows: Sequence[Row], output: Path, console: Console
+) -> None:
+    """Write the summary, and report."""
+    write_json(output / SUMMARY, summary(outcomes, rows))
+    report(outcomes, rows, console)
+    say_plainly(console, f"summary in {output / SUMMARY}")
+
+
+def summary(outcomes: Sequence[Outcome], rows: Sequence[Row]) -> dict[str, Any]:
+    """What `summary.json` holds."""
+    return {
+        "seeds": list(dict.fromkeys(outcome.run.recipe.seed for outcome in outcomes)),
+        "rows": rows,
+        "runs": [
+            {"run": o.run.folder.name, "outcome": o.what, "reason": o.reason} for o in outcomes
+        ],
+        **provenance(),
+    }
+
+
+def report(outcomes: Sequence[Outcome], rows: Sequence[Row], console: Console) -> None:
+    """The tables, how many runs came to what, and what was not done and why."""
+    for task in dict.fromkeys(row["task"] for row in rows):
+        console.print("\nvalidation rows" if task == VALIDATION else f"\ntask {task}")
+        console.print(quickstart_table([row for row in rows if row["task"] == task]))
+    console.print()
+    count(outcomes, console)
+
+
+def count(outcomes: Sequence[Outcome], console: Console) -> None:
+    """How many runs came to what, and of what was not done why."""
+    counts = {what: sum(o.what == what for o in outcomes) for what in _TOLD}
+    told = ", ".join(f"{count} {_TOLD[what]}" for what, count in counts.items() if count)
+    say_plainly(console, f"{counted(len(outcomes), 'run')}: {told}")
+    for outcome in outcomes:
+        if outcome.reason:
+            say_plainly(console, f"  {outcome.what}  {outcome.run.folder.name}", outcome.reason)
+
+
+_TOLD = {
+    TRAINED: "trained",
+    SCORED: "scored anew",
+    SUBMITTED: "submitted",
+    SKIPPED: "done before",
+    ELSEWHERE: "in other hands",
+    FAILED: "failed",
+}
+
+
+def collect(outcomes: Sequence[Outcome], tasks: Sequence[str]) -> list[Row]:
+    """A row per task and recipe; a run that failed or is in other hands counts as missing."""
+    by_name: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_name.setdefault(outcome.run.name, []).append(outcome)
+    rows = []
+    for task in tasks:
+        for name, group in by_name.items():
+            results = {
+                o.run.recipe.seed: read_result(o.run.folder) if o.counts else None for o in group
+            }
+            row = make_row(name, results, task, group[0].run.recipe)
+            why = {str(o.run.recipe.seed): f"{o.what}: {o.reason}" for o in group if o.reason}
+            rows.append({**row, "missing_because": why})
+    return rows
+
+
+def _looked_at_again(outcome: Outcome, scoring: Scoring) -> Outcome:
+    """A run that was in other hands may be done by now."""
+    if outcome.what == ELSEWHERE:
+        try:
+            if state(outcome.run, scoring.of(outcome.run.recipe))[0] == DONE:
+                return Outcome(outcome.run, SKIPPED)
+        except Exception as error:
+            return Outcome(outcome.run, FAILED, in_a_line(error))
+    return outcome

@@ -1,0 +1,120 @@
+"""`kava recipes paper`: the recipes beside Table 6 of the paper that they follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kava.reasoning.resolve import load_resolved
+from kava.report import published
+from kava.sweeps.recipes import shipped_folder
+from kava.system.text import print_columns, print_plain
+
+#: The paper's values and the recipe's keys that hold them.
+KEYS = {
+    "backbone": ("backbone",),
+    "data": ("data.options.form",),
+    "a1": ("codi.weight",),
+    "a2": ("kv.weight",),
+    "kv_loss": ("kv.loss",),
+    "layerwise_std": ("codi.layerwise_std", "kv.layerwise_std"),
+    "eviction": ("kv.eviction.name",),
+    "lambda": ("kv.eviction.lambda",),
+    "projection": ("projection",),
+    "learning_rate": ("train.learning_rate",),
+    "weight_decay": ("train.weight_decay",),
+    "epochs": ("train.epochs",),
+    "adapter": ("adapter",),
+    "lora_r": ("lora.r",),
+    "lora_alpha": ("lora.alpha",),
+    "lora_dropout": ("lora.dropout",),
+    "num_latents": ("num_latents",),
+    "num_iterations": ("num_iterations",),
+    "schedule": ("train.schedule",),
+    "batch_size": ("train.batch_size",),
+    "gradient_clipping": ("train.clip",),
+    "precision": ("train.precision",),
+    "seeds": ("seed",),
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One value of the table, in one setting, and what the recipe has under `key`."""
+
+    setting: str
+    name: str
+    key: str
+    paper: Any
+    recipe: Any
+
+    @property
+    def same(self) -> bool:
+        """Whether they agree; a recipe has one of the paper's seeds."""
+        return self.recipe in self.paper if self.name == "seeds" else self.recipe == self.paper
+
+
+def compare(folder: Path | None = None) -> list[Line]:
+    """Every value of Table 6 beside that of `SETTING/kava.yaml`.
+
+    Args:
+        folder: which holds the settings; the shipped recipes if not given.
+
+    Raises:
+        KavaError: a recipe is missing or not valid.
+    """
+    folder = folder or shipped_folder()
+    table = published.load()["table6"]
+    lines = []
+    for setting, own in table["settings"].items():
+        recipe = load_resolved(folder / setting / "kava.yaml").model_dump(by_alias=True)
+        for name, paper in {**own, **table["common"]}.items():
+            lines += [
+                Line(setting, name, key, paper, _in_the_papers_words(name, _value(recipe, key)))
+                for key in KEYS[name]
+            ]
+    return lines
+
+
+def show(folder: Path | None, console: Console) -> bool:
+    """Print the comparison; whether all values agree."""
+    lines = compare(folder)
+    rows = [
+        (line.setting, line.name, line.key, _text(line.paper), _text(line.recipe), _verdict(line))
+        for line in lines
+    ]
+    print_columns(console, [("setting", "value", "recipe key", "paper", "recipe", ""), *rows])
+    wrong = [f"{line.setting} {line.key}" for line in lines if not line.same]
+    end = f"{len(wrong)} differ: {', '.join(wrong)}" if wrong else "all as in the paper"
+    print_plain(console, f"{len(lines)} values of Table 6 (KaVa, arXiv:2510.02312), {end}")
+    return not wrong
+
+
+def _value(recipe: dict[str, Any], key: str) -> Any:
+    value: Any = recipe
+    for part in key.split("."):
+        value = value.get(part)
+    return value
+
+
+def _in_the_papers_words(name: str, value: Any) -> Any:
+    if name == "projection":
+        return value != "none"
+    if name == "data":
+        return "GSM8k-Aug-NL" if value == "natural" else "GSM8k-Aug"
+    return value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _verdict(line: Line) -> str:
+    return "ok" if line.same else "DIFFERS"

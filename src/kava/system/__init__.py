@@ -1,0 +1,1 @@
+"""Files, processes, signals, locks and memory; nothing here knows of language models."""

@@ -1,0 +1,66 @@
+"""The most memory that a piece of work held."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass
+class Peak:
+    """`bytes` once the work is over. `of`: `accelerator` (allocated there) or `process` (resident).
+
+    `since_start`: the process's peak could not be set back before the work, and may be older.
+    """
+
+    of: str
+    bytes: int = 0
+    since_start: bool = False
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Peak]:
+    """Watch the peak of everything inside the block, what was there before included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        peak = Peak("accelerator")
+        yield peak
+        peak.bytes = torch.cuda.max_memory_allocated(device)
+        return
+    peak = Peak("process", since_start=not _set_back())
+    yield peak
+    peak.bytes = _resident_peak()
+
+
+def _set_back() -> bool:
+    """Linux lets a process forget its own peak."""
+    try:
+        _CLEAR.write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def _resident_peak() -> int:
+    if _STATUS.is_file():
+        for line in _STATUS.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for an accelerator to finish."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

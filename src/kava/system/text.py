@@ -1,0 +1,72 @@
+"""Text that cannot be written as UTF-8 is found before any work is done with it."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from kava.errors import KavaError
+
+
+def check_text(text: str, what: str) -> None:
+    """Raise a KavaError where a text holds half of a surrogate pair, which is no character.
+
+    It comes from `\\ud83d` alone in JSON, and from bytes that are not UTF-8 on a command line.
+
+    Args:
+        what: the text's name, for the error.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        found = f"\\u{code:04x}"
+        if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte that it could not decode
+            found = f"the byte 0x{code - 0xDC00:02x}, or {found}"
+        raise KavaError(
+            f"{what} is no valid Unicode text: character {error.start + 1} is {found}; write it "
+            "in UTF-8"
+        ) from None
+
+
+def duration(seconds: float) -> str:
+    """`47 s`, `2 min 05 s`, `1 h 20 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def memory(size: float) -> str:
+    """Bytes as `18.5 GB`, `432 MB`."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def say_plainly(console: Console, *parts: str) -> None:
+    """Print `one: two`, whatever brackets and numbers are in it, as it is."""
+    console.print(": ".join(parts), highlight=False, markup=False)
+
+
+def in_a_line(error: Exception) -> str:
+    """An error's first line; its kind too unless it is a message to the user."""
+    first = (str(error).strip().splitlines() or [""])[0][:300]
+    return first if isinstance(error, KavaError) else f"{type(error).__name__}: {first}"
+
+
+def print_columns(console: Console, rows: list[tuple[str, ...]]) -> None:
+    """Rows of text as columns, without colours or a frame, so that they can be searched and cut."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print_plain(console, "  ".join(cells).rstrip())
+
+
+def print_plain(console: Console, text: str) -> None:
+    """One line as it is."""
+    console.print(text, highlight=False, markup=False)

@@ -1,0 +1,1 @@
+"""Training of a recipe into a run folder."""

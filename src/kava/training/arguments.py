@@ -1,0 +1,228 @@
+"""A recipe in the words of transformers' Trainer, and what is refused before a training begins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import TrainingArguments
+
+from kava.backbones import rope
+from kava.errors import KavaError, install, unknown
+from kava.reasoning import batching, context_window
+from kava.reasoning.reasoner import Reasoner
+from kava.recipe.schema import Recipe, Train
+from kava.runs import resume
+from kava.system import distributed
+from kava.types import Example
+
+
+def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -> TrainingArguments:
+    """The recipe in the Trainer's words.
+
+    Raises:
+        KavaError: as `rows_at_once`; a single process is to train on another GPU than its first.
+    """
+    settings = recipe.train
+    on_gpu, processes = device.type == "cuda", distributed.world_size()
+    rows = rows_at_once(settings, processes)
+    if on_gpu and processes == 1 and device.index:
+        raise KavaError(
+            f"a process trains on its first GPU, not on {device}; move the model to cuda:0, or "
+            f"show the process that GPU alone: CUDA_VISIBLE_DEVICES={device.index}"
+        )
+    length = {"max_steps": settings.steps} if settings.steps else {}
+    made = TrainingArguments(
+        output_dir=str(run / "checkpoints"),
+        num_train_epochs=settings.epochs or 1.0,
+        **length,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=settings.batch_size // (rows * processes),
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        adam_beta2=settings.adam_beta2,
+        lr_scheduler_type=_SCHEDULES.get(settings.schedule, settings.schedule),
+        warmup_steps=settings.warmup,
+        max_grad_norm=settings.clip,
+        bf16=settings.precision == "bf16" or (settings.precision == "auto" and on_gpu),
+        use_cpu=not on_gpu,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        logging_steps=settings.log_every,
+        logging_first_step=True,  # the last too: kava.training.callbacks.Record
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if validate and recipe.eval.every else "no",
+        eval_steps=recipe.eval.every,
+        save_strategy="steps" if settings.save_every else "no",
+        save_steps=settings.save_every or 500,
+        save_total_limit=resume.KEPT,
+        report_to=settings.report_to or "none",
+        project="kava",
+        run_name=run.resolve().name,
+        remove_unused_columns=False,
+        label_names=[],
+        dataloader_pin_memory=on_gpu,
+        disable_tqdm=True,
+    )
+    if made.n_gpu > 1:  # it would split steps over all GPUs in sight, each with a batch of its own
+        made._n_gpu = 1
+    return made
+
+
+#: Schedules that have another name there: the one called `constant` knows no warmup.
+_SCHEDULES = {"constant": "constant_with_warmup"}
+
+
+def rows_at_once(settings: Train, processes: int) -> int:
+    """Rows of a process's micro-batch, so that the step has the recipe's `batch_size` rows.
+
+    Raises:
+        KavaError: that many processes cannot share it; says which numbers fit.
+    """
+    batch, micro = settings.batch_size, settings.micro_batch_size
+    if batch // (micro or 1) % processes == 0:
+        return micro or batch // processes
+    fitting = [n for n in range(1, batch + 1) if batch // (micro or 1) % n == 0]
+    smaller = [n for n in range(1, micro or 1) if batch % (n * processes) == 0]
+    raise KavaError(
+        f"train.batch_size {batch}"
+        + (f" in micro-batches of {micro}" if micro else "")
+        + f" cannot be shared by {processes} processes; numbers of processes that fit: "
+        + ", ".join(map(str, fitting))
+        + (f"; or train.micro_batch_size {' or '.join(map(str, smaller))}" if smaller else "")
+    )
+
+
+def check_schedule(reasoner: Reasoner, longest: int, rows: int) -> None:
+    """Refuse a training that ends before the method's last stage, which answers are asked in.
+
+    Args:
+        longest: tokens of the longest steps of a row.
+        rows: of an epoch.
+
+    Raises:
+        KavaError: says how many epochs the stages need.
+    """
+    recipe, needed = reasoner.recipe, reasoner.method.last_stage_at(longest)
+    per_epoch = math.ceil(rows / recipe.train.batch_size)
+    epochs = recipe.train.epochs or recipe.train.steps / per_epoch
+    if needed and epochs <= needed:
+        raise KavaError(
+            f"method_options: the last stage of '{recipe.method}' begins after {needed:.2f} epochs "
+            f"and the training ends after {epochs:.2f} (of {per_epoch} steps); train longer, or "
+            "make the stages shorter"
+        )
+
+
+def check_steps(
+    reasoner: Reasoner,
+    examples: Sequence[Example],
+    rows: Sequence[batching.Row],
+    console: Console,
+) -> None:
+    """Say so, in a line, where a method that learns from written steps is given none in any row.
+
+    Single rows without are usual. Without any a teacher only answers, L_KV compares nothing, and
+    both would go unseen: most often the steps are one text, which is then the last and dropped.
+    """
+    if not reasoner.method.uses_steps or any(row.steps for row in rows):
+        return
+    there = any(example.steps for example in examples)
+    line = f"data.train: no row has a written step for '{reasoner.recipe.method}' to learn from"
+    if there:
+        line += " once its last is dropped: drop_last_step=false keeps it, or split it"
+    console.print(line, highlight=False, markup=False)
+
+
+def check_lengths(reasoner: Reasoner, rows: Sequence[batching.Row], console: Console) -> None:
+    """Refuse a training row that takes more positions than the backbone has.
+
+    Learned positions are a table, which ends there. Rotations go on, into what the backbone has
+    not seen, so there it is one line on the console. Positions are those of the method's own
+    passes, teacher and student, in whatever stage of the training they are the most.
+
+    Raises:
+        KavaError: names the row, what it takes and what there is.
+    """
+    recipe, method = reasoner.recipe, reasoner.method
+    there = context_window.positions(reasoner)
+    latents = recipe.num_latents + 2 if method.uses_latents else 0
+    if there is None:
+        return
+    long = [row for row in rows if row.columns + latents > there]  # no pass holds more than that
+    epochs = _stage_begins(reasoner, len(rows)) if long else []
+    taken = ((row, n) for row, n in _positions(reasoner, long, epochs) if n > there)
+    row, most = next(taken, (None, 0))
+    if row is None:
+        return
+    line = (
+        f"data.train: row {row.id} takes {most:,} positions in training"
+        + (f", with {recipe.num_latents} latents," * bool(latents))
+        + f" and the backbone has {there:,}"
+    )
+    if not rope.rotates(reasoner.lm):
+        raise KavaError(f"{line}; leave such rows out, or give a backbone with more")
+    console.print(f"{line}: it reads on where it was never trained", highlight=False, markup=False)
+
+
+def _stage_begins(reasoner: Reasoner, rows: int) -> list[float]:
+    """The epochs at which a training of so many rows enters its stages."""
+    train, stage = reasoner.recipe.train, reasoner.method.stage
+    per_epoch = math.ceil(rows / train.batch_size)
+    steps = train.steps or math.ceil(train.epochs * per_epoch)
+    at = [step / per_epoch for step in range(steps)]
+    return at[:1] + [now for before, now in pairwise(at) if stage(now) != stage(before)]
+
+
+def _positions(
+    reasoner: Reasoner, rows: Sequence[batching.Row], epochs: Sequence[float]
+) -> Iterator[tuple[batching.Row, int]]:
+    """Each row with the most positions that one of its passes reaches at one of these epochs."""
+    method = reasoner.method
+    for first in range(0, len(rows), _TOGETHER):
+        part = rows[first : first + _TOGETHER]
+        batch = batching.collate(part, pad_id=0)
+        draws = (torch.full((len(part),), draw, dtype=torch.float64) for draw in _DRAWS)
+        staged = [
+            method.staged(batch, epoch, lambda drawn=drawn: drawn)
+            for drawn in draws
+            for epoch in epochs
+        ]
+        works = [method.work(one) for one in staged]
+        if None in works:  # no pass holds more than all of a row and its latents
+            latents = reasoner.recipe.num_latents + 2 if method.uses_latents else 0
+            yield from ((row, row.columns + latents) for row in part)
+            continue
+        calls = [call for work in works for call in work.calls]
+        ends = torch.stack([(call.past + call.new) * (call.new > 0) for call in calls])
+        yield from zip(part, ends.amax(0).tolist(), strict=True)
+
+
+_TOGETHER = 64
+#: What a curriculum may draw at one end and at the other: iCoT removes the fewest tokens more at
+#: the first, Coconut leaves the row in its stage at the second.
+_DRAWS = (0.0, 1 - 2**-53)
+
+
+def check_reports(names: list[str]) -> None:
+    """Refuse a `train.report_to` that transformers does not know or that is not installed.
+
+    Raises:
+        KavaError: names it, and what would be right.
+    """
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as known
+
+    for name in names:
+        if name not in known:
+            raise unknown("train.report_to", name, known)
+        try:
+            known[name]()
+        except (ImportError, RuntimeError):
+            raise KavaError(
+                f"train.report_to: {name} is not installed; {install('track')} (trackio, wandb,"
+                " tensorboard)"
+            ) from None

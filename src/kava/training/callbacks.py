@@ -1,0 +1,91 @@
+"""What happens beside a training's steps: the log, the progress bar, a stop that was asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from kava.runs.metrics import read_records
+from kava.system import distributed, links, signals
+from kava.system.files import write_whole, writing
+from kava.system.progress import Progress
+
+#: What to do where writing failed.
+GO_ON = "free some space, and --resume goes on from the last checkpoint"
+
+
+class Record(TrainerCallback):
+    """Writes `metrics.jsonl` and feeds the progress bar, on the main process."""
+
+    def __init__(self, file: Path, progress: Progress):
+        self.file, self.progress = file, progress
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Forget what an interrupted run logged after its last checkpoint.
+
+        Raises:
+            KavaError: what it logged is damaged; on all processes.
+        """
+        distributed.on_main(lambda: _cut_after(self.file, state.global_step))
+        self.progress.begin(state.global_step, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One more step on the bar; the last is logged whatever `train.log_every` is."""
+        self.progress.step(state.global_step)
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """One line a log."""
+        record = {"step": state.global_step, **logs}
+        if "train_runtime" not in logs and state.is_world_process_zero:
+            with writing(self.file, GO_ON):
+                links.append(self.file, json.dumps(record) + "\n")
+        self.progress.log(record)
+
+
+class StopWhenAsked(TrainerCallback):
+    """Ends a training at a step's boundary, with a checkpoint, once a stop was asked for.
+
+    The steps since the last log are logged first, so that none is missing in what is resumed.
+    Several processes end after the same step.
+    """
+
+    def __init__(self) -> None:
+        self._stopped = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asked for during the step."""
+        if signals.is_asked():
+            control.should_log = True
+            self._stop(control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asked for during the validation that followed it."""
+        if signals.is_asked():
+            self._stop(control)
+
+    def check(self) -> None:
+        """After the training: one that was ended so goes no further.
+
+        What is asked for after the last step's boundary waits until the trained weights are saved.
+
+        Raises:
+            Preempted: it was.
+        """
+        if self._stopped:
+            raise signals.Preempted
+
+    def _stop(self, control: Any) -> None:
+        control.should_save = control.should_training_stop = self._stopped = True
+
+
+def _cut_after(file: Path, step: int) -> None:
+    if file.exists():
+        kept = (record for record in read_records(file) if record["step"] <= step)
+        write_whole(file, "".join(json.dumps(record) + "\n" for record in kept))

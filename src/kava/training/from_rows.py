@@ -1,0 +1,124 @@
+"""`Reasoner.train_on`: rows and recipe from Python instead of from files."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kava.data import files, rows_hash
+from kava.errors import KavaError
+from kava.reasoning import batching
+from kava.reasoning.reasoner import Reasoner
+from kava.reasoning.resolve import load_resolved, resolve
+from kava.recipe import registry, schema
+from kava.recipe.schema import Recipe
+from kava.training.rows import check_apart
+from kava.training.run import train_reasoner
+from kava.types import Example
+
+GIVEN = "rows given in Python"
+
+#: Recipe keys that decide which weights there are, or how text becomes tokens of the three parts.
+_MADE_OF = (
+    "method", "adapter", "lora.r", "lora.alpha", "lora.dropout", "lora.targets", "projection",
+    "projection_dim", "kv.projection",
+)  # fmt: skip
+
+
+def train_on(
+    reasoner: Reasoner,
+    rows: Sequence[Example | Mapping[str, Any]],
+    recipe: Recipe | str | Path | None,
+    validation: Sequence[Example | Mapping[str, Any]],
+    output: str | Path | None,
+    resume: bool,
+    quiet: bool,
+) -> dict[str, Any]:
+    """See `Reasoner.train_on`."""
+    if resume and output is None:
+        raise KavaError("train_on: there is nothing to resume without an output folder")
+    examples = as_examples(rows, "rows")
+    held_out = as_examples(validation, "validation") if validation else []
+    check_apart(examples, held_out)
+    adopt(reasoner, _resolved(reasoner, recipe))
+    with ExitStack() as stack:
+        # Outside of the project's folders, since it is thrown away.
+        run = Path(output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run")
+        both, console = (examples, held_out), Console(quiet=quiet, soft_wrap=True)
+        data = {part: _record(part_rows) for part, part_rows in _parts(*both)}
+        resolved = reasoner.recipe
+        result = train_reasoner(reasoner.train(), both, data, resolved, run, console, resume)
+    return result
+
+
+def as_examples(rows: Iterable[Example | Mapping[str, Any]], what: str) -> list[Example]:
+    """Checked examples of rows given as such or as mappings.
+
+    Raises:
+        KavaError: no rows; a row that is neither, or broken, by its place in `what`.
+    """
+    return files.to_examples(_numbered(rows, what), what, what)
+
+
+def _numbered(rows: Iterable[Any], what: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    for place, row in enumerate(rows):
+        where = f"{what}[{place}]"
+        if isinstance(row, Example):
+            steps = list(row.steps)
+            row = {"id": row.id, "question": row.question, "steps": steps, "answer": row.answer}
+        elif not isinstance(row, Mapping):
+            raise KavaError(
+                f"{where}: a row is a mapping with 'question', 'steps' and 'answer', not "
+                f"{type(row).__name__}"
+            )
+        yield where, dict(row)
+
+
+def adopt(reasoner: Reasoner, recipe: Recipe) -> None:
+    """Let a reasoner be trained by another recipe for the same weights.
+
+    Raises:
+        KavaError: the recipe is for other weights, or does not fit; the reasoner is as before.
+    """
+    if recipe.lora.targets is None:  # the family's
+        lora = recipe.lora.model_copy(update={"targets": reasoner.recipe.lora.targets})
+        recipe = recipe.model_copy(update={"lora": lora})
+    own, given = (schema.flat(r.model_dump(by_alias=True)) for r in (reasoner.recipe, recipe))
+    has_adapter = "lora" in (recipe.adapter, reasoner.recipe.adapter)
+    for key in _MADE_OF:
+        counts = has_adapter or not key.startswith("lora.")
+        if counts and own.get(key) != given.get(key):
+            raise KavaError(
+                f"train_on: recipe: {key} is {given.get(key)!r} and this reasoner's is "
+                f"{own.get(key)!r}; Reasoner.build(recipe) makes a new one"
+            )
+    before = reasoner.method, reasoner.recipe
+    reasoner.method = registry.find("methods", recipe.method)(recipe)
+    kept = {name: getattr(reasoner.recipe, name) for name in ("backbone", "revision", "family")}
+    reasoner.recipe = recipe.model_copy(update=kept)
+    try:
+        reasoner.method.check(reasoner)
+    except KavaError:
+        reasoner.method, reasoner.recipe = before
+        raise
+    reasoner.encoder = batching.Encoder(reasoner.tokenizer, recipe.drop_last_step)
+    reasoner.merged = False  # as a whole it is trained from here on
+
+
+def _resolved(reasoner: Reasoner, recipe: Recipe | str | Path | None) -> Recipe:
+    if recipe is None:
+        return reasoner.recipe
+    return resolve(recipe) if isinstance(recipe, Recipe) else load_resolved(recipe)
+
+
+def _parts(rows: list[Example], validation: list[Example]) -> list[tuple[str, list[Example]]]:
+    return [("train", rows), *([("validation", validation)] if validation else [])]
+
+
+def _record(rows: list[Example]) -> dict[str, Any]:
+    return {"source": GIVEN, "rows": len(rows), "revision": None, "sha256": rows_hash(rows)}

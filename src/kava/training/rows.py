@@ -1,0 +1,60 @@
+"""Training and validation rows of a recipe, and what a result says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from kava.data import load_examples, revision, rows_hash
+from kava.errors import KavaError
+from kava.recipe.schema import Data
+from kava.training.leaks import check_training_rows, normal
+from kava.types import Example
+
+
+def read_rows(data: Data, console: Console | None = None) -> tuple[list[Example], list[Example]]:
+    """Training and validation rows of a recipe.
+
+    Raises:
+        KavaError: cannot be had; a validation row is a training row, in normal form; a test row
+            is one (`kava.training.leaks`).
+    """
+    train_rows = load_examples(data.train, "train", limit=data.train_rows, options=data.options)
+    check_training_rows(data, train_rows, console)
+    if data.validation is None:
+        return train_rows, []
+    validation = load_examples(
+        data.validation, "validation", limit=data.validation_rows, options=data.options
+    )
+    check_apart(train_rows, validation)
+    return train_rows, validation
+
+
+def check_apart(train_rows: Sequence[Example], validation: Sequence[Example]) -> None:
+    """Raise a KavaError where a validation question, in normal form, is a training question."""
+    normal_forms = {normal(e.question) for e in train_rows}
+    shared = [e.question for e in validation if normal(e.question) in normal_forms]
+    if shared:
+        raise KavaError(
+            f"data: {len(shared)} validation questions are training questions too, "
+            f"such as {min(shared)[:80]!r}"
+        )
+
+
+def data_record(
+    data: Data, rows: Sequence[Example], validation: Sequence[Example]
+) -> dict[str, Any]:
+    """What was trained and validated on: name, revision on the Hub, number and hash of the rows."""
+    parts = {"train": (data.train, rows), "validation": (data.validation, validation)}
+    return {
+        part: {
+            "source": name,
+            "rows": len(examples),
+            "revision": revision(name, data.options),
+            "sha256": rows_hash(examples),
+        }
+        for part, (name, examples) in parts.items()
+        if name is not None
+    }

@@ -1,0 +1,80 @@
+"""`kava train --smoke`: the recipe's own code path on a tiny random backbone, in seconds."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from kava.backbones import pretrained
+from kava.backbones.lora import USUAL_TARGETS
+from kava.backbones.tiny import tiny_backbone
+from kava.errors import KavaError
+from kava.reasoning.resolve import validate_resolved
+from kava.recipe import registry
+from kava.recipe.schema import Recipe
+from kava.system import assets
+from kava.training import run as runs
+
+STEPS, ROWS = 3, 32
+LONGEST = 80  # tokens; more than the reasoning of any generated row has
+
+
+def smoke_run(resolved: Recipe, output: Path | None, console: Console) -> None:
+    """Run a few steps of a recipe; the folder is kept only if `output` is given."""
+    with tempfile.TemporaryDirectory() as scratch:
+        backbone = Path(scratch) / "backbone"
+        weights = tiny_backbone(family(resolved), backbone)
+        small = shrink(resolved, backbone)
+        folder = output or Path(scratch) / "run"
+        result = runs.train_run(small, folder, console, device="cpu")
+        if output:
+            # An adapter is of no use without the backbone it was trained on.
+            shutil.copytree(backbone, folder / "backbone")
+    console.print(
+        f"smoke: {result['steps']} steps of '{resolved.method}' on a random "
+        f"{family(resolved)} of {weights:,} weights and {ROWS} generated rows. "
+        "It runs; nothing here is a result.",
+        highlight=False,
+    )
+
+
+def family(resolved: Recipe) -> str:
+    """The backbone's model type: of a local folder, else as the recipe says.
+
+    Raises:
+        KavaError: neither says, or the folder's config.json is none of transformers.
+    """
+    if local := assets.folder_with(resolved.backbone, "config.json"):
+        try:
+            return pretrained.load_config(local).model_type
+        except (OSError, ValueError):
+            raise KavaError(f"{local}: no config.json of a model of transformers") from None
+    if resolved.family is None:
+        raise KavaError("the recipe needs the key 'family', such as family: llama")
+    return resolved.family
+
+
+def shrink(resolved: Recipe, backbone: Path, steps: int = STEPS) -> Recipe:
+    """The same recipe with a few small steps on generated rows; the last is of its last stage."""
+    tree = resolved.model_dump(by_alias=True)
+    tree.update(backbone=str(backbone), revision=None)
+    if tree["lora"]["targets"] == USUAL_TARGETS:  # with family=... they may have other names
+        tree["lora"]["targets"] = None
+    tree["data"] = {"train": "synthetic", "train_rows": ROWS}
+    tree["train"] |= {"steps": steps, "epochs": None, "batch_size": 4, "micro_batch_size": 2}
+    tree["train"] |= {"log_every": 1, "save_every": None, "precision": "fp32"}
+    return validate_resolved(_all_stages(tree), "smoke")
+
+
+def _all_stages(tree: dict) -> dict:
+    # A curriculum is shortened so that its last stage begins before the last step.
+    resolved = validate_resolved(tree, "smoke")
+    method = registry.find("methods", resolved.method)(resolved)
+    needed = method.last_stage_at(LONGEST)
+    if needed:
+        begins = (resolved.train.steps - 1) * resolved.train.batch_size / ROWS
+        tree["method_options"] = method.options.scaled(begins / needed).model_dump()
+    return tree

@@ -1,0 +1,406 @@
+"""Training: a transformers Trainer around one module forward per step."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import PrinterCallback, TrainerState
+
+from kava.backbones import layerwise
+from kava.errors import KavaError, out_of_memory
+from kava.evaluation.answers import HEADLINE
+from kava.evaluation.runner import evaluate
+from kava.reasoning import checkpoint
+from kava.reasoning.reasoner import Reasoner
+from kava.runs.layout import METRICS
+from kava.runs.resume import last_checkpoint, seal
+from kava.system import distributed, sharded, signals
+from kava.system.files import writing
+from kava.system.progress import Progress
+from kava.training.arguments import arguments, check_lengths, check_schedule, check_steps
+from kava.training.callbacks import GO_ON, Record, StopWhenAsked
+from kava.training.sampler import EpochOrder, Rows, collate
+from kava.types import Example
+
+
+class StepTrainer(Trainer):
+    """Trainer whose losses are sums over the whole batch's denominators, and which logs each term.
+
+    Each micro-batch carries the denominators of all micro-batches of its step, on all processes,
+    so that accumulated equals whole, but for the standard deviations in L_CODI and L_KV, which are
+    a micro-batch's. Which rows, which random numbers and which denominators a micro-batch has
+    depends on its place in the training alone, not on who computes it: with
+    `train.micro_batch_size` given, any number of processes does what one does.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        # Of a loss with a function of its own transformers knows that it counts the whole step, and
+        # does not divide it by the number of micro-batches. 5.17 has no other sign for that.
+        self.compute_loss_func = self.compute_loss
+        self._restart_window()
+        self._micro_batches: list[MicroBatch] = []
+        self.validation_accuracy: float | None = None
+        self.validated_at: int | None = None  # the last step that was
+        self.seconds_in_validation = 0.0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
+        together = self.args.per_device_train_batch_size * self.args.world_size
+        rows, settings = self.train_dataset.rows, self.model.recipe.train
+        lengths = [row.columns for row in rows] if settings.group_by_length else None
+        size = len(rows), self.args.seed, together
+        self.order = EpochOrder(*size, lengths, settings.batch_size)
+        return self.order
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], None]:
+        """The micro-batches of one step in its stage, each told the denominators of all."""
+        # Of a resumed epoch that several processes share, accelerate does not tell the sampler.
+        self.order.set_epoch(int(self.epoch_of(self.state.global_step)))
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            self._enter_stage()
+            batches = [self._staged(batch, i) for i, batch in enumerate(batches)]
+            count_in = self.model.method.counts
+            parts = [
+                {name: count * batch["weight"] for name, count in count_in(batch).items()}
+                for batch in batches
+            ]
+            counts = {name: sum(part[name] for part in parts).to(device) for name in parts[0]}
+            counts = self.accelerator.reduce(counts, "sum")
+            for i, batch in enumerate(batches):
+                batch |= {"counts": counts, "draw": self._first_row(i)}
+        self._micro_batches = []
+        return batches, None
+
+    def epoch_of(self, step: int) -> float:
+        """How many epochs lie before an optimiser step."""
+        return step / math.ceil(len(self.train_dataset) / self.model.recipe.train.batch_size)
+
+    def _enter_stage(self) -> None:
+        # From the step alone, so that a resumed run does what an uninterrupted one does.
+        method, step = self.model.method, self.state.global_step
+        stage = method.stage(self.epoch_of(step))
+        if stage is None or step == 0 or stage == method.stage(self.epoch_of(step - 1)):
+            return
+        if method.options.reset_optimizer:
+            self.optimizer.state.clear()
+
+    def _staged(self, batch: dict[str, Any], index: int) -> dict[str, Any]:
+        return self.model.staged(
+            batch, self.epoch_of(self.state.global_step), self._first_row(index)
+        )
+
+    def _first_row(self, index: int) -> int:
+        """The place in the training of the first row of this process's micro-batch `index`."""
+        place = index * self.accelerator.num_processes + self.accelerator.process_index
+        step = self.state.global_step * self.model.recipe.train.batch_size
+        return step + place * self.args.per_device_train_batch_size
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The loss of one micro-batch; its terms are kept for the log, on the device."""
+        weight, draw, ids = (inputs.pop(name) for name in ("weight", "draw", "ids"))
+        # A third number sets dropout apart from what the curriculum draws.
+        torch.manual_seed(hash((self.args.seed, draw, 1)))
+        with distributed.one_batch(self._shared, weight):
+            terms = model(**inputs)
+        if not weight:
+            terms = {name: 0 * value for name, value in terms.items()}
+        self._micro_batches.append(
+            MicroBatch(ids, {name: value.detach() for name, value in terms.items()})
+        )
+        if not self._terms:
+            self._first_step = self.state.global_step
+        for name, value in terms.items():
+            if name != "loss":
+                self._terms[name] = self._terms.get(name, 0) + value.detach()
+        parts = ("question_mask", "steps_mask", "answer_mask")
+        self._tokens = self._tokens + weight * sum(inputs[part].sum() for part in parts)
+        # Gradients are averaged over processes, and the denominators already count them all.
+        loss = terms["loss"] * self.accelerator.num_processes
+        return (loss, terms) if return_outputs else loss
+
+    @property
+    def _shared(self) -> bool:
+        """Whether the processes hold parts of one micro-batch: the recipe's is the whole batch."""
+        return self.accelerator.num_processes > 1 and not self.model.recipe.train.micro_batch_size
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
+        norm = sharded.whole(super()._clip_grad_norm(model))
+        self._check_finite(norm)
+        return norm
+
+    def _check_finite(self, norm: Tensor) -> None:
+        """Stop before an optimiser step that would spoil the weights.
+
+        Raises:
+            KavaError: on all processes; says the step, the term and the rows.
+        """
+        values = [value.float() for one in self._micro_batches for value in one.terms.values()]
+        broken = ~torch.isfinite(torch.stack([*values, norm.detach().float()])).all()
+        if not self.accelerator.reduce(broken.float(), "sum"):
+            return
+        here = [(one.ids, one.broken) for one in self._micro_batches]
+        everywhere = [one for part in distributed.gathered(here) for one in part]
+        raise KavaError(_not_finite(self.state.global_step + 1, everywhere))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add every term's mean since the last log, and the speed."""
+        if "loss" in logs:
+            steps = self.state.global_step - self._first_step
+            names = sorted(self._terms)
+            if names and steps:
+                total = torch.stack([self._terms[name].float() for name in names])
+                total = self.accelerator.reduce(total, "sum") / steps
+                logs.update(zip(names, total.tolist(), strict=True))
+            tokens = torch.as_tensor(self._tokens, dtype=torch.float64, device=self.args.device)
+            tokens = float(self.accelerator.reduce(tokens, "sum"))
+            seconds = time.perf_counter() - self._since
+            stage = self.model.method.stage(self.epoch_of(self.state.global_step - 1))
+            if stage is not None:
+                logs["stage"] = stage
+            logs["tokens_per_second"] = round(tokens / seconds, 1)
+            if steps:
+                logs["seconds_per_step"] = round(seconds / steps, 4)
+            self._restart_window()
+        # The Trainer's own counts micro-batches, blanks included, and so depends on the processes.
+        self.state.epoch = self.epoch_of(self.state.global_step)
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Accuracy on the validation rows by greedy generation, not a loss."""
+        begin = time.perf_counter()
+        settings = self.model.recipe.eval
+        with sharded.together(self.model):
+            result = evaluate(
+                self.model,
+                self.eval_dataset,
+                settings.batch_size,
+                settings.max_new_tokens,
+                rules=(HEADLINE,),
+            )
+        self.validation_accuracy = result.summary["accuracy"]
+        self.validated_at = self.state.global_step
+        metrics = {"validation_accuracy": self.validation_accuracy, "validation_n": result.n}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        seconds = time.perf_counter() - begin
+        self.seconds_in_validation += seconds
+        self._since += seconds
+        return metrics
+
+    def take_up(self, folder: str) -> bool:
+        """Be where a checkpoint of the last step was; False if it is an earlier one.
+
+        The Trainer itself, resuming one that lies within an epoch, trains a step too many.
+        """
+        state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
+        if state.global_step < state.max_steps:
+            return False
+        self.state = state
+        self._load_from_checkpoint(folder)
+        for record in state.log_history:
+            if record["step"] == state.global_step and "validation_accuracy" in record:
+                self.validation_accuracy = record["validation_accuracy"]
+                self.validated_at = state.global_step
+        return True
+
+    def _restart_window(self) -> None:
+        self._terms: dict[str, Tensor] = {}
+        self._tokens: Tensor | int = 0
+        self._since, self._first_step = time.perf_counter(), 0
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """One checkpoint, in the same files however many processes there are.
+
+        Raises:
+            KavaError: on all processes, if it cannot be written; those before it stay.
+        """
+        self._weights = sharded.whole_weights(self.model)  # all processes talk here, not below
+        self._optimizer_state = sharded.whole_optimizer(self.optimizer)
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        save = partial(super()._save_checkpoint, model, trial)
+
+        def write() -> None:
+            if self.args.should_save:
+                checkpoint.check_finite(self.model, self._weights, folder)
+            with writing(folder, GO_ON):
+                save()
+                if self.args.should_save:
+                    seal(folder)
+
+        try:
+            distributed.agreed(write)
+        except KavaError:
+            if self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            self._weights = self._optimizer_state = None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The checkpoint's own files, from the main process."""
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.write(self.model, folder, self._weights)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.args.should_save:
+            torch.save(self._optimizer_state, Path(output_dir) / "optimizer.pt")
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Nothing: each micro-batch seeds what it draws."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Nothing; see `_save_rng_state`."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Nothing: `train` has filled the reasoner before it is split over processes."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        fill = {
+            "optimizer.pt": lambda state: self.optimizer.load_state_dict(
+                sharded.split_optimizer(self.optimizer, state)
+            ),
+            "scheduler.pt": self.lr_scheduler.load_state_dict,
+        }
+        for name, take in fill.items():
+            file = Path(checkpoint) / name
+            try:
+                take(torch.load(file, map_location="cpu", weights_only=True))
+            except _UNFIT as error:
+                if out_of_memory(error):
+                    raise
+                line = " ".join(str(error).split())[:200]
+                raise KavaError(
+                    f"{file}: does not fit this training: {type(error).__name__}: {line}"
+                ) from None
+
+
+#: What torch raises for a file of another kind, or another training's state.
+_UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, UnpicklingError)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What is remembered of a micro-batch until its step is taken: rows' ids and scalar terms."""
+
+    ids: list[str]
+    terms: dict[str, Tensor]
+
+    @property
+    def broken(self) -> list[str]:
+        """Terms that are not finite; `loss` only where no other says more."""
+        found = [name for name, value in self.terms.items() if not torch.isfinite(value)]
+        return [name for name in found if name != "loss"] or found
+
+
+def _not_finite(step: int, seen: Sequence[tuple[list[str], list[str]]]) -> str:
+    """The line that ends a training; `seen` has ids and broken terms of each micro-batch."""
+    bad = [(ids, terms) for ids, terms in seen if terms]
+    names = list(dict.fromkeys(name for _, terms in bad for name in terms))
+    ids = [id for rows, _ in bad or seen for id in rows]
+    told = ", ".join(ids[:_MOST_IDS]) + (
+        f" and {len(ids) - _MOST_IDS} more" * (len(ids) > _MOST_IDS)
+    )
+    return (
+        f"step {step}: {', '.join(names) or 'the gradient'} is not finite, in the batch of rows "
+        f"{told}; this step was not taken and the checkpoints before it are kept: try a lower "
+        "train.learning_rate, or look at these rows"
+    )
+
+
+_MOST_IDS = 64
+
+
+def train(
+    reasoner: Reasoner,
+    examples: Sequence[Example],
+    validation: Sequence[Example],
+    run: Path,
+    resume: bool,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Train a reasoner by its recipe; checkpoints and metrics go into `run`.
+
+    Returns:
+        what was measured: `steps`, `train_seconds` (validation not counted), `rows`,
+        `validation_accuracy` (percent) and its `validation_n`; of a resumed run `resumed_from`,
+        the step after which `train_seconds` begin.
+
+    Raises:
+        KavaError: nothing to train on, rows that are too long, a loss that is not finite, or
+            nothing whole to resume from.
+        Preempted: a stop was asked for (`kava.system.signals`); what is done so far is saved.
+    """
+    if not examples:
+        raise KavaError("data.train: no rows")
+    recipe = reasoner.recipe
+    rows = reasoner.encoder.rows(examples)
+    check_schedule(reasoner, max(len(row.steps) for row in rows), len(rows))
+    reasoner.method.check_rows(rows)
+    check_steps(reasoner, examples, rows, progress.console)
+    check_lengths(reasoner, rows, progress.console)
+    layerwise.switch_on(reasoner.lm, recipe.train.gradient_checkpointing, recipe.train.compile)
+    start = distributed.from_main(lambda: last_checkpoint(run)) if resume else None
+    if start:
+        checkpoint.load_weights(reasoner, start)
+    stop = StopWhenAsked()
+    trainer = StepTrainer(
+        model=reasoner,
+        args=arguments(recipe, run, reasoner.device, validate=bool(validation)),
+        train_dataset=Rows(rows),
+        eval_dataset=list(validation),
+        data_collator=partial(collate, pad_id=reasoner.tokenizer.pad_token_id, stand_in=rows[0]),
+        callbacks=[Record(run / METRICS, progress), stop],
+    )
+    trainer.remove_callback(PrinterCallback)
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(run / "tensorboard")
+    begin = time.perf_counter()
+    with progress:
+        if start and trainer.take_up(start):
+            signals.check()
+        else:
+            trainer.train(resume_from_checkpoint=start)
+            stop.check()
+        # Some versions of transformers validate after the last step themselves.
+        if validation and trainer.validated_at != trainer.state.global_step:
+            trainer.evaluate()
+    seconds = time.perf_counter() - begin - trainer.seconds_in_validation
+    reasoner.eval()
+    resumed = {"resumed_from": int(start.rpartition("-")[2])} if start else {}
+    return {
+        **resumed,
+        "steps": trainer.state.global_step,
+        "rows": len(rows),
+        "train_seconds": round(seconds, 2),
+        "validation_accuracy": trainer.validation_accuracy,
+        "validation_n": len(validation),
+    }

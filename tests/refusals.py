@@ -1,0 +1,25 @@
+"""What a refusal is matched by: the code and the key of its error, not its words."""
+
+from contextlib import contextmanager
+
+import pytest
+
+from kava.errors import KavaError
+
+
+class Said(str):
+    """What a command printed, with the code and the key of its error."""
+
+    def __new__(cls, text, error):
+        said = super().__new__(cls, text)
+        said.code, said.key = (error.code, error.key) if error else (None, None)
+        return said
+
+
+@contextmanager
+def refused(code, key=None):
+    """Inside, a KavaError of this code is raised, about this key if one is given."""
+    with pytest.raises(KavaError) as caught:
+        yield caught
+    assert caught.value.code == code, caught.value
+    assert key is None or caught.value.key == key, caught.value

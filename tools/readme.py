@@ -1,0 +1,175 @@
+"""Fill the pages' tables from result files: `python -m tools.readme`, or some of the pages.
+
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; nobody types a number. The pages are
+those of `PAGES`, in the checkout that this is called in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kava.errors import KavaError, unknown
+from kava.report.ablation import MEANINGS, label
+from kava.report.results import find
+from kava.report.table import Table, results_table
+from kava.report.terminal import markdown_table
+from kava.system.files import write_whole
+from tools import scale
+
+#: Rows of the ablation of latents that are shown.
+SHOWN = (
+    "as_they_are", "swapped", "shuffled", "noise", "zeroed", "iterations_0", "iterations_2",
+    "iterations_3",
+)  # fmt: skip
+
+
+def quickstart(root: Path) -> str:
+    """Every method of the quickstart, the best first."""
+    file = root / "results/quickstart/summary.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    return markdown_table(sorted(rows, key=lambda row: -row["accuracy"]))
+
+
+#: Recipes of `recipes/quickstart/ablations` in the order of the table, and what each adds.
+COMPONENTS = {
+    "none": "PCCoT without any distillation",
+    "codi": "+ L_CODI",
+    "crop": "+ L_KV, the first 12 tokens",
+    "crop20": "the same, a2 20",
+    "random": "+ L_KV, 12 tokens at random",
+    "lambda0": "+ L_KV, R-KV with lambda 0",
+    "rkv": "+ L_KV, R-KV with lambda 0.1",
+    "lambda1": "+ L_KV, R-KV with lambda 1",
+    "rkv20": "+ L_KV, R-KV with lambda 0.1, a2 20",
+    "post_rope": "as R-KV, keys compared after their rotation",
+    "all": "+ L_CODI and L_KV with R-KV",
+    "readout": "+ L_KV with R-KV and the latent readout",
+    "m6": "R-KV, M 6",
+    "m24": "R-KV, M 24",
+    "m35": "R-KV, M 35 (nothing is evicted)",
+    "t0": "R-KV, T 0",
+    "t1": "R-KV, T 1",
+    "t2": "R-KV, T 2",
+    "t8": "R-KV, T 8",
+    "lotus": "LOTUS",
+    "lotus_kv": "LOTUS + L_KV, a2 20",
+}
+
+
+def components(folder: Path) -> str:
+    """The ablations of the quickstart, in the order of `COMPONENTS`."""
+    made = results_table(find([folder]), ["synthetic"])
+    accuracies = {row[0]: row[1] for row in made.rows}
+    names = {"lotus": "LOTUS"}  # a plain method's row has the method's name
+    rows = [(told, accuracies[names.get(name, name)]) for name, told in COMPONENTS.items()]
+    return Table("components", made.caption, ("trained with", "accuracy (%)"), rows).markdown()
+
+
+def small(folder: Path) -> str:
+    """The small model from real rows: accuracies and counts; its times were not those of an idle
+    machine."""
+    made = results_table(find([folder]))
+    kept = [
+        i for i, name in enumerate(made.headings) if not name.startswith(("ms ", "tok", "peak"))
+    ]
+    rows = [tuple(row[i] for i in kept) for row in made.rows]
+    return Table("small", made.caption, tuple(made.headings[i] for i in kept), rows).markdown()
+
+
+def latents(file: Path) -> str:
+    """What becomes of answers when latents are changed."""
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    by_name = {row["name"]: row for row in found["rows"]}
+    lines = ["| latents | accuracy (%) | difference, 95 % interval |", "| --- | ---: | ---: |"]
+    for name in SHOWN:
+        row = by_name[name]
+        low, high = row["difference_interval"] if name != "as_they_are" else (None, None)
+        gap = "" if low is None else f"{row['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+        told = MEANINGS.get(name, label(name))
+        lines.append(f"| {told} | {row['accuracy']:.1f} ± {row['accuracy_se']:.1f} | {gap} |")
+    swapped, chance = by_name["swapped"], found["chance"]["other_question"]
+    end = (
+        f"n = {swapped['n']:,}; ± is one standard error; chance is {chance:.1f} %. With another "
+        f"question's latents, {swapped['partner_accuracy']:.1f} % of the answers are right for "
+        "that other question."
+    )
+    return "\n".join(lines) + f"\n\n{end}\n"
+
+
+def beside_paper(file: Path) -> str:
+    """A table of `kava table --paper` without the rows that have neither number."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    empty = "| not run | - | - | - |"
+    kept = [line for line in lines if line and not line.endswith(empty)]
+    rows = [line for line in kept if line.startswith("|")]
+    left_out = sum(line.endswith(empty) for line in lines)
+    return "\n".join(rows) + f"\n\n{left_out} rows that nobody has a number for are left out.\n"
+
+
+#: How each table is made from the committed results below a root.
+TABLES: dict[str, Callable[[Path], str]] = {
+    "quickstart": quickstart,
+    "components": lambda root: components(root / "results/quickstart/ablations"),
+    "latents": lambda root: latents(root / "results/quickstart/ablation/kava/ablation.json"),
+    "small": lambda root: small(root / "results/gsm8k_small"),
+    "paper_accuracy": lambda root: beside_paper(root / "results/paper/table1_accuracy.md"),
+    "paper_passes": lambda root: beside_paper(root / "results/paper/table2_forward_passes.md"),
+    **scale.TABLES,
+}
+
+#: The tables of each page.
+PAGES = {
+    "README.md": ("quickstart",),
+    "docs/results.md": (
+        "quickstart", "components", "latents", "small", "paper_accuracy", "paper_passes",
+    ),
+    "docs/scale.md": tuple(scale.TABLES),
+}  # fmt: skip
+
+
+def filled(text: str, root: Path, page: str = "README.md") -> str:
+    """A page of `PAGES` with every table put in anew.
+
+    Raises:
+        ValueError: a table has no place in the text.
+    """
+    for name in PAGES[page]:
+        place = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not place.search(text):
+            raise ValueError(f"no place for the table '{name}'")
+        table = TABLES[name](root)
+        text = place.sub(lambda m, table=table: f"{m[1]}\n{table}\n{m[2]}", text)
+    return text
+
+
+def main(files: Sequence[str]) -> None:
+    """Fill these pages, or all of `PAGES`, and print their names.
+
+    Raises:
+        KavaError: a page that has no tables, or no checkout here.
+    """
+    here = Path.cwd()
+    root = next((at for at in (here, *here.parents) if (at / "results").is_dir()), None)
+    if root is None:
+        raise KavaError(f"{here}: no folder results here or above; call it in a checkout of kava")
+    pages = [Path(os.path.relpath(file, root)).as_posix() for file in files] or list(PAGES)
+    if others := [page for page in pages if page not in PAGES]:
+        raise unknown("page", others[0], PAGES)
+    for page in pages:
+        file = root / page
+        write_whole(file, filled(file.read_text(encoding="utf-8"), root, page))
+        print(page)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except KavaError as error:
+        print(f"readme: {error}", file=sys.stderr)
+        sys.exit(2)
