@@ -39,7 +39,11 @@ def find(path: str | Path) -> Path:
         for root in roots():
             if (root / given).exists():
                 return root / given
-    raise KavaError(f"{path}: no such file or folder (looked here and among the shipped files)")
+    raise KavaError(
+        f"{path}: no such file or folder (looked here and among the shipped files)",
+        code="system.no-such-file",
+        key=str(path),
+    )
 
 
 def folder_with(path: str | Path, name: str) -> Path | None:
@@ -63,7 +67,11 @@ def find_all(path: str | Path) -> list[Path]:
     for root in (Path(), *([] if given.is_absolute() else roots())):
         if found := sorted(Path(file) for file in glob.glob(str(root / given))):
             return found
-    raise KavaError(f"{path}: nothing matches (looked here and among the shipped files)")
+    raise KavaError(
+        f"{path}: nothing matches (looked here and among the shipped files)",
+        code="system.nothing-matches",
+        key=str(path),
+    )
 
 
 def lasting_name(path: Path) -> str:

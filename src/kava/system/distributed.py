@@ -57,12 +57,16 @@ def check_command(words: list[str]) -> None:
     if command in COMMANDS and "LOCAL_RANK" not in os.environ and _set_by_accelerate("MASTER_PORT"):
         raise KavaError(
             "accelerate launch was to start several processes (it has set MASTER_PORT) and started "
-            "one; on CPUs it starts all with --multi_gpu in place of --cpu, and so does torchrun"
+            "one; on CPUs it starts all with --multi_gpu in place of --cpu, and so does torchrun",
+            code="system.one-started-of-several",
+            key="MASTER_PORT",
         )
     if world_size() > 1 and command not in (*COMMANDS, None):
         raise KavaError(
             f"'{command}' runs as one process, not as {world_size()}; torchrun and accelerate "
-            f"launch are for {', '.join(COMMANDS)}"
+            f"launch are for {', '.join(COMMANDS)}",
+            code="system.one-process-only",
+            key=command,
         )
 
 
@@ -98,12 +102,22 @@ def check_sharding() -> None:
     """
     wanted = {name: os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in _SPLITTING}
     if wanted["DEEPSPEED"]:
-        raise KavaError("DeepSpeed is not supported; launch with --use_fsdp --fsdp_version 2")
+        raise KavaError(
+            "DeepSpeed is not supported; launch with --use_fsdp --fsdp_version 2",
+            code="system.no-deepspeed",
+            key="DeepSpeed",
+        )
     if wanted["FSDP"] and os.environ.get("FSDP_VERSION") != "2":
-        raise KavaError("FSDP's first version is not supported; launch with --fsdp_version 2")
+        raise KavaError(
+            "FSDP's first version is not supported; launch with --fsdp_version 2",
+            code="system.first-fsdp",
+            key="--fsdp_version",
+        )
     if wanted["FSDP"] and device() == "cpu":
         raise KavaError(
-            "accelerate splits weights over accelerators, not over CPUs; leave out --use_fsdp"
+            "accelerate splits weights over accelerators, not over CPUs; leave out --use_fsdp",
+            code="system.fsdp-on-cpu",
+            key="--use_fsdp",
         )
 
 
@@ -162,14 +176,16 @@ def agreed(act: Callable[[], T]) -> T:
     except KavaError as caught:
         if world_size() == 1:
             raise
-        error = str(caught)
+        error = str(caught), caught.code, caught.key
     except OSError as caught:
         if world_size() == 1 or caught.filename is None:
             raise
-        error = f"{caught.filename}: {caught.strerror}"
+        name = str(caught.filename)
+        error = f"{name}: {caught.strerror}", "system.file-error", name
     for other in gathered(error):
         if other is not None:
-            raise KavaError(other)
+            message, code, key = other
+            raise KavaError(message, code=code, key=key)
     return result
 
 

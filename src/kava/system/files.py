@@ -35,9 +35,12 @@ def writing(path: Path, then: str = "free some space and begin again") -> Iterat
         if not isinstance(error, OSError) and not any(sign in str(error) for sign in _DISK):
             raise
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0][:200]
+        code = "system.not-written"
         if getattr(error, "errno", None) in _NOT_SPACE:
-            then = "give another place"
-        raise KavaError(f"{path}: cannot be written: {reason}; {then}") from None
+            then, code = "give another place", "system.not-writable"
+        raise KavaError(
+            f"{path}: cannot be written: {reason}; {then}", code=code, key=str(path)
+        ) from None
 
 
 #: Where more space would not help.

@@ -17,8 +17,10 @@ class NotHad(KavaError):
     told: its name and why, without what to do about it, which depends on who asked for it.
     """
 
-    def __init__(self, message: str, told: str):
-        super().__init__(message)
+    def __init__(
+        self, message: str, told: str, *, code: str = "system.not-had", key: str | None = None
+    ):
+        super().__init__(message, code=code, key=key)
         self.told = told
 
 
@@ -128,7 +130,7 @@ def download(name: str, revision: str | None, patterns: list[str], what: str, in
 
 def _nowhere(name: str, why: str, what: str, instead: str) -> NotHad:
     told = f"{name}: no such folder here, and as a name on the Hub it cannot be had: {why}"
-    return NotHad(f"{what} {told}; {instead}", told)
+    return NotHad(f"{what} {told}; {instead}", told, code="system.not-on-hub", key=name)
 
 
 def has_file(name: str, file: str) -> bool:
@@ -173,6 +175,8 @@ def push(folder: Path, name: str, message: str, private: bool | None, token: str
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         line = str(error).strip().split("\n")[0][:300]
         raise KavaError(
-            f"push to {name}: {line}; log in with `hf auth login`, with a token that may write"
+            f"push to {name}: {line}; log in with `hf auth login`, with a token that may write",
+            code="system.not-pushed",
+            key=name,
         ) from None
     return str(done.commit_url)

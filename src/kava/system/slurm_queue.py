@@ -27,7 +27,11 @@ def states(jobs: Iterable[str]) -> dict[str, str]:
     if not wanted:
         return {}
     if shutil.which("squeue") is None:
-        raise KavaError("squeue: no SLURM on this machine; ask where the jobs were submitted")
+        raise KavaError(
+            "squeue: no SLURM on this machine; ask where the jobs were submitted",
+            code="system.no-slurm",
+            key="squeue",
+        )
     numbers = sorted({job.partition("_")[0] for job in wanted})
     done = subprocess.run(
         ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T",
@@ -36,7 +40,11 @@ def states(jobs: Iterable[str]) -> dict[str, str]:
     )  # fmt: skip
     if done.returncode and "Invalid job id" not in done.stderr:
         last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        raise KavaError(f"squeue: {last}; SLURM has to answer first")
+        raise KavaError(
+            f"squeue: {last}; SLURM has to answer first",
+            code="system.slurm-does-not-answer",
+            key="squeue",
+        )
     found = (line.split() for line in done.stdout.splitlines())
     return {words[0]: words[1] for words in found if len(words) == 2 and words[0] in wanted}
 

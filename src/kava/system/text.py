@@ -24,7 +24,9 @@ def check_text(text: str, what: str) -> None:
             found = f"the byte 0x{code - 0xDC00:02x}, or {found}"
         raise KavaError(
             f"{what} is no valid Unicode text: character {error.start + 1} is {found}; write it "
-            "in UTF-8"
+            "in UTF-8",
+            code="system.not-unicode",
+            key=what,
         ) from None
 
 
