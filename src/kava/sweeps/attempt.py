@@ -130,7 +130,9 @@ def state(run: Run, tasks: Sequence[Task]) -> tuple[str, list[Task]]:
     if different := differences(folder, run.recipe):
         raise KavaError(
             f"{folder}: holds a run of another recipe ({different}); give another --output, "
-            "or move it away"
+            "or move it away",
+            code="sweeps.folder-of-another-recipe",
+            key=str(folder),
         )
     result = read_result(folder)
     if result is None:
@@ -219,8 +221,10 @@ def _as_kava_error(act: Callable[..., T], *given: Any) -> T:
     """
     try:
         return act(*given)
+    except KavaError as error:
+        raise KavaError(in_a_line(error), code=error.code, key=error.key) from error
     except Exception as error:
-        raise KavaError(in_a_line(error)) from error
+        raise KavaError(in_a_line(error), code="sweeps.failed", key=type(error).__name__) from error
 
 
 def _todo(run: Run, tasks: Sequence[Task]) -> tuple[str, list[int]]:

@@ -202,7 +202,11 @@ def _config(recipe: Recipe) -> Any:
     except KavaError:
         if recipe.backbone in PUBLISHED:
             return AutoConfig.for_model(**PUBLISHED[recipe.backbone])
-        raise KavaError(f"{recipe.backbone}: its config.json is not on this machine") from None
+        raise KavaError(
+            f"{recipe.backbone}: its config.json is not on this machine",
+            code="sweeps.config-not-here",
+            key=recipe.backbone,
+        ) from None
     if checkpoint.is_checkpoint(folder):
         folder = checkpoint.locate(folder)
         if (folder / "backbone").is_dir():
@@ -214,4 +218,8 @@ def _config(recipe: Recipe) -> Any:
     try:
         return pretrained.load_config(folder)
     except (OSError, ValueError):
-        raise KavaError(f"{recipe.backbone}: no config.json of a model of transformers") from None
+        raise KavaError(
+            f"{recipe.backbone}: no config.json of a model of transformers",
+            code="sweeps.config-of-no-model",
+            key=recipe.backbone,
+        ) from None

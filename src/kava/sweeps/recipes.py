@@ -181,7 +181,9 @@ def _files(path: str | Path) -> list[tuple[str, Path]]:
         return [(str(path), place)]
     found = [(str(Path(path) / file.relative_to(place)), file) for file in place.rglob("*.yaml")]
     if not found:
-        raise KavaError(f"{path}: no recipe (*.yaml) in this folder")
+        raise KavaError(
+            f"{path}: no recipe (*.yaml) in this folder", code="sweeps.no-recipe", key=str(path)
+        )
     return found
 
 

@@ -62,7 +62,11 @@ def recall(output: Path) -> list[Asked]:
         KavaError: there is no plan, or it is not one.
     """
     if not (output / PLAN).is_file():
-        raise KavaError(f"{output}: no sweep here (no {PLAN}; `kava sweep -o FOLDER` writes it)")
+        raise KavaError(
+            f"{output}: no sweep here (no {PLAN}; `kava sweep -o FOLDER` writes it)",
+            code="sweeps.no-sweep",
+            key=str(output),
+        )
     where = str(output / PLAN)
     found = []
     scorings: dict[str, Scoring] = {}  # shared, so that rows are loaded once
@@ -94,7 +98,11 @@ def jobs(output: Path) -> dict[str, Job]:
         try:
             job = Job(**json.loads(line))
         except (ValueError, TypeError):
-            raise KavaError(f"{file}, line {number}: not a job of kava; delete the line") from None
+            raise KavaError(
+                f"{file}, line {number}: not a job of kava; delete the line",
+                code="sweeps.not-a-job",
+                key=str(file),
+            ) from None
         found[job.run] = job
     return found
 
@@ -116,7 +124,9 @@ def _read(output: Path) -> dict[str, Any]:
         _Plan.model_validate(plan, strict=True)
     except ValueError:  # of JSON, of its text, or of what it holds
         raise KavaError(
-            f"{file}: not the plan of a sweep; move it away and give `kava sweep` again"
+            f"{file}: not the plan of a sweep; move it away and give `kava sweep` again",
+            code="sweeps.not-a-plan",
+            key=str(file),
         ) from None
     return plan["runs"]
 

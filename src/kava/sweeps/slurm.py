@@ -161,7 +161,11 @@ def submit(
     """
     check_installed(options.cluster)
     if options.cluster == "local" and any(run.recipe.resources.nodes > 1 for run in runs):
-        raise KavaError("sweep: submitit's local executor has one node; give resources.nodes=1")
+        raise KavaError(
+            "sweep: submitit's local executor has one node; give resources.nodes=1",
+            code="sweeps.one-node",
+            key="resources.nodes",
+        )
     there = output.exists()
     try:
         with lock.hold(output / "submit.lock", console):
@@ -171,7 +175,7 @@ def submit(
                 _submit_group(group, scoring, output, options, limit, console)
             record.remember(output, runs, scoring)
     except lock.Held as held:
-        raise KavaError(f"sweep: {held}") from None
+        raise KavaError(f"sweep: {held}", code="sweeps.in-use", key=str(output)) from None
     except KavaError:
         if not there:
             with suppress(OSError):  # something was submitted before the rest was refused
@@ -234,7 +238,9 @@ def grouped(runs: Sequence[Run], limit: int | None) -> list[tuple[list[Run], int
         raise KavaError(
             f"sweep: --array-limit {limit}: these runs ask for {len(groups)} kinds of resources, "
             "each a job array of its own; give a limit of as many, or --nodes, --gpus, "
-            "--processes, --cpus, --memory and --time for all"
+            "--processes, --cpus, --memory and --time for all",
+            code="sweeps.too-few-at-once",
+            key="--array-limit",
         )
     shares = dict.fromkeys(groups, 1)
     for _ in range(limit - len(groups)):  # the next to whom the most of its runs is denied
@@ -254,7 +260,11 @@ def minutes(text: str | None) -> int | None:
         return None
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if not found:
-        raise KavaError(f"--time {text}: give minutes, H:MM:SS or D-HH:MM:SS, as in 24:00:00")
+        raise KavaError(
+            f"--time {text}: give minutes, H:MM:SS or D-HH:MM:SS, as in 24:00:00",
+            code="sweeps.time-not-written-so",
+            key="--time",
+        )
     days, *parts = found.groups()
     numbers = [int(part) for part in parts if part is not None]
     if days is not None or len(numbers) == 3:
@@ -285,12 +295,16 @@ def check_installed(cluster: str = "slurm") -> None:
         import submitit  # noqa: F401
     except ImportError:
         raise KavaError(
-            f"--launcher slurm: submitit is not installed; {install('slurm')}"
+            f"--launcher slurm: submitit is not installed; {install('slurm')}",
+            code="sweeps.no-submitit",
+            key="--launcher",
         ) from None
     if cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
         raise KavaError(
             "--launcher slurm: no sbatch on this machine; call it on a login node of the cluster, "
-            "or leave --launcher away to run here"
+            "or leave --launcher away to run here",
+            code="sweeps.no-slurm",
+            key="--launcher",
         )
 
 
@@ -371,7 +385,9 @@ def _nothing_left_by_failure(folder: Path) -> Iterator[None]:
         if not there:
             folder.rmdir()
         last = (str(error).strip().splitlines() or ["refused"])[-1]
-        raise KavaError(f"--launcher slurm: {last}") from None
+        raise KavaError(
+            f"--launcher slurm: {last}", code="sweeps.slurm-refuses", key="--launcher"
+        ) from None
 
 
 def _join(resources: Resources) -> None:

@@ -67,7 +67,11 @@ def plan(
         KavaError: a recipe that cannot be read, a seed among the settings, or nothing to run.
     """
     if any(setting.partition("=")[0] == "seed" for setting in settings):
-        raise KavaError("sweep: --set seed=... would make all runs one; give --seeds")
+        raise KavaError(
+            "sweep: --set seed=... would make all runs one; give --seeds",
+            code="sweeps.seed-in-settings",
+            key="--set",
+        )
     kept: list[Path] = []
     for file in (file for given in files for file in assets.find_all(given)):
         if is_backbone(file):
@@ -77,7 +81,9 @@ def plan(
         else:
             kept.append(file)
     if not kept:
-        raise KavaError("sweep: none of the files is the recipe of a training")
+        raise KavaError(
+            "sweep: none of the files is the recipe of a training", code="sweeps.no-training"
+        )
     named = dict(zip(names(kept), kept, strict=True))
     runs = []
     for seed in dict.fromkeys(seeds) or (None,):
@@ -123,7 +129,11 @@ def names(files: Sequence[Path], between: str = "-") -> list[str]:
         if not clashing:
             return found
         if not longer:
-            raise KavaError(f"{files[clashing[0]]}: another recipe has the same name")
+            raise KavaError(
+                f"{files[clashing[0]]}: another recipe has the same name",
+                code="sweeps.same-name",
+                key=str(files[clashing[0]]),
+            )
         for i in longer:
             taken[i] += 1
 
