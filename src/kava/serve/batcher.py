@@ -40,7 +40,9 @@ class QueueFull(KavaError):
     """No place for more questions; `retry_after` is a guess in whole seconds."""
 
     def __init__(self, retry_after: int):
-        super().__init__(f"too many questions are waiting; try again in {retry_after} s")
+        super().__init__(
+            f"too many questions are waiting; try again in {retry_after} s", code="serve.queue-full"
+        )
         self.retry_after = retry_after
 
 
@@ -163,7 +165,7 @@ class Batcher:
         """
         with self._changed:
             if self._closing:
-                raise KavaError("the service is stopping")
+                raise KavaError("the service is stopping", code="serve.stopping")
             if len(self._waiting) + len(jobs) > self.queue_length:
                 batches = math.ceil(len(self._waiting) / self.batch_size)
                 raise QueueFull(max(1, math.ceil(batches * self._pace)))

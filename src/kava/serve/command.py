@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 from collections.abc import Sequence
@@ -37,11 +38,17 @@ def check(address: Address) -> None:
     check_names("serve", address.allow_hosts)
     key = address.api_key
     if key is not None and (not key.strip() or not key.isascii() or not key.isprintable()):
-        raise KavaError("serve: the API key must be printable ASCII and not empty")
+        raise KavaError(
+            "serve: the API key must be printable ASCII and not empty",
+            code="serve.unfit-key",
+            key="--api-key",
+        )
     if key is None and not address.allow_no_key and not is_loopback(address.host):
         raise KavaError(
             f"serve: {address.host} can be reached from other machines; give --api-key (or the "
-            "environment variable KAVA_API_KEY), or allow anybody with --allow-no-key"
+            "environment variable KAVA_API_KEY), or allow anybody with --allow-no-key",
+            code="serve.no-key",
+            key="--api-key",
         )
 
 
@@ -85,7 +92,12 @@ def listen(command: str, bound: socket.socket) -> None:
 
 def _taken(command: str, host: str, port: int, error: Exception) -> KavaError:
     why = getattr(error, "strerror", None) or error
-    return KavaError(f"{command}: {host}, port {port}: {why}; choose others with --host and --port")
+    in_use = getattr(error, "errno", None) == errno.EADDRINUSE
+    return KavaError(
+        f"{command}: {host}, port {port}: {why}; choose others with --host and --port",
+        code="serve.address-in-use" if in_use else "serve.address-not-possible",
+        key=f"{host}:{port}",
+    )
 
 
 def serve(
@@ -110,7 +122,9 @@ def serve(
         from kava.serve.connection import configured
     except ImportError as error:
         raise KavaError(
-            f"serve needs further libraries ({error.name}); {install('serve')}"
+            f"serve needs further libraries ({error.name}); {install('serve')}",
+            code="serve.not-installed",
+            key=error.name,
         ) from None
     from kava.reasoning.open import open_reasoner
 

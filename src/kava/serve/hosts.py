@@ -84,7 +84,9 @@ def check_names(command: str, names: Sequence[str]) -> None:
         if _name(f"[{name}]" if ":" in name and "[" not in name else name) is None or "]:" in name:
             raise KavaError(
                 f"{command}: --allow-host {name!r}: give a name or an address as browsers send it, "
-                "without scheme, port, path or '*', such as demo.example.org"
+                "without scheme, port, path or '*', such as demo.example.org",
+                code="serve.not-a-host",
+                key=name,
             )
 
 
