@@ -46,12 +46,16 @@ class Address:
         """
         check_names("demo", self.allow_hosts)
         if self.password is not None and not self.password.strip():
-            raise KavaError("demo: the password is empty")
+            raise KavaError(
+                "demo: the password is empty", code="demo.empty-password", key="--password"
+            )
         if self.password is None and not self.allow_no_password and not is_loopback(self.host):
             raise KavaError(
                 f"demo: {self.host} can be reached from other machines; give --password (or the "
                 "environment variable KAVA_DEMO_PASSWORD), or allow anybody with "
-                "--allow-no-password"
+                "--allow-no-password",
+                code="demo.no-password",
+                key="--password",
             )
 
 
@@ -79,7 +83,11 @@ def serve(
     try:
         from kava.demo.page import Demo, Model
     except ImportError as error:
-        raise KavaError(f"demo needs further libraries ({error.name}); {install('demo')}") from None
+        raise KavaError(
+            f"demo needs further libraries ({error.name}); {install('demo')}",
+            code="demo.not-installed",
+            key=error.name,
+        ) from None
     from kava.demo.questions import to_pick
 
     with bind("demo", address.host, address.port) as listening:
@@ -89,7 +97,9 @@ def serve(
         if writer.reasoner.method.uses_latents:
             raise KavaError(
                 f"demo: --written {written}: method '{writer.reasoner.recipe.method}' thinks in "
-                "latents; give a run of cot, or a backbone"
+                "latents; give a run of cot, or a backbone",
+                code="demo.writer-with-latents",
+                key="--written",
             )
         pick = to_pick(thinker.reasoner.recipe, task, file)
         demo = Demo(thinker, writer, pick, limits)
@@ -168,5 +178,7 @@ def _its_writer(thinker: Model) -> str:
         return BACKBONE
     raise KavaError(
         f"demo: {thinker.name} was made from {name}; name the model that writes its steps by "
-        "--written FOLDER, a finished run of cot or a backbone"
+        "--written FOLDER, a finished run of cot or a backbone",
+        code="demo.no-writer",
+        key="--written",
     )

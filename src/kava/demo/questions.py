@@ -57,7 +57,11 @@ def to_pick(recipe: Recipe, task: str | None, file: str | None, count: int = 10)
         KavaError: a file without a task, an unknown task, or rows that cannot be had.
     """
     if task is None and file is not None:
-        raise KavaError("demo: --file holds the rows of a task; name it by --task")
+        raise KavaError(
+            "demo: --file holds the rows of a task; name it by --task",
+            code="demo.file-without-task",
+            key="--file",
+        )
     if task is None and recipe.data.train != "synthetic":
         return Questions()
     name = task or "synthetic"
@@ -68,13 +72,21 @@ def to_pick(recipe: Recipe, task: str | None, file: str | None, count: int = 10)
 def check(reasoner: Reasoner, question: str, most: int) -> None:
     """Raise a KavaError for a question that is empty, broken or of more than `most` tokens."""
     if not question.strip():
-        raise KavaError("The question is empty: type one, or pick one.")
+        raise KavaError(
+            "The question is empty: type one, or pick one.",
+            code="demo.empty-question",
+            key="question",
+        )
     check_text(question, "The question")
     short = len(question) <= most * LETTERS_PER_TOKEN
     tokens = len(reasoner.encoder.question(question)) if short else None
     if tokens is None or tokens > most:
         has = f"{tokens:,} tokens" if tokens else f"{len(question):,} letters"
-        raise KavaError(f"The question is too long: {has}; at most {most:,} tokens are answered.")
+        raise KavaError(
+            f"The question is too long: {has}; at most {most:,} tokens are answered.",
+            code="demo.question-too-long",
+            key="question",
+        )
 
 
 def _steps(example: Example) -> str:

@@ -23,7 +23,11 @@ class Range:
         """Raise a KavaError for a value that may not be chosen."""
         if value not in range(self.least, self.most + 1, self.step):
             steps = f" in steps of {self.step}" if self.step > 1 else ""
-            raise KavaError(f"{what}: {value} is not one of {self.least} to {self.most}{steps}")
+            raise KavaError(
+                f"{what}: {value} is not one of {self.least} to {self.most}{steps}",
+                code="demo.not-one-of-the-sizes",
+                key=what,
+            )
 
 
 def latents(reasoner: Reasoner) -> Range | None:
@@ -50,7 +54,11 @@ def resized(reasoner: Reasoner, num_latents: int | None) -> Reasoner:
         return reasoner
     allowed = latents(reasoner)
     if allowed is None:
-        raise KavaError(f"method '{reasoner.recipe.method}' thinks in no latent tokens")
+        raise KavaError(
+            f"method '{reasoner.recipe.method}' thinks in no latent tokens",
+            code="demo.no-latents",
+            key=reasoner.recipe.method,
+        )
     allowed.check(num_latents, "number of latents")
     changed = copy.copy(reasoner)
     changed.recipe = reasoner.recipe.model_copy(update={"num_latents": num_latents})
