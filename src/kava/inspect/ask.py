@@ -48,7 +48,9 @@ def read_words(
     if len(others) > 2:
         raise KavaError(
             f"ask: {' '.join(others[2:])!r} is too much; give a run folder and one question, in "
-            "quotes (settings of --compress are written key=value)"
+            "quotes (settings of --compress are written key=value)",
+            code="inspect.too-many-words",
+            key=others[2],
         )
     if compress is None:
         return others, None
@@ -70,7 +72,7 @@ def answer_one(reasoner: Reasoner, question: str, settings: Settings, console: C
         KavaError: the question is empty, no valid Unicode, or too long for the backbone.
     """
     if not question.strip():
-        raise KavaError("ask: the question is empty")
+        raise KavaError("ask: the question is empty", code="inspect.empty-question", key="question")
     plan, tokens = settings.compress, settings.max_new_tokens
     begin = time.perf_counter()
     with compressed.compressed(reasoner.lm, plan) if plan else nullcontext() as log:
@@ -105,7 +107,7 @@ def answer_stream(
             try:
                 answer_one(reasoner, line.strip(), settings, console)
             except KavaError as error:
-                raise KavaError(f"ask: line {number} of the input: {error}") from None
+                raise error.within(f"ask: line {number} of the input") from None
 
 
 def show_thoughts(reasoner: Reasoner, question: str, settings: Settings, console: Console) -> None:

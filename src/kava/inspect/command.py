@@ -96,15 +96,29 @@ def check(
     """Raise a KavaError where it is not clear what is asked."""
     from_rows = rows.task or rows.file
     if question is None and not from_rows:
-        raise KavaError("inspect: give a question in quotes, or a row: --task TASK --id ROW")
+        raise KavaError(
+            "inspect: give a question in quotes, or a row: --task TASK --id ROW",
+            code="inspect.no-question",
+            key="question",
+        )
     if question is not None and (from_rows or rows.id):
-        raise KavaError("inspect: give a question, or a row by --task, --file and --id; not both")
+        raise KavaError(
+            "inspect: give a question, or a row by --task, --file and --id; not both",
+            code="inspect.question-and-row",
+            key="question",
+        )
     if from_rows and not rows.id:
-        raise KavaError("inspect: say which row, by --id")
+        raise KavaError("inspect: say which row, by --id", code="inspect.no-row", key="--id")
     if from_rows and (steps or answer):
-        raise KavaError("inspect: a row has its own steps and answer; leave out --steps, --answer")
+        raise KavaError(
+            "inspect: a row has its own steps and answer; leave out --steps, --answer",
+            code="inspect.steps-of-a-row",
+            key="--steps" if steps else "--answer",
+        )
     if question is not None and not question.strip():
-        raise KavaError("inspect: the question is empty")
+        raise KavaError(
+            "inspect: the question is empty", code="inspect.empty-question", key="question"
+        )
     check_text(question or "", "inspect: the question")
     check_text(answer or "", "inspect: the answer")
     for number, step in enumerate(steps or (), start=1):
@@ -128,11 +142,13 @@ def find(reasoner: Reasoner, rows: Rows) -> Asked:
     source = rows.task or rows.file
     known = [example.id for example in examples]
     if len(known) > 20:  # too many to be listed
-        error = unknown("", rows.id, known)
+        error = unknown("", rows.id, known, code="inspect.unknown-row")
         close = str(error).partition("; ")[2] if "did you mean" in str(error) else ""
         close = close or f"ids go from {known[0]} to {known[-1]}"
-        raise KavaError(f"unknown row of {source} '{rows.id}'; {close}")
-    raise unknown(f"row of {source}", rows.id, known)
+        raise KavaError(
+            f"unknown row of {source} '{rows.id}'; {close}", code="inspect.unknown-row", key=rows.id
+        )
+    raise unknown(f"row of {source}", rows.id, known, code="inspect.unknown-row")
 
 
 def default_file(run: str, question: str) -> Path:
@@ -158,9 +174,15 @@ def in_the_way(file: Path, below: Path | None = None) -> None:
     if not file.exists():
         return
     if file.is_dir():
-        raise KavaError(f"{file} is a folder; name a file")
+        raise KavaError(
+            f"{file} is a folder; name a file", code="inspect.is-a-folder", key=str(file)
+        )
     if not (is_page(file) or _is_dump(file)):
-        raise KavaError(f"{file} exists and is not of kava inspect; name another file")
+        raise KavaError(
+            f"{file} exists and is not of kava inspect; name another file",
+            code="inspect.file-of-something-else",
+            key=str(file),
+        )
 
 
 def write(file: Path, text: str, what: str, console: Console, below: Path | None = None) -> None:

@@ -92,7 +92,9 @@ def look(
     """
     method = _latent_method(reasoner, num_iterations)
     if not question.strip():
-        raise KavaError("inspect: the question is empty")
+        raise KavaError(
+            "inspect: the question is empty", code="inspect.empty-question", key="question"
+        )
     iterations = reasoner.recipe.num_iterations if num_iterations is None else num_iterations
     encoded = reasoner.encoder.question(question)
     context_window.check(reasoner, [encoded])
@@ -143,7 +145,10 @@ def _latent_method(reasoner: Reasoner, num_iterations: int | None) -> LatentMeth
             if registry.find("methods", other).uses_latents
         ]
         raise KavaError(
-            f"inspect: method '{name}' thinks in no latent tokens; give a run of {', '.join(known)}"
+            f"inspect: method '{name}' thinks in no latent tokens; give a run of "
+            f"{', '.join(known)}",
+            code="inspect.no-latents",
+            key=name,
         )
     if num_iterations is not None:
         reasoner.check_iterations(num_iterations)

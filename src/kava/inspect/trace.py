@@ -63,7 +63,11 @@ def find_trace(
         KavaError: a step without text; more tokens than the backbone has positions.
     """
     if steps is not None and not all(step.strip() for step in steps):
-        raise KavaError("inspect: a step is empty; leave it out, or write the equation or sentence")
+        raise KavaError(
+            "inspect: a step is empty; leave it out, or write the equation or sentence",
+            code="inspect.empty-step",
+            key="steps",
+        )
     if steps is None:
         source, (steps, answer, told) = "written", _write(reasoner, question, max_new_tokens)
     else:
@@ -83,7 +87,9 @@ def find_trace(
         raise KavaError(
             f"inspect: question, steps and answer have {needed} tokens and the backbone {most} "
             "positions; "
-            + ("lower --max-new-tokens" if source == "written" else "give fewer or shorter steps")
+            + ("lower --max-new-tokens" if source == "written" else "give fewer or shorter steps"),
+            code="inspect.too-long",
+            key="max_new_tokens" if source == "written" else "steps",
         )
     if drops and steps:
         told += " The last step is dropped, as in training (drop_last_step)."
