@@ -79,10 +79,18 @@ def find(paths: Iterable[str | Path]) -> list[Group]:
     for path in paths:
         top = assets.at_home(path)
         if not top.is_dir():
-            raise KavaError(f"{path}: no such folder; give run folders, or folders that hold them")
+            raise KavaError(
+                f"{path}: no such folder; give run folders, or folders that hold them",
+                code="report.no-such-folder",
+                key=str(path),
+            )
         found = list(_runs(top))
         if not found:
-            raise KavaError(f"{path}: holds no run (no {RESULT} that names a method)")
+            raise KavaError(
+                f"{path}: holds no run (no {RESULT} that names a method)",
+                code="report.no-run",
+                key=str(path),
+            )
         for folder, result in found:
             _add(groups, folder, result)
     return _named_apart(list(groups.values()))
@@ -145,7 +153,9 @@ def _named_apart(groups: list[Group]) -> list[Group]:
     for i, name in enumerate(names):
         if names.count(name) > 1:
             raise KavaError(
-                f"{folders[i][-1]}: two recipes of the same name '{groups[i].name}'; rename a run"
+                f"{folders[i][-1]}: two recipes of the same name '{groups[i].name}'; rename a run",
+                code="report.same-name",
+                key=groups[i].name,
             )
     return [replace(group, name=name) for group, name in zip(groups, names, strict=True)]
 
@@ -167,7 +177,9 @@ def _add(groups: dict[str, Group], folder: Path, result: dict[str, Any]) -> None
     group = groups.setdefault(f"{name}\n{same}", Group(name, recipe, {}))
     if seed in group.runs and group.runs[seed].resolve() != folder.resolve():
         raise KavaError(
-            f"{folder}: the same recipe and seed as {group.runs[seed]}; give only one of them"
+            f"{folder}: the same recipe and seed as {group.runs[seed]}; give only one of them",
+            code="report.same-run",
+            key=str(folder),
         )
     group.runs[seed] = folder
     group.results[seed] = result

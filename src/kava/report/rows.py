@@ -110,7 +110,9 @@ def check_alike(results: Mapping[str, Result | None], task: str, keys: Sequence[
                 told = ", ".join(f"{k} {scores[other][k]} and {score[k]}" for k in differing)
                 raise KavaError(
                     f"{other} and {run} were not scored alike on '{task}' ({told}); numbers of "
-                    "one row or column have to be; kava eval scores a run anew"
+                    "one row or column have to be; kava eval scores a run anew",
+                    code="report.not-scored-alike",
+                    key=task,
                 )
 
 
@@ -134,30 +136,54 @@ def check_result(result: Any, file: Path) -> None:
     """
     scores, where = result["scores"], f"{file}: not a result of kava:"
     if not isinstance(result["method"], str):
-        raise KavaError(f"{where} 'method' must be a name, not {_brief(result['method'])}")
+        raise KavaError(
+            f"{where} 'method' must be a name, not {_brief(result['method'])}",
+            code="report.not-a-result",
+            key="method",
+        )
     if not isinstance(scores, dict):
-        raise KavaError(f"{where} 'scores' must hold an object per task, not {_brief(scores)}")
+        raise KavaError(
+            f"{where} 'scores' must hold an object per task, not {_brief(scores)}",
+            code="report.not-a-result",
+            key="scores",
+        )
     for task, score in scores.items():
         if not isinstance(score, dict):
-            raise KavaError(f"{where} the score of '{task}' must be an object, not {_brief(score)}")
+            raise KavaError(
+                f"{where} the score of '{task}' must be an object, not {_brief(score)}",
+                code="report.not-a-result",
+                key=task,
+            )
         for key in ("accuracy", "accuracy_se", "n", *COSTS):
             value = score.get(key)
             if not (_is_number(value) or (value is None and key in COSTS)):
-                raise KavaError(f"{where} '{key}' of '{task}' must be a number, not {value!r}")
+                raise KavaError(
+                    f"{where} '{key}' of '{task}' must be a number, not {value!r}",
+                    code="report.not-a-result",
+                    key=key,
+                )
         by_steps, peak = score.get("accuracy_by_steps", {}), score.get("peak_memory", {})
         if not (isinstance(by_steps, dict) and all(map(_is_pair, by_steps.values()))):
             raise KavaError(
                 f"{where} 'accuracy_by_steps' of '{task}' must hold [accuracy, n] per number of "
-                f"steps, not {_brief(by_steps)}"
+                f"steps, not {_brief(by_steps)}",
+                code="report.not-a-result",
+                key="accuracy_by_steps",
             )
         if not (isinstance(peak, dict) and _is_number(peak.get("bytes", 0))):
             raise KavaError(
-                f"{where} 'peak_memory' of '{task}' must hold bytes, not {_brief(peak)}"
+                f"{where} 'peak_memory' of '{task}' must hold bytes, not {_brief(peak)}",
+                code="report.not-a-result",
+                key="peak_memory",
             )
     for key in ("validation_accuracy", "validation_n", "train_seconds"):
         value = result.get(key)
         if value is not None and not _is_number(value):
-            raise KavaError(f"{where} '{key}' must be a number, not {_brief(value)}")
+            raise KavaError(
+                f"{where} '{key}' must be a number, not {_brief(value)}",
+                code="report.not-a-result",
+                key=key,
+            )
 
 
 def _is_number(value: Any) -> bool:

@@ -143,11 +143,16 @@ def results_table(groups: Sequence[Group], tasks: Sequence[str] = ()) -> Table:
     tasks = list(tasks) or known
     if not tasks:
         raise KavaError(
-            "table: none of the runs was scored yet; kava eval RUN --task ... does that"
+            "table: none of the runs was scored yet; kava eval RUN --task ... does that",
+            code="report.nothing-scored",
         )
     for task in tasks:
         if task not in known:
-            raise KavaError(f"table: no run was scored on '{task}'; scored: {', '.join(known)}")
+            raise KavaError(
+                f"table: no run was scored on '{task}'; scored: {', '.join(known)}",
+                code="report.task-not-scored",
+                key=task,
+            )
     all_seeds = seeds(groups)
     by_group = [[group.row(task, all_seeds) for task in tasks] for group in groups]
     for task in tasks:
@@ -251,7 +256,11 @@ def _paper_row(
 ) -> tuple[Cell, ...]:
     if len(groups) > 1:
         folders = ", ".join(str(next(iter(group.runs.values()))) for group in groups)
-        raise KavaError(f"table: {where} {name}: the same recipe under several names ({folders})")
+        raise KavaError(
+            f"table: {where} {name}: the same recipe under several names ({folders})",
+            code="report.several-names",
+            key=name,
+        )
     ours = Measured(None, gap="not run")
     if groups:
         row = groups[0].row(task, all_seeds)
