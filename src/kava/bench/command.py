@@ -88,7 +88,7 @@ def bench_generate(
         KavaError: a recipe, run, shape or batch size that is not possible.
     """
     if any(size < 1 for size in batch_sizes):
-        raise KavaError("--batch are numbers above 0")
+        raise KavaError("--batch are numbers above 0", code="bench.not-above-0", key="--batch")
     device, paths = torch.device(default_device()), named(paths, console)
     reasoners = {name: _reasoner(path, settings, plan, device) for name, path in paths.items()}
     rates = {name: _rate(r.recipe, device, r.lm.dtype) for name, r in reasoners.items()}
@@ -136,7 +136,11 @@ def _reasoner(name: str, settings: Sequence[str], plan: Plan, device: torch.devi
         recipe = load_resolved(name, list(settings))
         return random_reasoner(recipe, plan.shape or recipe.backbone, device)
     if settings or plan.shape:
-        raise KavaError(f"{name} is a run: --set and --shape are for recipes")
+        raise KavaError(
+            f"{name} is a run: --set and --shape are for recipes",
+            code="bench.settings-of-a-run",
+            key=name,
+        )
     return Reasoner.from_pretrained(name, device=device)
 
 

@@ -113,7 +113,9 @@ def _check(lm: Any) -> None:
         if own and not isinstance(module, inside):
             raise KavaError(
                 f"FLOPs of this {lm.config.model_type} cannot be counted: {name} is no linear "
-                "layer; give a backbone without experts"
+                "layer; give a backbone without experts",
+                code="bench.flops-not-counted",
+                key=name,
             )
 
 

@@ -50,9 +50,13 @@ def bench_memory(
         KavaError: a recipe, shape, device or number of rows that is not possible.
     """
     if device not in DEVICES:
-        raise KavaError(f"--device {device}: {' or '.join(DEVICES)}")
+        raise KavaError(
+            f"--device {device}: {' or '.join(DEVICES)}",
+            code="bench.unknown-device",
+            key="--device",
+        )
     if any(size < 1 for size in sizes):
-        raise KavaError("--rows are numbers above 0")
+        raise KavaError("--rows are numbers above 0", code="bench.not-above-0", key="--rows")
     recipes = {
         name: load_resolved(path, list(settings)) for name, path in named(paths, console).items()
     }

@@ -57,7 +57,9 @@ def configuration(shape: str) -> Any:
     if not (named or folder or ":" in shape):
         raise KavaError(
             f"shape '{shape}' is not known; known are {', '.join(SHAPES)}, a folder with a "
-            "config.json, or family:name=value,... such as llama:hidden_size=256"
+            "config.json, or family:name=value,... such as llama:hidden_size=256",
+            code="bench.unknown-shape",
+            key=shape,
         )
     try:
         if folder:
@@ -66,11 +68,13 @@ def configuration(shape: str) -> Any:
             config = AutoConfig.for_model(**(named or _written(shape)))
         _try(config)
     except KavaError as error:
-        raise KavaError(f"shape '{shape}': {error}") from None
+        raise error.within(f"shape '{shape}'") from None
     except Exception as error:  # a foreign class may fail in any way
         line = " ".join(str(error).split())[:200]
         raise KavaError(
-            f"shape '{shape}': transformers refuses it ({type(error).__name__}: {line})"
+            f"shape '{shape}': transformers refuses it ({type(error).__name__}: {line})",
+            code="bench.shape-refused",
+            key=shape,
         ) from None
     return config
 
@@ -80,12 +84,16 @@ def _written(shape: str) -> dict[str, Any]:
     family, _, values = shape.partition(":")
     pairs = [pair.partition("=") for pair in values.split(",")]
     if not all(name and value for name, _, value in pairs):
-        raise KavaError("sizes are written name=value, with commas between, as in hidden_size=256")
+        raise KavaError(
+            "sizes are written name=value, with commas between, as in hidden_size=256",
+            code="bench.size-not-written-so",
+            key=shape,
+        )
     if family in CONFIG_MAPPING:
         known = _names(CONFIG_MAPPING[family])
         for name, _, _ in pairs:
             if name not in known:
-                raise unknown(f"key of '{family}':", name, known)
+                raise unknown(f"key of '{family}':", name, known, code="bench.unknown-size")
     return {"model_type": family, **{name: parse(value, name) for name, _, value in pairs}}
 
 
@@ -107,16 +115,20 @@ def _try(config: Any) -> None:
         model = pretrained.new_model(copy.deepcopy(config), attn_implementation=IMPLEMENTATION_NAME)
         layers = structure.layers(model)
     if not layers:
-        raise KavaError("it has no layers")
+        raise KavaError("it has no layers", code="bench.no-layers", key=config.model_type)
     if not all(any(map(_is_causal, layer.modules())) for layer in layers):
         raise KavaError(
             f"the layers of {config.model_type} do not all have causal attention; give a "
-            "decoder-only language model"
+            "decoder-only language model",
+            code="bench.not-causal",
+            key=config.model_type,
         )
     heads = config.num_attention_heads
     if heads % (groups := getattr(config, "num_key_value_heads", None) or heads):
         raise KavaError(
-            f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}"
+            f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}",
+            code="bench.heads-not-a-multiple",
+            key="num_attention_heads",
         )
 
 
@@ -167,7 +179,11 @@ def reasoner_of_sizes(recipe: Recipe, shape: str, dtype: torch.dtype) -> Reasone
 def _fitting(shape: str) -> tuple[Any, PreTrainedTokenizerFast]:
     config, tokenizer = configuration(shape), _tokenizer()
     if config.get_text_config().vocab_size < len(tokenizer) + 3:
-        raise KavaError(f"shape '{shape}': vocab_size must be {len(tokenizer) + 3} or more")
+        raise KavaError(
+            f"shape '{shape}': vocab_size must be {len(tokenizer) + 3} or more",
+            code="bench.vocabulary-too-small",
+            key="vocab_size",
+        )
     return config, tokenizer
 
 
@@ -210,7 +226,11 @@ class Lengths:
 
     def __post_init__(self) -> None:
         if self.question[0] < 1:
-            raise KavaError("a question has a token or more: BOS")
+            raise KavaError(
+                "a question has a token or more: BOS",
+                code="bench.question-too-short",
+                key="question",
+            )
 
 
 def parse_range(text: str) -> tuple[int, int]:
@@ -221,7 +241,11 @@ def parse_range(text: str) -> tuple[int, int]:
     """
     ends = text.split(":")
     if len(ends) > 2 or not all(end.isdecimal() for end in ends) or int(ends[0]) > int(ends[-1]):
-        raise KavaError(f"'{text}': a length is a number or two, fewest:most, as in 59:70")
+        raise KavaError(
+            f"'{text}': a length is a number or two, fewest:most, as in 59:70",
+            code="bench.length-not-written-so",
+            key=text,
+        )
     return int(ends[0]), int(ends[-1])
 
 
@@ -233,7 +257,11 @@ def random_rows(reasoner: Reasoner, lengths: Lengths, count: int, seed: int = 0)
     """
     prompt, eos = reasoner.encoder.prompt, reasoner.tokenizer.eos_token_id
     if lengths.answer[0] < len(prompt) + 2:
-        raise KavaError(f"an answer has {len(prompt) + 2} tokens or more: its prompt, it and EOS")
+        raise KavaError(
+            f"an answer has {len(prompt) + 2} tokens or more: its prompt, it and EOS",
+            code="bench.answer-too-short",
+            key="answer",
+        )
     draw, vocabulary = random.Random(seed), reasoner.lm.get_input_embeddings().weight.shape[0]
 
     def tokens(number: int) -> list[int]:
