@@ -72,7 +72,11 @@ def names(text: str | None, option: str = "--task") -> list[str]:
     """
     found = [] if text is None else [name.strip() for name in text.split(",")]
     if not all(found):
-        raise KavaError(f"{option} '{text}': a name is empty; give one, or several with commas")
+        raise KavaError(
+            f"{option} '{text}': a name is empty; give one, or several with commas",
+            code="cli.empty-name",
+            key=option,
+        )
     return found
 
 

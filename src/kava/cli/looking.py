@@ -44,7 +44,11 @@ def ask(
     words, plan = read_words(given, compress)
     run, question = (*words, None, None)[:2]
     if run is None and backbone is None:
-        raise KavaError("ask: give a run folder, or a model with --backbone")
+        raise KavaError(
+            "ask: give a run folder, or a model with --backbone",
+            code="cli.no-model",
+            key="--backbone",
+        )
     # `kava ask --backbone FOLDER "question"`; a question may be longer than a path can be, which
     # os.path takes for a path that is not there.
     if run and backbone and question is None and not os.path.exists(run):

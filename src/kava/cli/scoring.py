@@ -70,7 +70,11 @@ def table(
     from kava.report.table import paper_tables, results_table
 
     if paper and task:
-        raise KavaError("table: --paper shows every task of the paper; leave out --task")
+        raise KavaError(
+            "table: --paper shows every task of the paper; leave out --task",
+            code="cli.task-with-paper",
+            key="--task",
+        )
     groups = find(results)
     tables = paper_tables(groups) if paper else [results_table(groups, names(task))]
     files = [file for one in tables for file in (one.write(output) if output else ())]
@@ -116,13 +120,21 @@ def compare(
     paths = Path(run_a), Path(run_b)
     for path in paths:
         if not path.exists():
-            raise KavaError(f"{path}: no such run folder or file of predictions")
+            raise KavaError(
+                f"{path}: no such run folder or file of predictions",
+                code="cli.no-such-file",
+                key=str(path),
+            )
     folders = [path for path in paths if path.is_dir()]
     shared = [t for t in (tasks_of(folders[0]) if folders else []) if t in tasks_of(folders[-1])]
     if task is None and folders:
         if len(shared) != 1:
             scored = "; ".join(f"{f}: {', '.join(tasks_of(f)) or 'none'}" for f in folders)
-            raise KavaError(f"compare: say which --task both were scored on ({scored})")
+            raise KavaError(
+                f"compare: say which --task both were scored on ({scored})",
+                code="cli.which-task",
+                key="--task",
+            )
         task = shared[0]
     found = compare_runs(*paths, task or paths[0].stem, rule, seed)
     print(json.dumps(found.record(), indent=1) if as_json else told(run_a, run_b, found))

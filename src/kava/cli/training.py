@@ -57,7 +57,11 @@ def train(
     from kava.recipe.load import load_recipe
 
     if smoke and resume:
-        raise KavaError("train: --smoke always begins anew; leave out --resume")
+        raise KavaError(
+            "train: --smoke always begins anew; leave out --resume",
+            code="cli.resume-with-smoke",
+            key="--resume",
+        )
     given = load_recipe(recipe, overrides or [])  # a mistyped key is told before torch is imported
     from kava.recipe import schema
     from kava.system import signals
@@ -136,7 +140,7 @@ def sweep(
     from kava.sweeps import sweep as command
 
     if launcher not in ("local", "slurm"):
-        raise unknown("--launcher", launcher, ("local", "slurm"))
+        raise unknown("--launcher", launcher, ("local", "slurm"), code="cli.unknown-launcher")
     wishes = {
         "minutes": slurm.minutes(time), "nodes": nodes, "gpus": gpus, "processes": processes,
         "cpus": cpus, "memory_gb": memory,
@@ -145,17 +149,25 @@ def sweep(
     if launcher != "slurm" and not status and (wishes or partition or account or array_limit):
         raise KavaError(
             "sweep: --partition, --account, --array-limit, --time, --nodes, --gpus, --processes, "
-            "--cpus and --memory are of jobs; give --launcher slurm too"
+            "--cpus and --memory are of jobs; give --launcher slurm too",
+            code="cli.job-option-without-slurm",
+            key="--launcher",
         )
     tasks = names(task)
     if limit and not tasks:
-        raise KavaError("sweep: --limit is of a task; name it with --task")
+        raise KavaError(
+            "sweep: --limit is of a task; name it with --task",
+            code="cli.limit-without-task",
+            key="--limit",
+        )
     console = make_console()
     scoring = command.Scoring(tasks, file or [], limit)
     if status:
         raise typer.Exit(_status(recipe or [], seeds, settings, output, scoring, console))
     if not recipe:
-        raise KavaError("sweep: name recipes, such as recipes/quickstart/kava.yaml")
+        raise KavaError(
+            "sweep: name recipes, such as recipes/quickstart/kava.yaml", code="cli.no-recipe"
+        )
     settings = [*(settings or []), *(f"resources.{key}={value}" for key, value in wishes.items())]
     runs = command.plan(recipe, seeds or [], settings, output, console)
     jobs = slurm.Options(partition, account, array_limit) if launcher == "slurm" else None
@@ -183,7 +195,11 @@ def _status(
     folders = [word for word in words if Path(word).is_dir()]
     if folders or not words:
         if len(words) > 1:
-            raise KavaError(f"sweep: --status {folders[0]}: give one folder, or recipes")
+            raise KavaError(
+                f"sweep: --status {folders[0]}: give one folder, or recipes",
+                code="cli.status-of-several",
+                key="--status",
+            )
         output = Path(folders[0]) if folders else output
         return status.show(record.recall(output), output, console)
     runs = command.plan(words, seeds or [], settings or [], output, console)
