@@ -93,7 +93,11 @@ def run_matrix(plan: Plan, console: Console) -> None:
     outcomes = sweeps.sweep(runs, scoring, plan.folder, console)
     failed = [outcome.run.folder.name for outcome in outcomes if not outcome.counts]
     if failed:
-        raise KavaError(f"quickstart: no result of {', '.join(failed)}; the reasons stand above")
+        raise KavaError(
+            f"quickstart: no result of {', '.join(failed)}; the reasons stand above",
+            code="quickstart.runs-failed",
+            key=failed[0],
+        )
     plot(plan, sweeps.collect(outcomes, scoring.names))
 
 
@@ -121,7 +125,7 @@ def make_plan(
     known = all_methods() if full else METHODS
     for name in methods or ():
         if name not in known:
-            raise unknown("method of the quickstart", name, known)
+            raise unknown("method of the quickstart", name, known, code="quickstart.unknown-method")
     if not full:
         put_aside(folder, console)
     chosen = tuple(seeds or (SEEDS if full else SEEDS[:1]))
