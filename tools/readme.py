@@ -157,10 +157,14 @@ def main(files: Sequence[str]) -> None:
     here = Path.cwd()
     root = next((at for at in (here, *here.parents) if (at / "results").is_dir()), None)
     if root is None:
-        raise KavaError(f"{here}: no folder results here or above; call it in a checkout of kava")
+        raise KavaError(
+            f"{here}: no folder results here or above; call it in a checkout of kava",
+            code="tools.no-checkout",
+            key=str(here),
+        )
     pages = [Path(os.path.relpath(file, root)).as_posix() for file in files] or list(PAGES)
     if others := [page for page in pages if page not in PAGES]:
-        raise unknown("page", others[0], PAGES)
+        raise unknown("page", others[0], PAGES, code="tools.unknown-page")
     for page in pages:
         file = root / page
         write_whole(file, filled(file.read_text(encoding="utf-8"), root, page))
