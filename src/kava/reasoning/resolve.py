@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from kava.errors import KavaError
 from kava.recipe import registry
 from kava.recipe.load import load_recipe
-from kava.recipe.schema import Recipe, explain, merged, validate
+from kava.recipe.schema import Recipe, merged, refusal, validate
 
 #: Sections of a recipe that are the weight and the form of a distillation loss.
 _LOSSES = ("codi", "kv", "latent_readout")
@@ -41,13 +41,15 @@ def resolve(recipe: Recipe, where: str = "recipe") -> Recipe:
             has = f" (it has {', '.join(method.losses)})" if method.losses else ""
             raise KavaError(
                 f"{where}: {name}.weight {weight}: method '{whole.method}' has no such loss; "
-                f"leave it at 0{has}"
+                f"leave it at 0{has}",
+                code="reasoning.no-such-loss",
+                key=f"{name}.weight",
             )
     try:
         options = method.Options.model_validate(whole.method_options)
     except ValidationError as error:
-        problems = "; ".join(explain(item, method.Options) for item in error.errors())
-        raise KavaError(f"{where}: method_options of '{whole.method}': {problems}") from None
+        refused = refusal(error, method.Options, "method_options.")
+        raise refused.within(f"{where}: method_options of '{whole.method}'") from None
     whole.method_options = options.model_dump(by_alias=True)
     return whole.mark_resolved()
 

@@ -49,7 +49,11 @@ def _extended(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     beside = file.parent / str(name)
     under = (beside if beside.is_file() else assets.find(str(name))).resolve()
     if under in (*above, file.resolve()):
-        raise KavaError(f"{file}: key 'extends': {name} extends this recipe in turn")
+        raise KavaError(
+            f"{file}: key 'extends': {name} extends this recipe in turn",
+            code="recipe.extends-itself",
+            key="extends",
+        )
     return merged(_extended(under, (*above, file.resolve())), tree)
 
 
@@ -59,15 +63,29 @@ def _read(file: Path) -> dict[str, Any]:
     except IsADirectoryError:
         held = sorted(path.name for path in file.glob("*.yaml"))
         holds = f"; it holds {', '.join(held)}" if held else ""
-        raise KavaError(f"{file}: is a folder; give a recipe, a YAML file{holds}") from None
+        raise KavaError(
+            f"{file}: is a folder; give a recipe, a YAML file{holds}",
+            code="recipe.is-folder",
+            key=str(file),
+        ) from None
     except OSError as error:
-        raise KavaError(f"{file}: cannot be read: {error.strerror}") from None
+        raise KavaError(
+            f"{file}: cannot be read: {error.strerror}", code="recipe.unreadable", key=str(file)
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
-        raise KavaError(f"{file}{line}: not valid YAML: {_problem(error)}") from None
+        raise KavaError(
+            f"{file}{line}: not valid YAML: {_problem(error)}",
+            code="recipe.bad-yaml",
+            key=str(file),
+        ) from None
     if not isinstance(tree, dict):
-        raise KavaError(f"{file}: a recipe is a mapping of keys to values, this is not one")
+        raise KavaError(
+            f"{file}: a recipe is a mapping of keys to values, this is not one",
+            code="recipe.not-a-mapping",
+            key=str(file),
+        )
     return tree
 
 
@@ -80,8 +98,11 @@ def parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        message = f"{where}: '{_shown(text)}' is not a valid YAML value: {_problem(error)}"
-        raise KavaError(message) from None
+        raise KavaError(
+            f"{where}: '{_shown(text)}' is not a valid YAML value: {_problem(error)}",
+            code="recipe.bad-yaml-value",
+            key=where.rpartition(" ")[2],
+        ) from None
 
 
 def _problem(error: Exception) -> str:
@@ -149,11 +170,19 @@ _Loader.add_implicit_resolver(
 def _assign(tree: dict[str, Any], assignment: str) -> None:
     key, sign, value = assignment.partition("=")
     if not sign or not key:
-        raise KavaError(f"'{assignment}': an override is written key=value, as in train.steps=100")
+        raise KavaError(
+            f"'{assignment}': an override is written key=value, as in train.steps=100",
+            code="recipe.bad-override",
+            key=assignment,
+        )
     *parents, leaf = key.split(".")
     for parent in parents:
         node = tree.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise KavaError(f"'{assignment}': '{parent}' holds a value, not further keys")
+            raise KavaError(
+                f"'{assignment}': '{parent}' holds a value, not further keys",
+                code="recipe.not-a-section",
+                key=parent,
+            )
         tree = node
     tree[leaf] = parse(value, key)

@@ -50,7 +50,7 @@ def register(kind: str, name: str, value: Any) -> None:
         KavaError: the name is taken.
     """
     if name in names(kind):
-        raise KavaError(f"{kind}: the name '{name}' is taken")
+        raise KavaError(f"{kind}: the name '{name}' is taken", code="recipe.name-taken", key=name)
     _outside[kind, name] = value
 
 
@@ -86,4 +86,4 @@ def check(kind: str, name: str, called: str = "") -> None:
     """
     known = names(kind)
     if name not in known:
-        raise unknown(called or kind.removesuffix("s"), name, known)
+        raise unknown(called or kind.removesuffix("s"), name, known, code="recipe.unknown-name")

@@ -7,6 +7,7 @@ the resolved recipe (every default written out) is saved beside the checkpoint.
 from __future__ import annotations
 
 import difflib
+from itertools import takewhile
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -24,7 +25,8 @@ _GSM8K_AUG = ("gsm8k_aug", "whynlp/gsm8k-aug", "whynlp/gsm8k-aug-nl")
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, fields can be filled by alias or name.
 
-    So are numbers that are not finite.
+    So are numbers that are not finite. A validator raises a ValueError of a KavaError, whose code
+    and key `refusal` hands on.
     """
 
     model_config = ConfigDict(
@@ -121,9 +123,16 @@ class Data(Section):
             self.leak_check = ["gsm8k_aug"] if from_the_hub else []
         for name in self.leak_check:
             if name not in registry.names("tasks"):
-                raise ValueError(str(unknown("task", name, registry.names("tasks"))))
+                known = registry.names("tasks")
+                raise ValueError(unknown("task", name, known, code="recipe.unknown-name"))
         if unused := self.leak_files.keys() - set(self.leak_check):
-            raise ValueError(f"leak_files names {min(unused)}, which leak_check does not")
+            raise ValueError(
+                KavaError(
+                    f"leak_files names {min(unused)}, which leak_check does not",
+                    code="recipe.unused-leak-file",
+                    key="data.leak_files",
+                )
+            )
         return self
 
 
@@ -156,12 +165,22 @@ class Train(Section):
     @model_validator(mode="after")
     def _one_length(self) -> Train:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of train.steps and train.epochs")
+            raise ValueError(
+                KavaError(
+                    "give exactly one of train.steps and train.epochs",
+                    code="recipe.steps-or-epochs",
+                    key="train.steps",
+                )
+            )
         micro = self.micro_batch_size
         if micro and self.batch_size % micro:
             raise ValueError(
-                f"train.batch_size {self.batch_size} is not a multiple of "
-                f"train.micro_batch_size {micro}"
+                KavaError(
+                    f"train.batch_size {self.batch_size} is not a multiple of "
+                    f"train.micro_batch_size {micro}",
+                    code="recipe.uneven-batch",
+                    key="train.batch_size",
+                )
             )
         return self
 
@@ -198,8 +217,12 @@ class Resources(Section):
     def _a_process_for_each_gpu(self) -> Resources:
         if self.processes and self.gpus and self.processes != self.gpus:
             raise ValueError(
-                f"processes {self.processes} with gpus {self.gpus}: each GPU has a process of its "
-                f"own; leave processes out, or give {self.gpus}"
+                KavaError(
+                    f"processes {self.processes} with gpus {self.gpus}: each GPU has a process of "
+                    f"its own; leave processes out, or give {self.gpus}",
+                    code="recipe.uneven-processes",
+                    key="resources.processes",
+                )
             )
         return self
 
@@ -325,8 +348,7 @@ def validate(tree: dict[str, Any], where: str, kind: type[Section] = Recipe) -> 
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        messages = "; ".join(explain(item, kind) for item in error.errors())
-        raise KavaError(f"{where}: {messages}") from None
+        raise refusal(error, kind).within(where) from None
     except KavaError as error:
         raise error.within(where) from None
 
@@ -342,7 +364,29 @@ def dump(recipe: Section) -> str:
     return yaml.safe_dump(recipe.model_dump(by_alias=True), sort_keys=False, allow_unicode=True)
 
 
-def explain(item: Any, kind: type[Section]) -> str:
+def refusal(error: ValidationError, kind: type[Section], above: str = "") -> KavaError:
+    """Errors of pydantic in a line; code and key are those of the first.
+
+    Args:
+        above: the key of the recipe under which `kind` lies, with its dot.
+    """
+    found = error.errors()
+    message, first = "; ".join(_explain(item, kind) for item in found), found[0]
+    path = [str(part) for part in first["loc"]]
+    whole = above + ".".join(path)
+    if first["type"] == "extra_forbidden":
+        return KavaError(message, code="recipe.unknown-key", key=whole)
+    if first["type"] == "missing":
+        return KavaError(message, code="recipe.missing-key", key=whole)
+    key = above + ".".join(takewhile(str.isidentifier, path))  # what follows is pydantic's
+    refused = KavaError(message, code="recipe.bad-value", key=key or None)
+    for told in getattr(first.get("ctx", {}).get("error"), "args", ()):
+        if isinstance(told, KavaError):
+            refused.code, refused.key = told.code, told.key
+    return refused
+
+
+def _explain(item: Any, kind: type[Section]) -> str:
     """One error of pydantic in a line that names the key, and the nearest known one."""
     path = [str(part) for part in item["loc"]]
     key = ".".join(path)
