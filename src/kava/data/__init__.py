@@ -49,7 +49,9 @@ def load_examples(
             line and field; a repeated id; no rows at all; `limit` below 1.
     """
     if limit is not None and limit < 1:
-        raise KavaError(f"{source}: limit must be at least 1, not {limit}")
+        raise KavaError(
+            f"{source}: limit must be at least 1, not {limit}", code="data.bad-limit", key="limit"
+        )
     options = dict(options or {})
     if source in data_sets():
         return _load_named(source, split, limit, options)
@@ -57,7 +59,13 @@ def load_examples(
         return call(load_file, source, {"path": source, "limit": limit}, options)
     if _HUB_NAME.fullmatch(source):
         return call(load_hub, source, {"name": source, "split": split, "limit": limit}, options)
-    raise unknown("data set", source, data_sets(), "or give a file, or a Hub name 'owner/name'")
+    raise unknown(
+        "data set",
+        source,
+        data_sets(),
+        "or give a file, or a Hub name 'owner/name'",
+        code="data.unknown-data-set",
+    )
 
 
 def data_sets() -> list[str]:
@@ -118,7 +126,9 @@ def hub_rows(
         raise KavaError(
             f"cannot load split '{split}' of '{name}' from the Hugging Face Hub ({why}); go online,"
             f" log in with `hf auth login` and accept the licence at"
-            f" https://huggingface.co/datasets/{name}, or pass {instead}"
+            f" https://huggingface.co/datasets/{name}, or pass {instead}",
+            code="data.not-had",
+            key=name,
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = before
@@ -153,7 +163,9 @@ def _load_named(name: str, split: str, limit: int | None, options: dict[str, Any
     if not counts or not all(isinstance(n, int) and n > 0 for n in counts):
         raise KavaError(
             f"{name} is made on the spot; say how many rows, by limit or by its option count: a"
-            " whole number above 0"
+            " whole number above 0",
+            code="data.no-count",
+            key="count",
         )
     return call(module.generate, name, {"split": split, "count": min(counts)}, options)
 
@@ -172,9 +184,11 @@ def call(
     for name in options:
         if name in given or (name not in known and not passes_on):
             if not known:
-                raise KavaError(f"{what} has no options, so no '{name}'")
-            raise unknown(f"option of {what}:", name, known)
+                raise KavaError(
+                    f"{what} has no options, so no '{name}'", code="data.unknown-option", key=name
+                )
+            raise unknown(f"option of {what}:", name, known, code="data.unknown-option")
     try:
         return function(**given, **options)
     except (TypeError, ValueError) as error:
-        raise KavaError(f"{what}: {error}") from error
+        raise KavaError(f"{what}: {error}", code="data.bad-option", key=what) from error

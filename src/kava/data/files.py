@@ -29,14 +29,24 @@ def read_rows(path: Path) -> Iterator[Row]:
             is not UTF-8 or not of its form, by file and line.
     """
     if not path.exists():
-        raise KavaError(f"{path}: no such file")
+        raise KavaError(f"{path}: no such file", code="data.no-file", key=str(path))
     if path.is_dir():
-        raise KavaError(f"{path} is a folder; give one file ({', '.join(FORMATS)})")
+        raise KavaError(
+            f"{path} is a folder; give one file ({', '.join(FORMATS)})",
+            code="data.is-folder",
+            key=str(path),
+        )
     if not os.access(path, os.R_OK):
-        raise KavaError(f"{path} may not be read; change its permissions")
+        raise KavaError(
+            f"{path} may not be read; change its permissions", code="data.unreadable", key=str(path)
+        )
     reader = FORMATS.get(path.suffix.lower())
     if reader is None:
-        raise KavaError(f"{path}: a data file must end in one of {', '.join(FORMATS)}")
+        raise KavaError(
+            f"{path}: a data file must end in one of {', '.join(FORMATS)}",
+            code="data.unknown-format",
+            key=str(path),
+        )
     return reader(path)
 
 
@@ -56,11 +66,15 @@ def to_examples(
     for index, (where, row) in enumerate(islice(rows, limit)):
         example = to_example(row, where, f"{stem}-{index}", steps)
         if example.id in seen:
-            raise KavaError(f"{where}: id '{example.id}' is already that of {seen[example.id]}")
+            raise KavaError(
+                f"{where}: id '{example.id}' is already that of {seen[example.id]}",
+                code="data.repeated-id",
+                key=example.id,
+            )
         seen[example.id] = where
         examples.append(example)
     if not examples:
-        raise KavaError(f"{source} holds no rows")
+        raise KavaError(f"{source} holds no rows", code="data.no-rows", key=source)
     return examples
 
 
@@ -81,7 +95,11 @@ def to_example(
     question = question_of(row, where)
     written = row[field]
     if not isinstance(written, list) or not all(isinstance(step, str) for step in written):
-        raise KavaError(f"{where}: '{field}' must be a list of texts, not {_brief(written)}")
+        raise KavaError(
+            f"{where}: '{field}' must be a list of texts, not {_brief(written)}",
+            code="data.bad-field",
+            key=field,
+        )
     used = {"id", "question", "answer", field}
     extra = {key: _text(value) for key, value in row.items() if key not in used}
     identity = default_id if row.get("id") is None else str(row["id"])
@@ -102,14 +120,22 @@ def question_of(row: dict[str, Any], where: str) -> str:
     _check_field(row, "question", where)
     question = row["question"]
     if not isinstance(question, str) or not question.strip():
-        raise KavaError(f"{where}: 'question' must be a text that is not empty, not {question!r}")
+        raise KavaError(
+            f"{where}: 'question' must be a text that is not empty, not {question!r}",
+            code="data.bad-field",
+            key="question",
+        )
     return question
 
 
 def _check_field(row: dict[str, Any], field: str, where: str, told: str | None = None) -> None:
     if field not in row:
         there = ", ".join(map(str, row)) or "none"
-        raise KavaError(f"{where}: no field '{told or field}'; the row has: {there}")
+        raise KavaError(
+            f"{where}: no field '{told or field}'; the row has: {there}",
+            code="data.missing-field",
+            key=field,
+        )
 
 
 def plain_number(value: Decimal) -> str:
@@ -130,7 +156,11 @@ def _answer(value: Any, where: str) -> str:
     if isinstance(value, float) and math.isfinite(value):
         return plain_number(Decimal(repr(value)))  # the digits that were written, not all binary
     if not isinstance(value, str) or not value.strip():
-        raise KavaError(f"{where}: 'answer' must be a number or a text, not {_brief(value)}")
+        raise KavaError(
+            f"{where}: 'answer' must be a number or a text, not {_brief(value)}",
+            code="data.bad-field",
+            key="answer",
+        )
     value = value.strip()
     return value.replace(",", "") if _THOUSANDS.fullmatch(value) else value
 
@@ -154,11 +184,19 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError as error:
                 at = f"byte {error.start + 1} is 0x{raw[error.start]:02x}"
-                raise KavaError(f"{where}: not UTF-8 ({at}); save the file as UTF-8") from error
+                raise KavaError(
+                    f"{where}: not UTF-8 ({at}); save the file as UTF-8",
+                    code="data.not-utf8",
+                    key=where,
+                ) from error
             if not line:
                 blank = blank or where
             elif blank:  # blank lines at the end are no rows, one in between may be a lost row
-                raise KavaError(f"{blank}: the line is empty; give it a row or delete it")
+                raise KavaError(
+                    f"{blank}: the line is empty; give it a row or delete it",
+                    code="data.empty-line",
+                    key=blank,
+                )
             else:
                 yield where, line
 
@@ -178,7 +216,11 @@ def _json_list(path: Path) -> Iterator[Row]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise KavaError(f"{path}: not UTF-8 (byte {error.start + 1}); save it as UTF-8") from error
+        raise KavaError(
+            f"{path}: not UTF-8 (byte {error.start + 1}); save it as UTF-8",
+            code="data.not-utf8",
+            key=str(path),
+        ) from error
     for number, row in enumerate(_parse(text, str(path), "a list of objects"), 1):
         yield f"{path}, row {number}", _object(row, f"{path}, row {number}")
 
@@ -188,14 +230,24 @@ def _parse(text: str, where: str, form: str) -> Any:
         # Decimal keeps an answer's digits as they are in the file.
         return json.loads(text, parse_float=Decimal, parse_constant=_refuse)
     except InvalidOperation:
-        raise KavaError(f"{where}: a number with a power of ten beyond reason; {form}") from None
+        raise KavaError(
+            f"{where}: a number with a power of ten beyond reason; {form}",
+            code="data.number-beyond-reason",
+            key=where,
+        ) from None
     except (ValueError, RecursionError) as error:
-        raise KavaError(f"{where}: broken JSON ({error}); {form}") from error
+        raise KavaError(
+            f"{where}: broken JSON ({error}); {form}", code="data.bad-json", key=where
+        ) from error
 
 
 def _object(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise KavaError(f"{where}: not a JSON object but {_brief(row)}; one object per line")
+        raise KavaError(
+            f"{where}: not a JSON object but {_brief(row)}; one object per line",
+            code="data.not-an-object",
+            key=where,
+        )
     return row
 
 
@@ -214,7 +266,11 @@ def _text_rows(path: Path) -> Iterator[Row]:
         question, bars, steps = problem.rpartition("||")
         if not (mark and bars):
             lacks = "####" if not mark else "||"
-            raise KavaError(f"{where}: no '{lacks}'; the form is question||steps #### answer")
+            raise KavaError(
+                f"{where}: no '{lacks}'; the form is question||steps #### answer",
+                code="data.not-its-form",
+                key=where,
+            )
         written = re.split(r"(?<=>>)\s*(?=<<)", steps.strip()) if steps.strip() else []
         yield where, {"question": " ".join(question.split()), "steps": written, "answer": answer}
 
@@ -232,7 +288,9 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                     yield f"{path}, row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
         why = str(error).strip().partition("\n")[0]
-        raise KavaError(f"{path}: not a readable Parquet file ({why})") from error
+        raise KavaError(
+            f"{path}: not a readable Parquet file ({why})", code="data.bad-parquet", key=str(path)
+        ) from error
 
 
 FORMATS = {

@@ -32,15 +32,17 @@ def load(
         KavaError: unknown split or form; any of `load_examples`; fewer or more rows than published.
     """
     if split not in ROWS:
-        raise unknown("split of gsm8k_aug", split, list(ROWS))
+        raise unknown("split of gsm8k_aug", split, list(ROWS), code="data.unknown-split")
     if form not in NAMES:
-        raise unknown("form of gsm8k_aug", form, list(NAMES))
+        raise unknown("form of gsm8k_aug", form, list(NAMES), code="data.unknown-form")
     source = str(file or f"{NAMES[form]}, split {split}")
     examples = load_file(file, limit=limit) if file else load_hub(NAMES[form], split, limit=limit)
     if limit is None and len(examples) != ROWS[split]:
         raise KavaError(
             f"{source} has {len(examples):,} rows and GSM8k-Aug {split} has {ROWS[split]:,};"
-            " set a limit, or name a partial file itself as the data set"
+            " set a limit, or name a partial file itself as the data set",
+            code="data.other-row-count",
+            key=source,
         )
     return examples
 

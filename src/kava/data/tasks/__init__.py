@@ -45,7 +45,11 @@ def load_task(
         KavaError: unknown task or option; rows that cannot be had; `limit` below 1.
     """
     if limit is not None and limit < 1:
-        raise KavaError(f"task {name}: limit must be at least 1, not {limit}")
+        raise KavaError(
+            f"task {name}: limit must be at least 1, not {limit}",
+            code="data.bad-limit",
+            key="limit",
+        )
     module = registry.module("tasks", name)
     return call(module.load, f"task {name}", {"file": file, "limit": limit}, options or {})
 
@@ -61,7 +65,11 @@ def local_copies(
     if not files:
         return [None] * len(tasks)
     if not tasks:
-        raise KavaError(f"{command}: --file holds the rows of a task; name it with --task")
+        raise KavaError(
+            f"{command}: --file holds the rows of a task; name it with --task",
+            code="data.file-without-task",
+            key="--file",
+        )
     if len(files) != len(tasks):
         less = len(files) < len(tasks)
         which = (
@@ -72,7 +80,9 @@ def local_copies(
         counted = f"{len(tasks)} task{'s' if len(tasks) > 1 else ''}"
         raise KavaError(
             f"{command}: {len(files)} --file for {counted}, {which}; give one for each task, in "
-            "the order of the tasks"
+            "the order of the tasks",
+            code="data.files-and-tasks",
+            key="--file",
         )
     return list(files)
 
@@ -85,6 +95,10 @@ def read_options(command: str, words: list[str]) -> dict[str, Any]:
     for word in words:
         key, sign, value = word.partition("=")
         if not sign or not key:
-            raise KavaError(f"{command}: --option {word}: an option is written key=value")
+            raise KavaError(
+                f"{command}: --option {word}: an option is written key=value",
+                code="data.bad-option-word",
+                key=word,
+            )
         options[key] = parse(value, f"{command}: --option {key}")
     return options

@@ -66,7 +66,9 @@ class Source:
         if limit is None and len(examples) != self.rows:
             raise KavaError(
                 f"{source} has {len(examples):,} rows and {self.title} has {self.rows:,}; set a"
-                " limit to use fewer"
+                " limit to use fewer",
+                code="data.other-row-count",
+                key=source,
             )
         return examples, source
 

@@ -21,7 +21,11 @@ def load(file: str | None = None, limit: int | None = None) -> Task:
         KavaError: no file, or a broken row.
     """
     if file is None:
-        raise KavaError("task rows is a file of your own; name it with --file FILE")
+        raise KavaError(
+            "task rows is a file of your own; name it with --file FILE",
+            code="data.file-needed",
+            key="file",
+        )
     path = assets.at_home(file)
     examples = to_examples(unfold(read_rows(path)), str(path), path.stem, limit)
     return Task(f"rows-{path.stem}", VERSION, "test", examples, str(path))

@@ -28,7 +28,11 @@ def load(
         KavaError: a file, unknown options, or values that the generator refuses.
     """
     if file:
-        raise KavaError("task synthetic makes its own problems; leave out the file")
+        raise KavaError(
+            "task synthetic makes its own problems; leave out the file",
+            code="data.file-unwanted",
+            key="file",
+        )
     options = {"seed": seed, **options}
     examples = load_examples("synthetic", split, limit=limit, options={"count": count, **options})
     told = ", ".join(f"{key}={value}" for key, value in options.items())
