@@ -160,7 +160,8 @@ class ShrinkingLayer(DynamicLayer):
     def _refuse(self, *_: Any) -> None:
         raise KavaError(
             "a cache that is compressed while decoding cannot be reordered or cut; "
-            "beam search and assisted decoding are not possible with it"
+            "beam search and assisted decoding are not possible with it",
+            code="backbones.compressed-cache",
         )
 
     reorder_cache = crop = batch_repeat_interleave = batch_select_indices = _refuse
@@ -179,7 +180,9 @@ def let_shrink(cache: DynamicCache, config: Any, layers: list[int]) -> list[Shri
     if not isinstance(cache, DynamicCache) or cache.offloading:
         raise KavaError(
             f"a {type(cache).__name__} cannot be compressed while decoding; use the default cache "
-            "of transformers (no cache_implementation)"
+            "of transformers (no cache_implementation)",
+            code="backbones.cache-kind",
+            key=type(cache).__name__,
         )
     if not cache.layers:
         cache.layers = DynamicCache(config=config).layers
@@ -187,7 +190,9 @@ def let_shrink(cache: DynamicCache, config: Any, layers: list[int]) -> list[Shri
         old = cache.layers[i]
         if type(old) is not DynamicLayer:
             raise KavaError(
-                f"a cache with layers of {type(old).__name__} cannot be compressed here"
+                f"a cache with layers of {type(old).__name__} cannot be compressed here",
+                code="backbones.cache-layers",
+                key=type(old).__name__,
             )
         cache.layers[i] = ShrinkingLayer()
         if old.is_initialized:

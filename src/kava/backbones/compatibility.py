@@ -26,9 +26,17 @@ def check_config(config: PreTrainedConfig) -> None:
     """Raise a KavaError for what is no plain causal language model, before weights are read."""
     what = f"backbone of type {config.model_type}"
     if config.is_encoder_decoder:
-        raise KavaError(f"{what}: an encoder and a decoder; give a decoder-only language model")
+        raise KavaError(
+            f"{what}: an encoder and a decoder; give a decoder-only language model",
+            code="backbones.encoder-decoder",
+            key=config.model_type,
+        )
     if config.get_text_config() is not config:
-        raise KavaError(f"{what}: more than a language model; give its text part alone")
+        raise KavaError(
+            f"{what}: more than a language model; give its text part alone",
+            code="backbones.more-than-text",
+            key=config.model_type,
+        )
 
 
 @torch.no_grad()
@@ -52,7 +60,9 @@ def check(model: PreTrainedModel) -> None:
         line = str(error).strip().split("\n")[0][:200]
         raise KavaError(
             f"{what}: cannot continue a cache of keys and values with masks and positions of its "
-            f"caller ({type(error).__name__}: {line})"
+            f"caller ({type(error).__name__}: {line})",
+            code="backbones.no-continuation",
+            key=model.config.model_type,
         ) from None
     finally:
         model.train(training)
@@ -60,19 +70,25 @@ def check(model: PreTrainedModel) -> None:
         place = f" in {model.name_or_path}" if model.name_or_path else ""
         raise KavaError(
             f"{what}{place}: it gives logits that are not finite; its weights are damaged, or a "
-            "training has spoilt them"
+            "training has spoilt them",
+            code="backbones.not-finite",
+            key=model.config.model_type,
         )
     if not _same(theirs, read):
         raise KavaError(
             f"{what}: its language-model head is not a matrix product with an optional soft cap; "
-            "this head is not supported"
+            "this head is not supported",
+            code="backbones.other-head",
+            key=model.config.model_type,
         )
     _check_layers(model, kinds, record, what)
     if not _same(theirs, ours):
         raise KavaError(
             f"{what}: continued from a cache with gaps, it gives other logits than for the whole "
             "text; it does not follow its caller's masks and positions, or its attention does "
-            "more than scaled dot products with a soft cap"
+            "more than scaled dot products with a soft cap",
+            code="backbones.other-logits",
+            key=model.config.model_type,
         )
 
 
@@ -117,13 +133,17 @@ def _check_layers(
             raise KavaError(
                 f"{what}: layer {layer} has no attention that transformers lets others provide "
                 "(it is recurrent, or of an older design); keys and values of every layer are "
-                "needed"
+                "needed",
+                code="backbones.no-attention",
+                key=model.config.model_type,
             )
         window = kinds[model.config.layer_types[layer]] if isinstance(kinds, dict) else kinds
         if record.window[layer] != window:
             raise KavaError(
                 f"{what}: layer {layer} has a sliding window of {record.window[layer]}, its "
-                f"configuration says {window}"
+                f"configuration says {window}",
+                code="backbones.other-window",
+                key=model.config.model_type,
             )
 
 

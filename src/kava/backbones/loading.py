@@ -66,7 +66,9 @@ def read_dtype(given: str | torch.dtype | None) -> torch.dtype | None:
         return _DTYPES[str(given).removeprefix("torch.")]
     except KeyError:
         raise KavaError(
-            f"dtype {given!r} is not possible for a backbone; give 'bfloat16', 'float32' or 'auto'"
+            f"dtype {given!r} is not possible for a backbone; give 'bfloat16', 'float32' or 'auto'",
+            code="backbones.bad-dtype",
+            key="dtype",
         ) from None
 
 
@@ -101,6 +103,8 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
                 "model.safetensors, a finished run of cot, or a Hub name such as "
                 "meta-llama/Llama-3.2-1B-Instruct",
                 told=f"{name}: no such folder",
+                code="backbones.no-such-folder",
+                key=name,
             ) from None
     folder = hub.download(name, revision, _FILES, "backbone", ACCESS_HINT)
     return folder, folder.name
@@ -114,7 +118,9 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     if (folder / "adapter_config.json").is_file():
         raise KavaError(
             f"backbone {folder}: there is an adapter of peft in it; merge it into its model "
-            "(merge_and_unload), and give a folder that holds the result alone"
+            "(merge_and_unload), and give a folder that holds the result alone",
+            code="backbones.is-adapter",
+            key=str(folder),
         )
     try:
         config = pretrained.load_config(folder)
@@ -134,10 +140,14 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     except KavaError:
         raise
     except Exception as error:  # transformers' own, Python's, those of libraries that it asks for
-        raise _unusable(f"backbone {folder}", error) from None
+        raise _unusable(folder, error) from None
     problems = {key: sorted(map(str, info[key])) for key in _LOADING_PROBLEMS if info.get(key)}
     if problems:
-        raise KavaError(f"backbone {folder}: weights do not fit the architecture: {problems}")
+        raise KavaError(
+            f"backbone {folder}: weights do not fit the architecture: {problems}",
+            code="backbones.other-weights",
+            key=str(folder),
+        )
     return prepare(model)
 
 
@@ -166,7 +176,9 @@ def load_tokenizer(folder: Path) -> Any:
     if not known:
         raise KavaError(
             f"tokenizer of {folder}: its files are missing or not readable{why}; put them beside "
-            "config.json, as tokenizer.save_pretrained(FOLDER) does"
+            "config.json, as tokenizer.save_pretrained(FOLDER) does",
+            code="backbones.no-tokenizer",
+            key=str(folder),
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -223,11 +235,12 @@ def describe_difference(saved: dict[str, Any], found: dict[str, Any]) -> str | N
     return None
 
 
-def _unusable(what: str, error: Exception) -> Exception:
-    """What to raise for a file that transformers fails at."""
+def _unusable(folder: Path, error: Exception) -> Exception:
+    """What to raise for a backbone that transformers fails at."""
     if out_of_memory(error):
         return error
-    return KavaError(f"{what}: {_in_a_line(error)}")
+    message = f"backbone {folder}: {_in_a_line(error)}"
+    return KavaError(message, code="backbones.unusable", key=str(folder))
 
 
 def _in_a_line(error: Exception) -> str:

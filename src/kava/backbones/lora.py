@@ -65,7 +65,11 @@ def add(model: PreTrainedModel, recipe: Recipe) -> PeftModel | PreTrainedModel:
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
             adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise KavaError(f"lora.targets {lora.targets}: {str(error).splitlines()[0]}") from None
+        raise KavaError(
+            f"lora.targets {lora.targets}: {str(error).splitlines()[0]}",
+            code="backbones.bad-targets",
+            key="lora.targets",
+        ) from None
     for module in adapted.modules():
         if isinstance(module, LoraLayer):
             module._cast_input_dtype = MethodType(_cast_input, module)
@@ -99,7 +103,9 @@ def _check(model: PreTrainedModel, targets: list[str]) -> None:
             known = sorted({name.rpartition(".")[2] for name in _linear(model, "all-linear")})
             raise KavaError(
                 f"lora.targets: no linear layer of this {model.config.model_type} is called "
-                f"'{target}'; it has {', '.join(known)}"
+                f"'{target}'; it has {', '.join(known)}",
+                code="backbones.unknown-target",
+                key=target,
             )
 
 

@@ -30,7 +30,9 @@ def layers(model: PreTrainedModel) -> list[nn.Module]:
     found = next((one for one in lists if len(one) == number), None)
     if found is None:
         raise KavaError(
-            f"backbone of type {model.config.model_type}: no list of its {number} layers is found"
+            f"backbone of type {model.config.model_type}: no list of its {number} layers is found",
+            code="backbones.no-layers",
+            key=model.config.model_type,
         )
     return list(found)
 
@@ -76,7 +78,9 @@ def windows(model: PreTrainedModel) -> masks.Windows:
         if kind not in known:
             raise KavaError(
                 f"backbone of type {config.model_type}: layers of kind '{kind}' are not supported; "
-                f"known are {', '.join(known)}"
+                f"known are {', '.join(known)}",
+                code="backbones.unknown-layer-kind",
+                key=kind,
             )
     return {kind: known[kind] for kind in dict.fromkeys(config.layer_types)}
 
@@ -131,9 +135,13 @@ def unreadable_ids(model: PreTrainedModel, tokenizer: Any, added: Iterable[str])
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     needed = (readable.keys() - special) | {tokenizer.eos_token_id, tokenizer.bos_token_id} - {None}
     if max(needed) >= rows:
+        last = readable[max(needed)]
         raise KavaError(
-            f"tokenizer: the token {readable[max(needed)]!r} has id {max(needed)}, but this "
-            f"{model.config.model_type} has {rows} embedding rows; is it another model's tokenizer?"
+            f"tokenizer: the token {last!r} has id {max(needed)}, but this "
+            f"{model.config.model_type} has {rows} embedding rows; is it another model's "
+            "tokenizer?",
+            code="backbones.other-tokenizer",
+            key=last,
         )
     return [id for id in range(rows) if id not in readable]
 
