@@ -58,7 +58,11 @@ class Encoder:
 
     def __init__(self, tokenizer: Any, drop_last_step: bool):
         if tokenizer.eos_token_id is None:
-            raise KavaError("the tokenizer has no end-of-sequence token; set tokenizer.eos_token")
+            raise KavaError(
+                "the tokenizer has no end-of-sequence token; set tokenizer.eos_token",
+                code="reasoning.no-eos",
+                key="eos_token",
+            )
         self.tokenizer = tokenizer
         self.drop_last_step = drop_last_step
         self.prompt = self._encode([ANSWER_PROMPT])[0]

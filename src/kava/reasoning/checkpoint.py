@@ -191,7 +191,9 @@ def read(folder: str | Path, revision: str | None = None) -> Saved:
     if len(tokenizer) != described["tokenizer_size"]:
         raise KavaError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, "
-            f"the checkpoint was saved with {described['tokenizer_size']}"
+            f"the checkpoint was saved with {described['tokenizer_size']}",
+            code="reasoning.other-tokenizer",
+            key=str(folder),
         )
     record, merged = described.get("record"), described.get("merged", False)
     return Saved(folder, resolved, tokenizer, described["backbone"], record, merged)
@@ -218,7 +220,11 @@ def locate(folder: str | Path, revision: str | None = None) -> Path:
     for candidate in (folder, folder / "checkpoint"):
         if (candidate / "kava.json").is_file():
             return candidate
-    raise KavaError(f"{folder}: no kava.json here, so this is not a checkpoint of kava")
+    raise KavaError(
+        f"{folder}: no kava.json here, so this is not a checkpoint of kava",
+        code="reasoning.no-checkpoint",
+        key=str(folder),
+    )
 
 
 def describe(folder: Path) -> dict[str, Any]:
@@ -226,13 +232,25 @@ def describe(folder: Path) -> dict[str, Any]:
     try:
         described = json.loads((folder / "kava.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise KavaError(f"{folder / 'kava.json'}: cannot be read: {error}") from None
+        raise KavaError(
+            f"{folder / 'kava.json'}: cannot be read: {error}",
+            code="reasoning.unreadable",
+            key=str(folder / "kava.json"),
+        ) from None
     found = described.get("format") if isinstance(described, dict) else None
     if found != FORMAT:
-        raise KavaError(f"{folder / 'kava.json'}: format {found}, this version reads {FORMAT}")
+        raise KavaError(
+            f"{folder / 'kava.json'}: format {found}, this version reads {FORMAT}",
+            code="reasoning.other-format",
+            key=str(folder / "kava.json"),
+        )
     for key in ("backbone", "tokenizer_size"):
         if key not in described:
-            raise KavaError(f"{folder / 'kava.json'}: key '{key}' is missing")
+            raise KavaError(
+                f"{folder / 'kava.json'}: key '{key}' is missing",
+                code="reasoning.missing-key",
+                key=key,
+            )
     return described
 
 
@@ -250,7 +268,9 @@ def check_finite(reasoner: ReasonerProtocol, weights: dict[str, Tensor] | None, 
         if not torch.isfinite(weight).all():
             raise KavaError(
                 f"{run}: weight '{name}' is not finite after this step, so it is not saved: "
-                "try a lower train.learning_rate or train.weight_decay"
+                "try a lower train.learning_rate or train.weight_decay",
+                code="reasoning.weight-not-finite",
+                key=name,
             )
 
 
@@ -287,15 +307,23 @@ def match(expected: dict[str, Tensor], found: dict[str, Tensor], where: str) -> 
     """Raise a KavaError that names the first weight that is missing, left over or misshapen."""
     for name, weight in expected.items():
         if name not in found:
-            raise KavaError(f"{where}: weight '{name}' is missing")
+            raise KavaError(
+                f"{where}: weight '{name}' is missing", code="reasoning.weight-missing", key=name
+            )
         if found[name].shape != weight.shape:
             raise KavaError(
                 f"{where}: weight '{name}' has shape {tuple(found[name].shape)}, "
-                f"this model needs {tuple(weight.shape)}"
+                f"this model needs {tuple(weight.shape)}",
+                code="reasoning.weight-shape",
+                key=name,
             )
     for name in found:
         if name not in expected:
-            raise KavaError(f"{where}: weight '{name}' is not part of this model")
+            raise KavaError(
+                f"{where}: weight '{name}' is not part of this model",
+                code="reasoning.weight-unknown",
+                key=name,
+            )
 
 
 @torch.no_grad()
@@ -308,15 +336,25 @@ def fill(target: dict[str, Tensor], source: dict[str, Tensor], where: str) -> No
 
 def _read(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
-        raise KavaError(f"{file}: this file of the checkpoint is missing")
+        raise KavaError(
+            f"{file}: this file of the checkpoint is missing",
+            code="reasoning.file-missing",
+            key=str(file),
+        )
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise KavaError(f"{file}: damaged: {error}") from None
+        raise KavaError(
+            f"{file}: damaged: {error}", code="reasoning.damaged", key=str(file)
+        ) from None
 
 
 def _recipe(folder: Path) -> schema.Recipe:
     file = folder / "recipe.yaml"
     if not file.is_file():
-        raise KavaError(f"{file}: this file of the checkpoint is missing")
+        raise KavaError(
+            f"{file}: this file of the checkpoint is missing",
+            code="reasoning.file-missing",
+            key=str(file),
+        )
     return load_resolved(file)

@@ -50,7 +50,9 @@ def check(
             raise KavaError(
                 f"{names[place] if names else counted} has {len(ids)} tokens and the backbone "
                 f"{most} positions; beside {beside(reasoner)} tokens for latents and answer prompt "
-                f"and one for an answer, a question may have {max(room, 0)}"
+                f"and one for an answer, a question may have {max(room, 0)}",
+                code="reasoning.question-too-long",
+                key=names[place] if names else counted,
             )
 
 
@@ -70,6 +72,8 @@ def longest(reasoner: ReasonerProtocol, command: str, new_tokens: int, wanted: i
     if room < 1:
         raise KavaError(
             f"{command}: the backbone has {most} positions, which leaves no room for a "
-            f"question beside {new_tokens} new tokens; lower --max-new-tokens"
+            f"question beside {new_tokens} new tokens; lower --max-new-tokens",
+            code="reasoning.no-room-for-question",
+            key="--max-new-tokens",
         )
     return min(wanted, room)

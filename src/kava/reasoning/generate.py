@@ -44,7 +44,11 @@ class Continuation:
 def whole_number(name: str, value: Any, least: int) -> None:
     """Raise a KavaError where a value is no whole number from `least` on."""
     if type(value) is not int or value < least:
-        raise KavaError(f"{name} is {value!r}; give a whole number, {least} or more")
+        raise KavaError(
+            f"{name} is {value!r}; give a whole number, {least} or more",
+            code="reasoning.bad-number",
+            key=name.rpartition(": ")[2],
+        )
 
 
 #: What continuing a thought cannot do: the value that asks for nothing, and what to do instead.
@@ -86,7 +90,11 @@ def refuse(options: dict[str, Any]) -> dict[str, Any]:
     for name, (nothing, instead) in _REFUSED.items():
         value = options.get(name)
         if value is not None and value is not nothing:
-            raise KavaError(f"{name} is not possible for a reasoner; {instead}")
+            raise KavaError(
+                f"{name} is not possible for a reasoner; {instead}",
+                code="reasoning.option-not-possible",
+                key=name,
+            )
     return {name: value for name, value in options.items() if name not in _REFUSED}
 
 
@@ -118,7 +126,9 @@ def continue_thought(
     if (config.min_new_tokens or 0) > min(left):
         raise KavaError(
             f"min_new_tokens is {config.min_new_tokens}, but there is room for {min(left)} new "
-            "tokens (max_new_tokens, and the backbone's positions)"
+            "tokens (max_new_tokens, and the backbone's positions)",
+            code="reasoning.minimum-too-high",
+            key="min_new_tokens",
         )
     processors = LogitsProcessorList([*(others.pop("logits_processor", None) or ())])
     if config.repetition_penalty not in (None, 1):
@@ -168,7 +178,8 @@ def _left(reasoner: ReasonerProtocol, mask: Tensor, max_new_tokens: int) -> list
     if max(before) >= most:
         raise KavaError(
             f"{max(before)} tokens of question, latents and answer prompt leave no room for an "
-            f"answer: the backbone has {most} positions; ask a shorter question"
+            f"answer: the backbone has {most} positions; ask a shorter question",
+            code="reasoning.no-room-for-answer",
         )
     return [min(max_new_tokens, most - tokens) for tokens in before]
 

@@ -37,15 +37,23 @@ def open_reasoner(
         except hub.NotHad as error:
             raise KavaError(
                 f"{error.told}; give the folder of a run, a checkpoint or a model of transformers; "
-                "for one on the Hub go online, and log in with `hf auth login`"
+                "for one on the Hub go online, and log in with `hf auth login`",
+                code="reasoning.not-had",
+                key=str(path),
             ) from None
     if checkpoint.is_checkpoint(folder):
         return Reasoner.from_pretrained(path, backbone, **how)
     if (folder / "config.json").is_file():
         if backbone:
-            raise KavaError(f"{folder}: a model of transformers, no adapter; leave out {backbone}")
+            raise KavaError(
+                f"{folder}: a model of transformers, no adapter; leave out {backbone}",
+                code="reasoning.backbone-unwanted",
+                key=str(backbone),
+            )
         return Reasoner.from_backbone(path, **how)
     raise KavaError(
         f"{folder}: neither a run or checkpoint of kava (kava.json) nor a model of transformers "
-        "(config.json)"
+        "(config.json)",
+        code="reasoning.not-a-model",
+        key=str(folder),
     )

@@ -118,7 +118,9 @@ class Reasoner(nn.Module):
         if saved.recipe.adapter == "full":
             if backbone:
                 raise KavaError(
-                    f"{saved.folder}: holds all its weights, no adapter; leave out {backbone}"
+                    f"{saved.folder}: holds all its weights, no adapter; leave out {backbone}",
+                    code="reasoning.backbone-unwanted",
+                    key=str(backbone),
                 )
             model = loading.load_model(saved.folder / "backbone", wanted or torch.float32)
         else:
@@ -192,7 +194,9 @@ class Reasoner(nn.Module):
         if self.recipe.adapter == "lora" and self.identity["revision"] is None:
             raise KavaError(
                 f"push_to_hub: this adapter needs the backbone {self.identity['name']}, a local "
-                "folder that nobody else has; merge() folds it in"
+                "folder that nobody else has; merge() folds it in",
+                code="reasoning.local-backbone",
+                key=self.identity["name"],
             )
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "checkpoint"
@@ -425,7 +429,9 @@ class Reasoner(nn.Module):
         if not self.method.iterates:
             raise KavaError(
                 f"method '{self.recipe.method}' does not iterate; the number of iterations cannot "
-                "be chosen"
+                "be chosen",
+                code="reasoning.no-iterations",
+                key=self.recipe.method,
             )
 
     @torch.no_grad()
@@ -446,7 +452,9 @@ class Reasoner(nn.Module):
         if not isinstance(question, str):
             raise KavaError(
                 "prompt_embeds takes one question, a text: several have different lengths, and "
-                "embeddings no mask; call it for each"
+                "embeddings no mask; call it for each",
+                code="reasoning.one-question",
+                key="question",
             )
         if num_iterations is not None:
             self.check_iterations(num_iterations)
@@ -528,15 +536,21 @@ def _checked(questions: str | Sequence[str]) -> list[str]:
     if isinstance(questions, Mapping):
         raise KavaError(
             f"a question is a text, not a {type(questions).__name__}; kava.pipeline takes messages "
-            "of a chat"
+            "of a chat",
+            code="reasoning.not-a-question",
+            key=type(questions).__name__,
         )
     texts = [questions] if isinstance(questions, str) else list(questions)
     if not texts:
-        raise KavaError("no question is given")
+        raise KavaError("no question is given", code="reasoning.no-question")
     for place, text in enumerate(texts):
         where = "the question" if isinstance(questions, str) else f"question {place + 1}"
         if not isinstance(text, str) or not text.strip():
-            raise KavaError(f"{where} must be a text that is not empty, not {text!r}")
+            raise KavaError(
+                f"{where} must be a text that is not empty, not {text!r}",
+                code="reasoning.empty-question",
+                key=where,
+            )
         check_text(text, where)
     return texts
 
@@ -565,7 +579,9 @@ def load_backbone(
     if reasoner.method.uses_latents:
         raise KavaError(
             f"backbone {folder}: a run of '{reasoner.recipe.method}', which thinks in latents; "
-            "a run can be a backbone if its method writes, such as cot"
+            "a run can be a backbone if its method writes, such as cot",
+            code="reasoning.latent-backbone",
+            key=str(folder),
         )
     lora = reasoner.recipe.adapter == "lora"
     model = reasoner.backbone.merge_and_unload() if lora else reasoner.lm
@@ -590,8 +606,14 @@ def _load_backbone_of(
     except hub.NotHad as error:
         raise KavaError(
             f"{saved.folder}: an adapter, and its backbone {error.told}; say where that lies with "
-            "--backbone FOLDER, in Python backbone=FOLDER"
+            "--backbone FOLDER, in Python backbone=FOLDER",
+            code="reasoning.backbone-not-had",
+            key=name,
         ) from None
     if difference := loading.describe_difference(saved.identity, found):
-        raise KavaError(f"{saved.folder}: {name} is another backbone: {difference}")
+        raise KavaError(
+            f"{saved.folder}: {name} is another backbone: {difference}",
+            code="reasoning.other-backbone",
+            key=name,
+        )
     return model

@@ -14,7 +14,9 @@ class Full(Eviction):
         if longest > budget:
             raise KavaError(
                 f"kv.eviction.name: 'full' keeps everything, but a reasoning trace of {longest} "
-                f"tokens does not fit num_latents {budget}; raise num_latents or choose 'rkv'"
+                f"tokens does not fit num_latents {budget}; raise num_latents or choose 'rkv'",
+                code="reasoning.trace-too-long",
+                key="kv.eviction.name",
             )
 
     def score(self, scored: Scored) -> Tensor:

@@ -62,14 +62,27 @@ class RKVDecoding(Eviction):
 
     def __post_init__(self) -> None:
         if not isinstance(self.kernel, int) or self.kernel < 1 or self.kernel % 2 == 0:
-            raise KavaError(f"rkv_decoding: kernel is {self.kernel!r}; give an odd whole number")
+            raise KavaError(
+                f"rkv_decoding: kernel is {self.kernel!r}; give an odd whole number",
+                code="reasoning.bad-setting",
+                key="kernel",
+            )
         for name, least in (("lam", 0), ("threshold", -1), ("retain_ratio", 0)):
             value = getattr(self, name)
             if not isinstance(value, int | float) or not least <= value <= 1:
                 name = "lambda" if name == "lam" else name
-                raise KavaError(f"rkv_decoding: {name} is {value!r}; give {least} to 1")
+                raise KavaError(
+                    f"rkv_decoding: {name} is {value!r}; give {least} to 1",
+                    code="reasoning.bad-setting",
+                    key=name,
+                )
         if self.retain not in DIRECTIONS:
-            raise unknown("direction of rkv_decoding's retain", str(self.retain), DIRECTIONS)
+            raise unknown(
+                "direction of rkv_decoding's retain",
+                str(self.retain),
+                DIRECTIONS,
+                code="reasoning.unknown-direction",
+            )
 
     def score(self, scored: Scored) -> Tensor:
         """[B, H, C]."""

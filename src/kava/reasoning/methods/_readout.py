@@ -25,7 +25,9 @@ class Readout:
         if width and latents % width:
             raise KavaError(
                 f"num_latents {latents} is not a multiple of latent_readout.width {width}: each "
-                "reasoning step has a block of that many latents"
+                "reasoning step has a block of that many latents",
+                code="reasoning.uneven-blocks",
+                key="num_latents",
             )
 
     def staged(self, batch: Batch, seen: Batch, latents: int) -> Batch:

@@ -68,7 +68,9 @@ class Coconut(LatentMethod):
         if latents != options.latents_per_stage * options.max_stage:
             raise KavaError(
                 f"num_latents {latents} is not method_options.latents_per_stage "
-                f"{options.latents_per_stage} times method_options.max_stage {options.max_stage}"
+                f"{options.latents_per_stage} times method_options.max_stage {options.max_stage}",
+                code="reasoning.uneven-stages",
+                key="num_latents",
             )
 
     @property

@@ -76,7 +76,11 @@ class Lotus(LatentMethod):
     def check(self, reasoner) -> None:
         """Raise a KavaError where the recipe does not make whole blocks."""
         if self.recipe.latent_readout.width is None:
-            raise KavaError("lotus needs latent_readout.width, the latents of a step")
+            raise KavaError(
+                "lotus needs latent_readout.width, the latents of a step",
+                code="reasoning.no-width",
+                key="latent_readout.width",
+            )
         self.readout.check()
         if self.distils:
             self.kv.check(reasoner)
