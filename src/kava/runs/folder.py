@@ -63,16 +63,26 @@ def _prepare(run: Path, resolved: schema.Section, resume: bool, inputs: dict[str
     links.check_named(run, _WRITTEN)
     if resume:
         if not (run / RECIPE).is_file():
-            raise KavaError(f"{run}: nothing to resume here (no recipe.yaml)")
+            raise KavaError(
+                f"{run}: nothing to resume here (no recipe.yaml)",
+                code="runs.nothing-to-resume",
+                key=str(run),
+            )
         if different := differences(run, resolved):
-            raise KavaError(f"{run}: its recipe.yaml differs ({different}); not resumed")
+            raise KavaError(
+                f"{run}: its recipe.yaml differs ({different}); not resumed",
+                code="runs.other-recipe",
+                key=str(run),
+            )
         if is_finished(run):
-            raise KavaError(f"{run}: is finished; nothing to resume")
+            raise KavaError(
+                f"{run}: is finished; nothing to resume", code="runs.finished", key=str(run)
+            )
         check_inputs(run, inputs)
         return
     if holds_run(run):
         way = "give another --output" if is_finished(run) else "pass --resume, or another --output"
-        raise KavaError(f"{run}: already holds a run; {way}")
+        raise KavaError(f"{run}: already holds a run; {way}", code="runs.holds-run", key=str(run))
     check_free(run, resolved)
     run.mkdir(parents=True, exist_ok=True)
     if not (run / RECIPE).exists():
@@ -102,12 +112,16 @@ def check_free(run: Path, resolved: schema.Section) -> None:
         if found := next(run.glob(name), None):
             raise KavaError(
                 f"{found}: is here and of no run, and a training would overwrite it; give another "
-                "--output"
+                "--output",
+                code="runs.would-overwrite",
+                key=str(found),
             )
     if (run / RECIPE).exists() and not _is_left_behind(run, resolved):
         raise KavaError(
             f"{run / RECIPE}: is here already and a training would overwrite it; give another "
-            "--output, or delete it if you do not need it"
+            "--output, or delete it if you do not need it",
+            code="runs.would-overwrite",
+            key=str(run / RECIPE),
         )
 
 
@@ -171,16 +185,24 @@ def check_inputs(run: Path, inputs: dict[str, Any]) -> None:
         backbone = began.get("backbone")
         changed = backbone and loading.describe_difference(backbone, inputs["backbone"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise KavaError(f"{file}: damaged; start anew with another --output") from None
+        raise KavaError(
+            f"{file}: damaged; start anew with another --output", code="runs.damaged", key=str(file)
+        ) from None
     for part, (count, digest) in rows.items():
         now = inputs["data"].get(part, {"rows": 0, "sha256": ""})
         if (now["rows"], now["sha256"]) != (count, digest):
             raise KavaError(
                 f"{run}: its {part} rows were {count} with SHA-256 {digest[:12]}, and are "
-                f"{now['rows']} with {now['sha256'][:12]} now; not resumed"
+                f"{now['rows']} with {now['sha256'][:12]} now; not resumed",
+                code="runs.other-rows",
+                key=part,
             )
     if changed:
-        raise KavaError(f"{run}: {inputs['backbone']['name']}: its {changed}; not resumed")
+        raise KavaError(
+            f"{run}: {inputs['backbone']['name']}: its {changed}; not resumed",
+            code="runs.other-backbone",
+            key=inputs["backbone"]["name"],
+        )
 
 
 def differences(run: Path, resolved: schema.Section) -> str:
@@ -210,7 +232,11 @@ def put_aside(run: Path, console: Console) -> None:
     """
     if run.exists():
         if Path.cwd().is_relative_to(run.resolve()):
-            raise KavaError(f"{run}: cannot be moved aside from inside; give another --output")
+            raise KavaError(
+                f"{run}: cannot be moved aside from inside; give another --output",
+                code="runs.inside",
+                key=str(run),
+            )
         names = (run.with_name(f"{run.name}-{number}") for number in range(1, 10_000))
         aside = next(path for path in names if not path.exists())
         run.rename(aside)
@@ -232,7 +258,11 @@ def alone(run: Path, console: Console) -> Iterator[None]:
     """
     folder = run.resolve()
     if not folder.name:
-        raise KavaError(f"{run}: cannot be a run folder; give another --output")
+        raise KavaError(
+            f"{run}: cannot be a run folder; give another --output",
+            code="runs.not-a-folder",
+            key=str(run),
+        )
     file = folder.with_name(f"{folder.name}.training")
     with ExitStack() as stack:
 
@@ -240,7 +270,9 @@ def alone(run: Path, console: Console) -> Iterator[None]:
             try:
                 stack.enter_context(lock.hold(file, console))
             except lock.Held as held:
-                raise KavaError(f"{run}: in use: {held}") from None
+                raise KavaError(
+                    f"{run}: in use: {held}", code="runs.in-use", key=str(run)
+                ) from None
 
         distributed.on_main(lock_it)
         yield
@@ -260,7 +292,11 @@ def writing_scores(run: Path) -> Iterator[None]:
                 break
             except lock.Held as held:
                 if not left:
-                    raise KavaError(f"{run}: its scores are in use: {held}") from None
+                    raise KavaError(
+                        f"{run}: its scores are in use: {held}",
+                        code="runs.scores-in-use",
+                        key=str(run),
+                    ) from None
                 time.sleep(_TURN)
         yield
 
@@ -279,7 +315,11 @@ def read_result(run: Path) -> dict[str, Any] | None:
         return None
     result = read_named_so(file)
     if not isinstance(result, dict) or not isinstance(result.get("scores", {}), dict):
-        raise KavaError(f"{file}: not the result of a run; move it away")
+        raise KavaError(
+            f"{file}: not the result of a run; move it away",
+            code="runs.not-a-result",
+            key=str(file),
+        )
     return result
 
 
@@ -292,7 +332,9 @@ def read_named_so(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise KavaError(f"{file}: not valid JSON: {error}") from None
+        raise KavaError(
+            f"{file}: not valid JSON: {error}", code="runs.bad-json", key=str(file)
+        ) from None
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -38,11 +38,17 @@ def read_records(file: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):  # no UTF-8 is a ValueError too
             if number == len(lines):
                 break
-            raise KavaError(f"{file}, line {number}: broken JSON; not a log of kava") from None
+            raise KavaError(
+                f"{file}, line {number}: broken JSON; not a log of kava",
+                code="runs.not-a-log",
+                key=str(file),
+            ) from None
         step = record.get("step") if isinstance(record, dict) else None
         if not (is_number(step) and isinstance(step, int) and step >= 0):
             raise KavaError(
-                f"{file}, line {number}: no object with a number as its 'step'; not a log of kava"
+                f"{file}, line {number}: no object with a number as its 'step'; not a log of kava",
+                code="runs.no-step",
+                key=str(file),
             )
         records.append(record)
     return records

@@ -31,7 +31,9 @@ def last_checkpoint(run: Path) -> str:
     found = _checkpoints(run)
     if not found:
         raise KavaError(
-            f"{run}: no complete checkpoint to resume from; start anew with another --output"
+            f"{run}: no complete checkpoint to resume from; start anew with another --output",
+            code="runs.no-checkpoint",
+            key=str(run),
         )
     problem = damage(found[-1])
     if not problem:
@@ -43,7 +45,9 @@ def last_checkpoint(run: Path) -> str:
             f"delete {found[-1]}, and --resume goes on from {whole[-1].name}, which is whole"
             if whole
             else "no other checkpoint here is whole: start anew with another --output"
-        )
+        ),
+        code="runs.damaged-checkpoint",
+        key=str(found[-1]),
     )
 
 

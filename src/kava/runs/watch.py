@@ -58,7 +58,11 @@ def look(run: Path) -> State:
     """
     file = run / METRICS
     if not file.is_file():
-        raise KavaError(f"{run}: nothing to watch here (no {METRICS}; a training writes it)")
+        raise KavaError(
+            f"{run}: nothing to watch here (no {METRICS}; a training writes it)",
+            code="runs.nothing-to-watch",
+            key=str(run),
+        )
     records = read_records(file)
     age = max(0.0, time.time() - file.stat().st_mtime)
     return State(run, records, _steps(run, records), age, (run / RESULT).is_file())
