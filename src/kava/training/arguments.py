@@ -33,7 +33,9 @@ def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -
     if on_gpu and processes == 1 and device.index:
         raise KavaError(
             f"a process trains on its first GPU, not on {device}; move the model to cuda:0, or "
-            f"show the process that GPU alone: CUDA_VISIBLE_DEVICES={device.index}"
+            f"show the process that GPU alone: CUDA_VISIBLE_DEVICES={device.index}",
+            code="training.other-gpu",
+            key=str(device),
         )
     length = {"max_steps": settings.steps} if settings.steps else {}
     made = TrainingArguments(
@@ -93,7 +95,9 @@ def rows_at_once(settings: Train, processes: int) -> int:
         + (f" in micro-batches of {micro}" if micro else "")
         + f" cannot be shared by {processes} processes; numbers of processes that fit: "
         + ", ".join(map(str, fitting))
-        + (f"; or train.micro_batch_size {' or '.join(map(str, smaller))}" if smaller else "")
+        + (f"; or train.micro_batch_size {' or '.join(map(str, smaller))}" if smaller else ""),
+        code="training.uneven-processes",
+        key="train.batch_size",
     )
 
 
@@ -114,7 +118,9 @@ def check_schedule(reasoner: Reasoner, longest: int, rows: int) -> None:
         raise KavaError(
             f"method_options: the last stage of '{recipe.method}' begins after {needed:.2f} epochs "
             f"and the training ends after {epochs:.2f} (of {per_epoch} steps); train longer, or "
-            "make the stages shorter"
+            "make the stages shorter",
+            code="training.too-short",
+            key="method_options",
         )
 
 
@@ -165,7 +171,11 @@ def check_lengths(reasoner: Reasoner, rows: Sequence[batching.Row], console: Con
         + f" and the backbone has {there:,}"
     )
     if not rope.rotates(reasoner.lm):
-        raise KavaError(f"{line}; leave such rows out, or give a backbone with more")
+        raise KavaError(
+            f"{line}; leave such rows out, or give a backbone with more",
+            code="training.row-too-long",
+            key=row.id,
+        )
     console.print(f"{line}: it reads on where it was never trained", highlight=False, markup=False)
 
 
@@ -218,11 +228,13 @@ def check_reports(names: list[str]) -> None:
 
     for name in names:
         if name not in known:
-            raise unknown("train.report_to", name, known)
+            raise unknown("train.report_to", name, known, code="training.unknown-tracker")
         try:
             known[name]()
         except (ImportError, RuntimeError):
             raise KavaError(
                 f"train.report_to: {name} is not installed; {install('track')} (trackio, wandb,"
-                " tensorboard)"
+                " tensorboard)",
+                code="training.tracker-not-installed",
+                key=name,
             ) from None

@@ -41,7 +41,11 @@ def train_on(
 ) -> dict[str, Any]:
     """See `Reasoner.train_on`."""
     if resume and output is None:
-        raise KavaError("train_on: there is nothing to resume without an output folder")
+        raise KavaError(
+            "train_on: there is nothing to resume without an output folder",
+            code="training.no-output",
+            key="output",
+        )
     examples = as_examples(rows, "rows")
     held_out = as_examples(validation, "validation") if validation else []
     check_apart(examples, held_out)
@@ -74,7 +78,9 @@ def _numbered(rows: Iterable[Any], what: str) -> Iterable[tuple[str, dict[str, A
         elif not isinstance(row, Mapping):
             raise KavaError(
                 f"{where}: a row is a mapping with 'question', 'steps' and 'answer', not "
-                f"{type(row).__name__}"
+                f"{type(row).__name__}",
+                code="training.not-a-row",
+                key=where,
             )
         yield where, dict(row)
 
@@ -95,7 +101,9 @@ def adopt(reasoner: Reasoner, recipe: Recipe) -> None:
         if counts and own.get(key) != given.get(key):
             raise KavaError(
                 f"train_on: recipe: {key} is {given.get(key)!r} and this reasoner's is "
-                f"{own.get(key)!r}; Reasoner.build(recipe) makes a new one"
+                f"{own.get(key)!r}; Reasoner.build(recipe) makes a new one",
+                code="training.other-recipe",
+                key=key,
             )
     before = reasoner.method, reasoner.recipe
     reasoner.method = registry.find("methods", recipe.method)(recipe)

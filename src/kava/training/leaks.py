@@ -128,7 +128,9 @@ def check_training_rows(data: Data, rows: list[Example], console: Console | None
         except KavaError as error:
             raise KavaError(
                 f"data.leak_check: {error}; data.leak_files={{{name}: FILE}} gives a local copy,"
-                " data.leak_check=[] trains without the check"
+                " data.leak_check=[] trains without the check",
+                code=error.code,
+                key=error.key,
             ) from None
         leaks = list(find_leaks(((e.id, e.question) for e in rows), task))
         say(f"leak check: {told(leaks, len(rows), task)}", style="dim", highlight=False)
@@ -138,7 +140,9 @@ def check_training_rows(data: Data, rows: list[Example], console: Console | None
             raise KavaError(
                 f"data: {len(stopping):,} training questions are test questions of {name}, such as"
                 f" {stopping[0]}; take them out, or allow them by name:"
-                f" data.allow_leaks=[{_ids(stopping)}], or [{name}] for all"
+                f" data.allow_leaks=[{_ids(stopping)}], or [{name}] for all",
+                code="training.leaks",
+                key=name,
             )
         if others := [leak for leak in leaks if leak.kind == UP_TO_NUMBERS]:
             say(f"  such as {others[0]}", style="dim", highlight=False, markup=False)
@@ -212,7 +216,7 @@ def _questions(source: str) -> Iterator[tuple[str, str]]:
         empty = False
         yield where, question_of(row, where)
     if empty:
-        raise KavaError(f"{source} holds no rows")
+        raise KavaError(f"{source} holds no rows", code="data.no-rows", key=source)
 
 
 def _counts(leaks: list[Leak]) -> dict[str, int]:

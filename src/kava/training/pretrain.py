@@ -135,14 +135,18 @@ def _config(shape: Architecture, tokenizer: Any) -> PreTrainedConfig:
         known = AutoConfig.for_model(shape.family)
     except ValueError:
         raise KavaError(
-            f"architecture.family: '{shape.family}' is no model type that transformers knows"
+            f"architecture.family: '{shape.family}' is no model type that transformers knows",
+            code="backbones.unknown-family",
+            key=shape.family,
         ) from None
     rotary = {"rope_theta"} if hasattr(known, "rope_parameters") else set()
     missing = [key for key in settings if not hasattr(known, key) and key not in rotary]
     if missing:
         raise KavaError(
             f"architecture.family: a {shape.family} has no {', '.join(missing)}; "
-            "choose a family that has"
+            "choose a family that has",
+            code="training.family-lacks",
+            key=missing[0],
         )
     # Families differ in its default; where it is not a setting it is this anyway.
     settings["head_dim"] = shape.hidden_size // shape.num_heads

@@ -39,7 +39,9 @@ def check_apart(train_rows: Sequence[Example], validation: Sequence[Example]) ->
     if shared:
         raise KavaError(
             f"data: {len(shared)} validation questions are training questions too, "
-            f"such as {min(shared)[:80]!r}"
+            f"such as {min(shared)[:80]!r}",
+            code="training.shared-validation",
+            key="data.validation",
         )
 
 

@@ -53,7 +53,11 @@ def family(resolved: Recipe) -> str:
         except (OSError, ValueError):
             raise KavaError(f"{local}: no config.json of a model of transformers") from None
     if resolved.family is None:
-        raise KavaError("the recipe needs the key 'family', such as family: llama")
+        raise KavaError(
+            "the recipe needs the key 'family', such as family: llama",
+            code="recipe.missing-key",
+            key="family",
+        )
     return resolved.family
 
 

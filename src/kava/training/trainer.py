@@ -161,7 +161,9 @@ class StepTrainer(Trainer):
             return
         here = [(one.ids, one.broken) for one in self._micro_batches]
         everywhere = [one for part in distributed.gathered(here) for one in part]
-        raise KavaError(_not_finite(self.state.global_step + 1, everywhere))
+        raise KavaError(
+            _not_finite(self.state.global_step + 1, everywhere), code="training.not-finite"
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add every term's mean since the last log, and the speed."""
@@ -298,7 +300,9 @@ class StepTrainer(Trainer):
                     raise
                 line = " ".join(str(error).split())[:200]
                 raise KavaError(
-                    f"{file}: does not fit this training: {type(error).__name__}: {line}"
+                    f"{file}: does not fit this training: {type(error).__name__}: {line}",
+                    code="training.other-checkpoint",
+                    key=str(file),
                 ) from None
 
 
@@ -359,7 +363,7 @@ def train(
         Preempted: a stop was asked for (`kava.system.signals`); what is done so far is saved.
     """
     if not examples:
-        raise KavaError("data.train: no rows")
+        raise KavaError("data.train: no rows", code="data.no-rows", key="data.train")
     recipe = reasoner.recipe
     rows = reasoner.encoder.rows(examples)
     check_schedule(reasoner, max(len(row.steps) for row in rows), len(rows))
