@@ -55,7 +55,9 @@ def check(reasoner: Reasoner) -> None:
         able = [name for name in names if registry.find("methods", name).uses_latents]
         raise KavaError(
             f"ablate: method '{reasoner.recipe.method}' has no latents to change; give a run of "
-            f"{', '.join(able[:-1])} or {able[-1]}"
+            f"{', '.join(able[:-1])} or {able[-1]}",
+            code="evaluation.no-latents",
+            key=reasoner.recipe.method,
         )
     rope.check(reasoner.lm, "moving a latent's key to another place", "ablate needs it")
 
@@ -84,8 +86,11 @@ def ablate(
     """
     check(reasoner)
     if len(examples) < 2:
-        raise KavaError(f"ablate: latents are swapped between questions, and there is "
-                        f"{len(examples)}; give at least two")  # fmt: skip
+        raise KavaError(
+            f"ablate: latents are swapped between questions, and there is {len(examples)}; give at "
+            "least two",
+            code="evaluation.too-few-examples",
+        )
     partner_of = partners(len(examples), seed)
     found: dict[str, dict[int, Answer]] = {}
     training, done = reasoner.training, 0
@@ -268,9 +273,17 @@ def _check_folder(folder: Path, task: str) -> None:
     try:
         there = json.loads(file.read_text(encoding="utf-8"))["task"]
     except (ValueError, KeyError, TypeError):
-        raise KavaError(f"{file}: not an ablation's result; give another folder with -o") from None
+        raise KavaError(
+            f"{file}: not an ablation's result; give another folder with -o",
+            code="evaluation.not-a-result",
+            key=str(file),
+        ) from None
     if there != task:
-        raise KavaError(f"{file} is of task '{there}'; give another folder for '{task}' with -o")
+        raise KavaError(
+            f"{file} is of task '{there}'; give another folder for '{task}' with -o",
+            code="evaluation.other-task",
+            key=there,
+        )
 
 
 def _write_predictions(

@@ -45,9 +45,17 @@ def evaluate_tasks(
     """
     tasks = [name.strip() for name in tasks]
     if not tasks:
-        raise KavaError("eval: no task is named; give --task, such as gsm8k or gsm8k,svamp")
+        raise KavaError(
+            "eval: no task is named; give --task, such as gsm8k or gsm8k,svamp",
+            code="evaluation.no-task",
+            key="--task",
+        )
     if twice := next((name for name in tasks if tasks.count(name) > 1), None):
-        raise KavaError(f"eval: task '{twice}' is named twice; name each once")
+        raise KavaError(
+            f"eval: task '{twice}' is named twice; name each once",
+            code="evaluation.task-twice",
+            key=twice,
+        )
     copies = local_copies("eval", tasks, files)
     given = read_options("eval", options)
     reasoner = distributed.main_first(lambda: open_reasoner(run, backbone))
@@ -89,11 +97,17 @@ def result_folder(command: str, run: str, output: Path | None) -> Path:
     folder = output or next((p for p in places if (p / "checkpoint/kava.json").is_file()), None)
     if folder is None:
         raise KavaError(
-            f"{command}: {run} is not a run folder; say where results go with -o FOLDER"
+            f"{command}: {run} is not a run folder; say where results go with -o FOLDER",
+            code="evaluation.not-a-run",
+            key=str(run),
         )
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
-            raise KavaError(f"{path} is a file; results go into a folder: give another --output")
+            raise KavaError(
+                f"{path} is a file; results go into a folder: give another --output",
+                code="evaluation.not-a-folder",
+                key=str(path),
+            )
     distributed.on_main(lambda: check_writable(folder / RESULT))
     return folder
 

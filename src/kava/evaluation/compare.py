@@ -111,7 +111,11 @@ def _predictions(path: Path, task: str) -> Path:
     file = path / "predictions" / f"{task}.jsonl"
     if not file.is_file():
         known = ", ".join(tasks_of(path)) or "none"
-        raise KavaError(f"{path}: no predictions of task '{task}' (there: {known})")
+        raise KavaError(
+            f"{path}: no predictions of task '{task}' (there: {known})",
+            code="evaluation.no-predictions",
+            key=task,
+        )
     return file
 
 
@@ -122,20 +126,32 @@ def _read(file: Path, rule: str) -> dict[str, dict[str, Any]]:
         if row.get("id") is None or not isinstance(correct, dict):
             raise KavaError(
                 f"{where}: not a prediction of kava eval (an object with id and correct, which "
-                "says by rule what is right); kava score reads predictions from elsewhere"
+                "says by rule what is right); kava score reads predictions from elsewhere",
+                code="evaluation.not-a-prediction",
+                key=where,
             )
         if rule not in correct:
             known = ", ".join(correct) or "none"
-            raise KavaError(f"{where}: not read by the rule '{rule}' (there: {known})")
+            raise KavaError(
+                f"{where}: not read by the rule '{rule}' (there: {known})",
+                code="evaluation.unknown-rule",
+                key=rule,
+            )
         if not isinstance(correct[rule], bool):
             told = repr(correct[rule])[:60]
-            raise KavaError(f"{where}: '{rule}' in 'correct' must be true or false, not {told}")
+            raise KavaError(
+                f"{where}: '{rule}' in 'correct' must be true or false, not {told}",
+                code="evaluation.not-a-verdict",
+                key=rule,
+            )
         identity = str(row["id"])
         if identity in rows:
-            raise KavaError(f"{where}: id '{identity}' came before")
+            raise KavaError(
+                f"{where}: id '{identity}' came before", code="data.repeated-id", key=identity
+            )
         rows[identity] = row
     if not rows:
-        raise KavaError(f"{file}: holds no predictions")
+        raise KavaError(f"{file}: holds no predictions", code="data.no-rows", key=str(file))
     return rows
 
 
@@ -145,11 +161,15 @@ def _same_questions(files: list[Path], first: dict[str, Any], second: dict[str, 
         if missing:
             raise KavaError(
                 f"{file}: has no answer to {len(missing)} of the {len(one)} questions, such as "
-                f"'{missing[0]}'; only runs on the same questions can be compared"
+                f"'{missing[0]}'; only runs on the same questions can be compared",
+                code="evaluation.missing-answers",
+                key=missing[0],
             )
     for key, row in first.items():
         if row.get("answer") != second[key].get("answer"):
             raise KavaError(
                 f"{files[1]}: question '{key}' has the answer {second[key].get('answer')!r}, and "
-                f"{row.get('answer')!r} in {files[0]}: not the same questions"
+                f"{row.get('answer')!r} in {files[0]}: not the same questions",
+                code="evaluation.other-answer",
+                key=key,
             )

@@ -22,7 +22,11 @@ _AT_ONCE = 4_000_000  # questions drawn together: 32 MB
 def check_seed(seed: int) -> None:
     """Raise a KavaError for a seed that torch's generators do not take."""
     if not -(2**63) <= seed < 2**64:
-        raise KavaError(f"seed {seed} is out of range; give one from {-(2**63)} to {2**64 - 1}")
+        raise KavaError(
+            f"seed {seed} is out of range; give one from {-(2**63)} to {2**64 - 1}",
+            code="evaluation.bad-seed",
+            key="seed",
+        )
 
 
 def difference(a: Sequence[bool], b: Sequence[bool]) -> float:
@@ -86,7 +90,11 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
         KavaError: `n` is not above 0.
     """
     if n < 1:
-        raise KavaError(f"an accuracy of {n} questions has no interval; give at least one")
+        raise KavaError(
+            f"an accuracy of {n} questions has no interval; give at least one",
+            code="evaluation.no-questions",
+            key="n",
+        )
     z = 1.959964  # of the standard normal distribution, for 95 %
     share, spread = hits / n, z * z / n
     middle = share + spread / 2
@@ -99,5 +107,6 @@ def _check(a: Sequence[bool], b: Sequence[bool]) -> None:
     if len(a) != len(b) or not a:
         raise KavaError(
             f"paired comparison of {len(a)} and {len(b)} answers; give answers to the same "
-            "questions, at least one"
+            "questions, at least one",
+            code="evaluation.not-paired",
         )

@@ -42,9 +42,17 @@ def score_file(
             predictions that are not one for each row (`paired`).
     """
     if (task is None) == (data is None):
-        raise KavaError("score: give the right answers, by --task NAME or --data FILE, one of both")
+        raise KavaError(
+            "score: give the right answers, by --task NAME or --data FILE, one of both",
+            code="evaluation.task-or-data",
+            key="--task",
+        )
     if data and (file or options):
-        raise KavaError("score: --file and --option are of a task; --data is a file already")
+        raise KavaError(
+            "score: --file and --option are of a task; --data is a file already",
+            code="evaluation.options-of-task",
+            key="--data",
+        )
     if data:
         source = str(data)
         examples = to_examples(unfold(read_rows(data)), source, data.stem, limit)
@@ -70,14 +78,22 @@ def read_predictions(file: Path) -> list[Prediction]:
     found: list[Prediction] = []
     for where, row in read_rows(file):
         if "prediction" not in row:
-            raise KavaError(f"{where}: no field 'prediction'; the row has: {', '.join(row)}")
+            raise KavaError(
+                f"{where}: no field 'prediction'; the row has: {', '.join(row)}",
+                code="data.missing-field",
+                key="prediction",
+            )
         if not isinstance(row["prediction"], str):
             told = repr(row["prediction"])[:60]
-            raise KavaError(f"{where}: 'prediction' must be the text that was written, not {told}")
+            raise KavaError(
+                f"{where}: 'prediction' must be the text that was written, not {told}",
+                code="data.bad-field",
+                key="prediction",
+            )
         identity = row.get("id")
         found.append((where, None if identity is None else str(identity), row["prediction"]))
     if not found:
-        raise KavaError(f"{file} holds no rows")
+        raise KavaError(f"{file} holds no rows", code="data.no-rows", key=str(file))
     return found
 
 
@@ -99,16 +115,24 @@ def paired(
         if identity not in known:
             raise KavaError(
                 f"{where}: id '{identity}' is not of {source}, whose {len(examples):,} ids are like"
-                f" '{examples[0].id}'; rows without any id are matched by their order"
+                f" '{examples[0].id}'; rows without any id are matched by their order",
+                code="evaluation.unknown-id",
+                key=identity,
             )
         if identity in texts:
-            raise KavaError(f"{where}: id '{identity}' is already that of {texts[identity][0]}")
+            raise KavaError(
+                f"{where}: id '{identity}' is already that of {texts[identity][0]}",
+                code="data.repeated-id",
+                key=identity,
+            )
         texts[identity] = where, text
     missing = [example.id for example in examples if example.id not in texts]
     if missing:
         raise KavaError(
             f"{file} has {len(texts):,} rows and {source} has {len(examples):,}; the first without"
-            f" a prediction is '{missing[0]}'"
+            f" a prediction is '{missing[0]}'",
+            code="evaluation.missing-predictions",
+            key=missing[0],
         )
     return [(example, texts[example.id][1]) for example in examples]
 
@@ -143,12 +167,16 @@ def _by_order(
     if len(predictions) != len(examples):
         raise KavaError(
             f"{file} has {len(predictions):,} rows and {source} has {len(examples):,}; without an"
-            " id in every row they are matched by order, one for each"
+            " id in every row they are matched by order, one for each",
+            code="evaluation.uneven-rows",
+            key=str(file),
         )
     for (where, identity, _), example in zip(predictions, examples, strict=True):
         if identity not in (None, example.id):
             raise KavaError(
                 f"{where}: id '{identity}' stands where {source} has '{example.id}'; other rows"
-                " have no id, so they are matched by order"
+                " have no id, so they are matched by order",
+                code="evaluation.other-order",
+                key=identity,
             )
     return [(e, text) for e, (_, _, text) in zip(examples, predictions, strict=True)]

@@ -66,7 +66,11 @@ class _Worker:
                 self.close()
                 complaints.seek(0)
                 last = complaints.read().decode(errors="replace").strip().rpartition("\n")[2]
-                raise KavaError(f"math-verify cannot be started ({last}); pip install math-verify")
+                raise KavaError(
+                    f"math-verify cannot be started ({last}); pip install math-verify",
+                    code="evaluation.no-math-verify",
+                    key="math-verify",
+                )
 
     def ask(self, text: str, gold: str) -> bool | None:
         """None if the process ended over it."""
