@@ -78,19 +78,25 @@ class Plan:
             if type(value) is not int or value < lowest:
                 raise KavaError(
                     f"compress {self.name}: {setting} is {value!r}; give a whole number, "
-                    f"{lowest} or more"
+                    f"{lowest} or more",
+                    code="reasoning.bad-setting",
+                    key=setting,
                 )
         if self.budget <= self.window:
             raise KavaError(
                 f"compress {self.name}: budget {self.budget} is not above window {self.window}, "
-                "whose tokens always stay"
+                "whose tokens always stay",
+                code="inference.budget-within-window",
+                key="budget",
             )
         try:
             self.eviction.check(self.full, self.budget)
         except KavaError:
             raise KavaError(
                 f"compress {self.name}: this eviction cannot bring {self.full} tokens to "
-                f"{self.budget}; choose another, such as rkv_decoding"
+                f"{self.budget}; choose another, such as rkv_decoding",
+                code="inference.keeps-everything",
+                key=self.name,
             ) from None
 
     @property
@@ -117,11 +123,15 @@ def plan(name: str = "rkv_decoding", **settings: Any) -> Plan:
     settings = {("lambda" if key == "lam" else key): value for key, value in settings.items()}
     for key in settings:
         if key not in known:
-            raise unknown(f"setting of {name}", key, known)
+            raise unknown(f"setting of {name}", key, known, code="reasoning.unknown-setting")
     when = {key: settings.pop(key) for key in _WHEN if key in settings}
     lam = settings.pop("lambda", 0.1)
     if isinstance(lam, bool) or not isinstance(lam, int | float) or not 0 <= lam <= 1:
-        raise KavaError(f"compress {name}: lambda is {lam!r}; give 0 to 1")
+        raise KavaError(
+            f"compress {name}: lambda is {lam!r}; give 0 to 1",
+            code="reasoning.bad-setting",
+            key="lambda",
+        )
     return Plan(kind(lam=lam, **settings), name, **when)
 
 
@@ -151,11 +161,15 @@ def compressed(
     if not isinstance(lm, PreTrainedModel):
         raise KavaError(
             f"compressed: a {type(lm).__name__} cannot be compressed while decoding; give a causal "
-            "language model of transformers, of a Reasoner its lm"
+            "language model of transformers, of a Reasoner its lm",
+            code="inference.not-a-model",
+            key=type(lm).__name__,
         )
     compressor = _Compressor(lm, chosen)
     if lm in _busy:
-        raise KavaError("compressed: this model is inside such a block already")
+        raise KavaError(
+            "compressed: this model is inside such a block already", code="inference.nested-blocks"
+        )
     attention, own = lm.config._attn_implementation, vars(lm).get("forward")
 
     @functools.wraps(compressor.plain)  # `generate` reads from the signature what a model takes
@@ -184,7 +198,9 @@ def _full_attention_layers(lm: PreTrainedModel) -> list[int]:
     if lm.config.is_encoder_decoder or not provided:
         raise KavaError(
             f"compressed: {kind} cannot be compressed while decoding; it has to be a decoder whose "
-            "attention transformers lets others provide"
+            "attention transformers lets others provide",
+            code="inference.other-attention",
+            key=kind,
         )
     types = getattr(config, "layer_types", None)
     if types is None:
@@ -192,7 +208,11 @@ def _full_attention_layers(lm: PreTrainedModel) -> list[int]:
         types = ["bounded" if bounded else "full_attention"] * config.num_hidden_layers
     layers = [i for i, layer in enumerate(types) if layer == "full_attention"]
     if not layers:
-        raise KavaError(f"compressed: no layer of {kind} attends to everything; all are bounded")
+        raise KavaError(
+            f"compressed: no layer of {kind} attends to everything; all are bounded",
+            code="inference.all-bounded",
+            key=kind,
+        )
     return layers
 
 
@@ -229,7 +249,8 @@ class _Rows:
             if layer not in record.queries or held.keys.shape[2] != self.mask.shape[1]:
                 raise KavaError(
                     "compressed: this model's attention does not pass through transformers' "
-                    "attention interface and cache; it cannot be compressed while decoding"
+                    "attention interface and cache; it cannot be compressed while decoding",
+                    code="inference.attention-unseen",
                 )
             parts = [self.queries[layer]] if layer in self.queries else []
             queries = torch.cat((*parts, record.queries[layer]), dim=2)
@@ -268,7 +289,11 @@ class _Compressor:
         cache = call.get("past_key_values")
         if cache is None:
             if call.get("use_cache") is False:
-                raise KavaError("compressed: use_cache is off, so there is no cache to compress")
+                raise KavaError(
+                    "compressed: use_cache is off, so there is no cache to compress",
+                    code="inference.no-cache",
+                    key="use_cache",
+                )
             cache = call["past_key_values"] = DynamicCache(config=self.config)
         if cache not in self.caches:
             layers = dict(
@@ -342,6 +367,8 @@ def _real(call: dict[str, Any], inputs: Tensor, past: int) -> Tensor:
         given = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise KavaError(
             f"compressed: attention_mask is {given}; it has to be {list(shape)}, a column for each "
-            "token that the cache has seen and each new one"
+            "token that the cache has seen and each new one",
+            code="inference.bad-mask",
+            key="attention_mask",
         )
     return mask.to(inputs.device).bool()

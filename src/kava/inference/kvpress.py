@@ -33,7 +33,9 @@ try:
 except ImportError as error:
     raise KavaError(
         f"kava.inference.kvpress needs NVIDIA's kvpress ({error}); pip install kvpress, in an "
-        "environment whose transformers it allows"
+        "environment whose transformers it allows",
+        code="inference.no-kvpress",
+        key="kvpress",
     ) from None
 
 #: Above every score: importance and redundancy are at most 1.
@@ -61,7 +63,9 @@ class RKVPress(ScorerPress):
         super().__post_init__()
         if self.window < 1 or not 0 <= self.lam <= 1:
             raise KavaError(
-                f"RKVPress: window is {self.window}, lam {self.lam}; give 1 or more, and 0 to 1"
+                f"RKVPress: window is {self.window}, lam {self.lam}; give 1 or more, and 0 to 1",
+                code="reasoning.bad-setting",
+                key="window" if self.window < 1 else "lam",
             )
 
     def score(

@@ -46,14 +46,18 @@ class TextGenerationPipeline:
         if not isinstance(model, Reasoner | str | os.PathLike):
             raise KavaError(
                 f"pipeline: model is a {type(model).__name__}; give a Reasoner, a folder, or a "
-                "name on the Hub"
+                "name on the Hub",
+                code="inference.not-a-model",
+                key=type(model).__name__,
             )
         if not isinstance(model, Reasoner):
             model = open_reasoner(os.fspath(model), dtype=dtype)
         elif dtype is not None:
             raise KavaError(
                 "pipeline: dtype is for a model given by name; open this one with "
-                "Reasoner.from_pretrained(..., dtype=...)"
+                "Reasoner.from_pretrained(..., dtype=...)",
+                code="inference.misplaced-dtype",
+                key="dtype",
             )
         self.model = model
         if device is not None:
@@ -153,15 +157,27 @@ def pipeline(
             possible.
     """
     if task != TASK:
-        raise KavaError(f"pipeline: task '{task}' is not possible; a reasoner does '{TASK}'")
+        raise KavaError(
+            f"pipeline: task '{task}' is not possible; a reasoner does '{TASK}'",
+            code="inference.unknown-task",
+            key=str(task),
+        )
     if model is None:
-        raise KavaError("pipeline: model is missing; a run, a checkpoint, or a name on the Hub")
+        raise KavaError(
+            "pipeline: model is missing; a run, a checkpoint, or a name on the Hub",
+            code="inference.no-model",
+            key="model",
+        )
     for name in [name for name, value in options.items() if name in _OWN and value is None]:
         del options[name]
     for name in options:
         if name not in ("batch_size", "device", "dtype"):
             instead = _OWN.get(name, "options of an answer are given in the call")
-            raise KavaError(f"pipeline: {name} cannot be given here; {instead}")
+            raise KavaError(
+                f"pipeline: {name} cannot be given here; {instead}",
+                code="inference.misplaced-option",
+                key=name,
+            )
     return TextGenerationPipeline(model, **options)
 
 
@@ -171,7 +187,11 @@ def _move(model: Reasoner, device: int | str | torch.device) -> None:
         model.to(place)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it has it
         why = str(error).strip().partition("\n")[0]
-        raise KavaError(f"pipeline: device {device!r} cannot be used: {why}") from None
+        raise KavaError(
+            f"pipeline: device {device!r} cannot be used: {why}",
+            code="inference.no-device",
+            key=str(device),
+        ) from None
 
 
 def _inputs(text_inputs: Any) -> tuple[list[str | Chat], bool]:
@@ -189,18 +209,25 @@ def _inputs(text_inputs: Any) -> tuple[list[str | Chat], bool]:
 def _question(chat: Chat) -> str:
     messages = list(chat) if isinstance(chat, list | tuple) else []
     if not all(isinstance(message, Mapping) for message in messages) or not messages:
-        raise KavaError(f"a question is a text, or a list with one message, not {chat!r}")
+        raise KavaError(
+            f"a question is a text, or a list with one message, not {chat!r}",
+            code="reasoning.not-a-question",
+            key=type(chat).__name__,
+        )
     if len(messages) != 1 or messages[0].get("role") != "user":
         raise KavaError(
             "a reasoner answers one question on its own: a chat has exactly one message here, of "
-            f"the role 'user' (got: {', '.join(str(m.get('role')) for m in messages)})"
+            f"the role 'user' (got: {', '.join(str(m.get('role')) for m in messages)})",
+            code="inference.several-messages",
         )
     content = messages[0].get("content")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list | tuple) or not all(map(_is_text, parts)):
         raise KavaError(
             "the content of a message is a text, or a list of parts "
-            f'{{"type": "text", "text": ...}}; got {content!r}'
+            f'{{"type": "text", "text": ...}}; got {content!r}',
+            code="inference.bad-content",
+            key="content",
         )
     return "".join(part["text"] for part in parts)
 
