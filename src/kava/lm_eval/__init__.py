@@ -24,7 +24,9 @@ def require() -> None:
 
     if find_spec("lm_eval") is None:
         raise KavaError(
-            f"lm-evaluation-harness is not installed; pip install lm-eval, or {install('eval')}"
+            f"lm-evaluation-harness is not installed; pip install lm-eval, or {install('eval')}",
+            code="lm_eval.not-installed",
+            key="lm_eval",
         )
 
 
@@ -57,7 +59,7 @@ def evaluate(
     known = [name.removeprefix("kava_") for name in ours]
     for name in files or {}:
         if name not in known:
-            raise unknown("task in files:", name, known)
+            raise unknown("task in files:", name, known, code="lm_eval.unknown-task")
     metadata = {f"{name}_file": str(file) for name, file in (files or {}).items()}
     # Its own tasks are read through only if one is asked for: some seconds.
     manager = TaskManager(

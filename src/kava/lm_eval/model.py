@@ -55,9 +55,13 @@ class KavaLM(LM):
         super().__init__()
         known = list(inspect.signature(KavaLM).parameters)[:-1]
         for name in others:
-            raise unknown("argument of model kava:", name, known)
+            raise unknown("argument of model kava:", name, known, code="lm_eval.unknown-argument")
         if checkpoint is None:
-            raise KavaError("model kava: no checkpoint; give --model_args checkpoint=FOLDER")
+            raise KavaError(
+                "model kava: no checkpoint; give --model_args checkpoint=FOLDER",
+                code="lm_eval.no-checkpoint",
+                key="checkpoint",
+            )
         if num_iterations is not None:
             num_iterations = whole(num_iterations, "model kava: num_iterations", 0)
         if max_gen_toks is not None:
@@ -72,7 +76,9 @@ class KavaLM(LM):
         if num_iterations is not None and not self.reasoner.method.iterates:
             raise KavaError(
                 f"model kava: method '{self.reasoner.recipe.method}' does not iterate; leave out "
-                "num_iterations"
+                "num_iterations",
+                code="reasoning.no-iterations",
+                key=self.reasoner.recipe.method,
             )
         settings = self.reasoner.recipe.eval
         self.num_iterations = num_iterations
@@ -117,7 +123,9 @@ class KavaLM(LM):
         """Refused: a model that thinks about a question gives no whole text a likelihood."""
         raise KavaError(
             "model kava answers questions; it has no likelihood of a whole text "
-            "(loglikelihood_rolling), so perplexity tasks are not possible"
+            "(loglikelihood_rolling), so perplexity tasks are not possible",
+            code="lm_eval.no-likelihood",
+            key="loglikelihood_rolling",
         )
 
     def _longest(self, request: Instance) -> int:
@@ -126,7 +134,9 @@ class KavaLM(LM):
         if settings.get("do_sample") and settings.get("temperature", 1.0) > 0:
             raise KavaError(
                 "model kava answers greedily; the task samples: set do_sample=False with "
-                "--gen_kwargs"
+                "--gen_kwargs",
+                code="lm_eval.samples",
+                key="do_sample",
             )
         longest = settings.get("max_gen_toks")
         return self.max_gen_toks if longest is None else whole(longest, "max_gen_toks", 1)
@@ -192,7 +202,9 @@ def _device(name: str | None) -> torch.device | None:
         return torch.device(name)
     except RuntimeError:
         raise KavaError(
-            f"model kava: device '{name}' is none of torch; such as cpu, cuda:0"
+            f"model kava: device '{name}' is none of torch; such as cpu, cuda:0",
+            code="lm_eval.unknown-device",
+            key=name,
         ) from None
 
 

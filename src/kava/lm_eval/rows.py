@@ -35,7 +35,11 @@ def load(task: str, **metadata: Any) -> dict[str, Any]:
     if limit is not None:
         limit = whole(limit, f"--metadata: {task}_limit", 1)
     if file is not None and not isinstance(file, str):
-        raise KavaError(f"--metadata: {task}_file must be the path of a file, not {file!r}")
+        raise KavaError(
+            f"--metadata: {task}_file must be the path of a file, not {file!r}",
+            code="lm_eval.bad-file",
+            key=f"{task}_file",
+        )
     loaded = load_task(task, file=file, limit=limit)
     rows = [{"id": e.id, "question": e.question, "answer": e.answer} for e in loaded.examples]
     return {loaded.split: Dataset.from_list(rows)}
@@ -54,7 +58,11 @@ def whole(value: Any, name: str, least: int) -> int:
     except ValueError:
         number = least - 1
     if number < least:
-        raise KavaError(f"{name} must be a whole number from {least}, not {value!r}")
+        raise KavaError(
+            f"{name} must be a whole number from {least}, not {value!r}",
+            code="reasoning.bad-number",
+            key=name.rpartition(": ")[2],
+        )
     return number
 
 
