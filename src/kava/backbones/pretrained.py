@@ -75,7 +75,9 @@ def _without_code(folder: Path, *files: str) -> Iterator[None]:
         asking = [folder / file for file in files if _asks(folder / file)]
         raise KavaError(
             f"{asking[0] if asking else folder}: asks for code of its own (auto_map), and kava "
-            "runs no code of a model's folder; give a model that transformers has a class for"
+            "runs no code of a model's folder; give a model that transformers has a class for",
+            code="backbones.remote-code",
+            key=str(asking[0] if asking else folder),
         ) from None
 
 

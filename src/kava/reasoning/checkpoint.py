@@ -146,7 +146,9 @@ def _describe_in(
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise KavaError(
             f"{folder}: no model card can be written: what kava.json says of the backbone, or "
-            f"result.json of the run, is not as kava writes it ({type(error).__name__}: {error})"
+            f"result.json of the run, is not as kava writes it ({type(error).__name__}: {error})",
+            code="reasoning.no-model-card",
+            key=str(folder),
         ) from None
     write_whole(folder / "README.md", text, below)
     told = {**description, "record": record}

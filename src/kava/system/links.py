@@ -90,5 +90,7 @@ def append(file: Path, text: str, below: Path | None = None) -> None:
 def _refused(link: Path) -> KavaError:
     return KavaError(
         f"{link}: is a symbolic link, and kava writes through none inside a folder; "
-        "delete the link, or give another place to write to"
+        "delete the link, or give another place to write to",
+        code="system.symbolic-link",
+        key=str(link),
     )

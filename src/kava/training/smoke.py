@@ -51,7 +51,11 @@ def family(resolved: Recipe) -> str:
         try:
             return pretrained.load_config(local).model_type
         except (OSError, ValueError):
-            raise KavaError(f"{local}: no config.json of a model of transformers") from None
+            raise KavaError(
+                f"{local}: no config.json of a model of transformers",
+                code="backbones.no-config",
+                key=str(local),
+            ) from None
     if resolved.family is None:
         raise KavaError(
             "the recipe needs the key 'family', such as family: llama",
