@@ -26,6 +26,7 @@ from kava.__main__ import main
 from kava.cli import app
 from kava.errors import KavaError
 from kava.reasoning.model_card import card
+from kava.reasoning.resolve import load_resolved
 from kava.recipe import registry
 from kava.recipe.load import load_recipe
 from kava.recipe.schema import BackboneRecipe, Recipe, dump
@@ -121,7 +122,7 @@ class Reader:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(block.text, encoding="utf-8")
         if file.parts[:2] == ("src", "kava"):
-            package = importlib.import_module(f"kava.{file.parts[2]}")
+            package = importlib.import_module(".".join(file.parts[1:-1]))
             places = [*package.__path__, str(file.parent.resolve())]
             self.monkeypatch.setattr(package, "__path__", places)
 
@@ -292,7 +293,8 @@ def test_without_a_name_every_page_is_filled(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.split() == list(readme.PAGES)
     assert filled() == {page: set(names) for page, names in readme.PAGES.items()}
     words = [sys.executable, "-m", "tools.readme", "nothere.md"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
 
 
@@ -390,7 +392,7 @@ def prepare_mistakes(folder):
     (folder / "mute").mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(ROOT / "checkpoints/quickstart/backbone" / name, folder / "mute")
-    recipe = load_recipe(RECIPE, OWN.split())
+    recipe = load_resolved(RECIPE, OWN.split())
     (folder / "started" / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
 
 
@@ -414,11 +416,15 @@ def told():
     return [(page.relative_to(DOCS).as_posix(), page.read_text(encoding="utf-8")) for page in pages]
 
 
+#: Files of the method are named from their room.
+ABOVE = ("", "src/kava", "src/kava/reasoning")
+
+
 def test_every_file_that_a_page_names_exists():
     for page, text in told():
         made = [block.title for block in blocks(text) if block.title]
         for name in re.findall(r"`((?:\w+/)*\w+\.py|(?:\w+/)+\w+\.yaml)`", text):
-            there = any((ROOT / above / name).is_file() for above in ("", "src/kava"))
+            there = any((ROOT / above / name).is_file() for above in ABOVE)
             assert there or any(f"/{file}".endswith(f"/{name}") for file in made), (page, name)
 
 
@@ -444,7 +450,7 @@ def test_nobody_is_sent_to_the_kava_of_pypi():
     assert {one or other for one, other in named} >= {"serve", "demo", "eval", "slurm", "track"}
     assert {one or other for one, other in named} <= extras.keys()
     identity = json.loads(read(f"{CHECKPOINT}/kava.json"))["backbone"]
-    cards = (card(load_recipe(RECIPE), identity), read(f"{CHECKPOINT}/README.md"))
+    cards = (card(load_resolved(RECIPE), identity), read(f"{CHECKPOINT}/README.md"))
     assert all("not on PyPI" in text for text in (read("README.md"), *cards))
 
 

@@ -258,7 +258,7 @@ def test_lines_are_added(tmp_path):
 OTHERS = {
     "links.py": "it is what the others call",
     "lock.py": "makes its file anew, or not at all",
-    "peak.py": "a file of the system",
+    "memory.py": "a file of the system",
     "_symbolic_worker.py": "what was open already",
     "smoke.py": "makes its folder anew, or not at all",
 }

@@ -6,7 +6,8 @@ import math
 import pytest
 from rich.console import Console
 
-from kava.report.plots import LOOKS, accuracy_against_passes, look, loss_parts
+from kava.recipe import registry
+from kava.report.plots import accuracy_against_passes, look, loss_parts
 from kava.report.terminal import UNTRAINED, markdown_table, quickstart_table
 from kava.system.text import duration
 from tools.picture import draw
@@ -88,8 +89,9 @@ def test_long_run_stays_small(tmp_path):
 
 
 def test_methods_differ_by_colour_and_by_marker():
-    assert len({one.colour for one in LOOKS.values()}) == len(LOOKS)
-    assert len({one.marker for one in LOOKS.values()}) == len(LOOKS)
+    found = [look(name) for name in registry.names("methods")]
+    assert len({one.colour for one in found}) == len(found)
+    assert len({one.marker for one in found}) == len(found)
     assert look("some_new_method").label == "some_new_method"
 
 

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from kava.backbones import loading
 from kava.reasoning import batching
 from kava.reasoning.reasoner import Reasoner
+from kava.reasoning.resolve import resolve
 from kava.recipe import registry
 from kava.recipe.schema import Recipe
 from kava.types import Example
@@ -111,7 +112,7 @@ def recipe(method: str = "kava", **changes: Any) -> Recipe:
         **weights(method),
         "data": {"train": "nothing"}, "train": {"steps": 1, "learning_rate": 1e-3},
     }  # fmt: skip
-    return Recipe.model_validate({**tree, **SPECIAL.get(method, {}), **changes})
+    return resolve(Recipe.model_validate({**tree, **SPECIAL.get(method, {}), **changes}))
 
 
 def lora(**changes: Any) -> dict[str, Any]:
