@@ -57,7 +57,7 @@ def test_what_the_page_says_of_the_measurements_in_words():
                 "question": [59, 70], "reasoning": [41, 41], "answer": [8, 8], "steps": 3,
             }  # fmt: skip
     assert "two cores of an AMD EPYC, with two threads" in text
-    assert "questions of 59 to 70 tokens, reasoning of 41, M 24, T 3, 32 rows" in text
+    assert "questions of 59 to 70 tokens, reasoning of 41, M 24, T 3, 32 examples" in text
     growth = scale.read(ROOT, "growth")
     assert f"batch {growth['base']['batch']}" in text
     answers = scale.read(ROOT, "generate")["rows"]
