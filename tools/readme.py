@@ -41,13 +41,13 @@ COMPONENTS = {
     "none": "PCCoT without any distillation",
     "codi": "+ L_CODI",
     "crop": "+ L_KV, the first 12 tokens",
-    "crop20": "the same, a2 20",
-    "random": "+ L_KV, 12 tokens at random",
+    "crop20": "+ L_KV, the first 12 tokens, a2 20",
+    "random": "+ L_KV, 12 random tokens",
     "lambda0": "+ L_KV, R-KV with lambda 0",
     "rkv": "+ L_KV, R-KV with lambda 0.1",
     "lambda1": "+ L_KV, R-KV with lambda 1",
     "rkv20": "+ L_KV, R-KV with lambda 0.1, a2 20",
-    "post_rope": "as R-KV, keys compared after their rotation",
+    "post_rope": "+ L_KV, R-KV, keys compared after the rotary embedding",
     "all": "+ L_CODI and L_KV with R-KV",
     "readout": "+ L_KV with R-KV and the latent readout",
     "m6": "R-KV, M 6",
@@ -95,9 +95,9 @@ def latents(file: Path) -> str:
         lines.append(f"| {told} | {row['accuracy']:.1f} ± {row['accuracy_se']:.1f} | {gap} |")
     swapped, chance = by_name["swapped"], found["chance"]["other_question"]
     end = (
-        f"n = {swapped['n']:,}; ± is one standard error; chance is {chance:.1f} %. With another "
-        f"question's latents, {swapped['partner_accuracy']:.1f} % of the answers are right for "
-        "that other question."
+        f"n = {swapped['n']:,}; ± is one standard error; chance is {chance:.1f} %. With the "
+        f"latents of another question, {swapped['partner_accuracy']:.1f} % of the answers are "
+        "correct for that other question."
     )
     return "\n".join(lines) + f"\n\n{end}\n"
 
@@ -109,7 +109,7 @@ def beside_paper(file: Path) -> str:
     kept = [line for line in lines if line and not line.endswith(empty)]
     rows = [line for line in kept if line.startswith("|")]
     left_out = sum(line.endswith(empty) for line in lines)
-    return "\n".join(rows) + f"\n\n{left_out} rows that nobody has a number for are left out.\n"
+    return "\n".join(rows) + f"\n\n{left_out} rows without any number are omitted.\n"
 
 
 #: How each table is made from the committed results below a root.

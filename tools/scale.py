@@ -47,17 +47,18 @@ def against_predecessors(root: Path) -> str:
     prefill = results["prefill"]
     ours, theirs = prefill["latent prefill"], prefill["official prefill"]
     end = (
-        "From a question to its first token, all iterations included, `pccot` takes "
-        f"{ours['ms']['median']:.0f} ms for 32 questions and PCCoT's order, which runs the teacher "
-        f"too, {theirs['ms']['median']:.0f} ms ({ours['time_ratio']['median']:.2f})."
+        "The time to the first token, with all iterations, is "
+        f"{ours['ms']['median']:.0f} ms for 32 questions with `pccot`. PCCoT's official order also "
+        f"runs the teacher and takes {theirs['ms']['median']:.0f} ms "
+        f"(ratio {ours['time_ratio']['median']:.2f})."
     )
     again = ", ".join(f"`{name}` {_shares(_adapters(slow), name)[0]}" for name in _OURS)
     late = slow["results"]["prefill"]["latent prefill"]["time_ratio"]["median"]
     rates = [found["matrix_flops_per_second"] / 1e9 for found in (slow, whole)]
     end += (
-        f" A day later the same machine reached {rates[0]:.0f} GFLOP/s in large products in place "
-        f"of {rates[1]:.0f}, and shares were {again}, {late:.2f} from a question to its first "
-        f"token ([result](../results/bench/{SLOW}.json))."
+        f" A day later, the same machine reached {rates[0]:.0f} GFLOP/s in large matrix products "
+        f"instead of {rates[1]:.0f}. The ratios were then {again}, and {late:.2f} for the time to "
+        f"the first token ([result](../results/bench/{SLOW}.json))."
     )
     headings = ("", "ms, full weights", "ms, LoRA r 128", *_OF_OFFICIAL)
     return _table(headings, rows) + _said(end)
@@ -67,14 +68,14 @@ def _adapters(found: dict[str, Any]) -> list[dict[str, Any]]:
     return [found["results"][f"step, {adapter}"] for adapter in ("full", "lora")]
 
 
-_OF_OFFICIAL = ("share of the official step", "FLOPs of the official step")
+_OF_OFFICIAL = ("time relative to the official step", "FLOPs relative to the official step")
 _STEPS = {
-    "plain cot": "plain CoT, one call with labels",
+    "plain cot": "plain CoT, one forward pass with labels",
     "official pccot": "PCCoT, official order",
     "official codi": "CODI, official order",
     "pccot": "`pccot`",
     "codi": "`codi`",
-    "kava": "`kava`, of PCCoT's",
+    "kava": "`kava`, relative to PCCoT",
 }
 
 
@@ -106,12 +107,14 @@ def against_the_least(root: Path) -> str:
     ]
     again = read(root, "train_checkpointed")["rows"]["kava"]
     end = (
-        "What is above 1 is pads, most of which `train.group_by_length=true` takes away "
-        "([result](../results/bench/train_grouped.json)), and attention's upper triangle. With "
-        "`train.gradient_checkpointing=true` kava's step takes "
+        "The excess over 1 comes from padding and from the upper triangle of attention. "
+        "`train.group_by_length=true` removes most of the padding "
+        "([result](../results/bench/train_grouped.json)). With "
+        "`train.gradient_checkpointing=true`, a step of `kava` takes "
         f"{again['ms_per_step']['median']:,.0f} ms and {again['flops_over_least']:.2f} times the "
-        "least ([result](../results/bench/train_checkpointed.json)). With `train.compile=true` "
-        f"steps of {_compiled(root)} of their time, measured in turns with them "
+        "minimum FLOPs ([result](../results/bench/train_checkpointed.json)). With "
+        f"`train.compile=true`, steps of {_compiled(root)} of the uncompiled time. Compiled and "
+        "uncompiled steps were measured alternately "
         "([result](../results/bench/train_compiled.json))."
     )
     return _table(_LEAST, rows) + _said(end)
@@ -131,8 +134,8 @@ def _compiled(root: Path) -> str:
 
 
 _LEAST = (
-    "", "ms", "FLOPs over the least", "the same, rows grouped by length",
-    "share of the machine's rate",
+    "", "ms", "FLOPs / minimum", "FLOPs / minimum, grouped by length",
+    "of the machine's rate",
 )  # fmt: skip
 
 
@@ -148,13 +151,15 @@ def answers(root: Path) -> str:
             f"{together['cache_bytes'] / 1e6:.1f}",
         )
         rows.append((told, *cells))
-    headings = ("", "ms a question alone", "ms a question of 32", "cache of 32, MB")
+    headings = (
+        "", "ms per question, batch 1", "ms per question, batch 32", "KV cache of batch 32, MB",
+    )  # fmt: skip
     return _table(headings, rows)
 
 
 _THINKING = {
-    "cot": "written steps",
-    "no_cot": "no steps",
+    "cot": "chain of thought",
+    "no_cot": "no chain of thought",
     "codi": "`codi`, 6 latents",
     "kava": "`kava`, 24 latents, T 3",
 }
@@ -164,8 +169,8 @@ def steady_memory(root: Path) -> str:
     """That a training's memory does not grow."""
     found = read(root, STEADY)
     return _said(
-        "Memory does not grow: the resident memory of `kava train recipes/quickstart/kava.yaml` at "
-        f"step {found['last']:,} is {found['last_over_first']:.2f} of that at step "
+        "Memory does not grow. The resident memory of `kava train recipes/quickstart/kava.yaml` at "
+        f"step {found['last']:,} is {found['last_over_first']:.2f} times that at step "
         f"{found['first']} (`python benchmarks/steady_memory.py`, "
         "[result](../results/bench/steady_memory.json))."
     ).lstrip()
@@ -175,7 +180,7 @@ def gpu_steps(root: Path) -> str:
     """Training steps on GPUs, if any were measured."""
     files = on_gpus(root)
     if not files:
-        return "On GPUs nothing is measured yet: neither times nor memory.\n"
+        return "On GPUs nothing is measured yet, neither times nor memory.\n"
     rows = []
     for file in files:
         tree = json.loads(file.read_text(encoding="utf-8"))
@@ -205,19 +210,19 @@ def counted_memory(root: Path) -> str:
         less = [told_bytes(again["rows"][name][size]["peak"]) for size in sizes]
         rows.append((f"`{name.removesuffix('/kava')}`", weights, *peaks, *less))
     headings = (
-        "`kava`, LoRA r 128, bf16", "weights", *(f"{size} rows at once" for size in sizes),
+        "`kava`, LoRA r 128, bf16", "weights", *(f"micro-batch {size}" for size in sizes),
         *(f"{size}, checkpointed" for size in sizes),
     )  # fmt: skip
     return _table(headings, rows) + _said(
-        "Storages that live at the same time, in a step like any but the first. The allocator's "
-        "fragments, the kernels' workspaces and CUDA's half gigabyte are not counted, and layers "
-        "count uncompiled."
+        "The table shows the peak of the storage that exists at the same time, in any step after "
+        "the first, with uncompiled layers. It excludes the fragmentation of the allocator, the "
+        "workspaces of the kernels and the half gigabyte that CUDA needs."
     )
 
 
 _GPU = (
-    "", "shape", "rows at once", "ms a step", "FLOPs over the least", "share of the GPU's rate",
-    "peak memory", "on",
+    "", "shape", "micro-batch", "ms per step", "FLOPs / minimum", "of the GPU's rate",
+    "peak memory", "device",
 )  # fmt: skip
 
 # -- the paper's matrix --------------------------------------------------------------------------
@@ -241,8 +246,8 @@ def paper_runs(root: Path) -> str:
         for name, row in rows.items()
     ]
     headings = (
-        "`kava`, one run", "steps", "token-forwards", "FLOPs", "rows at once: memory",
-        f"rows in {' / '.join(sizes)} GB", "disk in training, done",
+        "`kava`, one run", "steps", "token-forwards", "FLOPs", "micro-batch: memory",
+        f"micro-batch that fits {' / '.join(sizes)} GB", "disk during training, after",
     )  # fmt: skip
     end = (
         f"Together: {totals['runs']} runs, {flops(totals['flops_least'])}, "
@@ -281,10 +286,10 @@ def paper_hours(root: Path) -> str:
     share, rate = EXAMPLE
     hours = totals["flops_least"] / (share * rate) / 3600
     return _said(
-        "Hours follow with the first result of a GPU. At a share s of its rate r, the "
-        f"{totals['runs']} runs take {flops(totals['flops_least'])} / (s r). An example, not a "
-        f"measurement: s {share:g} of r {rate / 1e12:g} TFLOP/s would make "
-        f"them {hours:.0f} GPU hours."
+        "The GPU hours are unknown until a step is measured on a GPU. If a step reaches a fraction "
+        f"s of the GPU's rate r, the {totals['runs']} runs take "
+        f"{flops(totals['flops_least'])} / (s r). As an example, and not a measurement, "
+        f"s = {share:g} and r = {rate / 1e12:g} TFLOP/s would give {hours:.0f} GPU hours."
     ).lstrip()
 
 
