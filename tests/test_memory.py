@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from refusals import refused
 from rich.console import Console
 
 from kava.backbones import attention
@@ -14,7 +15,6 @@ from kava.bench.memory import Living
 from kava.bench.memory_command import bench_memory
 from kava.bench.shapes import Lengths, configuration, random_reasoner
 from kava.bench.train import Training
-from kava.errors import KavaError
 from kava.reasoning.losses import cross_entropy
 from kava.reasoning.resolve import load_resolved
 from kava.recipe import registry
@@ -168,9 +168,11 @@ def test_the_command_writes_what_it_counted(tmp_path, capsys):
     assert few["weights"] == many["weights"] and few["activations"] < many["activations"]
     assert few["peak"] == sum(few[k] for k in ("weights", "gradients", "optimiser", "activations"))
     assert "written" in capsys.readouterr().out
-    for wrong, says in (([0], "--rows"), ([2], "cuda or cpu")):
-        device = "cuda" if wrong == [0] else "tpu"
-        with pytest.raises(KavaError, match=says):
+    for wrong, device, code, key in (
+        ([0], "cuda", "bench.not-above-0", "--rows"),
+        ([2], "tpu", "bench.unknown-device", "--device"),
+    ):
+        with refused(code, key):
             bench_memory(*words[:4], wrong, device, None, Console())
 
 
