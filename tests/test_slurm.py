@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from refusals import refused
 from rich.console import Console
 from safetensors.torch import load_file
 from slurm_here import CannotStart
 from slurm_here import slurm as real_slurm
 
-from kava.errors import KavaError
 from kava.runs.folder import read_metrics, read_result
 from kava.sweeps import record, slurm, status, sweep
 from kava.sweeps.attempt import ELSEWHERE, SKIPPED, SUBMITTED, Scoring
@@ -214,7 +214,8 @@ def test_a_job_that_waits_or_is_cancelled(cluster, backbone, tmp_path, kava):
 def test_what_slurm_refuses_leaves_nothing(cluster, backbone, tmp_path, kava):
     recipe, out = write(tmp_path, "a", backbone), tmp_path / "out"
     code, said = kava("sweep", recipe, "--launcher", "slurm", "--partition", "nope", "-o", out)
-    assert code == 2 and "invalid partition" in said.lower() and "Traceback" not in said
+    assert (code, said.code) == (2, "sweeps.slurm-refuses")
+    assert "invalid partition" in said.lower() and "Traceback" not in said  # in SLURM's words
     assert not out.exists()
     assert kava("sweep", recipe, "-o", out)[0] == 0  # and one that is there stays as it is
     before = sorted(out.iterdir())
@@ -326,7 +327,7 @@ def shared(backbone, tmp_path_factory):
 def test_the_local_executor_has_one_node(backbone, tmp_path):
     out = tmp_path / "out"
     runs = planned(out, [write(tmp_path, "a", backbone, resources={"nodes": 2, "gpus": 0})], 1)
-    with pytest.raises(KavaError, match=r"has one node; give resources\.nodes=1"):
+    with refused("sweeps.one-node", "resources.nodes"):
         sweep.sweep(runs, Scoring(), out, Console(quiet=True), slurm.Options(cluster="local"))
     assert not out.exists()
 
