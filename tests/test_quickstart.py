@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from refusals import refused
 from rich.console import Console
 
 from kava.data.tasks import load_task
-from kava.errors import KavaError
 from kava.quickstart import BACKBONE, CHECKPOINT, METHODS, SEEDS, SUMMARY, make_plan
 from kava.reasoning.open import open_reasoner
 from kava.reasoning.reasoner import Reasoner
@@ -100,7 +100,7 @@ def test_the_full_length_is_every_recipe_with_every_seed(tmp_path):
     assert (set(plan.methods), plan.seeds) == (set(RECIPES), SEEDS)
     for method, recipe in RECIPES.items():
         assert plan.recipe(method, recipe.seed) == recipe
-    with pytest.raises(KavaError, match="unknown method of the quickstart 'lotos'"):
+    with refused("quickstart.unknown-method", "lotos"):
         make_plan(tmp_path, True, False, None, ["lotos"], Console(quiet=True))
 
 
