@@ -173,7 +173,7 @@ def main() -> None:
         try:
             outcomes.append(score(**job) if "scored" in job else names(train(**job)))
         except KavaError as error:
-            outcomes.append(str(error))
+            outcomes.append([error.code, error.key, str(error)])
     (FOLDER / f"outcomes-{distributed.rank()}.json").write_text(json.dumps(outcomes))
     distributed.leave()
     distributed.end(0)

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import tiny
+from refusals import refused
 
 from kava.data import load_examples
-from kava.errors import KavaError
 from kava.system.text import check_text
 
 ROW = {"id": "a", "question": "w1 w2", "steps": ["<<1+1=2>>", "<<2+2=4>>"], "answer": "4"}
@@ -32,10 +32,14 @@ def backbone(tmp_path_factory):
 
 def test_the_first_wrong_character_is_named():
     check_text("é \U0001f600 \ufffd \x00", "it")
-    with pytest.raises(KavaError, match=r"^it is .*: character 3 is \\ud800; write it in UTF-8$"):
+    with refused("system.not-unicode", "it") as told:
         check_text("ab\ud800\ud800", "it")
-    with pytest.raises(KavaError, match=r"character 1 is the byte 0xff, or \\udcff"):
+    assert str(told.value) == (
+        r"it is no valid Unicode text: character 3 is \ud800; write it in UTF-8"
+    )
+    with refused("system.not-unicode", "it") as told:
         check_text(b"\xff".decode("utf-8", "surrogateescape"), "it")
+    assert r"character 1 is the byte 0xff, or \udcff" in str(told.value)
 
 
 @pytest.mark.parametrize(
@@ -47,17 +51,16 @@ def test_a_row_is_named_by_its_line(tmp_path, field, value):
     row = {key: part for key, part in ROW.items() if (key, field) != ("steps", "cot")}
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, [{**ROW, "id": "b"}, {**row, field: value}])) + "\n")
-    with pytest.raises(KavaError) as raised:
+    with refused("system.not-unicode", f"{file}, line 2: '{field}'") as raised:
         load_examples(str(file))
-    said = str(raised.value)
-    assert said.startswith(f"{file}, line 2: '{field}' is no valid Unicode text") and said.isascii()
+    assert str(raised.value).isascii()
 
 
 @pytest.mark.parametrize("power", ["+", "-", ""])
 def test_a_number_past_all_powers_is_one_line(tmp_path, power):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(ROW).replace('"4"', f"1E{power}{10**21}") + "\n")
-    with pytest.raises(KavaError, match=r"line 1: a number with a power of ten beyond reason"):
+    with refused("data.number-beyond-reason", f"{file}, line 1"):
         load_examples(str(file))
 
 
@@ -66,20 +69,21 @@ def test_eval_ends_before_it_answers(kava, folder, tmp_path):
     rows.write_text(json.dumps(ROW) + "\n" + json.dumps({**ROW, "id": "\ud800"}) + "\n")
     status, said = kava("eval", folder, "--task", "rows", "--file", rows, "-o", tmp_path / "run")
     assert status == 2 and len(said.splitlines()) == 1 and not (tmp_path / "run").exists()
-    assert "line 2: 'id' is no valid Unicode" in said
+    assert (said.code, said.key) == ("system.not-unicode", f"{rows}, line 2: 'id'")
 
 
 def test_ask_and_inspect_take_bytes_that_are_no_text(kava, folder, tmp_path):
     bad = b"bad \xff q".decode("utf-8", "surrogateescape")  # as Python reads a command line
-    for words in (
-        ("ask", folder, bad),
-        ("inspect", folder, bad),
-        ("inspect", folder, "w1", "--steps", bad, "-o", tmp_path / "page.html"),
-        ("inspect", folder, "w1", "--answer", bad, "-o", tmp_path / "page.html"),
-    ):
+    for key, *words in (
+        ("the question", "ask", folder, bad),
+        ("inspect: the question", "inspect", folder, bad),
+        ("inspect: step 1", "inspect", folder, "w1", "--steps", bad, "-o", tmp_path / "page.html"),
+        ("inspect: the answer", "inspect", folder, "w1", "--answer", bad, "-o",
+         tmp_path / "page.html"),
+    ):  # fmt: skip
         status, said = kava(*words)
-        assert status == 2 and len(said.splitlines()) == 1, said
-        assert "is no valid Unicode text: character 5 is the byte 0xff" in said
+        assert (status, said.code, said.key) == (2, "system.not-unicode", key), said
+        assert len(said.splitlines()) == 1 and "character 5 is the byte 0xff" in said
     assert not list(tmp_path.iterdir())
 
 
@@ -88,7 +92,8 @@ def test_a_line_of_the_input_is_named(kava, folder, monkeypatch):
     monkeypatch.setattr(sys, "stdin", piped)
     status, said = kava("ask", folder, "--max-new-tokens", 2)
     assert status == 2 and said.count("forward passes") == 1
-    assert "kava: ask: line 3 of the input: the question is no valid Unicode text" in said
+    assert (said.code, said.key) == ("system.not-unicode", "the question")
+    assert "kava: ask: line 3 of the input: " in said
 
 
 def test_a_question_may_be_longer_than_the_name_of_a_file(kava, backbone):
