@@ -20,11 +20,11 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from refusals import refused
 
 import kava
 from kava.__main__ import main
 from kava.cli import app
-from kava.errors import KavaError
 from kava.reasoning.model_card import card
 from kava.reasoning.resolve import load_resolved
 from kava.recipe import registry
@@ -285,8 +285,9 @@ def test_without_a_name_every_page_is_filled(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     readme.main(["docs/scale.md"])
     assert capsys.readouterr().out == "docs/scale.md\n" and list(filled()) == ["docs/scale.md"]
-    with pytest.raises(KavaError, match=r"unknown page 'docs/scales.md'; did you mean 'docs/scale"):
+    with refused("tools.unknown-page", "docs/scales.md") as told:
         readme.main(["README.md", "docs/scales.md"])
+    assert "'docs/scale.md'" in str(told.value)
     assert list(filled()) == ["docs/scale.md"]
     monkeypatch.chdir(tmp_path / "docs")
     readme.main([])
