@@ -519,7 +519,7 @@ def test_a_file_of_others_is_never_replaced(inspect, tmp_path):
     for name, arguments in (
         ("mine.html", {"output": Path("mine.html")}),
         ("inspect.html", {}),
-        ("mine.html", {"as_json": Path("mine.html")}),
+        ("mine.html", {"output": Path("new.html"), "as_json": Path("mine.html")}),
     ):
         with refused("inspect.file-of-something-else", name):
             inspect(QUESTION, **arguments)
