@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from refusals import refused
 
-from kava.__main__ import main
-from kava.errors import KavaError
 from kava.inference import compressed
 from kava.inspect import ask
 
@@ -58,24 +57,28 @@ def test_public_names_load_on_first_use():
         kava.Reasoneer  # noqa: B018
 
 
+#: Words, and the code and key of the error and values that its line has.
 BAD = {
-    "no such recipe": (["train", "nowhere.yaml"], "nowhere.yaml: no such file"),
+    "no such recipe": (["train", "nowhere.yaml"], ("system.no-such-file", "nowhere.yaml")),
     "typo in a key": (
         ["train", "recipes/llama1b_aug/kava.yaml", "train.learnin_rate=1"],
-        "did you mean 'learning_rate'",
+        ("recipe.unknown-key", "train.learnin_rate", "'learning_rate'"),
     ),
     "typo in a method": (
         ["train", "recipes/quickstart/kava.yaml", "method=kva", "-o", "{tmp}/r"],
-        "did you mean 'kava'",
+        ("recipe.unknown-name", "kva", "'kava'"),
     ),
-    "override without value": (["train", "recipes/quickstart/kava.yaml", "seed"], "key=value"),
+    "override without value": (
+        ["train", "recipes/quickstart/kava.yaml", "seed"],
+        ("recipe.bad-override", "seed"),
+    ),
     "missing rows": (
         ["train", "recipes/quickstart/kava.yaml", "data.train=no.jsonl", "-o", "{tmp}/r"],
-        "no.jsonl",
+        ("data.no-file", "no.jsonl"),
     ),
     "typo in a logger": (
         ["train", "recipes/quickstart/kava.yaml", "train.report_to=[wanb]", "-o", "{tmp}/r"],
-        "did you mean 'wandb'",
+        ("training.unknown-tracker", "wanb", "'wandb'"),
     ),
     "output is a file": (
         [
@@ -85,150 +88,171 @@ BAD = {
             "-o",
             "{backbone}/config.json",
         ],
-        "config.json: ",
+        (None, None, "config.json: "),
     ),
-    "no such method here": (["quickstart", "--method", "cot"], "method of the quickstart 'cot'"),
-    "no such run": (["ask", "{tmp}/nowhere", "hello"], "no such folder"),
-    "not a run": (["eval", "{tmp}", "--task", "synthetic"], "neither a run or checkpoint"),
-    "typo in a task": (["eval", "{backbone}", "--task", "synthetik", "-o", "{tmp}/r"], "synthetic"),
+    "no such method here": (
+        ["quickstart", "--method", "cot"],
+        ("quickstart.unknown-method", "cot"),
+    ),
+    "no such run": (["ask", "{tmp}/nowhere", "hello"], ("reasoning.not-had", "{tmp}/nowhere")),
+    "not a run": (["eval", "{tmp}", "--task", "synthetic"], ("reasoning.not-a-model", "{tmp}")),
+    "typo in a task": (
+        ["eval", "{backbone}", "--task", "synthetik", "-o", "{tmp}/r"],
+        ("recipe.unknown-name", "synthetik", "'synthetic'"),
+    ),
     "a bad option": (
         ["eval", "{backbone}", "--task", "synthetic", "--option", "max_step=2", "-o", "{tmp}/r"],
-        "max_step",
+        ("data.unknown-option", "max_step", "'max_steps'"),
     ),
     "results of a shipped checkpoint": (
         ["eval", "checkpoints/quickstart/kava", "--task", "synthetic", "--limit", "2"],
-        "eval: checkpoints/quickstart/kava is not a run folder; say where results go with -o",
+        ("evaluation.not-a-run", "checkpoints/quickstart/kava", " -o "),
     ),
     "an option where there is none": (
         ["eval", "{backbone}", "--task", "rows", "--option", "steps=why", "-o", "{tmp}/r"],
-        "task rows has no options, so no 'steps'",
+        ("data.no-options", "steps", "task rows "),
     ),
     "a backbone for what has all its weights": (
         ["ask", "checkpoints/quickstart/kava", "--backbone", "{backbone}", "hello"],
-        "checkpoints/quickstart/kava: holds all its weights, no adapter; leave out",
+        ("reasoning.backbone-unwanted", "{backbone}", "checkpoints/quickstart/kava: "),
     ),
     "a backbone for a plain model": (
         ["eval", "{backbone}", "--backbone", "{backbone}", "--task", "rows", "-o", "{tmp}/r"],
-        "a model of transformers, no adapter; leave out",
+        ("reasoning.backbone-unwanted", "{backbone}", "{backbone}: "),
     ),
     "a folder as recipe": (
         ["train", "recipes/quickstart", "-o", "{tmp}/r"],
-        "is a folder; give a recipe, a YAML file; it holds backbone.yaml, coconut.yaml, ",
+        ("recipe.is-folder", "recipes/quickstart", " backbone.yaml, coconut.yaml, "),
     ),
-    "no task": (["eval", "{backbone}", "--task", "", "-o", "{tmp}/r"], "a name is empty"),
+    "no task": (
+        ["eval", "{backbone}", "--task", "", "-o", "{tmp}/r"],
+        ("cli.empty-name", "--task"),
+    ),
     "a task twice": (
         ["eval", "{backbone}", "--task", "synthetic, synthetic", "-o", "{tmp}/r"],
-        "task 'synthetic' is named twice",
+        ("evaluation.task-twice", "synthetic"),
     ),
     "a task without a file": (
         ["eval", "{backbone}", "--task", "gsm8k,svamp,rows", "--file", "a", "-o", "{tmp}/r"],
-        "eval: 1 --file for 3 tasks, none for svamp, rows; give one for each task, in the order",
+        ("data.files-and-tasks", "--file", " 1 ", " 3 ", " svamp, rows;"),
     ),
     "a file without a task": (
         ["eval", "{backbone}", "--task", "gsm8k", "--file", "a", "--file", "b", "-o", "{tmp}/r"],
-        "eval: 2 --file for 1 task, no task for b; give one for each task, in the order",
+        ("data.files-and-tasks", "--file", " 2 ", " 1 ", " b;"),
     ),
     "scores into a file": (
         ["eval", "{backbone}", "--task", "synthetic", "-o", "{backbone}/config.json"],
-        "config.json is a file; results go into a folder",
+        ("evaluation.not-a-folder", "{backbone}/config.json"),
     ),
     "scores below a file": (
         ["eval", "{backbone}", "--task", "synthetic", "-o", "{backbone}/config.json/a/b"],
-        "config.json is a file; results go into a folder",
+        ("evaluation.not-a-folder", "{backbone}/config.json"),
     ),
     "nothing to look into": (
         ["inspect", "{backbone}", "hello", "-o", "{tmp}/r"],
-        "'cot' thinks in no latent tokens; give a run of coconut, codi",
+        ("inspect.no-latents", "cot", " coconut, codi"),
     ),
     "nothing to change": (
         ["ablate", "{backbone}", "--task", "synthetic"],
-        "has no latents to change",
+        ("evaluation.no-latents", "cot"),
     ),
-    "nothing to watch": (["watch", "{tmp}"], "nothing to watch here"),
-    "no results": (["table", "{tmp}"], "holds no run"),
-    "served to everybody": (["serve", "{backbone}", "--host", "0.0.0.0"], "--api-key"),
+    "nothing to watch": (["watch", "{tmp}"], ("runs.nothing-to-watch", "{tmp}")),
+    "no results": (["table", "{tmp}"], ("report.no-run", "{tmp}")),
+    "served to everybody": (
+        ["serve", "{backbone}", "--host", "0.0.0.0"],
+        ("serve.no-key", "--api-key"),
+    ),
     "more than the memory": (
         ["bench", "train", "recipes/bench/cot.yaml", "--shape", "llama:vocab_size=99999999999999"],
-        "hold fewer rows at once (train.micro_batch_size",
+        (None, None, "train.micro_batch_size"),
     ),
-    "an empty question": (["ask", "{backbone}", "  "], "the question is empty"),
-    "nobody to ask": (["ask"], "give a run folder"),
-    "predictions of nothing": (["score", "{tmp}/p.jsonl"], "--task NAME or --data FILE"),
+    "an empty question": (["ask", "{backbone}", "  "], ("inspect.empty-question", "question")),
+    "nobody to ask": (["ask"], ("cli.no-model", "--backbone")),
+    "predictions of nothing": (["score", "{tmp}/p.jsonl"], ("evaluation.task-or-data", "--task")),
     "no predictions": (
         ["score", "{tmp}/p.jsonl", "--task", "synthetic", "--limit", "1"],
-        "p.jsonl: no such file",
+        ("data.no-file", "{tmp}/p.jsonl"),
     ),
     "rows of nowhere": (
         ["data", "check", "{tmp}/p.jsonl", "--against", "gsm8"],
-        "did you mean 'gsm8k'",
+        ("recipe.unknown-name", "gsm8", "'gsm8k'"),
     ),
     "rows of nowhere at all": (
         ["data", "check", "{tmp}/p.jsonl", "--against", ""],
-        "--against '': a name is empty",
+        ("cli.empty-name", "--against", "''"),
     ),
-    "a task without a name": (["eval", "{backbone}", "--task", ""], "--task '': a name is empty"),
+    "a task without a name": (
+        ["eval", "{backbone}", "--task", ""],
+        ("cli.empty-name", "--task", "''"),
+    ),
     "a task too few": (
         ["sweep", "recipes/quickstart/kava.yaml", "--task", "gsm8k,", "--dry-run"],
-        "--task 'gsm8k,': a name is empty",
+        ("cli.empty-name", "--task", "'gsm8k,'"),
     ),
     "nothing to fetch": (
         ["prefetch", "recipes/quickstart/kava.yaml", "--task", ""],
-        "--task '': a name is empty",
+        ("cli.empty-name", "--task"),
     ),
-    "no task to compare": (["compare", "{backbone}", "{backbone}", "--task", ""], "--task ''"),
+    "no task to compare": (
+        ["compare", "{backbone}", "{backbone}", "--task", ""],
+        ("cli.empty-name", "--task"),
+    ),
     "smoke of a run to resume": (
         ["train", "recipes/quickstart/kava.yaml", "--smoke", "--resume", "-o", "{tmp}/r"],
-        "--smoke always begins anew; leave out --resume",
+        ("cli.resume-with-smoke", "--resume"),
     ),
     "a setting that is no date": (
         ["ask", "--backbone", "{backbone}", "--compress", "rkv", "budget=2024-13-45", "hello"],
-        "budget is '2024-13-45'",
+        ("reasoning.bad-setting", "budget", "'2024-13-45'"),
     ),
-    "inspecting a home of nobody": (["inspect", "~nobody-here/x", "hello"], "~nobody-here/x: no"),
-    "results of nobody": (["table", "~nobody-here/x"], "~nobody-here/x: no such folder"),
+    "inspecting a home of nobody": (
+        ["inspect", "~nobody-here/x", "hello"],
+        ("reasoning.not-had", "~nobody-here/x"),
+    ),
+    "results of nobody": (["table", "~nobody-here/x"], ("report.no-such-folder", "~nobody-here/x")),
     "a check of nobody's rows": (
         ["data", "check", "~nobody-here/x", "--against", "synthetic"],
-        "~nobody-here/x: no such file",
+        ("data.no-file", "~nobody-here/x"),
     ),
     "a task with nobody's rows": (
         ["score", "{backbone}/config.json", "--task", "svamp", "--file", "~nobody-here/x"],
-        "~nobody-here/x: no such file",
+        ("data.no-file", "~nobody-here/x"),
     ),
     "a task of nobody's rows": (
         ["score", "{backbone}/config.json", "--task", "rows", "--file", "~nobody-here/x"],
-        "~nobody-here/x: no such file",
+        ("data.no-file", "~nobody-here/x"),
     ),
     "typo in its settings": (
         ["ask", "--backbone", "{backbone}", "--compress", "rkv_decoding", "bugdet=9", "hello"],
-        "did you mean 'budget'",
+        ("reasoning.unknown-setting", "bugdet", "'budget'"),
     ),
 }
 
 
-@pytest.mark.parametrize("words, message", BAD.values(), ids=BAD.keys())
-def test_bad_input_is_one_line_and_status_2(
-    words, message, backbone, tmp_path, monkeypatch, capsys
-):
-    words = [word.format(tmp=tmp_path, backbone=backbone) for word in words]
+@pytest.mark.parametrize("words, wanted", BAD.values(), ids=BAD.keys())
+def test_bad_input_is_one_line_and_status_2(words, wanted, kava, backbone, tmp_path, monkeypatch):
+    def filled(texts):
+        return [text and text.format(tmp=tmp_path, backbone=backbone) for text in texts]
+
     monkeypatch.chdir(Path(__file__).parents[1])
-    monkeypatch.setattr(sys, "argv", ["kava", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    told = capsys.readouterr().err
-    last = told.strip().splitlines()
-    assert len(last) == 1 and message in last[0], told
+    status, said = kava(*filled(words))
+    code, key, *values = filled(wanted)
+    assert (status, said.code, said.key) == (2, code, key), said
+    assert len(said.splitlines()) == 1 and all(value in said for value in values), said
     assert not (tmp_path / "r" / "result.json").exists()
     assert not (tmp_path / "r" / "metrics.jsonl").exists() and not (tmp_path / "r").is_file()
 
 
-def test_a_broken_row_is_named_by_file_and_line(tmp_path):
+def test_a_broken_row_is_named_by_file_and_line(kava, tmp_path, monkeypatch):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "q", "steps": [], "answer": "1"}\n{"question": "q"}\n')
-    done = kava("train", "recipes/quickstart/kava.yaml", f"data.train={rows}",
-                "-o", tmp_path / "r", folder=Path(__file__).parents[1])  # fmt: skip
-    assert done.returncode == 2 and done.stdout == "", "the recipe is told when all is well"
-    assert str(rows) in done.stderr and "line 2" in done.stderr and "answer" in done.stderr
+    monkeypatch.chdir(Path(__file__).parents[1])
+    status, said = kava(
+        "train", "recipes/quickstart/kava.yaml", f"data.train={rows}", "-o", tmp_path / "r"
+    )
+    assert (status, said.code, said.key) == (2, "data.missing-field", "answer")
+    assert f"{rows}, line 2: " in said
+    assert len(said.splitlines()) == 1, "the recipe is told when all is well"
 
 
 def test_ask_answers_a_question_given_or_piped(backbone):
@@ -258,13 +282,14 @@ def test_words_are_parted_into_run_question_and_settings():
     )
     assert part("a=b c", "threshold=0.7", "retain=first")[0] == ["a=b c"]
     assert ask.read_words(["run", "x=3"], None) == (["run", "x=3"], None)
-    for words, message in (
-        (("run", "What is", "two"), "'two' is too much"),
-        (("kernel=[",), "kernel is '\\['"),
-        (("budget=ten",), "budget is 'ten'"),
+    for words, code, key, value in (
+        (("run", "What is", "two"), "inspect.too-many-words", "two", "'two'"),
+        (("kernel=[",), "reasoning.bad-setting", "kernel", "'['"),
+        (("budget=ten",), "reasoning.bad-setting", "budget", "'ten'"),
     ):
-        with pytest.raises(KavaError, match=message):
+        with refused(code, key) as told:
             part(*words)
+        assert value in str(told.value)
 
 
 def test_smoke_runs_the_papers_recipe_and_its_checkpoint_shows_its_thoughts(tmp_path):
