@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -164,12 +165,11 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_before(
     recipe, out = write(tmp_path, backbone), tmp_path / "out"
     words = ["sweep", recipe, "-o", out]
     job = ["--launcher", "slurm", "--nodes", 3, "--gpus", 0]
-    refused = ("train.batch_size 4 cannot be shared by 3 processes; numbers of processes that fit: "
-               "1, 2, 4")  # fmt: skip
+    refused = r"a-seed42: train\.batch_size 4 .* 3 .*: 1, 2, 4\b"
     code, said = kava(*words, *job, "--dry-run")
-    assert code == 1 and "1 would fail" in said and f"a-seed42: {refused}" in said
+    assert code == 1 and "1 would fail" in said and re.search(refused, said)
     code, said = kava(*words, *job)
-    assert code == 1 and "1 run: 1 failed" in said and f"failed  a-seed42: {refused}" in said
+    assert code == 1 and "1 run: 1 failed" in said and re.search(f"failed  {refused}", said)
     assert not (out / "slurm").exists()
     code, said = kava(*words, *job[:2], "--nodes", 2, "--gpus", 2, "--dry-run")
     assert code == 0 and "1 as jobs of SLURM, 1 at a time; each 2 nodes of 2 GPUs, 4 proc" in said
@@ -242,7 +242,7 @@ def test_the_status_of_a_sweep_on_this_machine(kava, backbone, tmp_path, monkeyp
     (out / "a-seed1" / "result.json").write_text(json.dumps({**score, "scores": {}}))
     assert "a-seed1  preempted" in kava("sweep", "--status", out)[1]
     code, said = kava("sweep", recipe, "--seeds", 2, "--set", "train.clip=1", "--status", "-o", out)
-    assert code == 1 and "a run of another recipe (train.clip: 2.0 there, 1.0 given)" in said
+    assert code == 1 and "(train.clip: 2.0 there, 1.0 given)" in said
 
 
 @pytest.mark.parametrize(
