@@ -4,10 +4,10 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refused
 
 from kava.backbones import loading
 from kava.data import is_file, load_examples
-from kava.errors import KavaError
 from kava.reasoning.resolve import load_resolved, validate_resolved
 from kava.recipe.load import load_recipe
 from kava.recipe.schema import BackboneRecipe, Recipe, dump
@@ -33,11 +33,13 @@ def written(tmp_path):
     return write
 
 
-def refuses(file, *words, overrides=()):
-    with pytest.raises(KavaError) as caught:
+def refuses(file, code, key=None, *values, overrides=()):
+    """The recipe is refused; returns the message, which has these values in it."""
+    with refused(code, key) as caught:
         load_resolved(file, list(overrides))
-    for word in words:
-        assert word in str(caught.value)
+    for value in values:
+        assert value in str(caught.value)
+    return str(caught.value)
 
 
 @pytest.mark.parametrize("text", ("1e-4", "1E-4", "1.e-4", "0.0001", ".1e-3", "+1e-4", "1.0e-04"))
@@ -69,73 +71,81 @@ def test_words_that_look_a_little_like_numbers_stay_words(written):
     ),
 )
 def test_an_unknown_key_is_named_with_its_nearest(written, wrong, right):
-    refuses(written(), wrong.split("=")[0], f"did you mean '{right}'?", overrides=[wrong])
+    key = wrong.split("=")[0]
+    refuses(written(), "recipe.unknown-key", key, f"'{key}'", f"'{right}'?", overrides=[wrong])
 
 
 def test_an_unknown_key_like_no_other_lists_what_is_known(written):
-    refuses(written(), "'kv.zzz'", "known here: weight, loss", overrides=["kv.zzz=1"])
+    values = "'kv.zzz'", "weight, loss"
+    refuses(written(), "recipe.unknown-key", "kv.zzz", *values, overrides=["kv.zzz=1"])
 
 
 def test_a_key_given_twice(written):
-    refuses(written(TEXT + "seed: 1\nseed: 2\n"), "'seed' is given twice", "line 7")
-    refuses(written(TEXT + "kv: {loss: l1, loss: mse}\n"), "'loss' is given twice")
+    refuses(written(TEXT + "seed: 1\nseed: 2\n"), "recipe.key-twice", "seed", "'seed'", "line 7")
+    twice = TEXT + "kv: {loss: l1, loss: mse}\n"
+    refuses(written(twice), "recipe.key-twice", "loss", "'loss'")
 
 
 @pytest.mark.parametrize("assignment", ("seed", "=3", "", "seed:3"))
 def test_an_override_without_key_or_value(written, assignment):
-    refuses(written(), "key=value", overrides=[assignment])
+    refuses(written(), "recipe.bad-override", assignment, f"'{assignment}'", overrides=[assignment])
 
 
 def test_an_override_that_is_not_yaml(written):
-    words = "lora.targets: '[1, 2' is not a valid YAML value: expected ',' or ']'"
-    refuses(written(), words, overrides=["lora.targets=[1, 2"])
+    values = "'[1, 2'", "',' or ']'"
+    refuses(written(), "recipe.bad-yaml", "lora.targets", *values, overrides=["lora.targets=[1, 2"])
 
 
 @pytest.mark.parametrize(
-    "value,says",
+    "value,code,values",
     (
-        ("2024-13-45", "'2024-13-45' is no timestamp; in quotes it is text"),
-        ("0b_", "'0b_' is no int"),
-        ("!!int x", "'x' is no int"),
-        ("!!int ''", "'' is no int"),
-        ("!!bool x", "'x' is no bool"),
-        ("!!timestamp x", "'x' is no timestamp"),
-        ("9" * 5000, f"'{'9' * 77}...' is no int"),
-        ("a\0b", "special characters are not allowed"),
-        ("{[a]: 1}", "a key is one word, this is a list or a mapping"),
-        ("{{a: 1}: 1}", "a key is one word, this is a list or a mapping"),
-        ("[" * 3000 + "]" * 3000, "nested more than 100 deep"),
+        ("2024-13-45", "recipe.not-of-its-type", ("'2024-13-45'", "timestamp")),
+        ("0b_", "recipe.not-of-its-type", ("'0b_'", "int")),
+        ("!!int x", "recipe.not-of-its-type", ("'x'", "int")),
+        ("!!int ''", "recipe.not-of-its-type", ("''", "int")),
+        ("!!bool x", "recipe.not-of-its-type", ("'x'", "bool")),
+        ("!!timestamp x", "recipe.not-of-its-type", ("'x'", "timestamp")),
+        ("9" * 5000, "recipe.not-of-its-type", (f"'{'9' * 77}...'", "int")),
+        ("a\0b", "recipe.bad-yaml", ("special characters",)),
+        ("{[a]: 1}", "recipe.key-is-no-word", ()),
+        ("{{a: 1}: 1}", "recipe.key-is-no-word", ()),
+        ("[" * 3000 + "]" * 3000, "recipe.nested-too-deep", ("100",)),
     ),
 )
-def test_a_value_that_yaml_fails_at_is_one_line(written, value, says):
-    with pytest.raises(KavaError) as of_the_command:
-        load_resolved(written(), [f"description={value}"])
-    with pytest.raises(KavaError) as of_the_file:
-        load_resolved(written(f"method: kava\n\ndescription: {value}\n"))
-    for told in (str(of_the_command.value), str(of_the_file.value)):
-        assert says in told and "\n" not in told and len(told) < 400
-    assert str(of_the_command.value).startswith("description: '")
-    assert "recipe.yaml, line 3: " in str(of_the_file.value) or "\0" in value
+def test_a_value_that_yaml_fails_at_is_one_line(written, value, code, values):
+    of_the_command = refuses(
+        written(), code, "description", *values, overrides=[f"description={value}"]
+    )
+    file = written(f"method: kava\n\ndescription: {value}\n")
+    of_the_file = refuses(file, code, str(file), *values)
+    for told in (of_the_command, of_the_file):
+        assert "\n" not in told and len(told) < 400
+    assert of_the_command.startswith("description: '")
+    assert "recipe.yaml, line 3: " in of_the_file or "\0" in value
 
 
 def test_a_key_of_a_file_that_is_a_list(written):
-    refuses(written("method: kava\n? [a]\n: 1\n"), "recipe.yaml, line 2: not valid YAML: a key is")
+    file = written("method: kava\n? [a]\n: 1\n")
+    refuses(file, "recipe.key-is-no-word", str(file), "recipe.yaml, line 2")
 
 
 def test_what_is_nested_deep_can_be_saved(written):
     deep = "[" * 96 + "]" * 96
     recipe = load_resolved(written(), [f"data.options={{a: {deep}}}"])
     assert load_resolved(written(dump(recipe))) == recipe
-    refuses(written(), "nested", overrides=[f"data.options={{a: [[[[{deep}]]]]}}"])
+    deeper = f"data.options={{a: [[[[{deep}]]]]}}"
+    refuses(written(), "recipe.nested-too-deep", "data.options", overrides=[deeper])
 
 
 def test_an_override_below_a_value(written):
-    refuses(written(), "'seed' holds a value", overrides=["seed=1", "seed.deep=2"])
+    refuses(written(), "recipe.not-a-section", "seed", overrides=["seed=1", "seed.deep=2"])
 
 
-@pytest.mark.parametrize("key", (".seed", "train..steps", "train."))
-def test_an_override_with_an_empty_part(written, key):
-    refuses(written(), "unknown key", overrides=[f"{key}=1"])
+@pytest.mark.parametrize(
+    "key,unknown", ((".seed", ""), ("train..steps", "train."), ("train.", "train."))
+)
+def test_an_override_with_an_empty_part(written, key, unknown):
+    refuses(written(), "recipe.unknown-key", unknown, overrides=[f"{key}=1"])
 
 
 def test_overrides_win_in_order_and_fill_new_sections(written):
@@ -147,7 +157,7 @@ def test_overrides_win_in_order_and_fill_new_sections(written):
 
 @pytest.mark.parametrize("lengths", (["train.epochs=2"], ["train.steps=null"]))
 def test_exactly_one_of_steps_and_epochs(written, lengths):
-    refuses(written(), "exactly one of train.steps and train.epochs", overrides=lengths)
+    refuses(written(), "recipe.steps-or-epochs", "train.steps", overrides=lengths)
 
 
 def test_epochs_alone_are_fine(written):
@@ -156,59 +166,73 @@ def test_epochs_alone_are_fine(written):
 
 
 def test_micro_batches_must_divide_the_batch(written):
-    refuses(written(), "128", "50", overrides=["train.micro_batch_size=50"])
+    given, key = ["train.micro_batch_size=50"], "train.batch_size"
+    refuses(written(), "recipe.uneven-batch", key, "128", "50", overrides=given)
     assert load_resolved(written(), ["train.micro_batch_size=32"]).train.accumulation == 4
     assert load_resolved(written()).train.accumulation == 1
 
 
 @pytest.mark.parametrize(
-    "assignment,words",
+    "assignment,values",
     (
-        ("train.learning_rate=fast", ("train.learning_rate", "fast")),
-        ("kv.loss=l2", ("kv.loss", "l2", "smooth_l1")),
-        ("num_latents=0", ("num_latents", "0")),
-        ("kv.eviction.lambda=1.5", ("kv.eviction.lambda", "1.5")),
-        ("train.steps=2.5", ("train.steps", "2.5")),
-        ("adapter=none", ("adapter", "none")),
-        ("seed=-1", ("'seed'", "greater than or equal to 0")),
-        ("seed=4294967296", ("'seed'", "less than 4294967296")),
-        ("train.epochs=.inf", ("train.epochs", "finite number (got inf)")),
-        ("train.epochs=1e308", ("train.epochs", "less than or equal to 1000000 (got 1e+308)")),
-        ("train.learning_rate=.inf", ("train.learning_rate", "finite number")),
-        ("train.weight_decay=.inf", ("train.weight_decay", "finite number")),
-        ("teacher_ce_weight=.inf", ("teacher_ce_weight", "finite number")),
-        ("kv.weight=.nan", ("kv.weight", "finite number (got nan)")),
-        ("resources.memory_gb=.inf", ("resources.memory_gb", "finite number")),
+        ("train.learning_rate=fast", ("'fast'",)),
+        ("kv.loss=l2", ("'l2'", "'smooth_l1'")),
+        ("num_latents=0", ("(got 0)",)),
+        ("kv.eviction.lambda=1.5", ("1", "(got 1.5)")),
+        ("train.steps=2.5", ("(got 2.5)",)),
+        ("adapter=none", ("'none'", "'lora'")),
+        ("seed=-1", ("0", "(got -1)")),
+        ("seed=4294967296", ("than 4294967296", "(got 4294967296)")),
+        ("train.epochs=.inf", ("finite", "(got inf)")),
+        ("train.epochs=1e308", ("1000000", "(got 1e+308)")),
+        ("train.learning_rate=.inf", ("finite", "(got inf)")),
+        ("train.weight_decay=.inf", ("finite", "(got inf)")),
+        ("teacher_ce_weight=.inf", ("finite", "(got inf)")),
+        ("kv.weight=.nan", ("finite", "(got nan)")),
+        ("resources.memory_gb=.inf", ("finite", "(got inf)")),
     ),
 )
-def test_a_value_of_the_wrong_kind_is_named(written, assignment, words):
-    refuses(written(), *words, overrides=[assignment])
+def test_a_value_of_the_wrong_kind_is_named(written, assignment, values):
+    key = assignment.partition("=")[0]
+    refuses(written(), "recipe.bad-value", key, f"'{key}'", *values, overrides=[assignment])
+
+
+@pytest.mark.parametrize(
+    "assignment,key",
+    (("lora.targets=3", "lora.targets"), ("data.allow_leaks=[a, {}]", "data.allow_leaks")),
+)
+def test_the_key_of_a_bad_value_is_one_of_the_recipe(written, assignment, key):
+    refuses(written(), "recipe.bad-value", key, overrides=[assignment])
 
 
 def test_a_missing_key_is_named(written):
-    refuses(written(TEXT.replace("backbone: somewhere\n", "")), "'backbone' is missing")
-    refuses(written(TEXT.replace("learning_rate: 1e-4", "")), "'train.learning_rate' is missing")
+    for line, key in (
+        ("backbone: somewhere\n", "backbone"), ("learning_rate: 1e-4", "train.learning_rate"),
+    ):  # fmt: skip
+        refuses(written(TEXT.replace(line, "")), "recipe.missing-key", key, f"'{key}'")
 
 
 def test_several_mistakes_are_told_at_once(written):
-    refuses(written(), "metod", "num_latents", overrides=["metod=x", "num_latents=0"])
+    both = ["metod=x", "num_latents=0"]
+    said = refuses(written(), "recipe.bad-value", "num_latents", "'metod'", overrides=both)
+    assert said.index("'num_latents'") < said.index("'metod'")  # code and key are of the first
 
 
 def test_a_missing_file(tmp_path):
-    refuses(tmp_path / "none.yaml", "none.yaml", "no such file")
-    refuses("recipes/none.yaml", "recipes/none.yaml", "no such file")
+    for file in (str(tmp_path / "none.yaml"), "recipes/none.yaml"):
+        refuses(file, "system.no-such-file", file, file)
 
 
 def test_a_home_of_nobody_is_no_folder(written):
     path = "~nobody-here/x.yaml"
-    refuses(path, f"{path}: no such file or folder")
-    refuses(written(f"extends: {path}\n"), f"{path}: no such file or folder")
-    with pytest.raises(KavaError, match=f"{path}: no such file or folder"):
+    refuses(path, "system.no-such-file", path)
+    refuses(written(f"extends: {path}\n"), "system.no-such-file", path)
+    with refused("system.no-such-file", path):
         assets.find_all(path)
-    with pytest.raises(KavaError, match=f"backbone: {path}: no such folder"):
+    with refused("backbones.no-such-folder", path):
         loading.locate(path, None)
     assert is_file(path)
-    with pytest.raises(KavaError, match=f"{path}: no such file"):
+    with refused("data.no-file", path):
         load_examples(path)
 
 
@@ -221,22 +245,24 @@ def test_a_home_is_found(written, monkeypatch):
 
 def test_a_folder_is_not_a_recipe(tmp_path):
     (tmp_path / "mine.yaml").write_text("")
-    refuses(tmp_path, str(tmp_path), "is a folder; give a recipe", "it holds mine.yaml")
+    refuses(tmp_path, "recipe.is-folder", str(tmp_path), str(tmp_path), "mine.yaml")
 
 
 def test_broken_yaml_names_file_and_line(written):
-    refuses(written("method: kava\nbackbone: [a\n"), "recipe.yaml", "line 3", "not valid YAML")
+    file = written("method: kava\nbackbone: [a\n")
+    refuses(file, "recipe.bad-yaml", str(file), "recipe.yaml", "line 3")
 
 
 @pytest.mark.parametrize("text", ("", "kava", "- a\n- b\n"))
 def test_what_is_not_a_mapping(written, text):
-    refuses(written(text), "recipe.yaml", "mapping")
+    file = written(text)
+    refuses(file, "recipe.not-a-mapping", str(file), "recipe.yaml")
 
 
 def test_text_that_is_not_utf8(written):
     file = written()
     file.write_bytes(b"method: \xff\xfe\n")
-    refuses(file, "recipe.yaml", "not valid YAML")
+    refuses(file, "recipe.bad-yaml", str(file), "recipe.yaml")
 
 
 def test_what_is_dumped_is_complete_and_loads_as_the_same(written):
@@ -270,14 +296,15 @@ def test_a_backbone_recipe_has_its_own_keys(written):
         "               num_heads: 2, num_kv_heads: 1}\n"
     )
     assert load_recipe(file, kind=BackboneRecipe).architecture.num_kv_heads == 1
-    for wrong, says in (
-        ("architecture.num_layer=2", r"architecture.num_layer'; did you mean 'num_layers'"),
-        ("architecture.rope_theta=.inf", r"architecture.rope_theta': Input should be a finite"),
-        ("seed=-1", r"'seed': Input should be greater"),
-        ("seed=4294967296", r"'seed': Input should be less"),
+    for wrong, code, value in (
+        ("architecture.num_layer=2", "recipe.unknown-key", "'num_layers'?"),
+        ("architecture.rope_theta=.inf", "recipe.bad-value", "finite"),
+        ("seed=-1", "recipe.bad-value", "(got -1)"),
+        ("seed=4294967296", "recipe.bad-value", "than 4294967296"),
     ):
-        with pytest.raises(KavaError, match=says):
+        with refused(code, wrong.partition("=")[0]) as caught:
             load_recipe(file, [wrong], BackboneRecipe)
+        assert value in str(caught.value)
     assert load_recipe(file, ["seed=4294967295"], BackboneRecipe).seed == 2**32 - 1
 
 
@@ -290,6 +317,7 @@ def test_a_backbone_recipe_has_its_own_keys(written):
 )  # fmt: skip
 def test_the_weight_of_a_loss_that_a_method_does_not_have_is_refused(written, method, section):
     given = [f"method={method}"] + ["codi.weight=0"] * (section != "codi")
-    words = f"{section}.weight 2.0: method '{method}' has no such loss; leave it at 0"
-    refuses(written(), words, overrides=[*given, f"{section}.weight=2"])
+    key, given_it = f"{section}.weight", [*given, f"{section}.weight=2"]
+    values = f"{key} 2.0", f"'{method}'"
+    refuses(written(), "reasoning.no-such-loss", key, *values, overrides=given_it)
     load_resolved(written(), [*given, f"{section}.weight=0"])

@@ -75,11 +75,9 @@ def _read(file: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
-        raise KavaError(
-            f"{file}{line}: not valid YAML: {_problem(error)}",
-            code="recipe.bad-yaml",
-            key=str(file),
-        ) from None
+        code, key = _code(error, str(file))
+        message = f"{file}{line}: not valid YAML: {_problem(error)}"
+        raise KavaError(message, code=code, key=key) from None
     if not isinstance(tree, dict):
         raise KavaError(
             f"{file}: a recipe is a mapping of keys to values, this is not one",
@@ -98,19 +96,32 @@ def parse(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise KavaError(
-            f"{where}: '{_shown(text)}' is not a valid YAML value: {_problem(error)}",
-            code="recipe.bad-yaml-value",
-            key=where.rpartition(" ")[2],
-        ) from None
+        code, key = _code(error, where.rpartition(" ")[2])
+        message = f"{where}: '{_shown(text)}' is not a valid YAML value: {_problem(error)}"
+        raise KavaError(message, code=code, key=key) from None
 
 
 def _problem(error: Exception) -> str:
     return getattr(error, "problem", None) or " ".join(str(error).split())
 
 
+def _code(error: Exception, key: str) -> tuple[str, str]:
+    """What is wrong, and with which key where one of the text itself is."""
+    if isinstance(error, _Refused):
+        return error.code, error.key or key
+    return "recipe.bad-yaml", key
+
+
 def _shown(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+class _Refused(yaml.MarkedYAMLError):
+    """What the loader below refuses."""
+
+    def __init__(self, code: str, problem: str, mark: yaml.Mark, key: str | None = None):
+        super().__init__(problem=problem, problem_mark=mark)
+        self.code, self.key = code, key
 
 
 class _Loader(yaml.SafeLoader):
@@ -126,9 +137,10 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self._depth += 1
         if self._depth > self.deepest:
-            raise yaml.MarkedYAMLError(
-                problem=f"nested more than {self.deepest} deep",
-                problem_mark=self.peek_event().start_mark,
+            raise _Refused(
+                "recipe.nested-too-deep",
+                f"nested more than {self.deepest} deep",
+                self.peek_event().start_mark,
             )
         node = super().compose_node(parent, index)
         self._depth -= 1
@@ -139,22 +151,27 @@ class _Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError):  # what is made of a word is not checked
             kind = node.tag.rpartition(":")[2]
-            raise yaml.MarkedYAMLError(
-                problem=f"'{_shown(node.value)}' is no {kind}; in quotes it is text",
-                problem_mark=node.start_mark,
+            raise _Refused(
+                "recipe.not-of-its-type",
+                f"'{_shown(node.value)}' is no {kind}; in quotes it is text",
+                node.start_mark,
             ) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(
-                    problem="a key is one word, this is a list or a mapping",
-                    problem_mark=key.start_mark,
+                raise _Refused(
+                    "recipe.key-is-no-word",
+                    "a key is one word, this is a list or a mapping",
+                    key.start_mark,
                 )
             if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark
+                raise _Refused(
+                    "recipe.key-twice",
+                    f"key '{key.value}' is given twice",
+                    key.start_mark,
+                    key.value,
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
