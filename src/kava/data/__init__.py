@@ -185,7 +185,7 @@ def call(
         if name in given or (name not in known and not passes_on):
             if not known:
                 raise KavaError(
-                    f"{what} has no options, so no '{name}'", code="data.unknown-option", key=name
+                    f"{what} has no options, so no '{name}'", code="data.no-options", key=name
                 )
             raise unknown(f"option of {what}:", name, known, code="data.unknown-option")
     try:
