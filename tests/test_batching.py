@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refused
 from tiny import WORDS, batch, example, reasoner, recipe, tokenizer
 
 from kava.backbones import masks
-from kava.errors import KavaError
 from kava.reasoning import batching
 from kava.reasoning.batching import Encoder, Row
 from kava.recipe import registry
@@ -221,7 +221,7 @@ def test_text_never_becomes_a_special_token(thinker, texts):
 def test_a_tokenizer_without_eos_is_refused():
     broken = tokenizer()
     broken.eos_token = None
-    with pytest.raises(KavaError, match="no end-of-sequence token"):
+    with refused("reasoning.no-eos", "eos_token"):
         Encoder(broken, drop_last_step=False)
 
 

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file, save_file
 from tiny import bare, batch, example, lora, recipe, tokenizer
 
 from kava.backbones import loading
 from kava.backbones.lora import of_backbone
-from kava.errors import KavaError
 from kava.reasoning.interface import SPECIAL_TOKENS
 from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import load_resolved
@@ -116,7 +116,8 @@ def test_a_methods_own_weights_are_part_of_the_checkpoint(tmp_path):
         assert torch.equal(loaded.method_modules.state_dict()[name], weight)
     file = tmp_path / "checkpoint" / "kava.safetensors"
     edit_weights(file, lambda w: w.pop("method_modules.kv_projection.layers.0.0.0.weight"))
-    refuses(tmp_path / "checkpoint", "method_modules.kv_projection", "missing")
+    found = refuses(tmp_path / "checkpoint", "reasoning.weight-missing")
+    assert found.key.startswith("method_modules.kv_projection")
 
 
 def test_saved_again_it_is_the_same_folder(saved, tmp_path):
@@ -141,8 +142,8 @@ def test_a_checkpoint_can_be_moved(saved):
 def test_the_backbone_of_an_adapter_may_have_moved(adapted, tmp_path):
     before = outputs(Reasoner.from_pretrained(adapted))
     there = (tmp_path / "backbone").rename(tmp_path / "there")
-    with pytest.raises(KavaError, match=r"its backbone .*no such folder; .*--backbone FOLDER"):
-        Reasoner.from_pretrained(adapted)
+    name = json.loads((adapted / "kava.json").read_text())["backbone"]["name"]
+    refuses(adapted, "reasoning.backbone-not-had", name, name, "--backbone FOLDER")
     assert_same(before, outputs(Reasoner.from_pretrained(adapted, backbone=str(there))))
 
 
@@ -230,19 +231,21 @@ def test_where_nothing_else_is_rounded_it_answers_as_that_to_does(tmp_path):
 
 @pytest.mark.parametrize("dtype", ("float16", torch.float16, "bf16", torch.int8, 16))
 def test_a_dtype_that_is_not_possible(saved, dtype):
-    refuses(saved[1], f"dtype {dtype!r} is not possible for a backbone; give", dtype=dtype)
-    with pytest.raises(KavaError, match="is not possible for a backbone; give 'bfloat16'"):
+    refuses(saved[1], "backbones.bad-dtype", "dtype", f"dtype {dtype!r}", "'bfloat16'", dtype=dtype)
+    with refused("backbones.bad-dtype", "dtype"):
         Reasoner.from_backbone("nowhere", dtype=dtype)
 
 
 # -- errors that name the thing ------------------------------------------------------------------
 
 
-def refuses(folder, *patterns, **options):
-    with pytest.raises(KavaError) as caught:
+def refuses(folder, code, key=None, *values, **options):
+    """The folder is refused, with these values in the message; returns the error."""
+    with refused(code, key) as caught:
         Reasoner.from_pretrained(folder, **options)
-    for pattern in patterns:
-        assert pattern in str(caught.value)
+    for value in values:
+        assert value in str(caught.value)
+    return caught.value
 
 
 def edit_weights(file, change):
@@ -258,24 +261,26 @@ def edit_json(file, **changes):
 @pytest.mark.parametrize("token", SPECIAL_TOKENS)
 def test_a_missing_row_of_the_new_embeddings(saved, token):
     edit_weights(saved[1] / "kava.safetensors", lambda w: w.pop(f"special_tokens.{token}"))
-    refuses(saved[1], "kava.safetensors", f"special_tokens.{token}", "missing")
+    key = f"special_tokens.{token}"
+    refuses(saved[1], "reasoning.weight-missing", key, "kava.safetensors")
 
 
 def test_a_missing_part_of_the_projection(saved):
     edit_weights(saved[1] / "kava.safetensors", lambda w: w.pop("projection.layers.2.weight"))
-    refuses(saved[1], "kava.safetensors", "projection.layers.2.weight", "missing")
+    key = "projection.layers.2.weight"
+    refuses(saved[1], "reasoning.weight-missing", key, "kava.safetensors")
 
 
 def test_a_weight_of_another_shape(saved):
     edit_weights(
         saved[1] / "kava.safetensors", lambda w: w.update({"special_tokens.bot": torch.zeros(7)})
     )
-    refuses(saved[1], "special_tokens.bot", "(7,)", "(32,)")
+    refuses(saved[1], "reasoning.weight-shape", "special_tokens.bot", "(7,)", "(32,)")
 
 
 def test_a_weight_left_over(saved):
     edit_weights(saved[1] / "kava.safetensors", lambda w: w.update(extra=torch.zeros(2)))
-    refuses(saved[1], "kava.safetensors", "'extra'", "not part of this model")
+    refuses(saved[1], "reasoning.weight-unknown", "extra", "kava.safetensors", "'extra'")
 
 
 @pytest.mark.parametrize("change", ("missing", "left over", "shape"))
@@ -291,13 +296,15 @@ def test_adapter_weights_must_fit(adapted, change):
             weights["base_model.foreign.lora_A.weight"] = weight.clone()
 
     edit_weights(adapted / "adapter" / "adapter_model.safetensors", edit)
-    words = {"missing": "missing", "left over": "foreign", "shape": "shape"}
-    refuses(adapted, "adapter_model.safetensors", "lora_A", words[change])
+    codes = {"missing": "weight-missing", "left over": "weight-unknown", "shape": "weight-shape"}
+    found = refuses(adapted, f"reasoning.{codes[change]}", None, "adapter_model.safetensors")
+    assert "lora_A" in found.key and ("foreign" in found.key) is (change == "left over")
 
 
 def test_backbone_weights_must_fit(full):
     edit_weights(full / "backbone" / "model.safetensors", lambda w: w.pop("model.norm.weight"))
-    refuses(full, "backbone", "model.norm.weight", "missing")
+    folder = str(full / "backbone")
+    refuses(full, "backbones.other-weights", folder, "missing_keys", "model.norm.weight")
 
 
 @pytest.mark.parametrize(
@@ -305,7 +312,7 @@ def test_backbone_weights_must_fit(full):
 )
 def test_a_wrong_backbone(adapted, tmp_path, family, seed, word):
     other = store(tmp_path / "other", family, seed)
-    refuses(adapted, "another backbone", word, backbone=str(other))
+    refuses(adapted, "reasoning.other-backbone", str(other), word, backbone=str(other))
 
 
 def test_a_tokenizer_of_another_size(saved):
@@ -313,29 +320,30 @@ def test_a_tokenizer_of_another_size(saved):
     size = len(thinker.tokenizer)
     thinker.tokenizer.add_tokens(["new"])
     thinker.tokenizer.save_pretrained(folder)
-    refuses(folder, "tokenizer", str(size), str(size + 1))
+    refuses(folder, "reasoning.other-tokenizer", str(folder), str(size), str(size + 1))
 
 
 @pytest.mark.parametrize("name", ("kava.safetensors", "recipe.yaml"))
 def test_a_missing_file(saved, name):
     (saved[1] / name).unlink()
-    refuses(saved[1], name, "missing")
+    refuses(saved[1], "reasoning.file-missing", str(saved[1] / name))
 
 
 def test_missing_tokenizer_files(saved):
     for file in saved[1].glob("tokenizer*"):
         file.unlink()
-    refuses(saved[1], "tokenizer")
+    refuses(saved[1], "backbones.no-tokenizer", str(saved[1]))
 
 
 def test_a_missing_adapter_file(adapted):
     (adapted / "adapter" / "adapter_model.safetensors").unlink()
-    refuses(adapted, "adapter_model.safetensors", "missing")
+    file = adapted / "adapter" / "adapter_model.safetensors"
+    refuses(adapted, "reasoning.file-missing", str(file))
 
 
 def test_a_missing_backbone_file(full):
     (full / "backbone" / "model.safetensors").unlink()
-    refuses(full, "backbone")
+    refuses(full, "backbones.unusable", str(full / "backbone"))
 
 
 def truncate(file):
@@ -344,30 +352,39 @@ def truncate(file):
 
 def test_truncated_weights(saved):
     truncate(saved[1] / "kava.safetensors")
-    refuses(saved[1], "kava.safetensors", "damaged")
+    refuses(saved[1], "reasoning.damaged", str(saved[1] / "kava.safetensors"))
 
 
 def test_truncated_adapter(adapted):
     truncate(adapted / "adapter" / "adapter_model.safetensors")
-    refuses(adapted, "adapter_model.safetensors", "damaged")
+    file = adapted / "adapter" / "adapter_model.safetensors"
+    refuses(adapted, "reasoning.damaged", str(file))
 
 
 def test_truncated_backbone(full):
     truncate(full / "backbone" / "model.safetensors")
-    refuses(full, "backbone")
+    refuses(full, "backbones.unusable", str(full / "backbone"))
 
 
 def test_another_format(saved):
     edit_json(saved[1] / "kava.json", format=99)
-    refuses(saved[1], "kava.json", "99", "1")
+    refuses(saved[1], "reasoning.other-format", str(saved[1] / "kava.json"), "99", "1")
 
 
-@pytest.mark.parametrize("text", ("{", "[]", '{"format": 1}', "\x00"))
-def test_a_description_that_is_none(saved, text):
+@pytest.mark.parametrize(
+    "text,code,key",
+    (
+        ("{", "reasoning.unreadable", None), ("[]", "reasoning.other-format", None),
+        ('{"format": 1}', "reasoning.missing-key", "backbone"),
+        ("\x00", "reasoning.unreadable", None),
+    ),
+)  # fmt: skip
+def test_a_description_that_is_none(saved, text, code, key):
     (saved[1] / "kava.json").write_text(text)
-    refuses(saved[1], "kava.json")
+    refuses(saved[1], code, key or str(saved[1] / "kava.json"), "kava.json")
 
 
 def test_not_a_checkpoint(tmp_path):
-    refuses(tmp_path, str(tmp_path), "not a checkpoint")
-    refuses(tmp_path / "nowhere", "nowhere", "no such file or folder")
+    refuses(tmp_path, "reasoning.no-checkpoint", str(tmp_path))
+    nowhere = str(tmp_path / "nowhere")
+    refuses(nowhere, "system.no-such-file", nowhere)

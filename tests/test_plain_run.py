@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from refusals import refused
 from tiny import bare, batch, example, lora, recipe, tokenizer
 
 from kava.backbones import loading
-from kava.errors import KavaError
 from kava.reasoning.reasoner import Reasoner, load_backbone
 from kava.sweeps.cost import Estimator
 
@@ -89,5 +89,6 @@ def test_the_cost_of_a_training_that_starts_from_it_is_that_of_its_backbone(
 
 def test_a_run_that_thinks_in_latents_is_refused(finish):
     run, _ = finish("pccot")
-    with pytest.raises(KavaError, match="run of 'pccot', which thinks in latents"):
+    with refused("reasoning.latent-backbone") as caught:
         load_backbone(str(run), None, torch.float32)
+    assert "'pccot'" in str(caught.value)

@@ -7,9 +7,9 @@ import types
 
 import pytest
 import torch
+from refusals import refused
 from tiny import bare, lora, reasoner, words, wrap
 
-from kava.errors import KavaError
 from kava.evaluation.runner import evaluate
 from kava.reasoning import context_window
 from kava.types import Example
@@ -72,10 +72,12 @@ def test_the_longest_question_is_answered_and_one_token_more_refused(family, met
     assert len(narrow.generate(fits, 1)) > 0
     if method != "cot":  # it need not write the prompt that room is kept for
         assert columns(narrow, fits) == MOST - 1
-    for refused in (narrow.generate, narrow.think, narrow.prompt_embeds):
-        with pytest.raises(KavaError, match=f"the question has {most + 2} tokens .* {MOST} pos"):
-            refused(more)
-    with pytest.raises(KavaError, match="question 2 has"):
+    for ask in (narrow.generate, narrow.think, narrow.prompt_embeds):
+        with refused("reasoning.question-too-long", "the question") as caught:
+            ask(more)
+        assert f"has {most + 2} tokens" in str(caught.value)
+        assert f"{MOST} positions" in str(caught.value)
+    with refused("reasoning.question-too-long", "question 2"):
         narrow.generate([fits, more])
 
 
@@ -94,24 +96,26 @@ def test_tokens_that_must_come_have_to_fit():
     thinking = narrow.think(QUESTIONS[1])
     left = MOST - columns(narrow, QUESTIONS[1])
     assert narrow.continue_from(thinking, min_new_tokens=left).shape == (1, left)
-    with pytest.raises(KavaError, match=f"min_new_tokens is {left + 1}.* room for {left} new"):
-        narrow.continue_from(thinking, min_new_tokens=left + 1)
-    with pytest.raises(KavaError, match=r"min_new_tokens is 4.* room for 3 new"):
-        narrow.continue_from(thinking, 3, min_new_tokens=4)
+    for most, wanted, limit in ((left, left + 1, ()), (3, 4, (3,))):
+        with refused("reasoning.minimum-too-high", "min_new_tokens") as caught:
+            narrow.continue_from(thinking, *limit, min_new_tokens=wanted)
+        assert f"is {wanted}," in str(caught.value) and f"for {most} new" in str(caught.value)
 
 
 def test_a_thought_that_fills_the_positions_cannot_be_continued():
     narrow, wide = two("llama", "kava")
-    with pytest.raises(KavaError, match=f"leave no room for an answer: .* {MOST} positions"):
+    with refused("reasoning.no-room-for-answer") as caught:
         narrow.continue_from(wide.think(words(40, seed=1)))
+    assert f"{MOST} positions" in str(caught.value)
 
 
 def test_an_evaluation_names_the_row_before_it_begins(monkeypatch):
     narrow, _ = two("gpt2", "kava")
     rows = [Example("short", QUESTIONS[0], (), "7"), Example("far-too-long", words(60, 1), (), "7")]
     monkeypatch.setattr(type(narrow), "think_about", None)
-    with pytest.raises(KavaError, match="the question of row 'far-too-long' has 61 tokens"):
+    with refused("reasoning.question-too-long", "the question of row 'far-too-long'") as caught:
         evaluate(narrow, rows, 2, 4)
+    assert "row 'far-too-long' has 61 tokens" in str(caught.value)
 
 
 # -- commands ------------------------------------------------------------------------------------
@@ -140,21 +144,23 @@ def test_a_question_that_is_too_long_is_one_line(kava, folder, tmp_path, command
     output = ("-o", tmp_path / "page.html") if command == "inspect" else ()
     status, said = kava(command, folder, words(60, seed=1), *output)
     assert status == 2 and len(said.splitlines()) == 1 and list(tmp_path.iterdir()) == []
-    assert f"the question has 61 tokens and the backbone {MOST} positions" in said
+    assert (said.code, said.key) == ("reasoning.question-too-long", "the question")
+    assert "61 tokens" in said and f"{MOST} positions" in said
 
 
 def test_steps_that_are_too_long_are_one_line(kava, folder, tmp_path):
     words_of = ("inspect", folder, QUESTIONS[0], "-o", tmp_path / "page.html")
     status, said = kava(*words_of, "--steps", words(50, seed=2), "--answer", "7")
     assert status == 2 and len(said.splitlines()) == 1 and list(tmp_path.iterdir()) == []
-    assert f"{MOST} positions; give fewer or shorter steps" in said
+    assert said.code == "inspect.too-long" and f"{MOST} positions" in said
 
 
 def test_a_line_that_is_too_long_is_named(kava, folder, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"w1 w2\n\n{words(60, 1)}\nw3\n"))
     status, said = kava("ask", folder, "--max-new-tokens", 2)
     assert status == 2 and said.count("forward passes") == 1
-    assert "kava: ask: line 3 of the input: the question has 61 tokens" in said
+    assert said.code == "reasoning.question-too-long"
+    assert "kava: ask: line 3 of the input: " in said and "has 61 tokens" in said
 
 
 def test_eval_names_the_row_of_any_task_and_writes_nothing(kava, folder, tmp_path):
@@ -163,14 +169,16 @@ def test_eval_names_the_row_of_any_task_and_writes_nothing(kava, folder, tmp_pat
     rows.write_text("".join(json.dumps(row) + "\n" for row in asked))
     status, said = kava("eval", folder, "--task", "rows", "--file", rows, "-o", tmp_path / "run")
     assert status == 2 and len(said.splitlines()) == 1 and not (tmp_path / "run").exists()
-    assert "the question of row 'r60' has 61 tokens" in said
+    assert (said.code, said.key) == ("reasoning.question-too-long", "the question of row 'r60'")
+    assert "61 tokens" in said
 
 
 def test_adapters_count_the_same_positions():
     thinker = reasoner("gpt2", "kava", **lora())
     assert context_window.positions(thinker) == 256
-    with pytest.raises(KavaError, match="256 positions"):
+    with refused("reasoning.question-too-long") as caught:
         thinker.think(words(260, seed=1))
+    assert "256 positions" in str(caught.value)
 
 
 def test_positions_of_pads_are_held_back_only_while_a_row_waits():
