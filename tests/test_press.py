@@ -13,6 +13,7 @@ kvpress = pytest.importorskip(
     "kvpress", reason="needs NVIDIA's kvpress, in an environment of its own: make test-kvpress"
 )
 
+from refusals import refused  # noqa: E402
 from transformers import (  # noqa: E402
     DynamicCache,
     LlamaConfig,
@@ -21,7 +22,6 @@ from transformers import (  # noqa: E402
     Qwen3ForCausalLM,
 )
 
-from kava.errors import KavaError  # noqa: E402
 from kava.inference.kvpress import RKVPress  # noqa: E402
 
 SIZES = {
@@ -136,5 +136,5 @@ def test_fewer_tokens_than_the_window_are_no_error(model):
 
 @pytest.mark.parametrize("settings", ({"window": 0}, {"lam": 1.5}))
 def test_bad_settings_are_refused(settings):
-    with pytest.raises(KavaError, match="give 1 or more, and 0 to 1"):
+    with refused("reasoning.bad-setting", *settings):
         RKVPress(0.5, **settings)

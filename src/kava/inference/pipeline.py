@@ -218,7 +218,7 @@ def _question(chat: Chat) -> str:
         raise KavaError(
             "a reasoner answers one question on its own: a chat has exactly one message here, of "
             f"the role 'user' (got: {', '.join(str(m.get('role')) for m in messages)})",
-            code="inference.several-messages",
+            code="inference.not-one-question",
         )
     content = messages[0].get("content")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
