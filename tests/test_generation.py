@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 from reference import generate, prefix, to_textbook
+from refusals import refused
 from tiny import FAMILIES, reasoner
 
 from kava.backbones import cache
-from kava.errors import KavaError
 from kava.recipe import registry
 
 QUESTIONS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11", "w12 w12"]
@@ -81,7 +81,7 @@ PASSES = {
 
 
 def test_iterations_cannot_be_chosen_for_a_method_that_has_none():
-    with pytest.raises(KavaError, match="'codi' does not iterate"):
+    with refused("reasoning.no-iterations", "codi"):
         reasoner("llama", "codi").think(QUESTIONS, num_iterations=2)
 
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from refusals import refused
 from tiny import lora, reasoner
 from transformers import (
     LogitsProcessor,
@@ -15,7 +16,6 @@ from transformers import (
 )
 
 from kava.backbones.thought import Thought
-from kava.errors import KavaError
 from kava.reasoning.reasoner import Reasoner
 
 QUESTIONS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11"]
@@ -48,16 +48,22 @@ def test_thoughts_come_along_where_asked(kava):
 
 
 @pytest.mark.parametrize(
-    ("questions", "said"),
-    [([], "no question"), ("", "the question must be"), (["w1", " "], "question 2"), ([1], "1")],
+    ("questions", "code", "key", "value"),
+    [
+        ([], "reasoning.no-question", None, ""),
+        ("", "reasoning.empty-question", "the question", "not ''"),
+        (["w1", " "], "reasoning.empty-question", "question 2", "not ' '"),
+        ([1], "reasoning.empty-question", "question 1", "not 1"),
+    ],
 )
-def test_what_is_no_question(kava, questions, said):
-    with pytest.raises(KavaError, match=said):
+def test_what_is_no_question(kava, questions, code, key, value):
+    with refused(code, key) as caught:
         kava.generate(questions)
+    assert value in str(caught.value)
 
 
 def test_iterations_only_where_there_are_any(kava):
-    with pytest.raises(KavaError, match="does not iterate"):
+    with refused("reasoning.no-iterations", "codi"):
         reasoner("llama", "codi").generate("w1", num_iterations=2)
     assert kava.think("w1", 0).forward_passes == 0
 

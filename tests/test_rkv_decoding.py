@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import importance, pooled, repetition
+from refusals import refused
 
 from kava.backbones.attention import answer_attention
-from kava.errors import KavaError
 from kava.reasoning.evictions import Scored, rkv_decoding
 from kava.reasoning.evictions.random import Random
 from kava.reasoning.evictions.rkv_decoding import DIRECTIONS, RKVDecoding
@@ -107,16 +107,17 @@ def test_recent_tokens_stay_whatever_their_score(side):
 
 
 @pytest.mark.parametrize(
-    "settings,message",
+    "settings,code,key,value",
     (
-        ({"kernel": 4}, "kernel is 4; give an odd"),
-        ({"kernel": 0}, "kernel is 0"),
-        ({"lam": 1.5}, "lambda is 1.5; give 0 to 1"),
-        ({"threshold": "a"}, "threshold is 'a'"),
-        ({"retain_ratio": -0.1}, "retain_ratio is -0.1"),
-        ({"retain": "lst"}, "did you mean 'last'"),
+        ({"kernel": 4}, "reasoning.bad-setting", "kernel", "is 4; give an odd"),
+        ({"kernel": 0}, "reasoning.bad-setting", "kernel", "is 0;"),
+        ({"lam": 1.5}, "reasoning.bad-setting", "lambda", "is 1.5; give 0 to 1"),
+        ({"threshold": "a"}, "reasoning.bad-setting", "threshold", "is 'a';"),
+        ({"retain_ratio": -0.1}, "reasoning.bad-setting", "retain_ratio", "is -0.1;"),
+        ({"retain": "lst"}, "reasoning.unknown-direction", "lst", "'last'?"),
     ),
 )
-def test_bad_settings_are_named(settings, message):
-    with pytest.raises(KavaError, match=message):
+def test_bad_settings_are_named(settings, code, key, value):
+    with refused(code, key) as caught:
         RKVDecoding(**settings)
+    assert value in str(caught.value)
