@@ -36,7 +36,7 @@ def last_checkpoint(run: Path) -> str:
             key=str(run),
         )
     problem = damage(found[-1])
-    if not problem:
+    if problem is None:
         return str(found[-1])
     whole = [folder for folder in found[:-1] if not damage(folder)]
     raise KavaError(
@@ -46,8 +46,8 @@ def last_checkpoint(run: Path) -> str:
             if whole
             else "no other checkpoint here is whole: start anew with another --output"
         ),
-        code="runs.damaged-checkpoint",
-        key=str(found[-1]),
+        code=problem.code,
+        key=problem.key,
     )
 
 
@@ -66,28 +66,36 @@ def seal(folder: Path) -> None:
     write_json(folder / SEAL, {str(f.relative_to(folder)): _hash(f) for f in _files(folder)})
 
 
-def damage(folder: Path) -> str:
-    """The first file of a checkpoint that is missing or damaged, in words; empty if none is.
+def damage(folder: Path) -> KavaError | None:
+    """The error for the first file of a checkpoint that is missing or damaged; None if none is.
 
     Where there are no hashes (kava did not write them before, or was killed just then), a flipped
     bit in a file of weights is not seen.
     """
     parts = [part for part in _PARTS if (folder / part).is_dir()]
     if not parts:
-        return f"{folder}: neither adapter nor backbone is there"
+        return _missing(folder, "neither adapter nor backbone is there")
     if not next((folder / parts[0]).glob("*.safetensors"), None):
-        return f"{folder / parts[0]}: there are no weights here"
+        return _missing(folder / parts[0], "there are no weights here")
     try:
         hashes = _json(folder / SEAL) if (folder / SEAL).is_file() else {}
     except ValueError:
-        return f"{folder / SEAL}: damaged"
+        return _damaged(folder / SEAL)
     for file in dict.fromkeys([*_files(folder), *(folder / name for name in hashes)]):
         if not file.is_file():
-            return f"{file}: this file of the checkpoint is missing"
+            return _missing(file, "this file of the checkpoint is missing")
         known = hashes.get(str(file.relative_to(folder)))
         if not _whole(file) or (known and _hash(file) != known):
-            return f"{file}: damaged"
-    return ""
+            return _damaged(file)
+    return None
+
+
+def _missing(file: Path, why: str) -> KavaError:
+    return KavaError(f"{file}: {why}", code="reasoning.file-missing", key=str(file))
+
+
+def _damaged(file: Path) -> KavaError:
+    return KavaError(f"{file}: damaged", code="reasoning.damaged", key=str(file))
 
 
 _PARTS = ("adapter", "backbone")
