@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from refusals import refused
 from rich.console import Console
 from transformers import get_scheduler
 
-from kava.errors import KavaError
 from kava.reasoning.resolve import load_resolved
 from kava.runs.folder import read_metrics, read_result
 from kava.training.arguments import arguments
@@ -176,24 +176,24 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
     assert (tmp_path / "run" / weights).read_bytes() == (run / weights).read_bytes()
 
 
-def test_a_finished_run_is_not_overwritten(whole):
+def test_a_finished_run_is_not_overwritten(whole, kava):
     run, recipe, _ = whole
-    status, _, err = finish(kava("train", recipe, "-o", run))
-    assert status == 2 and "already holds a run" in err and "Traceback" not in err
+    status, said = kava("train", recipe, "-o", run)
+    assert (status, said.code, said.key) == (2, "runs.holds-run", str(run))
 
 
-def test_resume_refuses_another_recipe(whole):
+def test_resume_refuses_another_recipe(whole, kava):
     run, recipe, _ = whole
-    status, _, err = finish(kava("train", recipe, "num_latents=5", "-o", run, "--resume"))
-    assert status == 2 and "differs" in err
+    status, said = kava("train", recipe, "num_latents=5", "-o", run, "--resume")
+    assert (status, said.code, said.key) == (2, "runs.other-recipe", str(run))
+    assert "num_latents" in said
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(backbone, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(backbone, kava, tmp_path):
     recipe = write_recipe(tmp_path, backbone)
-    status, _, err = finish(
-        kava("train", recipe, "train.learning_rate=1e30", "train.clip=1e30", "-o", tmp_path / "r")
-    )
-    assert status == 2 and "not finite" in err and "Traceback" not in err
+    changes = "train.learning_rate=1e30", "train.clip=1e30"
+    status, said = kava("train", recipe, *changes, "-o", tmp_path / "r")
+    assert (status, said.code) == (2, "training.not-finite") and "Traceback" not in said
 
 
 def test_a_trace_that_its_eviction_cannot_take_is_refused_before_the_first_step(
@@ -203,7 +203,7 @@ def test_a_trace_that_its_eviction_cannot_take_is_refused_before_the_first_step(
     recipe = write_recipe(tmp_path, backbone)
     changes = ["kv.weight=1", "kv.eviction.name=full", "num_latents=2", "num_iterations=1"]
     run = tmp_path / "r"
-    with pytest.raises(KavaError, match=r"'full' keeps everything, but a reasoning trace of \d+"):
+    with refused("reasoning.trace-too-long", "kv.eviction.name"):
         train_run(load_resolved(recipe, changes), run, Console(quiet=True))
     assert not (run / "checkpoints").exists()
 
@@ -215,5 +215,6 @@ def test_a_validation_question_among_the_training_rows_is_refused(backbone, tmp_
     recipe = write_recipe(tmp_path, backbone, data={"train": str(file), "validation": str(file)})
     from kava.training.rows import read_rows
 
-    with pytest.raises(KavaError, match="8 validation questions are training questions"):
+    with refused("training.shared-validation", "data.validation") as told:
         read_rows(load_resolved(recipe).data)
+    assert "data: 8 " in str(told.value)
