@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
-from kava.errors import KavaError
 from kava.evaluation import paired
 
 HITS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30)
@@ -108,17 +108,19 @@ def test_wilson_holds_the_shares_from_which_the_accuracy_is_not_far(hits, n):
                                      lambda a, b: paired.paired_bootstrap(a, b, 0)])  # fmt: skip
 @pytest.mark.parametrize("a, b", [([True], []), ([], []), ([True, False], [True])])
 def test_answers_to_other_questions_are_refused(compare, a, b):
-    with pytest.raises(KavaError, match=f"comparison of {len(a)} and {len(b)} answers"):
+    with refused("evaluation.not-paired") as told:
         compare(a, b)
+    assert f" {len(a)} and {len(b)} " in str(told.value)
 
 
 def test_no_questions_have_no_interval():
-    with pytest.raises(KavaError, match="0 questions"):
+    with refused("evaluation.no-questions", "n"):
         paired.wilson(0, 0)
 
 
 @pytest.mark.parametrize(("seed", "beyond"), [(-(2**63), -(2**63) - 1), (2**64 - 1, 2**64)])
 def test_every_seed_that_torch_takes_is_taken_and_no_other(seed, beyond):
     assert paired.paired_bootstrap([True, False], [False, False], seed, resamples=40)
-    with pytest.raises(KavaError, match=f"seed {beyond} is out of range"):
+    with refused("evaluation.bad-seed", "seed") as told:
         paired.paired_bootstrap([True], [False], beyond)
+    assert f"seed {beyond} " in str(told.value)

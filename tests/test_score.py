@@ -4,6 +4,7 @@ import json
 import random
 
 import pytest
+from refusals import refused
 from typer.testing import CliRunner
 
 from kava.cli import app
@@ -88,37 +89,53 @@ def changed(rows, index, **fields):
 
 
 BAD = {
-    "an unknown id": (changed(with_ids(), 2, id="x"), "line 3: id 'x' is not of .*like 'a'"),
-    "an id twice": (changed(with_ids(), 2, id="a"), "line 3: id 'a' is already that of .*line 1"),
-    "a missing id": (with_ids("abd"), "has 3 rows and .* has 4; .* without a prediction is 'c'"),
-    "too many ids": ([*with_ids(), *with_ids("a")], "line 5: id 'a' is already"),
-    "too few rows": ([{"prediction": "1"}] * 3, "has 3 rows and .* has 4; without an id"),
-    "too many rows": ([{"prediction": "1"}] * 5, "has 5 rows and .* has 4; without an id"),
-    "ids in another order, one gone": (
-        changed(with_ids("abdc"), 0, id=None), "line 3: id 'd' stands where .* has 'c'",
+    "an unknown id": (
+        changed(with_ids(), 2, id="x"), "evaluation.unknown-id", "x", ("line 3: ", "'x'", "'a'"),
     ),
-    "no prediction": (changed(with_ids(), 1, prediction=None), "line 2: no field 'prediction'"),
-    "a number": (changed(with_ids(), 1, prediction=7), "line 2: 'prediction' must be the text"),
-    "nothing": ([], "holds no rows"),
+    "an id twice": (
+        changed(with_ids(), 2, id="a"), "data.repeated-id", "a", ("line 3: ", "'a'", "line 1"),
+    ),
+    "a missing id": (
+        with_ids("abd"), "evaluation.missing-predictions", "c", ("3 rows", "has 4;", "'c'"),
+    ),
+    "too many ids": ([*with_ids(), *with_ids("a")], "data.repeated-id", "a", ("line 5: ", "'a'")),
+    "too few rows": (
+        [{"prediction": "1"}] * 3, "evaluation.uneven-rows", None, ("3 rows", "has 4;"),
+    ),
+    "too many rows": (
+        [{"prediction": "1"}] * 5, "evaluation.uneven-rows", None, ("5 rows", "has 4;"),
+    ),
+    "ids in another order, one gone": (
+        changed(with_ids("abdc"), 0, id=None), "evaluation.other-order", "d",
+        ("line 3: ", "'d'", "'c'"),
+    ),
+    "no prediction": (
+        changed(with_ids(), 1, prediction=None), "data.missing-field", "prediction", ("line 2: ",),
+    ),
+    "a number": (
+        changed(with_ids(), 1, prediction=7), "data.bad-field", "prediction", ("line 2: ", "not 7"),
+    ),
+    "nothing": ([], "data.no-rows", None, ()),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("rows", "message"), BAD.values(), ids=BAD.keys())
-def test_what_does_not_match_is_named(rows, message, data, tmp_path):
-    with pytest.raises(KavaError, match=message) as caught:
-        run(write(tmp_path / "p.jsonl", rows), "--data", data)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(("rows", "code", "key", "values"), BAD.values(), ids=BAD.keys())
+def test_what_does_not_match_is_named(rows, code, key, values, data, tmp_path):
+    file = write(tmp_path / "p.jsonl", rows)
+    with refused(code, key or str(file)) as caught:
+        run(file, "--data", data)
+    assert all(value in str(caught.value) for value in values) and "\n" not in str(caught.value)
 
 
 def test_right_answers_come_from_one_place(data, tmp_path):
     file = write(tmp_path / "p.jsonl", with_ids())
-    for words, message in (
-        ((), "by --task NAME or --data FILE, one of both"),
-        (("--task", "gsm8k", "--data", data), "by --task NAME or --data FILE, one of both"),
-        (("--data", data, "--file", data), "--file and --option are of a task"),
-        (("--task", "gsm8k", "--file", data), "has 4 rows and GSM8K test has 1,319"),
+    for words, code, key in (
+        ((), "evaluation.task-or-data", "--task"),
+        (("--task", "gsm8k", "--data", data), "evaluation.task-or-data", "--task"),
+        (("--data", data, "--file", data), "evaluation.options-of-task", "--data"),
+        (("--task", "gsm8k", "--file", data), "data.other-row-count", str(data)),
     ):
-        with pytest.raises(KavaError, match=message):
+        with refused(code, key):
             run(file, *words)
     said = run(file, "--task", "gsm8k", "--file", data, "--limit", 4, "--json")
     assert json.loads(said)["correct"] == COUNTS
