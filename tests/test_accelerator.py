@@ -12,11 +12,11 @@ import torch
 import yaml
 from accelerator import accelerator, copies, forget, waits
 from parallel_worker import train
+from refusals import refused
 from safetensors.torch import load_file
 from tiny import FAMILIES, batch, example, lora, reasoner, recipe, stepped, words
 
 from kava.bench.shapes import to_device
-from kava.errors import KavaError
 from kava.reasoning import open as open_
 from kava.recipe import registry
 from kava.runs.folder import read_metrics
@@ -211,6 +211,7 @@ def test_of_several_gpus_a_process_takes_one(monkeypatch, tmp_path):
     given = recipe(train=settings)
     made = arguments(given, tmp_path, torch.device("cuda"), validate=False)
     assert (made.n_gpu, made.train_batch_size) == (1, 8)
-    with pytest.raises(KavaError, match="CUDA_VISIBLE_DEVICES=1"):
+    with refused("training.other-gpu", "cuda:1") as told:
         arguments(given, tmp_path, torch.device("cuda:1"), validate=False)
+    assert "CUDA_VISIBLE_DEVICES=1" in str(told.value)
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
