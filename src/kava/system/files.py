@@ -62,8 +62,8 @@ def check_writable(file: Path) -> None:
     Raises:
         KavaError: names the path and the system's reason; or a link, see `kava.system.links`.
     """
-    links.check(file)
     with writing(file, "give another place"):
+        links.check(file)
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         there = next(folder for folder in file.absolute().parents if folder.exists())
@@ -87,7 +87,7 @@ def write_whole(file: Path, content: str | bytes, below: Path | None = None) -> 
         KavaError: the disk is full or fails, or there is a link; a file that was there is as it
             was.
     """
-    links.check(file, below)
     with writing(file):
+        links.check(file, below)
         file.parent.mkdir(parents=True, exist_ok=True)
         links.replace(file, content.encode() if isinstance(content, str) else content)
