@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from kava.recipe.schema import Recipe, Section, merged, validate
 from kava.system import assets
 
 
-def load_recipe(path: str | Path, overrides: list[str] = (), kind: type[Section] = Recipe) -> Any:
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), kind: type[Section] = Recipe
+) -> Any:
     """Read a recipe file, apply `key.subkey=value` overrides, validate.
 
     Args:

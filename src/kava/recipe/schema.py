@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from itertools import takewhile
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
@@ -41,16 +41,16 @@ class Lora(Section):
     checkpoint's recipe holds their names.
     """
 
-    r: int = Field(128, ge=1)
-    alpha: int = Field(32, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    r: int = Field(default=128, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
     targets: list[str] | Literal["all-linear"] | None = None
 
 
 class Codi(Section):
     """L_CODI: hidden states at the last token of the answer prompt (spec, Loss)."""
 
-    weight: float = Field(0.0, ge=0)
+    weight: float = Field(default=0.0, ge=0)
     loss: Distance = "l1"
     layerwise_std: bool = True
     include_embeddings: bool = False
@@ -60,7 +60,7 @@ class Eviction(Section):
     """How the teacher's reasoning cache is brought to `num_latents` slots."""
 
     name: str = "rkv"
-    lam: float = Field(0.1, ge=0, le=1, alias="lambda")
+    lam: float = Field(default=0.1, ge=0, le=1, alias="lambda")
 
 
 class Kv(Section):
@@ -71,7 +71,7 @@ class Kv(Section):
     mean over filled slots (the norms of the paper's equation taken literally).
     """
 
-    weight: float = Field(0.0, ge=0)
+    weight: float = Field(default=0.0, ge=0)
     loss: Distance = "smooth_l1"
     layerwise_std: bool = True
     eviction: Eviction = Eviction()
@@ -90,8 +90,8 @@ class LatentReadout(Section):
     token after its own instead, as a language model's state at that token would be (ours).
     """
 
-    weight: float = Field(0.0, ge=0)
-    width: int | None = Field(None, ge=1)
+    weight: float = Field(default=0.0, ge=0)
+    width: int | None = Field(default=None, ge=1)
     target: Literal["own", "next"] = "own"
 
 
@@ -108,8 +108,8 @@ class Data(Section):
 
     train: str
     validation: str | None = None
-    train_rows: int | None = Field(None, ge=1)
-    validation_rows: int | None = Field(500, ge=1)
+    train_rows: int | None = Field(default=None, ge=1)
+    validation_rows: int | None = Field(default=500, ge=1)
     options: dict[str, Any] = {}
     leak_check: list[str] | None = None
     leak_files: dict[str, str] = {}
@@ -144,22 +144,22 @@ class Train(Section):
     processes hold parts of it.
     """
 
-    steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0, le=1e6)
-    batch_size: int = Field(128, ge=1)
-    micro_batch_size: int | None = Field(None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0, le=1e6)
+    batch_size: int = Field(default=128, ge=1)
+    micro_batch_size: int | None = Field(default=None, ge=1)
     learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    adam_beta2: float = Field(0.999, gt=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    adam_beta2: float = Field(default=0.999, gt=0, lt=1)
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: float = Field(0.03, ge=0, lt=1)
-    clip: float = Field(2.0, gt=0)
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    clip: float = Field(default=2.0, gt=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     gradient_checkpointing: bool = False
     compile: bool = False
     group_by_length: bool = False
-    log_every: int = Field(10, ge=1)
-    save_every: int | None = Field(None, ge=1)
+    log_every: int = Field(default=10, ge=1)
+    save_every: int | None = Field(default=None, ge=1)
     report_to: list[str] = []
 
     @model_validator(mode="after")
@@ -193,9 +193,9 @@ class Train(Section):
 class Evaluation(Section):
     """Validation during training, and the decoding of every evaluation."""
 
-    every: int | None = Field(None, ge=1)
-    batch_size: int = Field(64, ge=1)
-    max_new_tokens: int = Field(256, ge=1)
+    every: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1)
 
 
 class Resources(Section):
@@ -206,12 +206,12 @@ class Resources(Section):
     `processes` is for nodes without GPUs. `train.batch_size` is that of all together.
     """
 
-    nodes: int = Field(1, ge=1)
-    gpus: int = Field(1, ge=0)
-    processes: int | None = Field(None, ge=1)
-    cpus: int = Field(4, ge=1)
-    memory_gb: float = Field(32.0, gt=0)
-    minutes: int = Field(1440, ge=2)
+    nodes: int = Field(default=1, ge=1)
+    gpus: int = Field(default=1, ge=0)
+    processes: int | None = Field(default=None, ge=1)
+    cpus: int = Field(default=4, ge=1)
+    memory_gb: float = Field(default=32.0, gt=0)
+    minutes: int = Field(default=1440, ge=2)
 
     @model_validator(mode="after")
     def _a_process_for_each_gpu(self) -> Resources:
@@ -254,13 +254,13 @@ class Recipe(Section):
     seed: Seed = 42
     adapter: Literal["lora", "full"] = "lora"
     lora: Lora = Lora()
-    num_latents: int = Field(24, ge=1)
-    num_iterations: int = Field(3, ge=0)
+    num_latents: int = Field(default=24, ge=1)
+    num_iterations: int = Field(default=3, ge=0)
     projection: Literal["none", "mlp", "mlp_layernorm"] = "mlp_layernorm"
-    projection_dim: int | None = Field(None, ge=1)
+    projection_dim: int | None = Field(default=None, ge=1)
     drop_last_step: bool = True
     short_traces: Literal["mask", "zeros"] = "mask"
-    teacher_ce_weight: float = Field(1.0, ge=0)
+    teacher_ce_weight: float = Field(default=1.0, ge=0)
     codi: Codi = Codi()
     kv: Kv = Kv()
     latent_readout: LatentReadout = LatentReadout()
@@ -270,7 +270,7 @@ class Recipe(Section):
     resources: Resources = Resources()
     description: str = ""
 
-    _resolved: bool = PrivateAttr(False)
+    _resolved: bool = PrivateAttr(default=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -301,14 +301,14 @@ class Architecture(Section):
     num_kv_heads: int = Field(ge=1)
     max_positions: int = 512
     rope_theta: float = 10000.0
-    initializer_range: float = Field(0.02, gt=0)
+    initializer_range: float = Field(default=0.02, gt=0)
     tie_embeddings: bool = True
 
 
 class Vocabulary(Section):
     """Tokenizer made from the training rows. `digits: single` splits numbers into digits."""
 
-    size: int = Field(2000, ge=64)
+    size: int = Field(default=2000, ge=64)
     digits: Literal["single", "whole"] = "single"
 
 
@@ -404,5 +404,5 @@ def _explain(item: Any, kind: type[Section]) -> str:
 def _fields(kind: type[Section], path: list[str]) -> list[str]:
     for part in path:
         by_name = {(f.alias or name): f.annotation for name, f in kind.model_fields.items()}
-        kind = by_name[part]
+        kind = cast("type[Section]", by_name[part])
     return [field.alias or name for name, field in kind.model_fields.items()]
