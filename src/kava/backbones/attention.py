@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +101,7 @@ def _record(module: nn.Module, query: Tensor, settings: dict[str, Any]) -> None:
     record = _recording.get()
     if record is None:  # somebody else's, or a replay
         return
-    layer = module.layer_idx
+    layer = cast(int, module.layer_idx)
     # A copy: a view would keep the queries of every column alive.
     record.queries[layer] = query[:, :, record.columns].detach().clone()
     record.scaling[layer] = settings.get("scaling") or query.shape[-1] ** -0.5
@@ -118,7 +118,7 @@ def _sdpa(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if _recorders:
-        _record(module, query, kwargs)
+        _record(module, query, kwargs)  # pyright: ignore[reportCallIssue] `disable` is not typed
     if kwargs.get("softcap") is not None:
         return capped_attention(query, key, value, attention_mask, **kwargs), None
     # On a CPU the bits of plain decoding stay those of transformers.
@@ -203,13 +203,13 @@ def capped_attention(
         [B, n, H * G, D].
     """
     rows, columns = query.shape[2], key.shape[2]
-    scaling = scaling or query.shape[-1] ** -0.5
+    scale = scaling or query.shape[-1] ** -0.5
     if mask is None:
         ones = torch.ones(1, 1, rows, columns, dtype=torch.bool, device=query.device)
         mask = ones.tril(columns - rows)
 
     def block(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        logits = grouped_logits(query, key, scaling, softcap)
+        logits = grouped_logits(query, key, scale, softcap)
         logits = logits.masked_fill(~mask[:, :, None], torch.finfo(logits.dtype).min)
         weights = torch.nn.functional.dropout(logits.softmax(-1).to(value.dtype), dropout)
         return torch.einsum("bhgac,bhcd->bahgd", weights, value).flatten(2, 3)

@@ -7,7 +7,7 @@ into new tensors, so a fork never changes its origin and gradients flow through 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,8 +32,13 @@ def is_one(value: Any) -> bool:
 def key_values(cache: DynamicCache, start: int = 0, stop: int | None = None) -> KeyValues:
     """Columns `start:stop` of every layer, as [B, H, stop - start, D] pairs."""
     return [
-        (layer.keys[:, :, start:stop], layer.values[:, :, start:stop]) for layer in cache.layers
+        (layer.keys[:, :, start:stop], layer.values[:, :, start:stop]) for layer in _layers(cache)
     ]
+
+
+def _layers(cache: DynamicCache) -> list[Any]:
+    """All of its layers; transformers' types allow some that hold no keys."""
+    return cache.layers
 
 
 def length(cache: DynamicCache) -> int:
@@ -51,16 +56,18 @@ def from_key_values(pairs: KeyValues) -> DynamicCache:
 
 def layer(cache: DynamicCache, index: int) -> tuple[Tensor, Tensor] | None:
     """Keys and values of one layer; None where it holds nothing yet."""
-    if index >= len(cache.layers) or not cache.layers[index].is_initialized:
+    layers = _layers(cache)
+    if index >= len(layers) or not layers[index].is_initialized:
         return None
-    return cache.layers[index].keys, cache.layers[index].values
+    return layers[index].keys, layers[index].values
 
 
 def put(cache: DynamicCache, index: int, keys: Tensor, values: Tensor) -> None:
     """Let a layer hold these tensors [B, H, S, D] in place of the present ones."""
-    while len(cache.layers) <= index:
-        cache.layers.append(cache.layer_class_to_replicate())
-    held = cache.layers[index]
+    layers = _layers(cache)
+    while len(layers) <= index:
+        layers.append(cast(Any, cache).layer_class_to_replicate())
+    held = layers[index]
     held.lazy_initialization(keys, values)
     held.keys, held.values = keys, values
 
@@ -111,6 +118,9 @@ class OneLayer(DynamicCache):
     keys, values: [B, H, S, D] each; None before the first columns.
     """
 
+    keys: Any
+    values: Any
+
     def __init__(self, keys: Tensor | None, values: Tensor | None):
         super().__init__()
         self.keys, self.values = keys, values
@@ -157,7 +167,7 @@ class ShrinkingLayer(DynamicLayer):
         """Hold these columns [B, H, S, D] in place of the present ones."""
         self.keys, self.values = keys, values
 
-    def _refuse(self, *_: Any) -> None:
+    def _refuse(self, *_: Any, **_named: Any) -> Any:
         raise KavaError(
             "a cache that is compressed while decoding cannot be reordered or cut; "
             "beam search and assisted decoding are not possible with it",
@@ -186,6 +196,7 @@ def let_shrink(cache: DynamicCache, config: Any, layers: list[int]) -> list[Shri
         )
     if not cache.layers:
         cache.layers = DynamicCache(config=config).layers
+    shrinking = []
     for i in layers:
         old = cache.layers[i]
         if type(old) is not DynamicLayer:
@@ -194,10 +205,12 @@ def let_shrink(cache: DynamicCache, config: Any, layers: list[int]) -> list[Shri
                 code="backbones.cache-layers",
                 key=type(old).__name__,
             )
-        cache.layers[i] = ShrinkingLayer()
-        if old.is_initialized:
-            cache.layers[i].update(old.keys, old.values)
-    return [cache.layers[i] for i in layers]
+        held, new = layer(cache, i), ShrinkingLayer()
+        cache.layers[i] = new
+        if held is not None:
+            new.update(*held)
+        shrinking.append(new)
+    return shrinking
 
 
 def _share(pairs: KeyValues) -> DynamicCache:

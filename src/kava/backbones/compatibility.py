@@ -93,7 +93,7 @@ def check(model: PreTrainedModel) -> None:
 
 
 def _ids(model: PreTrainedModel) -> Tensor:
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = structure.table(model).weight.shape[0]
     return (torch.arange(1, TOKENS + 1, device=model.device) % rows)[None]
 
 

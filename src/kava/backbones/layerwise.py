@@ -76,7 +76,8 @@ def _in_its_place(
     whole = given[place]
     before = cache.layer(whole, index) or (None, None)
     rest = [value for key, value in given.items() if isinstance(key, int) and key != place]
-    named.pop(place, None)
+    if isinstance(place, str):
+        named.pop(place)
     output, keys, values = run(forward, layer, place, *before, rest, named)
     cache.put(whole, index, keys, values)
     return output

@@ -164,7 +164,7 @@ def load_tokenizer(folder: Path) -> Any:
             no text: all that is asked would be nothing, or the unknown token. Or only code of the
             folder's own could read them.
     """
-    known, why = set(), ""
+    known, why, tokenizer = set(), "", None
     try:
         tokenizer = pretrained.load_tokenizer(folder)
         ids = tokenizer(ANSWER_PROMPT, add_special_tokens=False).input_ids
@@ -173,7 +173,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise
     except Exception as error:  # of a broken file the tokenizers library raises just that
         why = f" ({_in_a_line(error)})"
-    if not known:
+    if tokenizer is None or not known:
         raise KavaError(
             f"tokenizer of {folder}: its files are missing or not readable{why}; put them beside "
             "config.json, as tokenizer.save_pretrained(FOLDER) does",

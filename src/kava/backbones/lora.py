@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from types import MethodType
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -49,12 +50,13 @@ def add(model: PreTrainedModel, recipe: Recipe) -> PeftModel | PreTrainedModel:
     if recipe.adapter == "full":
         return model
     lora, revision = recipe.lora, recipe.revision
-    transposed = {isinstance(m, Conv1D) for m in _linear(model, lora.targets).values()}
+    targets = cast("list[str] | str", lora.targets)  # `resolve` has written them out
+    transposed = {isinstance(m, Conv1D) for m in _linear(model, targets).values()}
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.targets,
+        target_modules=targets,
         fan_in_fan_out=transposed == {True},  # GPT-2 stores its weights transposed
         task_type="CAUSAL_LM",
         revision=revision,
@@ -89,7 +91,9 @@ def _cast_input(layer: LoraLayer, x: Tensor | None, dtype: torch.dtype) -> Tenso
 
 def bare(model: PeftModel | PreTrainedModel) -> PreTrainedModel:
     """The language model itself, the adapter's layers inside."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    if isinstance(model, PeftModel):
+        return cast(PreTrainedModel, model.get_base_model())
+    return model
 
 
 def of_backbone(model: PeftModel | PreTrainedModel) -> list[nn.Parameter]:
@@ -112,7 +116,7 @@ def _check(model: PreTrainedModel, targets: list[str]) -> None:
 def _linear(model: PreTrainedModel, targets: list[str] | str) -> dict[str, nn.Module]:
     """Linear layers by full name, the head apart, that end in one of the targets (peft's rule)."""
     head = model.get_output_embeddings()
-    found = {
+    found: dict[str, nn.Module] = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, (nn.Linear, Conv1D)) and module is not head

@@ -53,7 +53,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 def new_model(config: PreTrainedConfig, **how: Any) -> PreTrainedModel:
     """A model of random weights, as `AutoModelForCausalLM.from_config`; raises as `load_config`."""
-    with _without_code(Path(config.name_or_path), CONFIG):
+    with _without_code(Path(config.name_or_path or ""), CONFIG):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **how)
 
 

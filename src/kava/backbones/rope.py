@@ -8,11 +8,13 @@ on by another position, it is the key that the same content has there (`kava abl
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from kava.backbones import cache
+from kava.backbones import cache, structure
 from kava.backbones.cache import KeyValues
 from kava.errors import KavaError
 
@@ -64,7 +66,7 @@ def _angles(
     """Cosine and sine of each layer, [B, n, rotated features]; None without a rotation."""
     if not rotates(model):
         return None
-    rotary = model.base_model.rotary_emb
+    rotary = cast(Any, model.base_model.rotary_emb)
     kinds: list[tuple] = [()] * len(pairs)
     if hasattr(rotary, "layer_types"):  # another rotation for each kind of layer (Gemma-3)
         kinds = [(kind,) for kind in model.config.layer_types[: len(pairs)]]
@@ -111,7 +113,7 @@ def check(model: PreTrainedModel, needed: str, instead: str) -> None:
     """
     if not rotates(model):
         return
-    size, dtype = model.get_input_embeddings().weight.shape[1], model.dtype
+    size, dtype = structure.table(model).weight.shape[1], model.dtype
     one = torch.linspace(-1, 1, size, device=model.device, dtype=dtype)  # a pad's row may be zero
     positions = torch.arange(6, device=model.device)[None]
     output = model.base_model(

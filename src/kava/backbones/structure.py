@@ -5,18 +5,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from kava.backbones import cache, masks
 from kava.backbones.thought import Thought
 from kava.errors import KavaError
+
+
+class Output(Protocol):
+    """What a backbone gives for the columns that were run, as transformers' classes have it.
+
+    last_hidden_state: [B, n, d].
+    hidden_states: of the first layer's input and each layer's output; where they were asked for.
+    """
+
+    last_hidden_state: Tensor
+    hidden_states: Sequence[Tensor]
+    past_key_values: Any
 
 
 def layers(model: PreTrainedModel) -> list[nn.Module]:
@@ -92,7 +103,7 @@ def extend(
     embeds: Tensor,
     mask: Tensor,
     hidden_states: bool = False,
-) -> tuple[BaseModelOutputWithPast, Thought]:
+) -> tuple[Output, Thought]:
     """Run new columns after a thought; see `Reasoner.extend`. `kinds` are the model's `windows`."""
     past, held = thought.attention_mask, cache.fork(thought.past_key_values)
     with states_of_layers(model) if hidden_states else nullcontext() as states:
@@ -103,9 +114,14 @@ def extend(
             past_key_values=held,
             use_cache=True,
         )
-    if hidden_states:
+    if states is not None:
         output.hidden_states = (*states[:-1], output.last_hidden_state)
     return output, Thought(output.past_key_values, torch.cat((past, mask), dim=1))
+
+
+def table(model: PreTrainedModel) -> nn.Embedding:
+    """The input embeddings as they are stored."""
+    return cast(nn.Embedding, model.get_input_embeddings())
 
 
 @torch.no_grad()
@@ -114,8 +130,8 @@ def embeddings(model: PreTrainedModel) -> Tensor:
 
     Not the stored weight: a model may scale it on the way (Gemma).
     """
-    table = model.get_input_embeddings()
-    return table(torch.arange(table.weight.shape[0], device=table.weight.device)).float()
+    own = table(model)
+    return own(torch.arange(own.weight.shape[0], device=own.weight.device)).float()
 
 
 def unreadable_ids(model: PreTrainedModel, tokenizer: Any, added: Iterable[str]) -> list[int]:
@@ -130,7 +146,7 @@ def unreadable_ids(model: PreTrainedModel, tokenizer: Any, added: Iterable[str])
     Raises:
         KavaError: the tokenizer has a token of text that the model has no row for.
     """
-    rows, ours = model.get_input_embeddings().weight.shape[0], set(added)
+    rows, ours = table(model).weight.shape[0], set(added)
     readable = {id: text for text, id in tokenizer.get_vocab().items() if text not in ours}
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     needed = (readable.keys() - special) | {tokenizer.eos_token_id, tokenizer.bos_token_id} - {None}
@@ -148,6 +164,6 @@ def unreadable_ids(model: PreTrainedModel, tokenizer: Any, added: Iterable[str])
 
 def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """[..., d] to [..., vocabulary], with the soft cap of backbones that have one (Gemma-2)."""
-    scores = model.get_output_embeddings()(hidden)
+    scores = cast(nn.Module, model.get_output_embeddings())(hidden)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return scores if cap is None else torch.tanh(scores / cap) * cap

@@ -11,9 +11,9 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from kava.data import files
 from kava.errors import KavaError, unknown
@@ -114,7 +114,7 @@ def hub_rows(
         KavaError: offline, gated, not found, or no such split; names `instead`, the argument that
             takes a local file.
     """
-    import datasets
+    import datasets.config
 
     before = datasets.config.HF_HUB_OFFLINE
     # Unreachable, `datasets` would retry for half a minute before it looks at its own cache.
@@ -133,7 +133,8 @@ def hub_rows(
     finally:
         datasets.config.HF_HUB_OFFLINE = before
     hub.note(name, f"split '{split}'", [Path(file["filename"]) for file in table.cache_files])
-    return ((f"{name}, split {split}, row {n}", row) for n, row in enumerate(table, 1))
+    rows = cast("Iterable[dict[str, Any]]", table)
+    return ((f"{name}, split {split}, row {n}", row) for n, row in enumerate(rows, 1))
 
 
 def revision(source: str, options: dict[str, Any]) -> str | None:
