@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import BoolTensor, LongTensor, Tensor
 from transformers import (
     EosTokenCriteria,
     GenerationConfig,
@@ -150,8 +150,8 @@ def continue_thought(
         past.batch_repeat_interleave(copies)
     ends = (_EndsOfBeams if beams > 1 else _EndsOfRows)(stops, prompt.shape[1], left)
     most = context_window.positions(reasoner)
-    uneven = most is not None and min(left) < max(left)
-    with _no_position_from(reasoner.lm, most) if uneven else nullcontext():
+    uneven = min(left) < max(left)
+    with nullcontext() if most is None or not uneven else _no_position_from(reasoner.lm, most):
         new = reasoner.lm.generate(
             input_ids=prompt,
             attention_mask=mask.long(),
@@ -196,14 +196,22 @@ class _Ends(StoppingCriteria):
     def __init__(self, criteria: StoppingCriteriaList, start: int, left: Sequence[int]):
         self.criteria, self.start, self.left = criteria, start, torch.tensor(left)
 
-    def __call__(self, input_ids: Tensor, scores: Any, **more: Any) -> Tensor:
+    def __call__(self, input_ids: LongTensor, scores: Any, **more: Any) -> BoolTensor:
         """[B], true where a row ends here or has ended before."""
         self.left = self.left.to(input_ids.device)
         tokens, copies = input_ids.shape[1] - self.start, input_ids.shape[0] // len(self.left)
         finished = self.criteria(input_ids, scores, **more)
         full = self.left.repeat_interleave(copies) <= tokens
         self.keep(input_ids[:, self.start :], finished, full)
-        return finished | full
+        return cast(BoolTensor, finished | full)
+
+    def keep(self, ids: Tensor, finished: Tensor, full: Tensor) -> None:
+        """Rows end here, by a criterion or as their tokens are used up; [B] each."""
+        raise NotImplementedError
+
+    def found(self, ids: Tensor) -> Continuation:
+        """Of the rows that were generated."""
+        raise NotImplementedError
 
 
 class _EndsOfRows(_Ends):
@@ -222,7 +230,8 @@ class _EndsOfRows(_Ends):
 
     def found(self, ids: Tensor) -> Continuation:
         """Of the rows [B, n] that were generated; one that never ended was cut off at the end."""
-        lengths = self.lengths.masked_fill(self.lengths == 0, ids.shape[1])
+        lengths = cast(Tensor, self.lengths)  # at least one token was written
+        lengths = lengths.masked_fill(lengths == 0, ids.shape[1])
         return Continuation(ids, lengths, self.finished)
 
 

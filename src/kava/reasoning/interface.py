@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from kava.backbones.structure import Output
 from kava.backbones.thought import Thought
 from kava.recipe.schema import Recipe
 
@@ -35,13 +35,17 @@ class ReasonerProtocol(Protocol):
     merged: bool
     unreadable_ids: list[int]
     special_tokens: nn.ParameterDict
-    projection: nn.Module
     method_modules: nn.ModuleDict
     backbone: Any
 
     @property
     def method(self) -> Any:
         """The training method, a `kava.reasoning.methods.Method`."""
+        ...
+
+    @property
+    def projection(self) -> nn.Module:
+        """P, of a latent's state to the next latent's input."""
         ...
 
     @property
@@ -86,23 +90,23 @@ class ReasonerProtocol(Protocol):
 
     def extend(
         self, thought: Thought, embeds: Tensor, mask: Tensor, hidden_states: bool = False
-    ) -> tuple[BaseModelOutputWithPast, Thought]:
+    ) -> tuple[Output, Thought]:
         """Run new columns [B, n, d] with their mask [B, n] after a thought."""
         ...
 
     def extend_latents(
         self, thought: Thought, embeds: Tensor, tail: Tail | None
-    ) -> tuple[BaseModelOutputWithPast, Thought]:
+    ) -> tuple[Output, Thought]:
         """Run columns that are real in every row, and the tail after them if there is one."""
         ...
 
     def extend_with(
         self, thought: Thought, embeds: Tensor, mask: Tensor, tail: Tail | None
-    ) -> tuple[BaseModelOutputWithPast, Thought]:
+    ) -> tuple[Output, Thought]:
         """Run columns [B, n, d] with their mask [B, n], and the tail if there is one."""
         ...
 
-    def colon_states(self, output: BaseModelOutputWithPast, start: int) -> Tensor:
+    def colon_states(self, output: Output, start: int) -> Tensor:
         """Hidden states of all layers at the last token of the answer prompt, [L, B, d]."""
         ...
 

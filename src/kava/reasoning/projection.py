@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 from torch import Tensor, nn
 
 from kava.backbones.cache import KeyValues
@@ -54,9 +57,10 @@ class KvProjection(nn.Module):
 
     def forward(self, pairs: KeyValues) -> KeyValues:
         """One pair of [B, H, M, D] per layer, and the same back."""
+        layers = cast("Iterable[Iterable[nn.Sequential]]", self.layers)
         return [
-            tuple(_over_heads(layer, states) for layer, states in zip(two, pair, strict=True))
-            for two, pair in zip(self.layers, pairs, strict=True)
+            (_over_heads(of_keys, keys), _over_heads(of_values, values))
+            for (of_keys, of_values), (keys, values) in zip(layers, pairs, strict=True)
         ]
 
 
@@ -70,5 +74,5 @@ def _identity(kind: str, width: int) -> nn.Sequential:
 
 def _over_heads(layer: nn.Sequential, states: Tensor) -> Tensor:
     flat = states.transpose(1, 2).flatten(2)
-    mapped = layer(flat.to(layer[0].weight.dtype))
+    mapped = layer(flat.to(cast(nn.Linear, layer[0]).weight.dtype))
     return mapped.unflatten(2, states.shape[1::2]).transpose(1, 2)

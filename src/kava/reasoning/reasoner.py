@@ -7,14 +7,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from kava.backbones import cache, loading, lora, masks, structure
+from kava.backbones.structure import Output
 from kava.backbones.thought import Thought
 from kava.errors import KavaError
 from kava.reasoning import batching, checkpoint, context_window
@@ -25,7 +25,7 @@ from kava.reasoning.projection import Projection
 from kava.reasoning.resolve import resolve
 from kava.reasoning.states import Tail
 from kava.recipe import registry
-from kava.recipe.schema import Recipe
+from kava.recipe.schema import Data, Recipe, Train
 from kava.system import hub
 from kava.system.text import check_text
 from kava.types import ANSWER_PROMPT, Example
@@ -58,7 +58,8 @@ class Reasoner(nn.Module):
         self.unreadable_ids = structure.unreadable_ids(model, tokenizer, SPECIAL_TOKENS.values())
         self.windows = structure.windows(model)
         self.method: Method = registry.find("methods", recipe.method)(recipe)
-        self.backbone = lora.add(model, recipe)
+        #: The language model, or peft's around it.
+        self.backbone: Any = lora.add(model, recipe)
         weight = structure.embeddings(self.lm)
         scale = float(weight.square().mean().sqrt())
         self.special_tokens = nn.ParameterDict(
@@ -84,7 +85,7 @@ class Reasoner(nn.Module):
     def _on(cls, recipe: Recipe, device: str | torch.device, dtype: torch.dtype) -> Reasoner:
         torch.manual_seed(recipe.seed)
         model, tokenizer, identity = load_backbone(recipe.backbone, recipe.revision, dtype)
-        return cls(model.to(device), tokenizer, recipe, identity)
+        return cls(_moved(model, device), tokenizer, recipe, identity)
 
     @classmethod
     def from_pretrained(
@@ -126,7 +127,7 @@ class Reasoner(nn.Module):
         else:
             dtype = wanted or loading.choose_dtype(saved.recipe, device)
             model = _load_backbone_of(saved, backbone, dtype)
-        reasoner = cls(model.to(device), saved.tokenizer, saved.recipe, saved.identity)
+        reasoner = cls(_moved(model, device), saved.tokenizer, saved.recipe, saved.identity)
         checkpoint.load_added(reasoner, saved.folder)
         reasoner.record, reasoner.merged = saved.record, saved.merged
         return reasoner.eval()
@@ -153,8 +154,8 @@ class Reasoner(nn.Module):
             backbone=backbone,
             revision=revision,
             adapter="full",
-            data={"train": "none"},
-            train={"steps": 1, "learning_rate": 1e-4},
+            data=Data(train="none"),
+            train=Train(steps=1, learning_rate=1e-4),
         )
         return cls._on(recipe, device, wanted).eval()
 
@@ -253,7 +254,7 @@ class Reasoner(nn.Module):
 
     def extend(
         self, thought: Thought, embeds: Tensor, mask: Tensor, hidden_states: bool = False
-    ) -> tuple[BaseModelOutputWithPast, Thought]:
+    ) -> tuple[Output, Thought]:
         """Run new columns after a thought, which stays as it is.
 
         Args:
@@ -268,21 +269,21 @@ class Reasoner(nn.Module):
 
     def extend_latents(
         self, thought: Thought, embeds: Tensor, tail: Tail | None
-    ) -> tuple[BaseModelOutputWithPast, Thought]:
+    ) -> tuple[Output, Thought]:
         """Run columns that are real in every row, and the tail after them if there is one."""
         mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
         return self.extend_with(thought, embeds, mask, tail)
 
     def extend_with(
         self, thought: Thought, embeds: Tensor, mask: Tensor, tail: Tail | None
-    ) -> tuple[BaseModelOutputWithPast, Thought]:
+    ) -> tuple[Output, Thought]:
         """Run columns [B, n, d] with their mask [B, n], and the tail after them if there is one."""
         if tail is None:
             return self.extend(thought, embeds, mask)
         embeds = torch.cat((embeds, tail.embeds), dim=1)
         return self.extend(thought, embeds, torch.cat((mask, tail.mask), 1), tail.hidden_states)
 
-    def colon_states(self, output: BaseModelOutputWithPast, start: int) -> Tensor:
+    def colon_states(self, output: Output, start: int) -> Tensor:
         """All layers at the last token of the answer prompt, [L, B, d].
 
         Args:
@@ -553,6 +554,11 @@ def _checked(questions: str | Sequence[str]) -> list[str]:
             )
         check_text(text, where)
     return texts
+
+
+def _moved(model: PreTrainedModel, device: str | torch.device) -> PreTrainedModel:
+    """`model.to(device)`, whose type transformers' decorator hides."""
+    return cast(Any, model).to(device)
 
 
 def _new_row(weight: Tensor, scale: float) -> Tensor:

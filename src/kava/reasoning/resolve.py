@@ -6,6 +6,7 @@ no PyTorch. What the method decides is added here, once, before anything is buil
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def resolve(recipe: Recipe, where: str = "recipe") -> Recipe:
     return whole.mark_resolved()
 
 
-def load_resolved(path: str | Path, overrides: list[str] = ()) -> Recipe:
+def load_resolved(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file, as `kava.load_recipe` does, and add what its method says.
 
     Raises:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from kava.backbones.cache import KeyValues
+from kava.backbones.structure import Output
 from kava.backbones.thought import Thought
 
 
@@ -35,7 +35,7 @@ class LatentState:
     """
 
     thought: Thought
-    output: BaseModelOutputWithPast
+    output: Output
     tail_start: int
     key_values: list[KeyValues]
     inputs: list[Tensor]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -11,9 +13,10 @@ from kava.reasoning.evictions._base import Eviction, Scored
 
 def importance(scored: Scored) -> Tensor:
     """I = mean of A over the answer tokens, [B, H, C]."""
-    weight = scored.answer_mask[:, None, :, None].to(scored.attention.dtype)
+    attention = cast(Tensor, scored.attention)  # there for all with `needs_attention`
+    weight = scored.answer_mask[:, None, :, None].to(attention.dtype)
     count = weight.sum(2).clamp(min=1)
-    return (scored.attention * weight).sum(2) / count
+    return (attention * weight).sum(2) / count
 
 
 def redundancy(scored: Scored) -> Tensor:

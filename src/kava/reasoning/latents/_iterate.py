@@ -53,9 +53,9 @@ def iterate(
             history.append(cache.key_values(after.past_key_values, *columns))
             states.append(reached)
         if last:
-            break
+            return LatentState(after, output, offset + num_latents, history, trajectory, states)
         embeds = following(output.last_hidden_state)
         trajectory.append(embeds)
         if t == 0:
             context, offset = after.crop(start + 1), 0
-    return LatentState(after, output, offset + num_latents, history, trajectory, states)
+    raise ValueError(f"num_iterations is {num_iterations}")

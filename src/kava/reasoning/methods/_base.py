@@ -23,7 +23,8 @@ from kava.reasoning.methods._work import Call, Work, chain
 from kava.reasoning.states import LatentState, Tail
 from kava.recipe.schema import Recipe, Section
 
-Batch = dict[str, Tensor]
+#: Tensors by name (`kava.reasoning.batching.collate`), and what a curriculum adds.
+Batch = dict[str, Any]
 Terms = dict[str, Tensor]
 #: Gives a number between 0 and 1 for each row, [B] on the CPU; new ones with each call.
 Uniform = Callable[[], Tensor]
@@ -65,7 +66,7 @@ class Method(ABC):
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
-        self.options = self.Options.model_validate(recipe.method_options)
+        self.options: Any = self.Options.model_validate(recipe.method_options)
 
     def check(self, reasoner: ReasonerProtocol) -> None:  # noqa: B027
         """Raise a KavaError where the backbone or the recipe does not fit the method."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,8 @@ class KvDistillation:
         if self.recipe.short_traces == "zeros":
             slots = batch["steps_mask"].new_full((rows,), latents, dtype=torch.long)
         else:
-            slots = sum(block.sum(1).clamp(max=size) for block, size in self.blocks(batch))
+            sizes = [block.sum(1).clamp(max=size) for block, size in self.blocks(batch)]
+            slots = cast(Tensor, sum(sizes))
         return {"slots": denominator(slots, self.kv.reduction)}
 
     def blocks(self, batch: Batch) -> list[tuple[Tensor, int]]:

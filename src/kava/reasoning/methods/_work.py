@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,7 @@ class Work:
         return sum(int(call.pairs.sum()) for call in self.calls)
 
 
-def lengths(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def lengths(batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """Real columns of question, steps and answer, [B] each."""
     question, steps, answer = (batch[f"{part}_mask"] for part in ("question", "steps", "answer"))
     return question.sum(1), steps.sum(1), answer.sum(1)
@@ -61,7 +62,7 @@ def chain(*parts: Tensor | int, after: Tensor | None = None) -> list[Call]:
     """
     calls: list[Call] = []
     for part in parts:
-        like = after if after is not None else part
+        like = torch.as_tensor(part) if after is None else after
         new = torch.as_tensor(part, device=like.device).expand_as(like)
         calls.append(Call(new, torch.zeros_like(new) if after is None else after))
         after = calls[-1].past + new

@@ -40,10 +40,10 @@ class Options(Curriculum):
     reset_optimizer: forget AdamW's moments at each new stage.
     """
 
-    latents_per_stage: int = Field(2, ge=1)
-    max_stage: int = Field(3, ge=1)
-    epochs_per_stage: float = Field(3.0, gt=0)
-    uniform_prob: float = Field(0.0, ge=0, le=1)
+    latents_per_stage: int = Field(default=2, ge=1)
+    max_stage: int = Field(default=3, ge=1)
+    epochs_per_stage: float = Field(default=3.0, gt=0)
+    uniform_prob: float = Field(default=0.0, ge=0, le=1)
 
     def scaled(self, factor: float) -> Options:
         """The same schedule in `factor` times as many epochs."""

@@ -36,9 +36,9 @@ class Options(Curriculum):
     reset_optimizer: forget AdamW's moments with every removed token.
     """
 
-    tokens_per_epoch: float = Field(8.0, gt=0)
-    smoothing: float | None = Field(4.0, gt=0)
-    remove_all_beyond: int | None = Field(None, ge=1)
+    tokens_per_epoch: float = Field(default=8.0, gt=0)
+    smoothing: float | None = Field(default=4.0, gt=0)
+    remove_all_beyond: int | None = Field(default=None, ge=1)
 
     def scaled(self, factor: float) -> Options:
         """The same schedule in `factor` times as many epochs."""

@@ -36,7 +36,7 @@ from kava.recipe.schema import Recipe
 class Options(Curriculum):
     """The curriculum: each stage turns one more step into latents, with one more loop."""
 
-    epochs_per_stage: float = Field(1.0, gt=0)
+    epochs_per_stage: float = Field(default=1.0, gt=0)
     reset_optimizer: bool = False
 
     def scaled(self, factor: float) -> Options:

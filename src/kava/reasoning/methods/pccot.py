@@ -8,6 +8,10 @@ L = CE_student + w_t CE_teacher + a1 L_CODI
 
 from __future__ import annotations
 
+from typing import cast
+
+from torch import Tensor
+
 from kava.reasoning.latents import jacobi
 from kava.reasoning.losses.hidden_state import hidden_state_loss
 from kava.reasoning.methods._base import (
@@ -84,7 +88,11 @@ class PCCoT(LatentMethod):
         if codi.weight > 0:
             states = reasoner.colon_states(student.output, student.tail_start + 1)
             terms["codi"] = hidden_state_loss(
-                states, teacher.colon, codi.loss, codi.layerwise_std, counts["rows"]
+                states,
+                cast(Tensor, teacher.colon),  # all layers were asked for
+                codi.loss,
+                codi.layerwise_std,
+                counts["rows"],
             )
             loss = loss + codi.weight * terms["codi"]
         return {"loss": loss, **terms}
