@@ -2,6 +2,11 @@
 
 import sys
 
+import shapes_checked
+
+shapes_checked.switch_on()
+
+import jaxtyping
 import pytest
 import torch
 from browser import browser, browser_page
@@ -40,6 +45,14 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked():
+    """Without the checks of types and shapes, as the package runs: for what it refuses itself."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(params=FAMILIES)

@@ -117,7 +117,7 @@ def test_recent_tokens_stay_whatever_their_score(side):
         ({"retain": "lst"}, "reasoning.unknown-direction", "lst", "'last'?"),
     ),
 )
-def test_bad_settings_are_named(settings, code, key, value):
+def test_bad_settings_are_named(settings, code, key, value, unchecked):
     with refused(code, key) as caught:
         RKVDecoding(**settings)
     assert value in str(caught.value)

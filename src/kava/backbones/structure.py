@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from kava.backbones.thought import Thought
 from kava.errors import KavaError
 
 
+@runtime_checkable
 class Output(Protocol):
     """What a backbone gives for the columns that were run, as transformers' classes have it.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from kava.backbones import cache
+from kava.shapes import Bool, Int
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Thought:
     """
 
     past_key_values: DynamicCache
-    attention_mask: Tensor
+    attention_mask: Bool[Tensor, "batch columns"]
 
     @classmethod
     def empty(cls, batch: int, device: torch.device) -> Thought:
@@ -28,7 +29,7 @@ class Thought:
         return cls(cache.empty(), torch.zeros(batch, 0, dtype=torch.bool, device=device))
 
     @property
-    def next_position(self) -> Tensor:
+    def next_position(self) -> Int[Tensor, "batch"]:
         """[B], the position of the next token: the number of real columns."""
         return self.attention_mask.sum(1)
 

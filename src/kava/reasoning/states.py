@@ -9,6 +9,7 @@ from torch import Tensor
 from kava.backbones.cache import KeyValues
 from kava.backbones.structure import Output
 from kava.backbones.thought import Thought
+from kava.shapes import Bool, Float
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class Tail:
     hidden_states: whether all layers' outputs are wanted for the last pass.
     """
 
-    embeds: Tensor
-    mask: Tensor
+    embeds: Float[Tensor, "batch columns hidden"]
+    mask: Bool[Tensor, "batch columns"]
     hidden_states: bool = False
 
 
@@ -38,15 +39,15 @@ class LatentState:
     output: Output
     tail_start: int
     key_values: list[KeyValues]
-    inputs: list[Tensor]
-    states: list[Tensor]
+    inputs: list[Float[Tensor, "batch latents hidden"]]
+    states: list[Float[Tensor, "batch latents hidden"]]
 
     @property
-    def latents(self) -> Tensor:
+    def latents(self) -> Float[Tensor, "batch latents hidden"]:
         """Last layer's states of the latents in the last pass, [B, M, d]."""
         return self.states[-1]
 
     @property
-    def tail(self) -> Tensor:
+    def tail(self) -> Float[Tensor, "batch columns hidden"]:
         """Last layer's states of the tail, [B, n, d]."""
         return self.output.last_hidden_state[:, self.tail_start :]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kava.shapes import Bool, Float, Int
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -25,10 +27,10 @@ class Scored:
     themselves among the keys, and their attention is zero at their own columns.
     """
 
-    keys: Tensor
-    mask: Tensor
-    attention: Tensor | None
-    answer_mask: Tensor
+    keys: Float[Tensor, "batch kv_heads steps head_dim"]
+    mask: Bool[Tensor, "batch steps"]
+    attention: Float[Tensor, "batch kv_heads answer steps"] | None
+    answer_mask: Bool[Tensor, "batch answer"]
     recent: int = 0
 
 
@@ -40,10 +42,10 @@ class Eviction(ABC):
     needs_attention = False
 
     @abstractmethod
-    def score(self, scored: Scored) -> Tensor:
+    def score(self, scored: Scored) -> Float[Tensor, "batch kv_heads steps"]:
         """Scores [B, H, C], higher is kept. Pads and recent tokens are handled by the caller."""
 
-    def parts(self, scored: Scored) -> dict[str, Tensor]:
+    def parts(self, scored: Scored) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
         """What the score is made of, each [B, H, C] by name, for those who look inside.
 
         `importance`: I, high where the answer attends. `redundancy`: R as the eviction defines it.
@@ -53,7 +55,12 @@ class Eviction(ABC):
     def check(self, longest: int, budget: int) -> None:  # noqa: B027
         """Raise a KavaError where this compressor cannot bring `longest` tokens to `budget`."""
 
-    def keep(self, scored: Scored, budget: int) -> tuple[Tensor, Tensor]:
+    def keep(
+        self, scored: Scored, budget: int
+    ) -> tuple[
+        Int[Tensor, "batch kv_heads {budget}"],
+        Bool[Tensor, "batch kv_heads {budget}"],
+    ]:
         """Choose the `budget` best columns of each row and head, in reading order.
 
         Returns:
@@ -63,7 +70,9 @@ class Eviction(ABC):
         return best(self.score(scored), scored, budget)
 
 
-def best(scores: Tensor, scored: Scored, budget: int) -> tuple[Tensor, Tensor]:
+def best(
+    scores: Float[Tensor, "batch kv_heads steps"], scored: Scored, budget: int
+) -> tuple[Int[Tensor, "batch kv_heads {budget}"], Bool[Tensor, "batch kv_heads {budget}"]]:
     """`Eviction.keep` by scores [B, H, C]."""
     columns = scored.keys.shape[2]
     real = scored.mask[:, None, :]
@@ -80,13 +89,16 @@ def best(scores: Tensor, scored: Scored, budget: int) -> tuple[Tensor, Tensor]:
     return ordered.masked_fill(~filled, 0), filled
 
 
-def _recent(scored: Scored) -> Tensor:
+def _recent(scored: Scored) -> Bool[Tensor, "batch steps"]:
     """[B, C], true at each row's last `recent` real tokens."""
     from_here_on = scored.mask.flip(1).cumsum(1).flip(1)
     return scored.mask & (from_here_on <= scored.recent)
 
 
-def gather(states: Tensor, columns: Tensor) -> Tensor:
+def gather(
+    states: Float[Tensor, "batch kv_heads steps head_dim"],
+    columns: Int[Tensor, "batch kv_heads latents"],
+) -> Float[Tensor, "batch kv_heads latents head_dim"]:
     """Columns [B, H, M] of states [B, H, C, D], as [B, H, M, D]; zeros if C is 0."""
     if states.shape[2] == 0:
         return states.new_zeros(*columns.shape, states.shape[-1])

@@ -1,9 +1,12 @@
 """Importance to the answer alone: R-KV with lambda 1."""
 
+from __future__ import annotations
+
 from torch import Tensor
 
 from kava.reasoning.evictions._base import Eviction, Scored
 from kava.reasoning.evictions.rkv import importance
+from kava.shapes import Float
 
 
 class Attention(Eviction):
@@ -11,11 +14,11 @@ class Attention(Eviction):
 
     needs_attention = True
 
-    def parts(self, scored: Scored) -> dict[str, Tensor]:
+    def parts(self, scored: Scored) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
         """I alone."""
         return {"importance": importance(scored)}
 
-    def score(self, scored: Scored) -> Tensor:
+    def score(self, scored: Scored) -> Float[Tensor, "batch kv_heads steps"]:
         """[B, H, C]."""
         return self.parts(scored)["importance"]
 

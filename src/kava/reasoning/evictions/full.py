@@ -1,9 +1,12 @@
 """Keep everything; for traces no longer than the latents."""
 
+from __future__ import annotations
+
 from torch import Tensor
 
 from kava.errors import KavaError
 from kava.reasoning.evictions._base import Eviction, Scored
+from kava.shapes import Float
 
 
 class Full(Eviction):
@@ -19,7 +22,7 @@ class Full(Eviction):
                 key="kv.eviction.name",
             )
 
-    def score(self, scored: Scored) -> Tensor:
+    def score(self, scored: Scored) -> Float[Tensor, "batch kv_heads steps"]:
         """[B, H, C], all alike."""
         return scored.keys.new_zeros(scored.keys.shape[:3])
 

@@ -33,6 +33,7 @@ from kava.backbones.attention import masked_softmax
 from kava.errors import KavaError, unknown
 from kava.reasoning.evictions._base import Eviction, Scored
 from kava.reasoning.evictions.rkv import importance
+from kava.shapes import Bool, Float, Int
 
 DIRECTIONS = ("last", "first", "last_percent", "first_percent")
 #: Rows of the similarity matrix held at a time: a long prompt would need gigabytes for all.
@@ -84,12 +85,12 @@ class RKVDecoding(Eviction):
                 code="reasoning.unknown-direction",
             )
 
-    def score(self, scored: Scored) -> Tensor:
+    def score(self, scored: Scored) -> Float[Tensor, "batch kv_heads steps"]:
         """[B, H, C]."""
         parts = self.parts(scored)
         return self.lam * parts["importance"] - (1 - self.lam) * parts["redundancy"]
 
-    def parts(self, scored: Scored) -> dict[str, Tensor]:
+    def parts(self, scored: Scored) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
         """I after its pooling; R, high where a key is repeated (`rkv` has it the other way)."""
         if scored.keys.shape[2] == 0:
             none = scored.keys.new_zeros(scored.keys.shape[:3])
@@ -99,7 +100,7 @@ class RKVDecoding(Eviction):
         )
         return {"importance": pooled, "redundancy": self.redundancy(scored)}
 
-    def redundancy(self, scored: Scored) -> Tensor:
+    def redundancy(self, scored: Scored) -> Float[Tensor, "batch kv_heads steps"]:
         """R, [B, H, C]; zero at pads."""
         mask, columns = scored.mask, scored.keys.shape[2]
         unit = torch.nn.functional.normalize(scored.keys.float(), dim=-1)
@@ -115,7 +116,11 @@ class RKVDecoding(Eviction):
             total += cosine.masked_fill(spared, 0).sum(2)
         return masked_softmax(total / count[:, None, None], mask[:, None, :])
 
-    def spared(self, similar: Tensor, count: Tensor) -> Tensor:
+    def spared(
+        self,
+        similar: Bool[Tensor, "batch kv_heads rows steps"],
+        count: Int[Tensor, "batch"],
+    ) -> Bool[Tensor, "batch kv_heads rows steps"]:
         """Which of the columns similar to a row are spared by it, [B, H, rows, C].
 
         Args:

@@ -16,6 +16,7 @@ from kava.backbones.thought import Thought
 from kava.reasoning.interface import ReasonerProtocol
 from kava.reasoning.latents._watch import passed
 from kava.reasoning.states import LatentState, Tail
+from kava.shapes import Float
 
 
 def iterate(
@@ -25,7 +26,9 @@ def iterate(
     num_iterations: int,
     tail: Tail,
     keep_all: bool,
-    following: Callable[[Tensor], Tensor],
+    following: Callable[
+        [Float[Tensor, "batch columns hidden"]], Float[Tensor, "batch latents hidden"]
+    ],
 ) -> LatentState:
     """Pass 0 over [<bot>, <latent> x M], then T passes over what `following` makes of the last.
 

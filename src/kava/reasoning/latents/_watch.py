@@ -8,7 +8,9 @@ from contextvars import ContextVar
 
 from torch import Tensor
 
-Told = Callable[[Tensor], None]
+from kava.shapes import Float
+
+Told = Callable[[Float[Tensor, "batch latents hidden"]], None]
 
 _watcher: ContextVar[Told | None] = ContextVar("kava_latent_watcher", default=None)
 
@@ -27,7 +29,7 @@ def watch_passes(told: Told) -> Iterator[None]:
         _watcher.reset(token)
 
 
-def passed(states: Tensor) -> None:
+def passed(states: Float[Tensor, "batch latents hidden"]) -> None:
     """A latent rule says that a pass has ended."""
     told = _watcher.get()
     if told is not None:

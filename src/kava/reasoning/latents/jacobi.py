@@ -13,6 +13,7 @@ from kava.backbones.thought import Thought
 from kava.reasoning.interface import ReasonerProtocol
 from kava.reasoning.latents._iterate import iterate
 from kava.reasoning.states import LatentState, Tail
+from kava.shapes import Float
 
 
 def think(
@@ -24,9 +25,11 @@ def think(
     keep_all: bool = False,
 ) -> LatentState:
     """Refine `num_latents` latents in `num_iterations` passes after pass 0; see `iterate`."""
-    first: Tensor | None = None
+    first: Float[Tensor, "batch 1 hidden"] | None = None
 
-    def following(states: Tensor) -> Tensor:
+    def following(
+        states: Float[Tensor, "batch columns hidden"],
+    ) -> Float[Tensor, "batch latents hidden"]:
         nonlocal first
         projected = reasoner.project(states)
         if first is None:  # pass 0, where <bot> is the first column

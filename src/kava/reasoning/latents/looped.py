@@ -14,6 +14,7 @@ from kava.backbones.thought import Thought
 from kava.reasoning.interface import ReasonerProtocol
 from kava.reasoning.latents._iterate import iterate
 from kava.reasoning.states import LatentState, Tail
+from kava.shapes import Float
 
 
 def think(
@@ -26,7 +27,9 @@ def think(
 ) -> LatentState:
     """Refine `num_latents` = K x c latents in `num_iterations` = R loops; see `iterate`."""
 
-    def following(states: Tensor) -> Tensor:
+    def following(
+        states: Float[Tensor, "batch columns hidden"],
+    ) -> Float[Tensor, "batch latents hidden"]:
         return reasoner.special("latent") + reasoner.project(states[:, -num_latents:])
 
     return iterate(reasoner, question, num_latents, num_iterations, tail, keep_all, following)

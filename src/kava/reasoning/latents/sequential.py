@@ -13,6 +13,7 @@ from kava.backbones.thought import Thought
 from kava.reasoning.interface import ReasonerProtocol
 from kava.reasoning.latents._watch import passed
 from kava.reasoning.states import LatentState, Tail
+from kava.shapes import Int
 
 
 def think(
@@ -20,7 +21,7 @@ def think(
     question: Thought,
     num_latents: int,
     tail: Tail,
-    lengths: Tensor | None = None,
+    lengths: Int[Tensor, "batch"] | None = None,
 ) -> LatentState:
     """M latents, each projected from the state of the one before it.
 

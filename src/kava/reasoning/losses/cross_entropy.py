@@ -16,12 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kava.reasoning.interface import ReasonerProtocol
+from kava.shapes import Float, Int, Num
 
 #: At most so many: those of 523 labels of Llama-3, whose product fills a GPU.
 LOGITS_AT_ONCE = 2**26
 
 
-def cross_entropy(reasoner: ReasonerProtocol, hidden: Tensor, ids: Tensor, count: Tensor) -> Tensor:
+def cross_entropy(
+    reasoner: ReasonerProtocol,
+    hidden: Float[Tensor, "labels hidden"],
+    ids: Int[Tensor, "labels"],
+    count: Num[Tensor, ""],
+) -> Float[Tensor, ""]:
     """Sum over labels divided by `count`.
 
     Args:
@@ -45,13 +51,22 @@ def labels_at_once(model: Any) -> int | None:
     return max(1, LOGITS_AT_ONCE // head.weight.shape[0])
 
 
-def _all_at_once(reasoner: ReasonerProtocol, hidden: Tensor, ids: Tensor, count: Tensor) -> Tensor:
+def _all_at_once(
+    reasoner: ReasonerProtocol,
+    hidden: Float[Tensor, "labels hidden"],
+    ids: Int[Tensor, "labels"],
+    count: Num[Tensor, ""],
+) -> Float[Tensor, ""]:
     return F.cross_entropy(reasoner.logits(hidden).float(), ids, reduction="sum") / count
 
 
 def _in_parts(
-    reasoner: ReasonerProtocol, labels: int, hidden: Tensor, ids: Tensor, count: Tensor
-) -> tuple[Tensor, Tensor | None]:
+    reasoner: ReasonerProtocol,
+    labels: int,
+    hidden: Float[Tensor, "labels hidden"],
+    ids: Int[Tensor, "labels"],
+    count: Num[Tensor, ""],
+) -> tuple[Float[Tensor, ""], Float[Tensor, "labels hidden"] | None]:
     """The loss, and its gradient [N, d] where gradients are on."""
     losses, gradients = [], []
     for part, named in zip(hidden.detach().split(labels), ids.split(labels), strict=True):
@@ -66,7 +81,7 @@ def _in_parts(
 
 class _InParts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *given: Any) -> Tensor:
+    def forward(ctx: Any, *given: Any) -> Float[Tensor, ""]:
         with torch.enable_grad():
             loss, gradient = _in_parts(*given)
         ctx.save_for_backward(gradient)
@@ -75,7 +90,7 @@ class _InParts(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride] torch's decorator hides it
-        ctx: Any, upstream: Tensor
+        ctx: Any, upstream: Float[Tensor, ""]
     ) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return None, None, upstream * gradient, None, None

@@ -6,16 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kava.shapes import Bool, Float
 from kava.system.distributed import over_batch
 
 
-def distance(kind: str, student: Tensor, teacher: Tensor) -> Tensor:
+def distance(
+    kind: str, student: Float[Tensor, "*shape"], teacher: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
     """Elementwise distance: `l1`, `smooth_l1` (beta 1) or `mse`. Same shape as the inputs."""
     loss = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss, "mse": F.mse_loss}[kind]
     return loss(student.float(), teacher.float(), reduction="none")
 
 
-def masked_std(values: Tensor, mask: Tensor, dims: tuple[int, ...]) -> Tensor:
+def masked_std(
+    values: Float[Tensor, ...], mask: Bool[Tensor, ...], dims: tuple[int, ...]
+) -> Float[Tensor, ...]:
     """Standard deviation (n - 1) of unmasked values over `dims`, those kept with size 1.
 
     `mask` is broadcastable to `values`. To be divided by: at least 1e-6, and 1 where all values are

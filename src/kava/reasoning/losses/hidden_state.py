@@ -5,11 +5,16 @@ from __future__ import annotations
 from torch import Tensor
 
 from kava.reasoning.losses.distance import distance, masked_std
+from kava.shapes import Float, Num
 
 
 def hidden_state_loss(
-    student: Tensor, teacher: Tensor, kind: str, layerwise_std: bool, rows: Tensor
-) -> Tensor:
+    student: Float[Tensor, "layers batch hidden"],
+    teacher: Float[Tensor, "layers batch hidden"],
+    kind: str,
+    layerwise_std: bool,
+    rows: Num[Tensor, ""],
+) -> Float[Tensor, ""]:
     """Mean over layers, rows and features of |sg(h_teacher) - h_student| / std (spec, Loss).
 
     Args:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kava.backbones.cache import KeyValues
 from kava.reasoning.losses.distance import distance, masked_std
+from kava.shapes import Bool, Float, Int, Num
+
+#: Keys and values of one layer.
+Pair = tuple[
+    Float[Tensor, "batch kv_heads latents head_dim"],
+    Float[Tensor, "batch kv_heads latents head_dim"],
+]
 
 
 def kv_cache_loss(
-    student: KeyValues,
-    teacher: KeyValues,
-    filled: list[Tensor],
+    student: list[Pair],
+    teacher: list[Pair],
+    filled: list[Bool[Tensor, "batch kv_heads latents"]],
     kind: str,
     layerwise_std: bool,
-    count: Tensor,
+    count: Num[Tensor, ""],
     reduction: str = "mean",
-) -> Tensor:
+) -> Float[Tensor, ""]:
     """1/2 ( mean |sg(K~) - K_s| + mean |sg(V~) - V_s| ), each divided by std (spec, Loss).
 
     The mean is over filled slots, heads, head size and layers.
@@ -39,21 +45,21 @@ def kv_cache_loss(
     return (terms[0] + terms[1]) / 2
 
 
-def denominator(slots: Tensor, reduction: str) -> Tensor:
+def denominator(slots: Int[Tensor, "batch"], reduction: str) -> Int[Tensor, ""]:
     """What `reduction` divides by: filled slots, or rows that have any. `slots` is [B]."""
     return (slots > 0).sum() if reduction == "row" else slots.sum()
 
 
 def _term(
-    student: KeyValues,
-    teacher: KeyValues,
+    student: list[Pair],
+    teacher: list[Pair],
     part: int,
-    mask: Tensor,
+    mask: Bool[Tensor, "layers batch kv_heads latents 1"],
     kind: str,
     layerwise_std: bool,
     reduction: str,
-    count: Tensor,
-) -> Tensor:
+    count: Num[Tensor, ""],
+) -> Float[Tensor, ""]:
     ours = torch.stack([pair[part] for pair in student])
     theirs = torch.stack([pair[part] for pair in teacher]).detach().float()
     dims = (1, 2, 3, 4) if layerwise_std else (0, 1, 2, 3, 4)

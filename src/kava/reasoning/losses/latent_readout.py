@@ -11,9 +11,12 @@ from torch import Tensor
 
 from kava.reasoning.interface import ReasonerProtocol
 from kava.reasoning.losses.cross_entropy import cross_entropy
+from kava.shapes import Bool, Float, Int, Num
 
 
-def slots(step_of: Tensor, num_latents: int, width: int | None) -> tuple[Tensor, Tensor]:
+def slots(
+    step_of: Int[Tensor, "batch steps"], num_latents: int, width: int | None
+) -> tuple[Int[Tensor, "batch {num_latents}"], Bool[Tensor, "batch {num_latents}"]]:
     """Which reasoning token each latent stands for.
 
     Args:
@@ -38,7 +41,9 @@ def slots(step_of: Tensor, num_latents: int, width: int | None) -> tuple[Tensor,
     return columns.clamp(min=0), columns >= 0
 
 
-def _place(step_of: Tensor, column: Tensor) -> Tensor:
+def _place(
+    step_of: Int[Tensor, "batch steps"], column: Int[Tensor, "batch steps"]
+) -> Int[Tensor, "batch steps"]:
     """[B, C], the place of each token within its step."""
     first = torch.ones_like(step_of, dtype=torch.bool)
     first[:, 1:] = step_of[:, 1:] != step_of[:, :-1]
@@ -46,8 +51,12 @@ def _place(step_of: Tensor, column: Tensor) -> Tensor:
 
 
 def readout_labels(
-    steps: Tensor, step_of: Tensor, num_latents: int, width: int | None, target: str
-) -> tuple[Tensor, Tensor, Tensor]:
+    steps: Int[Tensor, "batch steps"],
+    step_of: Int[Tensor, "batch steps"],
+    num_latents: int,
+    width: int | None,
+    target: str,
+) -> tuple[Int[Tensor, "labels"], Int[Tensor, "labels"], Int[Tensor, "labels"]]:
     """What the latents should name.
 
     Args:
@@ -67,8 +76,11 @@ def readout_labels(
 
 
 def latent_readout_loss(
-    reasoner: ReasonerProtocol, hidden: Tensor, ids: Tensor, count: Tensor
-) -> Tensor:
+    reasoner: ReasonerProtocol,
+    hidden: Float[Tensor, "labels hidden"],
+    ids: Int[Tensor, "labels"],
+    count: Num[Tensor, ""],
+) -> Float[Tensor, ""]:
     """Mean CE over supervised latents.
 
     Args:
