@@ -106,7 +106,6 @@ OF_A_MODEL = {
     "bench shape": ("bench", "train", "RECIPE", "--shape", "MODEL"),
     "bench generate": ("bench", "generate", "RECIPE"),
     "bench memory": ("bench", "memory", "RECIPE", "--device", "cpu"),
-    "bench matrix": ("bench", "matrix", "RECIPE"),
 }
 OF_A_RUN = {
     "ask": ("ask", "RUN"),
