@@ -24,9 +24,9 @@ from rich.console import Console
 
 from kava.backbones.attention import answer_attention
 from kava.bench.shapes import Lengths
-from kava.bench.timing import in_turns, spread
+from kava.bench.timing import spread, time_interleaved
 from kava.bench.train import Training
-from kava.reasoning.evictions import Scored
+from kava.reasoning.evictions import EvictionInputs
 from kava.reasoning.evictions.rkv import RKV
 from kava.reasoning.resolve import load_resolved
 from kava.system.environment import provenance
@@ -69,7 +69,7 @@ def grow(name: str, repeats: int) -> list[dict[str, Any]]:
     for value in VALUES[name]:
         ready = {method: training(method, {name: value}) for method in METHODS}
         steps = {method: one.step for method, one in ready.items()}
-        seconds = in_turns(steps, repeats, 1, CPU)
+        seconds = time_interleaved(steps, repeats, 1, CPU)
         for method, times in seconds.items():
             record = ready[method].record()
             rows.append({"method": method, "value": value, "ms": spread(times), **record})
@@ -87,7 +87,7 @@ def choosing(columns: int) -> tuple[Callable[[], None], int]:
     @torch.no_grad()
     def choose() -> None:
         attention = answer_attention(queries, keys, mask, SIZE**-0.5)
-        RKV(lam=0.1).keep(Scored(keys, mask, attention, answer), BUDGET)
+        RKV(lam=0.1).keep(EvictionInputs(keys, mask, attention, answer), BUDGET)
 
     return choose, keys.numel() * 4
 
@@ -95,7 +95,7 @@ def choosing(columns: int) -> tuple[Callable[[], None], int]:
 def compression(columns: int, repeats: int) -> dict[str, Any]:
     """Time of R-KV's choice, and what it holds at its peak beyond keys and queries."""
     choose, bytes_of_keys = choosing(columns)
-    seconds = in_turns({"rkv": choose}, repeats, 2, CPU)["rkv"]
+    seconds = time_interleaved({"rkv": choose}, repeats, 2, CPU)["rkv"]
     return {
         "value": columns,
         "ms": spread(seconds),

@@ -30,7 +30,7 @@ from kava.backbones import cache
 from kava.bench import flops
 from kava.bench.generate import Generation
 from kava.bench.shapes import Lengths
-from kava.bench.timing import in_turns, matrix_rate, ratio, spread
+from kava.bench.timing import matrix_rate, ratio, spread, time_interleaved
 from kava.bench.train import Training
 from kava.reasoning.losses.hidden_state import hidden_state_loss
 from kava.reasoning.reasoner import Reasoner
@@ -220,7 +220,7 @@ def compare(
 ) -> dict[str, list[float]]:
     """Seconds of each, and a line of progress."""
     with console.status("warming up") as status:
-        return in_turns(
+        return time_interleaved(
             pieces, repeats, 2, CPU, lambda done: status.update(f"round {done} of {repeats + 2}")
         )
 
@@ -269,18 +269,18 @@ def main() -> None:
     results: dict[str, Any] = {}
     for adapter in ("full", "lora"):
         ready = trainings(adapter, given.batch)
-        counts = {name: flops.counted(one.gradients) for name, one in ready.items()}
+        counts = {name: flops.count_flops(one.gradients) for name, one in ready.items()}
         for one in ready.values():
             one.optimiser.zero_grad()
         steps = {name: one.step for name, one in ready.items()}
         results[f"step, {adapter}"] = rows_of(compare(steps, given.repeats, console), counts, rate)
         tell(f"one step, {adapter}, batch {given.batch}", results[f"step, {adapter}"], console)
     ready = prefills(given.batch)
-    counts = {name: flops.counted(piece) for name, piece in ready.items()}
+    counts = {name: flops.count_flops(piece) for name, piece in ready.items()}
     results["prefill"] = rows_of(compare(ready, given.repeats, console), counts, rate)
     tell(f"question to first token, batch {given.batch}", results["prefill"], console)
     sixteen = {
-        name: flops.counted(one.gradients, attention=False)
+        name: flops.count_flops(one.gradients, attention=False)
         for name, one in trainings("full", 16).items()
         if name in ("pccot", "official pccot")
     }

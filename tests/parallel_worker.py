@@ -101,8 +101,8 @@ def train(
 
     try:
         with (
-            signals.listening(received, signal.SIGUSR2) if asked else contextlib.nullcontext(),
-            signals.deferred(),
+            signals.listen_for(received, signal.SIGUSR2) if asked else contextlib.nullcontext(),
+            signals.defer_signals(),
             changed(kava.training.trainer.StepTrainer, "compute_loss", struck),
             changed(Reasoner, "build", staticmethod(poisoned)),
             changed(kava.training.callbacks.Record, "on_step_begin", begin),
@@ -141,7 +141,7 @@ def score(recipe: str, scored: str, asked=None) -> str:
 
     try:
         with (
-            signals.listening(received, signal.SIGUSR2),
+            signals.listen_for(received, signal.SIGUSR2),
             changed(Reasoner, "answer", struck),
         ):
             wanted = Run("a", load_resolved(recipe), run)
@@ -175,8 +175,8 @@ def main() -> None:
         except KavaError as error:
             outcomes.append([error.code, error.key, str(error)])
     (FOLDER / f"outcomes-{distributed.rank()}.json").write_text(json.dumps(outcomes))
-    distributed.leave()
-    distributed.end(0)
+    distributed.leave_process_group()
+    distributed.exit_process(0)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import tiny
 import uvicorn
 
 from kava.serve.app import create_app
-from kava.serve.connection import configured
+from kava.serve.connection import configure_server
 from kava.serve.limits import Limits
 
 QUESTIONS = [tiny.words(3 + i % 9, seed=i) for i in range(24)]
@@ -25,7 +25,7 @@ def serving(reasoner, limits=LIMITS, api_key=None, hosts=None):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(configured(app, limits, port=port))
+    server = uvicorn.Server(configure_server(app, limits, port=port))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

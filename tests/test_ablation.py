@@ -218,8 +218,8 @@ def test_keys_moved_there_and_back_are_the_same(family):
     scene, _ = scene_of(thinker, EXAMPLES, EXAMPLES)
     here, pairs = scene.own.positions, scene.own.key_values
     there = here + torch.tensor([[3], [-2], [40], [0], [11]])
-    moved = rope.moved(thinker.lm, pairs, here, there)
-    back = rope.moved(thinker.lm, moved, there, here)
+    moved = rope.reposition_keys(thinker.lm, pairs, here, there)
+    back = rope.reposition_keys(thinker.lm, moved, there, here)
     for own, other, again in zip(pairs, moved, back, strict=True):
         assert close(own[0], again[0], 1e-5) and torch.equal(own[1], other[1])
         rotates = hasattr(thinker.lm.base_model, "rotary_emb")

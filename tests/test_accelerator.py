@@ -69,7 +69,7 @@ def test_a_step_is_that_of_the_cpu_and_does_not_wait(device, method):
 def gradients(model, inputs):
     """Of a step whose rows are staged already; nothing before it counts."""
     model.zero_grad()
-    inputs = model.staged(inputs)
+    inputs = model.apply_stage(inputs)
     forget()
     loss = model(**inputs, counts=model.method.counts(inputs))["loss"]
     loss.backward()

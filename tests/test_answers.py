@@ -19,10 +19,10 @@ from kava.evaluation.answers import (
     RULES,
     after_marker,
     math_verify,
+    note_on_unreadable_golds,
     numeric,
     read_number,
     score,
-    without_number,
 )
 
 OF_OURS = ("numeric", "last_number", "string")
@@ -109,8 +109,11 @@ def test_marker():
 
 
 def test_right_answers_without_a_number_are_said():
-    assert without_number(["18", "-.5", "2/5", "5 eggs"]) is None and without_number([]) is None
-    assert without_number(["18", "yes", "no", "4"]) == (
+    assert (
+        note_on_unreadable_golds(["18", "-.5", "2/5", "5 eggs"]) is None
+        and note_on_unreadable_golds([]) is None
+    )
+    assert note_on_unreadable_golds(["18", "yes", "no", "4"]) == (
         "2 of 4 right answers hold no number, such as 'yes': by 'numeric', the headline, nothing "
         "is right there; 'string' compares texts"
     )

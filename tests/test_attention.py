@@ -16,15 +16,15 @@ from kava.backbones.attention import (
     masked_softmax,
     record_queries,
 )
-from kava.reasoning.methods import read_question, read_written
-from kava.reasoning.methods._kv import steps_seen
+from kava.reasoning.methods import prefill_question, teacher_forward
+from kava.reasoning.methods._kv import visible_steps
 
 EXAMPLES = [example(4, 6), example(9, 3, 1, "1 2 3"), example(1, 1, 2), example(6, 0, 3)]
 
 
 @torch.no_grad()
 def recorded(thinker, data):
-    return read_written(thinker, read_question(thinker, data), data, queries=True)
+    return teacher_forward(thinker, prefill_question(thinker, data), data, queries=True)
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def test_each_query_head_matches_eager_attention_over_the_steps(family):
     for layer, (keys, _) in enumerate(teacher.steps):
         scaling, softcap = record.scaling[layer], record.softcap[layer]
         logits = grouped_logits(record.queries[layer], keys, scaling, softcap)
-        seen = steps_seen(data, data["steps_mask"], record.window[layer])
+        seen = visible_steps(data, data["steps_mask"], record.window[layer])
         seen = seen[:, None] if seen.dim() == 2 else seen  # [B, A or 1, C]
         weights = masked_softmax(logits, seen[:, None, None]).flatten(1, 2)
         for i, one in enumerate(EXAMPLES):
@@ -91,9 +91,9 @@ def test_recording_ends_with_its_block_and_holds_no_gradient(family):
     thinker = reasoner(family)
     data = batch(thinker, EXAMPLES)
     with record_queries(slice(-2, None)) as record:
-        read_question(thinker, data)
+        prefill_question(thinker, data)
     inside = {layer: q.clone() for layer, q in record.queries.items()}
-    read_question(thinker, {k: v[:1] for k, v in data.items()})
+    prefill_question(thinker, {k: v[:1] for k, v in data.items()})
     heads = HEADS, data["question"].shape[0]
     for layer, queries in record.queries.items():
         assert torch.equal(queries, inside[layer]) and not queries.requires_grad

@@ -37,7 +37,7 @@ from kava.backbones.thought import Thought
 from kava.backbones.tiny import tiny_backbone
 from kava.errors import KavaError
 from kava.inspect.decoded import decode_latents
-from kava.reasoning.answers import Thinking
+from kava.reasoning.answers import ReasoningResult
 from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import load_resolved
 from kava.recipe.schema import Architecture
@@ -108,7 +108,7 @@ def test_a_thought_with_holes_is_answered_as_one_without(family):
     thinker, mask = reasoner(family, "cot"), holes()
     ids, _, thought = states(thinker, mask)
     prompt = torch.tensor(thinker.encoder.prompt).expand(len(mask), -1)
-    found = thinker.continue_from(Thinking(thought, prompt, "", 0, 1), 6)
+    found = thinker.continue_from(ReasoningResult(thought, prompt, "", 0, 1), 6)
     slow = to_textbook(copy.deepcopy(thinker))
     for row in range(len(mask)):
         before = [*ids[row, mask[row]].tolist(), *thinker.encoder.prompt]
@@ -120,7 +120,7 @@ def test_a_thought_with_holes_is_answered_as_one_without(family):
 def test_a_packed_thought_holds_the_real_columns_in_order(family):
     thinker, mask = reasoner(family), holes()
     _, _, thought = states(thinker, mask)
-    packed = thought.packed()
+    packed = thought.pack()
     assert packed.columns == mask.sum(1).max() and torch.equal(
         packed.next_position, thought.next_position
     )
@@ -132,7 +132,7 @@ def test_a_packed_thought_holds_the_real_columns_in_order(family):
                 assert torch.equal(one[row][:, mask[row]], kept)
                 assert packed.attention_mask[row, -kept.shape[1] :].all()  # pads on the left
     nothing = Thought.empty(2, thinker.device)
-    assert nothing.packed().columns == 0
+    assert nothing.pack().columns == 0
 
 
 # -- soft caps -----------------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def test_counts_are_the_denominators(parts, latents):
     data = batching.collate(rows, 0)
     read = recipe(num_latents=latents, latent_readout={"weight": 1.0})
     method = registry.find("methods", "kava")(read)
-    found = method.counts(method.staged(data, 0.0, None))
+    found = method.counts(method.apply_stage(data, 0.0, None))
     slots = sum(min(len(r.steps), latents) for r in rows)
     assert {name: int(count) for name, count in found.items()} == {
         "written": sum(len(r.steps) + len(r.answer) for r in rows),
@@ -228,7 +228,7 @@ def test_a_tokenizer_without_eos_is_refused():
 def test_the_picture_shows_each_segment_and_its_pads():
     thinker = reasoner()
     data = batch(thinker, [example(1, 2), example(3, 0, 1, "1 2")])
-    lines = batching.picture(data, thinker.tokenizer).split("\n")
+    lines = batching.to_ascii(data, thinker.tokenizer).split("\n")
     assert [line.count("|") for line in lines] == [2, 2]
     for line, row in zip(lines, range(2), strict=True):
         parts = [part.split() for part in line.split("|")]

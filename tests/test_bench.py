@@ -23,7 +23,7 @@ from torch import nn
 import kava
 from kava.backbones import cache, structure
 from kava.bench import flops, shapes, timing
-from kava.bench.command import Plan, bench_generate, bench_train, named
+from kava.bench.command import Plan, bench_generate, bench_train, recipe_paths
 from kava.bench.generate import Generation
 from kava.bench.memory_command import bench_memory
 from kava.bench.shapes import (
@@ -86,7 +86,7 @@ class Seen:
 def test_the_least_is_what_runs_at_every_stage(method, epoch, monkeypatch):
     # No pass is made twice, no logit for nobody, in any method: the equations and the code agree.
     model = reasoner("llama", method)
-    staged = model.staged(batch_of(model, ROWS), epoch)
+    staged = model.apply_stage(batch_of(model, ROWS), epoch)
     least, seen = model.method.work(staged), Seen(monkeypatch, model)
     model(counts=model.method.counts(staged), **staged)
     assert (least.columns, least.pairs, least.labels) == (seen.columns, seen.pairs, seen.labels)
@@ -131,7 +131,7 @@ def test_labels_in_parts_take_no_product_more(monkeypatch):
 
 def test_counted_flops_are_those_of_the_products():
     inputs, weight = torch.randn(3, 5), torch.randn(5, 7, requires_grad=True)
-    assert flops.counted(lambda: inputs @ weight) == 2 * 3 * 5 * 7
+    assert flops.count_flops(lambda: inputs @ weight) == 2 * 3 * 5 * 7
     # Attention of 2 rows, 4 heads of size 8, 3 queries, 6 keys: two products, then five.
     query, keys, values = (torch.randn(2, 4, n, 8, requires_grad=True) for n in (3, 6, 6))
     mask = torch.ones(2, 1, 3, 6, dtype=torch.bool)
@@ -140,8 +140,8 @@ def test_counted_flops_are_those_of_the_products():
         return nn.functional.scaled_dot_product_attention(query, keys, values, mask)
 
     product = 2 * 2 * 4 * 3 * 6 * 8
-    assert flops.counted(attend) == 2 * product
-    assert flops.counted(lambda: attend().sum().backward()) == 7 * product
+    assert flops.count_flops(attend) == 2 * product
+    assert flops.count_flops(lambda: attend().sum().backward()) == 7 * product
 
 
 @pytest.mark.parametrize("adapter", ("full", "lora"))
@@ -163,11 +163,13 @@ def test_the_cost_of_a_column_and_a_label_is_that_of_a_plain_model(adapter):
         ).last_hidden_state.sum().backward()
 
     # transformers 5.17 makes the angles of the rotation by a matrix product.
-    angles = flops.counted(lambda: model.lm.base_model.rotary_emb(embeds, torch.arange(6)[None]))
+    angles = flops.count_flops(
+        lambda: model.lm.base_model.rotary_emb(embeds, torch.arange(6)[None])
+    )
     # All six queries see all six keys where the kernel works on whole rectangles.
-    assert flops.counted(run) == 6 * cost.column + 36 * cost.pair + angles
+    assert flops.count_flops(run) == 6 * cost.column + 36 * cost.pair + angles
     hidden = torch.randn(3, 16, requires_grad=True)
-    seen = flops.counted(lambda: model.logits(hidden).sum().backward())
+    seen = flops.count_flops(lambda: model.logits(hidden).sum().backward())
     assert seen == 3 * cost.label
 
 
@@ -195,7 +197,7 @@ def test_pieces_take_turns_after_the_warm_up():
     order = []
     pieces = {name: lambda name=name: order.append(name) for name in "ab"}
     told = []
-    seconds = timing.in_turns(pieces, repeats=3, warm_up=2, device=CPU, told=told.append)
+    seconds = timing.time_interleaved(pieces, repeats=3, warm_up=2, device=CPU, told=told.append)
     assert order == ["a", "b"] * 5 and told == [1, 2, 3, 4, 5]
     assert [len(seconds[name]) for name in "ab"] == [3, 3]
 
@@ -288,14 +290,6 @@ def test_experts_are_not_left_out_of_the_flops(kava, command, tmp_path, monkeypa
     assert "FLOPs of this mixtral cannot be counted: layers.0.mlp" in " ".join(said.split())
 
 
-def test_a_matrix_with_experts_has_their_memory_and_no_flops(kava, tmp_path):
-    output = tmp_path / "out.json"
-    code, said = kava("bench", "matrix", KAVA, "--shape", EXPERTS, "-o", output)
-    assert code == 0 and "FLOPs of this mixtral cannot be counted" in " ".join(said.split())
-    (row,) = json.loads(output.read_text())["recipes"].values()
-    assert row["flops_least"] is None and row["memory"] and row["token_forwards_least"]
-
-
 def test_names_of_a_shape_are_all_that_transformers_reads():
     assert configuration("gpt2:hidden_size=24,n_head=4,num_hidden_layers=1").n_embd == 24
     assert configuration("qwen2:head_dim=6,num_hidden_layers=1").head_dim == 6
@@ -356,7 +350,7 @@ def test_recipes_are_told_apart_by_their_folders(tmp_path):
         file.write_text(f"extends: recipes/bench/{method}.yaml\n")
     given = [*map(str, files), str(files[0].parent / "../q/x.yaml"), "recipes/bench/cot.yaml"]
     console = Console(file=StringIO(), soft_wrap=True)
-    assert named(given, console) == {"a/q/x": given[0], "b/q/x": given[1], "cot": given[3]}
+    assert recipe_paths(given, console) == {"a/q/x": given[0], "b/q/x": given[1], "cot": given[3]}
     assert console.file.getvalue() == f"{given[2]}: named twice, taken once\n"
     plan = Plan(TINY, SHORT, repeats=1, warm_up=0, output=None)
     settings = ["train.batch_size=1"]
@@ -366,7 +360,7 @@ def test_recipes_are_told_apart_by_their_folders(tmp_path):
     assert told["rows"].keys() == {"a/q/x", "b/q/x"}
 
 
-@pytest.mark.parametrize("command", ("train", "generate", "memory", "matrix"))
+@pytest.mark.parametrize("command", ("train", "generate", "memory"))
 @pytest.mark.parametrize("place", ("{tmp}", "{tmp}/file/x.json", "/proc/x.json", "{long}.json"))
 def test_a_place_that_cannot_be_written_is_refused_before(kava, command, place, tmp_path):
     """The recipe is not there either, which nobody gets to see."""

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny import bare, batch, example, lora, recipe, tokenizer
 
 from kava.backbones import loading
-from kava.backbones.lora import of_backbone
+from kava.backbones.lora import backbone_parameters
 from kava.reasoning.interface import SPECIAL_TOKENS
 from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import load_resolved
@@ -210,10 +210,10 @@ def test_in_another_dtype_it_is_the_model_with_its_backbone_rounded(tmp_path, fa
     loaded = Reasoner.from_pretrained(tmp_path / "checkpoint", dtype=torch.bfloat16)
     rounded = Reasoner.from_pretrained(tmp_path / "checkpoint", dtype="auto")
     assert rounded.lm.dtype == torch.float32
-    for weight in of_backbone(rounded.backbone):
+    for weight in backbone_parameters(rounded.backbone):
         weight.data = weight.data.to(torch.bfloat16)
     assert_same(outputs(rounded), outputs(loaded))
-    backbone = {id(weight) for weight in of_backbone(loaded.backbone)}
+    backbone = {id(weight) for weight in backbone_parameters(loaded.backbone)}
     for weight in loaded.parameters():
         assert weight.dtype == (torch.bfloat16 if id(weight) in backbone else torch.float32)
     frequencies = [b for name, b in loaded.named_buffers() if "inv_freq" in name]

@@ -20,7 +20,7 @@ from kava.recipe.schema import Recipe
 from kava.sweeps import cost, memory
 from kava.sweeps.cost import ANSWER, QUESTION, REASONING, Estimator, rows_seen, total_steps
 from kava.sweeps.dry_run import _parts, _told
-from kava.system.text import memory as told_bytes
+from kava.system.text import format_bytes
 
 M, T = 4, 2
 
@@ -233,8 +233,8 @@ def test_of_a_job_the_memory_is_that_of_one_process_on_its_gpu(backbone, rows, t
 
     estimators = [Estimator(device) for device in ("cpu", "cuda")]
     wanted = recipe("kava", backbone, rows, train=train)
-    here, gpu = (told_bytes(one.cost(wanted).memory.total) for one in estimators)
-    half = told_bytes(estimators[1].cost(wanted, 2).memory.total)
+    here, gpu = (format_bytes(one.cost(wanted).memory.total) for one in estimators)
+    half = format_bytes(estimators[1].cost(wanted, 2).memory.total)
     assert len({here, gpu, half}) == 3
     assert told(None, gpus=2)[0] == here, "on this machine it is one process"
     assert told(Options(), gpus=1)[0] == gpu and told(Options(), gpus=2)[0] == half

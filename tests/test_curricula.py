@@ -50,7 +50,7 @@ def test_without_its_first_tokens_a_batch_is_that_of_shorter_rows(traces):
         for r, (_, n) in zip(rows, traces, strict=True)
     ]
     found, expected = (
-        batching.without_first(batching.collate(rows, 0), gone),
+        batching.drop_first_tokens(batching.collate(rows, 0), gone),
         batching.collate(cut, 0),
     )
     for name, value in expected.items():
@@ -72,7 +72,7 @@ def test_tokens_of_the_first_steps(traces, count):
 
 def removed(thinker, epoch, seed=0):
     data = batch(thinker, EXAMPLES)
-    left = thinker.method.staged(data, epoch, draws(seed))
+    left = thinker.method.apply_stage(data, epoch, draws(seed))
     return (data["steps_mask"].sum(1) - left["steps_mask"].sum(1)).tolist()
 
 
@@ -88,7 +88,7 @@ def test_tokens_vanish_from_the_left_at_even_distances():
     assert removed(thinker, 0.76) == [6, 6, 0, 4]
     assert removed(thinker, math.inf) == [9, 7, 0, 4]
     data = batch(thinker, EXAMPLES)
-    left = thinker.method.staged(data, 0.25, draws())
+    left = thinker.method.apply_stage(data, 0.25, draws())
     assert left["steps"][0, :7].tolist() == data["steps"][0, 2:9].tolist()
 
 
@@ -104,7 +104,7 @@ def test_smoothing_removes_more_by_chance_as_exp_of_minus_lambda():
     rate, number = 1.0, 4_000
     thinker = reasoner("llama", "icot", method_options={"smoothing": rate, "tokens_per_epoch": 1})
     data = batching.collate([Row("x", [1], [5] * 20, [0] * 20, [7])] * number, 0)
-    left = thinker.method.staged(data, 2, draws())["steps_mask"].sum(1)
+    left = thinker.method.apply_stage(data, 2, draws())["steps_mask"].sum(1)
     found = Counter((20 - 2 - left).tolist())
     for o in range(5):
         share = (1 - math.exp(-rate)) * math.exp(-rate * o)
@@ -118,7 +118,7 @@ def test_what_is_drawn_depends_on_the_draw_alone():
 
     def left(draw):
         torch.rand(1)
-        return thinker.staged(data, 0.2, draw)["steps_mask"].sum(1).tolist()
+        return thinker.apply_stage(data, 0.2, draw)["steps_mask"].sum(1).tolist()
 
     assert left(1) == left(1) != left(2)
 
@@ -140,7 +140,7 @@ def coconut(**options):
 
 def compare(thinker, stage, epoch):
     slow = to_textbook(copy.deepcopy(thinker))
-    data = thinker.staged(batch(thinker, EXAMPLES), epoch)
+    data = thinker.apply_stage(batch(thinker, EXAMPLES), epoch)
     ours = thinker(counts=thinker.method.counts(data), **data)
     theirs = step(slow, [thinker.encoder.row(e) for e in EXAMPLES], stage)
     assert_same_terms(ours, theirs)
@@ -162,7 +162,7 @@ def test_each_stage_equals_the_slow_reference(stage):
 
 def test_rows_in_different_stages_are_as_if_alone():
     thinker = coconut(uniform_prob=1.0)
-    data = thinker.staged(batch(thinker, EXAMPLES), 2, draw=3)
+    data = thinker.apply_stage(batch(thinker, EXAMPLES), 2, draw=3)
     lengths = data["latents"].tolist()
     assert len(set(lengths)) > 1
     with torch.no_grad():
@@ -171,7 +171,7 @@ def test_rows_in_different_stages_are_as_if_alone():
         for i, (one, latents) in enumerate(zip(EXAMPLES, lengths, strict=True)):
             alone = batch(thinker, [one])
             gone = int(alone["steps_mask"].sum() - data["steps_mask"][i].sum())
-            alone = batching.without_first(alone, torch.tensor([gone]))
+            alone = batching.drop_first_tokens(alone, torch.tensor([gone]))
             alone |= {"latents": torch.tensor([latents]), "most_latents": latents}
             counts = {"written": torch.tensor(1)}
             total += thinker.method.loss(thinker, alone, counts)["loss"]
@@ -182,7 +182,7 @@ def test_mixed_stages_are_drawn_from_none_to_all_steps_of_a_row():
     thinker = coconut(uniform_prob=0.5)
     seen = [Counter() for _ in EXAMPLES]
     for draw in range(400):
-        data = thinker.staged(batch(thinker, EXAMPLES), 0.5, draw)
+        data = thinker.apply_stage(batch(thinker, EXAMPLES), 0.5, draw)
         for counter, left in zip(seen, data["steps_mask"].sum(1).tolist(), strict=True):
             counter[left] += 1
     # Row 0 (steps of 3, 2, 4 tokens): stage 0 half of the time and a quarter of the other half,
@@ -196,7 +196,7 @@ def test_mixed_stages_are_drawn_from_none_to_all_steps_of_a_row():
 def test_without_mixing_all_rows_have_the_same_latents():
     thinker = coconut()
     for epoch, latents in ((0.5, 0), (1.5, 2), (2.5, 4), (3.5, 4)):
-        data = thinker.staged(batch(thinker, EXAMPLES), epoch)
+        data = thinker.apply_stage(batch(thinker, EXAMPLES), epoch)
         assert data["latents"].tolist() == [latents] * len(EXAMPLES)
 
 
@@ -272,7 +272,7 @@ def resolved(backbone, method, **changes):
             "log_every": 1, "save_every": 4,
         },
     }  # fmt: skip
-    return schema.validate(schema.merged(tree, changes), "test")
+    return schema.validate(schema.merge(tree, changes), "test")
 
 
 def trained(recipe_, folder, monkeypatch, resume=False, stop_after=None):

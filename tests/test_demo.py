@@ -23,10 +23,10 @@ from kava.demo.happening import as_it_happens
 from kava.demo.progress import answering
 from kava.demo.questions import Limits, Questions, to_pick
 from kava.errors import KavaError
-from kava.inspect.decoded import decode_states, decoded
+from kava.inspect.decoded import decode_passes, decode_states
 from kava.quickstart import BACKBONE, CHECKPOINT
-from kava.reasoning.context_window import longest
-from kava.reasoning.methods import read_question
+from kava.reasoning.context_window import max_question_tokens
+from kava.reasoning.methods import prefill_question
 from kava.reasoning.open import open_reasoner
 from kava.serve.command import bind
 from kava.serve.hosts import Hosts
@@ -86,7 +86,7 @@ def test_each_pass_decodes_to_what_inspect_sees(method):
     thinker = tiny.reasoner("gemma2", method)
     state = states(thinker, QUESTION, 2)
     seen = every(thinker)[-1].passes
-    assert seen == decoded(thinker, state).passes
+    assert seen == decode_passes(thinker, state).passes
     assert len(seen) == (3 if thinker.method.iterates else 1)
 
 
@@ -169,7 +169,7 @@ def test_work_ends_where_nobody_watches_any_more():
 
 @pytest.mark.parametrize(("method", "fewer"), [("kava", 3), ("codi", 2), ("coconut", 2)])
 def test_fewer_latents_are_those_of_a_model_that_has_so_few(method, fewer):
-    changed = sizes.resized(tiny.reasoner("llama", method), fewer)
+    changed = sizes.resize_latents(tiny.reasoner("llama", method), fewer)
     options = {"method_options": {"max_stage": 1}} if method == "coconut" else {}
     small = tiny.reasoner("llama", method, num_latents=fewer, **options)
     ours, theirs = changed.think([QUESTION]), small.think([QUESTION])
@@ -181,9 +181,9 @@ def test_fewer_latents_are_those_of_a_model_that_has_so_few(method, fewer):
 def test_the_model_itself_keeps_its_number():
     thinker = tiny.reasoner("llama", "kava")
     wanted = offline(thinker)
-    sizes.resized(thinker, 2).think([QUESTION])
+    sizes.resize_latents(thinker, 2).think([QUESTION])
     assert thinker.recipe.num_latents == 5 and offline(thinker) == wanted
-    assert sizes.resized(thinker, None) is thinker
+    assert sizes.resize_latents(thinker, None) is thinker
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_what_can_be_chosen(method, latents, iterations):
     assert sizes.iterations(thinker) == (iterations and sizes.Range(*iterations))
     for span in filter(None, (sizes.latents(thinker),)):
         for value in range(span.least, span.most + 1, span.step):
-            assert offline(sizes.resized(thinker, value)).generated_tokens
+            assert offline(sizes.resize_latents(thinker, value)).generated_tokens
 
 
 @pytest.mark.parametrize(
@@ -211,13 +211,13 @@ def test_what_can_be_chosen(method, latents, iterations):
 )
 def test_numbers_that_cannot_be_chosen_are_refused(method, value, allowed):
     with refused("demo.not-one-of-the-sizes", "number of latents") as told:
-        sizes.resized(tiny.reasoner("llama", method), value)
+        sizes.resize_latents(tiny.reasoner("llama", method), value)
     assert [int(number) for number in re.findall(r"\d+", str(told.value))] == allowed
 
 
 def test_without_latents_no_number_of_them_can_be_chosen():
     with refused("demo.no-latents", "cot"):
-        sizes.resized(tiny.reasoner("llama", "cot"), 1)
+        sizes.resize_latents(tiny.reasoner("llama", "cot"), 1)
 
 
 # -- questions and addresses ---------------------------------------------------------------------
@@ -241,14 +241,17 @@ def test_questions_that_are_not_answered(question, code, numbers):
 
 def test_a_question_leaves_room_for_latents_and_answer():
     kava, cot = tiny.reasoner("llama", "kava"), tiny.reasoner("llama", "cot")
-    assert longest(cot, "demo", 100, 1000) - longest(kava, "demo", 100, 1000) == 5 + 2
-    most = longest(kava, "demo", 6, 1000)
+    assert (
+        max_question_tokens(cot, "demo", 100, 1000) - max_question_tokens(kava, "demo", 100, 1000)
+        == 5 + 2
+    )
+    most = max_question_tokens(kava, "demo", 6, 1000)
     thinking = kava.think([tiny.words(most - 1, seed=2)])
     held = thinking.thought.columns + thinking.prompt.shape[1] + 6
     assert held == kava.lm.config.max_position_embeddings
-    assert longest(kava, "demo", 6, 7) == 7
+    assert max_question_tokens(kava, "demo", 6, 7) == 7
     with refused("reasoning.no-room-for-question", "--max-new-tokens") as told:
-        longest(kava, "demo", 256, 1000)
+        max_question_tokens(kava, "demo", 256, 1000)
     assert " 256 positions" in str(told.value)
 
 
@@ -406,13 +409,13 @@ def states(thinker, question, num_iterations):
     ids = torch.tensor([thinker.encoder.question(question)])
     asked = {"question": ids, "question_mask": torch.ones_like(ids, dtype=torch.bool)}
     with torch.no_grad():
-        context, _ = read_question(thinker, asked)
+        context, _ = prefill_question(thinker, asked)
         return thinker.method.think_on(thinker, context, num_iterations, keep_all=True)
 
 
 def words(thinker, question, num_iterations):
     """What the grid should show."""
-    passes = decoded(thinker, states(thinker, question, num_iterations)).passes
+    passes = decode_passes(thinker, states(thinker, question, num_iterations)).passes
     return [[top[0][0] for top in tops] for tops in passes]
 
 
@@ -437,7 +440,7 @@ def test_load_ask_slide_ask_again_and_ask_what_is_not_answered(browser_page, url
     tab.page.get_by_label("number input for Latents (M)").fill("14")
     tab.page.get_by_label("range slider for Iterations (T)").focus()
     tab.page.keyboard.press("ArrowLeft")
-    fewer = sizes.resized(thinker, 14)
+    fewer = sizes.resize_latents(thinker, 14)
     assert numbers(tab.ask())[0] == offline(fewer, question, 3).forward_passes
     assert "kava, 14 latents, 3 iterations" in tab.text("#thought")
     assert tab.grid() == words(fewer, question, 3)

@@ -11,8 +11,8 @@ from refusals import refused
 from tiny import batch, example, reasoner, stepped
 
 from kava.backbones.attention import answer_attention
-from kava.reasoning.evictions import Scored, gather
-from kava.reasoning.methods import read_question, read_written
+from kava.reasoning.evictions import EvictionInputs, gather
+from kava.reasoning.methods import prefill_question, teacher_forward
 from kava.recipe import registry
 
 NAMES = registry.names("evictions")
@@ -38,7 +38,7 @@ class Block:
         attention = answer_attention(self.queries, self.keys, self.mask, D**-0.5)
         eviction = registry.find("evictions", name)(lam=lam)
         torch.manual_seed(7)
-        scored = Scored(self.keys, self.mask, attention, self.answer_mask)
+        scored = EvictionInputs(self.keys, self.mask, attention, self.answer_mask)
         return eviction.keep(scored, budget)
 
     def kept(self, name, budget, lam=0.3):
@@ -198,8 +198,8 @@ def test_scores_are_those_of_fp32_in_mixed_precision(name):
     thinker = reasoner(kv={"weight": 1.0, "eviction": {"name": name, "lambda": 0.5}})
     data = batch(thinker, [example(3, 9), example(5, 7, 1)])
     with torch.no_grad():
-        start = read_question(thinker, data)
-        teacher = read_written(thinker, start, data, queries=True)
+        start = prefill_question(thinker, data)
+        teacher = teacher_forward(thinker, start, data, queries=True)
         plain = thinker.method.kv.choose(data, teacher)
         with torch.autocast("cpu", torch.bfloat16):
             mixed = thinker.method.kv.choose(data, teacher)
@@ -212,8 +212,8 @@ def compress(thinker, data, change=None):
     """K~ and V~ of a batch; `change` may edit the teacher's pass before."""
     with torch.no_grad():
         method = thinker.method
-        start = read_question(thinker, data)
-        teacher = read_written(thinker, start, data, queries=method.needs_queries)
+        start = prefill_question(thinker, data)
+        teacher = teacher_forward(thinker, start, data, queries=method.needs_queries)
         if change:
             change(teacher)
         return method.kv.compress(data, teacher)

@@ -24,7 +24,7 @@ from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import load_resolved
 from kava.recipe.schema import dump
 from kava.runs import folder as run_folder
-from kava.runs.folder import alone, check_free, put_aside, read_metrics, read_result
+from kava.runs.folder import back_up, check_free, exclusive_lock, read_metrics, read_result
 from kava.system import lock
 from kava.system.files import writing
 from kava.training import run as runs
@@ -136,7 +136,7 @@ def test_a_folder_is_the_same_by_whatever_path(backbone, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to("run")
     for other in (tmp_path / "link", tmp_path / "run" / ".." / "link"):
-        with alone(tmp_path / "run", QUIET), refused("runs.in-use", str(other)):
+        with exclusive_lock(tmp_path / "run", QUIET), refused("runs.in-use", str(other)):
             train(recipe, other)
     train(recipe, tmp_path / "link")
     assert len(read_metrics(tmp_path / "run")) == 2
@@ -169,7 +169,7 @@ def test_the_folder_one_is_in_is_not_moved_aside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "here")
     for path in (Path("."), Path("/"), tmp_path):
         with refused("runs.inside", str(path)):
-            put_aside(path, QUIET)
+            back_up(path, QUIET)
     assert os.getcwd() == str(tmp_path / "here")
 
 
@@ -284,7 +284,7 @@ def test_scores_wait_for_a_folder_only_so_long(backbone, tmp_path, monkeypatch):
     reasoner = Reasoner.from_backbone(str(backbone), device="cpu")
     task = load_task("synthetic", limit=1)
     in_use = refused("runs.scores-in-use", str(tmp_path))
-    with lock.hold(tmp_path / "scores.lock", QUIET), in_use:
+    with lock.acquire(tmp_path / "scores.lock", QUIET), in_use:
         score_run(reasoner, task, tmp_path, timed_alone=0)
     score_run(reasoner, task, tmp_path, timed_alone=0)
     assert read_result(tmp_path)["scores"].keys() == {"synthetic"}

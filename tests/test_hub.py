@@ -21,7 +21,7 @@ from kava.__main__ import main
 from kava.backbones.tiny import tiny_backbone
 from kava.data.synthetic import generate
 from kava.system.hub import offline
-from kava.system.text import memory
+from kava.system.text import format_bytes
 
 ROOT = Path(__file__).parents[1]
 BACKBONE, ROWS = "meta-llama/Llama-3.2-1B-Instruct", "whynlp/gsm8k-aug"
@@ -209,7 +209,7 @@ def test_what_was_prefetched_is_enough_without_a_network(server, hub, tmp_path):
     cache = tmp_path / "cache"
     (snapshot,) = cache.glob("hub/models--*/snapshots/*")
     size = sum(file.stat().st_size for file in snapshot.iterdir())
-    assert lines[0].endswith(f"{memory(size)} in {snapshot}")
+    assert lines[0].endswith(f"{format_bytes(size)} in {snapshot}")
     assert all(str(cache / "datasets") in line for line in lines[1:4])
     assert "2 repositories" in lines[4] and "HF_HUB_OFFLINE=1" in lines[4] and len(lines) == 5
     weights = [path for path in asked if path.endswith("model.safetensors")]

@@ -31,7 +31,7 @@ from typer.testing import CliRunner
 from kava import Reasoner
 from kava.cli import app
 from kava.data.tasks import load_task
-from kava.evaluation.answers import parted
+from kava.evaluation.answers import split_at_marker
 from kava.inspect import command, terminal
 from kava.inspect.look import look
 from kava.inspect.terminal import show
@@ -305,9 +305,12 @@ def test_what_the_model_writes_becomes_its_steps():
 
 
 def test_texts_are_parted_into_steps_and_answer():
-    assert parted("<<1+1=2>><<2+1=3>>The answer is: 3\nand more") == ("<<1+1=2>><<2+1=3>>", "3")
-    assert parted(" He has 2. The Answer is : 3 ") == ("He has 2.", "3")
-    assert parted(" 1 + 1 ") == ("1 + 1", None)
+    assert split_at_marker("<<1+1=2>><<2+1=3>>The answer is: 3\nand more") == (
+        "<<1+1=2>><<2+1=3>>",
+        "3",
+    )
+    assert split_at_marker(" He has 2. The Answer is : 3 ") == ("He has 2.", "3")
+    assert split_at_marker(" 1 + 1 ") == ("1 + 1", None)
     assert split_steps("<<1+1=2>> <<2+1=3>>") == ["<<1+1=2>>", "<<2+1=3>>"]
     assert split_steps("It is 2.5 now. Then 3! So?") == ["It is 2.5 now.", "Then 3!", "So?"]
     assert split_steps("  ") == []

@@ -7,7 +7,7 @@ from tiny import batch, example, reasoner
 
 from kava.backbones import cache
 from kava.reasoning.latents import jacobi, looped, sequential
-from kava.reasoning.methods import read_question, student_tail
+from kava.reasoning.methods import prefill_question, student_suffix
 
 M = 5
 EXAMPLES = [example(4, 3), example(9, 5, 1, "1 2"), example(1, 0, 2)]
@@ -22,7 +22,7 @@ def thinker(family):
 def start(thinker):
     data = batch(thinker, EXAMPLES)
     with torch.no_grad():
-        return read_question(thinker, data)[0], student_tail(thinker, data)
+        return prefill_question(thinker, data)[0], student_suffix(thinker, data)
 
 
 def iterate(thinker, start, passes, **options):
@@ -64,7 +64,7 @@ def test_before_that_the_next_latent_still_differs(thinker, start, passes):
 def test_as_many_iterations_as_latents_give_the_same_answer_states(thinker, start):
     mask = start[1].mask
     ours, theirs = iterate(thinker, start, M), one_by_one(thinker, start)
-    assert close(ours.tail[mask], theirs.tail[mask])
+    assert close(ours.suffix[mask], theirs.suffix[mask])
 
 
 def test_no_iteration_leaves_pause_tokens(thinker, start):
@@ -115,8 +115,8 @@ def test_thinking_leaves_the_question_as_it_was(thinker, start, passes):
 
 
 def test_gradients_reach_the_first_pass(thinker, start):
-    tail = student_tail(thinker, batch(thinker, EXAMPLES))
-    jacobi.think(thinker, start[0], M, 2, tail).tail.square().sum().backward()
+    suffix = student_suffix(thinker, batch(thinker, EXAMPLES))
+    jacobi.think(thinker, start[0], M, 2, suffix).suffix.square().sum().backward()
     for name in ("bot", "latent", "eot"):
         assert thinker.special_tokens[name].grad.abs().max() > 0
 
@@ -149,10 +149,10 @@ def test_rows_may_have_different_numbers_of_latents(thinker, start):
     for i, one in enumerate(EXAMPLES):
         data = batch(thinker, [one])
         with torch.no_grad():
-            question, tail = read_question(thinker, data)[0], student_tail(thinker, data)
-            alone = sequential.think(thinker, question, int(lengths[i]), tail)
-        width = tail.mask.shape[1]
-        assert close(mixed.tail[i, :width], alone.tail[0])
+            question, suffix = prefill_question(thinker, data)[0], student_suffix(thinker, data)
+            alone = sequential.think(thinker, question, int(lengths[i]), suffix)
+        width = suffix.mask.shape[1]
+        assert close(mixed.suffix[i, :width], alone.suffix[0])
         assert mixed.thought.next_position[i] == alone.thought.next_position[0]
 
 

@@ -69,16 +69,16 @@ def test_job_arrays_together_keep_the_limit(sizes, limit):
     ]  # fmt: skip
     if limit < len(sizes):
         with refused("sweeps.too-few-at-once", "--array-limit") as told:
-            slurm.grouped(runs, limit)
+            slurm.group_by_resources(runs, limit)
         assert f" {len(sizes)} " in str(told.value)
         return
-    groups = slurm.grouped(runs, limit)
+    groups = slurm.group_by_resources(runs, limit)
     assert [len(group) for group, _ in groups] == sizes
     assert all(len({run.recipe.resources.minutes for run in group}) == 1 for group, _ in groups)
     shares = [share for _, share in groups]
     assert all(1 <= share <= size for share, size in zip(shares, sizes, strict=True))
     assert sum(shares) <= limit
-    assert [share for _, share in slurm.grouped(runs, None)] == sizes
+    assert [share for _, share in slurm.group_by_resources(runs, None)] == sizes
     if len(sizes) == 1:
         assert shares == [min(limit, sizes[0])]
 
@@ -137,7 +137,7 @@ def test_words_of_jobs_need_jobs(kava, backbone, tmp_path, monkeypatch):
 def test_each_gpu_has_a_process(asked, per_node, together, told, tmp_path):
     wanted = Resources(**asked)
     assert (wanted.processes_per_node, wanted.all_processes) == (per_node, together)
-    assert slurm.told(wanted) == told
+    assert slurm.describe_resources(wanted) == told
     submitit = pytest.importorskip("submitit")
     executor = slurm._executor(tmp_path, wanted, "a", slurm.Options(cluster="debug"), 1)
     assert isinstance(executor, submitit.AutoExecutor)
@@ -219,7 +219,7 @@ def test_the_status_of_a_sweep_on_this_machine(kava, backbone, tmp_path, monkeyp
     assert lines[4] == "a-seed1 failed: RuntimeError: out of memory"
     assert lines[5] == "3 runs: 1 done, 1 preempted, 1 failed"
 
-    with lock.hold(out / "a-seed3.lock", Console()):
+    with lock.acquire(out / "a-seed3.lock", Console()):
         assert "a-seed3  running" in kava("sweep", "--status", out)[1]
     assert kava(*words, "--status")[1].splitlines()[:4] == lines[:4]  # by the recipes, the same
     code, said = kava("sweep", recipe, "--seeds", 4, 2, "--status", "-o", out)

@@ -25,11 +25,11 @@ ROWS = [stepped(4, (3, 2, 4)), stepped(6, (2,), 1, "12"), stepped(3, (3, 3), 2)]
 
 def step(model, again=False, compiled=False, rows=ROWS):
     """Terms and gradients of one step in training mode."""
-    layerwise.switch_on(model.lm, again, compiled)
+    layerwise.enable(model.lm, again, compiled)
     model.train()
     model.zero_grad()
     torch.manual_seed(7)
-    terms = model(**model.staged(batch(model, rows), 1.0))
+    terms = model(**model.apply_stage(batch(model, rows), 1.0))
     terms["loss"].backward()
     return terms, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -66,9 +66,9 @@ def held(model, checkpointed):
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    layerwise.switch_on(model.lm, checkpointed, False)
+    layerwise.enable(model.lm, checkpointed, False)
     model.train()
-    staged = model.staged(batch(model, ROWS))
+    staged = model.apply_stage(batch(model, ROWS))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = model(**staged)["loss"]
     total = sum(kept.values())
@@ -85,7 +85,7 @@ def test_less_is_held_between_the_passes():
 def test_answers_are_not_touched():
     model = reasoner("llama", "kava")
     before = model.generate(["w1 w2", "w3"], 5)
-    layerwise.switch_on(model.lm, True, False)
+    layerwise.enable(model.lm, True, False)
     assert model.eval().generate(["w1 w2", "w3"], 5) == before
 
 
@@ -93,7 +93,7 @@ def test_layers_that_are_not_found_are_told_of(monkeypatch):
     model = reasoner("llama", "kava")
     model.lm.config.num_hidden_layers = 3
     with refused("backbones.no-layers", "llama") as told:
-        layerwise.switch_on(model.lm, True, False)
+        layerwise.enable(model.lm, True, False)
     assert "3 layers" in str(told.value)
 
 
@@ -143,7 +143,7 @@ def test_compiled_layers_train_alike_and_are_replayed_as_they_ran(graphs):
 def test_answers_are_not_compiled(graphs):
     model = reasoner("llama", "kava")
     before, runs = model.generate(["w1 w2", "w3"], 5), sum(graphs.runs)
-    layerwise.switch_on(model.lm, False, True)
+    layerwise.enable(model.lm, False, True)
     assert model.eval().generate(["w1 w2", "w3"], 5) == before
     assert sum(graphs.runs) == runs
 

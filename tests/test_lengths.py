@@ -42,7 +42,7 @@ def reached(reasoner, example) -> int:
     batch = tiny.batch(reasoner, [example])
     with torch.no_grad():
         for epoch in range(9):
-            staged = reasoner.staged(dict(batch), float(epoch))
+            staged = reasoner.apply_stage(dict(batch), float(epoch))
             reasoner(counts=reasoner.method.counts(staged), **staged)
     hook.remove()
     return max(seen)

@@ -172,7 +172,7 @@ def test_nor_jobs(home, tmp_path):
 def test_nor_a_lock(home, tmp_path):
     """A link to nothing was taken for a lock that somebody has just let go of, over and over."""
     link = plant(tmp_path / "out/lock", home / "nothing")
-    with refused(REFUSED, str(link)), lock.hold(link, Console(quiet=True)):
+    with refused(REFUSED, str(link)), lock.acquire(link, Console(quiet=True)):
         pass
 
 

@@ -56,7 +56,7 @@ def supervised_rows(thinker, data):
 
 def label_logits(thinker, data, row):
     """Logits behind every label of one row, as the training step computes them."""
-    data = thinker.staged(data)
+    data = thinker.apply_stage(data)
     honest, of, seen = thinker.logits, iter(supervised_rows(thinker, data)), []
 
     def spy(hidden):

@@ -451,7 +451,7 @@ def test_all_take_as_many_turns_and_each_part_is_taken_once(parts, processes, mo
     shares = []
     for index in range(processes):
         monkeypatch.setenv("RANK", str(index))
-        shares.append(list(distributed.turns(range(parts))))
+        shares.append(list(distributed.split_over_ranks(range(parts))))
     assert {len(share) for share in shares} == {-(-parts // processes)}
     taken = [part for share in shares for part in share if part is not None]
     assert sorted(taken) == list(range(parts))

@@ -45,7 +45,7 @@ def go(folder: Path, wanted: Recipe, tasks=("synthetic",)):
 
 def asked_to_stop(folder: Path, wanted: Recipe, numbers=(SIGNAL,), **rest) -> list[int]:
     asked: list[int] = []
-    with pytest.raises(Preempted), signals.listening(asked, *numbers):
+    with pytest.raises(Preempted), signals.listen_for(asked, *numbers):
         go(folder, wanted, **rest)
     assert not folder.with_name(folder.name + ".lock").exists()
     assert not signals.is_asked()
@@ -226,6 +226,6 @@ def test_an_epoch_is_logged_as_its_share_of_steps_and_the_length_told_from_it(ba
 
 def test_handlers_are_as_before_afterwards():
     before = signal.getsignal(SIGNAL)
-    with signals.listening([], SIGNAL):
+    with signals.listen_for([], SIGNAL):
         assert signal.getsignal(SIGNAL) is not before
     assert signal.getsignal(SIGNAL) is before

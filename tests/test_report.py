@@ -9,7 +9,7 @@ from rich.console import Console
 from kava.recipe import registry
 from kava.report.plots import accuracy_against_passes, look, loss_parts
 from kava.report.terminal import UNTRAINED, markdown_table, quickstart_table
-from kava.system.text import duration
+from kava.system.text import format_duration
 from tools.picture import draw
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -138,7 +138,7 @@ def test_tables_without_rows_or_times():
     [(0.4, "0 s"), (59.6, "1 min 00 s"), (125, "2 min 05 s"), (3599.7, "1 h 00 min")],
 )
 def test_duration_carries_over(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_picture_is_drawn_as_png_and_svg(tmp_path):

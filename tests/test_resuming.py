@@ -13,7 +13,7 @@ from tiny import lora, reasoner
 
 from kava.backbones.tiny import tiny_backbone
 from kava.reasoning import checkpoint
-from kava.runs.folder import alone, read_metrics, read_result
+from kava.runs.folder import exclusive_lock, read_metrics, read_result
 from kava.runs.resume import SEAL, last_checkpoint
 from kava.system.files import write_json
 
@@ -240,7 +240,7 @@ def test_a_full_disk_leaves_results_as_they_were(tmp_path, full_disk):
 
 def test_two_trainings_in_one_folder(given, tmp_path):
     console = Console(quiet=True)
-    with alone(tmp_path / "run", console), refused("runs.in-use", str(tmp_path / "run")):
+    with exclusive_lock(tmp_path / "run", console), refused("runs.in-use", str(tmp_path / "run")):
         train(given[0], tmp_path / "run")
     assert not (tmp_path / "run").exists()
     train(given[0], tmp_path / "run")

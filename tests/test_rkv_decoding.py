@@ -8,7 +8,7 @@ from reference import importance, pooled, repetition
 from refusals import refused
 
 from kava.backbones.attention import answer_attention
-from kava.reasoning.evictions import Scored, rkv_decoding
+from kava.reasoning.evictions import EvictionInputs, rkv_decoding
 from kava.reasoning.evictions.random import Random
 from kava.reasoning.evictions.rkv_decoding import DIRECTIONS, RKVDecoding
 
@@ -32,7 +32,7 @@ def block(lengths, seed, side="right"):
 def score(eviction, keys, queries, mask):
     attention = answer_attention(queries, keys, mask, D**-0.5)
     observers = torch.ones(keys.shape[0], A, dtype=torch.bool)
-    return eviction.score(Scored(keys, mask, attention, observers))
+    return eviction.score(EvictionInputs(keys, mask, attention, observers))
 
 
 @given(
@@ -78,7 +78,7 @@ def test_of_copies_the_last_is_spared():
     a, b, c = torch.eye(3)
     keys = torch.stack((a, b, a, c, a))[None, None]
     mask = torch.ones(1, 5, dtype=torch.bool)
-    scored = Scored(keys, mask, torch.zeros(1, 1, 1, 5), mask[:, :1])
+    scored = EvictionInputs(keys, mask, torch.zeros(1, 1, 1, 5), mask[:, :1])
     last = RKVDecoding(0.0).redundancy(scored)[0, 0]
     expected = torch.tensor([2.0, 0, 1, 0, 0]) / 5
     torch.testing.assert_close(last, expected.softmax(0))
@@ -96,7 +96,7 @@ def test_in_pieces_as_in_one(monkeypatch):
 @pytest.mark.parametrize("side", ("left", "right"))
 def test_recent_tokens_stay_whatever_their_score(side):
     keys, _, mask = block([C, 6, 2], 3, side)
-    scored = Scored(keys, mask, None, mask, recent=3)
+    scored = EvictionInputs(keys, mask, None, mask, recent=3)
     columns, filled = Random().keep(scored, 5)
     for b, length in enumerate((C, 6, 2)):
         last = mask[b].nonzero().flatten().tolist()[-3:]

@@ -67,7 +67,7 @@ def test_with_beams_too(family):
 @pytest.mark.parametrize("method", ["kava", "codi", "no_cot", "cot"])
 def test_the_longest_question_is_answered_and_one_token_more_refused(family, method):
     narrow, _ = two(family, method)
-    most = MOST - context_window.beside(narrow) - 2  # BOS, and the answer's one token
+    most = MOST - context_window.reserved_tokens(narrow) - 2  # BOS, and the answer's one token
     fits, more = words(most, seed=1), words(most + 1, seed=1)
     assert len(narrow.generate(fits, 1)) > 0
     if method != "cot":  # it need not write the prompt that room is kept for
@@ -85,9 +85,9 @@ def test_a_backbone_that_states_no_positions_takes_any_question(monkeypatch):
     thinker = reasoner("llama", "kava")
     config = types.SimpleNamespace()  # as of Bloom, which has none
     monkeypatch.setattr(thinker.lm.config, "get_text_config", lambda **_: config)
-    assert context_window.positions(thinker) is None
+    assert context_window.max_positions(thinker) is None
     monkeypatch.undo()
-    monkeypatch.setattr(context_window, "positions", lambda _: None)
+    monkeypatch.setattr(context_window, "max_positions", lambda _: None)
     assert thinker.answer(thinker.think(words(300, seed=1)), 3)[0].generated_tokens <= 3
 
 
@@ -175,7 +175,7 @@ def test_eval_names_the_row_of_any_task_and_writes_nothing(kava, folder, tmp_pat
 
 def test_adapters_count_the_same_positions():
     thinker = reasoner("gpt2", "kava", **lora())
-    assert context_window.positions(thinker) == 256
+    assert context_window.max_positions(thinker) == 256
     with refused("reasoning.question-too-long") as caught:
         thinker.think(words(260, seed=1))
     assert "256 positions" in str(caught.value)

@@ -24,7 +24,7 @@ from rich.console import Console
 from service import LIMITS, QUESTIONS, serving
 
 from kava.quickstart import CHECKPOINT
-from kava.serve.app import fitted
+from kava.serve.app import fit_limits
 from kava.serve.batcher import Batcher, Job, QueueFull, Sampling, _Draw
 from kava.serve.command import Address, bind, check, is_loopback, listen, serve
 from kava.serve.hosts import Hosts, check_names
@@ -669,9 +669,9 @@ def test_of_two_on_one_port_at_once_the_second_is_told():
 
 
 def test_questions_fit_the_positions_of_the_backbone(reasoner):
-    assert fitted(reasoner, Limits(new_tokens=100)).question_tokens == 256 - 7 - 4 - 100
+    assert fit_limits(reasoner, Limits(new_tokens=100)).question_tokens == 256 - 7 - 4 - 100
     with refused("reasoning.no-room-for-question", "--max-new-tokens") as told:
-        fitted(reasoner, Limits(new_tokens=250))
+        fit_limits(reasoner, Limits(new_tokens=250))
     assert " 256 positions" in str(told.value)
 
 

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import kava
-from kava.reasoning.evictions import Scored
+from kava.reasoning.evictions import EvictionInputs
 from kava.reasoning.resolve import load_resolved
 from kava.recipe import registry
 
@@ -140,7 +140,7 @@ def test_contributing_example_runs(monkeypatch):
     length = torch.tensor([3.0, 9.0, 1.0, 7.0, 8.0])
     keys = length[None, None, :, None].expand(1, 2, 5, 4)
     mask = torch.tensor([[True, True, True, True, False]])
-    scored = Scored(keys, mask, None, torch.ones(1, 1, dtype=torch.bool))
+    scored = EvictionInputs(keys, mask, None, torch.ones(1, 1, dtype=torch.bool))
     columns, filled = eviction.keep(scored, 2)
     assert columns.tolist() == [[[1, 3], [1, 3]]] and filled.all()
 

@@ -9,11 +9,11 @@ from jaxtyping import TypeCheckError
 
 from kava.backbones import cache
 from kava.backbones.thought import Thought
-from kava.reasoning.evictions import Scored, best
-from kava.reasoning.latents._watch import passed
+from kava.reasoning.evictions import EvictionInputs, select_top_k
+from kava.reasoning.latents._watch import report_pass
 from kava.reasoning.losses.hidden_state import hidden_state_loss
 from kava.reasoning.losses.kv_cache import kv_cache_loss
-from kava.reasoning.states import Tail
+from kava.reasoning.states import Suffix
 
 ROWS = torch.tensor(2)
 
@@ -34,11 +34,11 @@ def test_l_kv_refuses_a_mask_for_other_slots():
 
 def test_an_eviction_refuses_what_is_not_of_the_same_trace():
     keys, mask = torch.randn(2, 1, 5, 4), torch.ones(2, 5, dtype=torch.bool)
-    scored = Scored(keys, mask, None, mask[:, :2])
+    scored = EvictionInputs(keys, mask, None, mask[:, :2])
     with pytest.raises(TypeCheckError):
-        Scored(keys, mask[:, :4], None, mask[:, :2])
+        EvictionInputs(keys, mask[:, :4], None, mask[:, :2])
     with pytest.raises(TypeCheckError):
-        best(torch.randn(2, 5), scored, 3)
+        select_top_k(torch.randn(2, 5), scored, 3)
 
 
 def test_a_thought_and_what_follows_it_hold_masks():
@@ -46,9 +46,9 @@ def test_a_thought_and_what_follows_it_hold_masks():
     with pytest.raises(TypeCheckError):
         Thought(cache.empty(), ones.long())
     with pytest.raises(TypeCheckError):
-        Tail(torch.randn(2, 4, 8), ones)
+        Suffix(torch.randn(2, 4, 8), ones)
     with pytest.raises(TypeCheckError):
-        passed(torch.randn(2, 8))
+        report_pass(torch.randn(2, 8))
 
 
 def test_the_package_needs_no_checker():

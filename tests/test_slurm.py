@@ -283,7 +283,7 @@ def test_a_job_of_the_local_executor_does_the_same(backbone, whole, tmp_path, mo
         long, file = runs[0].folder, runs[0].lock
         until(lambda: steps(long) > 3, "the long run has begun")
         working = json.loads(file.read_text())["pid"]
-        assert slurm.foreseen(runs[0], Scoring(), "").what == ELSEWHERE
+        assert slurm.predicted_state(runs[0], Scoring(), "").what == ELSEWHERE
         os.kill(working, signal.SIGUSR2)
         assert os.waitpid(process, 0)[1] == 0
     finally:

@@ -143,8 +143,8 @@ def test_every_method_that_exists_is_compared():
 
 def split(thinker):
     """Counts of the whole batch, and its two unequal micro-batches."""
-    whole = thinker.staged(batch(thinker, EXAMPLES))
-    parts = [thinker.staged(batch(thinker, part)) for part in (EXAMPLES[:1], EXAMPLES[1:])]
+    whole = thinker.apply_stage(batch(thinker, EXAMPLES))
+    parts = [thinker.apply_stage(batch(thinker, part)) for part in (EXAMPLES[:1], EXAMPLES[1:])]
     counts, count = thinker.method.counts(whole), thinker.method.counts
     assert counts == {name: sum(count(part)[name] for part in parts) for name in counts}
     return whole, parts, counts
@@ -213,7 +213,7 @@ def test_under_autocast_an_adapter_takes_its_input_as_it_is(family):
     for name, weight in model.named_parameters():
         if ".lora_B." in name:  # zero at first, and with it the gradients of A
             torch.nn.init.normal_(weight, std=0.1)
-    for weight in adapters.of_backbone(model.backbone):
+    for weight in adapters.backbone_parameters(model.backbone):
         weight.data = weight.data.bfloat16()
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     seen = set()
@@ -239,6 +239,6 @@ def test_under_autocast_an_adapter_takes_its_input_as_it_is(family):
 
 def test_without_autocast_an_adapter_in_fp32_fits_a_backbone_in_bf16():
     model = reasoner("llama", **lora())
-    for weight in adapters.of_backbone(model.backbone):
+    for weight in adapters.backbone_parameters(model.backbone):
         weight.data = weight.data.bfloat16()
     assert model.generate(["w1 w2 w3"], max_new_tokens=2)

@@ -337,7 +337,7 @@ def test_names_never_clash(tmp_path):
 
 def test_a_run_in_other_hands_is_left_to_them(kava, backbone, tmp_path):
     recipe, out = write(tmp_path, "a", backbone), tmp_path / "out"
-    with lock.hold(out / "a-seed1.lock", Console()):
+    with lock.acquire(out / "a-seed1.lock", Console()):
         status, said = kava("sweep", recipe, "--seeds", 1, 2, "-o", out)
     assert status == 0 and "1 trained, 1 in other hands" in said
     assert f"process {os.getpid()} on" in said
@@ -371,10 +371,10 @@ def test_a_dead_process_lock_is_taken_over_and_others_are_not(tmp_path, capsys):
     gone.wait()
     dead = {"pid": gone.pid, "host": socket.gethostname()}
     file.write_text(json.dumps(dead))
-    with lock.hold(file, Console()):
+    with lock.acquire(file, Console()):
         assert json.loads(file.read_text())["pid"] == os.getpid()
         assert str(gone.pid) in capsys.readouterr().out
-        with pytest.raises(lock.Held, match=str(os.getpid())), lock.hold(file, Console()):
+        with pytest.raises(lock.LockHeld, match=str(os.getpid())), lock.acquire(file, Console()):
             pass
         assert file.exists()
     assert not file.exists()
@@ -383,12 +383,12 @@ def test_a_dead_process_lock_is_taken_over_and_others_are_not(tmp_path, capsys):
         ("", "just begun"),
     ):
         file.write_text(text)
-        with pytest.raises(lock.Held, match=why), lock.hold(file, Console()):
+        with pytest.raises(lock.LockHeld, match=why), lock.acquire(file, Console()):
             pass
         assert file.read_text() == text
     file.write_text(json.dumps(dead))
     (tmp_path / "run.lock.takeover").write_text("{}")  # another is just doing so
-    with pytest.raises(lock.Held, match="taking over"), lock.hold(file, Console()):
+    with pytest.raises(lock.LockHeld, match="taking over"), lock.acquire(file, Console()):
         pass
     assert json.loads(file.read_text()) == dead
 
@@ -396,16 +396,16 @@ def test_a_dead_process_lock_is_taken_over_and_others_are_not(tmp_path, capsys):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the system does not say")
 def test_a_number_that_another_process_has_by_now_is_no_owner(tmp_path):
     file = tmp_path / "run.lock"
-    with lock.hold(file, Console(quiet=True)):
+    with lock.acquire(file, Console(quiet=True)):
         own = json.loads(file.read_text())
     earlier = {**own, "began": own["began"] + "0"}  # as process 1 of a container started again
     for pid in (os.getpid(), os.getppid()):
         file.write_text(json.dumps({**earlier, "pid": pid}))
-        with lock.hold(file, Console(quiet=True)):
+        with lock.acquire(file, Console(quiet=True)):
             assert json.loads(file.read_text()) == own
     for alive in (own, {**own, "began": None}, {"pid": own["pid"], "host": own["host"]}):
         file.write_text(json.dumps(alive))  # this very process, or maybe
-        with pytest.raises(lock.Held), lock.hold(file, Console(quiet=True)):
+        with pytest.raises(lock.LockHeld), lock.acquire(file, Console(quiet=True)):
             pass
 
 

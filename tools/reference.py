@@ -26,7 +26,7 @@ from kava.data import data_sets
 from kava.recipe import registry
 from kava.recipe.load import load_recipe
 from kava.recipe.registry import PLACES
-from kava.recipe.schema import BackboneRecipe, Recipe, Section, flat
+from kava.recipe.schema import BackboneRecipe, Recipe, Section, flatten
 from kava.system.files import write_whole
 from tools.keys import told
 
@@ -68,7 +68,7 @@ def recipe() -> str:
     ]
     for name in registry.names("methods"):
         method = registry.find("methods", name)
-        defaults = ", ".join(f"`{k}: {_shown(v)}`" for k, v in flat(method.defaults).items())
+        defaults = ", ".join(f"`{k}: {_shown(v)}`" for k, v in flatten(method.defaults).items())
         parts.append(f"### {name}\n\n{'Sets ' + defaults + '.' if defaults else 'Sets nothing.'}\n")
         if method.Options.model_fields:
             parts.append(_section(method.Options, "method_options.", "Recipe"))
@@ -92,7 +92,7 @@ def python() -> str:
     """What is called from Python, as its docstrings have it."""
     from kava.inference.compressed import Log, compressed
     from kava.inference.pipeline import TextGenerationPipeline, pipeline
-    from kava.reasoning.answers import Thinking
+    from kava.reasoning.answers import ReasoningResult
     from kava.reasoning.reasoner import Answer, Generated, Reasoner
 
     parts = [_PYTHON, f"## kava.Reasoner\n\n{_summary(Reasoner)}\n"]
@@ -106,7 +106,7 @@ def python() -> str:
     ):  # fmt: skip
         parts.append(_called(name, function))
     parts.append("## What comes back\n")
-    for kind in (Answer, Generated, Thinking, Log):
+    for kind in (Answer, Generated, ReasoningResult, Log):
         doc = _escaped(_plain(inspect.getdoc(kind) or ""))
         parts.append(f"### {kind.__name__}\n\n{doc}\n")
     return "\n".join(parts)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kava.sweeps.dry_run import large
-from kava.system.text import memory as told_bytes
+from kava.sweeps.dry_run import format_large_number
+from kava.system.text import format_bytes
 
 #: A share of a GPU's rate, and that rate in FLOP/s, to show the arithmetic with; nothing has been
 #: measured that gave them.
@@ -192,7 +192,7 @@ def gpu_steps(root: Path) -> str:
                 f"{row['ms_per_step']['median']:,.0f}",
                 f"{row['flops_over_least']:.3f}",
                 f"{100 * row['mfu']:.0f} %",
-                told_bytes(row["peak_memory"]["bytes"]),
+                format_bytes(row["peak_memory"]["bytes"]),
                 f"[{machine(tree)}](../results/bench/gpu/{file.name})",
             )
             rows.append(cells)
@@ -205,9 +205,9 @@ def counted_memory(root: Path) -> str:
     sizes = list(next(iter(plain["rows"].values())))
     rows = []
     for name, by_size in plain["rows"].items():
-        weights = told_bytes(by_size[sizes[0]]["weights"])
-        peaks = [told_bytes(by_size[size]["peak"]) for size in sizes]
-        less = [told_bytes(again["rows"][name][size]["peak"]) for size in sizes]
+        weights = format_bytes(by_size[sizes[0]]["weights"])
+        peaks = [format_bytes(by_size[size]["peak"]) for size in sizes]
+        less = [format_bytes(again["rows"][name][size]["peak"]) for size in sizes]
         rows.append((f"`{name.removesuffix('/kava')}`", weights, *peaks, *less))
     headings = (
         "`kava`, LoRA r 128, bf16", "weights", *(f"micro-batch {size}" for size in sizes),
@@ -237,7 +237,7 @@ def paper_runs(root: Path) -> str:
         (
             f"`{name.removesuffix('-kava')}`",
             f"{row['steps']:,}",
-            large(row["token_forwards_least"]),
+            format_large_number(row["token_forwards_least"]),
             flops(row["flops_least"]),
             rows_and_memory(row["memory"]),
             " / ".join(_rows_that_fit(row["memory_by_gpu_gb"][size]) for size in sizes),
@@ -251,9 +251,9 @@ def paper_runs(root: Path) -> str:
     )  # fmt: skip
     end = (
         f"Together: {totals['runs']} runs, {flops(totals['flops_least'])}, "
-        f"{told_bytes(totals['disk_training'])} of disk if all are trained at once and "
-        f"{told_bytes(totals['disk_done'])} when they are done, {told_bytes(totals['backbones'])} "
-        "of backbones."
+        f"{format_bytes(totals['disk_training'])} of disk if all are trained at once and "
+        f"{format_bytes(totals['disk_done'])} when they are done, "
+        f"{format_bytes(totals['backbones'])} of backbones."
     )
     return _table(headings, table) + _said(end)
 
@@ -274,8 +274,9 @@ def paper_methods(root: Path) -> str:
     lotus = sum(row["flops_least"] for row in rows.values() if row["method"] == "lotus")
     end = (
         f"Together: {totals['runs']} runs, {flops(totals['flops_least'])}, of which `lotus` takes "
-        f"{100 * lotus / totals['flops_least']:.0f} %; {told_bytes(totals['disk_training'])} of "
-        f"disk if all are trained at once and {told_bytes(totals['disk_done'])} when they are done."
+        f"{100 * lotus / totals['flops_least']:.0f} %; {format_bytes(totals['disk_training'])} of "
+        f"disk if all are trained at once and {format_bytes(totals['disk_done'])} when they are "
+        "done."
     )
     return _table(("EFLOP a run", *(f"`{s}`" for s in settings)), table) + _said(end)
 
@@ -306,12 +307,12 @@ def machine(tree: dict[str, Any]) -> str:
 
 def rows_and_memory(fit: dict[str, int] | None) -> str:
     """`32: 18.5 GB`; `?` where it is not known."""
-    return f"{fit['micro_batch_size']}: {told_bytes(fit['bytes'])}" if fit else "?"
+    return f"{fit['micro_batch_size']}: {format_bytes(fit['bytes'])}" if fit else "?"
 
 
 def training_and_done(disk: dict[str, int] | None) -> str:
     """`1.3 GB, 144 MB`; `?` where it is not known."""
-    return f"{told_bytes(disk['training'])}, {told_bytes(disk['done'])}" if disk else "?"
+    return f"{format_bytes(disk['training'])}, {format_bytes(disk['done'])}" if disk else "?"
 
 
 def flops(number: float) -> str:

@@ -28,42 +28,42 @@ def main() -> None:
         app(prog_name="kava")
     except SystemExit as end:
         if not end.code:
-            distributed.leave()
-            distributed.end(0)
+            distributed.leave_process_group()
+            distributed.exit_process(0)
         elif end.code == 128 + signal.SIGINT and (hint := _hint(command)):
-            distributed.tell(f"kava: interrupted; {hint}")
-            distributed.end(end.code)
+            distributed.print_error(f"kava: interrupted; {hint}")
+            distributed.exit_process(end.code)
         raise
     except KavaError as error:
         report(error)
-        distributed.end(2)
+        distributed.exit_process(2)
     except OSError as error:
         if error.filename is None:  # no file of the user's: a fault of ours, shown whole
             raise
-        distributed.tell(f"kava: {error.filename}: {error.strerror}")
-        distributed.end(2)
+        distributed.print_error(f"kava: {error.filename}: {error.strerror}")
+        distributed.exit_process(2)
     except RuntimeError as error:
         if line := out_of_memory(error):
-            distributed.tell(f"kava: {line}")
-            distributed.end(2)
-        if not distributed.lost(error):
+            distributed.print_error(f"kava: {line}")
+            distributed.exit_process(2)
+        if not distributed.is_peer_failure(error):
             raise
-        distributed.tell(
+        distributed.print_error(
             f"kava: another of the {distributed.world_size()} processes is gone, so this one "
             "stops; where checkpoints were saved, `--resume` goes on from the last"
         )
-        distributed.end(2)
+        distributed.exit_process(2)
     except Preempted:
         again = "the same line again" if command == "sweep" else "`--resume`"
-        distributed.tell(f"kava: asked to stop, and has saved; {again} goes on from here")
-        distributed.end(128 + signal.SIGTERM)
+        distributed.print_error(f"kava: asked to stop, and has saved; {again} goes on from here")
+        distributed.exit_process(128 + signal.SIGTERM)
 
 
 def report(error: KavaError) -> None:
     """Print an error for the user, once for all processes."""
     from kava.system import distributed
 
-    distributed.tell(f"kava: {error}")
+    distributed.print_error(f"kava: {error}")
 
 
 def _hint(command: str | None) -> str:

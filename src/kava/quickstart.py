@@ -23,7 +23,7 @@ from kava.recipe.schema import Recipe
 from kava.report.plots import accuracy_against_passes, loss_parts
 from kava.report.rows import make_row
 from kava.report.terminal import quickstart_table
-from kava.runs.folder import put_aside, read_metrics, read_result
+from kava.runs.folder import back_up, read_metrics, read_result
 from kava.runs.layout import METRICS, RESULT
 from kava.sweeps import sweep as sweeps
 from kava.system import assets
@@ -127,7 +127,7 @@ def make_plan(
         if name not in known:
             raise unknown("method of the quickstart", name, known, code="quickstart.unknown-method")
     if not full:
-        put_aside(folder, console)
+        back_up(folder, console)
     chosen = tuple(seeds or (SEEDS if full else SEEDS[:1]))
     return Plan(length, folder, chosen, tuple(methods or known))
 

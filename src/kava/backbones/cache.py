@@ -177,7 +177,7 @@ class ShrinkingLayer(DynamicLayer):
     reorder_cache = crop = batch_repeat_interleave = batch_select_indices = _refuse
 
 
-def let_shrink(cache: DynamicCache, config: Any, layers: list[int]) -> list[ShrinkingLayer]:
+def enable_shrinking(cache: DynamicCache, config: Any, layers: list[int]) -> list[ShrinkingLayer]:
     """Turn the given layers of a cache, filled or not, into ones that can shrink; returns them.
 
     Args:

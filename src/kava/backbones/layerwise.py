@@ -30,29 +30,29 @@ BACKEND = "inductor"  # of torch.compile
 VERSIONS = 64
 
 
-def switch_on(model: PreTrainedModel, again: bool, compiled: bool) -> None:
+def enable(model: PreTrainedModel, gradient_checkpointing: bool, compile: bool) -> None:
     """Let the layers run this way whenever the model is in training mode.
 
     Args:
-        again: keep each layer's inputs and its part of the cache alone, and make the rest anew in
-            the backward pass: gradients stay what they are, a step computes every layer's forward
-            pass twice.
-        compiled: by torch.compile, for any batch and length. Random numbers (dropout) are others
+        gradient_checkpointing: keep only each layer's inputs and its part of the cache; the rest
+            is recomputed in the backward pass. Gradients are the same, and a step computes every
+            layer's forward pass twice.
+        compile: by torch.compile, for any batch and length. Random numbers (dropout) are others
             than without.
 
     Raises:
         KavaError: the layers are not to be found, or nothing can be compiled on this machine.
     """
-    if not (again or compiled):
+    if not (gradient_checkpointing or compile):
         return
     run = _alone
-    if compiled:
+    if compile:
         _check_compiler(model.device)
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
         # It would cut what is compiled where gradients are sent off; each layer is a piece already.
         torch._dynamo.config.optimize_ddp = False
         run = torch.compile(run, dynamic=True, backend=BACKEND)
-    if again:
+    if gradient_checkpointing:
         run = partial(
             checkpoint,
             run,

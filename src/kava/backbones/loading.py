@@ -37,12 +37,12 @@ def load(
     """
     folder, commit = locate(name, revision)
     model, tokenizer = load_model(folder, dtype), load_tokenizer(folder)
-    return model, tokenizer, identity(model, lasting_name(name, folder, commit), commit)
+    return model, tokenizer, identity(model, portable_name(name, folder, commit), commit)
 
 
-def lasting_name(name: str, folder: Path, commit: str | None) -> str:
+def portable_name(name: str, folder: Path, commit: str | None) -> str:
     """A name under which a backbone is found again from any working directory."""
-    return name if commit else assets.lasting_name(folder)
+    return name if commit else assets.portable_name(folder)
 
 
 def choose_dtype(recipe: Recipe, device: str | torch.device) -> torch.dtype:
@@ -98,7 +98,7 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
         return assets.find(name), None
     except KavaError:
         if not hub.is_name(name):
-            raise hub.NotHad(
+            raise hub.NotAvailable(
                 f"backbone: {name}: no such folder; give a folder that holds config.json and "
                 "model.safetensors, a finished run of cot, or a Hub name such as "
                 "meta-llama/Llama-3.2-1B-Instruct",

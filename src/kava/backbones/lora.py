@@ -89,14 +89,14 @@ def _cast_input(layer: LoraLayer, x: Tensor | None, dtype: torch.dtype) -> Tenso
     return type(layer)._cast_input_dtype(layer, x, dtype)
 
 
-def bare(model: PeftModel | PreTrainedModel) -> PreTrainedModel:
+def base_model(model: PeftModel | PreTrainedModel) -> PreTrainedModel:
     """The language model itself, the adapter's layers inside."""
     if isinstance(model, PeftModel):
         return cast(PreTrainedModel, model.get_base_model())
     return model
 
 
-def of_backbone(model: PeftModel | PreTrainedModel) -> list[nn.Parameter]:
+def backbone_parameters(model: PeftModel | PreTrainedModel) -> list[nn.Parameter]:
     """The weights that are not the adapter's."""
     return [weight for name, weight in model.named_parameters() if ".lora_" not in name]
 

@@ -19,12 +19,12 @@ from kava.backbones.cache import KeyValues
 from kava.errors import KavaError
 
 
-def rotates(model: PreTrainedModel) -> bool:
+def uses_rope(model: PreTrainedModel) -> bool:
     """Whether keys are rotated by their position; else position enters with the embeddings."""
     return getattr(model.base_model, "rotary_emb", None) is not None
 
 
-def turned_back(model: PreTrainedModel, pairs: KeyValues, positions: Tensor) -> KeyValues:
+def remove_rope(model: PreTrainedModel, pairs: KeyValues, positions: Tensor) -> KeyValues:
     """Keys without their rotation; values as they are. Nothing to do for a model without one.
 
     Args:
@@ -40,7 +40,9 @@ def turned_back(model: PreTrainedModel, pairs: KeyValues, positions: Tensor) -> 
     ]
 
 
-def moved(model: PreTrainedModel, pairs: KeyValues, positions: Tensor, to: Tensor) -> KeyValues:
+def reposition_keys(
+    model: PreTrainedModel, pairs: KeyValues, positions: Tensor, to: Tensor
+) -> KeyValues:
     """Keys as they would be at other positions; values as they are.
 
     Nothing to do for a model without a rotation: learned positions (GPT-2) enter with the
@@ -64,7 +66,7 @@ def _angles(
     model: PreTrainedModel, pairs: KeyValues, positions: Tensor
 ) -> list[tuple[Tensor, Tensor]] | None:
     """Cosine and sine of each layer, [B, n, rotated features]; None without a rotation."""
-    if not rotates(model):
+    if not uses_rope(model):
         return None
     rotary = cast(Any, model.base_model.rotary_emb)
     kinds: list[tuple] = [()] * len(pairs)
@@ -111,7 +113,7 @@ def check(model: PreTrainedModel, needed: str, instead: str) -> None:
         needed: what turns keys back, for the message.
         instead: what would be right, for the message.
     """
-    if not rotates(model):
+    if not uses_rope(model):
         return
     size, dtype = structure.table(model).weight.shape[1], model.dtype
     one = torch.linspace(-1, 1, size, device=model.device, dtype=dtype)  # a pad's row may be zero
@@ -124,7 +126,7 @@ def check(model: PreTrainedModel, needed: str, instead: str) -> None:
     )
     first = cache.key_values(output.past_key_values)[:1]
     try:
-        keys = turned_back(model, first, positions)[0][0].float()
+        keys = remove_rope(model, first, positions)[0][0].float()
         # Of the whole key: rounding goes by its largest features, which the rotation mixes in.
         gap = (keys - keys[:, :, :1]).norm(dim=-1)
         same = bool((gap <= _ROUNDING[dtype == torch.float32] * keys.norm(dim=-1)).all())

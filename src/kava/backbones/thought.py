@@ -42,7 +42,7 @@ class Thought:
         """The first `columns` columns; shares the tensors."""
         return Thought(cache.crop(self.past_key_values, columns), self.attention_mask[:, :columns])
 
-    def packed(self) -> Thought:
+    def pack(self) -> Thought:
         """The same thought without holes: pads on the left, as few as there can be."""
         if self.columns == 0:
             return self

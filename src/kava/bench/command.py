@@ -16,7 +16,7 @@ from kava.bench import generate, train
 from kava.bench.generate import Generation
 from kava.bench.shapes import Lengths, random_reasoner
 from kava.bench.table import table
-from kava.bench.timing import in_turns, matrix_rate
+from kava.bench.timing import matrix_rate, time_interleaved
 from kava.bench.train import Training
 from kava.errors import KavaError
 from kava.reasoning.reasoner import Reasoner
@@ -51,7 +51,7 @@ def bench_train(
     Raises:
         KavaError: a recipe or shape that is not possible.
     """
-    device, paths = torch.device(default_device()), named(paths, console)
+    device, paths = torch.device(default_device()), recipe_paths(paths, console)
     recipes = {name: load_resolved(path, list(settings)) for name, path in paths.items()}
     trainings = {
         name: Training.build(recipe, plan.shape or recipe.backbone, plan.lengths, device)
@@ -60,7 +60,7 @@ def bench_train(
     rates = {name: _rate(recipe, device) for name, recipe in recipes.items()}
     seconds = _timed(train.pieces(trainings), plan, device, console)
     rows = {
-        name: train.measured(training, seconds[name], rates[name])
+        name: train.measure(training, seconds[name], rates[name])
         for name, training in trainings.items()
     }
     console.print(*_train_tables(rows))
@@ -89,7 +89,7 @@ def bench_generate(
     """
     if any(size < 1 for size in batch_sizes):
         raise KavaError("--batch are numbers above 0", code="bench.not-above-0", key="--batch")
-    device, paths = torch.device(default_device()), named(paths, console)
+    device, paths = torch.device(default_device()), recipe_paths(paths, console)
     reasoners = {name: _reasoner(path, settings, plan, device) for name, path in paths.items()}
     rates = {name: _rate(r.recipe, device, r.lm.dtype) for name, r in reasoners.items()}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in reasoners}
@@ -114,7 +114,7 @@ def bench_generate(
     return _write(told, plan, console)
 
 
-def named(given: Sequence[str], console: Console) -> dict[str, str]:
+def recipe_paths(given: Sequence[str], console: Console) -> dict[str, str]:
     """Recipes and runs by name: the file's own, with its folders where two have the same.
 
     Patterns that the shell found nothing for may be those of shipped recipes.
@@ -147,7 +147,7 @@ def _reasoner(name: str, settings: Sequence[str], plan: Plan, device: torch.devi
 def _timed(pieces: dict[str, Any], plan: Plan, device: torch.device, console: Console) -> Any:
     rounds = plan.warm_up + plan.repeats
     with console.status(f"round 0 of {rounds}") as status:
-        return in_turns(
+        return time_interleaved(
             pieces,
             plan.repeats,
             plan.warm_up,

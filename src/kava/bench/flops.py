@@ -42,7 +42,7 @@ _ON_CPU = {
 }
 
 
-def counted(work: Callable[[], Any], attention: bool = True) -> int:
+def count_flops(work: Callable[[], Any], attention: bool = True) -> int:
     """FLOPs of `work`, which is run once; on CPUs, attention is left out if not asked for."""
     with FlopCounterMode(display=False, custom_mapping=_ON_CPU if attention else None) as counter:
         work()

@@ -12,7 +12,7 @@ from kava.backbones import cache, masks
 from kava.bench import flops
 from kava.bench.shapes import Lengths, random_rows
 from kava.bench.timing import Piece, spread
-from kava.reasoning.answers import Thinking
+from kava.reasoning.answers import ReasoningResult
 from kava.reasoning.methods import Work, chain
 from kava.reasoning.reasoner import Reasoner
 from kava.system.memory import peak_memory
@@ -53,7 +53,7 @@ class Generation:
         return cls(reasoner, question.to(device), mask.to(device), tokens)
 
     @torch.no_grad()
-    def think(self) -> Thinking:
+    def think(self) -> ReasoningResult:
         """Everything before the answer: the prefill."""
         return self.reasoner.method.think(self.reasoner, self.question, self.mask)
 
@@ -89,7 +89,7 @@ class Generation:
         rows, works = self.question.shape[0], self.work()
         least_prefill, least = works or (None, None)
         cost = flops.cost(self.reasoner, training=False)
-        counted = flops.counted(self.whole)
+        counted = flops.count_flops(self.whole)
         times, first = spread(whole), spread(prefill)
         middle = times["median"] / 1000
         with peak_memory(self.reasoner.device) as peak:
@@ -109,7 +109,7 @@ class Generation:
             "tokens_per_second": round(rows * self.new_tokens / middle, 1),
             "token_forwards_least": least.columns if least else None,
             "flops": counted,
-            "flops_prefill": flops.counted(self.think),
+            "flops_prefill": flops.count_flops(self.think),
             "flops_least": round(cost.of(least)) if least else None,
             "flops_prefill_least": round(cost.of(least_prefill)) if least_prefill else None,
             "flops_over_least": round(counted / cost.of(least), 4) if least else None,

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from kava.bench import memory
-from kava.bench.command import named, settings_of
+from kava.bench.command import recipe_paths, settings_of
 from kava.bench.shapes import Lengths
 from kava.bench.table import table
 from kava.errors import KavaError
@@ -18,8 +18,7 @@ from kava.reasoning.resolve import load_resolved
 from kava.sweeps.memory import Memory
 from kava.system.environment import provenance
 from kava.system.files import write_json
-from kava.system.text import counted, say_plainly
-from kava.system.text import memory as told_bytes
+from kava.system.text import format_bytes, format_count, print_text
 
 DEVICES = ("cuda", "cpu")
 #: What the numbers leave out.
@@ -58,7 +57,8 @@ def bench_memory(
     if any(size < 1 for size in sizes):
         raise KavaError("--rows are numbers above 0", code="bench.not-above-0", key="--rows")
     recipes = {
-        name: load_resolved(path, list(settings)) for name, path in named(paths, console).items()
+        name: load_resolved(path, list(settings))
+        for name, path in recipe_paths(paths, console).items()
     }
     rows: dict[str, dict[int, Memory]] = {}
     with console.status("counting") as status:
@@ -66,11 +66,11 @@ def bench_memory(
             own = recipe.train.micro_batch_size or recipe.train.batch_size
             rows[name] = {}
             for size in sizes or [own]:
-                status.update(f"counting {name}, {counted(size, 'row')}")
+                status.update(f"counting {name}, {format_count(size, 'row')}")
                 on = shape or recipe.backbone
                 rows[name][size] = memory.count(recipe, on, lengths, size, device)
     console.print(table(_HEADINGS, _lines(rows)))
-    say_plainly(console, LEFT_OUT)
+    print_text(console, LEFT_OUT)
     told = {
         "what": f"bytes that one training step holds at its peak, as on {device}",
         "left_out": LEFT_OUT,
@@ -92,7 +92,7 @@ def bench_memory(
 
 def _lines(rows: dict[str, dict[int, Memory]]) -> list[list[str]]:
     return [
-        [name, f"{size:,}", *map(told_bytes, (*astuple(one), one.total))]
+        [name, f"{size:,}", *map(format_bytes, (*astuple(one), one.total))]
         for name, by_size in rows.items()
         for size, one in by_size.items()
     ]

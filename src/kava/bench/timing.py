@@ -15,7 +15,7 @@ from kava.system.memory import synchronise
 Piece = Callable[[], Any]
 
 
-def in_turns(
+def time_interleaved(
     pieces: Mapping[str, Piece],
     repeats: int,
     warm_up: int,

@@ -50,11 +50,11 @@ class Training:
     def of(cls, reasoner: Reasoner, lengths: Lengths, autocast: bool) -> Training:
         """A step of this reasoner."""
         settings = reasoner.recipe.train
-        layerwise.switch_on(reasoner.lm, settings.gradient_checkpointing, settings.compile)
+        layerwise.enable(reasoner.lm, settings.gradient_checkpointing, settings.compile)
         rows, micro = _batch(reasoner.train(), lengths), settings.micro_batch_size
         pad, micro = reasoner.tokenizer.pad_token_id, micro or settings.batch_size
         parts = (batching.collate(rows[at : at + micro], pad) for at in range(0, len(rows), micro))
-        batches = [reasoner.staged(to_device(part, reasoner.device)) for part in parts]
+        batches = [reasoner.apply_stage(to_device(part, reasoner.device)) for part in parts]
         found = [reasoner.method.counts(batch) for batch in batches]
         counts = {name: sum(part[name] for part in found) for name in found[0]}
         batches = [{**batch, "counts": counts} for batch in batches]
@@ -90,7 +90,7 @@ class Training:
         least = sum(cost.of(work) for work in works) if known else None
         self.reasoner.train()
         with torch.compiler.set_stance("force_eager"):  # the counter sees nothing of what is fused
-            counted = flops.counted(self.gradients)
+            counted = flops.count_flops(self.gradients)
         self.optimiser.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             seen = traffic(self.reasoner, without, float("inf"))
@@ -144,7 +144,7 @@ def _plain(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in batch.items() if name != "counts"}
 
 
-def measured(training: Training, seconds: Sequence[float], rate: float) -> dict[str, Any]:
+def measure(training: Training, seconds: Sequence[float], rate: float) -> dict[str, Any]:
     """Everything about one recipe's step.
 
     Args:

@@ -114,7 +114,7 @@ def compare(
     """
     from kava.errors import KavaError
     from kava.evaluation.compare import compare as compare_runs
-    from kava.evaluation.compare import tasks_of, told
+    from kava.evaluation.compare import format_summary, tasks_of
 
     names(task)  # an empty one is not the same as none
     paths = Path(run_a), Path(run_b)
@@ -137,7 +137,7 @@ def compare(
             )
         task = shared[0]
     found = compare_runs(*paths, task or paths[0].stem, rule, seed)
-    print(json.dumps(found.record(), indent=1) if as_json else told(run_a, run_b, found))
+    print(json.dumps(found.record(), indent=1) if as_json else format_summary(run_a, run_b, found))
 
 
 @app.command()

@@ -76,7 +76,7 @@ def train(
         return
     folder = output or Path("runs") / f"{_recipe_name(recipe)}-seed{resolved.seed}"
     announce = f"# {recipe}, resolved\n{schema.dump(resolved)}"
-    with signals.saving():
+    with signals.save_on_signal():
         result = runs.train_run(resolved, folder, console, resume, announce=announce)
     console.print(
         f"trained {result['steps']} steps in {result['train_seconds']:.0f} s; "
@@ -237,7 +237,7 @@ def pretrain(
     from kava.training.pretrain import pretrain as make
 
     console, folder = make_console(), output or Path("runs") / resolved.name
-    with signals.saving():
+    with signals.save_on_signal():
         result = make(resolved, folder, console, resume)
     console.print(
         f"{result['weights']:,} weights after {result['steps']} steps in "

@@ -75,7 +75,7 @@ def data_sets() -> list[str]:
 
 def is_file(source: str) -> bool:
     """Whether `source` means a file or folder, be it there or not, and not a Hub name."""
-    path = assets.at_home(source)
+    path = assets.expand_user(source)
     return (
         path.exists()
         or path.suffix.lower() in _FILE_ENDINGS
@@ -87,7 +87,7 @@ def load_file(
     path: str | Path, *, limit: int | None = None, steps: str | None = None
 ) -> list[Example]:
     """All examples of a local file, or its first `limit`. Raises KavaError as `load_examples`."""
-    path = assets.at_home(path)
+    path = assets.expand_user(path)
     return files.to_examples(files.read_rows(path), str(path), path.stem, limit, steps)
 
 
@@ -132,7 +132,9 @@ def hub_rows(
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = before
-    hub.note(name, f"split '{split}'", [Path(file["filename"]) for file in table.cache_files])
+    hub.record_download(
+        name, f"split '{split}'", [Path(file["filename"]) for file in table.cache_files]
+    )
     rows = cast("Iterable[dict[str, Any]]", table)
     return ((f"{name}, split {split}, row {n}", row) for n, row in enumerate(rows, 1))
 

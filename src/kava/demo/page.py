@@ -13,7 +13,7 @@ from kava.demo import panels, questions, sizes
 from kava.demo.progress import Progress, answering
 from kava.demo.questions import Limits, Questions
 from kava.errors import KavaError
-from kava.reasoning.context_window import longest
+from kava.reasoning.context_window import max_question_tokens
 from kava.reasoning.reasoner import Reasoner
 
 CSS = Path(__file__).with_name("page.css")
@@ -67,7 +67,7 @@ class Demo:
     def __init__(self, thinker: Model, writer: Model, pick: Questions, limits: Limits):
         self.thinker, self.writer, self.pick, self.limits = thinker, writer, pick, limits
         self.most = min(
-            longest(model.reasoner, "demo", limits.new_tokens, limits.question_tokens)
+            max_question_tokens(model.reasoner, "demo", limits.new_tokens, limits.question_tokens)
             for model in (thinker, writer)
         )
         self.latents = sizes.latents(thinker.reasoner)
@@ -97,7 +97,7 @@ class Demo:
             questions.check(model.reasoner, question, self.most)
         if num_iterations is not None and self.iterations is not None:
             self.iterations.check(num_iterations, "number of iterations")
-        thinker = sizes.resized(self.thinker.reasoner, num_latents)
+        thinker = sizes.resize_latents(self.thinker.reasoner, num_latents)
         question, gold = question.strip(), self.pick.gold(question)
         costs, tokens = "", self.limits.new_tokens
         written = self.write_card(before="Waiting for the other model …")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kava.demo.progress import Progress
-from kava.evaluation.answers import numeric, parted
+from kava.evaluation.answers import numeric, split_at_marker
 from kava.inspect.decoded import Top
 from kava.inspect.trace import split_steps
 
@@ -42,7 +42,7 @@ def answer_card(
     about = _soft(f"{told.name}: {told.size}")
     if progress is None:
         return _card(title, about + _soft(before))
-    written, answer = parted(progress.text)
+    written, answer = split_at_marker(progress.text)
     shown = text(answer or "") or ("…" if progress.answer is None else "no answer")
     return _card(
         title,

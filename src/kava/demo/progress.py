@@ -14,7 +14,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from kava.demo.happening import as_it_happens
 from kava.inspect.decoded import Top, decode_states
-from kava.reasoning.answers import Answer, Thinking
+from kava.reasoning.answers import Answer, ReasoningResult
 from kava.reasoning.latents._watch import watch_passes
 from kava.reasoning.reasoner import Reasoner
 
@@ -23,8 +23,8 @@ from kava.reasoning.reasoner import Reasoner
 class Progress:
     """How far a model has come.
 
-    passes: what the latents decode to after each pass so far, passes[t][i] as in `Decoded`. Of
-        latents that are made one at a time there is one list, which grows. Empty without latents.
+    passes: what the latents decode to after each pass so far, passes[t][i] as in `DecodedLatents`.
+        If latents are made one at a time, there is one list, which grows. Empty without latents.
     text: of the answer so far, with all that was written before it.
     forward_passes: so far, counted as in `Answer`.
     seconds: the model has worked so far, the reading of its question included; what it takes to
@@ -85,7 +85,7 @@ class _Report:
         self.reasoner, self.tell, self.every = reasoner, tell, every
         self.passes: list[list[Top]] = []
         self.tokens: list[int] = []
-        self.thinking: Thinking | None = None
+        self.thinking: ReasoningResult | None = None
         self.begin = self.told = time.perf_counter()
         self.paused = 0.0
 
@@ -101,7 +101,7 @@ class _Report:
             passes = len(self.passes) - 1 if iterated else len(self.passes[0])
             self.tell(Progress(list(self.passes), "", passes, seconds))
 
-    def thought(self, thinking: Thinking) -> None:
+    def thought(self, thinking: ReasoningResult) -> None:
         """The latents are done."""
         self.thinking = thinking
 

@@ -44,7 +44,7 @@ def iterations(reasoner: Reasoner) -> Range | None:
     return Range(0, max(2 * usual, 1), 1, usual) if reasoner.method.iterates else None
 
 
-def resized(reasoner: Reasoner, num_latents: int | None) -> Reasoner:
+def resize_latents(reasoner: Reasoner, num_latents: int | None) -> Reasoner:
     """The same weights thinking in another number of latents; None changes nothing.
 
     Raises:

@@ -20,10 +20,10 @@ from kava.evaluation import paired
 from kava.evaluation.answers import (
     HEADLINE,
     RULES,
+    note_on_unreadable_golds,
     percent,
     read_number,
     standard_error,
-    without_number,
 )
 from kava.evaluation.interventions import (
     INTERVENTIONS,
@@ -258,7 +258,7 @@ def ablate_task(
         "batch_size": batch_size,
         **measure(task.examples, answers, seed),
         "left_out": left_out(reasoner.lm),
-        "note": without_number(example.answer for example in task.examples),
+        "note": note_on_unreadable_golds(example.answer for example in task.examples),
         **provenance(),
     }
     _write_predictions(folder, task.examples, answers, seed)

@@ -54,7 +54,7 @@ def read_number(text: str) -> Fraction | None:
     return -value if match["sign"] or match["inner"] else value
 
 
-def without_number(golds: Iterable[str]) -> str | None:
+def note_on_unreadable_golds(golds: Iterable[str]) -> str | None:
     """What the headline makes of right answers that hold no number, in a line; None without any."""
     golds = list(golds)
     found = [gold for gold in golds if read_number(gold) is None]
@@ -73,7 +73,7 @@ def after_marker(text: str) -> str | None:
     return text[ends[-1] :].strip() if ends else None
 
 
-def parted(text: str) -> tuple[str, str | None]:
+def split_at_marker(text: str) -> tuple[str, str | None]:
     """What stands before the first marker, and what follows it up to the line's end, stripped.
 
     Without a marker, the whole text and None.

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from kava.data.tasks import Task, load_task, local_copies, read_options
 from kava.errors import KavaError
-from kava.evaluation.answers import without_number
+from kava.evaluation.answers import note_on_unreadable_golds
 from kava.evaluation.runner import check_room
 from kava.evaluation.score import score_run
 from kava.reasoning.open import open_reasoner
@@ -19,7 +19,7 @@ from kava.runs.folder import check_scores
 from kava.runs.layout import RESULT
 from kava.system import assets, distributed
 from kava.system.files import check_writable
-from kava.system.text import memory
+from kava.system.text import format_bytes
 
 
 def evaluate_tasks(
@@ -58,7 +58,7 @@ def evaluate_tasks(
         )
     copies = local_copies("eval", tasks, files)
     given = read_options("eval", options)
-    reasoner = distributed.main_first(lambda: open_reasoner(run, backbone))
+    reasoner = distributed.main_rank_first(lambda: open_reasoner(run, backbone))
     folder = result_folder("eval", run, output)
 
     def load(name: str, file: str | None) -> Task:
@@ -66,17 +66,17 @@ def evaluate_tasks(
         return load_task(name, file=file, limit=limit, options=options)
 
     loaded = [
-        distributed.main_first(partial(load, *one)) for one in zip(tasks, copies, strict=True)
+        distributed.main_rank_first(partial(load, *one)) for one in zip(tasks, copies, strict=True)
     ]
     for task in loaded:
         check_room(reasoner, task.examples)
-        distributed.on_main(partial(check_scores, folder, task.name))
+        distributed.on_main_rank(partial(check_scores, folder, task.name))
     summaries = {}
     for task in loaded:
         summary = score_run(reasoner, task, folder, batch_size).summary
         summaries[task.name] = summary
         console.print(line(task.name, summary), highlight=False)
-        if note := without_number(example.answer for example in task.examples):
+        if note := note_on_unreadable_golds(example.answer for example in task.examples):
             console.print(note, highlight=False)
     console.print(f"predictions and scores in {folder}", highlight=False)
     return summaries
@@ -92,7 +92,7 @@ def result_folder(command: str, run: str, output: Path | None) -> Path:
         KavaError: a checkpoint or a model that lies in no run folder, and no `output`; a file
             where the folder is to be; a place where nothing can be written.
     """
-    given = assets.at_home(run)
+    given = assets.expand_user(run)
     places = (given, given.parent)
     folder = output or next((p for p in places if (p / "checkpoint/kava.json").is_file()), None)
     if folder is None:
@@ -108,7 +108,7 @@ def result_folder(command: str, run: str, output: Path | None) -> Path:
                 code="evaluation.not-a-folder",
                 key=str(path),
             )
-    distributed.on_main(lambda: check_writable(folder / RESULT))
+    distributed.on_main_rank(lambda: check_writable(folder / RESULT))
     return folder
 
 
@@ -122,7 +122,7 @@ def line(task: str, summary: dict[str, Any]) -> str:
         f"{summary['ms_per_question']} ms per question alone, "
         f"{summary['ms_per_question_in_batch']} in a batch of {summary['batch_size']} "
         f"({summary['tokens_per_second']} tokens/s, at most "
-        f"{memory(summary['peak_memory']['bytes'])} of {summary['peak_memory']['of']} memory)"
+        f"{format_bytes(summary['peak_memory']['bytes'])} of {summary['peak_memory']['of']} memory)"
         + (f"; {summary['unfinished']} cut off" if summary["unfinished"] else "")
     )
 

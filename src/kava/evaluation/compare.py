@@ -88,7 +88,7 @@ def tasks_of(run: Path) -> list[str]:
     return sorted(file.stem for file in (run / "predictions").glob("*.jsonl"))
 
 
-def told(a: str, b: str, found: Comparison) -> str:
+def format_summary(a: str, b: str, found: Comparison) -> str:
     """The comparison in lines."""
     p = f"{found.p:.2g}" if found.p >= 1e-4 else "< 0.0001"
     width = max(len(a), len(b))

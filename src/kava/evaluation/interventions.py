@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from kava.backbones import cache, rope
 from kava.backbones.cache import KeyValues
 from kava.backbones.thought import Thought
-from kava.reasoning.answers import Thinking
+from kava.reasoning.answers import ReasoningResult
 from kava.reasoning.reasoner import Reasoner
 
 
@@ -40,7 +40,7 @@ class Latents:
     positions: Tensor
 
     @classmethod
-    def of(cls, thinking: Thinking) -> Latents:
+    def of(cls, thinking: ReasoningResult) -> Latents:
         """The latents of a method that ends its thinking with them and <eot>."""
         count, end = thinking.latent_states.shape[1], thinking.thought.columns - 1
         before = thinking.thought.crop(end - count)
@@ -52,7 +52,7 @@ class Latents:
 
     def moved(self, model: PreTrainedModel, to: Tensor) -> KeyValues:
         """Their keys and values as they would be at other positions [B, M]; see `rotary.moved`."""
-        return rope.moved(model, self.key_values, self.positions, to)
+        return rope.reposition_keys(model, self.key_values, self.positions, to)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def shuffled(scene: Scene) -> KeyValues:
         tuple(states.take_along_dim(index, dim=2) for states in pair)
         for pair in scene.own.key_values
     ]
-    return rope.moved(scene.model, taken, places.gather(1, order), places)
+    return rope.reposition_keys(scene.model, taken, places.gather(1, order), places)
 
 
 def swapped(scene: Scene) -> KeyValues:
@@ -132,7 +132,7 @@ INTERVENTIONS: dict[str, Intervention] = {
 
 def left_out(model: PreTrainedModel) -> dict[str, str]:
     """Interventions that mean nothing for a backbone, and why."""
-    if rope.rotates(model):
+    if rope.uses_rope(model):
         return {}
     return {
         "shuffled": f"keys of {model.config.model_type} are not rotated, so that an answer reads "
@@ -142,8 +142,8 @@ def left_out(model: PreTrainedModel) -> dict[str, str]:
 
 @torch.no_grad()
 def replace_latents(
-    reasoner: Reasoner, thinking: Thinking, own: Latents, pairs: KeyValues
-) -> Thinking:
+    reasoner: Reasoner, thinking: ReasoningResult, own: Latents, pairs: KeyValues
+) -> ReasoningResult:
     """The same thinking with other keys and values in place of the latents'.
 
     Args:

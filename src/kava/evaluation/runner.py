@@ -76,8 +76,8 @@ def evaluate(
     answers: dict[int, Answer] = {}
     begin = time.perf_counter()
     with peak_memory(reasoner.device) as peak:
-        for chosen in distributed.turns(batches(examples, batch_size)):
-            signals.pause()
+        for chosen in distributed.split_over_ranks(batches(examples, batch_size)):
+            signals.stop_if_asked()
             if chosen is None:
                 continue
             texts = [examples[i].question for i in chosen]
@@ -85,7 +85,7 @@ def evaluate(
             answers.update(zip(chosen, batch, strict=True))
             if on_batch:
                 on_batch(min(len(answers) * distributed.world_size(), len(examples)))
-        for others in distributed.gathered(answers):
+        for others in distributed.gather(answers):
             answers.update(others)
     seconds = time.perf_counter() - begin
     predictions = [_record(e, answers[i], rules) for i, e in enumerate(examples)]
@@ -96,10 +96,10 @@ def evaluate(
     summary["tokens_per_second"] = round(tokens / seconds, 1) if seconds else None
     summary["peak_memory"] = asdict(peak)
     if timed_alone:
-        signals.pause()
+        signals.stop_if_asked()
         alone = [e.question for e in examples[:timed_alone]]
         timed = partial(time_alone, reasoner, alone, max_new_tokens, num_iterations)
-        summary["ms_per_question"] = distributed.on_main(timed)
+        summary["ms_per_question"] = distributed.on_main_rank(timed)
         summary["ms_per_question_n"] = len(alone)
     reasoner.train(training)
     return Evaluation(predictions, summary)

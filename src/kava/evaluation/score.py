@@ -10,7 +10,7 @@ from kava.data.tasks import Task
 from kava.evaluation.runner import Evaluation, evaluate
 from kava.reasoning import checkpoint
 from kava.reasoning.reasoner import Reasoner
-from kava.runs.folder import check_scores, read_result, writing_scores
+from kava.runs.folder import check_scores, read_result, score_lock
 from kava.runs.layout import RESULT
 from kava.system import distributed
 from kava.system.environment import provenance
@@ -30,7 +30,7 @@ def score_run(
     Raises:
         KavaError: see `check_scores` and `evaluate`.
     """
-    distributed.on_main(lambda: check_scores(run, task.name))
+    distributed.on_main_rank(lambda: check_scores(run, task.name))
     settings = reasoner.recipe.eval
     result = evaluate(
         reasoner,
@@ -51,12 +51,12 @@ def score_run(
             **provenance(),
         }
         result.write_predictions(run / "predictions" / f"{task.name}.jsonl", run)
-        with writing_scores(run):
+        with score_lock(run):
             written = read_result(run) or {"method": reasoner.recipe.method, "scores": {}}
             written.setdefault("scores", {})[task.name] = score
             write_json(run / RESULT, written)
             if (run / "checkpoint" / "kava.json").is_file():
                 checkpoint.remember(run / "checkpoint", written)
 
-    distributed.on_main(write)
+    distributed.on_main_rank(write)
     return result

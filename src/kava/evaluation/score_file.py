@@ -10,7 +10,14 @@ from kava.data.files import read_rows, to_examples
 from kava.data.tasks import load_task
 from kava.data.tasks._rows import unfold
 from kava.errors import KavaError
-from kava.evaluation.answers import HEADLINE, RULES, percent, score, standard_error, without_number
+from kava.evaluation.answers import (
+    HEADLINE,
+    RULES,
+    note_on_unreadable_golds,
+    percent,
+    score,
+    standard_error,
+)
 from kava.types import Example
 
 if TYPE_CHECKING:
@@ -29,7 +36,7 @@ def score_file(
 ) -> dict[str, Any]:
     """How many predictions are right, by rule: `{"n": ..., "correct": {rule: count}}`.
 
-    With `note`, a line, where right answers hold no number (`without_number`).
+    With `note`, a line, where right answers hold no number (`note_on_unreadable_golds`).
 
     Args:
         predictions: rows with `prediction`, a text, and perhaps `id`: as `kava eval` writes them.
@@ -61,7 +68,7 @@ def score_file(
         source, examples = f"task {loaded.name} ({loaded.source})", loaded.examples
     pairs = paired(read_predictions(predictions), examples, str(predictions), source)
     correct = [score(text, example.answer) for example, text in pairs]
-    note = without_number(example.answer for example in examples)
+    note = note_on_unreadable_golds(example.answer for example in examples)
     return {
         "n": len(pairs),
         "correct": {rule: sum(c[rule] for c in correct) for rule in RULES},

@@ -37,9 +37,9 @@ from kava.backbones.attention import (
     answer_attention,
     record_queries,
 )
-from kava.backbones.cache import ShrinkingLayer, let_shrink
+from kava.backbones.cache import ShrinkingLayer, enable_shrinking
 from kava.errors import KavaError, unknown
-from kava.reasoning.evictions import Eviction, Scored, gather
+from kava.reasoning.evictions import Eviction, EvictionInputs, gather
 from kava.recipe import registry
 
 
@@ -297,7 +297,7 @@ class _Compressor:
             cache = call["past_key_values"] = DynamicCache(config=self.config)
         if cache not in self.caches:
             layers = dict(
-                zip(self.layers, let_shrink(cache, self.config, self.layers), strict=True)
+                zip(self.layers, enable_shrinking(cache, self.config, self.layers), strict=True)
             )
             past = next(iter(layers.values())).seen
             mask = _real(call, inputs, past)[:, :past]
@@ -336,7 +336,9 @@ class _Compressor:
         for layer, held in rows.layers.items():
             heads = held.keys.shape[1]
             columns = order[chosen, None, -longest:].expand(-1, heads, -1)
-            scored = self.scored(rows, layer, chosen, gather(held.keys[chosen], columns), real)
+            scored = self.eviction_inputs(
+                rows, layer, chosen, gather(held.keys[chosen], columns), real
+            )
             kept, _ = self.plan.eviction.keep(scored, budget)
             index = order[:, None, -width:].repeat(1, heads, 1)
             index[chosen, :, -budget:] = columns.gather(2, kept)
@@ -346,7 +348,9 @@ class _Compressor:
         rows.compressed = True
         self.log.compressions += 1
 
-    def scored(self, rows: _Rows, layer: int, chosen: Tensor, keys: Tensor, real: Tensor) -> Scored:
+    def eviction_inputs(
+        self, rows: _Rows, layer: int, chosen: Tensor, keys: Tensor, real: Tensor
+    ) -> EvictionInputs:
         """What the eviction sees of one layer of the chosen rows, the last `window` observing."""
         window, attention = self.plan.window, None
         if self.plan.eviction.needs_attention:
@@ -354,7 +358,7 @@ class _Compressor:
             before[:, -window:] = False
             how = rows.scaling[layer], rows.softcap[layer]
             attention = answer_attention(rows.queries[layer][chosen], keys, before, *how)
-        return Scored(keys, real, attention, rows.observed[chosen], recent=window)
+        return EvictionInputs(keys, real, attention, rows.observed[chosen], recent=window)
 
 
 def _real(call: dict[str, Any], inputs: Tensor, past: int) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from kava.backbones.attention import answer_attention
 from kava.errors import KavaError
-from kava.reasoning.evictions import Scored
+from kava.reasoning.evictions import EvictionInputs
 from kava.reasoning.evictions.rkv import RKV
 
 try:
@@ -88,7 +88,7 @@ class RKVPress(ScorerPress):
         before = torch.ones(batch, candidates.shape[2], dtype=torch.bool, device=keys.device)
         observing = torch.ones(batch, window, dtype=torch.bool, device=keys.device)
         attention = answer_attention(queries, candidates, before, module.scaling)
-        scores = RKV(lam=self.lam).score(Scored(candidates, before, attention, observing))
+        scores = RKV(lam=self.lam).score(EvictionInputs(candidates, before, attention, observing))
         return nn.functional.pad(scores, (0, window), value=KEPT)
 
 

@@ -10,7 +10,7 @@ from typing import Any, overload
 import torch
 
 from kava.errors import KavaError
-from kava.reasoning.generate import whole_number
+from kava.reasoning.generate import check_whole_number
 from kava.reasoning.open import open_reasoner
 from kava.reasoning.reasoner import Reasoner
 
@@ -42,7 +42,7 @@ class TextGenerationPipeline:
         device: int | str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
     ):
-        whole_number("pipeline: batch_size", batch_size, 1)
+        check_whole_number("pipeline: batch_size", batch_size, 1)
         if not isinstance(model, Reasoner | str | os.PathLike):
             raise KavaError(
                 f"pipeline: model is a {type(model).__name__}; give a Reasoner, a folder, or a "
@@ -106,7 +106,7 @@ class TextGenerationPipeline:
         """
         full = return_full_text is None or return_full_text
         size = self.batch_size if batch_size is None else batch_size
-        whole_number("pipeline: batch_size", size, 1)
+        check_whole_number("pipeline: batch_size", size, 1)
         given, alone = _inputs(text_inputs)
         questions = [one if isinstance(one, str) else _question(one) for one in given]
         answered = self._answered(questions, given, full, size, max_new_tokens, options)

@@ -15,7 +15,7 @@ from rich.console import Console
 from kava.errors import KavaError
 from kava.inference import compressed
 from kava.inspect.decoded import decode_latents
-from kava.reasoning.context_window import positions
+from kava.reasoning.context_window import max_positions
 from kava.reasoning.reasoner import Reasoner
 from kava.recipe.load import parse
 
@@ -81,7 +81,7 @@ def answer_one(reasoner: Reasoner, question: str, settings: Settings, console: C
     console.print(answer.text.strip(), highlight=False, markup=False)
     cut = "" if answer.finished else f", cut off at {answer.generated_tokens} new tokens"
     if cut and answer.generated_tokens < tokens:
-        cut += f", where the backbone's {positions(reasoner)} positions end"
+        cut += f", where the backbone's {max_positions(reasoner)} positions end"
     cache = f", cache: at most {log.held} columns of {log.seen}" if log else ""
     console.print(
         f"{answer.forward_passes} forward passes, {elapsed:.0f} ms{cut}{cache}",

@@ -22,7 +22,7 @@ PARTS = ("question", "<bot>", "latents", "<eot>", "answer")
 
 
 @dataclass(frozen=True)
-class Attended:
+class AnswerAttention:
     """tokens: the A answer tokens that look, as text, the ":" first.
 
     heads: weight of each latent, [A][L][heads][M], over all query heads.
@@ -43,7 +43,9 @@ class Attended:
 
 
 @torch.no_grad()
-def attended(reasoner: Reasoner, state: LatentState, prompt: Tensor, answer: Tensor) -> Attended:
+def measure_attention(
+    reasoner: Reasoner, state: LatentState, prompt: Tensor, answer: Tensor
+) -> AnswerAttention:
     """One pass over the prompt [1, P] and the answer [1, n], whose ":" and first tokens look.
 
     Args:
@@ -66,7 +68,7 @@ def attended(reasoner: Reasoner, state: LatentState, prompt: Tensor, answer: Ten
     parts = torch.stack([part.sum(-1) for part in weights.split(sizes, dim=-1)], dim=-1)
     latents = weights.split(sizes, dim=-1)[2]
     heads = record.queries[0].shape[1]
-    return Attended(
+    return AnswerAttention(
         tokens=[reasoner.tokenizer.decode([i]) for i in ids[0, rows].tolist()],
         heads=numbers(latents),
         layers=numbers(latents.mean(2)),

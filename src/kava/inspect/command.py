@@ -153,7 +153,7 @@ def find(reasoner: Reasoner, rows: Rows) -> Asked:
 
 def default_file(run: str, question: str) -> Path:
     """RUN/inspect/SLUG.html; inspect.html here for what ships with the project or is no folder."""
-    folder = assets.find(run) if assets.at_home(run).exists() else None
+    folder = assets.find(run) if assets.expand_user(run).exists() else None
     shipped = [root / "checkpoints" for root in assets.roots()]
     if folder is None or any(folder.resolve().is_relative_to(s.resolve()) for s in shipped):
         return Path("inspect.html")

@@ -8,8 +8,8 @@ from kava.errors import KavaError
 from kava.inspect._numbers import Absent
 from kava.inspect.kept import KeptTokens, kept_tokens
 from kava.inspect.similarity import Similarity, similarity
-from kava.reasoning.methods import Batch, Written
-from kava.reasoning.methods._kv import KvDistillation, taken
+from kava.reasoning.methods import Batch, TeacherOutput
+from kava.reasoning.methods._kv import KvDistillation, gather_kept
 from kava.reasoning.states import LatentState
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def compression(
-    reasoner: Reasoner, batch: Batch, teacher: Written, state: LatentState
+    reasoner: Reasoner, batch: Batch, teacher: TeacherOutput, state: LatentState
 ) -> tuple[Similarity | Absent, KeptTokens | Absent]:
     """The two panels about the compressed cache, of one question.
 
@@ -31,14 +31,15 @@ def compression(
         chosen = kv.choose(batch, teacher)
     except KavaError as error:
         return Absent(str(error)), Absent(str(error))
-    written = kv.turned(reasoner, teacher.steps, batch["question_mask"], batch["steps_mask"])
+    written = kv.keys_for_loss(reasoner, teacher.steps, batch["question_mask"], batch["steps_mask"])
     target = [
-        tuple(taken(states, kept) for states in pair)
+        tuple(gather_kept(states, kept) for states in pair)
         for pair, kept in zip(written, chosen, strict=True)
     ]
     before, start = state.thought.attention_mask, batch["question"].shape[1] + 1
     real = before[:, start : start + state.latents.shape[1]]
-    maps = kv.seen if "kv_projection" in reasoner.method_modules else kv.turned
+    projected = "kv_projection" in reasoner.method_modules
+    maps = kv.student_kv_for_loss if projected else kv.keys_for_loss
     student = [maps(reasoner, one, before[:, :start], real) for one in state.key_values]
     filled = [kept.filled for kept in chosen]
     how = [*notes, *_how_compared(reasoner, kv)]

@@ -20,7 +20,7 @@ Top = list[tuple[str, float]]
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedLatents:
     """passes[t][i]: what latent i decodes to after iteration t; pass 0 is iteration 0.
 
     iterates: whether there are iterations; if not, there is one pass.
@@ -30,10 +30,10 @@ class Decoded:
     iterates: bool
 
 
-def decoded(reasoner: Reasoner, state: LatentState) -> Decoded:
+def decode_passes(reasoner: Reasoner, state: LatentState) -> DecodedLatents:
     """Every pass that `state` holds, of one question."""
     passes = [decode_states(reasoner, states[0]) for states in state.states]
-    return Decoded(passes, reasoner.method.iterates)
+    return DecodedLatents(passes, reasoner.method.iterates)
 
 
 def decode_latents(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kava.inspect._numbers import Absent, numbers
-from kava.reasoning.methods import Batch, Written
+from kava.reasoning.methods import Batch, TeacherOutput
 from kava.reasoning.methods._kv import Kept, KvDistillation
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def kept_tokens(
     reasoner: Reasoner,
     kv: KvDistillation,
     batch: Batch,
-    teacher: Written,
+    teacher: TeacherOutput,
     kept: list[Kept],
     notes: list[str],
 ) -> KeptTokens | Absent:
@@ -77,12 +77,12 @@ def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
 
 
 def _measured(
-    kv: KvDistillation, batch: Batch, teacher: Written, layer: int, kept: Kept
+    kv: KvDistillation, batch: Batch, teacher: TeacherOutput, layer: int, kept: Kept
 ) -> dict[str, torch.Tensor]:
     """Score and parts [H, C] of one layer, each token's from its own block."""
     found: dict[str, torch.Tensor] = {}
     for (mask, _), score in zip(kv.blocks(batch), kept.scores, strict=True):
-        parts = kv.eviction.parts(kv.scored(batch, teacher, layer, mask))
+        parts = kv.eviction.parts(kv.eviction_inputs(batch, teacher, layer, mask))
         for name, values in {"score": score, **parts}.items():
             empty = torch.full_like(values, torch.nan, dtype=torch.float32)
             found[name] = torch.where(mask[:, None], values.float(), found.get(name, empty))

@@ -11,15 +11,15 @@ import torch
 from kava.errors import KavaError
 from kava.evaluation.answers import numeric, string
 from kava.inspect._numbers import Absent
-from kava.inspect.attended import Attended, attended
+from kava.inspect.attended import AnswerAttention, measure_attention
 from kava.inspect.compression import compression
-from kava.inspect.decoded import Decoded, decoded
+from kava.inspect.decoded import DecodedLatents, decode_passes
 from kava.inspect.kept import KeptTokens
 from kava.inspect.movement import Movement, movement
 from kava.inspect.similarity import Similarity
 from kava.inspect.trace import Trace, find_trace
 from kava.reasoning import batching, context_window
-from kava.reasoning.methods import Batch, LatentMethod, read_question, read_written
+from kava.reasoning.methods import Batch, LatentMethod, prefill_question, teacher_forward
 from kava.recipe import registry
 
 if TYPE_CHECKING:
@@ -54,11 +54,11 @@ class Look:
     gold: str | None
     right: bool | None
     trace: Trace
-    decoded: Decoded
+    decoded: DecodedLatents
     movement: Movement | Absent
     similarity: Similarity | Absent
     kept: KeptTokens | Absent
-    attended: Attended
+    attended: AnswerAttention
 
     def tree(self) -> dict[str, Any]:
         """Dicts and lists of plain values."""
@@ -100,13 +100,13 @@ def look(
     context_window.check(reasoner, [encoded])
     ids = torch.tensor([encoded], device=reasoner.device)
     asked = {"question": ids, "question_mask": torch.ones_like(ids, dtype=torch.bool)}
-    context = read_question(reasoner, asked)
+    context = prefill_question(reasoner, asked)
     state = method.think_on(reasoner, context[0], iterations, keep_all=True)
-    thinking = method.ready(reasoner, state, iterations)
+    thinking = method.finish_thinking(reasoner, state, iterations)
     new = reasoner.continue_from(thinking, max_new_tokens)
     trace, encoded = find_trace(reasoner, question, context[0], steps, answer, row, max_new_tokens)
     batch = _on(reasoner.device, batching.collate([encoded], reasoner.tokenizer.pad_token_id))
-    teacher = read_written(reasoner, context, batch, queries=True)
+    teacher = teacher_forward(reasoner, context, batch, queries=True)
     text = reasoner.tokenizer.decode(new[0], skip_special_tokens=True).strip()
     said = f"{reasoner.prompt_text} {text}"
     written = new[:, : int((new != reasoner.tokenizer.eos_token_id).sum())]
@@ -128,11 +128,11 @@ def look(
         gold=answer,
         right=None if answer is None else numeric(said, answer) or string(said, answer),
         trace=trace,
-        decoded=decoded(reasoner, state),
+        decoded=decode_passes(reasoner, state),
         movement=movement(state.inputs) if method.iterates else _one_at_a_time(reasoner),
         similarity=compared,
         kept=kept,
-        attended=attended(reasoner, state, thinking.prompt, written),
+        attended=measure_attention(reasoner, state, thinking.prompt, written),
     )
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from kava.inspect._numbers import Absent
-from kava.inspect.attended import Attended
-from kava.inspect.decoded import Decoded
+from kava.inspect.attended import AnswerAttention
+from kava.inspect.decoded import DecodedLatents
 from kava.inspect.kept import KeptTokens
 from kava.inspect.look import Look
 from kava.inspect.movement import Movement
@@ -65,7 +65,7 @@ def _trace(trace: Trace, console: Console) -> None:
     _say(console, trace.told, "dim")
 
 
-def _decoded(decoded: Decoded, console: Console) -> None:
+def _decoded(decoded: DecodedLatents, console: Console) -> None:
     """The likeliest token after each iteration, five after the last."""
     last = decoded.passes[-1]
     words = [[_word(top[0]) for top in latents] for latents in decoded.passes[:-1]]
@@ -133,7 +133,7 @@ def _line(name: str, kept: KeptTokens, columns: Collection[int]) -> Text:
     return line
 
 
-def _attended(paid: Attended, console: Console) -> None:
+def _attended(paid: AnswerAttention, console: Console) -> None:
     width = max(len(repr(token)) for token in paid.tokens)
     for token, shares, latents in zip(paid.tokens, paid.shares, paid.latents, strict=True):
         named = zip(paid.parts, shares, strict=True)

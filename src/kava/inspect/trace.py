@@ -11,10 +11,10 @@ import torch
 
 from kava.backbones.thought import Thought
 from kava.errors import KavaError
-from kava.evaluation.answers import parted
-from kava.reasoning.answers import Thinking
+from kava.evaluation.answers import split_at_marker
+from kava.reasoning.answers import ReasoningResult
 from kava.reasoning.batching import Encoder, Row
-from kava.reasoning.context_window import positions
+from kava.reasoning.context_window import max_positions
 from kava.reasoning.methods import prompt_ids
 from kava.reasoning.methods.cot import begin_writing
 from kava.types import ANSWER_PROMPT, Example
@@ -82,7 +82,7 @@ def find_trace(
         encoded = encoder.row(Example("asked", question, tuple(steps), answer))
     if not answer:
         encoded = replace(encoded, answer=[*encoder.prompt, reasoner.tokenizer.eos_token_id])
-    most, needed = positions(reasoner), encoded.columns
+    most, needed = max_positions(reasoner), encoded.columns
     if most is not None and needed > most:
         raise KavaError(
             f"inspect: question, steps and answer have {needed} tokens and the backbone {most} "
@@ -109,7 +109,7 @@ def _write(reasoner: Reasoner, question: str, most: int) -> tuple[list[str], str
     told = "No steps were given, so the model wrote them itself (greedily, without <bot>)."
     if reasoner.recipe.drop_last_step:
         told += " It learned to leave the last one out (drop_last_step)."
-    written, answer = parted(text)
+    written, answer = split_at_marker(text)
     if answer is None:
         told += f' It did not get to "{ANSWER_PROMPT}" within {most} tokens.'
     return split_steps(written), answer, told
@@ -122,9 +122,9 @@ def _ask(reasoner: Reasoner, context: Thought, steps: list[int], most: int) -> s
         ids = torch.tensor([steps], device=reasoner.device)
         _, thought = reasoner.extend(context, reasoner.embed(ids), torch.ones_like(ids) > 0)
     prompt = prompt_ids(reasoner, 1, reasoner.device)
-    return _text(reasoner, Thinking(thought, prompt, ANSWER_PROMPT, 0, 1), most).strip()
+    return _text(reasoner, ReasoningResult(thought, prompt, ANSWER_PROMPT, 0, 1), most).strip()
 
 
-def _text(reasoner: Reasoner, thinking: Thinking, most: int) -> str:
+def _text(reasoner: Reasoner, thinking: ReasoningResult, most: int) -> str:
     ids: Any = reasoner.continue_from(thinking, most)[0]
     return reasoner.tokenizer.decode(ids, skip_special_tokens=True)

@@ -35,11 +35,11 @@ class Generated(NamedTuple):
     """
 
     text: str | list[str] | list[list[str]]
-    thinking: Thinking
+    thinking: ReasoningResult
 
 
 @dataclass(frozen=True)
-class Thinking:
+class ReasoningResult:
     """The end of thinking, ready for the answer.
 
     thought: what the answer continues from.

@@ -176,7 +176,7 @@ def _labels(steps: Tensor, steps_mask: Tensor, answer: Tensor, answer_mask: Tens
     }
 
 
-def without_first(batch: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
+def drop_first_tokens(batch: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
     """The same batch without the first `tokens` [B] reasoning tokens of each row.
 
     What is left moves to the left, so that each segment is padded on its right again.
@@ -196,7 +196,7 @@ def tokens_of_steps(batch: dict[str, Any], steps: Tensor) -> Tensor:
     return (batch["steps_mask"] & (batch["step_of"] < steps[:, None])).sum(1)
 
 
-def picture(batch: dict[str, Any], tokenizer: Any, width: int = 6) -> str:
+def to_ascii(batch: dict[str, Any], tokenizer: Any, width: int = 6) -> str:
     """A batch in ASCII, one line per row, for eyes: `|` between segments, `.` for pads."""
     lines = []
     for i in range(len(batch["ids"])):

@@ -16,12 +16,12 @@ from kava.reasoning.interface import ReasonerProtocol
 LETTERS_PER_TOKEN = 32
 
 
-def positions(reasoner: ReasonerProtocol) -> int | None:
+def max_positions(reasoner: ReasonerProtocol) -> int | None:
     """How many the backbone has; None where it states no number."""
     return getattr(reasoner.lm.config.get_text_config(), "max_position_embeddings", None)
 
 
-def beside(reasoner: ReasonerProtocol) -> int:
+def reserved_tokens(reasoner: ReasonerProtocol) -> int:
     """Tokens between a question and its answer: <bot>, latents, <eot> and the answer prompt.
 
     A method that writes its prompt itself needs room for it too.
@@ -40,23 +40,26 @@ def check(
     Args:
         names: of the questions, for the error; else they are counted.
     """
-    most = positions(reasoner)
+    most = max_positions(reasoner)
     if most is None:
         return
-    room = most - beside(reasoner) - 1
+    room = most - reserved_tokens(reasoner) - 1
     for place, ids in enumerate(questions):
         if len(ids) > room:
-            counted = "the question" if len(questions) == 1 else f"question {place + 1}"
+            which = "the question" if len(questions) == 1 else f"question {place + 1}"
+            reserved = reserved_tokens(reasoner)
             raise KavaError(
-                f"{names[place] if names else counted} has {len(ids)} tokens and the backbone "
-                f"{most} positions; beside {beside(reasoner)} tokens for latents and answer prompt "
-                f"and one for an answer, a question may have {max(room, 0)}",
+                f"{names[place] if names else which} has {len(ids)} tokens and the backbone {most} "
+                f"positions; beside {reserved} tokens for latents and answer prompt and one for an "
+                f"answer, a question may have {max(room, 0)}",
                 code="reasoning.question-too-long",
-                key=names[place] if names else counted,
+                key=names[place] if names else which,
             )
 
 
-def longest(reasoner: ReasonerProtocol, command: str, new_tokens: int, wanted: int) -> int:
+def max_question_tokens(
+    reasoner: ReasonerProtocol, command: str, new_tokens: int, wanted: int
+) -> int:
     """The tokens that a question may have: `wanted`, or what the backbone's positions leave.
 
     Args:
@@ -65,10 +68,10 @@ def longest(reasoner: ReasonerProtocol, command: str, new_tokens: int, wanted: i
     Raises:
         KavaError: they leave none.
     """
-    most = positions(reasoner)
+    most = max_positions(reasoner)
     if most is None:
         return wanted
-    room = most - beside(reasoner) - new_tokens
+    room = most - reserved_tokens(reasoner) - new_tokens
     if room < 1:
         raise KavaError(
             f"{command}: the backbone has {most} positions, which leaves no room for a "

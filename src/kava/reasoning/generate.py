@@ -23,7 +23,7 @@ from transformers import (
 from kava.backbones import cache
 from kava.errors import KavaError
 from kava.reasoning import context_window
-from kava.reasoning.answers import Thinking
+from kava.reasoning.answers import ReasoningResult
 from kava.reasoning.interface import ReasonerProtocol
 
 
@@ -41,7 +41,7 @@ class Continuation:
     finished: Tensor
 
 
-def whole_number(name: str, value: Any, least: int) -> None:
+def check_whole_number(name: str, value: Any, least: int) -> None:
     """Raise a KavaError where a value is no whole number from `least` on."""
     if type(value) is not int or value < least:
         raise KavaError(
@@ -81,7 +81,7 @@ _REFUSED: dict[str, tuple[Any, str]] = {
 }  # fmt: skip
 
 
-def refuse(options: dict[str, Any]) -> dict[str, Any]:
+def drop_neutral_options(options: dict[str, Any]) -> dict[str, Any]:
     """The options without those that ask for nothing.
 
     Raises:
@@ -99,14 +99,17 @@ def refuse(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def continue_thought(
-    reasoner: ReasonerProtocol, thinking: Thinking, max_new_tokens: int, options: dict[str, Any]
+    reasoner: ReasonerProtocol,
+    thinking: ReasoningResult,
+    max_new_tokens: int,
+    options: dict[str, Any],
 ) -> Continuation:
     """Generate after a thought; see `Reasoner.continue_from`."""
-    whole_number("max_new_tokens", max_new_tokens, 1)
-    options = refuse(options)
+    check_whole_number("max_new_tokens", max_new_tokens, 1)
+    options = drop_neutral_options(options)
     thought, prompt = thinking.thought, thinking.prompt
     if reasoner.has_sliding_window:
-        thought = thought.packed()  # generate() counts a window in columns
+        thought = thought.pack()  # generate() counts a window in columns
     mask = torch.cat((thought.attention_mask, torch.ones_like(prompt, dtype=torch.bool)), 1)
     left = _left(reasoner, mask, max_new_tokens)
     fields = GenerationConfig().to_dict()
@@ -149,7 +152,7 @@ def continue_thought(
     if copies > 1:
         past.batch_repeat_interleave(copies)
     ends = (_EndsOfBeams if beams > 1 else _EndsOfRows)(stops, prompt.shape[1], left)
-    most = context_window.positions(reasoner)
+    most = context_window.max_positions(reasoner)
     uneven = min(left) < max(left)
     with nullcontext() if most is None or not uneven else _no_position_from(reasoner.lm, most):
         new = reasoner.lm.generate(
@@ -171,7 +174,7 @@ def _left(reasoner: ReasonerProtocol, mask: Tensor, max_new_tokens: int) -> list
     Args:
         mask: [B, S], of everything before them.
     """
-    most = context_window.positions(reasoner)
+    most = context_window.max_positions(reasoner)
     if most is None:
         return [max_new_tokens] * mask.shape[0]
     before = mask.sum(1).tolist()

@@ -14,7 +14,7 @@ from kava.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from kava.reasoning.batching import Encoder
-    from kava.reasoning.states import Tail
+    from kava.reasoning.states import Suffix
 
 #: Special tokens that every reasoner adds to its tokenizer, by what they are called here.
 SPECIAL_TOKENS = {"bot": "<bot>", "latent": "<latent>", "eot": "<eot>"}
@@ -95,15 +95,15 @@ class ReasonerProtocol(Protocol):
         ...
 
     def extend_latents(
-        self, thought: Thought, embeds: Tensor, tail: Tail | None
+        self, thought: Thought, embeds: Tensor, suffix: Suffix | None
     ) -> tuple[Output, Thought]:
-        """Run columns that are real in every row, and the tail after them if there is one."""
+        """Run columns that are real in every row, and the suffix after them if there is one."""
         ...
 
     def extend_with(
-        self, thought: Thought, embeds: Tensor, mask: Tensor, tail: Tail | None
+        self, thought: Thought, embeds: Tensor, mask: Tensor, suffix: Suffix | None
     ) -> tuple[Output, Thought]:
-        """Run columns [B, n, d] with their mask [B, n], and the tail if there is one."""
+        """Run columns [B, n, d] with their mask [B, n], and the suffix if there is one."""
         ...
 
     def colon_states(self, output: Output, start: int) -> Tensor:

@@ -34,7 +34,7 @@ def open_reasoner(
             return Reasoner.from_pretrained(path, backbone, **how)
         try:
             return Reasoner.from_backbone(path, **how)  # a Hub name, or an error
-        except hub.NotHad as error:
+        except hub.NotAvailable as error:
             raise KavaError(
                 f"{error.told}; give the folder of a run, a checkpoint or a model of transformers; "
                 "for one on the Hub go online, and log in with `hf auth login`",

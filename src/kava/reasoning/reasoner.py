@@ -18,12 +18,12 @@ from kava.backbones.structure import Output
 from kava.backbones.thought import Thought
 from kava.errors import KavaError
 from kava.reasoning import batching, checkpoint, context_window
-from kava.reasoning.answers import Answer, Generated, Thinking
-from kava.reasoning.generate import Continuation, continue_thought, whole_number
-from kava.reasoning.methods import LatentMethod, Method, read_question
+from kava.reasoning.answers import Answer, Generated, ReasoningResult
+from kava.reasoning.generate import Continuation, check_whole_number, continue_thought
+from kava.reasoning.methods import LatentMethod, Method, prefill_question
 from kava.reasoning.projection import Projection
 from kava.reasoning.resolve import resolve
-from kava.reasoning.states import Tail
+from kava.reasoning.states import Suffix
 from kava.recipe import registry
 from kava.recipe.schema import Data, Recipe, Train
 from kava.system import hub
@@ -268,20 +268,20 @@ class Reasoner(nn.Module):
         return structure.extend(self.lm, self.windows, thought, embeds, mask, hidden_states)
 
     def extend_latents(
-        self, thought: Thought, embeds: Tensor, tail: Tail | None
+        self, thought: Thought, embeds: Tensor, suffix: Suffix | None
     ) -> tuple[Output, Thought]:
-        """Run columns that are real in every row, and the tail after them if there is one."""
+        """Run columns that are real in every row, and the suffix after them if there is one."""
         mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-        return self.extend_with(thought, embeds, mask, tail)
+        return self.extend_with(thought, embeds, mask, suffix)
 
     def extend_with(
-        self, thought: Thought, embeds: Tensor, mask: Tensor, tail: Tail | None
+        self, thought: Thought, embeds: Tensor, mask: Tensor, suffix: Suffix | None
     ) -> tuple[Output, Thought]:
-        """Run columns [B, n, d] with their mask [B, n], and the tail after them if there is one."""
-        if tail is None:
+        """Run columns [B, n, d] with their mask [B, n], and the suffix after them if any."""
+        if suffix is None:
             return self.extend(thought, embeds, mask)
-        embeds = torch.cat((embeds, tail.embeds), dim=1)
-        return self.extend(thought, embeds, torch.cat((mask, tail.mask), 1), tail.hidden_states)
+        embeds = torch.cat((embeds, suffix.embeds), dim=1)
+        return self.extend(thought, embeds, torch.cat((mask, suffix.mask), 1), suffix.hidden_states)
 
     def colon_states(self, output: Output, start: int) -> Tensor:
         """All layers at the last token of the answer prompt, [L, B, d].
@@ -304,11 +304,11 @@ class Reasoner(nn.Module):
             batch: see `kava.reasoning.batching.collate`.
         """
         if counts is None:
-            batch = self.staged(batch)
+            batch = self.apply_stage(batch)
             counts = self.method.counts(batch)
         return self.method.loss(self, batch, counts)
 
-    def staged(
+    def apply_stage(
         self, batch: dict[str, Any], epoch: float = math.inf, draw: int = 0
     ) -> dict[str, Any]:
         """A batch as the method's curriculum has it at a point of the training.
@@ -323,7 +323,7 @@ class Reasoner(nn.Module):
         def uniform() -> Tensor:
             return torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in rows])
 
-        return self.method.staged(batch, epoch, uniform)
+        return self.method.apply_stage(batch, epoch, uniform)
 
     @property
     def _no_split_modules(self) -> list[str]:
@@ -393,7 +393,9 @@ class Reasoner(nn.Module):
         text = texts[0] if isinstance(questions, str) else texts
         return Generated(text, thinking) if return_thoughts else text
 
-    def think(self, questions: str | Sequence[str], num_iterations: int | None = None) -> Thinking:
+    def think(
+        self, questions: str | Sequence[str], num_iterations: int | None = None
+    ) -> ReasoningResult:
         """Think about questions; the answer has not begun.
 
         Args:
@@ -412,7 +414,7 @@ class Reasoner(nn.Module):
     @torch.no_grad()
     def think_about(
         self, encoded: Sequence[Sequence[int]], num_iterations: int | None = None
-    ) -> Thinking:
+    ) -> ReasoningResult:
         """Think about questions that are token ids (`Encoder.questions`) already.
 
         Raises:
@@ -426,7 +428,7 @@ class Reasoner(nn.Module):
 
     def check_iterations(self, num_iterations: int = 0) -> None:
         """Raise a KavaError where the number of iterations cannot be chosen, or not this one."""
-        whole_number("num_iterations", num_iterations, 0)
+        check_whole_number("num_iterations", num_iterations, 0)
         if not self.method.iterates:
             raise KavaError(
                 f"method '{self.recipe.method}' does not iterate; the number of iterations cannot "
@@ -465,9 +467,9 @@ class Reasoner(nn.Module):
         mask = torch.ones_like(tokens, dtype=torch.bool)
         if isinstance(self.method, LatentMethod):
             iterations = self.recipe.num_iterations if num_iterations is None else num_iterations
-            context, _ = read_question(self, {"question": tokens, "question_mask": mask})
+            context, _ = prefill_question(self, {"question": tokens, "question_mask": mask})
             state = self.method.think_on(self, context, iterations)
-            thinking = self.method.ready(self, state, iterations)
+            thinking = self.method.finish_thinking(self, state, iterations)
             bot, eot = (self.special(name).expand(1, 1, -1) for name in ("bot", "eot"))
             parts = [self.embed(tokens), bot, state.inputs[-1], eot]
         else:
@@ -475,7 +477,9 @@ class Reasoner(nn.Module):
             parts = [self.embed(tokens[:, : thinking.thought.columns])]
         return torch.cat([*parts, self.embed(thinking.prompt)], dim=1)
 
-    def answer(self, thinking: Thinking, max_new_tokens: int = 256, **options: Any) -> list[Answer]:
+    def answer(
+        self, thinking: ReasoningResult, max_new_tokens: int = 256, **options: Any
+    ) -> list[Answer]:
         """Answer what was thought about; see `continue_from`.
 
         With `num_return_sequences`, the answers to a question follow one another.
@@ -495,7 +499,7 @@ class Reasoner(nn.Module):
         ]
 
     def continue_from(
-        self, thinking: Thinking, max_new_tokens: int = 256, **options: Any
+        self, thinking: ReasoningResult, max_new_tokens: int = 256, **options: Any
     ) -> Tensor:
         """Continue a thought with transformers' `generate`; greedy unless options say otherwise.
 
@@ -523,7 +527,7 @@ class Reasoner(nn.Module):
 
     @torch.no_grad()
     def _continued(
-        self, thinking: Thinking, max_new_tokens: int, options: dict[str, Any]
+        self, thinking: ReasoningResult, max_new_tokens: int, options: dict[str, Any]
     ) -> Continuation:
         return continue_thought(self, thinking, max_new_tokens, options)
 
@@ -593,7 +597,7 @@ def load_backbone(
     model = reasoner.backbone.merge_and_unload() if lora else reasoner.lm
     # peft had frozen what is the whole model now.
     model = loading.cast(model, dtype).requires_grad_(True)
-    lasting = loading.lasting_name(name, folder, commit)
+    lasting = loading.portable_name(name, folder, commit)
     return model, reasoner.tokenizer, loading.identity(model, lasting, commit)
 
 
@@ -609,7 +613,7 @@ def _load_backbone_of(
     revision = saved.identity["revision"] if name == saved.identity["name"] else None
     try:
         model, _, found = load_backbone(name, revision, dtype)
-    except hub.NotHad as error:
+    except hub.NotAvailable as error:
         raise KavaError(
             f"{saved.folder}: an adapter, and its backbone {error.told}; say where that lies with "
             "--backbone FOLDER, in Python backbone=FOLDER",

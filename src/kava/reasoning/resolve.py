@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from kava.errors import KavaError
 from kava.recipe import registry
 from kava.recipe.load import load_recipe
-from kava.recipe.schema import Recipe, merged, refusal, validate
+from kava.recipe.schema import Recipe, merge, refusal, validate
 
 #: Sections of a recipe that are the weight and the form of a distillation loss.
 _LOSSES = ("codi", "kv", "latent_readout")
@@ -36,7 +36,7 @@ def resolve(recipe: Recipe, where: str = "recipe") -> Recipe:
         return recipe
     method = registry.find("methods", recipe.method)
     given = recipe.model_dump(by_alias=True, exclude_unset=True)
-    whole: Recipe = validate(merged(method.defaults, given), where)
+    whole: Recipe = validate(merge(method.defaults, given), where)
     for name in _LOSSES:
         if name not in method.losses and (weight := getattr(whole, name).weight):
             has = f" (it has {', '.join(method.losses)})" if method.losses else ""

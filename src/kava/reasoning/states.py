@@ -13,7 +13,7 @@ from kava.shapes import Bool, Float
 
 
 @dataclass(frozen=True)
-class Tail:
+class Suffix:
     """Input embeddings [B, n, d] and mask [B, n] of what follows the latents, <eot> first.
 
     hidden_states: whether all layers' outputs are wanted for the last pass.
@@ -28,8 +28,8 @@ class Tail:
 class LatentState:
     """The end of thinking.
 
-    thought: cache over [Q, <bot>, latents, tail].
-    output: of the last pass; its columns from `tail_start` on are the tail.
+    thought: cache over [Q, <bot>, latents, suffix].
+    output: of the last pass; its columns from `suffix_start` on are the suffix.
     key_values: of the latents, [B, H, M, D] per layer; the last pass, or all T + 1 passes.
     inputs: the latents' input embeddings [B, M, d] of each pass.
     states: last layer's states of the latents, [B, M, d]; of the passes of `key_values`.
@@ -37,7 +37,7 @@ class LatentState:
 
     thought: Thought
     output: Output
-    tail_start: int
+    suffix_start: int
     key_values: list[KeyValues]
     inputs: list[Float[Tensor, "batch latents hidden"]]
     states: list[Float[Tensor, "batch latents hidden"]]
@@ -48,6 +48,6 @@ class LatentState:
         return self.states[-1]
 
     @property
-    def tail(self) -> Float[Tensor, "batch columns hidden"]:
-        """Last layer's states of the tail, [B, n, d]."""
-        return self.output.last_hidden_state[:, self.tail_start :]
+    def suffix(self) -> Float[Tensor, "batch columns hidden"]:
+        """Last layer's states of the suffix, [B, n, d]."""
+        return self.output.last_hidden_state[:, self.suffix_start :]

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from kava.errors import KavaError
-from kava.recipe.schema import Recipe, Section, merged, validate
+from kava.recipe.schema import Recipe, Section, merge, validate
 from kava.system import assets
 
 
@@ -57,7 +57,7 @@ def _extended(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
             code="recipe.extends-itself",
             key="extends",
         )
-    return merged(_extended(under, (*above, file.resolve())), tree)
+    return merge(_extended(under, (*above, file.resolve())), tree)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -325,21 +325,21 @@ class BackboneRecipe(Section):
     description: str = ""
 
 
-def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`over` laid on `under`, section by section."""
     result = dict(under)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = merged(result[key], value) if both else value
+        result[key] = merge(result[key], value) if both else value
     return result
 
 
-def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
     """Nested keys as `train.steps`."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         nested = isinstance(value, dict)
-        found.update(flat(value, f"{above}{key}.") if nested else {above + key: value})
+        found.update(flatten(value, f"{above}{key}.") if nested else {above + key: value})
     return found
 
 

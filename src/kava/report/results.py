@@ -14,7 +14,7 @@ from kava.recipe import schema
 from kava.recipe.schema import Recipe
 from kava.report import published
 from kava.report.rows import COMPARED, Row, check_alike, check_result, make_row
-from kava.runs.folder import read_metrics, read_named_so
+from kava.runs.folder import read_metrics, read_result_json
 from kava.runs.layout import METRICS, RESULT
 from kava.system import assets
 
@@ -77,7 +77,7 @@ def find(paths: Iterable[str | Path]) -> list[Group]:
     """
     groups: dict[str, Group] = {}
     for path in paths:
-        top = assets.at_home(path)
+        top = assets.expand_user(path)
         if not top.is_dir():
             raise KavaError(
                 f"{path}: no such folder; give run folders, or folders that hold them",
@@ -135,7 +135,7 @@ def changes(group: Group, recipe: Recipe) -> dict[str, Any]:
 
     Where the backbone and the rows lie, and how the training was carried out, do not count.
     """
-    own, other = (schema.flat(one.model_dump(by_alias=True)) for one in (group.recipe, recipe))
+    own, other = (schema.flatten(one.model_dump(by_alias=True)) for one in (group.recipe, recipe))
     skipped = {*CARRIED_OUT, "backbone"}
     keys = [k for k in {**other, **own} if k not in skipped and own.get(k) != other.get(k)]
     keys = [key for key in keys if not key.startswith(("data.leak_files", "resources."))]
@@ -162,7 +162,7 @@ def _named_apart(groups: list[Group]) -> list[Group]:
 
 def _runs(top: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
     for file in sorted(top.rglob(RESULT), key=lambda file: file.parent.as_posix()):
-        result = read_named_so(file)
+        result = read_result_json(file)
         if isinstance(result, dict) and "method" in result and "scores" in result:
             check_result(result, file)
             yield file.parent, result

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from kava.report.plots import label, spread, spread_words
-from kava.system.text import duration
+from kava.system.text import format_duration
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -74,7 +74,7 @@ def _accuracy(row: Row) -> str:
 
 def _training_time(row: Row) -> str:
     if row["train_seconds"] is not None:
-        return duration(row["train_seconds"])
+        return format_duration(row["train_seconds"])
     return "-" if row.get("seeds") or row.get("missing_seeds") else UNTRAINED
 
 

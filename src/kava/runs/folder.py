@@ -33,7 +33,7 @@ BEGUN, LOCK = "begun.json", "scores.lock"
 
 
 @contextmanager
-def prepared(
+def create_or_resume(
     run: Path, resolved: schema.Section, resume: bool, inputs: dict[str, Any]
 ) -> Iterator[None]:
     """Make the run folder, or check that the one to resume began with the same recipe and inputs.
@@ -48,7 +48,7 @@ def prepared(
             writes; `resume` finds a different recipe or different inputs. On all processes.
     """
     made = [path for path in (run / RECIPE, run / BEGUN, run) if not path.exists()]
-    distributed.on_main(lambda: _prepare(run, resolved, resume, inputs))
+    distributed.on_main_rank(lambda: _prepare(run, resolved, resume, inputs))
     try:
         yield
     except BaseException:
@@ -215,7 +215,7 @@ def differences(run: Path, resolved: schema.Section) -> str:
         KavaError: there is no recipe, or it cannot be read.
     """
     saved = _saved_recipe(run, type(resolved))
-    there, given = (schema.flat(one.model_dump(by_alias=True)) for one in (saved, resolved))
+    there, given = (schema.flatten(one.model_dump(by_alias=True)) for one in (saved, resolved))
     keys = [key for key in {**given, **there} if given.get(key) != there.get(key)]
     keys = [key for key in keys if not key.startswith("resources.")]
     if given.get("adapter") == there.get("adapter") == "full":
@@ -224,7 +224,7 @@ def differences(run: Path, resolved: schema.Section) -> str:
     return "; ".join(told + [f"{len(keys) - 3} more"] * (len(keys) > 3))
 
 
-def put_aside(run: Path, console: Console) -> None:
+def back_up(run: Path, console: Console) -> None:
     """Rename what is there already, if anything.
 
     Raises:
@@ -250,7 +250,7 @@ def clear(run: Path) -> None:
 
 
 @contextmanager
-def alone(run: Path, console: Console) -> Iterator[None]:
+def exclusive_lock(run: Path, console: Console) -> Iterator[None]:
     """Keep other processes than these out of a run folder, by whatever path they name it.
 
     Raises:
@@ -268,18 +268,18 @@ def alone(run: Path, console: Console) -> Iterator[None]:
 
         def lock_it() -> None:
             try:
-                stack.enter_context(lock.hold(file, console))
-            except lock.Held as held:
+                stack.enter_context(lock.acquire(file, console))
+            except lock.LockHeld as held:
                 raise KavaError(
                     f"{run}: in use: {held}", code="runs.in-use", key=str(run)
                 ) from None
 
-        distributed.on_main(lock_it)
+        distributed.on_main_rank(lock_it)
         yield
 
 
 @contextmanager
-def writing_scores(run: Path) -> Iterator[None]:
+def score_lock(run: Path) -> Iterator[None]:
     """Keep other processes from writing scores into a run folder; each waits for its turn.
 
     Raises:
@@ -288,9 +288,9 @@ def writing_scores(run: Path) -> Iterator[None]:
     with ExitStack() as stack:
         for left in reversed(range(300)):
             try:
-                stack.enter_context(lock.hold(run / LOCK, Console(stderr=True)))
+                stack.enter_context(lock.acquire(run / LOCK, Console(stderr=True)))
                 break
-            except lock.Held as held:
+            except lock.LockHeld as held:
                 if not left:
                     raise KavaError(
                         f"{run}: its scores are in use: {held}",
@@ -313,7 +313,7 @@ def read_result(run: Path) -> dict[str, Any] | None:
     file = run / RESULT
     if not file.is_file():
         return None
-    result = read_named_so(file)
+    result = read_result_json(file)
     if not isinstance(result, dict) or not isinstance(result.get("scores", {}), dict):
         raise KavaError(
             f"{file}: not the result of a run; move it away",
@@ -323,7 +323,7 @@ def read_result(run: Path) -> dict[str, Any] | None:
     return result
 
 
-def read_named_so(file: Path) -> Any:
+def read_result_json(file: Path) -> Any:
     """What a `result.json` holds, which need not be a run's: others call their files that too.
 
     Raises:

@@ -35,10 +35,10 @@ def last_checkpoint(run: Path) -> str:
             code="runs.no-checkpoint",
             key=str(run),
         )
-    problem = damage(found[-1])
+    problem = find_corruption(found[-1])
     if problem is None:
         return str(found[-1])
-    whole = [folder for folder in found[:-1] if not damage(folder)]
+    whole = [folder for folder in found[:-1] if not find_corruption(folder)]
     raise KavaError(
         f"{problem}; "
         + (
@@ -56,7 +56,7 @@ def has_checkpoint(run: Path) -> bool:
     return bool(_checkpoints(run))
 
 
-def seal(folder: Path) -> None:
+def write_checksums(folder: Path) -> None:
     """Write down the hash of each file that a training goes on from, once all are there.
 
     SHA-256 takes a second for 1 to 2 GB where the processor has instructions for it: 1 s for the
@@ -66,7 +66,7 @@ def seal(folder: Path) -> None:
     write_json(folder / SEAL, {str(f.relative_to(folder)): _hash(f) for f in _files(folder)})
 
 
-def damage(folder: Path) -> KavaError | None:
+def find_corruption(folder: Path) -> KavaError | None:
     """The error for the first file of a checkpoint that is missing or damaged; None if none is.
 
     Where there are no hashes (kava did not write them before, or was killed just then), a flipped

@@ -191,6 +191,6 @@ def _told(value: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    from kava.system.text import duration
+    from kava.system.text import format_duration
 
-    return duration(seconds)
+    return format_duration(seconds)

@@ -18,7 +18,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from kava.errors import KavaError
-from kava.reasoning.context_window import LETTERS_PER_TOKEN, longest
+from kava.reasoning.context_window import LETTERS_PER_TOKEN, max_question_tokens
 from kava.reasoning.reasoner import Reasoner
 from kava.serve.batcher import ERROR, TIMEOUT, Batcher, Job, Piece, QueueFull
 from kava.serve.described import ANSWERS, describe
@@ -57,7 +57,7 @@ def create_app(
     Raises:
         KavaError: the backbone has no room for a question and answer of the allowed length.
     """
-    limits = fitted(reasoner, limits or Limits())
+    limits = fit_limits(reasoner, limits or Limits())
     metrics = Metrics()
     batcher = Batcher(reasoner, limits.batch_size, limits.delay, limits.queue_length, metrics.batch)
     metrics.watch(batcher)
@@ -86,13 +86,13 @@ def create_app(
     return app
 
 
-def fitted(reasoner: Reasoner, limits: Limits) -> Limits:
+def fit_limits(reasoner: Reasoner, limits: Limits) -> Limits:
     """The limits, with questions no longer than the backbone's positions leave room for.
 
     Raises:
         KavaError: they leave none.
     """
-    most = longest(reasoner, "serve", limits.new_tokens, limits.question_tokens)
+    most = max_question_tokens(reasoner, "serve", limits.new_tokens, limits.question_tokens)
     return Limits(**{**vars(limits), "question_tokens": most})
 
 

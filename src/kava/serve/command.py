@@ -119,7 +119,7 @@ def serve(
         import uvicorn
 
         from kava.serve.app import create_app
-        from kava.serve.connection import configured
+        from kava.serve.connection import configure_server
     except ImportError as error:
         raise KavaError(
             f"serve needs further libraries ({error.name}); {install('serve')}",
@@ -142,4 +142,4 @@ def serve(
             markup=False,
         )
         with suppress(KeyboardInterrupt):  # it has stopped as it should
-            uvicorn.Server(configured(app, limits)).run(sockets=[listening])
+            uvicorn.Server(configure_server(app, limits)).run(sockets=[listening])

@@ -22,7 +22,7 @@ _REFUSAL = (
 ).encode()
 
 
-def configured(app: Any, limits: Limits, **address: Any) -> uvicorn.Config:
+def configure_server(app: Any, limits: Limits, **address: Any) -> uvicorn.Config:
     """How uvicorn is to serve the app within the limits."""
     return uvicorn.Config(
         app,

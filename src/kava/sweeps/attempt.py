@@ -24,12 +24,12 @@ from kava.evaluation.command import line, task_options
 from kava.evaluation.score import score_run
 from kava.reasoning.reasoner import Reasoner
 from kava.recipe.schema import Recipe
-from kava.runs.folder import check_free, differences, holds_run, put_aside, read_result
+from kava.runs.folder import back_up, check_free, differences, holds_run, read_result
 from kava.runs.resume import has_checkpoint
 from kava.system import distributed, links, lock, signals
 from kava.system.environment import default_device
 from kava.system.files import write_whole
-from kava.system.text import duration, in_a_line
+from kava.system.text import format_duration, one_line
 from kava.training.run import train_run
 
 T = TypeVar("T")
@@ -164,7 +164,7 @@ def attempt(run: Run, scoring: Scoring, say: Callable[[str], None], console: Con
     try:
         with _held(run.lock, console):
             outcome = _carry_out(run, scoring, say, console)
-    except lock.Held as held:
+    except lock.LockHeld as held:
         outcome = Outcome(run, ELSEWHERE, str(held))
     if outcome.what in (SKIPPED, ELSEWHERE, FAILED):
         say(f"{outcome.what}: {outcome.reason}" if outcome.reason else "done before, skipped")
@@ -182,32 +182,32 @@ def _held(file: Path, console: Console) -> Iterator[None]:
 
         def hold() -> str:
             try:
-                stack.enter_context(lock.hold(file, console))
-            except lock.Held as held:
+                stack.enter_context(lock.acquire(file, console))
+            except lock.LockHeld as held:
                 return str(held)
             return ""
 
-        if reason := distributed.from_main(hold):
-            raise lock.Held(reason)
+        if reason := distributed.from_main_rank(hold):
+            raise lock.LockHeld(reason)
         yield
 
 
 def _carry_out(run: Run, scoring: Scoring, say: Callable[[str], None], console: Console) -> Outcome:
     try:
-        tasks = distributed.main_first(partial(_as_kava_error, scoring.of, run.recipe))
-        todo, missing = distributed.from_main(partial(_as_kava_error, _todo, run, tasks))
+        tasks = distributed.main_rank_first(partial(_as_kava_error, scoring.of, run.recipe))
+        todo, missing = distributed.from_main_rank(partial(_as_kava_error, _todo, run, tasks))
     except KavaError as error:  # what is in the folder is not this run's: nothing is written there
         return Outcome(run, FAILED, str(error))
     if todo == DONE:
         return Outcome(run, SKIPPED)
     log = run.folder / ERROR
     try:
-        signals.pause()
+        signals.stop_if_asked()
         if todo != SCORE:
             train(run, todo == RESUME, say, console)
         if missing:
             score(run, [tasks[number] for number in missing], say)
-        distributed.on_main(lambda: log.unlink(missing_ok=True))
+        distributed.on_main_rank(lambda: log.unlink(missing_ok=True))
     except Exception as error:
         return Outcome(run, FAILED, _written_down(error, log))
     return Outcome(run, SCORED if todo == SCORE else TRAINED)
@@ -222,9 +222,9 @@ def _as_kava_error(act: Callable[..., T], *given: Any) -> T:
     try:
         return act(*given)
     except KavaError as error:
-        raise KavaError(in_a_line(error), code=error.code, key=error.key) from error
+        raise KavaError(one_line(error), code=error.code, key=error.key) from error
     except Exception as error:
-        raise KavaError(in_a_line(error), code="sweeps.failed", key=type(error).__name__) from error
+        raise KavaError(one_line(error), code="sweeps.failed", key=type(error).__name__) from error
 
 
 def _todo(run: Run, tasks: Sequence[Task]) -> tuple[str, list[int]]:
@@ -236,15 +236,15 @@ def _todo(run: Run, tasks: Sequence[Task]) -> tuple[str, list[int]]:
 
 def _written_down(error: Exception, log: Path) -> str:
     """The error in a line; its traceback goes into `log`, once for all processes."""
-    text, line = traceback.format_exc(), in_a_line(error)
-    if distributed.lost(error):
+    text, line = traceback.format_exc(), one_line(error)
+    if distributed.is_peer_failure(error):
         line = f"another of the {distributed.world_size()} processes is gone"
         text = f"{text}{line}\n"
 
     def write() -> None:
         write_whole(log, text)
 
-    distributed.once(write)
+    distributed.once_across_ranks(write)
     return line
 
 
@@ -253,24 +253,26 @@ def train(run: Run, resume: bool, say: Callable[[str], None], console: Console) 
 
     def make_room() -> None:
         if not resume and holds_run(run.folder):
-            put_aside(run.folder, console)  # cut off before its first checkpoint
+            back_up(run.folder, console)  # cut off before its first checkpoint
 
-    distributed.on_main(make_room)
+    distributed.on_main_rank(make_room)
     say(f"{'resuming' if resume else 'training'} {run.recipe.method}, seed {run.recipe.seed}")
-    with signals.deferred():
+    with signals.defer_signals():
         result = train_run(run.recipe, run.folder, console, resume)
     validated = (
         f", validation {result['validation_accuracy']} % of {result['validation_n']}"
         if result["validation_accuracy"] is not None
         else ""
     )
-    say(f"trained {result['steps']} steps in {duration(result['train_seconds'])}{validated}")
+    say(f"trained {result['steps']} steps in {format_duration(result['train_seconds'])}{validated}")
 
 
 def score(run: Run, tasks: Sequence[Task], say: Callable[[str], None]) -> None:
     """Evaluate the checkpoint on tasks."""
     device = default_device()
-    reasoner = distributed.main_first(lambda: Reasoner.from_pretrained(run.folder, device=device))
+    reasoner = distributed.main_rank_first(
+        lambda: Reasoner.from_pretrained(run.folder, device=device)
+    )
     for task in tasks:
-        signals.pause()
+        signals.stop_if_asked()
         say(line(task.name, score_run(reasoner, task, run.folder).summary))

@@ -217,7 +217,7 @@ def traffic(reasoner: Reasoner, batches: Sequence[Batch], epoch: float) -> Traff
 
 
 def _loss(reasoner: Reasoner, batch: Batch, epoch: float) -> None:
-    batch = reasoner.staged(batch, epoch)
+    batch = reasoner.apply_stage(batch, epoch)
     reasoner(counts=reasoner.method.counts(batch), **batch)
 
 

@@ -18,8 +18,7 @@ from kava.sweeps.cost import Cost, Estimator
 from kava.sweeps.memory import Memory
 from kava.system import hub, lock
 from kava.system.environment import default_device
-from kava.system.text import counted, say_plainly
-from kava.system.text import memory as told_bytes
+from kava.system.text import format_bytes, format_count, print_text
 
 LOCKED, REFUSED = "in other hands", "would fail"
 
@@ -52,7 +51,7 @@ def list_runs(
     for heading in ("run", "state", "steps", "token-forwards", "memory"):
         table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
     states, to_submit = [], []
-    queued = slurm.queued(runs, output) if jobs else ((run, "") for run in runs)
+    queued = slurm.with_queue_state(runs, output) if jobs else ((run, "") for run in runs)
     with console.status("counting"):
         for run, in_queue in queued:
             now, why = (LOCKED, in_queue) if in_queue else _foreseen(run, scoring)
@@ -72,16 +71,18 @@ def list_runs(
             table.add_row(run.folder.name, now, *_told(cost))
     console.print(table)
     counts = ", ".join(f"{states.count(now)} {now}" for now in dict.fromkeys(states))
-    say_plainly(
-        console, f"{counted(len(runs), 'run')}: {counts}; {large(left)} token-forwards to go"
+    print_text(
+        console,
+        f"{format_count(len(runs), 'run')}: {counts}; {format_large_number(left)} token-forwards "
+        "to go",
     )
-    for group, limit in slurm.grouped(to_submit, jobs.array_limit) if jobs else ():
-        wanted = slurm.told(group[0].recipe.resources)
-        say_plainly(console, f"{len(group)} as jobs of SLURM, {limit} at a time; each {wanted}")
+    for group, limit in slurm.group_by_resources(to_submit, jobs.array_limit) if jobs else ():
+        wanted = slurm.describe_resources(group[0].recipe.resources)
+        print_text(console, f"{len(group)} as jobs of SLURM, {limit} at a time; each {wanted}")
     console.print()
-    say_plainly(console, _LEGEND.format(where=_WHERE[device]))
+    print_text(console, _LEGEND.format(where=_WHERE[device]))
     for words in notes.lines():
-        say_plainly(console, words)
+        print_text(console, words)
     return REFUSED not in states
 
 
@@ -139,8 +140,8 @@ def _unfit(run: Run, now: str) -> str:
 def _told(cost: Cost) -> tuple[str, str, str]:
     return (
         "?" if cost.steps is None else f"{cost.steps:,}",
-        "?" if cost.token_forwards is None else large(cost.token_forwards),
-        "?" if cost.memory is None else told_bytes(cost.memory.total),
+        "?" if cost.token_forwards is None else format_large_number(cost.token_forwards),
+        "?" if cost.memory is None else format_bytes(cost.memory.total),
     )
 
 
@@ -148,7 +149,7 @@ def _parts(memory: Memory | None) -> str:
     if memory is None:
         return ""
     weights, gradients, optimiser, activations = map(
-        told_bytes, (memory.weights, memory.gradients, memory.optimiser, memory.activations)
+        format_bytes, (memory.weights, memory.gradients, memory.optimiser, memory.activations)
     )
     return (
         f"{weights} weights + {gradients} gradients + {optimiser} optimiser state + {activations} "
@@ -156,7 +157,7 @@ def _parts(memory: Memory | None) -> str:
     )
 
 
-def large(number: int) -> str:
+def format_large_number(number: int) -> str:
     """`12,345`, `1.23 million`, `45.6 billion`."""
     for size, word in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
         if number >= size:

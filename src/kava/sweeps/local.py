@@ -10,14 +10,14 @@ import torch
 from rich.console import Console
 
 from kava.sweeps.attempt import Outcome, Run, Scoring, attempt
-from kava.system.text import say_plainly
+from kava.system.text import print_text
 
 
-def carry_out(runs: Sequence[Run], scoring: Scoring, console: Console) -> list[Outcome]:
+def run_all(runs: Sequence[Run], scoring: Scoring, console: Console) -> list[Outcome]:
     """Each run that is not done and in nobody's hands; a failure does not stop the rest."""
     outcomes = []
     for number, run in enumerate(runs, 1):
-        say = partial(say_plainly, console, f"[{number}/{len(runs)}] {run.folder}")
+        say = partial(print_text, console, f"[{number}/{len(runs)}] {run.folder}")
         outcomes.append(attempt(run, scoring, say, console))
         _free_memory()
     return outcomes

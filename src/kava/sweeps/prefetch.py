@@ -17,7 +17,7 @@ from kava.recipe.load import load_recipe
 from kava.recipe.schema import BackboneRecipe, Data, Recipe
 from kava.sweeps.sweep import is_backbone
 from kava.system import assets, hub
-from kava.system.text import memory, say_plainly
+from kava.system.text import format_bytes, print_text
 
 
 def prefetch(
@@ -41,21 +41,21 @@ def prefetch(
     said: set[tuple] = set()
     total = 0
     for fetch in wanted.values():
-        with hub.noting() as found:
+        with hub.recording_downloads() as found:
             fetch()
         for one in found:
             if (key := (one.name, one.what, one.folder)) not in said:
                 said.add(key)
                 total += one.bytes
-                say_plainly(
-                    console, f"{one.name}, {one.what}", f"{memory(one.bytes)} in {one.folder}"
+                print_text(
+                    console, f"{one.name}, {one.what}", f"{format_bytes(one.bytes)} in {one.folder}"
                 )
     names = len({one[0] for one in said})
     nothing = "nothing is needed from the Hub; " if not said else ""
-    say_plainly(
+    print_text(
         console,
-        f"{nothing}{names} repositories, {memory(total)}; with HF_HUB_OFFLINE=1 runs start without "
-        "a network",
+        f"{nothing}{names} repositories, {format_bytes(total)}; with HF_HUB_OFFLINE=1 runs start "
+        "without a network",
     )
 
 

@@ -49,7 +49,7 @@ from kava.sweeps.attempt import (
 )
 from kava.sweeps.record import Job
 from kava.system import distributed, links, lock, signals, slurm_queue
-from kava.system.text import in_a_line, say_plainly
+from kava.system.text import one_line, print_text
 from kava.training.arguments import rows_at_once
 
 if TYPE_CHECKING:
@@ -111,14 +111,14 @@ class Work:
         queue_again = signal.getsignal(told)  # submitit's
         asked: list[int] = []
         try:
-            with signals.listening(asked, told, signal.SIGTERM):
+            with signals.listen_for(asked, told, signal.SIGTERM):
                 outcome = self._attempt(recipe)
         except signals.Preempted:
-            distributed.leave()
+            distributed.leave_process_group()
             self._stop(asked, told, queue_again)
         if outcome.what == FAILED:
-            distributed.end(1)
-        distributed.leave()
+            distributed.exit_process(1)
+        distributed.leave_process_group()
         return outcome.what
 
     def checkpoint(self) -> DelayedSubmission:
@@ -132,7 +132,7 @@ class Work:
         sys.argv = ["kava", *self.words]  # until here submitit's own (kava.system.environment)
         run = Run(self.name, recipe, self.folder)
         scoring = Scoring(self.tasks, self.files, self.limit)
-        return attempt(run, scoring, partial(say_plainly, console, str(run.folder)), console)
+        return attempt(run, scoring, partial(print_text, console, str(run.folder)), console)
 
     def _stop(self, asked: list[int], told: int, queue_again: Any) -> None:
         """End the job; let it be queued again unless SLURM is taking it away by itself.
@@ -168,13 +168,16 @@ def submit(
         )
     there = output.exists()
     try:
-        with lock.hold(output / "submit.lock", console):
-            outcomes = [foreseen(run, scoring, reason) for run, reason in queued(runs, output)]
+        with lock.acquire(output / "submit.lock", console):
+            outcomes = [
+                predicted_state(run, scoring, reason)
+                for run, reason in with_queue_state(runs, output)
+            ]
             new = [outcome.run for outcome in outcomes if outcome.what == SUBMITTED]
-            for group, limit in grouped(new, options.array_limit):
+            for group, limit in group_by_resources(new, options.array_limit):
                 _submit_group(group, scoring, output, options, limit, console)
             record.remember(output, runs, scoring)
-    except lock.Held as held:
+    except lock.LockHeld as held:
         raise KavaError(f"sweep: {held}", code="sweeps.in-use", key=str(output)) from None
     except KavaError:
         if not there:
@@ -184,7 +187,7 @@ def submit(
     return outcomes
 
 
-def queued(runs: Sequence[Run], output: Path) -> Iterator[tuple[Run, str]]:
+def with_queue_state(runs: Sequence[Run], output: Path) -> Iterator[tuple[Run, str]]:
     """Each run with what SLURM has of it, in words; empty where it has nothing.
 
     Raises:
@@ -199,7 +202,7 @@ def queued(runs: Sequence[Run], output: Path) -> Iterator[tuple[Run, str]]:
         yield run, f"SLURM job {job.job} is {now}" if slurm_queue.is_active(now) else ""
 
 
-def foreseen(run: Run, scoring: Scoring, in_queue: str) -> Outcome:
+def predicted_state(run: Run, scoring: Scoring, in_queue: str) -> Outcome:
     """What is to become of a run; `in_queue` is what SLURM has of it."""
     if reason := in_queue or lock.holder(run.lock):
         return Outcome(run, ELSEWHERE, reason)
@@ -207,7 +210,7 @@ def foreseen(run: Run, scoring: Scoring, in_queue: str) -> Outcome:
         todo, _ = state(run, scoring.of(run.recipe))
         check_batch(run, todo)
     except Exception as error:
-        return Outcome(run, FAILED, in_a_line(error))
+        return Outcome(run, FAILED, one_line(error))
     return Outcome(run, SKIPPED if todo == DONE else SUBMITTED)
 
 
@@ -221,7 +224,7 @@ def check_batch(run: Run, todo: str) -> None:
         rows_at_once(run.recipe.train, run.recipe.resources.all_processes)
 
 
-def grouped(runs: Sequence[Run], limit: int | None) -> list[tuple[list[Run], int]]:
+def group_by_resources(runs: Sequence[Run], limit: int | None) -> list[tuple[list[Run], int]]:
     """Runs of equal resources together, each group with how many of it may run at a time.
 
     Job arrays know nothing of each other, so `limit` is shared out among them.
@@ -274,7 +277,7 @@ def minutes(text: str | None) -> int | None:
     return 1440 * int(days or 0) + 60 * hours + mins + math.ceil(seconds / 60)
 
 
-def told(resources: Resources) -> str:
+def describe_resources(resources: Resources) -> str:
     """What one job asks for, in words."""
     hours, rest = divmod(resources.minutes, 60)
     nodes, processes = resources.nodes, resources.all_processes
@@ -333,7 +336,7 @@ def _submit_group(
     )
     first = submitted[0].job_id.partition("_")[0]
     array = f"job array {first}, at most {limit} at a time" if len(runs) > 1 else f"job {first}"
-    say_plainly(console, f"{len(runs)} submitted as {array}; each {told(wanted)}")
+    print_text(console, f"{len(runs)} submitted as {array}; each {describe_resources(wanted)}")
 
 
 def _executor(folder: Path, wanted: Resources, name: str, options: Options, limit: int) -> Any:

@@ -24,7 +24,7 @@ from kava.sweeps import sweep as sweeps
 from kava.sweeps.attempt import ERROR, SKIPPED, Outcome, is_scored
 from kava.sweeps.record import Asked, Job
 from kava.system import hub, lock, slurm_queue
-from kava.system.text import counted, print_columns, say_plainly
+from kava.system.text import format_count, print_columns, print_text
 
 WAITING, RUNNING, DONE = "waiting", "running", "done"
 FAILED, PREEMPTED = "failed", "preempted"
@@ -63,11 +63,11 @@ def show(asked: Sequence[Asked], output: Path, console: Console) -> int:
     print_columns(console, table)
     for line in lines:
         if line.why:
-            say_plainly(console, f"{line.name} {line.state}", line.why)
+            print_text(console, f"{line.name} {line.state}", line.why)
     names = [line.state for line in lines]
     order = (DONE, RUNNING, WAITING, PREEMPTED, FAILED)
     told = ", ".join(f"{names.count(name)} {name}" for name in order if name in names)
-    say_plainly(console, f"{counted(len(lines), 'run')}: {told}")
+    print_text(console, f"{format_count(len(lines), 'run')}: {told}")
     if set(names) == {DONE}:
         _sum_up(asked, output, console)
         return ALL_DONE
@@ -161,7 +161,7 @@ def _sum_up(asked: Sequence[Asked], output: Path, console: Console) -> None:
         for one in asked
     }
     if len(scorings) > 1:
-        say_plainly(console, "no summary: the runs are scored on different tasks or rows")
+        print_text(console, "no summary: the runs are scored on different tasks or rows")
         return
     (scoring,) = scorings.values()
     outcomes = [Outcome(one.run, SKIPPED) for one in asked]

@@ -43,7 +43,7 @@ from kava.sweeps.attempt import (
 from kava.system import assets, signals
 from kava.system.environment import provenance
 from kava.system.files import write_json
-from kava.system.text import counted, in_a_line, say_plainly
+from kava.system.text import format_count, one_line, print_text
 
 SUMMARY = "summary.json"
 
@@ -159,13 +159,13 @@ def sweep(
         scoring.of(run.recipe)
     if jobs is None:
         record.remember(output, runs, scoring)
-        with signals.listening([], signal.SIGTERM):
-            outcomes = local.carry_out(runs, scoring, console)
+        with signals.listen_for([], signal.SIGTERM):
+            outcomes = local.run_all(runs, scoring, console)
     else:
         outcomes = slurm.submit(runs, scoring, output, jobs, console)
         if any(outcome.what in (SUBMITTED, ELSEWHERE) for outcome in outcomes):
             count(outcomes, console)
-            say_plainly(console, f"kava sweep --status {output} says how they get on")
+            print_text(console, f"kava sweep --status {output} says how they get on")
             return outcomes
     return sum_up(outcomes, scoring, output, console)
 
@@ -191,7 +191,7 @@ def write_summary(
     """Write the summary, and report."""
     write_json(output / SUMMARY, summary(outcomes, rows))
     report(outcomes, rows, console)
-    say_plainly(console, f"summary in {output / SUMMARY}")
+    print_text(console, f"summary in {output / SUMMARY}")
 
 
 def summary(outcomes: Sequence[Outcome], rows: Sequence[Row]) -> dict[str, Any]:
@@ -219,10 +219,10 @@ def count(outcomes: Sequence[Outcome], console: Console) -> None:
     """How many runs came to what, and of what was not done why."""
     counts = {what: sum(o.what == what for o in outcomes) for what in _TOLD}
     told = ", ".join(f"{count} {_TOLD[what]}" for what, count in counts.items() if count)
-    say_plainly(console, f"{counted(len(outcomes), 'run')}: {told}")
+    print_text(console, f"{format_count(len(outcomes), 'run')}: {told}")
     for outcome in outcomes:
         if outcome.reason:
-            say_plainly(console, f"  {outcome.what}  {outcome.run.folder.name}", outcome.reason)
+            print_text(console, f"  {outcome.what}  {outcome.run.folder.name}", outcome.reason)
 
 
 _TOLD = {
@@ -259,5 +259,5 @@ def _looked_at_again(outcome: Outcome, scoring: Scoring) -> Outcome:
             if state(outcome.run, scoring.of(outcome.run.recipe))[0] == DONE:
                 return Outcome(outcome.run, SKIPPED)
         except Exception as error:
-            return Outcome(outcome.run, FAILED, in_a_line(error))
+            return Outcome(outcome.run, FAILED, one_line(error))
     return outcome

@@ -21,7 +21,7 @@ def roots() -> list[Path]:
     return [root for root in (_PACKAGE, checkout) if (root / "recipes").is_dir()]
 
 
-def at_home(path: str | Path) -> Path:
+def expand_user(path: str | Path) -> Path:
     """With `~` and `~somebody` as their folders; as it is where there is no such somebody."""
     return Path(os.path.expanduser(path))  # where pathlib's raises a RuntimeError
 
@@ -32,7 +32,7 @@ def find(path: str | Path) -> Path:
     Raises:
         KavaError: neither exists.
     """
-    given = at_home(path)
+    given = expand_user(path)
     if given.exists():
         return given
     if not given.is_absolute():
@@ -61,9 +61,9 @@ def find_all(path: str | Path) -> list[Path]:
     Raises:
         KavaError: nothing is found here or among the shipped files.
     """
-    if not any(sign in str(path) for sign in "*?[") or at_home(path).exists():
+    if not any(sign in str(path) for sign in "*?[") or expand_user(path).exists():
         return [find(path)]
-    given = at_home(path)
+    given = expand_user(path)
     for root in (Path(), *([] if given.is_absolute() else roots())):
         if found := sorted(Path(file) for file in glob.glob(str(root / given))):
             return found
@@ -74,7 +74,7 @@ def find_all(path: str | Path) -> list[Path]:
     )
 
 
-def lasting_name(path: Path) -> str:
+def portable_name(path: Path) -> str:
     """A name under which `find` finds a file again from any working directory.
 
     Shipped files keep their name inside the project, so that nothing of this machine is in it.

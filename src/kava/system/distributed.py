@@ -142,7 +142,7 @@ def asked_for_cpu() -> bool:
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
 
 
-def gathered(value: T) -> list[T]:
+def gather(value: T) -> list[T]:
     """Every process's value, in the order of the processes, on every process."""
     if world_size() == 1:
         return [value]
@@ -152,7 +152,7 @@ def gathered(value: T) -> list[T]:
     return gather_object([value])
 
 
-def turns(parts: Iterable[T]) -> Iterator[T | None]:
+def split_over_ranks(parts: Iterable[T]) -> Iterator[T | None]:
     """This process's parts of a work that all share; None in a last turn that has none for it.
 
     Each has as many turns as the others, so that they can talk to one another in between.
@@ -162,7 +162,7 @@ def turns(parts: Iterable[T]) -> Iterator[T | None]:
         yield turn[rank()] if rank() < len(turn) else None
 
 
-def agreed(act: Callable[[], T]) -> T:
+def raise_on_all_ranks(act: Callable[[], T]) -> T:
     """What `act` returns here; an error of one process is raised on all.
 
     For work between which the processes do not talk to one another.
@@ -182,32 +182,32 @@ def agreed(act: Callable[[], T]) -> T:
             raise
         name = str(caught.filename)
         error = f"{name}: {caught.strerror}", "system.file-error", name
-    for other in gathered(error):
+    for other in gather(error):
         if other is not None:
             message, code, key = other
             raise KavaError(message, code=code, key=key)
     return result
 
 
-def on_main(act: Callable[[], T]) -> T | None:
+def on_main_rank(act: Callable[[], T]) -> T | None:
     """Let the main process act while the others wait; they get None.
 
     Raises:
         KavaError: on all processes, if it failed.
     """
-    return agreed(lambda: act() if is_main() else None)
+    return raise_on_all_ranks(lambda: act() if is_main() else None)
 
 
-def from_main(act: Callable[[], T]) -> T:
+def from_main_rank(act: Callable[[], T]) -> T:
     """What `act` returns on the main process, which alone calls it; on every process.
 
     Raises:
         KavaError: on all processes, if it failed.
     """
-    return gathered(on_main(act))[0]
+    return gather(on_main_rank(act))[0]
 
 
-def any_of(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """Whether it is true on one of the processes at least; all of them call this together."""
     if world_size() == 1:
         return flag
@@ -217,14 +217,14 @@ def any_of(flag: bool) -> bool:
     return bool(reduce(torch.tensor(float(flag), device=device()), "sum"))
 
 
-def main_first(act: Callable[[], T]) -> T:
+def main_rank_first(act: Callable[[], T]) -> T:
     """Every process acts, the main one before the others: what it downloads, they find.
 
     Raises:
         KavaError: on all processes, if one failed.
     """
-    result = on_main(act)
-    return agreed(lambda: result if is_main() else act())
+    result = on_main_rank(act)
+    return raise_on_all_ranks(lambda: result if is_main() else act())
 
 
 # -- a batch that the processes share ------------------------------------------------------------
@@ -233,8 +233,8 @@ _weight: ContextVar[float | None] = ContextVar("kava_shared_batch", default=None
 
 
 @contextmanager
-def one_batch(shared: bool, weight: float = 1.0) -> Iterator[None]:
-    """Inside, `over_batch` sums over the processes, if they hold parts of one micro-batch.
+def shared_micro_batch(shared: bool, weight: float = 1.0) -> Iterator[None]:
+    """Inside, `sum_over_micro_batch` sums over the processes that hold parts of a micro-batch.
 
     Args:
         weight: 0 where this process has no row of it.
@@ -246,7 +246,7 @@ def one_batch(shared: bool, weight: float = 1.0) -> Iterator[None]:
         _weight.reset(token)
 
 
-def over_batch(part: Tensor) -> Tensor:
+def sum_over_micro_batch(part: Tensor) -> Tensor:
     """A sum over this process's rows, made one over all rows of the micro-batch. No gradient."""
     weight = _weight.get()
     if weight is None:
@@ -259,12 +259,12 @@ def over_batch(part: Tensor) -> Tensor:
 # -- the end -------------------------------------------------------------------------------------
 
 
-def tell(message: str) -> None:
+def print_error(message: str) -> None:
     """Print an error, once for all processes."""
-    once(lambda: print(message, file=sys.stderr, flush=True))
+    once_across_ranks(lambda: print(message, file=sys.stderr, flush=True))
 
 
-def once(act: Callable[[], None]) -> None:
+def once_across_ranks(act: Callable[[], None]) -> None:
     """Let one of the processes act that come here when they fail: the main one, if it comes soon.
 
     The others wait until it has, because a launcher ends all when one has ended.
@@ -299,13 +299,13 @@ def once(act: Callable[[], None]) -> None:
         pass  # the one that acts is gone, and has acted
 
 
-def leave() -> None:
+def leave_process_group() -> None:
     """Part from the other processes, after work that all have finished."""
     if world_size() > 1 and "torch" in sys.modules:
         _state().destroy_process_group()
 
 
-def end(status: int) -> None:
+def exit_process(status: int) -> None:
     """End this process.
 
     Of several each ends at once. After an error, leaving politely would wait for those that stopped
@@ -321,7 +321,7 @@ def end(status: int) -> None:
     raise SystemExit(status) from None
 
 
-def lost(error: BaseException) -> bool:
+def is_peer_failure(error: BaseException) -> bool:
     """Whether this is how torch says that another process is gone."""
     if world_size() == 1 or not isinstance(error, RuntimeError):
         return False

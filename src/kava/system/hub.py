@@ -11,7 +11,7 @@ from pathlib import Path
 from kava.errors import KavaError
 
 
-class NotHad(KavaError):
+class NotAvailable(KavaError):
     """A folder or repository that is neither here nor on the Hub.
 
     told: its name and why, without what to do about it, which depends on who asked for it.
@@ -28,7 +28,7 @@ _offline: ContextVar[bool] = ContextVar("kava_offline", default=False)
 
 
 @dataclass(frozen=True)
-class Found:
+class Download:
     """Something of the Hub that lies on this machine now. `what`: `backbone`, `split 'train'`."""
 
     name: str
@@ -37,13 +37,13 @@ class Found:
     bytes: int
 
 
-_found: ContextVar[list[Found] | None] = ContextVar("kava_found", default=None)
+_found: ContextVar[list[Download] | None] = ContextVar("kava_found", default=None)
 
 
 @contextmanager
-def noting() -> Iterator[list[Found]]:
+def recording_downloads() -> Iterator[list[Download]]:
     """Inside the block what is loaded from the Hub, or from its copy here, is added to the list."""
-    found: list[Found] = []
+    found: list[Download] = []
     token = _found.set(found)
     try:
         yield found
@@ -51,12 +51,12 @@ def noting() -> Iterator[list[Found]]:
         _found.reset(token)
 
 
-def note(name: str, what: str, files: Iterable[Path]) -> None:
+def record_download(name: str, what: str, files: Iterable[Path]) -> None:
     """Say that something was loaded; for those who ask (`noting`)."""
     found, files = _found.get(), list(files)
     if found is not None and files:
         size = sum(file.stat().st_size for file in files)
-        found.append(Found(name, what, files[0].parent, size))
+        found.append(Download(name, what, files[0].parent, size))
 
 
 @contextmanager
@@ -124,13 +124,13 @@ def download(name: str, revision: str | None, patterns: list[str], what: str, in
     except (OSError, ValueError, HfHubHTTPError) as error:
         line = str(error).strip().split("\n")[0][:300]
         raise _nowhere(name, line, what, instead) from None
-    note(name, what, sorted(file for file in Path(folder).iterdir() if file.is_file()))
+    record_download(name, what, sorted(file for file in Path(folder).iterdir() if file.is_file()))
     return Path(folder)
 
 
-def _nowhere(name: str, why: str, what: str, instead: str) -> NotHad:
+def _nowhere(name: str, why: str, what: str, instead: str) -> NotAvailable:
     told = f"{name}: no such folder here, and as a name on the Hub it cannot be had: {why}"
-    return NotHad(f"{what} {told}; {instead}", told, code="system.not-on-hub", key=name)
+    return NotAvailable(f"{what} {told}; {instead}", told, code="system.not-on-hub", key=name)
 
 
 def has_file(name: str, file: str) -> bool:

@@ -20,12 +20,12 @@ from rich.console import Console
 from kava.system import links
 
 
-class Held(Exception):
+class LockHeld(Exception):
     """Another process holds the lock; the message says which, in words."""
 
 
 @contextmanager
-def hold(file: Path, console: Console) -> Iterator[None]:
+def acquire(file: Path, console: Console) -> Iterator[None]:
     """Hold `file` as a lock inside the block.
 
     One that a dead process left behind is taken over, and the console told so.
@@ -55,7 +55,7 @@ def holder(file: Path) -> str:
         _dead_owner(file)
     except FileNotFoundError:
         pass
-    except Held as held:
+    except LockHeld as held:
         return str(held)
     return ""
 
@@ -82,10 +82,10 @@ def _take_over(file: Path, console: Console) -> None:
     pid = _dead_owner(file)
     second = file.with_name(file.name + ".takeover")
     if not _create(second):
-        raise Held(f"another process is taking over {file}; if there is none, delete {second}")
+        raise LockHeld(f"another process is taking over {file}; if there is none, delete {second}")
     try:
         if _dead_owner(file) != pid:
-            raise Held(f"another process has just taken over {file}")
+            raise LockHeld(f"another process has just taken over {file}")
         second.replace(file)
     except BaseException:  # only then: once it has replaced the lock, the name may be another's
         second.unlink(missing_ok=True)
@@ -104,10 +104,10 @@ def _dead_owner(file: Path) -> int:
         owner = json.loads(file.read_text(encoding="utf-8"))
         pid, host = int(owner["pid"]), owner["host"]
     except (ValueError, KeyError, TypeError):  # its owner has made it and not yet written to it
-        raise Held(f"another process has just begun; if there is none, delete {file}") from None
+        raise LockHeld(f"another process has just begun; if there is none, delete {file}") from None
     if _may_live(pid, host, owner):
         of_job = f" (SLURM job {owner['job']})" if "job" in owner else ""
-        raise Held(f"process {pid} on {host}{of_job} is at it; if there is none, delete {file}")
+        raise LockHeld(f"process {pid} on {host}{of_job} is at it; if there is none, delete {file}")
     return pid
 
 

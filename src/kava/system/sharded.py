@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
+def gather_weights(model: nn.Module) -> dict[str, Tensor] | None:
     """Every weight by name, on the main process (empty on the others); None if none is split."""
     if not _parts(model):
         return None
@@ -24,23 +24,23 @@ def whole_weights(model: nn.Module) -> dict[str, Tensor] | None:
     return get_model_state_dict(model, options=options)
 
 
-def whole(value: Any) -> Any:
+def unshard(value: Any) -> Any:
     """A tensor that may be split, put together; anything else as it is."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
-def whole_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def gather_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The state of an optimiser as one process alone would have it; on every process."""
 
     found = optimizer.state_dict()
     state = {
-        number: {name: whole(value) for name, value in one.items()}
+        number: {name: unshard(value) for name, value in one.items()}
         for number, one in found["state"].items()
     }
     return {**found, "state": state}
 
 
-def split_optimizer(optimizer: torch.optim.Optimizer, whole: dict[str, Any]) -> dict[str, Any]:
+def shard_optimizer(optimizer: torch.optim.Optimizer, whole: dict[str, Any]) -> dict[str, Any]:
     """The reverse: such a state, each tensor split as its weight is."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -59,7 +59,7 @@ def split_optimizer(optimizer: torch.optim.Optimizer, whole: dict[str, Any]) -> 
 
 
 @contextmanager
-def together(model: nn.Module) -> Iterator[None]:
+def unsharded(model: nn.Module) -> Iterator[None]:
     """Inside, each process holds all weights: it answers questions without the others."""
     parts = _parts(model)
     for part in parts:

@@ -27,7 +27,7 @@ class Preempted(BaseException):
 
 
 @contextmanager
-def listening(asked: list[int], *numbers: int) -> Iterator[None]:
+def listen_for(asked: list[int], *numbers: int) -> Iterator[None]:
     """Inside the block the signals `numbers` ask for a stop. Main thread only.
 
     Args:
@@ -48,7 +48,7 @@ def listening(asked: list[int], *numbers: int) -> Iterator[None]:
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Inside the block nothing is interrupted; at its end, or by `check`, the stop comes about.
 
     Raises:
@@ -60,7 +60,7 @@ def deferred() -> Iterator[None]:
 
 
 @contextmanager
-def saving() -> Iterator[None]:
+def save_on_signal() -> Iterator[None]:
     """Inside the block SIGTERM ends a training at a step's boundary, with a checkpoint.
 
     A cluster, a launcher and `kill` send it; Ctrl-C still ends everything at once. What is asked
@@ -69,7 +69,7 @@ def saving() -> Iterator[None]:
     Raises:
         Preempted: the training was ended.
     """
-    with listening([], signal.SIGTERM), _keeping():
+    with listen_for([], signal.SIGTERM), _keeping():
         yield
 
 
@@ -83,7 +83,7 @@ def check() -> None:
         raise Preempted
 
 
-def pause() -> None:
+def stop_if_asked() -> None:
     """Between two parts of a work that can be done anew: `check`, unless inside `deferred`.
 
     Raises:
@@ -97,9 +97,9 @@ def is_asked() -> bool:
     """Whether a stop was asked for. Of several processes all call this together, and agree."""
     if not _listening or distributed.world_size() == 1:
         return bool(_received)
-    if not distributed.any_of(bool(_received)):
+    if not distributed.any_rank(bool(_received)):
         return False
-    for others in distributed.gathered(list(_received)):
+    for others in distributed.gather(list(_received)):
         _received.extend(number for number in others if number not in _received)
     return True
 

@@ -30,7 +30,7 @@ def check_text(text: str, what: str) -> None:
         ) from None
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`47 s`, `2 min 05 s`, `1 h 20 min`."""
     whole = round(seconds)
     if whole < 60:
@@ -40,22 +40,22 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def memory(size: float) -> str:
+def format_bytes(size: float) -> str:
     """Bytes as `18.5 GB`, `432 MB`."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
-def counted(number: int, thing: str) -> str:
+def format_count(number: int, thing: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
-def say_plainly(console: Console, *parts: str) -> None:
+def print_text(console: Console, *parts: str) -> None:
     """Print `one: two`, whatever brackets and numbers are in it, as it is."""
     console.print(": ".join(parts), highlight=False, markup=False)
 
 
-def in_a_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An error's first line; its kind too unless it is a message to the user."""
     first = (str(error).strip().splitlines() or [""])[0][:300]
     return first if isinstance(error, KavaError) else f"{type(error).__name__}: {first}"

@@ -155,7 +155,7 @@ def check_lengths(reasoner: Reasoner, rows: Sequence[batching.Row], console: Con
         KavaError: names the row, what it takes and what there is.
     """
     recipe, method = reasoner.recipe, reasoner.method
-    there = context_window.positions(reasoner)
+    there = context_window.max_positions(reasoner)
     latents = recipe.num_latents + 2 if method.uses_latents else 0
     if there is None:
         return
@@ -170,7 +170,7 @@ def check_lengths(reasoner: Reasoner, rows: Sequence[batching.Row], console: Con
         + (f", with {recipe.num_latents} latents," * bool(latents))
         + f" and the backbone has {there:,}"
     )
-    if not rope.rotates(reasoner.lm):
+    if not rope.uses_rope(reasoner.lm):
         raise KavaError(
             f"{line}; leave such rows out, or give a backbone with more",
             code="training.row-too-long",
@@ -198,7 +198,7 @@ def _positions(
         batch = batching.collate(part, pad_id=0)
         draws = (torch.full((len(part),), draw, dtype=torch.float64) for draw in _DRAWS)
         staged = [
-            method.staged(batch, epoch, lambda drawn=drawn: drawn)
+            method.apply_stage(batch, epoch, lambda drawn=drawn: drawn)
             for drawn in draws
             for epoch in epochs
         ]

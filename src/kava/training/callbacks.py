@@ -29,7 +29,7 @@ class Record(TrainerCallback):
         Raises:
             KavaError: what it logged is damaged; on all processes.
         """
-        distributed.on_main(lambda: _cut_after(self.file, state.global_step))
+        distributed.on_main_rank(lambda: _cut_after(self.file, state.global_step))
         self.progress.begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -17,7 +17,7 @@ from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import load_resolved, resolve
 from kava.recipe import registry, schema
 from kava.recipe.schema import Recipe
-from kava.training.rows import check_apart
+from kava.training.rows import check_no_overlap
 from kava.training.run import train_reasoner
 from kava.types import Example
 
@@ -48,8 +48,8 @@ def train_on(
         )
     examples = as_examples(rows, "rows")
     held_out = as_examples(validation, "validation") if validation else []
-    check_apart(examples, held_out)
-    adopt(reasoner, _resolved(reasoner, recipe))
+    check_no_overlap(examples, held_out)
+    use_recipe(reasoner, _resolved(reasoner, recipe))
     with ExitStack() as stack:
         # Outside of the project's folders, since it is thrown away.
         run = Path(output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run")
@@ -85,7 +85,7 @@ def _numbered(rows: Iterable[Any], what: str) -> Iterable[tuple[str, dict[str, A
         yield where, dict(row)
 
 
-def adopt(reasoner: Reasoner, recipe: Recipe) -> None:
+def use_recipe(reasoner: Reasoner, recipe: Recipe) -> None:
     """Let a reasoner be trained by another recipe for the same weights.
 
     Raises:
@@ -94,7 +94,7 @@ def adopt(reasoner: Reasoner, recipe: Recipe) -> None:
     if recipe.lora.targets is None:  # the family's
         lora = recipe.lora.model_copy(update={"targets": reasoner.recipe.lora.targets})
         recipe = recipe.model_copy(update={"lora": lora})
-    own, given = (schema.flat(r.model_dump(by_alias=True)) for r in (reasoner.recipe, recipe))
+    own, given = (schema.flatten(r.model_dump(by_alias=True)) for r in (reasoner.recipe, recipe))
     has_adapter = "lora" in (recipe.adapter, reasoner.recipe.adapter)
     for key in _MADE_OF:
         counts = has_adapter or not key.startswith("lora.")

@@ -71,7 +71,7 @@ class Leak:
         )
 
 
-def normal(question: str) -> str:
+def normalize(question: str) -> str:
     """The normal form of a question."""
     if question.isascii() and not _SIGN_IN_NUMBER.search(question):  # three times as fast
         return " ".join(question.lower().translate(_ASCII).split()) or " ".join(question.split())
@@ -94,11 +94,11 @@ def find_leaks(rows: Iterable[tuple[str, str]], task: Task) -> Iterator[Leak]:
     exact: dict[str, Example] = {}
     loose: dict[str, Example] = {}
     for example in task.examples:
-        form = normal(example.question)
+        form = normalize(example.question)
         exact.setdefault(form, example)
         loose.setdefault(without_numbers(form), example)
     for where, question in rows:
-        form = normal(question)
+        form = normalize(question)
         for kind, found in (
             (EQUAL, exact.get(form)),
             (UP_TO_NUMBERS, loose.get(without_numbers(form))),
@@ -133,7 +133,7 @@ def check_training_rows(data: Data, rows: list[Example], console: Console | None
                 key=error.key,
             ) from None
         leaks = list(find_leaks(((e.id, e.question) for e in rows), task))
-        say(f"leak check: {told(leaks, len(rows), task)}", style="dim", highlight=False)
+        say(f"leak check: {format_summary(leaks, len(rows), task)}", style="dim", highlight=False)
         stopping = _stopping(leaks, data.leak_stop == "up_to_numbers")
         stopping = [x for x in stopping if not {x.task, name, x.test} & set(data.allow_leaks)]
         if stopping:
@@ -191,11 +191,11 @@ def check(
         if len(leaks) > SHOWN:
             console.print(f"... and {len(leaks) - SHOWN:,} more; --json lists them all")
         for task in loaded:
-            console.print(told(found[task.name], len(rows), task), highlight=False)
+            console.print(format_summary(found[task.name], len(rows), task), highlight=False)
     return 1 if _stopping(leaks, strict) else 0
 
 
-def told(leaks: list[Leak], rows: int, task: Task) -> str:
+def format_summary(leaks: list[Leak], rows: int, task: Task) -> str:
     """How many of each kind, in words."""
     counts = _counts(leaks)
     touched = len({leak.test for leak in leaks})
@@ -212,7 +212,7 @@ def _questions(source: str) -> Iterator[tuple[str, str]]:
         yield from ((e.id, e.question) for e in load_examples(source, "train"))
         return
     empty = True
-    for where, row in unfold(read_rows(assets.at_home(source))):
+    for where, row in unfold(read_rows(assets.expand_user(source))):
         empty = False
         yield where, question_of(row, where)
     if empty:

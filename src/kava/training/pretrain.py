@@ -19,7 +19,7 @@ from kava.evaluation.runner import evaluate
 from kava.reasoning import checkpoint
 from kava.reasoning.reasoner import Reasoner
 from kava.recipe.schema import Architecture, BackboneRecipe, Recipe
-from kava.runs.folder import alone, clear, prepared
+from kava.runs.folder import clear, create_or_resume, exclusive_lock
 from kava.runs.layout import RESULT
 from kava.system import distributed, sharded
 from kava.system.environment import default_device, provenance
@@ -43,12 +43,12 @@ def pretrain(
     """
     distributed.check_sharding()
     rows_at_once(resolved.train, distributed.world_size())
-    rows, validation = distributed.main_first(lambda: read_rows(resolved.data, console))
+    rows, validation = distributed.main_rank_first(lambda: read_rows(resolved.data, console))
     reasoner, tokenizer = new_reasoner(resolved, rows)
     # The random weights that it begins with are not compared: a checkpoint holds them all.
     inputs = {"data": data_record(resolved.data, rows, validation)}
-    distributed.on_main(lambda: check_reports(resolved.train.report_to))
-    with alone(folder, console), prepared(folder, resolved, resume, inputs):
+    distributed.on_main_rank(lambda: check_reports(resolved.train.report_to))
+    with exclusive_lock(folder, console), create_or_resume(folder, resolved, resume, inputs):
         title = f"backbone {resolved.name}"
         measured = train(reasoner, rows, validation, folder, resume, Progress(title, console))
         result = {
@@ -58,9 +58,9 @@ def pretrain(
             **measured,
             **provenance(),
         }
-        with sharded.together(reasoner):
+        with sharded.unsharded(reasoner):
             sample = _sample(reasoner, validation[:20])
-        weights = sharded.whole_weights(reasoner)
+        weights = sharded.gather_weights(reasoner)
 
         def write() -> None:
             checkpoint.check_finite(reasoner, weights, folder)
@@ -71,7 +71,7 @@ def pretrain(
             write_json(folder / RESULT, result)
             clear(folder)
 
-        distributed.on_main(write)
+        distributed.on_main_rank(write)
     return result
 
 

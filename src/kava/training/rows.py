@@ -10,7 +10,7 @@ from rich.console import Console
 from kava.data import load_examples, revision, rows_hash
 from kava.errors import KavaError
 from kava.recipe.schema import Data
-from kava.training.leaks import check_training_rows, normal
+from kava.training.leaks import check_training_rows, normalize
 from kava.types import Example
 
 
@@ -28,14 +28,14 @@ def read_rows(data: Data, console: Console | None = None) -> tuple[list[Example]
     validation = load_examples(
         data.validation, "validation", limit=data.validation_rows, options=data.options
     )
-    check_apart(train_rows, validation)
+    check_no_overlap(train_rows, validation)
     return train_rows, validation
 
 
-def check_apart(train_rows: Sequence[Example], validation: Sequence[Example]) -> None:
+def check_no_overlap(train_rows: Sequence[Example], validation: Sequence[Example]) -> None:
     """Raise a KavaError where a validation question, in normal form, is a training question."""
-    normal_forms = {normal(e.question) for e in train_rows}
-    shared = [e.question for e in validation if normal(e.question) in normal_forms]
+    normal_forms = {normalize(e.question) for e in train_rows}
+    shared = [e.question for e in validation if normalize(e.question) in normal_forms]
     if shared:
         raise KavaError(
             f"data: {len(shared)} validation questions are training questions too, "

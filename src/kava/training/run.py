@@ -12,7 +12,7 @@ from kava.reasoning import checkpoint
 from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import resolve
 from kava.recipe.schema import Recipe
-from kava.runs.folder import alone, clear, prepared
+from kava.runs.folder import clear, create_or_resume, exclusive_lock
 from kava.runs.layout import RESULT
 from kava.system import distributed, sharded
 from kava.system.environment import default_device, provenance
@@ -46,8 +46,8 @@ def train_run(
     distributed.check_sharding()
     rows_at_once(resolved.train, distributed.world_size())
     where = device or default_device()
-    reasoner = distributed.main_first(lambda: Reasoner.build(resolved, where))
-    rows, validation = distributed.main_first(lambda: read_rows(resolved.data, console))
+    reasoner = distributed.main_rank_first(lambda: Reasoner.build(resolved, where))
+    rows, validation = distributed.main_rank_first(lambda: read_rows(resolved.data, console))
     data = data_record(resolved.data, rows, validation)
     return train_reasoner(
         reasoner, (rows, validation), data, resolved, run, console, resume, announce
@@ -72,14 +72,14 @@ def train_reasoner(
         resolved: the recipe as it was given; the run folder keeps it.
     """
     inputs = {"data": data, "backbone": reasoner.identity}
-    distributed.on_main(lambda: check_reports(resolved.train.report_to))
-    with alone(run, console), prepared(run, resolved, resume, inputs):
+    distributed.on_main_rank(lambda: check_reports(resolved.train.report_to))
+    with exclusive_lock(run, console), create_or_resume(run, resolved, resume, inputs):
         if announce:
             console.print(announce, highlight=False, markup=False)
         title = f"{resolved.method} (seed {resolved.seed})"
         measured = train(reasoner, *rows, run, resume, Progress(title, console))
         result = _result(reasoner, data, measured)
-        weights = sharded.whole_weights(reasoner)
+        weights = sharded.gather_weights(reasoner)
 
         def write() -> None:
             checkpoint.check_finite(reasoner, weights, run)
@@ -88,7 +88,7 @@ def train_reasoner(
             write_json(run / RESULT, result)
             clear(run)
 
-        distributed.on_main(write)
+        distributed.on_main_rank(write)
     return result
 
 

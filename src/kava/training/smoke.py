@@ -84,5 +84,5 @@ def _all_stages(tree: dict) -> dict:
     needed = method.last_stage_at(LONGEST)
     if needed:
         begins = (resolved.train.steps - 1) * resolved.train.batch_size / ROWS
-        tree["method_options"] = method.options.scaled(begins / needed).model_dump()
+        tree["method_options"] = method.options.scale_epochs(begins / needed).model_dump()
     return tree

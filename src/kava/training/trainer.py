@@ -25,7 +25,7 @@ from kava.evaluation.runner import evaluate
 from kava.reasoning import checkpoint
 from kava.reasoning.reasoner import Reasoner
 from kava.runs.layout import METRICS
-from kava.runs.resume import last_checkpoint, seal
+from kava.runs.resume import last_checkpoint, write_checksums
 from kava.system import distributed, sharded, signals
 from kava.system.files import writing
 from kava.system.progress import Progress
@@ -100,7 +100,7 @@ class StepTrainer(Trainer):
             self.optimizer.state.clear()
 
     def _staged(self, batch: dict[str, Any], index: int) -> dict[str, Any]:
-        return self.model.staged(
+        return self.model.apply_stage(
             batch, self.epoch_of(self.state.global_step), self._first_row(index)
         )
 
@@ -121,7 +121,7 @@ class StepTrainer(Trainer):
         weight, draw, ids = (inputs.pop(name) for name in ("weight", "draw", "ids"))
         # A third number sets dropout apart from what the curriculum draws.
         torch.manual_seed(hash((self.args.seed, draw, 1)))
-        with distributed.one_batch(self._shared, weight):
+        with distributed.shared_micro_batch(self._shared, weight):
             terms = model(**inputs)
         if not weight:
             terms = {name: 0 * value for name, value in terms.items()}
@@ -145,7 +145,7 @@ class StepTrainer(Trainer):
         return self.accelerator.num_processes > 1 and not self.model.recipe.train.micro_batch_size
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
-        norm = sharded.whole(super()._clip_grad_norm(model))
+        norm = sharded.unshard(super()._clip_grad_norm(model))
         self._check_finite(norm)
         return norm
 
@@ -160,7 +160,7 @@ class StepTrainer(Trainer):
         if not self.accelerator.reduce(broken.float(), "sum"):
             return
         here = [(one.ids, one.broken) for one in self._micro_batches]
-        everywhere = [one for part in distributed.gathered(here) for one in part]
+        everywhere = [one for part in distributed.gather(here) for one in part]
         raise KavaError(
             _not_finite(self.state.global_step + 1, everywhere), code="training.not-finite"
         )
@@ -192,7 +192,7 @@ class StepTrainer(Trainer):
         """Accuracy on the validation rows by greedy generation, not a loss."""
         begin = time.perf_counter()
         settings = self.model.recipe.eval
-        with sharded.together(self.model):
+        with sharded.unsharded(self.model):
             result = evaluate(
                 self.model,
                 self.eval_dataset,
@@ -212,7 +212,7 @@ class StepTrainer(Trainer):
         self._since += seconds
         return metrics
 
-    def take_up(self, folder: str) -> bool:
+    def restore_finished(self, folder: str) -> bool:
         """Be where a checkpoint of the last step was; False if it is an earlier one.
 
         The Trainer itself, resuming one that lies within an epoch, trains a step too many.
@@ -239,8 +239,8 @@ class StepTrainer(Trainer):
         Raises:
             KavaError: on all processes, if it cannot be written; those before it stay.
         """
-        self._weights = sharded.whole_weights(self.model)  # all processes talk here, not below
-        self._optimizer_state = sharded.whole_optimizer(self.optimizer)
+        self._weights = sharded.gather_weights(self.model)  # all processes talk here, not below
+        self._optimizer_state = sharded.gather_optimizer(self.optimizer)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         save = partial(super()._save_checkpoint, model, trial)
 
@@ -250,10 +250,10 @@ class StepTrainer(Trainer):
             with writing(folder, GO_ON):
                 save()
                 if self.args.should_save:
-                    seal(folder)
+                    write_checksums(folder)
 
         try:
-            distributed.agreed(write)
+            distributed.raise_on_all_ranks(write)
         except KavaError:
             if self.args.should_save:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -287,7 +287,7 @@ class StepTrainer(Trainer):
             return
         fill = {
             "optimizer.pt": lambda state: self.optimizer.load_state_dict(
-                sharded.split_optimizer(self.optimizer, state)
+                sharded.shard_optimizer(self.optimizer, state)
             ),
             "scheduler.pt": self.lr_scheduler.load_state_dict,
         }
@@ -370,8 +370,8 @@ def train(
     reasoner.method.check_rows(rows)
     check_steps(reasoner, examples, rows, progress.console)
     check_lengths(reasoner, rows, progress.console)
-    layerwise.switch_on(reasoner.lm, recipe.train.gradient_checkpointing, recipe.train.compile)
-    start = distributed.from_main(lambda: last_checkpoint(run)) if resume else None
+    layerwise.enable(reasoner.lm, recipe.train.gradient_checkpointing, recipe.train.compile)
+    start = distributed.from_main_rank(lambda: last_checkpoint(run)) if resume else None
     if start:
         checkpoint.load_weights(reasoner, start)
     stop = StopWhenAsked()
@@ -389,7 +389,7 @@ def train(
             callback.logging_dir = str(run / "tensorboard")
     begin = time.perf_counter()
     with progress:
-        if start and trainer.take_up(start):
+        if start and trainer.restore_finished(start):
             signals.check()
         else:
             trainer.train(resume_from_checkpoint=start)

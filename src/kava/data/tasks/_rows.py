@@ -53,7 +53,7 @@ class Source:
                 rows than published.
         """
         if file:
-            rows: Iterable[Row] = read_rows(assets.at_home(file))
+            rows: Iterable[Row] = read_rows(assets.expand_user(file))
         else:
             parts = (
                 hub_rows(self.hub, split, self.config, instead="a local copy, --file FILE")

@@ -26,6 +26,6 @@ def load(file: str | None = None, limit: int | None = None) -> Task:
             code="data.file-needed",
             key="file",
         )
-    path = assets.at_home(file)
+    path = assets.expand_user(file)
     examples = to_examples(unfold(read_rows(path)), str(path), path.stem, limit)
     return Task(f"rows-{path.stem}", VERSION, "test", examples, str(path))

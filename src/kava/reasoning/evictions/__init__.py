@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from kava.reasoning.evictions._base import Eviction, Scored, best, gather
+from kava.reasoning.evictions._base import Eviction, EvictionInputs, gather, select_top_k
 
-__all__ = ["Eviction", "Scored", "best", "gather"]
+__all__ = ["Eviction", "EvictionInputs", "gather", "select_top_k"]

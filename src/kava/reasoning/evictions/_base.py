@@ -15,7 +15,7 @@ from kava.shapes import Bool, Float, Int
 
 
 @dataclass(frozen=True)
-class Scored:
+class EvictionInputs:
     """What a score may be computed from, for one layer.
 
     keys: [B, H, C, D].   mask: [B, C], true at real tokens.
@@ -42,10 +42,10 @@ class Eviction(ABC):
     needs_attention = False
 
     @abstractmethod
-    def score(self, scored: Scored) -> Float[Tensor, "batch kv_heads steps"]:
+    def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
         """Scores [B, H, C], higher is kept. Pads and recent tokens are handled by the caller."""
 
-    def parts(self, scored: Scored) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
+    def parts(self, scored: EvictionInputs) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
         """What the score is made of, each [B, H, C] by name, for those who look inside.
 
         `importance`: I, high where the answer attends. `redundancy`: R as the eviction defines it.
@@ -56,7 +56,7 @@ class Eviction(ABC):
         """Raise a KavaError where this compressor cannot bring `longest` tokens to `budget`."""
 
     def keep(
-        self, scored: Scored, budget: int
+        self, scored: EvictionInputs, budget: int
     ) -> tuple[
         Int[Tensor, "batch kv_heads {budget}"],
         Bool[Tensor, "batch kv_heads {budget}"],
@@ -67,11 +67,11 @@ class Eviction(ABC):
             columns [B, H, budget] (0 in unfilled slots) and filled [B, H, budget]. A row with
             fewer real tokens than `budget` fills its first slots.
         """
-        return best(self.score(scored), scored, budget)
+        return select_top_k(self.score(scored), scored, budget)
 
 
-def best(
-    scores: Float[Tensor, "batch kv_heads steps"], scored: Scored, budget: int
+def select_top_k(
+    scores: Float[Tensor, "batch kv_heads steps"], scored: EvictionInputs, budget: int
 ) -> tuple[Int[Tensor, "batch kv_heads {budget}"], Bool[Tensor, "batch kv_heads {budget}"]]:
     """`Eviction.keep` by scores [B, H, C]."""
     columns = scored.keys.shape[2]
@@ -89,7 +89,7 @@ def best(
     return ordered.masked_fill(~filled, 0), filled
 
 
-def _recent(scored: Scored) -> Bool[Tensor, "batch steps"]:
+def _recent(scored: EvictionInputs) -> Bool[Tensor, "batch steps"]:
     """[B, C], true at each row's last `recent` real tokens."""
     from_here_on = scored.mask.flip(1).cumsum(1).flip(1)
     return scored.mask & (from_here_on <= scored.recent)

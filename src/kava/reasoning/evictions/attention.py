@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kava.reasoning.evictions._base import Eviction, Scored
+from kava.reasoning.evictions._base import Eviction, EvictionInputs
 from kava.reasoning.evictions.rkv import importance
 from kava.shapes import Float
 
@@ -14,11 +14,11 @@ class Attention(Eviction):
 
     needs_attention = True
 
-    def parts(self, scored: Scored) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
+    def parts(self, scored: EvictionInputs) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
         """I alone."""
         return {"importance": importance(scored)}
 
-    def score(self, scored: Scored) -> Float[Tensor, "batch kv_heads steps"]:
+    def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
         """[B, H, C]."""
         return self.parts(scored)["importance"]
 

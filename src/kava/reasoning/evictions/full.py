@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kava.errors import KavaError
-from kava.reasoning.evictions._base import Eviction, Scored
+from kava.reasoning.evictions._base import Eviction, EvictionInputs
 from kava.shapes import Float
 
 
@@ -22,7 +22,7 @@ class Full(Eviction):
                 key="kv.eviction.name",
             )
 
-    def score(self, scored: Scored) -> Float[Tensor, "batch kv_heads steps"]:
+    def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
         """[B, H, C], all alike."""
         return scored.keys.new_zeros(scored.keys.shape[:3])
 

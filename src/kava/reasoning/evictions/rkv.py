@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from kava.backbones.attention import masked_softmax
-from kava.reasoning.evictions._base import Eviction, Scored
+from kava.reasoning.evictions._base import Eviction, EvictionInputs
 from kava.shapes import Float
 
 
-def importance(scored: Scored) -> Float[Tensor, "batch kv_heads steps"]:
+def importance(scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
     """I = mean of A over the answer tokens, [B, H, C]."""
     attention = cast(Tensor, scored.attention)  # there for all with `needs_attention`
     weight = scored.answer_mask[:, None, :, None].to(attention.dtype)
@@ -20,7 +20,7 @@ def importance(scored: Scored) -> Float[Tensor, "batch kv_heads steps"]:
     return (attention * weight).sum(2) / count
 
 
-def redundancy(scored: Scored) -> Float[Tensor, "batch kv_heads steps"]:
+def redundancy(scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
     """R = softmax over C of (- sum_j c_ij / N_C), [B, H, C]: high where a key is unlike others.
 
     c is the cosine similarity of keys with diagonal and pads 0. Its row sums need no C x C
@@ -39,11 +39,11 @@ class RKV(Eviction):
 
     needs_attention = True
 
-    def parts(self, scored: Scored) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
+    def parts(self, scored: EvictionInputs) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
         """I and R."""
         return {"importance": importance(scored), "redundancy": redundancy(scored)}
 
-    def score(self, scored: Scored) -> Float[Tensor, "batch kv_heads steps"]:
+    def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
         """[B, H, C]."""
         parts = self.parts(scored)
         return self.lam * parts["importance"] + (1 - self.lam) * parts["redundancy"]

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from kava.backbones.attention import masked_softmax
 from kava.errors import KavaError, unknown
-from kava.reasoning.evictions._base import Eviction, Scored
+from kava.reasoning.evictions._base import Eviction, EvictionInputs
 from kava.reasoning.evictions.rkv import importance
 from kava.shapes import Bool, Float, Int
 
@@ -85,12 +85,12 @@ class RKVDecoding(Eviction):
                 code="reasoning.unknown-direction",
             )
 
-    def score(self, scored: Scored) -> Float[Tensor, "batch kv_heads steps"]:
+    def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
         """[B, H, C]."""
         parts = self.parts(scored)
         return self.lam * parts["importance"] - (1 - self.lam) * parts["redundancy"]
 
-    def parts(self, scored: Scored) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
+    def parts(self, scored: EvictionInputs) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
         """I after its pooling; R, high where a key is repeated (`rkv` has it the other way)."""
         if scored.keys.shape[2] == 0:
             none = scored.keys.new_zeros(scored.keys.shape[:3])
@@ -100,7 +100,7 @@ class RKVDecoding(Eviction):
         )
         return {"importance": pooled, "redundancy": self.redundancy(scored)}
 
-    def redundancy(self, scored: Scored) -> Float[Tensor, "batch kv_heads steps"]:
+    def redundancy(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
         """R, [B, H, C]; zero at pads."""
         mask, columns = scored.mask, scored.keys.shape[2]
         unit = torch.nn.functional.normalize(scored.keys.float(), dim=-1)

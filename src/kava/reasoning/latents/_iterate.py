@@ -14,8 +14,8 @@ from torch import Tensor
 from kava.backbones import cache
 from kava.backbones.thought import Thought
 from kava.reasoning.interface import ReasonerProtocol
-from kava.reasoning.latents._watch import passed
-from kava.reasoning.states import LatentState, Tail
+from kava.reasoning.latents._watch import report_pass
+from kava.reasoning.states import LatentState, Suffix
 from kava.shapes import Float
 
 
@@ -24,7 +24,7 @@ def iterate(
     question: Thought,
     num_latents: int,
     num_iterations: int,
-    tail: Tail,
+    suffix: Suffix,
     keep_all: bool,
     following: Callable[
         [Float[Tensor, "batch columns hidden"]], Float[Tensor, "batch latents hidden"]
@@ -36,7 +36,7 @@ def iterate(
         question: KV(Q).
         num_latents: M.
         num_iterations: T; 0 leaves the <latent> embeddings as they are (pause tokens).
-        tail: what follows the latents in the last pass; begins with <eot>.
+        suffix: what follows the latents in the last pass; begins with <eot>.
         keep_all: also keep the latents' keys, values and states of passes 0 .. T - 1.
         following: from a pass's last states, [B, 1 + M, d] with <bot> first in pass 0 and
             [B, M, d] after it, to the next inputs [B, M, d].
@@ -49,9 +49,9 @@ def iterate(
     history, trajectory, states = [], [inputs], []
     for t in range(num_iterations + 1):
         last = t == num_iterations
-        output, after = reasoner.extend_latents(context, embeds, tail if last else None)
+        output, after = reasoner.extend_latents(context, embeds, suffix if last else None)
         reached = output.last_hidden_state[:, offset : offset + num_latents]
-        passed(reached)
+        report_pass(reached)
         if last or keep_all:
             history.append(cache.key_values(after.past_key_values, *columns))
             states.append(reached)

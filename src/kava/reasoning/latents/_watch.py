@@ -29,7 +29,7 @@ def watch_passes(told: Told) -> Iterator[None]:
         _watcher.reset(token)
 
 
-def passed(states: Float[Tensor, "batch latents hidden"]) -> None:
+def report_pass(states: Float[Tensor, "batch latents hidden"]) -> None:
     """A latent rule says that a pass has ended."""
     told = _watcher.get()
     if told is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from kava.backbones.thought import Thought
 from kava.reasoning.interface import ReasonerProtocol
 from kava.reasoning.latents._iterate import iterate
-from kava.reasoning.states import LatentState, Tail
+from kava.reasoning.states import LatentState, Suffix
 from kava.shapes import Float
 
 
@@ -21,7 +21,7 @@ def think(
     question: Thought,
     num_latents: int,
     num_iterations: int,
-    tail: Tail,
+    suffix: Suffix,
     keep_all: bool = False,
 ) -> LatentState:
     """Refine `num_latents` latents in `num_iterations` passes after pass 0; see `iterate`."""
@@ -37,4 +37,4 @@ def think(
             return projected[:, :num_latents]
         return torch.cat((first, projected[:, : num_latents - 1]), dim=1)
 
-    return iterate(reasoner, question, num_latents, num_iterations, tail, keep_all, following)
+    return iterate(reasoner, question, num_latents, num_iterations, suffix, keep_all, following)

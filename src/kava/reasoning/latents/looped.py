@@ -13,7 +13,7 @@ from torch import Tensor
 from kava.backbones.thought import Thought
 from kava.reasoning.interface import ReasonerProtocol
 from kava.reasoning.latents._iterate import iterate
-from kava.reasoning.states import LatentState, Tail
+from kava.reasoning.states import LatentState, Suffix
 from kava.shapes import Float
 
 
@@ -22,7 +22,7 @@ def think(
     question: Thought,
     num_latents: int,
     num_iterations: int,
-    tail: Tail,
+    suffix: Suffix,
     keep_all: bool = False,
 ) -> LatentState:
     """Refine `num_latents` = K x c latents in `num_iterations` = R loops; see `iterate`."""
@@ -32,4 +32,4 @@ def think(
     ) -> Float[Tensor, "batch latents hidden"]:
         return reasoner.special("latent") + reasoner.project(states[:, -num_latents:])
 
-    return iterate(reasoner, question, num_latents, num_iterations, tail, keep_all, following)
+    return iterate(reasoner, question, num_latents, num_iterations, suffix, keep_all, following)

@@ -11,8 +11,8 @@ from torch import Tensor
 from kava.backbones import cache
 from kava.backbones.thought import Thought
 from kava.reasoning.interface import ReasonerProtocol
-from kava.reasoning.latents._watch import passed
-from kava.reasoning.states import LatentState, Tail
+from kava.reasoning.latents._watch import report_pass
+from kava.reasoning.states import LatentState, Suffix
 from kava.shapes import Int
 
 
@@ -20,7 +20,7 @@ def think(
     reasoner: ReasonerProtocol,
     question: Thought,
     num_latents: int,
-    tail: Tail,
+    suffix: Suffix,
     lengths: Int[Tensor, "batch"] | None = None,
 ) -> LatentState:
     """M latents, each projected from the state of the one before it.
@@ -29,8 +29,8 @@ def think(
 
     Args:
         question: KV(Q).
-        num_latents: M; M calls follow the one for <bot>. With 0 the tail follows <bot>.
-        tail: what follows the latents, in the call of the last one; begins with <eot>.
+        num_latents: M; M calls follow the one for <bot>. With 0 the suffix follows <bot>.
+        suffix: what follows the latents, in the call of the last one; begins with <eot>.
         lengths: [B], how many latents each row has if not all M; the others are pads.
     """
     batch, start = question.attention_mask.shape[0], question.columns
@@ -44,17 +44,17 @@ def think(
         output, after = reasoner.extend(after, embeds, mask)
         states.append(output.last_hidden_state[:, -1:])
         if i > 0:  # the first call is that of <bot>
-            passed(states[-1])
+            report_pass(states[-1])
         embeds, mask = reasoner.project(states[-1]), real[:, i : i + 1]
         inputs.append(embeds)
-    output, after = reasoner.extend_with(after, embeds, mask, tail)
+    output, after = reasoner.extend_with(after, embeds, mask, suffix)
     states.append(output.last_hidden_state[:, :1])
     if num_latents:
-        passed(states[-1])
+        report_pass(states[-1])
     return LatentState(
         thought=after,
         output=output,
-        tail_start=1,
+        suffix_start=1,
         key_values=[cache.key_values(after.past_key_values, start + 1, start + 1 + num_latents)],
         inputs=[torch.cat(inputs, dim=1) if inputs else embeds[:, :0]],
         states=[torch.cat(states[1:], dim=1) if inputs else states[0][:, :0]],

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kava.shapes import Bool, Float
-from kava.system.distributed import over_batch
+from kava.system.distributed import sum_over_micro_batch
 
 
 def distance(
@@ -31,8 +31,8 @@ def masked_std(
     values = values.float()
     weight = mask.expand_as(values).to(values.dtype)
     sums = [part.sum(dims, keepdim=True) for part in (weight, values * weight)]
-    count, total = over_batch(torch.stack(sums))
+    count, total = sum_over_micro_batch(torch.stack(sums))
     mean = total / count.clamp(min=1)
-    square = over_batch(((values - mean).square() * weight).sum(dims, keepdim=True))
+    square = sum_over_micro_batch(((values - mean).square() * weight).sum(dims, keepdim=True))
     std = torch.sqrt(square / (count - 1).clamp(min=1)).clamp(min=1e-6)
     return std.masked_fill(square == 0, 1)

@@ -6,20 +6,20 @@ step, and the passes that its equations need at the least.
 
 from __future__ import annotations
 
-from kava.reasoning.answers import Thinking
+from kava.reasoning.answers import ReasoningResult
 from kava.reasoning.methods._base import (
     Batch,
     Curriculum,
     LatentMethod,
     Method,
+    TeacherOutput,
     Terms,
     Uniform,
-    Written,
     label_loss,
+    prefill_question,
     prompt_ids,
-    read_question,
-    read_written,
-    student_tail,
+    student_suffix,
+    teacher_forward,
 )
 from kava.reasoning.methods._work import Call, Work, chain, lengths, one_by_one, refined
 from kava.recipe import registry
@@ -30,22 +30,22 @@ __all__ = [
     "Curriculum",
     "LatentMethod",
     "Method",
+    "ReasoningResult",
+    "TeacherOutput",
     "Terms",
-    "Thinking",
     "Uniform",
     "Work",
-    "Written",
     "chain",
     "label_loss",
     "label_of",
     "lengths",
     "one_by_one",
     "paper_of",
+    "prefill_question",
     "prompt_ids",
-    "read_question",
-    "read_written",
     "refined",
-    "student_tail",
+    "student_suffix",
+    "teacher_forward",
 ]
 
 

@@ -15,12 +15,12 @@ from kava.backbones import cache
 from kava.backbones.attention import QueryRecord, record_queries
 from kava.backbones.cache import KeyValues
 from kava.backbones.thought import Thought
-from kava.reasoning.answers import Thinking
+from kava.reasoning.answers import ReasoningResult
 from kava.reasoning.batching import Row
 from kava.reasoning.interface import ReasonerProtocol
 from kava.reasoning.losses.cross_entropy import cross_entropy
 from kava.reasoning.methods._work import Call, Work, chain
-from kava.reasoning.states import LatentState, Tail
+from kava.reasoning.states import LatentState, Suffix
 from kava.recipe.schema import Recipe, Section
 
 #: Tensors by name (`kava.reasoning.batching.collate`), and what a curriculum adds.
@@ -36,7 +36,7 @@ class Curriculum(Section, ABC):
     reset_optimizer: bool = True
 
     @abstractmethod
-    def scaled(self, factor: float) -> Curriculum:
+    def scale_epochs(self, factor: float) -> Curriculum:
         """The same schedule in `factor` times as many epochs."""
 
 
@@ -44,7 +44,7 @@ class Method(ABC):
     """One file in this folder. `IMPLEMENTATION` names the class.
 
     A method with a curriculum also says which `stage` a point of the training belongs to, and what
-    a batch looks like there (`staged`); see icot, coconut, lotus.
+    a batch looks like there (`apply_stage`); see icot, coconut, lotus.
     """
 
     #: What tables, plots and model cards call it; its file's name if empty.
@@ -88,7 +88,7 @@ class Method(ABC):
         """The epoch at which the last stage begins, where `longest` is the longest trace."""
         return 0.0
 
-    def staged(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
+    def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
         """A batch as this point of the training sees it; `math.inf` is the end of every stage.
 
         Args:
@@ -136,7 +136,7 @@ class Method(ABC):
         question: Tensor,
         mask: Tensor,
         num_iterations: int | None = None,
-    ) -> Thinking:
+    ) -> ReasoningResult:
         """Everything between a question ([B, Q], left-padded) and its answer."""
 
     def thinking_work(self, question: Tensor, num_iterations: int) -> Work | None:
@@ -159,25 +159,25 @@ class LatentMethod(Method):
         self,
         reasoner: ReasonerProtocol,
         question: Thought,
-        tail: Tail,
+        suffix: Suffix,
         num_iterations: int,
         keep_all: bool = False,
     ) -> LatentState:
-        """Think after KV(Q), with all latents; `tail` is what follows them.
+        """Think after KV(Q), with all latents; `suffix` is what follows them.
 
         With `keep_all`, a method that iterates keeps keys, values and states of every pass.
         """
 
     def latent_calls(
-        self, question: Tensor, num_iterations: int, tail: Tensor
+        self, question: Tensor, num_iterations: int, suffix: Tensor
     ) -> list[Call] | None:
-        """The passes of all latents after questions of these lengths [B], with a tail [B].
+        """The passes of all latents after questions of these lengths [B], with a suffix [B].
 
         None where the method does not say; see `work`.
         """
         return None
 
-    def projected(self, num_iterations: int) -> int:
+    def projected_latents(self, num_iterations: int) -> int:
         """How many latents of one row go through P."""
         return 0 if self.recipe.projection == "none" else self.recipe.num_latents * num_iterations
 
@@ -186,7 +186,7 @@ class LatentMethod(Method):
         latents = self.latent_calls(question, num_iterations, torch.ones_like(question))
         if latents is None:
             return None
-        projected = len(question) * self.projected(num_iterations)
+        projected = len(question) * self.projected_latents(num_iterations)
         return Work([*chain(question), *latents], 0, projected)
 
     def passes(self, num_iterations: int) -> int:
@@ -199,12 +199,12 @@ class LatentMethod(Method):
         question: Tensor,
         mask: Tensor,
         num_iterations: int | None = None,
-    ) -> Thinking:
+    ) -> ReasoningResult:
         """Pass 0 and the latents; no teacher."""
         iterations = self.recipe.num_iterations if num_iterations is None else num_iterations
-        context, _ = read_question(reasoner, {"question": question, "question_mask": mask})
+        context, _ = prefill_question(reasoner, {"question": question, "question_mask": mask})
         state = self.think_on(reasoner, context, iterations)
-        return self.ready(reasoner, state, iterations)
+        return self.finish_thinking(reasoner, state, iterations)
 
     def think_on(
         self,
@@ -216,21 +216,21 @@ class LatentMethod(Method):
         """<bot>, the latents and <eot> after KV(Q), as when a question is asked."""
         mask = question.attention_mask
         batch = mask.shape[0]
-        eot = Tail(reasoner.special("eot").expand(batch, 1, -1), mask.new_ones(batch, 1))
+        eot = Suffix(reasoner.special("eot").expand(batch, 1, -1), mask.new_ones(batch, 1))
         return self.latents(reasoner, question, eot, num_iterations, keep_all)
 
-    def ready(
+    def finish_thinking(
         self, reasoner: ReasonerProtocol, state: LatentState, num_iterations: int
-    ) -> Thinking:
+    ) -> ReasoningResult:
         """What the answer continues from."""
         mask = state.thought.attention_mask
         prompt = prompt_ids(reasoner, mask.shape[0], mask.device)
         text, passes = reasoner.prompt_text, self.passes(num_iterations)
-        return Thinking(state.thought, prompt, text, passes, 2, state.latents)
+        return ReasoningResult(state.thought, prompt, text, passes, 2, state.latents)
 
 
 @dataclass(frozen=True)
-class Written:
+class TeacherOutput:
     """A teacher's pass over written steps and answer.
 
     hidden: [B, 1 + C + A, d], the last question state first.
@@ -246,7 +246,7 @@ class Written:
     queries: QueryRecord | None
 
 
-def read_question(reasoner: ReasonerProtocol, batch: Batch) -> tuple[Thought, Tensor]:
+def prefill_question(reasoner: ReasonerProtocol, batch: Batch) -> tuple[Thought, Tensor]:
     """KV(Q), computed once for teacher and student, and its last state [B, 1, d]."""
     start = Thought.empty(batch["question"].shape[0], batch["question"].device)
     output, thought = reasoner.extend(
@@ -255,13 +255,13 @@ def read_question(reasoner: ReasonerProtocol, batch: Batch) -> tuple[Thought, Te
     return thought, output.last_hidden_state[:, -1:]
 
 
-def read_written(
+def teacher_forward(
     reasoner: ReasonerProtocol,
     question: tuple[Thought, Tensor],
     batch: Batch,
     layers: bool = False,
     queries: bool = False,
-) -> Written:
+) -> TeacherOutput:
     """The teacher: Q | C | "The answer is:" a EOS, continued from KV(Q)."""
     ids = torch.cat((batch["steps"], batch["answer"]), dim=1)
     mask = torch.cat((batch["steps_mask"], batch["answer_mask"]), dim=1)
@@ -269,7 +269,7 @@ def read_written(
     with record_queries(slice(width, None)) if queries else nullcontext() as record:
         output, after = reasoner.extend(question[0], reasoner.embed(ids), mask, layers)
     pairs = cache.detach(cache.key_values(after.past_key_values, start))
-    return Written(
+    return TeacherOutput(
         hidden=torch.cat((question[1], output.last_hidden_state), dim=1),
         colon=reasoner.colon_states(output, width) if layers else None,
         steps=[(keys[:, :, :width], values[:, :, :width]) for keys, values in pairs],
@@ -286,9 +286,9 @@ def label_loss(
     return cross_entropy(reasoner, states, batch[f"{name}_ids"], count)
 
 
-def student_tail(
+def student_suffix(
     reasoner: ReasonerProtocol, batch: Batch, layers: bool = False, steps: bool = False
-) -> Tail:
+) -> Suffix:
     """<eot> and the answer, as the student's end; with `steps`, written steps between them."""
     ids, mask = batch["answer"], batch["answer_mask"]
     if steps:
@@ -296,7 +296,7 @@ def student_tail(
         mask = torch.cat((batch["steps_mask"], mask), dim=1)
     eot = reasoner.special("eot").expand(ids.shape[0], 1, -1)
     mask = torch.nn.functional.pad(mask, (1, 0), value=True)
-    return Tail(torch.cat((eot, reasoner.embed(ids)), dim=1), mask, layers)
+    return Suffix(torch.cat((eot, reasoner.embed(ids)), dim=1), mask, layers)
 
 
 def prompt_ids(reasoner: ReasonerProtocol, batch: int, device: torch.device) -> Tensor:

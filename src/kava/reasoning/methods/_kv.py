@@ -14,10 +14,10 @@ from kava.backbones import cache, masks, rope
 from kava.backbones.attention import answer_attention
 from kava.backbones.cache import KeyValues
 from kava.reasoning.batching import Row
-from kava.reasoning.evictions._base import Eviction, Scored, best, gather
+from kava.reasoning.evictions._base import Eviction, EvictionInputs, gather, select_top_k
 from kava.reasoning.interface import ReasonerProtocol
 from kava.reasoning.losses.kv_cache import denominator, kv_cache_loss
-from kava.reasoning.methods._base import Batch, Terms, Written
+from kava.reasoning.methods._base import Batch, TeacherOutput, Terms
 from kava.reasoning.projection import KvProjection
 from kava.reasoning.states import LatentState
 from kava.recipe import registry
@@ -97,7 +97,7 @@ class KvDistillation:
         reasoner: ReasonerProtocol,
         batch: Batch,
         counts: Terms,
-        teacher: Written,
+        teacher: TeacherOutput,
         student: LatentState,
     ) -> Terms:
         """`kv`, with `kv.supervise: all` the mean over all T + 1 passes; and the log's parts.
@@ -110,8 +110,13 @@ class KvDistillation:
         first = batch["question_mask"].shape[1] + 1  # <bot> stands before the latents
         latents = student.key_values[0][0][0].shape[2]
         real = before[:, first : first + latents]
-        ours = [self.seen(reasoner, one, before[:, :first], real) for one in student.key_values]
-        written = self.turned(reasoner, teacher.steps, batch["question_mask"], batch["steps_mask"])
+        ours = [
+            self.student_kv_for_loss(reasoner, one, before[:, :first], real)
+            for one in student.key_values
+        ]
+        written = self.keys_for_loss(
+            reasoner, teacher.steps, batch["question_mask"], batch["steps_mask"]
+        )
         target, filled = self.compress(batch, teacher, written)
         target = [(k[:, :, :latents], v[:, :, :latents]) for k, v in target]
         filled = [slots[:, :, :latents] for slots in filled]
@@ -128,37 +133,37 @@ class KvDistillation:
             mask = batch["answer_mask"]
             pairs = cache.key_values(student.thought.past_key_values, end)
             past = torch.cat((batch["question_mask"], batch["steps_mask"]), dim=1)
-            theirs = self.turned(reasoner, teacher.answer, past, mask)
+            theirs = self.keys_for_loss(reasoner, teacher.answer, past, mask)
             heads = [mask[:, None].expand(-1, keys.shape[1], -1) for keys, _ in theirs]
             count = counts["rows" if kv.reduction == "row" else "answer"]
-            ours = self.seen(reasoner, pairs, before[:, :end], mask)
+            ours = self.student_kv_for_loss(reasoner, pairs, before[:, :end], mask)
             terms["kv_answer"] = compare(ours, theirs, heads, count)
         return terms
 
-    def weighted(self, terms: Terms) -> Tensor:
+    def weighted_loss(self, terms: Terms) -> Tensor:
         """a2 times everything that L_KV is made of."""
         return self.kv.weight * (terms["kv"] + terms.get("kv_answer", 0))
 
-    def seen(
+    def student_kv_for_loss(
         self, reasoner: ReasonerProtocol, pairs: KeyValues, past: Tensor, mask: Tensor
     ) -> KeyValues:
         """The student's keys and values as they are compared."""
-        pairs = self.turned(reasoner, pairs, past, mask)
+        pairs = self.keys_for_loss(reasoner, pairs, past, mask)
         if self.kv.projection == "none":
             return pairs
         return reasoner.method_modules["kv_projection"](pairs)
 
-    def turned(
+    def keys_for_loss(
         self, reasoner: ReasonerProtocol, pairs: KeyValues, past: Tensor, mask: Tensor
     ) -> KeyValues:
         """Columns with `mask` [B, n] after `past` [B, S], their keys as `kv.keys` says."""
         if self.kv.keys == "post_rope":
             return pairs
-        return rope.turned_back(reasoner.lm, pairs, masks.positions(past, mask))
+        return rope.remove_rope(reasoner.lm, pairs, masks.positions(past, mask))
 
     @torch.no_grad()
     def compress(
-        self, batch: Batch, teacher: Written, steps: KeyValues | None = None
+        self, batch: Batch, teacher: TeacherOutput, steps: KeyValues | None = None
     ) -> tuple[KeyValues, list[Tensor]]:
         """K~, V~ [B, H, M, D] and filled slots [B, H, M], per layer, gathered from `steps`
         (the teacher's cache if not given).
@@ -169,13 +174,13 @@ class KvDistillation:
         steps = teacher.steps if steps is None else steps
         target, filled = [], []
         for pair, kept in zip(steps, self.choose(batch, teacher), strict=True):
-            target.append(tuple(taken(states, kept) for states in pair))
+            target.append(tuple(gather_kept(states, kept) for states in pair))
             real = kept.filled
             filled.append(real if self.recipe.short_traces == "mask" else torch.ones_like(real))
         return target, filled
 
     @torch.no_grad()
-    def choose(self, batch: Batch, teacher: Written) -> list[Kept]:
+    def choose(self, batch: Batch, teacher: TeacherOutput) -> list[Kept]:
         """The tokens that each layer's heads keep.
 
         Raises:
@@ -188,32 +193,34 @@ class KvDistillation:
             for mask, budget in blocks:
                 self.eviction.check(int(mask.sum(1).amax(0)), budget)
         for layer in range(len(teacher.steps)):
-            seen = [self.scored(batch, teacher, layer, mask) for mask, _ in blocks]
+            seen = [self.eviction_inputs(batch, teacher, layer, mask) for mask, _ in blocks]
             scores = [self.eviction.score(scored) for scored in seen]
             kept = [
-                best(score, scored, budget)
+                select_top_k(score, scored, budget)
                 for score, scored, (_, budget) in zip(scores, seen, blocks, strict=True)
             ]
             columns, filled = (torch.cat(part, dim=-1) for part in zip(*kept, strict=True))
             chosen.append(Kept(columns, filled, scores))
         return chosen
 
-    def scored(self, batch: Batch, teacher: Written, layer: int, mask: Tensor) -> Scored:
+    def eviction_inputs(
+        self, batch: Batch, teacher: TeacherOutput, layer: int, mask: Tensor
+    ) -> EvictionInputs:
         """What the compressor sees of one layer."""
         keys, attention, record = teacher.steps[layer][0], None, teacher.queries
         if record is not None:
-            seen = steps_seen(batch, mask, record.window[layer])
+            seen = visible_steps(batch, mask, record.window[layer])
             how = record.scaling[layer], record.softcap[layer]
             attention = answer_attention(record.queries[layer], keys, seen, *how)
-        return Scored(keys, mask, attention, batch["answer_mask"])
+        return EvictionInputs(keys, mask, attention, batch["answer_mask"])
 
 
-def taken(states: Tensor, kept: Kept) -> Tensor:
+def gather_kept(states: Tensor, kept: Kept) -> Tensor:
     """What is kept of states [B, H, C, D], as [B, H, M, D]; zeros in unfilled slots."""
     return gather(states, kept.columns) * kept.filled[..., None]
 
 
-def steps_seen(batch: Batch, mask: Tensor, window: int | None) -> Tensor:
+def visible_steps(batch: Batch, mask: Tensor, window: int | None) -> Tensor:
     """Those of the reasoning tokens `mask` [B, C] that each answer token sees, [B, A, C].
 
     `mask` itself where the layer has no sliding window.

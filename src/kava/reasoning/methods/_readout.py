@@ -30,7 +30,7 @@ class Readout:
                 key="num_latents",
             )
 
-    def staged(self, batch: Batch, seen: Batch, latents: int) -> Batch:
+    def add_targets(self, batch: Batch, seen: Batch, latents: int) -> Batch:
         """The batch with `readout_rows`, `readout_latents` and `readout_ids`, [N] each.
 
         Args:

@@ -69,19 +69,19 @@ def chain(*parts: Tensor | int, after: Tensor | None = None) -> list[Call]:
     return calls
 
 
-def refined(question: Tensor, latents: int, iterations: int, tail: Tensor) -> list[Call]:
-    """Latents all at once: pass 0 with <bot>, T passes after it, the last with the tail."""
+def refined(question: Tensor, latents: int, iterations: int, suffix: Tensor) -> list[Call]:
+    """Latents all at once: pass 0 with <bot>, T passes after it, the last with the suffix."""
     if iterations == 0:
-        return chain(1 + latents + tail, after=question)
+        return chain(1 + latents + suffix, after=question)
     again = Call(torch.full_like(question, latents), question + 1)
-    first, last = chain(1 + latents, after=question), Call(latents + tail, question + 1)
+    first, last = chain(1 + latents, after=question), Call(latents + suffix, question + 1)
     return [*first, *[again] * (iterations - 1), last]
 
 
-def one_by_one(question: Tensor, latents: Tensor | int, tail: Tensor) -> list[Call]:
-    """<bot> and latents in a pass each, the tail in the last one's; [B] latents, or as many all."""
+def one_by_one(question: Tensor, latents: Tensor | int, suffix: Tensor) -> list[Call]:
+    """<bot> and each latent in its own pass, the suffix in the last; `latents`: [B] or a number."""
     count = torch.as_tensor(latents, device=question.device).expand_as(question)
     calls = chain(1, after=question)
     for i in range(1, int(count.max()) + 1):
         calls.append(Call((count >= i).long(), question + i))
-    return [*calls, Call(tail, question + 1 + count)]
+    return [*calls, Call(suffix, question + 1 + count)]

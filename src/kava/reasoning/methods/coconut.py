@@ -23,8 +23,8 @@ from kava.reasoning.methods._base import (
     Terms,
     Uniform,
     label_loss,
-    read_question,
-    student_tail,
+    prefill_question,
+    student_suffix,
 )
 from kava.reasoning.methods._work import Call, Work, chain, lengths, one_by_one
 from kava.reasoning.states import LatentState
@@ -45,7 +45,7 @@ class Options(Curriculum):
     epochs_per_stage: float = Field(default=3.0, gt=0)
     uniform_prob: float = Field(default=0.0, ge=0, le=1)
 
-    def scaled(self, factor: float) -> Options:
+    def scale_epochs(self, factor: float) -> Options:
         """The same schedule in `factor` times as many epochs."""
         return self.model_copy(update={"epochs_per_stage": self.epochs_per_stage * factor})
 
@@ -78,17 +78,17 @@ class Coconut(LatentMethod):
         """c, the latents of a stage."""
         return self.options.latents_per_stage
 
-    def latents(self, reasoner, question, tail, num_iterations, keep_all=False) -> LatentState:
+    def latents(self, reasoner, question, suffix, num_iterations, keep_all=False) -> LatentState:
         """One backbone call for each latent."""
-        return sequential.think(reasoner, question, self.recipe.num_latents, tail)
+        return sequential.think(reasoner, question, self.recipe.num_latents, suffix)
 
-    def latent_calls(self, question, num_iterations, tail) -> list[Call]:
+    def latent_calls(self, question, num_iterations, suffix) -> list[Call]:
         """<bot> and each latent in a pass of its own."""
-        return one_by_one(question, self.recipe.num_latents, tail)
+        return one_by_one(question, self.recipe.num_latents, suffix)
 
-    def projected(self, num_iterations: int) -> int:
+    def projected_latents(self, num_iterations: int) -> int:
         """Each latent once, where there is a projection."""
-        return super().projected(1)
+        return super().projected_latents(1)
 
     def passes(self, num_iterations: int) -> int:
         """M: the call for <bot> belongs to the prefill."""
@@ -105,7 +105,7 @@ class Coconut(LatentMethod):
         """After all stages with written steps."""
         return (self.options.max_stage + 1) * self.options.epochs_per_stage
 
-    def staged(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
+    def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
         """Adds `latents` [B], how many each row has, and `most_latents`; drops the steps that
         they replace."""
         device, rows = batch["steps"].device, batch["steps"].shape[0]
@@ -120,20 +120,20 @@ class Coconut(LatentMethod):
         stage = stage.masked_fill(last, _ALL).to(device)
         tokens = batching.tokens_of_steps(batch, stage)
         most, latents = int(latents.max()), latents.to(device)
-        left = batching.without_first(batch, tokens)
+        left = batching.drop_first_tokens(batch, tokens)
         return {**left, "latents": latents, "most_latents": most}
 
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
         """CE over what is left of the steps, and the answer."""
-        question, _ = read_question(reasoner, batch)
+        question, _ = prefill_question(reasoner, batch)
         state = sequential.think(
             reasoner,
             question,
             batch["most_latents"],
-            student_tail(reasoner, batch, steps=True),
+            student_suffix(reasoner, batch, steps=True),
             batch["latents"],
         )
-        ce = label_loss(reasoner, state.tail, batch, "teacher", counts["written"])
+        ce = label_loss(reasoner, state.suffix, batch, "teacher", counts["written"])
         return {"loss": ce, "student_ce": ce}
 
     def work(self, batch: Batch) -> Work:

@@ -26,17 +26,17 @@ class CODI(PCCoT):
     iterates = False
     defaults = {"num_latents": 6, "codi": {"weight": 20.0, "loss": "smooth_l1"}}
 
-    def latents(self, reasoner, question, tail, num_iterations, keep_all=False) -> LatentState:
+    def latents(self, reasoner, question, suffix, num_iterations, keep_all=False) -> LatentState:
         """One backbone call for each latent."""
-        return sequential.think(reasoner, question, self.recipe.num_latents, tail)
+        return sequential.think(reasoner, question, self.recipe.num_latents, suffix)
 
-    def latent_calls(self, question, num_iterations, tail) -> list[Call]:
+    def latent_calls(self, question, num_iterations, suffix) -> list[Call]:
         """<bot> and each latent in a pass of its own."""
-        return one_by_one(question, self.recipe.num_latents, tail)
+        return one_by_one(question, self.recipe.num_latents, suffix)
 
-    def projected(self, num_iterations: int) -> int:
+    def projected_latents(self, num_iterations: int) -> int:
         """Each latent once."""
-        return super().projected(1)
+        return super().projected_latents(1)
 
     def passes(self, num_iterations: int) -> int:
         """M: the call for <bot> belongs to the prefill."""

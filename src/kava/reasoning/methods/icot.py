@@ -19,8 +19,8 @@ from kava.reasoning.methods._base import (
     Terms,
     Uniform,
     label_loss,
-    read_question,
-    read_written,
+    prefill_question,
+    teacher_forward,
 )
 from kava.reasoning.methods._work import Work, chain, lengths
 from kava.reasoning.methods.no_cot import NoCoT
@@ -40,7 +40,7 @@ class Options(Curriculum):
     smoothing: float | None = Field(default=4.0, gt=0)
     remove_all_beyond: int | None = Field(default=None, ge=1)
 
-    def scaled(self, factor: float) -> Options:
+    def scale_epochs(self, factor: float) -> Options:
         """The same schedule in `factor` times as many epochs."""
         return self.model_copy(update={"tokens_per_epoch": self.tokens_per_epoch / factor})
 
@@ -67,7 +67,7 @@ class ICoT(NoCoT):
         beyond = self.options.remove_all_beyond or longest
         return min(longest, beyond) / self.options.tokens_per_epoch
 
-    def staged(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
+    def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
         """Without the tokens removed so far, and a few more by chance."""
         removed = self.stage(epoch)
         count = torch.full((batch["steps"].shape[0],), removed)
@@ -75,11 +75,11 @@ class ICoT(NoCoT):
         if smoothing is not None:
             # P(o) is geometric: the whole number below an exponential variable of rate lambda.
             count += (-(1 - uniform()).log() / smoothing).long()
-        return batching.without_first(batch, count.to(batch["steps"].device))
+        return batching.drop_first_tokens(batch, count.to(batch["steps"].device))
 
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
         """CE over what is left of the steps, and the answer."""
-        written = read_written(reasoner, read_question(reasoner, batch), batch)
+        written = teacher_forward(reasoner, prefill_question(reasoner, batch), batch)
         ce = label_loss(reasoner, written.hidden, batch, "teacher", counts["written"])
         return {"loss": ce, "student_ce": ce}
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from kava.reasoning.methods._base import Batch, Terms, Uniform, Written
+from kava.reasoning.methods._base import Batch, TeacherOutput, Terms, Uniform
 from kava.reasoning.methods._kv import KvDistillation
 from kava.reasoning.methods._readout import Readout
 from kava.reasoning.methods._work import Work
@@ -50,9 +50,11 @@ class KaVa(PCCoT):
         """The projection of keys and values, if any."""
         return self.kv.modules(reasoner) if self.distils else nn.ModuleDict()
 
-    def staged(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
+    def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
         """With what the latents should name, if they are read."""
-        return self.readout.staged(batch, batch, self.recipe.num_latents) if self.reads else batch
+        return (
+            self.readout.add_targets(batch, batch, self.recipe.num_latents) if self.reads else batch
+        )
 
     def counts(self, batch: Batch) -> Terms:
         """PCCoT's, filled slots and supervised latents."""
@@ -69,13 +71,13 @@ class KaVa(PCCoT):
         return replace(least, labels=least.labels + batch["readout_ids"].numel())
 
     def combine(
-        self, reasoner, batch: Batch, counts: Terms, teacher: Written, student: LatentState
+        self, reasoner, batch: Batch, counts: Terms, teacher: TeacherOutput, student: LatentState
     ) -> Terms:
         """PCCoT's terms, L_KV, and the readout if it has a weight."""
         terms = super().combine(reasoner, batch, counts, teacher, student)
         if self.distils:
             terms |= self.kv.terms(reasoner, batch, counts, teacher, student)
-            terms["loss"] = terms["loss"] + self.kv.weighted(terms)
+            terms["loss"] = terms["loss"] + self.kv.weighted_loss(terms)
         if self.reads:
             terms["readout"] = self.readout.loss(reasoner, batch, counts, student.latents)
             terms["loss"] = terms["loss"] + self.readout.weight * terms["readout"]

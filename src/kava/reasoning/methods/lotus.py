@@ -22,9 +22,9 @@ from kava.reasoning.methods._base import (
     Terms,
     Uniform,
     label_loss,
-    read_question,
-    read_written,
-    student_tail,
+    prefill_question,
+    student_suffix,
+    teacher_forward,
 )
 from kava.reasoning.methods._kv import KvDistillation
 from kava.reasoning.methods._readout import Readout
@@ -39,7 +39,7 @@ class Options(Curriculum):
     epochs_per_stage: float = Field(default=1.0, gt=0)
     reset_optimizer: bool = False
 
-    def scaled(self, factor: float) -> Options:
+    def scale_epochs(self, factor: float) -> Options:
         """The same schedule in `factor` times as many epochs."""
         return self.model_copy(update={"epochs_per_stage": self.epochs_per_stage * factor})
 
@@ -104,15 +104,15 @@ class Lotus(LatentMethod):
         """c, the latents of a step."""
         return self.width
 
-    def latents(self, reasoner, question, tail, num_iterations, keep_all=False) -> LatentState:
+    def latents(self, reasoner, question, suffix, num_iterations, keep_all=False) -> LatentState:
         """All K blocks."""
         return looped.think(
-            reasoner, question, self.recipe.num_latents, num_iterations, tail, keep_all
+            reasoner, question, self.recipe.num_latents, num_iterations, suffix, keep_all
         )
 
-    def latent_calls(self, question, num_iterations, tail) -> list[Call]:
+    def latent_calls(self, question, num_iterations, suffix) -> list[Call]:
         """Pass 0 and R loops over all blocks."""
-        return refined(question, self.recipe.num_latents, num_iterations, tail)
+        return refined(question, self.recipe.num_latents, num_iterations, suffix)
 
     def stage(self, epoch: float) -> int:
         """From 1, the number of steps that are latents, to K."""
@@ -124,13 +124,13 @@ class Lotus(LatentMethod):
         """Where the last block comes in."""
         return (self.blocks - 1) * self.options.epochs_per_stage
 
-    def staged(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
+    def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
         """`left`: the batch without the steps that are latents now; `stage` is their number."""
         stage = self.stage(epoch)
         steps = batch["steps"].new_full((batch["steps"].shape[0],), stage)
-        left = batching.without_first(batch, batching.tokens_of_steps(batch, steps))
+        left = batching.drop_first_tokens(batch, batching.tokens_of_steps(batch, steps))
         batch = {**batch, "stage": stage, "left": left}
-        return self.readout.staged(batch, self.supervised(batch), stage * self.width)
+        return self.readout.add_targets(batch, self.supervised(batch), stage * self.width)
 
     def counts(self, batch: Batch) -> Terms:
         """Labels after <eot>, supervised latents, and what L_KV needs."""
@@ -167,29 +167,31 @@ class Lotus(LatentMethod):
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
         """All loops of one step."""
         recipe, stage = self.recipe, batch["stage"]
-        question = read_question(reasoner, batch)
+        question = prefill_question(reasoner, batch)
         left = batch["left"]
         state = looped.think(
             reasoner,
             question[0],
             stage * self.width,
             self.loops(stage),
-            student_tail(reasoner, left, steps=True),
+            student_suffix(reasoner, left, steps=True),
             keep_all=self.distils and recipe.kv.supervise == "all",
         )
         terms = {
-            "student_ce": label_loss(reasoner, state.tail, left, "teacher", counts["student"]),
+            "student_ce": label_loss(reasoner, state.suffix, left, "teacher", counts["student"]),
             "readout": self.readout.loss(reasoner, batch, counts, state.latents),
         }
         loss = terms["student_ce"] + self.readout.weight * terms["readout"]
         if self.distils:
-            teacher = read_written(reasoner, question, batch, queries=self.kv.needs_queries)
+            teacher = teacher_forward(reasoner, question, batch, queries=self.kv.needs_queries)
             terms["teacher_ce"] = label_loss(
                 reasoner, teacher.hidden, batch, "teacher", counts["written"]
             )
             seen = self.supervised(batch)
             terms |= self.kv.terms(reasoner, seen, counts, teacher, state)
-            loss = loss + recipe.teacher_ce_weight * terms["teacher_ce"] + self.kv.weighted(terms)
+            loss = (
+                loss + recipe.teacher_ce_weight * terms["teacher_ce"] + self.kv.weighted_loss(terms)
+            )
         return {"loss": loss, **terms}
 
 

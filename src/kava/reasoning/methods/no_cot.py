@@ -8,8 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kava.reasoning.answers import Thinking
-from kava.reasoning.methods._base import Batch, Method, Terms, label_loss, prompt_ids, read_question
+from kava.reasoning.answers import ReasoningResult
+from kava.reasoning.methods._base import (
+    Batch,
+    Method,
+    Terms,
+    label_loss,
+    prefill_question,
+    prompt_ids,
+)
 from kava.reasoning.methods._work import Work, chain, lengths
 
 
@@ -21,7 +28,7 @@ class NoCoT(Method):
 
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
         """CE over the answer."""
-        thought, last = read_question(reasoner, batch)
+        thought, last = prefill_question(reasoner, batch)
         output, _ = reasoner.extend(thought, reasoner.embed(batch["answer"]), batch["answer_mask"])
         hidden = torch.cat((last, output.last_hidden_state), dim=1)
         ce = label_loss(reasoner, hidden, batch, "answer", counts["answer"])
@@ -32,11 +39,13 @@ class NoCoT(Method):
         question, _, answer = lengths(batch)
         return Work(chain(question, answer), batch["answer_ids"].numel())
 
-    def think(self, reasoner, question: Tensor, mask: Tensor, num_iterations=None) -> Thinking:
+    def think(
+        self, reasoner, question: Tensor, mask: Tensor, num_iterations=None
+    ) -> ReasoningResult:
         """The question, nothing else."""
-        thought, _ = read_question(reasoner, {"question": question, "question_mask": mask})
+        thought, _ = prefill_question(reasoner, {"question": question, "question_mask": mask})
         prompt = prompt_ids(reasoner, question.shape[0], question.device)
-        return Thinking(thought, prompt, reasoner.prompt_text, 0, prefill_passes=1)
+        return ReasoningResult(thought, prompt, reasoner.prompt_text, 0, prefill_passes=1)
 
 
 IMPLEMENTATION = NoCoT

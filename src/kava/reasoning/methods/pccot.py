@@ -17,12 +17,12 @@ from kava.reasoning.losses.hidden_state import hidden_state_loss
 from kava.reasoning.methods._base import (
     Batch,
     LatentMethod,
+    TeacherOutput,
     Terms,
-    Written,
     label_loss,
-    read_question,
-    read_written,
-    student_tail,
+    prefill_question,
+    student_suffix,
+    teacher_forward,
 )
 from kava.reasoning.methods._work import Call, Work, chain, lengths, refined
 from kava.reasoning.states import LatentState
@@ -38,15 +38,15 @@ class PCCoT(LatentMethod):
     needs_queries = False
     defaults = {"codi": {"loss": "smooth_l1"}}  # as in their code
 
-    def latents(self, reasoner, question, tail, num_iterations, keep_all=False) -> LatentState:
+    def latents(self, reasoner, question, suffix, num_iterations, keep_all=False) -> LatentState:
         """All at once, refined by T iterations."""
         return jacobi.think(
-            reasoner, question, self.recipe.num_latents, num_iterations, tail, keep_all
+            reasoner, question, self.recipe.num_latents, num_iterations, suffix, keep_all
         )
 
-    def latent_calls(self, question, num_iterations, tail) -> list[Call]:
+    def latent_calls(self, question, num_iterations, suffix) -> list[Call]:
         """Pass 0 and T passes over all latents."""
-        return refined(question, self.recipe.num_latents, num_iterations, tail)
+        return refined(question, self.recipe.num_latents, num_iterations, suffix)
 
     def work(self, batch: Batch) -> Work:
         """The question once, the teacher's steps and answer, the latents and the student's answer.
@@ -57,36 +57,36 @@ class PCCoT(LatentMethod):
         iterations = self.recipe.num_iterations
         student = self.latent_calls(question, iterations, 1 + answer)
         labels = batch["answer_ids"].numel() + batch["teacher_ids"].numel()
-        projected = len(question) * self.projected(iterations)
+        projected = len(question) * self.projected_latents(iterations)
         return Work([*chain(question, steps + answer), *student], labels, projected)
 
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
         """All passes of one step."""
         recipe = self.recipe
         layers = recipe.codi.weight > 0
-        question = read_question(reasoner, batch)
-        teacher = read_written(reasoner, question, batch, layers, self.needs_queries)
+        question = prefill_question(reasoner, batch)
+        teacher = teacher_forward(reasoner, question, batch, layers, self.needs_queries)
         student = self.latents(
             reasoner,
             question[0],
-            student_tail(reasoner, batch, layers),
+            student_suffix(reasoner, batch, layers),
             recipe.num_iterations,
             keep_all=recipe.kv.supervise == "all",
         )
         return self.combine(reasoner, batch, counts, teacher, student)
 
     def combine(
-        self, reasoner, batch: Batch, counts: Terms, teacher: Written, student: LatentState
+        self, reasoner, batch: Batch, counts: Terms, teacher: TeacherOutput, student: LatentState
     ) -> Terms:
         """The terms and their weighted sum."""
         terms = {
-            "student_ce": label_loss(reasoner, student.tail, batch, "answer", counts["answer"]),
+            "student_ce": label_loss(reasoner, student.suffix, batch, "answer", counts["answer"]),
             "teacher_ce": label_loss(reasoner, teacher.hidden, batch, "teacher", counts["written"]),
         }
         loss = terms["student_ce"] + self.recipe.teacher_ce_weight * terms["teacher_ce"]
         codi = self.recipe.codi
         if codi.weight > 0:
-            states = reasoner.colon_states(student.output, student.tail_start + 1)
+            states = reasoner.colon_states(student.output, student.suffix_start + 1)
             terms["codi"] = hidden_state_loss(
                 states,
                 cast(Tensor, teacher.colon),  # all layers were asked for
