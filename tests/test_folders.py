@@ -320,8 +320,8 @@ def test_space_is_asked_for_only_where_it_would_help(reason, code, tmp_path):
 
 @pytest.mark.parametrize(
     "command, hint",
-    [("train", "where checkpoints were saved, `--resume` goes on from the last"),
-     ("sweep", "the same line again goes on from here")],
+    [("train", "if checkpoints were saved, continue from the last one with --resume"),
+     ("sweep", "run the same command again to continue")],
 )  # fmt: skip
 def test_an_interrupt_says_how_to_go_on(command, hint, kava, backbone, tmp_path, monkeypatch):
     recipe = write(tmp_path / "a.yaml", backbone)

@@ -116,7 +116,7 @@ def test_where_positions_are_rotations_it_is_one_line():
     examples = [tiny.example(38, 3, seed) for seed in range(3)]
     told = said(thinker("llama"), *examples)
     assert told.startswith("data.train: row 38-3-0 takes ") and told.count("\n") == 1
-    assert "the backbone has 40: it reads on where it was never trained" in told
+    assert "the backbone has 40: positions beyond max_position_embeddings are untrained" in told
     assert said(thinker("llama"), tiny.example(20, 3)) == ""
 
 

@@ -181,7 +181,7 @@ def test_a_training_by_hand_saves_on_sigterm_and_resumes(backbone, whole, tmp_pa
     calm = strike(trainer.StepTrainer, "compute_loss", 5, signal.SIGTERM)
     code, said = kava(*words)
     assert code == 128 + signal.SIGTERM and "Traceback" not in said
-    assert "kava: asked to stop, and has saved; `--resume` goes on from here" in said
+    assert "kava: received SIGTERM; checkpoint saved; continue with --resume" in said
     assert [f.name for f in (run / "checkpoints").iterdir()] == ["checkpoint-3"]
     calm()
     calm = strike(checkpoint, "save", 1, signal.SIGTERM)  # the last step is done: too late
@@ -201,7 +201,7 @@ def test_a_sweep_here_saves_on_sigterm_and_the_same_line_goes_on(
     code, said = kava(*words)
     assert code == 128 + signal.SIGTERM and "Traceback" not in said
     assert said.splitlines()[-1] == (
-        "kava: asked to stop, and has saved; the same line again goes on from here"
+        "kava: received SIGTERM; checkpoint saved; run the same command again to continue"
     )
     run = out / "a-seed42"
     assert [f.name for f in (run / "checkpoints").iterdir()] == ["checkpoint-3"]

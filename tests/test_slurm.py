@@ -139,7 +139,11 @@ def test_preempted_jobs_go_on_and_end_as_uninterrupted_ones(submitted, whole, ka
 
     # While they wait or run, nothing is submitted again.
     status_, said = kava(*words)
-    assert status_ == 0 and "2 runs: 2 in other hands" in said and "SLURM job 1_0 is" in said
+    assert (
+        status_ == 0
+        and "2 runs: 2 locked by another process" in said
+        and "SLURM job 1_0 is" in said
+    )
     assert len(record.jobs(out)) == 2 and not list(out.glob("slurm/2*"))
     assert kava("sweep", "--status", out)[0] == status.UNDERWAY
 
@@ -180,7 +184,7 @@ def test_preempted_jobs_go_on_and_end_as_uninterrupted_ones(submitted, whole, ka
     assert read_result(run)["command"] == shlex.join(["kava", *map(str, words)])
     log = (out / "slurm" / "1_0_0_log.out").read_text()
     assert f"trained {LONG} steps" in log and log.count("resuming kava") == 2
-    assert log.count("asked to stop by") == 2 and "left behind by process" in log
+    assert log.count("received SIG") == 2 and "left behind by process" in log
 
     # What is done is not submitted; the summary comes with the last of them.
     long_alone = [word for word in words if not str(word).endswith("bad.yaml")]
@@ -198,7 +202,7 @@ def test_a_job_that_waits_or_is_cancelled(cluster, backbone, tmp_path, kava):
     number = re.search(r"1 submitted as job (\d+);", said)[1]
     code, said = kava("sweep", "--status", out)
     assert code == status.UNDERWAY and states(said) == {"a-seed42": "waiting"}
-    assert "1 in other hands" in kava(*words)[1]
+    assert "1 locked by another process" in kava(*words)[1]
     assert f"job {number} is PENDING" in kava(*words, "--dry-run")[1]
     subprocess.run(["scancel", number], check=True)
     code, said = kava("sweep", recipe, "-o", out, "--status")
@@ -381,8 +385,8 @@ def test_two_processes_stop_together_and_one_that_is_killed_ends_the_job(
     cut = last_step(run)
     assert 5 < cut < LONG and (run / f"checkpoints/checkpoint-{cut}").is_dir()
     log = (out / "slurm" / f"{number}_0_log.out").read_text()
-    assert log.count("asked to stop by SIGUSR2") == log.count("Requeued job") == 1
-    assert "asked to stop" not in (out / "slurm" / f"{number}_1_log.out").read_text()
+    assert log.count("received SIGUSR2") == log.count("Requeued job") == 1
+    assert "received SIG" not in (out / "slurm" / f"{number}_1_log.out").read_text()
     assert states(kava("sweep", "--status", out)[1]) == {"long-seed1": "preempted"}
 
     until(lambda: released(number) or steps(run) > cut + 5, "it goes on")

@@ -339,7 +339,7 @@ def test_a_run_in_other_hands_is_left_to_them(kava, backbone, tmp_path):
     recipe, out = write(tmp_path, "a", backbone), tmp_path / "out"
     with lock.acquire(out / "a-seed1.lock", Console()):
         status, said = kava("sweep", recipe, "--seeds", 1, 2, "-o", out)
-    assert status == 0 and "1 trained, 1 in other hands" in said
+    assert status == 0 and "1 trained, 1 locked by another process" in said
     assert f"process {os.getpid()} on" in said
     assert not (out / "a-seed1").exists()
     (row,) = summary(out)["rows"]

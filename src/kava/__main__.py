@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from kava.errors import KavaError
 
 
+#: How an interrupted command continues.
+RESUME = "if checkpoints were saved, continue from the last one with --resume"
+AGAIN = "run the same command again to continue"
+
+
 def main() -> None:
     """Run the command line."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -49,13 +54,13 @@ def main() -> None:
         if not distributed.is_peer_failure(error):
             raise
         distributed.print_error(
-            f"kava: another of the {distributed.world_size()} processes is gone, so this one "
-            "stops; where checkpoints were saved, `--resume` goes on from the last"
+            f"kava: another of the {distributed.world_size()} ranks has failed, so this one stops; "
+            f"{RESUME}"
         )
         distributed.exit_process(2)
     except Preempted:
-        again = "the same line again" if command == "sweep" else "`--resume`"
-        distributed.print_error(f"kava: asked to stop, and has saved; {again} goes on from here")
+        how = AGAIN if command == "sweep" else "continue with --resume"
+        distributed.print_error(f"kava: received SIGTERM; checkpoint saved; {how}")
         distributed.exit_process(128 + signal.SIGTERM)
 
 
@@ -69,8 +74,8 @@ def report(error: KavaError) -> None:
 def _hint(command: str | None) -> str:
     """How an interrupted command goes on; empty where it only begins again."""
     if command in ("train", "pretrain"):
-        return "where checkpoints were saved, `--resume` goes on from the last"
-    return "the same line again goes on from here" if command == "sweep" else ""
+        return RESUME
+    return AGAIN if command == "sweep" else ""
 
 
 if __name__ == "__main__":

@@ -49,8 +49,8 @@ def out_of_memory(error: BaseException) -> str | None:
         return None
     reason = told.splitlines()[0].rpartition("DefaultCPUAllocator: ")[2][:200]
     return (
-        f"memory ran out: {reason}; hold fewer rows at once (train.micro_batch_size, "
-        "eval.batch_size, --batch), or less of each (train.gradient_checkpointing=true)"
+        f"out of memory: {reason}; lower train.micro_batch_size, eval.batch_size or --batch, "
+        "or set train.gradient_checkpointing=true"
     )
 
 

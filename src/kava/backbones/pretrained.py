@@ -37,11 +37,11 @@ def load_config(folder: Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def load_model(folder: Path, **how: Any) -> Any:
+def load_model(folder: Path, **options: Any) -> Any:
     """As `AutoModelForCausalLM.from_pretrained`; raises as `load_config`, and what that raises."""
     with _without_code(folder, CONFIG):
         return AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, **how
+            folder, local_files_only=True, trust_remote_code=False, **options
         )
 
 
@@ -51,10 +51,10 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def new_model(config: PreTrainedConfig, **how: Any) -> PreTrainedModel:
+def new_model(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
     """A model of random weights, as `AutoModelForCausalLM.from_config`; raises as `load_config`."""
     with _without_code(Path(config.name_or_path or ""), CONFIG):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **how)
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
 
 @contextmanager

@@ -113,19 +113,21 @@ def sweep(
     launcher: Annotated[
         str, typer.Option(help="local: here, one after the other; slurm: a job for each run")
     ] = "local",
-    partition: Annotated[str | None, typer.Option(help="of SLURM")] = None,
-    account: Annotated[str | None, typer.Option(help="of SLURM")] = None,
+    partition: Annotated[str | None, typer.Option(help="SLURM partition")] = None,
+    account: Annotated[str | None, typer.Option(help="SLURM account")] = None,
     array_limit: Annotated[
-        int | None, typer.Option(min=1, help="so many jobs at a time, at most")
+        int | None, typer.Option(min=1, help="maximum number of jobs at a time")
     ] = None,
     time: Annotated[
-        str | None, typer.Option(help="of a job: minutes, H:MM:SS or D-HH:MM:SS")
+        str | None, typer.Option(help="wall-clock limit per job: minutes, H:MM:SS or D-HH:MM:SS")
     ] = None,
-    nodes: Annotated[int | None, typer.Option(help="of a job")] = None,
-    gpus: Annotated[int | None, typer.Option(help="of each node; one process for each")] = None,
-    processes: Annotated[int | None, typer.Option(help="on each node without GPUs")] = None,
-    cpus: Annotated[int | None, typer.Option(help="of each process")] = None,
-    memory: Annotated[float | None, typer.Option(help="of each process, in GB")] = None,
+    nodes: Annotated[int | None, typer.Option(help="nodes per job")] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs per node; one process for each")] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="processes per node, on nodes without GPUs")
+    ] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPUs per process")] = None,
+    memory: Annotated[float | None, typer.Option(help="memory per process, in GB")] = None,
 ) -> None:
     """Train recipes with several seeds, and compare them.
 

@@ -356,8 +356,13 @@ class _Compressor:
         if self.plan.eviction.needs_attention:
             before = real.clone()
             before[:, -window:] = False
-            how = rows.scaling[layer], rows.softcap[layer]
-            attention = answer_attention(rows.queries[layer][chosen], keys, before, *how)
+            attention = answer_attention(
+                rows.queries[layer][chosen],
+                keys,
+                before,
+                scaling=rows.scaling[layer],
+                softcap=rows.softcap[layer],
+            )
         return EvictionInputs(keys, real, attention, rows.observed[chosen], recent=window)
 
 

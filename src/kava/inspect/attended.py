@@ -84,7 +84,8 @@ def _weights(
     record: QueryRecord, layer: int, keys: Tensor, past: Tensor, mask: Tensor, rows: slice
 ) -> Tensor:
     """[heads, A, S], what each query head of one layer pays to every column."""
-    how = record.scaling[layer], record.softcap[layer]
-    logits = grouped_logits(record.queries[layer], keys, *how)
+    logits = grouped_logits(
+        record.queries[layer], keys, scaling=record.scaling[layer], softcap=record.softcap[layer]
+    )
     seen = masks.causal_mask(past, mask, record.window[layer])[:, :, rows]
     return masked_softmax(logits, seen[:, :, None])[0].flatten(0, 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from kava.errors import KavaError
@@ -26,14 +24,16 @@ def open_reasoner(
     Raises:
         KavaError: the folder is none of these, or there is none; a dtype that is not possible.
     """
-    how: dict[str, Any] = {"device": default_device(), "dtype": dtype}
+    device = default_device()
     try:
         folder = assets.find(path)
     except KavaError:
         if hub.is_name(path) and hub.has_file(path, "kava.json"):
-            return Reasoner.from_pretrained(path, backbone, **how)
+            return Reasoner.from_pretrained(path, backbone, device=device, dtype=dtype)
         try:
-            return Reasoner.from_backbone(path, **how)  # a Hub name, or an error
+            return Reasoner.from_backbone(
+                path, device=device, dtype=dtype
+            )  # a Hub name, or an error
         except hub.NotAvailable as error:
             raise KavaError(
                 f"{error.told}; give the folder of a run, a checkpoint or a model of transformers; "
@@ -42,7 +42,7 @@ def open_reasoner(
                 key=str(path),
             ) from None
     if checkpoint.is_checkpoint(folder):
-        return Reasoner.from_pretrained(path, backbone, **how)
+        return Reasoner.from_pretrained(path, backbone, device=device, dtype=dtype)
     if (folder / "config.json").is_file():
         if backbone:
             raise KavaError(
@@ -50,7 +50,7 @@ def open_reasoner(
                 code="reasoning.backbone-unwanted",
                 key=str(backbone),
             )
-        return Reasoner.from_backbone(path, **how)
+        return Reasoner.from_backbone(path, device=device, dtype=dtype)
     raise KavaError(
         f"{folder}: neither a run or checkpoint of kava (kava.json) nor a model of transformers "
         "(config.json)",

@@ -20,7 +20,7 @@ from kava.system import hub, lock
 from kava.system.environment import default_device
 from kava.system.text import format_bytes, format_count, print_text
 
-LOCKED, REFUSED = "in other hands", "would fail"
+LOCKED, REFUSED = "locked by another process", "would fail"
 
 
 def list_runs(

@@ -144,7 +144,7 @@ class Work:
         if not distributed.is_main():
             sys.exit(0)
         names = ", ".join(signal.Signals(number).name for number in asked)
-        print(f"{self.folder}: asked to stop by {names}; it can go on from here", flush=True)
+        print(f"{self.folder}: received {names}; progress saved, the run can continue", flush=True)
         own = os.environ.get("SLURM_JOB_ID")
         if told in asked or (own and slurm_queue.states([own]).get(own) == "RUNNING"):
             queue_again(told, None)  # ends the process

@@ -230,13 +230,13 @@ _TOLD = {
     SCORED: "scored anew",
     SUBMITTED: "submitted",
     SKIPPED: "done before",
-    ELSEWHERE: "in other hands",
+    ELSEWHERE: "locked by another process",
     FAILED: "failed",
 }
 
 
 def collect(outcomes: Sequence[Outcome], tasks: Sequence[str]) -> list[Row]:
-    """A row per task and recipe; a run that failed or is in other hands counts as missing."""
+    """A row per task and recipe; a run that failed or is locked elsewhere counts as missing."""
     by_name: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         by_name.setdefault(outcome.run.name, []).append(outcome)
@@ -253,7 +253,7 @@ def collect(outcomes: Sequence[Outcome], tasks: Sequence[str]) -> list[Row]:
 
 
 def _looked_at_again(outcome: Outcome, scoring: Scoring) -> Outcome:
-    """A run that was in other hands may be done by now."""
+    """A run that was locked by another process may be done by now."""
     if outcome.what == ELSEWHERE:
         try:
             if state(outcome.run, scoring.of(outcome.run.recipe))[0] == DONE:

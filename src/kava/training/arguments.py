@@ -176,7 +176,8 @@ def check_lengths(reasoner: Reasoner, rows: Sequence[batching.Row], console: Con
             code="training.row-too-long",
             key=row.id,
         )
-    console.print(f"{line}: it reads on where it was never trained", highlight=False, markup=False)
+    note = "positions beyond max_position_embeddings are untrained; results may degrade"
+    console.print(f"{line}: {note}", highlight=False, markup=False)
 
 
 def _stage_begins(reasoner: Reasoner, rows: int) -> list[float]:

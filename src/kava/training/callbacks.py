@@ -14,7 +14,7 @@ from kava.system.files import write_whole, writing
 from kava.system.progress import Progress
 
 #: What to do where writing failed.
-GO_ON = "free some space, and --resume goes on from the last checkpoint"
+GO_ON = "free some disk space, then continue from the last checkpoint with --resume"
 
 
 class Record(TrainerCallback):

@@ -119,7 +119,7 @@ def check_training_rows(data: Data, rows: list[Example], console: Console | None
         KavaError: a leak of a kind that stops (`data.leak_stop`) and is not allowed by name; a
             task whose rows cannot be had.
     """
-    say = console.print if console else lambda *words, **how: None
+    say = console.print if console else lambda *words, **options: None
     if not data.leak_check and data.train != "synthetic":
         say(f"leak check: none asked for; {_HOW}", style="dim", highlight=False, markup=False)
     for name in data.leak_check or []:

@@ -40,8 +40,19 @@ def kv_cache_loss(
             size and layers, mean over filled slots.
     """
     mask, count = torch.stack(filled)[..., None], count.clamp(min=1)
-    how = kind, layerwise_std, reduction, count
-    terms = [_term(student, teacher, part, mask, *how) for part in (0, 1)]
+    terms = [
+        _term(
+            student,
+            teacher,
+            part,
+            mask,
+            kind=kind,
+            layerwise_std=layerwise_std,
+            reduction=reduction,
+            count=count,
+        )
+        for part in (0, 1)
+    ]
     return (terms[0] + terms[1]) / 2
 
 
@@ -55,6 +66,7 @@ def _term(
     teacher: list[Pair],
     part: int,
     mask: Bool[Tensor, "layers batch kv_heads latents 1"],
+    *,
     kind: str,
     layerwise_std: bool,
     reduction: str,

@@ -122,8 +122,15 @@ class KvDistillation:
         filled = [slots[:, :, :latents] for slots in filled]
 
         def compare(one: KeyValues, other: KeyValues, mask: list[Tensor], count: Tensor) -> Tensor:
-            how = kv.loss, kv.layerwise_std
-            return kv_cache_loss(one, other, mask, *how, count, kv.reduction)
+            return kv_cache_loss(
+                one,
+                other,
+                mask,
+                kind=kv.loss,
+                layerwise_std=kv.layerwise_std,
+                count=count,
+                reduction=kv.reduction,
+            )
 
         per_pass = [compare(one, target, filled, counts["slots"]) for one in ours]
         terms = {"kv": torch.stack(per_pass).mean()}
@@ -210,8 +217,13 @@ class KvDistillation:
         keys, attention, record = teacher.steps[layer][0], None, teacher.queries
         if record is not None:
             seen = visible_steps(batch, mask, record.window[layer])
-            how = record.scaling[layer], record.softcap[layer]
-            attention = answer_attention(record.queries[layer], keys, seen, *how)
+            attention = answer_attention(
+                record.queries[layer],
+                keys,
+                seen,
+                scaling=record.scaling[layer],
+                softcap=record.softcap[layer],
+            )
         return EvictionInputs(keys, mask, attention, batch["answer_mask"])
 
 

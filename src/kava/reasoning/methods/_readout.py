@@ -36,8 +36,10 @@ class Readout:
         Args:
             seen: the batch whose steps the first `latents` latents should name.
         """
-        how = self.settings.width, self.settings.target
-        labels = readout_labels(seen["steps"], seen["step_of"], latents, *how)
+        settings = self.settings
+        labels = readout_labels(
+            seen["steps"], seen["step_of"], latents, width=settings.width, target=settings.target
+        )
         names = ("readout_rows", "readout_latents", "readout_ids")
         return {**batch, **dict(zip(names, labels, strict=True))}
 
