@@ -88,6 +88,8 @@ def test_the_least_is_what_runs_at_every_stage(method, epoch, monkeypatch):
     model = reasoner("llama", method)
     staged = model.apply_stage(batch_of(model, ROWS), epoch)
     least, seen = model.method.work(staged), Seen(monkeypatch, model)
+    if least is None:
+        pytest.skip(f"{method} does not say what it needs at the least")
     model(counts=model.method.counts(staged), **staged)
     assert (least.columns, least.pairs, least.labels) == (seen.columns, seen.pairs, seen.labels)
     if model.recipe.projection == "none":
@@ -106,6 +108,8 @@ def test_the_least_of_thinking_is_what_runs(method, monkeypatch):
     lengths = batch["question_mask"].sum(1)
     kept = 1 if method == "cot" else 0  # its last token is the prompt that writing begins with
     least = model.method.thinking_work(lengths - kept, model.recipe.num_iterations)
+    if least is None:
+        pytest.skip(f"{method} does not say what it needs at the least")
     assert (least.columns, least.pairs) == (seen.columns, seen.pairs)
 
 

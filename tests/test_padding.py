@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import needs_oracle
 from tiny import batch, example, reasoner
 
 from kava.backbones import masks
@@ -45,6 +46,7 @@ def widen(data, left, right):
 def supervised_rows(thinker, data):
     """The batch row of every logit that a training step computes, in the order of its calls."""
     method = thinker.recipe.method
+    needs_oracle(method)
     if method == "lotus":
         return [data["left"]["teacher_rows"], data["readout_rows"], data["teacher_rows"]]
     if method in ("cot", "icot", "coconut"):

@@ -49,7 +49,7 @@ def said(command, *arguments):
 
 
 def test_six_settings_by_eight_methods_are_there():
-    assert registry.names("methods") == METHODS
+    assert set(METHODS) <= set(registry.names("methods"))
     wanted = {
         f"recipes/{setting}/{method}.yaml": method for setting in SETTINGS for method in METHODS
     }
