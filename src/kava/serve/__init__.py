@@ -1,1 +1,1 @@
-"""An HTTP service in front of a reasoner: `kava serve`."""
+"""Serve a reasoner over HTTP (`kava serve`)."""

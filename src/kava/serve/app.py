@@ -1,4 +1,4 @@
-"""The service's routes: OpenAI's `/v1/...`, `/health`, `/metrics`."""
+"""The routes of the HTTP service: OpenAI's `/v1/...`, `/health` and `/metrics`."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ from kava.serve.protocol import (
 )
 from kava.system.version import __version__
 
-QUICK = 20_000  # letters whose tokens are found at once; more are left to another thread
-GRACE = 1.0  # seconds beyond its time that a model that cannot be interrupted may keep an answer
+QUICK = 20_000  # characters tokenized in the event loop; longer texts go to another thread
+GRACE = 1.0  # seconds to wait beyond the deadline, as a forward pass cannot be interrupted
 
 
 def create_app(
@@ -49,13 +49,14 @@ def create_app(
     api_key: str | None = None,
     hosts: Hosts | None = None,
 ) -> FastAPI:
-    """The service for one reasoner, called `name` in requests.
+    """Return the FastAPI application that serves one reasoner, called `name` in requests.
 
     Args:
-        hosts: names that it may be asked under; those of this machine alone if not given.
+        hosts: host names that requests may use; only those of this machine if not given.
 
     Raises:
-        KavaError: the backbone has no room for a question and answer of the allowed length.
+        KavaError: a question and an answer of the allowed length do not fit into the backbone's
+            context window.
     """
     limits = fit_limits(reasoner, limits or Limits())
     metrics = Metrics()
@@ -74,7 +75,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        redirect_slashes=False,  # it would send clients to whatever host they say they asked
+        redirect_slashes=False,  # a redirect would repeat whatever Host header the client sent
     )
     app.state.batcher = batcher
     _handle_errors(app)
@@ -87,36 +88,36 @@ def create_app(
 
 
 def fit_limits(reasoner: Reasoner, limits: Limits) -> Limits:
-    """The limits, with questions no longer than the backbone's positions leave room for.
+    """Return the limits, with `question_tokens` lowered to what the backbone's positions allow.
 
     Raises:
-        KavaError: they leave none.
+        KavaError: no positions are left for a question.
     """
     most = max_question_tokens(reasoner, "serve", limits.new_tokens, limits.question_tokens)
     return Limits(**{**vars(limits), "question_tokens": most})
 
 
 class _Service:
-    """What the routes share."""
+    """State and request handling that the routes share."""
 
     def __init__(
         self, reasoner: Reasoner, name: str, limits: Limits, batcher: Batcher, metrics: Metrics
     ):
         self.reasoner, self.name, self.limits = reasoner, name, limits
         self.batcher, self.metrics = batcher, metrics
-        self.no_tokens = len(reasoner.encoder.question(""))  # BOS, where there is one
+        self.no_tokens = len(reasoner.encoder.question(""))  # 1 if the tokenizer adds BOS, else 0
         self.created = int(time.time())
 
     def model(self) -> dict[str, Any]:
-        """The one model, as `/v1/models` lists it."""
+        """Return the served model as an entry of `/v1/models`."""
         told = {"id": self.name, "object": "model", "created": self.created, "owned_by": "kava"}
         return {**told, "method": self.reasoner.recipe.method}
 
     async def answer(self, request: Request, form: Form, http: HttpRequest) -> Response:
-        """Check, queue, and wait for the answers or stream them.
+        """Check a request, queue its questions, and wait for the answers or stream them.
 
         Raises:
-            Refused: whatever stands in the way.
+            Refused: the request cannot be answered, for whatever reason.
         """
         request.check()
         if request.model != self.name:
@@ -163,7 +164,7 @@ class _Service:
         return await self._whole(form, jobs, answers, len(questions), http)
 
     def _emit(self, answers: _Answers, index: int, piece: Piece) -> None:
-        """From the model's thread."""
+        """Pass a piece on to the request that waits for it; called from the model's thread."""
         if piece.reason:
             self.metrics.answered(piece)
         answers.put(index, piece)
@@ -177,7 +178,7 @@ class _Service:
             for job in jobs:
                 job.cancelled = True
         if last is None:
-            return Response(status_code=499)  # nobody is there to read it
+            return Response(status_code=499)  # the client has disconnected and will not read it
         for piece in last:
             _raise_for(piece)
         choices = [form.choice(i, piece) for i, piece in enumerate(last)]
@@ -214,10 +215,10 @@ class _Service:
                 job.cancelled = True
 
     def _encode(self, questions: Sequence[str]) -> list[list[int]]:
-        """Token ids of each question.
+        """Return the token ids of each question.
 
         Raises:
-            Refused: one is empty, broken or too long.
+            Refused: a question is empty, contains broken characters, or is too long.
         """
         allowed = self.limits.question_tokens
         for question in questions:
@@ -254,10 +255,10 @@ def _too_long(has: str, allowed: int) -> Refused:
 
 
 class _Answers:
-    """Pieces on their way from the model's thread to the event loop.
+    """Queue that carries pieces of answers from the model's thread to the event loop.
 
     Args:
-        deadline: of `time.monotonic`, after which none is waited for.
+        deadline: time, as given by `time.monotonic`, after which waiting for a piece fails.
     """
 
     def __init__(self, deadline: float) -> None:
@@ -266,15 +267,15 @@ class _Answers:
         self._queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
 
     def put(self, index: int, piece: Piece) -> None:
-        """From any thread."""
-        with suppress(RuntimeError):  # the loop is closed: the service has ended
+        """Add a piece to the queue; may be called from any thread."""
+        with suppress(RuntimeError):  # the event loop is closed: the service has stopped
             self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, piece))
 
     async def get(self) -> tuple[int, Piece]:
-        """The next piece.
+        """Return the next piece with the index of its answer.
 
         Raises:
-            Refused: it is late.
+            Refused: the piece did not arrive before the deadline.
         """
         try:
             return await asyncio.wait_for(self._queue.get(), self._left())
@@ -285,10 +286,10 @@ class _Answers:
         return max(0.0, self._deadline - time.monotonic())
 
     async def all_of(self, count: int, http: HttpRequest) -> list[Piece] | None:
-        """The last piece of each answer, in order; None if the client leaves before.
+        """Return the last piece of each answer, in order, or None if the client disconnects before.
 
         Raises:
-            Refused: one is late.
+            Refused: a piece did not arrive before the deadline.
         """
         found: dict[int, Piece] = {}
         left = asyncio.create_task(_disconnected(http))
@@ -336,38 +337,38 @@ def _event(body: dict[str, Any]) -> str:
 def _add_routes(app: FastAPI, service: _Service) -> None:
     @app.post("/v1/chat/completions", responses=ANSWERS["chat"], response_model=None)
     async def chat(request: ChatRequest, http: HttpRequest) -> Response:
-        """Answer the question of one user message."""
+        """Answer the question in one user message."""
         return await service.answer(request, CHAT, http)
 
     @app.post("/v1/completions", responses=ANSWERS["completions"], response_model=None)
     async def completions(request: CompletionRequest, http: HttpRequest) -> Response:
-        """Answer a question, or several."""
+        """Answer one question or several."""
         return await service.answer(request, TEXT, http)
 
     @app.get("/v1/models", responses=ANSWERS["models"])
     async def models() -> dict[str, Any]:
-        """The one model."""
+        """List the one model that this service has."""
         return {"object": "list", "data": [service.model()]}
 
     @app.get("/v1/models/{model:path}", responses=ANSWERS["model"])
     async def model(model: str) -> dict[str, Any]:
-        """The one model, by its name."""
+        """Describe the model with the given name."""
         if model != service.name:
             raise Refused(404, f"there is no model '{model[:128]}' here", "model")
         return service.model()
 
     @app.get("/health", responses=ANSWERS["health"])
     async def health() -> dict[str, Any]:
-        """Whether questions are taken; no connection is while the service stops."""
+        """Report that the service takes questions; while it stops, it takes no connections."""
         return {"status": "ok", "waiting": service.batcher.waiting}
 
     @app.get("/metrics", responses=ANSWERS["metrics"], response_class=PlainTextResponse)
     async def metrics() -> Response:
-        """For Prometheus."""
+        """Return the metrics in the text format of Prometheus."""
         text, kind = service.metrics.text()
         return Response(text, media_type=kind)
 
-    # HEAD too, which load balancers ask with: the server sends the head of the same answer alone.
+    # Load balancers probe with HEAD; the server sends only the headers of the GET response.
     for route in [route for route in app.routes if isinstance(route, APIRoute)]:
         if "GET" in route.methods:
             app.head(route.path, include_in_schema=False)(route.endpoint)
@@ -401,7 +402,7 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def failed(_: HttpRequest, error: Exception) -> Response:
         refused = Refused(500, "the service failed on this request", kind="server_error")
-        return JSONResponse(refused.body(), 500)  # starlette raises it again, to be logged
+        return JSONResponse(refused.body(), 500)  # starlette raises the error again, to log it
 
 
 def _says_json(http: HttpRequest) -> bool:

@@ -1,4 +1,4 @@
-"""What layers before an application share: ASGI's types, and a body that was read already."""
+"""ASGI types, and a helper for middleware that has already read the request body."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Scope, Receive, Send = (
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """What gives the body as one message, and then whatever `receive` gives."""
+    """Return a `receive` that yields `body` as one message, and then whatever `receive` yields."""
     given = False
 
     async def replayed() -> Any:

@@ -1,8 +1,8 @@
-"""Questions that wait are answered together.
+"""Answer waiting questions together, in batches.
 
-One thread owns the model. It takes the oldest waiting question, waits a moment for others that are
-asked in the same way, and answers them as one batch; no answer depends on what else is in it
-(padding and batching change nothing). Tokens are handed out as they come.
+One thread owns the model. It takes the oldest waiting question, waits a moment for others with the
+same settings, and answers them as one batch. No answer depends on what else is in its batch:
+padding and batching change nothing. Tokens are passed on as soon as they are generated.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STOP, LENGTH, CANCELLED, TIMEOUT, ERROR = "stop", "length", "cancelled", "timeou
 
 
 class QueueFull(KavaError):
-    """No place for more questions; `retry_after` is a guess in whole seconds."""
+    """The queue has no space for more questions; `retry_after` is an estimate in whole seconds."""
 
     def __init__(self, retry_after: int):
         super().__init__(
@@ -48,17 +48,21 @@ class QueueFull(KavaError):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer's tokens are chosen; temperature 0 is greedy. Answers share a batch only with
-    equal sampling, and one with a seed is answered alone, so that the seed alone decides."""
+    """How the tokens of an answer are chosen; temperature 0 is greedy decoding.
+
+    Only answers with equal sampling share a batch. An answer with a seed is generated in a batch of
+    its own, so that it depends on the seed alone.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
 
     def choice(self, k: int) -> Sampling:
-        """Of the k-th of several answers to one question: with a seed, each has its own.
+        """Return the sampling for the k-th of several answers to one question, with its own seed.
 
-        That of the first is the seed itself, so that asking for more answers does not change it.
+        The first answer uses the seed itself, so that asking for more answers does not change it.
+        Without a seed, all answers use this sampling.
         """
         if self.seed is None or k == 0:
             return self
@@ -68,9 +72,9 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that was added to an answer; the last piece says why it ends and what it cost.
+    """Text added to an answer; the last piece also says why the answer ended and what it cost.
 
-    reason: None while the answer goes on; `stop`, `length`, `cancelled`, `timeout` or `error`.
+    reason: None while the answer goes on; then `stop`, `length`, `cancelled`, `timeout` or `error`.
     """
 
     text: str
@@ -85,12 +89,12 @@ class Piece:
 class Job:
     """A question to answer.
 
-    question: its token ids (`Encoder.question`).
-    emit: told each piece, from the model's thread. Only the last one if `stream` is false, which
-        then has the whole text.
-    stop: texts that end the answer where the first of them begins in what is generated; the prompt
-        that the model is fed ("The answer is:") is not searched.
-    deadline: of `time.monotonic`.
+    question: the token ids of the question (`Encoder.question`).
+    emit: called with each piece, from the model's thread. If `stream` is false, it is called only
+        with the last piece, which then contains the whole text.
+    stop: strings that end the answer where the first of them begins in the generated text. The
+        prompt that the model is given ("The answer is:") is not searched.
+    deadline: time, as given by `time.monotonic`, after which the answer is no longer needed.
     """
 
     question: list[int]
@@ -106,32 +110,32 @@ class Job:
 
     @property
     def kind(self) -> Hashable:
-        """Jobs of one kind may share a batch."""
+        """Key of the jobs that may share a batch with this one."""
         alone = id(self) if self.sampling.seed is not None and self.sampling.temperature else None
         return self.sampling, self.num_iterations, alone
 
     def over(self) -> str | None:
-        """Why nobody waits for this answer any more, if so."""
+        """Return why nobody waits for this answer any more, or None if somebody does."""
         if time.monotonic() > self.deadline:
             return TIMEOUT
         return CANCELLED if self.cancelled else None
 
     def end(self, piece: Piece) -> None:
-        """Emit the last piece, once."""
+        """Emit the last piece; does nothing after the first call."""
         if not self.done:
             self.done = True
             self.emit(piece)
 
 
 class Batcher:
-    """A thread that answers jobs.
+    """A thread that answers jobs in batches.
 
     Args:
-        reasoner: nobody else may use it meanwhile.
-        batch_size: questions answered together at most.
-        delay: seconds to wait for further questions before an incomplete batch starts.
-        queue_length: questions that may wait.
-        observe: told of each batch, its size and its seconds.
+        reasoner: the model, which nothing else may use while the batcher runs.
+        batch_size: maximum number of questions answered together.
+        delay: seconds to wait for more questions before an incomplete batch starts.
+        queue_length: maximum number of waiting questions.
+        observe: called after each batch with its size and its duration in seconds.
     """
 
     def __init__(
@@ -147,20 +151,20 @@ class Batcher:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        self._pace = 0.05  # seconds per batch, a running mean
+        self._pace = 0.05  # seconds per batch, a running average
         self._thread = threading.Thread(target=self._work, name="kava-batcher", daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
-        """Questions in the queue."""
+        """Number of questions in the queue."""
         return len(self._waiting)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs, all or none.
+        """Add jobs to the queue: either all of them or none.
 
         Raises:
-            QueueFull: there is no room for them.
+            QueueFull: the queue has no space for all of them.
             KavaError: the batcher is closed.
         """
         with self._changed:
@@ -173,20 +177,20 @@ class Batcher:
             self._changed.notify()
 
     def close(self) -> None:
-        """Answer what was accepted, then end the thread."""
+        """Answer the questions that were accepted, then end the thread."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join()
 
-    # -- the thread ------------------------------------------------------------------------------
+    # -- runs in the thread ----------------------------------------------------------------------
 
     def _work(self) -> None:
         while batch := self._next():
             begin = time.perf_counter()
             try:
                 _answer(self.reasoner, [_Watched(job) for job in batch])
-            except Exception:  # the thread has to outlive a batch that fails
+            except Exception:  # the thread must survive a batch that fails
                 _log.exception("a batch of %d failed", len(batch))
                 for job in batch:
                     job.end(Piece("", ERROR))
@@ -195,7 +199,7 @@ class Batcher:
             self.observe(len(batch), seconds)
 
     def _next(self) -> list[Job]:
-        """The next batch; empty when there is nothing left to do for good."""
+        """Wait for the next batch and return it; an empty list means that the batcher is closed."""
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
@@ -212,7 +216,10 @@ class Batcher:
         return sum(job.kind == kind for job in self._waiting) >= self.batch_size
 
     def _take(self) -> list[Job]:
-        """Of the waiting jobs, the oldest one's kind; those nobody waits for are ended."""
+        """Take the next batch from the queue: jobs of the same kind as the oldest waiting one.
+
+        Jobs that nobody waits for any more are ended.
+        """
         batch: list[Job] = []
         left: deque[Job] = deque()
         for job in self._waiting:
@@ -227,13 +234,13 @@ class Batcher:
 
 
 class _Watched:
-    """A job in its batch: which of its text was handed out, and what it has cost."""
+    """A job in a batch, with the part of its text that was already emitted."""
 
     def __init__(self, job: Job):
         self.job, self.sent = job, ""
 
     def tell(self, text: str, reason: str | None, cost: dict[str, int]) -> None:
-        """Hand out what is new; an unfinished character waits for its rest."""
+        """Emit the new text; an incomplete character is held back until it is complete."""
         if reason is None:
             if self.job.stream and not text.endswith("\ufffd"):
                 held = text[: len(text) - _overlap(text, self.job.stop)]
@@ -245,7 +252,7 @@ class _Watched:
 
 
 def _overlap(text: str, stops: Sequence[str]) -> int:
-    """How much of the end of `text` may be the beginning of a stop string."""
+    """Return how many characters at the end of `text` may be the beginning of a stop string."""
     return max(
         (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0
     )
@@ -268,10 +275,11 @@ def _answer(reasoner: Reasoner, batch: list[_Watched]) -> None:
 
 
 class _Draw(LogitsProcessor):
-    """Leaves one token in each row, drawn with a generator of its own.
+    """Logits processor that samples one token for each row, with a generator of its own.
 
-    torch's own generator belongs to the whole process: a seed there would be everybody's. There
-    is no top_k: transformers' default of 50 is not what a client of this interface asks for.
+    torch's default generator is shared by the whole process, so seeding it would affect all other
+    users. There is no top_k: clients of the OpenAI interface do not ask for transformers' default
+    of 50.
     """
 
     def __init__(self, sampling: Sampling, device: torch.device):
@@ -285,7 +293,7 @@ class _Draw(LogitsProcessor):
             self.warpers.append(TopPLogitsWarper(sampling.top_p))
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """[B, vocabulary], all but one of each row minus infinity."""
+        """Return logits [batch, vocabulary]: 0 for the sampled token, minus infinity elsewhere."""
         for warper in self.warpers:
             scores = warper(input_ids, scores)
         drawn = torch.multinomial(scores.softmax(-1), 1, generator=self.generator)
@@ -293,7 +301,7 @@ class _Draw(LogitsProcessor):
 
 
 class _Follow(StoppingCriteria):
-    """Reads each new token, and ends the rows that are finished or that nobody waits for."""
+    """Stopping criterion that reads each new token and ends rows that are finished or abandoned."""
 
     def __init__(
         self,
@@ -309,7 +317,7 @@ class _Follow(StoppingCriteria):
         self.ended = [False] * len(batch)
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        """[B], true where a row is to end here."""
+        """Return a mask [batch], true for rows that end here."""
         for row, token in enumerate(input_ids[:, -1].tolist()):
             if not self.ended[row]:
                 self._read(row, token)

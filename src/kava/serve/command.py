@@ -1,4 +1,4 @@
-"""`kava serve`: start the service."""
+"""The command `kava serve`: load a model and start the service."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kava.serve.limits import Limits
 
 @dataclass(frozen=True)
 class Address:
-    """Where the service listens, who may ask, and under which further names."""
+    """Where the service listens, who may use it, and which additional host names it accepts."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -29,11 +29,13 @@ class Address:
 
 
 def check(address: Address) -> None:
-    """Anybody who can reach the service may use it without a key: only this machine by default.
+    """Check the address: without a key, only this machine can reach the service by default.
+
+    Anybody who can reach a service without a key may use it.
 
     Raises:
-        KavaError: another address than loopback without a key, a key that cannot be sent, or a
-            name that is none.
+        KavaError: an address other than loopback without a key, a key that cannot be sent in a
+            header, or an invalid host name.
     """
     check_names("serve", address.allow_hosts)
     key = address.api_key
@@ -53,7 +55,7 @@ def check(address: Address) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own."""
+    """Whether an address is a loopback address of this machine."""
     if host == "localhost":
         return True
     try:
@@ -63,10 +65,10 @@ def is_loopback(host: str) -> bool:
 
 
 def bind(command: str, host: str, port: int) -> socket.socket:
-    """A socket of this address, on which nothing listens yet; port 0 is any that is free.
+    """Return a socket bound to this address, not yet listening; port 0 selects any free port.
 
     Raises:
-        KavaError: the address is taken, or not one of this machine.
+        KavaError: the address is in use, or does not belong to this machine.
     """
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -79,10 +81,10 @@ def bind(command: str, host: str, port: int) -> socket.socket:
 
 
 def listen(command: str, bound: socket.socket) -> None:
-    """Let clients connect.
+    """Start listening on a bound socket, so that clients can connect.
 
     Raises:
-        KavaError: another program bound this address at the same time, and listens there already.
+        KavaError: another program bound this address at the same time and already listens there.
     """
     try:
         bound.listen()
@@ -111,8 +113,8 @@ def serve(
     """Load a run and answer requests until interrupted.
 
     Raises:
-        KavaError: an address that needs a key or is taken, a run that cannot be loaded, or
-            libraries that are not installed.
+        KavaError: the address needs a key or is in use, the run cannot be loaded, or required
+            libraries are not installed.
     """
     check(address)
     try:
@@ -141,5 +143,5 @@ def serve(
             highlight=False,
             markup=False,
         )
-        with suppress(KeyboardInterrupt):  # it has stopped as it should
+        with suppress(KeyboardInterrupt):  # the server has already shut down cleanly
             uvicorn.Server(configure_server(app, limits)).run(sockets=[listening])

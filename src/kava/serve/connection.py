@@ -1,4 +1,4 @@
-"""Connections that hold nothing for ever: what HTTP servers leave to a proxy, for one without."""
+"""HTTP connections with timeouts that servers usually leave to a proxy, for use without one."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _REFUSAL = (
 
 
 def configure_server(app: Any, limits: Limits, **address: Any) -> uvicorn.Config:
-    """How uvicorn is to serve the app within the limits."""
+    """Return the uvicorn configuration that serves the app within the limits."""
     return uvicorn.Config(
         app,
         http=type("Connection", (_Connection,), {"limits": limits}),
         ws="none",
         access_log=False,
-        log_level="error",  # its warnings are a line for each request that is not HTTP
+        log_level="error",  # at "warning", uvicorn logs a line for each request that is not HTTP
         server_header=False,
         timeout_graceful_shutdown=int(limits.timeout) + 5,
         **address,
@@ -37,12 +37,12 @@ def configure_server(app: Any, limits: Limits, **address: Any) -> uvicorn.Config
 
 
 class _Connection(H11Protocol):
-    """One that is closed when the other side owes something for too long.
+    """HTTP connection that is closed when the client keeps the server waiting for too long.
 
-    uvicorn itself closes what is idle between two requests, and nothing else. Here a request's head
-    has to arrive within `limits.arrival` seconds, so has the rest of a body that was refused, and
-    so long may a client that reads no further keep an answer waiting. A body that is read in full
-    has its time in `Gate`, which can still tell the client.
+    uvicorn itself only closes connections that are idle between two requests. Here, each of these
+    must also happen within `limits.arrival` seconds: the head of a request arrives, the rest of a
+    body that was refused arrives, and a client that has stopped reading an answer reads on. Reading
+    a whole body is timed in `Gate`, which can still send the client an error.
     """
 
     limits: Limits
@@ -53,7 +53,7 @@ class _Connection(H11Protocol):
         self._clocks: dict[str, asyncio.TimerHandle] = {}
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Refuse it if there are too many."""
+        """Accept the connection, or refuse it if too many are open."""
         super().connection_made(transport)
         if len(self.connections) > self.limits.connections:
             transport.write(_REFUSAL)
@@ -62,30 +62,30 @@ class _Connection(H11Protocol):
             self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is owed any more."""
+        """Stop all timers of a closed connection."""
         super().connection_lost(exc)
         for name in list(self._clocks):
             self._stop(name)
 
     def data_received(self, data: bytes) -> None:
-        """The first bytes of a request start its time."""
+        """Process received bytes; the first bytes of a request start its timer."""
         if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
             self._owe(None)
         super().data_received(data)
         self._watch()
 
     def on_response_complete(self) -> None:
-        """The next request may come."""
+        """Finish a response, and wait for the next request."""
         super().on_response_complete()
         self._watch()
 
     def pause_writing(self) -> None:
-        """The client does not read."""
+        """Start a timer, because the client has stopped reading."""
         super().pause_writing()
         self._start("reading")
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """Stop the timer, because the client reads again."""
         super().resume_writing()
         self._stop("reading")
 

@@ -1,5 +1,7 @@
-"""What `/openapi.json` says of answers and errors. Nothing is made from these classes: the tests
-hold what is really answered against them."""
+"""Response and error schemas for `/openapi.json`.
+
+These classes are never instantiated by the service; the tests validate real responses against them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ class _Exact(BaseModel):
 
 
 class ErrorDetail(_Exact):
-    """`type` and `param` are for programs, `message` is for people."""
+    """Details of an error: `type` and `param` are for programs, `message` is for people."""
 
     message: str
     type: Literal[
@@ -28,13 +30,13 @@ class ErrorDetail(_Exact):
 
 
 class ErrorBody(_Exact):
-    """As OpenAI's clients expect it."""
+    """Body of an error response, in the format of the OpenAI API."""
 
     error: ErrorDetail
 
 
 class Usage(_Exact):
-    """`forward_passes` and `latents`: what the thinking took, summed over the answers."""
+    """Token counts; `forward_passes` and `latents` are the cost of reasoning, over all answers."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -44,7 +46,7 @@ class Usage(_Exact):
 
 
 class AssistantMessage(_Exact):
-    """The answer to one message."""
+    """The answer to a user message."""
 
     role: Literal["assistant"]
     content: str
@@ -52,7 +54,7 @@ class AssistantMessage(_Exact):
 
 
 class ChatChoice(_Exact):
-    """One answer."""
+    """One answer in a chat response."""
 
     index: int
     message: AssistantMessage
@@ -61,7 +63,7 @@ class ChatChoice(_Exact):
 
 
 class ChatAnswer(_Exact):
-    """Of `/v1/chat/completions`."""
+    """Response body of `/v1/chat/completions`."""
 
     id: str
     object: Literal["chat.completion"]
@@ -72,7 +74,7 @@ class ChatAnswer(_Exact):
 
 
 class TextChoice(_Exact):
-    """One answer."""
+    """One answer in a completion response."""
 
     index: int
     text: str
@@ -81,7 +83,7 @@ class TextChoice(_Exact):
 
 
 class TextAnswer(_Exact):
-    """Of `/v1/completions`."""
+    """Response body of `/v1/completions`."""
 
     id: str
     object: Literal["text_completion"]
@@ -92,14 +94,14 @@ class TextAnswer(_Exact):
 
 
 class Delta(_Exact):
-    """What is new; the first has the role."""
+    """Text added to an answer; the first delta also has the role."""
 
     role: Literal["assistant"] | None = None
     content: str
 
 
 class ChatChunkChoice(_Exact):
-    """A part of one answer; the last has the reason."""
+    """A part of one answer; the last part has the finish reason."""
 
     index: int
     delta: Delta
@@ -108,7 +110,10 @@ class ChatChunkChoice(_Exact):
 
 
 class ChatChunk(_Exact):
-    """An event of a stream; the last but `[DONE]` has the usage and no choices, if asked for."""
+    """An event of a stream.
+
+    If usage was requested, the last event before `[DONE]` has the usage and no choices.
+    """
 
     id: str
     object: Literal["chat.completion.chunk"]
@@ -119,7 +124,7 @@ class ChatChunk(_Exact):
 
 
 class TextChunkChoice(_Exact):
-    """A part of one answer; the last has the reason."""
+    """A part of one answer; the last part has the finish reason."""
 
     index: int
     text: str
@@ -128,7 +133,10 @@ class TextChunkChoice(_Exact):
 
 
 class TextChunk(_Exact):
-    """An event of a stream; the last but `[DONE]` has the usage and no choices, if asked for."""
+    """An event of a stream.
+
+    If usage was requested, the last event before `[DONE]` has the usage and no choices.
+    """
 
     id: str
     object: Literal["text_completion"]
@@ -139,7 +147,7 @@ class TextChunk(_Exact):
 
 
 class Model(_Exact):
-    """The one model; `method` is how it thinks."""
+    """The served model; `method` is its reasoning method."""
 
     id: str
     object: Literal["model"]
@@ -149,14 +157,14 @@ class Model(_Exact):
 
 
 class ModelList(_Exact):
-    """Of `/v1/models`."""
+    """Response body of `/v1/models`."""
 
     object: Literal["list"]
     data: list[Model]
 
 
 class Health(_Exact):
-    """`waiting`: questions in the queue."""
+    """Response body of `/health`; `waiting` is the number of questions in the queue."""
 
     status: Literal["ok"]
     waiting: int
@@ -179,7 +187,7 @@ _ANY = (400, 401, 408, 413, 503)
 
 
 def _stream(chunk: type[BaseModel]) -> dict[str, Any]:
-    """With `stream`: events of these chunks, or of an error, and then `[DONE]`."""
+    """Return the schema of a streamed response: these chunks or an error, then `[DONE]`."""
     parts = [{"$ref": _REF.format(model=part.__name__)} for part in (chunk, ErrorBody)]
     json = {"contentMediaType": "application/json", "contentSchema": {"anyOf": parts}}
     data = {"type": "string", "anyOf": [{"const": "[DONE]"}, json]}
@@ -192,7 +200,7 @@ def _answers(body: type[BaseModel] | None, *more: int, **answer: Any) -> dict[in
     if body is not None:
         told[200]["model"] = body
     for status in sorted({*_ANY, *more}):
-        # not as a "model", which would have the media type of the route's answer
+        # Not given as a "model": that would have the media type of the route's own response.
         error = {"application/json": {"schema": {"$ref": _REF.format(model="ErrorBody")}}}
         told[status] = {"description": _ERRORS[status], "content": error}
     for status in {429} & set(more):
@@ -202,7 +210,7 @@ def _answers(body: type[BaseModel] | None, *more: int, **answer: Any) -> dict[in
 
 
 _ASKED = (404, 415, 429, 500, 504)
-#: What each route answers, by the name of its function.
+#: Responses of each route, by the name of its function.
 ANSWERS = {
     "chat": _answers(ChatAnswer, *_ASKED, content=_stream(ChatChunk)),
     "completions": _answers(TextAnswer, *_ASKED, content=_stream(TextChunk)),
@@ -214,14 +222,14 @@ ANSWERS = {
 
 
 def describe(app: FastAPI, name: str, limits: Limits, iterates: bool, key: bool) -> None:
-    """Make `/openapi.json` say what this service takes: its model, its limits, its key."""
+    """Make `/openapi.json` describe this service, with its model, its limits and its API key."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             made = get_openapi(title=app.title, version=app.version, routes=app.routes)
             _drop_unused(made)
             schemas = made["components"]["schemas"]
-            for part in (ErrorBody, ChatChunk, TextChunk):  # not the answer of any route
+            for part in (ErrorBody, ChatChunk, TextChunk):  # no route declares these
                 written = part.model_json_schema(ref_template=_REF)
                 schemas.update({**written.pop("$defs"), part.__name__: written})
             for request in ("ChatRequest", "CompletionRequest"):
@@ -235,7 +243,7 @@ def describe(app: FastAPI, name: str, limits: Limits, iterates: bool, key: bool)
 
 
 def _drop_unused(made: dict[str, Any]) -> None:
-    """FastAPI's own 422, in whose place there is a 400."""
+    """Remove FastAPI's default 422 responses; the service sends 400 instead."""
     for operations in made["paths"].values():
         for operation in operations.values():
             operation["responses"].pop("422", None)

@@ -1,4 +1,4 @@
-"""What every request passes first: its Host, the key, its body within limits, a count."""
+"""Middleware that checks each request's Host header, API key and body limits, and counts it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from kava.serve.protocol import Refused
 
 
 class Gate:
-    """Before anything else: the Host, the key, the body's size and arrival; and a count."""
+    """ASGI middleware before all routes that checks Host, key and body, and counts requests.
+
+    The body is limited in size and in the time within which it must arrive.
+    """
 
     def __init__(
         self, app: Any, limits: Limits, api_key: str | None, metrics: Metrics, hosts: Hosts
     ):
         self.app, self.limits, self.metrics, self.hosts = app, limits, metrics, hosts
         self.key = None if api_key is None else api_key.encode()
-        self.held = 0  # bytes of bodies that are being read or answered
+        self.held = 0  # total bytes of request bodies being read or answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Check an ASGI request, then pass it on to the application."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
@@ -66,7 +69,7 @@ class Gate:
             )
 
     async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> None:
-        """Read the whole body into `body`, within limits."""
+        """Read the whole request body into `body`, within the limits of size and time."""
         told = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
         if told.isdigit() and int(told) > self.limits.body_bytes:
             raise self._too_large()

@@ -1,10 +1,10 @@
-"""Names that a service is asked under.
+"""Check the host names under which a service is requested, against DNS rebinding.
 
-A browser lets a page read what comes from its own name. Where that name is made to resolve to this
-machine (DNS rebinding), the page of a stranger reaches a service that listens here for this machine
-alone; only the Host header still says the stranger's name. Starlette's TrustedHostMiddleware takes
-names alone, and no address by its form; here an address is compared as one, and the refusal says
-what to do.
+A browser lets a page read responses from its own host name. If a stranger's host name is made to
+resolve to this machine (DNS rebinding), that page can reach a service that listens here for this
+machine only; then only the Host header still contains the stranger's name. Starlette's
+TrustedHostMiddleware compares names only as strings. Here, an IP address is compared as an
+address, whatever its notation, and the error message says what to do.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 
 class Hosts:
-    """Which Host headers are taken: this machine's own names, and those that are given.
+    """The Host headers that are accepted: this machine's own names and those given explicitly.
 
     Args:
-        host: that the service was told to listen on.
-        allowed: further names, of `--allow-host`.
-        bound: the address that it listens on, if that is known.
+        host: the address that the service was told to listen on.
+        allowed: additional names, from `--allow-host`.
+        bound: the address that the service actually listens on, if known.
 
-    A service that listens on every address of the machine takes each of them, also one that only a
-    router in front of it has: an address in the Host header was not looked up, so nobody can have
-    rebound it.
+    A service that listens on all addresses of the machine accepts any IP address, even one that
+    only a router in front of it has: an IP address in the Host header was not looked up in DNS, so
+    it cannot be the result of rebinding.
     """
 
     def __init__(self, host: str = "127.0.0.1", allowed: Iterable[str] = (), bound: str = ""):
@@ -43,21 +43,22 @@ class Hosts:
         self.names = {*_LOCAL, *own, *map(_plain, allowed)}
 
     def refusal(self, scope: Scope) -> str | None:
-        """What is wrong with the Host header, if something is."""
+        """Return what is wrong with the Host header, or None if it is accepted."""
         given = _headers(scope, b"host")
         if len(given) != 1:
             return "a request needs one Host header"
         return self._refusal("Host header", given[0], _name(given[0]))
 
     def strange(self, scope: Scope) -> str | None:
-        """Which header says that another site asks, or that this service is one, if one does.
+        """Return which header shows that another site asks, or names a foreign address; else None.
 
-        `Origin` is of the page that asks. gradio takes the others for its own address.
+        `Origin` is the site of the page that sends the request. The other headers are those from
+        which gradio derives its own address.
         """
         host = _headers(scope, b"host")[0].lower()
         for origin in _headers(scope, b"origin"):
             asking = _authority(origin).lower()
-            # of a page that lies at an address, that address has to be this service's
+            # If the page's site is an IP address, it must be one of this service's own.
             if asking != host and _name(asking) not in self.names:
                 return _told("Origin header", origin, _name(asking))
         for header in (b"x-forwarded-host", b"x-gradio-server"):
@@ -75,10 +76,10 @@ class Hosts:
 
 
 def check_names(command: str, names: Sequence[str]) -> None:
-    """Whether these can be names of `--allow-host`.
+    """Check that these names can be used with `--allow-host`.
 
     Raises:
-        KavaError: one has a port, a path or a pattern, or cannot stand in a Host header.
+        KavaError: a name has a port, a path or a pattern, or cannot be in a Host header.
     """
     for name in names:
         if _name(f"[{name}]" if ":" in name and "[" not in name else name) is None or "]:" in name:
@@ -102,7 +103,7 @@ def _headers(scope: Scope, name: bytes) -> list[str]:
 
 
 def _authority(value: str) -> str:
-    """Host and port of a URL, or of what is host and port already; else nothing."""
+    """Return the host and port of a URL, or a value without a scheme unchanged; "" if invalid."""
     try:
         return urlsplit(value).netloc if "://" in value else value
     except ValueError:
@@ -110,7 +111,7 @@ def _authority(value: str) -> str:
 
 
 def _name(authority: str) -> str | None:
-    """Its host without the port, in one form."""
+    """Return the normalised host of `authority` without its port, or None if it is not valid."""
     found = _HOST.fullmatch(authority)
     if found is None:
         return None
@@ -119,7 +120,7 @@ def _name(authority: str) -> str | None:
 
 
 def _plain(name: str) -> str:
-    """An address in its usual form, another name in small letters without the root's dot."""
+    """Normalise a host: an address to its usual form, a name to lower case without trailing dot."""
     bare = name.strip("[]").partition("%")[0].lower().removesuffix(".")
     return str(_address(bare) or bare)
 

@@ -1,4 +1,4 @@
-"""What a service allows."""
+"""The limits of a service."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """What a request may ask for, and how requests are put together.
+    """What a request may ask for, and how requests are batched.
 
-    question_tokens, new_tokens: per answer; `new_tokens` is also what a request gets that names
-        no number.
-    body_bytes: of a request.   timeout: seconds from its acceptance to the end of its answer.
-    arrival: seconds in which a request has to arrive, and an answer that stalls has to be read on.
-    connections: open at once.   held_bytes: of all requests that are not answered yet.
+    question_tokens: maximum number of tokens of a question.
+    new_tokens: maximum number of new tokens per answer; also the default of a request that gives no
+        number.
+    body_bytes: maximum size of a request body.
+    timeout: seconds from accepting a request to the end of its answer.
+    arrival: seconds within which a request must arrive, and within which a client that has stopped
+        reading its answer must read on.
+    connections: maximum number of open connections.
+    held_bytes: maximum total size of all requests that are not answered yet.
     batch_size, delay, queue_length: see `Batcher`.
     """
 

@@ -1,4 +1,4 @@
-"""What Prometheus is told."""
+"""Metrics of the service, for Prometheus."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "
 
 
 class Metrics:
-    """Counters of one service, in a registry of its own."""
+    """Counters of one service, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -36,7 +36,7 @@ class Metrics:
         self.waiting = Gauge("kava_waiting", "Questions in the queue", **made)
 
     def watch(self, batcher: Batcher) -> None:
-        """Ask a batcher for the length of its queue whenever metrics are read."""
+        """Report the length of a batcher's queue whenever the metrics are read."""
         self.waiting.set_function(lambda: batcher.waiting)
 
     def batch(self, size: int, seconds: float) -> None:
@@ -45,7 +45,7 @@ class Metrics:
         self.seconds.observe(seconds)
 
     def answered(self, last: Piece) -> None:
-        """Count an answer by its last piece, wherever it ended; called from the model's thread."""
+        """Count an answer by its last piece, however it ended; called from the model's thread."""
         self.answers.labels(last.reason).inc()
         if last.reason in (STOP, LENGTH):
             self.tokens.inc(last.generated_tokens)
@@ -53,10 +53,10 @@ class Metrics:
             self.latents.inc(last.latents)
 
     def count(self, path: str, status: int) -> None:
-        """Count a request; addresses that do not exist are one route."""
+        """Count a request; all unknown paths are counted as one route."""
         route = next((r for r in _ROUTES if path == r or path.startswith(f"{r}/")), "other")
         self.requests.labels(route, str(status)).inc()
 
     def text(self) -> tuple[bytes, str]:
-        """All metrics, and their media type."""
+        """Return all metrics as text, and the media type of that text."""
         return written(self.registry), CONTENT_TYPE_LATEST

@@ -1,7 +1,7 @@
-"""OpenAI's completion interfaces: what is read, what is refused, what is answered.
+"""OpenAI's completion APIs: request fields, refusals and response formats.
 
-A reasoner answers one question at a time and has no roles, tools or formats; a request for what it
-does not have is refused by name and not half fulfilled.
+A reasoner answers one question at a time and has no roles, tools or output formats. A request for
+a feature that it lacks is refused with the name of the field, instead of being partly fulfilled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from kava.serve.batcher import LENGTH, Piece, Sampling
 
 
 class Refused(Exception):
-    """A request that gets an error: HTTP status, message, the parameter at fault, OpenAI's type."""
+    """A request that gets an error response.
+
+    It holds the HTTP status, the message, the parameter at fault, and the error type of OpenAI.
+    """
 
     def __init__(
         self,
@@ -33,17 +36,17 @@ class Refused(Exception):
         self.headers = headers or {}
 
     def body(self) -> dict[str, Any]:
-        """As OpenAI's clients expect it."""
+        """Return the body of the error response, in the format of the OpenAI API."""
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": None}
         return {"error": error}
 
 
-#: Accepted and without effect: they say who asks and where it is kept, not how to answer.
+#: Accepted without effect: they say who asks and where data is stored, not how to answer.
 IGNORED = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
     "prompt_cache_retention", "prompt_cache_options", "parallel_tool_calls",
 }  # fmt: skip
-#: Accepted where they ask for nothing.
+#: Accepted only with these values (or null), with which they request nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,), "presence_penalty": (0,), "logprobs": (False,), "best_of": (1,),
     "echo": (False,), "logit_bias": ({},), "suffix": ("",), "response_format": ({"type": "text"},),
@@ -53,7 +56,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (), "moderation": (),
 }  # fmt: skip
 
-#: Below it the quotients of the logits overflow; such an answer is greedy in all but name.
+#: Dividing logits by a lower temperature overflows; such an answer would be greedy in effect.
 COLDEST = 1e-3
 
 Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -63,7 +66,10 @@ Prompts = Annotated[list[str], Field(min_length=1, max_length=256)]
 
 
 def _listed(given: Any) -> list[Any]:
-    """A text alone as a list of one, so that an error is that of one kind and not of both."""
+    """Return a list; a single string becomes a list of one.
+
+    Then validation errors are about one type, and not about each type of a union.
+    """
     if isinstance(given, str):
         return [given]
     if isinstance(given, list):
@@ -72,12 +78,12 @@ def _listed(given: Any) -> list[Any]:
 
 
 def _content(given: Any) -> list[Any]:
-    """The same for the parts of a message."""
+    """Return the content of a message as a list of parts; a string becomes one text part."""
     return [{"type": "text", "text": given}] if isinstance(given, str) else _listed(given)
 
 
 def _closed(schema: dict[str, Any]) -> None:
-    """What `Request.check` allows beyond the fields, in the words of JSON Schema."""
+    """Add to the JSON schema the extra fields that `Request.check` allows."""
     schema["additionalProperties"] = False
     for name in sorted(IGNORED):
         schema["properties"][name] = {"description": "accepted, without effect"}
@@ -86,7 +92,7 @@ def _closed(schema: dict[str, Any]) -> None:
 
 
 class StreamOptions(BaseModel):
-    """`stream_options`."""
+    """The field `stream_options` of a request."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -94,7 +100,10 @@ class StreamOptions(BaseModel):
 
 
 class Request(BaseModel):
-    """What both interfaces have. `num_iterations` is ours: T of the methods that iterate."""
+    """Fields shared by both completion APIs.
+
+    `num_iterations` is an extension of kava: T, for methods that iterate.
+    """
 
     model_config = ConfigDict(
         extra="allow", strict=True, protected_namespaces=(), json_schema_extra=_closed
@@ -128,30 +137,30 @@ class Request(BaseModel):
 
     @property
     def sampling(self) -> Sampling:
-        """Greedy unless a temperature above 0 is given, in effect (`COLDEST`)."""
+        """Sampling settings: greedy unless a temperature of at least `COLDEST` is given."""
         if self.temperature is None or self.temperature < COLDEST:
             return Sampling()
         return Sampling(self.temperature, self.top_p or 1.0, self.seed)
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Stop strings."""
+        """The stop strings, as a tuple; empty if none are given."""
         return tuple(self.stop or ())
 
     @property
     def wants_usage(self) -> bool:
-        """Whether a stream ends with its usage."""
+        """Whether a stream ends with the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def limit(self) -> int | None:
-        """New tokens asked for, if any number was."""
+        """Return the requested number of new tokens, or None if none was given."""
         return self.max_tokens
 
     def check(self) -> None:
-        """Refuse what was asked for and is not there.
+        """Refuse fields that the service does not support.
 
         Raises:
-            Refused: names the field.
+            Refused: names the unsupported field.
         """
         for name, value in (self.model_extra or {}).items():
             known = name in NEUTRAL
@@ -162,12 +171,12 @@ class Request(BaseModel):
 
 
 def _neutral(value: Any, values: tuple[Any, ...]) -> bool:
-    truth = isinstance(value, bool)  # which equals 0 or 1
+    truth = isinstance(value, bool)  # in Python, True == 1 and False == 0
     return value is None or any(value == v and truth == isinstance(v, bool) for v in values)
 
 
 class TextPart(BaseModel):
-    """A part of a message."""
+    """A text part of a message."""
 
     model_config = ConfigDict(strict=True)
 
@@ -179,7 +188,7 @@ Parts = Annotated[list[TextPart], Field(max_length=64)]
 
 
 class Message(BaseModel):
-    """A message; only `user` ones can be answered."""
+    """A chat message; only messages with the role `user` can be answered."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -188,7 +197,7 @@ class Message(BaseModel):
 
 
 class ChatRequest(Request):
-    """`/v1/chat/completions`."""
+    """Request body of `/v1/chat/completions`."""
 
     messages: Annotated[
         list[Message], Field(min_length=1, max_length=64, json_schema_extra={"maxItems": 1})
@@ -196,14 +205,14 @@ class ChatRequest(Request):
     max_completion_tokens: Tokens | None = None
 
     def limit(self) -> int | None:
-        """`max_completion_tokens`, or its older name."""
+        """Return `max_completion_tokens`, or its older name `max_tokens`."""
         return self.max_completion_tokens or self.max_tokens
 
     def questions(self) -> list[str]:
-        """The one question.
+        """Return the one question, as a list.
 
         Raises:
-            Refused: anything but one message of the user.
+            Refused: the request is not exactly one message with the role `user`.
         """
         if len(self.messages) != 1 or self.messages[0].role != "user":
             roles = ", ".join(message.role for message in self.messages[:4])
@@ -217,18 +226,18 @@ class ChatRequest(Request):
 
 
 class CompletionRequest(Request):
-    """`/v1/completions`; a list of prompts is a list of questions."""
+    """Request body of `/v1/completions`; each prompt in a list is a question of its own."""
 
     prompt: Annotated[Prompts, BeforeValidator(_listed, json_schema_input_type=str | Prompts)]
 
     def questions(self) -> list[str]:
-        """All of them."""
+        """Return all questions of the request."""
         return self.prompt
 
 
 @dataclass(frozen=True)
 class Form:
-    """How the answers of one interface look."""
+    """Response format of one of the two APIs."""
 
     prefix: str
     whole: str
@@ -236,7 +245,7 @@ class Form:
     chat: bool
 
     def start(self, model: str, stream: bool) -> dict[str, Any]:
-        """What every answer of a request, or every part of a stream, begins with."""
+        """Return the fields shared by all answers of a request, or by all chunks of a stream."""
         return {
             "id": f"{self.prefix}-{uuid.uuid4().hex}",
             "object": self.part if stream else self.whole,
@@ -245,7 +254,7 @@ class Form:
         }
 
     def choice(self, index: int, piece: Piece) -> dict[str, Any]:
-        """A whole answer."""
+        """Return a complete answer as an entry of `choices`."""
         text = (
             {"message": {"role": "assistant", "content": piece.text, "refusal": None}}
             if self.chat
@@ -254,7 +263,7 @@ class Form:
         return {"index": index, **text, "logprobs": None, "finish_reason": _finish(piece)}
 
     def delta(self, index: int, piece: Piece, first: bool) -> dict[str, Any]:
-        """A part of an answer."""
+        """Return a part of an answer as an entry of `choices` in a stream."""
         if not self.chat:
             text: dict[str, Any] = {"text": piece.text}
         else:
@@ -269,14 +278,14 @@ TEXT = Form("cmpl", "text_completion", "text_completion", False)
 
 
 def usage(pieces: list[Piece], questions: int) -> dict[str, int]:
-    """Tokens, as OpenAI counts them, and what the thinking took.
+    """Return the token counts as OpenAI defines them, and the cost of reasoning.
 
-    `forward_passes` are sequential backbone calls after the question's prefill, summed over the
-    answers; `latents` are latent tokens.
+    `forward_passes` is the number of sequential forward passes of the backbone after the question's
+    prefill, summed over the answers; `latents` is the number of latent tokens.
 
     Args:
-        pieces: the last one of each answer; several answers to one question stand together.
-        questions: how many questions there were.
+        pieces: the last piece of each answer; answers to the same question are adjacent.
+        questions: number of questions.
     """
     each = len(pieces) // questions
     prompt = sum(piece.question_tokens for piece in pieces[::each])
