@@ -1,1 +1,1 @@
-"""`kava demo`: a web page on which two models answer beside each other, as it happens."""
+"""A web page on which two models answer side by side, shown as it happens (`kava demo`)."""

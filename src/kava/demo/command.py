@@ -1,4 +1,4 @@
-"""`kava demo`: load both models and serve the page."""
+"""The command `kava demo`: load both models and serve the web page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ USER = "kava"
 
 @dataclass(frozen=True)
 class Address:
-    """Where the page is, who may open it, and under which further names."""
+    """Where the page is served, who may open it, and which additional host names it accepts."""
 
     host: str = "127.0.0.1"
     port: int = 7860
@@ -38,11 +38,13 @@ class Address:
     allow_hosts: Sequence[str] = ()
 
     def check(self) -> None:
-        """Whoever can open the page uses the models: only this machine by default.
+        """Check the address: without a password, only this machine can open the page by default.
+
+        Anybody who can open the page can use the models.
 
         Raises:
-            KavaError: another address than loopback without a password, an empty one, or a name
-                that is none.
+            KavaError: an address other than loopback without a password, an empty password, or an
+                invalid host name.
         """
         check_names("demo", self.allow_hosts)
         if self.password is not None and not self.password.strip():
@@ -69,15 +71,16 @@ def serve(
     backbone: str | None,
     console: Console,
 ) -> None:
-    """Load both models and show the page until interrupted.
+    """Load both models and serve the page until interrupted.
 
     Args:
-        run: the model that is looked into; the quickstart's KaVa if not given.
-        written: the one that writes its steps; the quickstart's backbone for a model made from it.
+        run: the model whose latents are shown; the quickstart's KaVa if not given.
+        written: the model that writes its chain of thought; if not given, the quickstart's
+            backbone, for a model made from it.
 
     Raises:
-        KavaError: an address that needs a password or cannot be had, models that cannot be loaded
-            or do not fit, rows that cannot be had.
+        KavaError: an address that needs a password or cannot be used, models that cannot be loaded
+            or do not fit, or examples that cannot be loaded.
     """
     address.check()
     try:
@@ -120,10 +123,10 @@ def serve(
 
 
 def server(demo: Demo, address: Address, hosts: Hosts) -> uvicorn.Server:
-    """The page over HTTP, not yet running."""
+    """Return the HTTP server of the page, not yet running."""
     import uvicorn
 
-    # gradio makes event loops where none is running, and leaves them open.
+    # Where no event loop is running, gradio creates some and never closes them.
     app = asyncio.run(_mounted(demo, address, hosts))
     logging.getLogger("httpx").setLevel(logging.WARNING)
     return uvicorn.Server(
@@ -134,10 +137,10 @@ def server(demo: Demo, address: Address, hosts: Hosts) -> uvicorn.Server:
 
 
 async def _mounted(demo: Demo, address: Address, hosts: Hosts) -> FastAPI:
-    """The application.
+    """Build the FastAPI application.
 
-    It sends nothing to anybody else: no telemetry, no tunnel, no fonts or scripts from elsewhere.
-    It reads no files for anybody: see `Door`.
+    It makes no external requests: no telemetry, no tunnel, no fonts or scripts from elsewhere. It
+    gives no access to local files: see `Door`.
     """
     import gradio
     from fastapi import FastAPI
@@ -148,7 +151,7 @@ async def _mounted(demo: Demo, address: Address, hosts: Hosts) -> FastAPI:
     app = FastAPI(title="kava demo", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Door, hosts=hosts)
     page = build(demo)
-    page.has_launched = True  # else gradio copies any path of a request into its cache, unchecked
+    page.has_launched = True  # else gradio copies any path in a request into its cache, unchecked
     return gradio.mount_gradio_app(
         app,
         page,
@@ -163,15 +166,15 @@ async def _mounted(demo: Demo, address: Address, hosts: Hosts) -> FastAPI:
         mcp_server=False,
         enable_monitoring=False,
         show_error=False,
-        max_file_size=1,  # nothing on the page takes a file
+        max_file_size=1,  # the page has no file uploads
     )
 
 
 def _its_writer(thinker: Model) -> str:
-    """The quickstart's backbone writes its steps; of another one that is not known.
+    """Return the model that writes the chain of thought, known only for the quickstart's backbone.
 
     Raises:
-        KavaError: the model was made from another backbone.
+        KavaError: the model was made from another backbone, for which no such model is known.
     """
     name = thinker.reasoner.identity["name"]
     if name == BACKBONE:

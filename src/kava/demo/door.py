@@ -1,9 +1,9 @@
-"""What the page needs of gradio, and nothing else of it.
+"""Middleware that allows only those requests to gradio that the page needs.
 
-gradio takes uploads, fetches addresses, hands out files of its cache, and in the data of any
-function takes the path of a file or an address in place of a value. Nothing on the page needs
-that, so it is refused before gradio sees it: routes by a list of those that are needed, so that one
-that a later gradio adds is closed too, and data by its types.
+gradio accepts uploads, fetches URLs, serves files from its cache, and accepts a file path or a URL
+in place of a value in the data of any function. The page needs none of this, so such requests are
+refused before they reach gradio. Routes are checked against a list of those that the page needs, so
+that routes added by later versions of gradio are closed too; data is checked by type.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kava.serve.hosts import Hosts
 
 BODY_BYTES = 1_000_000
 JOIN = "/gradio_api/queue/join"
-#: By GET and HEAD: the page, its settings and files, and what a function answers.
+#: Routes for GET and HEAD: the page, its settings and files, and the results of functions.
 READ = {
     "/", "/config", "/config/", "/favicon.ico", "/logout", "/manifest.json", "/robots.txt",
     "/theme.css", "/gradio_api/app_id", "/gradio_api/info", "/gradio_api/login_check",
@@ -29,7 +29,7 @@ WRITTEN = {"/login", "/login/", JOIN, "/gradio_api/cancel", "/gradio_api/reset"}
 
 
 class Closed(Exception):
-    """A request that is refused: HTTP status and one line."""
+    """A request that is refused, with an HTTP status and a message of one line."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -37,13 +37,16 @@ class Closed(Exception):
 
 
 class Door:
-    """Before gradio: another Host or Origin, a route or data that the page does not need."""
+    """ASGI middleware that refuses foreign Hosts and Origins, and whatever the page does not need.
+
+    The page needs only certain routes, and only plain values as data.
+    """
 
     def __init__(self, app: Any, hosts: Hosts):
         self.app, self.hosts = app, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Check an ASGI request, then pass it on to gradio or refuse it."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
@@ -66,10 +69,10 @@ class Door:
 
 
 def check_route(scope: Scope) -> None:
-    """Whether the page needs it.
+    """Check that the page needs this route.
 
     Raises:
-        Closed: it does not.
+        Closed: the page does not need it.
     """
     path, method = scope["path"], scope.get("method", "a WebSocket to")
     if method in ("GET", "HEAD"):
@@ -82,13 +85,13 @@ def check_route(scope: Scope) -> None:
 
 
 def check_data(body: bytes) -> None:
-    """Whether all that a function is called with is a value: a dictionary can stand for a file.
+    """Check that the data of a function call holds only plain values: a dictionary can be a file.
 
     Raises:
-        Closed: something is not, or the body is none of gradio's.
+        Closed: a value is a list or an object, or the body is not in gradio's format.
     """
     try:
-        asked = json.loads(body)  # as FastAPI reads it
+        asked = json.loads(body)  # parsed as FastAPI parses it
     except (ValueError, RecursionError):
         raise Closed(400, "the body is not valid JSON") from None
     data = asked.get("data") if isinstance(asked, dict) else None

@@ -1,4 +1,4 @@
-"""A function that tells what it is doing, as a generator of what it tells."""
+"""Turn a function that reports its progress into a generator of these reports."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ T = TypeVar("T")
 
 
 class _Left(Exception):
-    """Nobody listens any more."""
+    """Raised in the worker when the generator was closed and nobody listens any more."""
 
 
 def as_it_happens(work: Callable[[Callable[[T], None]], None]) -> Iterator[T]:
-    """Yield what `work` tells, when it tells it.
+    """Yield each item that `work` reports, at the time it is reported.
 
-    `work(tell)` runs in a thread of its own, and only while the next item is asked for: between
-    two items it stands still, so whoever shows an item takes no time from it. What it raises is
-    raised here. Where the generator is closed, `work` ends at its next word.
+    `work(tell)` runs in its own thread, and only while the next item is being waited for: it pauses
+    between two items, so displaying an item takes no time from it. An exception in `work` is raised
+    here. If the generator is closed, `work` ends at its next call of `tell`.
     """
     told: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     go_on, left = threading.Semaphore(0), threading.Event()

@@ -1,4 +1,4 @@
-"""The page: a question, two numbers, two answers, and what the latents decode to."""
+"""The web page: a question, M and T, two answers, and what the latents decode to."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WITHOUT = "The other has no latent tokens to think in."
 
 @dataclass(frozen=True)
 class Model:
-    """A reasoner and what the page calls it."""
+    """A reasoner and its name on the page."""
 
     reasoner: Reasoner
     name: str
@@ -40,7 +40,7 @@ class Model:
     def told(
         self, num_latents: int | None = None, num_iterations: int | None = None
     ) -> panels.Told:
-        """How it thinks with these numbers; None is the recipe's."""
+        """Return the model's description with this M and T; None stands for the recipe's value."""
         reasoner, method = self.reasoner, self.reasoner.recipe.method
         if not reasoner.method.uses_latents:
             return panels.Told(self.name, f"{method}, no latents")
@@ -53,15 +53,15 @@ class Model:
 
 
 class Demo:
-    """Two models, and what the page does with them.
+    """Two models, and the functions behind the page.
 
     Args:
-        thinker: the one that is looked into.
-        writer: the one that writes its steps.
-        pick: questions to choose from.
+        thinker: the model whose latents are shown.
+        writer: the model that writes its chain of thought.
+        pick: the questions to choose from.
 
     Raises:
-        KavaError: a backbone has no room for a question.
+        KavaError: a question does not fit into a backbone's context window.
     """
 
     def __init__(self, thinker: Model, writer: Model, pick: Questions, limits: Limits):
@@ -76,9 +76,9 @@ class Demo:
     def ask(
         self, question: str, num_latents: int | None, num_iterations: int | None
     ) -> Iterator[tuple[str, str, str, str]]:
-        """The four parts of the page as they change: costs, both answers, the latents.
+        """Yield the four parts of the page as they change: costs, both answers, and the latents.
 
-        Bad input is one line in the first.
+        For invalid input, the first part is an error message of one line.
         """
         try:
             yield from self._ask(question or "", num_latents, num_iterations)
@@ -120,7 +120,7 @@ class Demo:
         gold: str | None = None,
         before: str = panels.NOTHING,
     ) -> str:
-        """The model that writes its steps."""
+        """Return the card of the model that writes its chain of thought."""
         return panels.answer_card("Written steps", self.writer.told(), progress, gold, before)
 
     def think_card(
@@ -131,35 +131,35 @@ class Demo:
         num_iterations: int | None = None,
         before: str = panels.NOTHING,
     ) -> str:
-        """The model that thinks, with these numbers."""
+        """Return the card of the model that reasons in latents, with this M and T."""
         title = "Latent tokens" if self.latents else "The other model"
         told = self.thinker.told(num_latents, num_iterations)
         return panels.answer_card(title, told, progress, gold, before)
 
     @property
     def lead(self) -> str:
-        """What the page shows, in a few sentences."""
+        """The introduction of the page, in a few sentences."""
         other = WITHOUT
         if self.latents:
             other = TOGETHER if self.iterations else ONE_BY_ONE
         return LEAD.format(other=other)
 
     def latents_card(self, progress: Progress | None = None) -> str:
-        """What its latents decode to so far."""
+        """Return the card that shows what the latents decode to so far."""
         reasoner = self.thinker.reasoner
         if not reasoner.method.uses_latents:
             return panels.no_latents(reasoner.recipe.method)
         return panels.latents_card(progress.passes if progress else [], reasoner.method.iterates)
 
     def warm_up(self) -> None:
-        """Answer once, unseen: a model's first answer takes longer than any after it."""
+        """Answer one question unseen, since a model's first answer is slower than later ones."""
         for model in (self.thinker, self.writer):
             for _ in answering(model.reasoner, self.pick.first or "1 + 1 = ?", None, 2):
                 pass
 
 
 def theme() -> Any:
-    """Fonts of the reader's system: nothing is loaded from elsewhere."""
+    """Return the theme, with the fonts of the reader's system: nothing is loaded from elsewhere."""
     sans = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "sans-serif")
     mono = ("ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
     return gr.themes.Default(
@@ -168,7 +168,7 @@ def theme() -> Any:
         font=[gr.themes.Font(name) for name in sans],
         font_mono=[gr.themes.Font(name) for name in mono],
     ).set(
-        # The theme's own are too pale to be read by everybody (a contrast below 3).
+        # The theme's own colours have a contrast below 3, which not everybody can read.
         body_text_color_subdued="#55616d",
         body_text_color_subdued_dark="#a3afbb",
         block_info_text_color="#55616d",
@@ -180,7 +180,7 @@ def theme() -> Any:
 
 
 def build(demo: Demo) -> gr.Blocks:
-    """The page, not yet served."""
+    """Build the page, not yet served."""
     with gr.Blocks(analytics_enabled=False, title=TITLE) as page:
         _html(f'<div class="intro"><h1>{TITLE}</h1><p>{demo.lead}</p></div>')
         question = gr.Textbox(
@@ -206,7 +206,7 @@ def build(demo: Demo) -> gr.Blocks:
             concurrency_limit=1,
         )
         gr.on(
-            [picked.input, picked.select],  # by keyboard; the same one again
+            [picked.input, picked.select],  # chosen by keyboard; the same question chosen again
             lambda chosen: chosen,
             picked,
             question,
@@ -240,7 +240,7 @@ def _picker(pick: Questions) -> gr.Dropdown:
 
 
 def _slider(span: sizes.Range | None, label: str, name: str) -> gr.Slider | gr.State:
-    """Where there is nothing to choose, None: the recipe's number."""
+    """Return a slider for M or T; if there is no choice, a state of None, the recipe's value."""
     if span is None or span.least == span.most:
         return gr.State(None)
     return gr.Slider(

@@ -1,4 +1,4 @@
-"""What the page shows of a `Progress`, as HTML. Texts of models stand in it as text."""
+"""Render a `Progress` as HTML; texts written by models are always escaped."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ NOTHING = "Nothing yet."
 
 @dataclass(frozen=True)
 class Told:
-    """What is known of a model before it answers.
+    """What is known about a model before it answers.
 
-    name: a folder, or a name on the Hub.   size: such as `kava, 35 latents, 4 iterations`.
+    name: a folder, or a name on the Hub.
+    size: a description such as `kava, 35 latents, 4 iterations`.
     """
 
     name: str
@@ -33,11 +34,11 @@ def answer_card(
     gold: str | None = None,
     before: str = NOTHING,
 ) -> str:
-    """A model's answer so far, what came before it, and what that cost.
+    """Return the card with a model's answer so far, what it wrote before the answer, and the cost.
 
     Args:
-        gold: the right answer, if it is known.
-        before: is said where there is no progress yet.
+        gold: the correct answer, if it is known.
+        before: text shown while there is no progress yet.
     """
     about = _soft(f"{told.name}: {told.size}")
     if progress is None:
@@ -52,7 +53,12 @@ def answer_card(
 
 
 def comparison(asked: Progress, written: Progress) -> str:
-    """What the model that was asked about cost beside the one that writes its steps."""
+    """Return a line that compares the cost of both models' answers.
+
+    Args:
+        asked: the answer of the model whose latents are shown.
+        written: the answer of the model that writes its chain of thought.
+    """
     return (
         f'<p class="costs" role="status"><b>{asked.forward_passes}</b> forward passes and '
         f"<b>{_time(asked.seconds)}</b>, beside <b>{written.forward_passes}</b> and "
@@ -61,9 +67,10 @@ def comparison(asked: Progress, written: Progress) -> str:
 
 
 def latents_card(passes: Sequence[Sequence[Top]], iterates: bool) -> str:
-    """A row for each pass, a column for each latent: its likeliest token and how likely it is.
+    """Return a table of the likeliest token of each latent (columns) after each pass (rows).
 
-    The page has the five likeliest as a tooltip, and those of the last pass as a table.
+    Each token is shown with its probability. The five likeliest tokens are in a tooltip, and those
+    of the last pass are also in a table.
     """
     if not passes:
         return _card(_LATENTS, _soft(NOTHING))
@@ -85,22 +92,22 @@ def latents_card(passes: Sequence[Sequence[Top]], iterates: bool) -> str:
 
 
 def no_latents(method: str) -> str:
-    """For a model that has none."""
+    """Return the latents card of a model that has no latents."""
     return _card(_LATENTS, _soft(f"Method {method} thinks in no latent tokens."))
 
 
 def problem(message: str) -> str:
-    """One line that says what is wrong."""
+    """Return an error message of one line."""
     return f'<p class="problem" role="alert">{text(message)}</p>'
 
 
 def text(value: str) -> str:
-    """As text, never markup."""
+    """Escape a text, so that it is shown as text and never as markup."""
     return html.escape(value)
 
 
 def token(value: str) -> str:
-    """A token with its blanks visible."""
+    """Return a token with its whitespace made visible."""
     core = value.strip(" ").replace("\n", "⏎").replace("\t", "⇥")
     left = len(value) - len(value.lstrip(" "))
     right = len(value.rstrip(" ")) and len(value) - len(value.rstrip(" "))

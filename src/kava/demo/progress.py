@@ -1,4 +1,4 @@
-"""One model at one question: how far it has come after each pass and each token."""
+"""The progress of one model on one question, after each pass and each token."""
 
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ from kava.reasoning.reasoner import Reasoner
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a model has come.
+    """The state of a model's answer while it is generated.
 
-    passes: what the latents decode to after each pass so far, passes[t][i] as in `DecodedLatents`.
-        If latents are made one at a time, there is one list, which grows. Empty without latents.
-    text: of the answer so far, with all that was written before it.
-    forward_passes: so far, counted as in `Answer`.
-    seconds: the model has worked so far, the reading of its question included; what it takes to
-        decode latents and to show them is not. See `answering` for those of the whole answer.
-    answer: the finished one; None before.
+    passes: what the latents decode to after each pass so far, `passes[t][i]` as in
+        `DecodedLatents`. If latents are generated one at a time, there is one list, which grows.
+        Empty without latents.
+    text: the answer so far, with everything that was written before it.
+    forward_passes: number of forward passes so far, counted as in `Answer`.
+    seconds: the time the model has worked so far, including the prefill of the question, but not
+        the time to decode latents and to display them. See `answering` for the time of the whole
+        answer.
+    answer: the finished answer; None before that.
     """
 
     passes: list[list[Top]]
@@ -47,19 +49,20 @@ def answering(
     every: float = 0.1,
     again: float = 2.0,
 ) -> Iterator[Progress]:
-    """Think and answer: a `Progress` after each pass of the latents, and as tokens are written.
+    """Answer a question; yield a `Progress` after each pass of the latents and as tokens come.
 
-    The last one holds the answer that `reasoner.answer(reasoner.think([question]))` gives.
+    The last one holds the answer that `reasoner.answer(reasoner.think([question]))` returns.
 
     Args:
-        num_iterations: T, the recipe's if not given.
-        every: seconds between two tokens that are told, at least. Showing each token of a small
-            model would cost more than writing it, and slow it down.
-        again: an answer that took fewer seconds is given once more, unwatched, for its time: being
-            watched and shown in the same process costs as much as thinking does.
+        num_iterations: T; the recipe's value if not given.
+        every: minimum number of seconds between two reported tokens. For a small model, displaying
+            each token would cost more than generating it, and slow it down.
+        again: an answer that took fewer seconds than this is generated a second time, unobserved,
+            to measure its time: observing and displaying in the same process costs as much as the
+            reasoning itself.
 
     Raises:
-        KavaError: as `Reasoner.think`.
+        KavaError: see `Reasoner.think`.
     """
 
     def work(tell: Callable[[Progress], None]) -> None:
@@ -71,7 +74,7 @@ def answering(
         (answer,) = reasoner.answer(thinking, max_new_tokens, stopping_criteria=follow)
         seconds = report.seconds
         if seconds < again:
-            time.sleep(0.05)  # for the page to be sent what it was told
+            time.sleep(0.05)  # gives the server time to send the last progress to the page
             seconds = _alone(reasoner, question, num_iterations, max_new_tokens)
         report.ended(answer, seconds)
 
@@ -79,7 +82,7 @@ def answering(
 
 
 class _Report:
-    """Says how far it has come, and stops the clock while it does."""
+    """Reports progress, with the clock stopped while it does so."""
 
     def __init__(self, reasoner: Reasoner, tell: Callable[[Progress], None], every: float):
         self.reasoner, self.tell, self.every = reasoner, tell, every
@@ -90,7 +93,7 @@ class _Report:
         self.paused = 0.0
 
     def passed(self, states: Tensor) -> None:
-        """A pass of the latents has ended; states [1, n, d]."""
+        """Report that a pass of the latents has ended; states: [1, latents, hidden_size]."""
         with self._clock_stopped() as seconds:
             tops = decode_states(self.reasoner, states[0])
             if self.reasoner.method.iterates or not self.passes:
@@ -102,11 +105,11 @@ class _Report:
             self.tell(Progress(list(self.passes), "", passes, seconds))
 
     def thought(self, thinking: ReasoningResult) -> None:
-        """The latents are done."""
+        """Store the result of the reasoning: the latents are complete."""
         self.thinking = thinking
 
     def written(self, token: int) -> None:
-        """A token was generated."""
+        """Report that a token was generated."""
         self.tokens.append(token)
         if time.perf_counter() - self.told < self.every:
             return
@@ -117,19 +120,19 @@ class _Report:
             self.tell(Progress(list(self.passes), text, passes, seconds))
 
     def ended(self, answer: Answer, seconds: float) -> None:
-        """The answer is whole."""
+        """Report that the answer is complete."""
         passes = list(self.passes)
         self.tell(Progress(passes, answer.text, answer.forward_passes, seconds, answer))
 
     @property
     def seconds(self) -> float:
-        """Worked so far."""
+        """Seconds that the model has worked so far, without the time the clock was stopped."""
         _synchronise(self.reasoner)
         return time.perf_counter() - self.begin - self.paused
 
     @contextmanager
     def _clock_stopped(self) -> Iterator[float]:
-        """Gives the seconds worked so far."""
+        """Stop the clock inside the `with` block; yields the seconds worked so far."""
         seconds, stopped = self.seconds, time.perf_counter()
         yield seconds
         self.told = time.perf_counter()
@@ -137,13 +140,13 @@ class _Report:
 
 
 class _Follow(StoppingCriteria):
-    """Reads each new token of one row, and ends nothing."""
+    """Stopping criterion that reads each new token of a single row and never stops generation."""
 
     def __init__(self, report: _Report):
         self.report = report
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        """[1], false."""
+        """Return a mask [1] that is false: generation goes on."""
         self.report.written(int(input_ids[0, -1]))
         return torch.zeros(1, dtype=torch.bool, device=input_ids.device)
 
@@ -151,7 +154,7 @@ class _Follow(StoppingCriteria):
 def _alone(
     reasoner: Reasoner, question: str, num_iterations: int | None, max_new_tokens: int
 ) -> float:
-    """Seconds of an answer that nobody watches."""
+    """Return the seconds that an answer takes when it is not observed."""
     begin = time.perf_counter()
     reasoner.answer(reasoner.think([question], num_iterations), max_new_tokens)
     _synchronise(reasoner)

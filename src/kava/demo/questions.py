@@ -1,4 +1,4 @@
-"""Questions to pick, and those that are not answered."""
+"""The questions to choose from, and checks of a question before it is answered."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kava.types import Example
 
 @dataclass(frozen=True)
 class Limits:
-    """`question_tokens` that are answered at most, `new_tokens` that an answer may have."""
+    """Maximum numbers of tokens: `question_tokens` in a question, `new_tokens` in an answer."""
 
     question_tokens: int = 1024
     new_tokens: int = 256
@@ -26,13 +26,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Questions:
-    """Examples to pick from; there may be none."""
+    """Examples to choose from; there may be none."""
 
     examples: Sequence[Example] = field(default_factory=tuple)
 
     @property
     def labels(self) -> list[str]:
-        """What each is picked by: its number of steps, if they are known, and its first words."""
+        """Label of each example: its number of steps, if known, and its first words."""
         return [
             f"{i}. {_steps(example)}{textwrap.shorten(example.question, 36, placeholder=' …')}"
             for i, example in enumerate(self.examples, start=1)
@@ -40,21 +40,24 @@ class Questions:
 
     @property
     def first(self) -> str:
-        """The one asked at the start: the one with the most steps."""
+        """The question shown at the start: the one with the most steps; "" if there is none."""
         longest = max(self.examples, key=lambda example: len(example.steps), default=None)
         return longest.question if longest else ""
 
     def gold(self, question: str) -> str | None:
-        """The right answer, if the question is one of these."""
+        """Return the correct answer if the question is one of the examples, else None."""
         known = {example.question: example.answer for example in self.examples}
         return known.get(question.strip())
 
 
 def to_pick(recipe: Recipe, task: str | None, file: str | None, count: int = 10) -> Questions:
-    """The first rows of a task; without one, made-up problems for a model trained on them.
+    """Return the first examples of a task.
+
+    Without a task, return generated problems for a model trained on them, and none for other
+    models.
 
     Raises:
-        KavaError: a file without a task, an unknown task, or rows that cannot be had.
+        KavaError: a file without a task, an unknown task, or examples that cannot be loaded.
     """
     if task is None and file is not None:
         raise KavaError(
@@ -70,7 +73,7 @@ def to_pick(recipe: Recipe, task: str | None, file: str | None, count: int = 10)
 
 
 def check(reasoner: Reasoner, question: str, most: int) -> None:
-    """Raise a KavaError for a question that is empty, broken or of more than `most` tokens."""
+    """Check a question: raise a KavaError if it is empty, broken, or longer than `most` tokens."""
     if not question.strip():
         raise KavaError(
             "The question is empty: type one, or pick one.",

@@ -1,4 +1,4 @@
-"""How many latents and iterations can be asked for, and the same model with fewer latents."""
+"""The possible numbers of latents and iterations, and how to change the number of latents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kava.reasoning.reasoner import Reasoner
 
 @dataclass(frozen=True)
 class Range:
-    """What may be chosen: `least`, `least` + `step`, ..., `most`; `usual` is the recipe's."""
+    """Allowed values `least`, `least` + `step`, ..., `most`; `usual` is the recipe's value."""
 
     least: int
     most: int
@@ -20,7 +20,7 @@ class Range:
     usual: int
 
     def check(self, value: int, what: str) -> None:
-        """Raise a KavaError for a value that may not be chosen."""
+        """Raise a KavaError for a value that is not allowed."""
         if value not in range(self.least, self.most + 1, self.step):
             steps = f" in steps of {self.step}" if self.step > 1 else ""
             raise KavaError(
@@ -31,7 +31,7 @@ class Range:
 
 
 def latents(reasoner: Reasoner) -> Range | None:
-    """M: up to as many as were trained, in whole blocks; None for a method without latents."""
+    """Return the range of M, in whole blocks up to the trained number; None without latents."""
     method, usual = reasoner.method, reasoner.recipe.num_latents
     if not isinstance(method, LatentMethod):
         return None
@@ -39,13 +39,13 @@ def latents(reasoner: Reasoner) -> Range | None:
 
 
 def iterations(reasoner: Reasoner) -> Range | None:
-    """T: from none up to twice as many as were trained; None where it cannot be chosen."""
+    """Return the range of T, from 0 to twice the trained number; None if T cannot be chosen."""
     usual = reasoner.recipe.num_iterations
     return Range(0, max(2 * usual, 1), 1, usual) if reasoner.method.iterates else None
 
 
 def resize_latents(reasoner: Reasoner, num_latents: int | None) -> Reasoner:
-    """The same weights thinking in another number of latents; None changes nothing.
+    """Return a reasoner with the same weights and another number of latents; None changes nothing.
 
     Raises:
         KavaError: a number that `latents` does not allow.
