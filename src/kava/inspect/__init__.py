@@ -1,1 +1,1 @@
-"""A look inside: what latents hold, how they move, what the teacher's cache keeps of its steps."""
+"""Inspect one answer: what latents contain, how they move, and what the compressed cache keeps."""

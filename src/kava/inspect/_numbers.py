@@ -1,4 +1,4 @@
-"""Tensors as JSON holds them."""
+"""Convert tensors to values that JSON can hold."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Absent:
-    """A panel that there is not, and why."""
+    """A panel that does not exist for this model or question, and the reason."""
 
     reason: str
 
 
 def numbers(values: Tensor, mask: Tensor | None = None) -> Any:
-    """Nested lists of floats with four significant digits; None where masked or not finite.
+    """Return nested lists of floats with four significant digits; None where masked or not finite.
 
     Args:
-        mask: true where there is a value, of the shape of `values`.
+        mask: true where there is a value; same shape as `values`.
     """
     if mask is not None:
         values = values.masked_fill(~mask, math.nan)

@@ -1,4 +1,4 @@
-"""`kava ask`: one question, one answer, and what was thought in between."""
+"""The command `kava ask`: answer a question, and show what the latents decode to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ from kava.recipe.load import parse
 
 @dataclass(frozen=True)
 class Settings:
-    """How to ask. `num_iterations` None is the recipe's; `compress` None leaves the cache alone."""
+    """Settings for answering a question.
+
+    num_iterations: T; None is the recipe's value.
+    compress: how to compress the KV cache; None leaves it unchanged.
+    """
 
     show_thoughts: bool = False
     num_iterations: int | None = None
@@ -36,12 +40,12 @@ _SETTING = re.compile(r"[a-z_]+=\S+")
 def read_words(
     words: Sequence[str], compress: str | None
 ) -> tuple[list[str], compressed.Plan | None]:
-    """Part the words of a command line into run and question, and the settings of `--compress`.
+    """Split the words of the command line into run and question, and the settings of `--compress`.
 
-    A setting is one word such as budget=128; without `--compress` there are none.
+    A setting is a single word such as budget=128; without `--compress` there are none.
 
     Raises:
-        KavaError: an unknown eviction or setting, a value that does not do, or too many words.
+        KavaError: an unknown eviction or setting, an invalid value, or too many words.
     """
     settings = [word for word in words if compress and _SETTING.fullmatch(word)]
     others = [word for word in words if word not in settings]
@@ -66,10 +70,10 @@ def _value(text: str) -> Any:
 
 
 def answer_one(reasoner: Reasoner, question: str, settings: Settings, console: Console) -> None:
-    """Print the answer, the forward passes and the milliseconds.
+    """Print the answer, the number of forward passes and the milliseconds.
 
     Raises:
-        KavaError: the question is empty, no valid Unicode, or too long for the backbone.
+        KavaError: the question is empty, is not valid Unicode, or is too long for the backbone.
     """
     if not question.strip():
         raise KavaError("ask: the question is empty", code="inspect.empty-question", key="question")
@@ -95,10 +99,10 @@ def answer_one(reasoner: Reasoner, question: str, settings: Settings, console: C
 def answer_stream(
     reasoner: Reasoner, lines: Iterable[str], settings: Settings, console: Console
 ) -> None:
-    """Answer each line; an empty one is skipped. On a terminal, a prompt is shown.
+    """Answer each line of the input; empty lines are skipped. On a terminal, a prompt is shown.
 
     Raises:
-        KavaError: as `answer_one`, with the line's number; answers before it have been printed.
+        KavaError: see `answer_one`; the line's number is added, and earlier answers were printed.
     """
     if sys.stdin.isatty():
         console.print("one question per line; end with Ctrl-D", style="dim")
@@ -111,7 +115,7 @@ def answer_stream(
 
 
 def show_thoughts(reasoner: Reasoner, question: str, settings: Settings, console: Console) -> None:
-    """The likeliest tokens of each latent after the last iteration, with probabilities."""
+    """Print the likeliest tokens of each latent after the last iteration, with probabilities."""
     decoded = decode_latents(reasoner, question, settings.num_iterations)
     if not decoded:
         console.print(f"method '{reasoner.recipe.method}' thinks in no latent tokens")

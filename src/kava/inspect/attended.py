@@ -1,4 +1,4 @@
-"""Where the answer looks: softmax attention of its tokens over everything before them."""
+"""What the answer attends to: softmax attention of its tokens over everything before them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,25 @@ from kava.reasoning.states import LatentState
 if TYPE_CHECKING:
     from kava.reasoning.reasoner import Reasoner
 
-#: Tokens of the answer that are looked from: the ":", and the first tokens of the answer itself.
+#: Number of query tokens: the ":" of the prompt, and the first tokens of the answer itself.
 ROWS = 3
 PARTS = ("question", "<bot>", "latents", "<eot>", "answer")
 
 
 @dataclass(frozen=True)
 class AnswerAttention:
-    """tokens: the A answer tokens that look, as text, the ":" first.
+    """Attention weights of the first tokens of the answer.
 
-    heads: weight of each latent, [A][L][heads][M], over all query heads.
-    layers: mean over heads, [A][L][M].   latents: mean over layers too, [A][M].
-    shares: what `parts` get of all the weight, mean over layers and heads, [A][5].
-    layer_shares: mean over heads, [A][L][5].
-    group: query heads that share a key/value head.
+    A is the number of answer tokens, L of layers, M of latents.
+
+    tokens: the A answer tokens whose attention is shown, as text; the first is ":".
+    heads: attention to each latent, [A][L][heads][M], over all query heads.
+    layers: mean over heads, [A][L][M].
+    latents: mean over heads and layers, [A][M].
+    shares: the share of the total attention on each of the `parts`, mean over layers and heads,
+        [A][5].
+    layer_shares: the same shares, mean over heads, [A][L][5].
+    group: number of query heads that share a key/value head.
     """
 
     tokens: list[str]
@@ -46,10 +51,14 @@ class AnswerAttention:
 def measure_attention(
     reasoner: Reasoner, state: LatentState, prompt: Tensor, answer: Tensor
 ) -> AnswerAttention:
-    """One pass over the prompt [1, P] and the answer [1, n], whose ":" and first tokens look.
+    """Run a forward pass over prompt and answer; return the attention of the first answer tokens.
+
+    The recorded tokens are the prompt's ":" and the first tokens of the answer.
 
     Args:
-        state: the end of thinking: Q, <bot>, latents and <eot>.
+        state: the end of the reasoning: Q, <bot>, latents and <eot>.
+        prompt: token ids [1, P].
+        answer: token ids [1, n].
     """
     ids = torch.cat((prompt, answer[:, : ROWS - 1]), dim=1)
     rows = slice(prompt.shape[1] - 1, None)
@@ -83,7 +92,7 @@ def measure_attention(
 def _weights(
     record: QueryRecord, layer: int, keys: Tensor, past: Tensor, mask: Tensor, rows: slice
 ) -> Tensor:
-    """[heads, A, S], what each query head of one layer pays to every column."""
+    """Return one layer's attention weights [heads, A, S], of each query head over all S columns."""
     logits = grouped_logits(
         record.queries[layer], keys, scaling=record.scaling[layer], softcap=record.softcap[layer]
     )

@@ -1,4 +1,4 @@
-"""`kava inspect`: which question is meant, and where what was seen is written."""
+"""The command `kava inspect`: find the question, and write the results to files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from kava.system.text import check_text
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, with its steps and answer where they are known; `row` is the id of its row."""
+    """A question, with its steps and answer if known; `row` is the id of the example it is from."""
 
     question: str
     steps: Sequence[str] | None = None
@@ -37,7 +37,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Rows:
-    """Where a row may come from: a task, a file (the task's, or one of examples), and its id."""
+    """Where an example comes from: a task, a file (the task's, or one of examples), and its id."""
 
     task: str | None = None
     file: str | None = None
@@ -57,17 +57,17 @@ def inspect(
     backbone: str | None,
     console: Console,
 ) -> Path:
-    """Look, show it in the terminal and write the page; returns its path.
+    """Inspect one answer, show it in the terminal, and write the page; return the page's path.
 
     Raises:
-        KavaError: nothing or too much to ask, an unknown row, a run without latents, or a file
-            that is in the way.
+        KavaError: no question or too many, an unknown example, a run without latents, or an
+            existing file that must not be overwritten.
     """
     check(question, steps, answer, rows)
     reasoner = open_reasoner(run, backbone)
     asked = Asked(question, steps, answer) if question is not None else find(reasoner, rows)
     file = output or default_file(run, asked.question)
-    # Without -o the page lies in the run's folder, in one of its own.
+    # Without -o the page is written into a subfolder of the run's folder.
     below = file.parent if output else file.parent.parent
     in_the_way(file, below)
     if as_json:
@@ -93,7 +93,7 @@ def inspect(
 def check(
     question: str | None, steps: Sequence[str] | None, answer: str | None, rows: Rows
 ) -> None:
-    """Raise a KavaError where it is not clear what is asked."""
+    """Raise a KavaError if the arguments do not name exactly one valid question."""
     from_rows = rows.task or rows.file
     if question is None and not from_rows:
         raise KavaError(
@@ -126,10 +126,10 @@ def check(
 
 
 def find(reasoner: Reasoner, rows: Rows) -> Asked:
-    """The row with the id that was given.
+    """Return the example with the given id.
 
     Raises:
-        KavaError: rows that cannot be had, or none with this id.
+        KavaError: the examples cannot be loaded, or none has this id.
     """
     if rows.task:
         options = task_options(reasoner.recipe, rows.task, {})
@@ -152,7 +152,11 @@ def find(reasoner: Reasoner, rows: Rows) -> Asked:
 
 
 def default_file(run: str, question: str) -> Path:
-    """RUN/inspect/SLUG.html; inspect.html here for what ships with the project or is no folder."""
+    """Return the page's default path: RUN/inspect/SLUG.html.
+
+    It is `inspect.html` in the working directory for a checkpoint that is shipped with the project
+    and for a run that is not a folder.
+    """
     folder = assets.find(run) if assets.expand_user(run).exists() else None
     shipped = [root / "checkpoints" for root in assets.roots()]
     if folder is None or any(folder.resolve().is_relative_to(s.resolve()) for s in shipped):
@@ -162,14 +166,14 @@ def default_file(run: str, question: str) -> Path:
 
 
 def slug(question: str) -> str:
-    """A file name of a question: its first words, and a few letters that tell it from others."""
+    """Return a file name for a question: its first words, and a short hash to distinguish it."""
     words = "-".join(re.findall(r"[a-z0-9]+", question.lower()))[:40].strip("-")
     digest = hashlib.blake2b(question.encode(), digest_size=3).hexdigest()
     return f"{words}-{digest}" if words else digest
 
 
 def in_the_way(file: Path, below: Path | None = None) -> None:
-    """Raise a KavaError where a file exists that `kava inspect` did not write, or a link."""
+    """Raise a KavaError if the path is a link or holds a file not written by `kava inspect`."""
     links.check(file, below)
     if not file.exists():
         return
@@ -186,14 +190,14 @@ def in_the_way(file: Path, below: Path | None = None) -> None:
 
 
 def write(file: Path, text: str, what: str, console: Console, below: Path | None = None) -> None:
-    """Write a file and say so; an earlier one of ours is replaced, and that is said too."""
+    """Write a file and report it, also whether it replaced an earlier file of `kava inspect`."""
     replaced = " (replaced the one that was there)" if file.exists() else ""
     write_whole(file, text, below)
     console.print(f"{what}: {file}{replaced}", highlight=False, markup=False)
 
 
 def dump(seen: Look) -> str:
-    """The numbers as JSON."""
+    """Return all numbers as JSON."""
     return (
         json.dumps({"kava inspect": 1, **seen.tree()}, ensure_ascii=False, allow_nan=False) + "\n"
     )

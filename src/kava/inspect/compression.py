@@ -1,4 +1,4 @@
-"""The teacher's cache, compressed as the recipe says, and the student's beside it."""
+"""Compare the teacher's cache, compressed as the recipe says, with the student's cache."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 def compression(
     reasoner: Reasoner, batch: Batch, teacher: TeacherOutput, state: LatentState
 ) -> tuple[Similarity | Absent, KeptTokens | Absent]:
-    """The two panels about the compressed cache, of one question.
+    """Return the two panels about the compressed cache of one question.
 
-    A method that has no L_KV is compared all the same, by the `kv` section of its recipe: a note
-    says so. Where the eviction cannot do with this trace, both are absent.
+    A method without L_KV is compared all the same, by the `kv` section of its recipe; a note says
+    so. If the eviction cannot handle this chain of thought, both panels are absent.
     """
     kv, trained = _distillation(reasoner)
     notes = [] if trained else [_untrained(reasoner)]
@@ -50,7 +50,7 @@ def compression(
 
 
 def _distillation(reasoner: Reasoner) -> tuple[KvDistillation, bool]:
-    """How the cache is compressed, and whether the method was trained on it."""
+    """Return how the cache is compressed, and whether the method was trained to match it."""
     own = getattr(reasoner.method, "kv", None)
     if own is None:
         return KvDistillation(reasoner.recipe), False

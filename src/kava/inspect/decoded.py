@@ -1,4 +1,4 @@
-"""What latents decode to: their last states, read by the language-model head."""
+"""What latents decode to: their last hidden states, read by the language-model head."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ Top = list[tuple[str, float]]
 
 @dataclass(frozen=True)
 class DecodedLatents:
-    """passes[t][i]: what latent i decodes to after iteration t; pass 0 is iteration 0.
+    """What each latent decodes to after each pass.
 
-    iterates: whether there are iterations; if not, there is one pass.
+    passes: `passes[t][i]` is what latent i decodes to after iteration t; pass 0 is iteration 0.
+    iterates: whether the method iterates; if not, there is one pass.
     """
 
     passes: list[list[Top]]
@@ -31,7 +32,7 @@ class DecodedLatents:
 
 
 def decode_passes(reasoner: Reasoner, state: LatentState) -> DecodedLatents:
-    """Every pass that `state` holds, of one question."""
+    """Decode the latents of every pass that `state` holds, for a single question."""
     passes = [decode_states(reasoner, states[0]) for states in state.states]
     return DecodedLatents(passes, reasoner.method.iterates)
 
@@ -39,14 +40,20 @@ def decode_passes(reasoner: Reasoner, state: LatentState) -> DecodedLatents:
 def decode_latents(
     reasoner: Reasoner, question: str, num_iterations: int | None = None
 ) -> list[Top]:
-    """Each latent after the last iteration; empty for a method that has none."""
+    """Decode each latent after the last iteration; empty for a method without latents."""
     states = reasoner.think([question], num_iterations).latent_states
     return [] if states is None else decode_states(reasoner, states[0])
 
 
 @torch.no_grad()
 def decode_states(reasoner: Reasoner, states: Tensor) -> list[Top]:
-    """Last layer's states [n, d] to their likeliest tokens; ids without text are left out."""
+    """Return the likeliest tokens of each hidden state of the last layer.
+
+    Token ids without text are left out.
+
+    Args:
+        states: [latents, hidden_size].
+    """
     scores = reasoner.logits(states).float()
     scores[:, reasoner.unreadable_ids] = -torch.inf
     best = scores.softmax(-1).topk(TOP, dim=-1)

@@ -1,4 +1,4 @@
-"""Which reasoning tokens each head keeps of the teacher's cache, and why."""
+"""Which chain-of-thought tokens of the teacher's cache each head keeps, and why."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KeptTokens:
-    """tokens: of the trace, C pairs of text and number of the step.
+    """The tokens of the chain of thought that the compressed cache keeps.
 
-    columns: [L][H], the kept tokens in the order of the slots; None in a slot without one.
-    numbers: `score`, and what it is made of (`importance`, `redundancy`), each [L][H][C]; None
-        at a token that belongs to no block.
-    budget: slots of each block.   blocks: one, or a block of slots for each step (LOTUS).
+    C is the number of tokens, L of layers, H of key/value heads.
+
+    tokens: C pairs of a token's text and the number of its step.
+    columns: [L][H], the kept tokens in the order of the slots; None in a slot without a token.
+    numbers: `score` and its parts (`importance`, `redundancy`), each [L][H][C]; None for a token
+        that belongs to no block.
+    budget: number of slots of each block.
+    blocks: number of blocks: one, or a block of slots for each step (LOTUS).
     """
 
     tokens: list[tuple[str, int]]
@@ -43,7 +47,7 @@ def kept_tokens(
     kept: list[Kept],
     notes: list[str],
 ) -> KeptTokens | Absent:
-    """From what `kv` chose of one question's trace."""
+    """Return the panel for the tokens that `kv` selected from one chain of thought."""
     ids = batch["steps"][0].tolist()
     if not ids:
         return Absent("the teacher read no step, so there is nothing to keep or to evict")
@@ -66,11 +70,11 @@ def kept_tokens(
 
 
 def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
-    """The text that each token adds to those before it."""
+    """Return the text that each token adds to the text before it."""
     whole = [tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False) for n in range(len(ids))]
     whole.append(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
     return [
-        # A token may hold a part of a character alone, which the next one completes.
+        # A token may be only a part of a character, which the next token completes.
         after[len(before) :] if after.startswith(before) else tokenizer.decode([token])
         for before, after, token in zip(whole, whole[1:], ids, strict=False)
     ]
@@ -79,7 +83,7 @@ def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
 def _measured(
     kv: KvDistillation, batch: Batch, teacher: TeacherOutput, layer: int, kept: Kept
 ) -> dict[str, torch.Tensor]:
-    """Score and parts [H, C] of one layer, each token's from its own block."""
+    """Return one layer's score and its parts, each [H, C]; each token's are from its own block."""
     found: dict[str, torch.Tensor] = {}
     for (mask, _), score in zip(kv.blocks(batch), kept.scores, strict=True):
         parts = kv.eviction.parts(kv.eviction_inputs(batch, teacher, layer, mask))

@@ -1,4 +1,4 @@
-"""Everything that is measured of one question, as one tree that JSON can hold."""
+"""Measure everything about one answer, as a tree of values that JSON can hold."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class About:
-    """The model. `forward_passes` as in an evaluation; `latents` M, `iterations` T or None."""
+    """The model that was inspected.
+
+    latents: M.
+    iterations: T; None for a method that does not iterate.
+    heads: number of key/value heads.
+    forward_passes: counted as in an evaluation.
+    """
 
     run: str
     method: str
@@ -42,10 +48,13 @@ class About:
 
 @dataclass(frozen=True)
 class Look:
-    """One question. A panel that the method does not have is an `Absent`, which says why.
+    """Everything that was measured about one question.
 
-    answer: the student's, after its latents. `gold` is the right one, if it is known, and
-    `right` whether they agree, as numbers or letter by letter.
+    A panel that the method does not have is an `Absent`, which gives the reason.
+
+    answer: the student's answer, after its latents.
+    gold: the correct answer, if known.
+    right: whether the two agree, as numbers or as strings; None if `gold` is not known.
     """
 
     about: About
@@ -61,7 +70,7 @@ class Look:
     attended: AnswerAttention
 
     def tree(self) -> dict[str, Any]:
-        """Dicts and lists of plain values."""
+        """Return the measurements as dicts and lists of plain values."""
         return asdict(self)
 
 
@@ -77,18 +86,18 @@ def look(
     max_new_tokens: int = 256,
     run: str = "",
 ) -> Look:
-    """Think about a question, answer it, and compare with the same weights reading its steps.
+    """Answer a question, and compare with the same weights reading the chain of thought.
 
     Args:
-        steps: the written steps; None lets the model write them.
-        answer: the right one; None asks the model after it has read the steps.
-        row: the id of the row that these are of.
-        num_iterations: T, the recipe's if not given.
-        run: the name that the page gives the model.
+        steps: the chain of thought; None lets the model write it.
+        answer: the correct answer; None asks the model after it has read the chain of thought.
+        row: the id of the example that these are from.
+        num_iterations: T; the recipe's value if not given.
+        run: the name of the model on the page.
 
     Raises:
-        KavaError: a method without latents, `num_iterations` for a method that does not iterate,
-            an empty question or step, a question or steps too long for the backbone.
+        KavaError: a method without latents, `num_iterations` for a method that does not iterate, an
+            empty question or step, or a question or steps too long for the backbone.
     """
     method = _latent_method(reasoner, num_iterations)
     if not question.strip():

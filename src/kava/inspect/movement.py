@@ -12,9 +12,11 @@ from kava.inspect._numbers import Absent, numbers
 
 @dataclass(frozen=True)
 class Movement:
-    """From the inputs X^t of pass t to X^{t+1}, for t = 0 .. T - 1 and each latent, [T][M].
+    """The change of the inputs X^t of pass t to X^{t+1}, for t = 0 .. T - 1 and each latent.
 
-    distance: |X^{t+1} - X^t| / |X^t|.   cosine: of the two.   The means are over the latents.
+    distance: |X^{t+1} - X^t| / |X^t|, [T][M].
+    cosine: cosine similarity of X^{t+1} and X^t, [T][M].
+    mean_distance, mean_cosine: means over the latents, [T].
     """
 
     distance: list[list[float]]
@@ -24,9 +26,12 @@ class Movement:
 
 
 def movement(inputs: list[Tensor]) -> Movement | Absent:
-    """From the latents' inputs [1, M, d] of every pass.
+    """Compute the movement from the latents' inputs of every pass.
 
-    X^0 is the <latent> embedding, the same at every place.
+    X^0 is the <latent> embedding, the same at every position.
+
+    Args:
+        inputs: [1, M, hidden_size] for each pass.
     """
     if len(inputs) < 2:
         return Absent("there is a single pass, so no iteration to move in")

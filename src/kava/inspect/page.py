@@ -1,4 +1,7 @@
-"""A look as a page: one HTML file with its style, script and numbers inside; nothing is loaded."""
+"""Write the measurements as one HTML file that contains its style, script and data.
+
+The page loads nothing else.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,15 @@ from pathlib import Path
 from kava.inspect.look import Look
 
 _HERE = Path(__file__).parent
-#: What every page holds, and no page of another tool does.
+#: A tag that is on every page of kava inspect, and on no page of another tool.
 MARK = '<meta name="generator" content="kava inspect">'
 
 
 def page(look: Look) -> str:
-    """The HTML. Texts of the question and of the model stand in it as data, never as markup.
+    """Return the HTML page; texts of the question and of the model are data in it, never markup.
 
-    The page's security policy lets nothing run but its own script, by its hash, and forbids every
-    connection.
+    The page's content security policy allows only its own script, by its hash, and forbids all
+    connections.
     """
     style, script = (_read(name) for name in ("page.css", "page.js"))
     values = {
@@ -31,12 +34,12 @@ def page(look: Look) -> str:
         "data": as_script(look),
     }
     parts = _read("page.html").split("@")
-    # Every second part is a name: what is put in is not looked at again.
+    # Every second part is a name; inserted text is not searched for further names.
     return "".join(values[part] if i % 2 else part for i, part in enumerate(parts))
 
 
 def as_script(look: Look) -> str:
-    """JSON that no text inside can end: `<`, `>` and `&` are escaped."""
+    """Return JSON that is safe inside a script element: `<`, `>` and `&` are escaped."""
     text = json.dumps(look.tree(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
@@ -44,7 +47,7 @@ def as_script(look: Look) -> str:
 
 
 def is_page(file: Path) -> bool:
-    """Whether a file is a page of ours."""
+    """Whether a file is a page written by `kava inspect`."""
     with file.open(encoding="utf-8", errors="replace") as opened:
         return MARK in opened.read(2000)
 

@@ -1,4 +1,4 @@
-"""Cosine similarity of the student's and the teacher's keys and values (the paper's figure)."""
+"""Cosine similarity of the student's and the teacher's keys and values (a figure in KaVa)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from kava.inspect._numbers import Absent, numbers
 
 @dataclass(frozen=True)
 class Cosines:
-    """Of keys, or of values, after the last iteration; None at slots without a token.
+    """Cosine similarity of keys, or of values, after the last iteration; None at empty slots.
 
-    heads: [L][H][M].   layers: mean over heads, [L][M].   slots: mean over layers too, [M].
-    passes: the mean over everything, for each pass; the last is that of the numbers above.
+    L is the number of layers, H of key/value heads, M of slots.
+
+    heads: [L][H][M].
+    layers: mean over heads, [L][M].
+    slots: mean over heads and layers, [M].
+    passes: the mean over everything, for each pass; the last one is of the numbers above.
     """
 
     heads: list[Any]
@@ -28,8 +32,9 @@ class Cosines:
 
 @dataclass(frozen=True)
 class Similarity:
-    """keys, values: each slot's latent against the token that its head keeps there.
+    """Similarity of each slot's latent and the teacher's token that its head keeps there.
 
+    keys, values: the similarity of the keys and of the values.
     notes: how they are compared, in sentences.
     """
 
@@ -41,10 +46,10 @@ class Similarity:
 def similarity(
     student: list[KeyValues], teacher: KeyValues, filled: list[Tensor], notes: list[str]
 ) -> Similarity | Absent:
-    """Slot by slot.
+    """Compare student and teacher slot by slot.
 
     Args:
-        student: [1, H, M, D] pairs per layer, for each pass.
+        student: for each pass, a pair of keys and values per layer, each [1, H, M, D].
         teacher: the compressed cache, of the same shape.
         filled: [1, H, M] per layer, true where the teacher has a token.
     """

@@ -1,4 +1,4 @@
-"""A look in the terminal: the page's panels, averaged where a screen has no room for each head."""
+"""Show the panels in the terminal, averaged over heads where there are too many for a screen."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _BARS = " ▁▂▃▄▅▆▇█"
-#: Beyond these a line for each head would fill the screen.
+#: With more heads than this, a line for each head would fill the screen.
 MANY_HEADS = 32
 
 
 def show(look: Look, console: Console) -> None:
-    """Print every panel."""
+    """Print every panel to the console."""
     verdict = {None: "", True: "  right", False: f"  wrong, it is {look.gold}"}[look.right]
     _say(console, look.question)
     _say(console, f"answered {look.answer or '(nothing)'}{verdict}", "bold")
@@ -66,7 +66,7 @@ def _trace(trace: Trace, console: Console) -> None:
 
 
 def _decoded(decoded: DecodedLatents, console: Console) -> None:
-    """The likeliest token after each iteration, five after the last."""
+    """Print the likeliest token after each iteration, and the five likeliest after the last one."""
     last = decoded.passes[-1]
     words = [[_word(top[0]) for top in latents] for latents in decoded.passes[:-1]]
     widths = [max(map(len, column)) for column in words]
@@ -101,7 +101,7 @@ def _similarity(similar: Similarity, console: Console) -> None:
 
 
 def _kept(kept: KeptTokens, console: Console) -> None:
-    """A line for each head; for each layer, with the tokens of most of its heads, if many."""
+    """Print each head's kept tokens; with many heads, those that most heads of a layer keep."""
     held = [[set(head) - {None} for head in layer] for layer in kept.columns]
     many = sum(map(len, held)) > MANY_HEADS
     for number, heads in enumerate(held, start=1):
@@ -125,7 +125,10 @@ def _kept(kept: KeptTokens, console: Console) -> None:
 
 
 def _line(name: str, kept: KeptTokens, columns: Collection[int]) -> Text:
-    """The trace; what is not in `columns` is in brackets, for those who see no colour."""
+    """Return the chain of thought; tokens not in `columns` are in brackets as well as dimmed.
+
+    The brackets are for readers who see no colour.
+    """
     line = Text(name, "dim")
     for here, run in groupby(range(len(kept.tokens)), lambda column: column in columns):
         words = "".join(kept.tokens[column][0] for column in run).replace("\n", "⏎")
@@ -146,7 +149,7 @@ def _attended(paid: AnswerAttention, console: Console) -> None:
 
 
 def _bars(values: Sequence[float | None], top: float) -> str:
-    """A column for each value; a full one is `top`, a dash has no value."""
+    """Return a bar for each value; a full bar is `top`, a dash stands for no value."""
     return "".join("-" if value is None else _bar(value, top) for value in values)
 
 

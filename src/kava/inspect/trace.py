@@ -1,4 +1,4 @@
-"""The written steps of a question: given, or written by the model itself."""
+"""The chain of thought of a question: given, or written by the model itself."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 class Trace:
     """What the teacher reads after the question.
 
-    source: `given`, `row` or `written` (by the model).
+    source: `given`, `row` (from an example) or `written` (by the model).
     told: where steps and answer come from, in a sentence.
-    steps: all of them; the teacher reads the first `read`, the rest is dropped.
-    answer: the teacher's.
+    steps: all steps; the teacher reads the first `read` of them, the rest is dropped.
+    read: number of steps that the teacher reads.
+    answer: the answer that the teacher reads.
     """
 
     source: str
@@ -49,18 +50,19 @@ def find_trace(
     row: str | None,
     max_new_tokens: int,
 ) -> tuple[Trace, Row]:
-    """The trace, and the row that the teacher reads.
+    """Return the chain of thought, and the encoded example that the teacher reads.
 
-    Given steps lose the last one where the recipe says so (`drop_last_step`), as in training.
-    Steps that the model writes do not: what it learned to write lacks it already.
+    If the recipe says so (`drop_last_step`), the last of the given steps is dropped, as in
+    training. Steps that the model writes keep their last one: the model learned to write chains
+    that lack it already.
 
     Args:
-        context: KV(Q), from which an answer is asked for where none is given.
-        steps: None lets the model write them.
-        row: the id of the row that steps and answer are of, if any.
+        context: KV(Q), from which an answer is generated if none is given.
+        steps: the steps; None lets the model write them.
+        row: the id of the example that steps and answer are from, if any.
 
     Raises:
-        KavaError: a step without text; more tokens than the backbone has positions.
+        KavaError: a step without text, or more tokens than the backbone has positions.
     """
     if steps is not None and not all(step.strip() for step in steps):
         raise KavaError(
@@ -97,13 +99,13 @@ def find_trace(
 
 
 def split_steps(text: str) -> list[str]:
-    """Equations `<<...>>` one by one; else sentences."""
+    """Split a chain of thought into steps: equations `<<...>>` if there are any, else sentences."""
     parts = re.split(r"(?<=>>)\s*(?=<<)" if "<<" in text else r"(?<=[.!?])\s+", text.strip())
     return [part.strip() for part in parts if part.strip()]
 
 
 def _write(reasoner: Reasoner, question: str, most: int) -> tuple[list[str], str | None, str]:
-    """Steps and answer as the model writes them greedily after Q, without <bot>."""
+    """Return steps, answer and a description; the model writes them greedily after Q, no <bot>."""
     ids = torch.tensor([reasoner.encoder.question(question)], device=reasoner.device)
     text = _text(reasoner, begin_writing(reasoner, ids, torch.ones_like(ids) > 0), most)
     told = "No steps were given, so the model wrote them itself (greedily, without <bot>)."
@@ -116,7 +118,7 @@ def _write(reasoner: Reasoner, question: str, most: int) -> tuple[list[str], str
 
 
 def _ask(reasoner: Reasoner, context: Thought, steps: list[int], most: int) -> str:
-    """What the model answers after Q | C | "The answer is:"."""
+    """Return what the model answers after Q | C | "The answer is:"."""
     thought = context
     if steps:
         ids = torch.tensor([steps], device=reasoner.device)
