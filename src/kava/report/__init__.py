@@ -1,1 +1,1 @@
-"""Tables and plots from result files."""
+"""Tables and plots of result files."""

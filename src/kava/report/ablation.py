@@ -1,4 +1,4 @@
-"""Table and plot of `kava ablate`."""
+"""Table and plot for the command `kava ablate`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ MEANINGS = {
 
 
 def label(name: str) -> str:
-    """What a row is called: what was done to the latents, or how many iterations they had."""
+    """Return a row's label: what was done to the latents, or the number of iterations."""
     kind, _, count = name.rpartition("_")
     return f"T = {count}" if kind == "iterations" else name.replace("_", " ")
 
 
 def ablation_table(table: dict[str, Any]) -> Table:
-    """What `ablation.json` holds, for a rich console."""
+    """Return the contents of `ablation.json` as a table for a rich console."""
     from rich import box
     from rich.table import Table
 
-    # Without its edges the table fits a terminal of 80 columns.
+    # Without outer edges, the table fits into a terminal of 80 columns.
     shown = Table(caption=caption(table), box=box.SIMPLE_HEAD, show_edge=False)
     shown.add_column("latents")
     for heading in ("accuracy (%)", "difference", "95 %", "p", "passes"):
@@ -39,7 +39,7 @@ def ablation_table(table: dict[str, Any]) -> Table:
 
 
 def caption(table: dict[str, Any]) -> str:
-    """What the numbers were measured on, and what they are to be held against."""
+    """Return the table's caption: what was measured, and the chance levels to compare with."""
     rows = {row["name"]: row for row in table["rows"]}
     chance, swapped = table["chance"], rows["swapped"]
     return (
@@ -71,7 +71,10 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def draw(table: dict[str, Any], path: Path) -> Path:
-    """One dot with its 95 % interval per row, and the share that answers the other question."""
+    """Draw a dot with its 95 % interval per row, and the share that answers the other question.
+
+    The other question is the one whose latents were swapped in.
+    """
 
     def named(name: str) -> str:
         return MEANINGS.get(name, label(name))

@@ -1,4 +1,4 @@
-"""`kava plot`: every picture that some run folders allow."""
+"""The command `kava plot`: draw all plots that the results of some run folders allow."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from kava.report.results import Group, check_column
 from kava.report.rows import VALIDATION, Row
 from kava.report.table import group_label
 
-LINES = 9  # in one picture of training curves
+LINES = 9  # maximum number of lines in one plot of training curves
 SWEEPS = {"num_latents": "Latent tokens M", "num_iterations": "Iterations T"}
 
 
 def draw(groups: Sequence[Group], tasks: Sequence[str], folder: Path) -> Iterator[str]:
-    """Draw what can be drawn; yields a line per picture, or why there is none.
+    """Draw all possible plots; yield for each the path written, or why it was not drawn.
 
     Args:
-        tasks: all that any run was scored on, if not given.
+        tasks: the tasks to draw; if empty, all tasks that any run was scored on.
 
     Raises:
         KavaError: two runs were not scored alike on a task.
@@ -67,7 +67,7 @@ def _by_steps(rows: list[tuple[Group, Row]], path: Path) -> str:
 
 
 def _sweep(rows: list[tuple[Group, Row]], key: str, path: Path) -> str:
-    """Runs that differ in one key alone make a line."""
+    """Draw a line for each set of runs that differ only in `key`."""
     families: dict[str, list[tuple[Group, Row]]] = {}
     for group, row in rows:
         if group.recipe is not None and row[key] is not None:
@@ -99,7 +99,10 @@ def _curves(groups: Sequence[Group], folder: Path) -> Iterator[str]:
 
 
 def _name(group: Group) -> str:
-    """By which `looks` finds the style: a plain method's own name, else that of the run."""
+    """Return the name by which `looks` finds the style: the method's own for a plain run.
+
+    A run with another name than its method's has a style of its own.
+    """
     return group.method if group_label(group) != group.name else group.name
 
 

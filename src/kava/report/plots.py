@@ -1,7 +1,8 @@
-"""Plots of results: what an answer costs, what was learned when, what M, T and steps change.
+"""Plots of results: accuracy and cost, training curves, and the effect of M, T and steps.
 
-Colours are Okabe and Ito's, told apart with colour-blind eyes; a marker and a dash pattern per
-method say the same thing again, for print in grey. matplotlib is imported only to draw.
+The colours are those of Okabe and Ito, which can be told apart with colour-blindness. Each method
+also has its own marker and dash pattern, for print in grey. matplotlib is imported only when a plot
+is drawn.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Point = tuple[float, float, float | None]
 
 
 class Dot(NamedTuple):
-    """A value with its interval, under the name of its line."""
+    """A value with its interval, and the label of the line it is drawn on."""
 
     label: str
     value: float
@@ -34,7 +35,7 @@ class Dot(NamedTuple):
 
 
 class Look(NamedTuple):
-    """How a method is drawn, the same in every plot."""
+    """How a method is drawn: its label, colour, marker and dashes are the same in every plot."""
 
     label: str
     colour: str
@@ -42,7 +43,7 @@ class Look(NamedTuple):
     dashes: str
 
 
-#: Colour, marker and dashes of the methods that are here; any other is drawn grey.
+#: Colour, marker and dashes of kava's own methods; any other method is drawn grey.
 _STYLES = {
     "cot": ("#000000", "s", "-"),
     "no_cot": ("#E69F00", "v", "--"),
@@ -68,16 +69,16 @@ _DPI = 150
 
 
 def look(method: str) -> Look:
-    """The look of a method; one that has no colour of its own is drawn grey."""
+    """Return the look of a method; a method without a colour of its own is drawn grey."""
     return Look(label_of(method), *_STYLES.get(method, _GREY_STYLE))
 
 
-#: For names that are no method's; dark enough for print, apart from the methods' hues.
+#: For names other than methods: dark enough for print, and distinct from the methods' hues.
 _MORE = ("#5E3C99", "#8C510A", "#01665E", "#A50F15", "#737300")
 
 
 def looks(names: Sequence[str]) -> dict[str, Look]:
-    """A look for each name: a method's own where the name is one, else one of a further set."""
+    """Return a look for each name: a method's own, or one from a further set for other names."""
     markers, dashes = "*hd<>1234", ("-", "--", "-.", ":")
     found = {name: look(name) for name in names if name in _STYLES}
     for place, name in enumerate(name for name in dict.fromkeys(names) if name not in _STYLES):
@@ -88,18 +89,21 @@ def looks(names: Sequence[str]) -> dict[str, Look]:
 
 
 def label(row: Record) -> str:
-    """What a row is called: by its method, or by its own name where it has another."""
+    """Return the label of a row: its method's label, or its own name if that is different."""
     name = row.get("name", row["method"])
     return look(row["method"]).label if name == row["method"] else name
 
 
 def spread(row: Record) -> float:
-    """What stands behind ±: the deviation over seeds where there are several."""
+    """Return the value after ±: the standard deviation over seeds if there are several.
+
+    For a single seed it is the standard error.
+    """
     return row["accuracy_std"] if len(row.get("seeds") or ()) > 1 else row["accuracy_se"]
 
 
 def spread_words(rows: Sequence[Record]) -> str:
-    """What ± means in these rows, as far as they have an accuracy."""
+    """Describe what ± means in these rows; rows without an accuracy are ignored."""
     counts = {len(row.get("seeds") or ()) for row in rows if row["accuracy"] is not None}
     many = max(counts, default=0)
     if many < 2:
@@ -113,8 +117,8 @@ def accuracy_against_passes(rows: Sequence[Record], path: str | Path) -> Path:
 
     Args:
         rows: each with `method`, `accuracy` and `accuracy_se` in percent, `forward_passes`, `n`;
-            with more than one of `seeds`, also `accuracy_std`, which then is the error bar.
-        path: the PNG to write.
+            with more than one of `seeds`, also `accuracy_std`, which is then the error bar.
+        path: the PNG file to write.
     """
     figure = _figure((7.4, 4.2))
     axes = figure.add_subplot()
@@ -146,14 +150,14 @@ def dots(
     level: float,
     level_label: str,
 ) -> Path:
-    """Draw percentages as dots with intervals, a line for each label.
+    """Draw percentages as dots with intervals, one line per label.
 
     Args:
-        series: what is counted to its dots; the first one names all lines, from top to bottom.
-        path: the PNG to write.
-        across: what the values are.
-        title: above the axes.
-        level: a value to hold them against, drawn as a broken line under `level_label`.
+        series: for each quantity, its dots; the first one defines all lines, from top to bottom.
+        path: the PNG file to write.
+        across: label of the x axis.
+        title: title above the axes.
+        level: a value to compare with, drawn as a dashed line with the label `level_label`.
     """
     lines = {dot.label: -place for place, dot in enumerate(next(iter(series.values())))}
     figure = _figure((7.0, 1.7 + 0.32 * len(lines)))
@@ -190,10 +194,10 @@ def loss_parts(series: dict[str, Sequence[Record]], path: str | Path) -> Path:
     """Draw every loss term over training steps, a panel per term and a line per method.
 
     Args:
-        series: method, or another name, to the records of its `metrics.jsonl`; a record holds
-            `step` and those terms of `PANELS` that were logged then. Terms that none has get no
+        series: method, or another name, to the records of its `metrics.jsonl`; a record has `step`
+            and those terms of `PANELS` that were logged at that step. Terms without records get no
             panel.
-        path: the PNG to write.
+        path: the PNG file to write.
     """
     styles = looks(list(series))
     terms = [term for term in PANELS if any(_points(s, term)[0] for s in series.values())]
@@ -216,14 +220,14 @@ def lines(
     title: str,
     whole: bool = True,
 ) -> Path:
-    """Draw accuracy over a number, a line with error bars per name.
+    """Draw accuracy against a number, one line with error bars per name.
 
     Args:
         series: name to points (x, accuracy in percent, its spread or None), in any order.
-        path: the PNG to write.
-        across: what x is.
-        title: above the axes.
-        whole: whether x takes these values alone, each of which then gets its tick.
+        path: the PNG file to write.
+        across: label of the x axis.
+        title: title above the axes.
+        whole: whether x takes only these values; each then gets a tick.
     """
     figure = _figure((6.4, 3.9))
     axes = figure.add_subplot()
@@ -249,7 +253,7 @@ def lines(
 
 
 def _point(axes: Axes, row: Record) -> None:
-    """A marker with its error bar; hollow for a row that is not its method's plain one."""
+    """Draw a marker with its error bar; it is hollow for a variant of a method."""
     _, colour, marker, _ = look(row["method"])
     plain = row.get("name", row["method"]) == row["method"]
     axes.errorbar(
@@ -300,14 +304,14 @@ def _panel(
 
 
 def _points(records: Sequence[Record], term: str) -> tuple[list[float], list[float]]:
-    """Steps and values at which a term was logged as a finite number."""
+    """Return the steps at which a term was logged as a finite number, and its values."""
     kept = [(r["step"], r[term]) for r in records if r.get(term) is not None]
     kept = [(step, value) for step, value in kept if math.isfinite(value)]
     return [step for step, _ in kept], [value for _, value in kept]
 
 
 def _plain_powers(axes: Axes) -> None:
-    """Tick marks on the x axis as 2, 4, 8, ... and not as powers."""
+    """Label the ticks of the x axis as 2, 4, 8, ... instead of as powers."""
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     axes.xaxis.set_major_locator(LogLocator(base=2))
@@ -315,7 +319,10 @@ def _plain_powers(axes: Axes) -> None:
 
 
 def _plain_logs(axes: Axes) -> None:
-    """A few tick marks on a logarithmic y axis, written out; powers of ten on a long one."""
+    """Label a few ticks of a logarithmic y axis with plain numbers.
+
+    On a long axis, only powers of ten are labelled.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axes.get_ylim()
@@ -326,7 +333,7 @@ def _plain_logs(axes: Axes) -> None:
 
 
 def _legend(figure: Figure, styles: list[Look]) -> None:
-    """One legend under all panels: a method need not be in the first one."""
+    """Draw one legend below all panels, since a method may be missing from the first panel."""
     from matplotlib.lines import Line2D
 
     handles = [
@@ -338,7 +345,7 @@ def _legend(figure: Figure, styles: list[Look]) -> None:
 
 
 def _figure(size: tuple[float, float]) -> Figure:
-    """A figure on the Agg canvas, whatever display or backend the caller has."""
+    """Return a figure on the Agg canvas, which works with any display or backend of the caller."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

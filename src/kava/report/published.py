@@ -1,4 +1,4 @@
-"""Numbers of others, each with its source: `published.yaml`, the only place that holds any."""
+"""Numbers published by others, each with its source; `published.yaml` is the only file with any."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ FILE = Path(__file__).with_suffix(".yaml")
 
 @dataclass(frozen=True)
 class Number:
-    """A published value and where it stands."""
+    """A published value and the source that it is from."""
 
     value: float
     source: str
 
     @property
     def told(self) -> str:
-        """The source in a few words, as `arXiv:2510.02312v1, second-hand`."""
+        """The source in a few words, such as `arXiv:2510.02312v1, second-hand`."""
         source = load()["sources"][self.source]
         version = source["version"]
         version = version if version.startswith("v") else ""
@@ -30,12 +30,12 @@ class Number:
 
 @cache
 def load() -> dict[str, Any]:
-    """The whole file."""
+    """Return the contents of `published.yaml`."""
     return yaml.safe_load(FILE.read_text(encoding="utf-8"))
 
 
 def number(quantity: str, task: str, setting: str, method: str) -> Number | None:
-    """A published value, None where none is known here.
+    """Return a published value, or None if none is known.
 
     Args:
         quantity: `accuracy` (percent) or `forward_passes`.
@@ -49,5 +49,5 @@ def number(quantity: str, task: str, setting: str, method: str) -> Number | None
 
 
 def settings() -> dict[str, dict[str, Any]]:
-    """The paper's settings: name to backbone, data and what it trained with (Table 6)."""
+    """Return the paper's settings: name to backbone, data and training values (KaVa, Table 6)."""
     return load()["table6"]["settings"]

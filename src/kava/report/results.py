@@ -1,4 +1,4 @@
-"""Finding run folders, and putting the seeds of one recipe together."""
+"""Find run folders, and group the seeds of one recipe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from kava.system import assets
 
 _SEED = re.compile(r"-seed\d+$")
 
-#: Recipe keys that say how a run was carried out and not what was trained.
+#: Recipe keys about how a run was carried out, which do not change what was trained.
 CARRIED_OUT = (
     "seed", "family", "description", "revision", "train.micro_batch_size", "train.precision",
     "train.log_every", "train.save_every", "train.report_to", "eval.every", "eval.batch_size",
@@ -30,11 +30,11 @@ CARRIED_OUT = (
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one recipe, one per seed.
+    """Runs of one recipe, one run per seed.
 
-    name: of the run folders, without the seed.
+    name: name of the run folders, without the seed.
     runs: seed to folder; the seed None stands for a model that was not trained.
-    recipe: None for such a model.
+    recipe: None for a model that was not trained.
     """
 
     name: str
@@ -44,36 +44,36 @@ class Group:
 
     @property
     def method(self) -> str:
-        """The method's registered name."""
+        """The registered name of the method."""
         return next(iter(self.results.values()))["method"]
 
     @property
     def tasks(self) -> list[str]:
-        """Tasks that some run was scored on."""
+        """The tasks that at least one run was scored on."""
         found = (task for result in self.results.values() for task in result.get("scores", {}))
         return list(dict.fromkeys(found))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The log of the first seed that has one."""
+        """Return the training log of the first seed that has one."""
         for folder in self.runs.values():
             if (folder / METRICS).is_file():
                 return read_metrics(folder)
         return []
 
     def row(self, task: str, seeds: Sequence[int] = ()) -> Row:
-        """See `make_row`; of `seeds`, those that are not there count as missing."""
+        """Return the row of a task, see `make_row`; `seeds` without a run count as missing."""
         wanted = {seed: None for seed in seeds} if self.recipe else {}
         return make_row(self.name, {**wanted, **self.results}, task, self.recipe, self.runs)
 
 
 def find(paths: Iterable[str | Path]) -> list[Group]:
-    """The runs in and below the given folders, grouped by recipe, in the order found.
+    """Return the runs in and below the given folders, grouped by recipe, in the order found.
 
-    A run is a folder with a `result.json` that names a method; its recipe stands beside it.
+    A run is a folder with a `result.json` that names a method; its recipe is in the same folder.
 
     Raises:
-        KavaError: no such folder, no run in it, a file that cannot be read or holds no result, or
-            two runs of one recipe and seed.
+        KavaError: a folder does not exist or has no run, a file cannot be read or is not a result,
+            or two runs have the same recipe and seed.
     """
     groups: dict[str, Group] = {}
     for path in paths:
@@ -97,9 +97,9 @@ def find(paths: Iterable[str | Path]) -> list[Group]:
 
 
 def check_column(groups: Iterable[Group], task: str) -> None:
-    """Check that what stands below each other in a table was measured alike.
+    """Check that the rows of a table's column were measured in the same way.
 
-    The number of questions may differ: a table says it.
+    The number of questions may differ, since the table shows it.
 
     Raises:
         KavaError: see `check_alike`.
@@ -111,12 +111,12 @@ def check_column(groups: Iterable[Group], task: str) -> None:
 
 
 def seeds(groups: Iterable[Group]) -> list[int]:
-    """Every seed that some group has, in order."""
+    """Return every seed that at least one group has, in order."""
     return sorted({seed for group in groups for seed in group.runs if seed is not None})
 
 
 def setting(group: Group) -> str | None:
-    """Which of the paper's settings a group was trained in, by backbone and data; None if none."""
+    """Return the paper's setting that a group was trained in, by backbone and data, or None."""
     if group.recipe is None:
         return None
     form = group.recipe.data.options.get("form", "equation")
@@ -131,9 +131,10 @@ def setting(group: Group) -> str | None:
 
 
 def changes(group: Group, recipe: Recipe) -> dict[str, Any]:
-    """In which keys a group differs from a recipe: key to the group's value.
+    """Return the keys in which a group differs from a recipe, with the group's values.
 
-    Where the backbone and the rows lie, and how the training was carried out, do not count.
+    Paths of the backbone and the data, and keys about how the training was carried out, are
+    ignored.
     """
     own, other = (schema.flatten(one.model_dump(by_alias=True)) for one in (group.recipe, recipe))
     skipped = {*CARRIED_OUT, "backbone"}
@@ -143,7 +144,7 @@ def changes(group: Group, recipe: Recipe) -> dict[str, Any]:
 
 
 def _named_apart(groups: list[Group]) -> list[Group]:
-    """Groups of the same name take as much of their folders' path as tells them apart."""
+    """Make the names of groups unique by prefixing as much of their folders' path as needed."""
     folders = [next(iter(group.runs.values())).resolve().parent.parts for group in groups]
     names = [group.name for group in groups]
     for depth in range(1, max((len(parts) for parts in folders), default=0) + 1):

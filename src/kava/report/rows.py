@@ -1,4 +1,4 @@
-"""Rows of a result table: what the seeds of one recipe measured, together."""
+"""Rows of a result table: the results of all seeds of one recipe, combined."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from kava.recipe.schema import Recipe
 Row = dict[str, Any]
 Result = dict[str, Any]
 VALIDATION = "validation"
-#: What answers cost: means over questions, and here over seeds.
+#: Costs of answers: means over questions and then over seeds.
 COSTS = (
     "forward_passes", "prefill_passes", "generated_tokens", "ms_per_question",
     "ms_per_question_in_batch", "tokens_per_second",
 )  # fmt: skip
-#: What scores of one task have to share, to be held against each other, and to be averaged.
+#: Keys that must be equal for scores of a task to be compared, and to be averaged.
 COMPARED = ("version", "rule", "split", "source")
 AVERAGED = ("n", *COMPARED)
 
@@ -32,24 +32,24 @@ def make_row(
     recipe: Recipe | None = None,
     folders: Mapping[int | None, Path] | None = None,
 ) -> Row:
-    """One row of a table or a plot.
+    """Return one row of a table or a plot.
 
     Args:
-        name: what the row is called; the method's name, or more where one method has several rows.
-        results: seed to what `result.json` holds, None where that seed has none; the seed None
+        name: the row's name: the method's name, or a longer one if a method has several rows.
+        results: seed to the contents of `result.json`, None if that seed has none; the seed None
             stands for a model that was not trained (the backbone itself).
-        task: a task that was scored, or `validation` for the validation rows of the training.
-        recipe: what was trained; says how many latents there are.
+        task: a task that was scored, or `validation` for the validation examples of the training.
+        recipe: the recipe that was trained; it gives the number of latents.
         folders: seed to run folder, for messages.
 
     Returns:
-        `accuracy` is the mean over seeds in percent, `accuracy_std` the sample deviation,
+        `accuracy` is the mean over seeds in percent, `accuracy_std` the sample standard deviation,
         `accuracy_se` the mean of each seed's binomial standard error; `seeds` are those that
         count and `missing_seeds` those without a score. A quantity that was not measured is None.
-        `train_seconds` is the mean over trainings that ran in one go.
+        `train_seconds` is the mean over trainings that ran without interruption.
 
     Raises:
-        KavaError: seeds that were not scored alike (`check_alike`, by `AVERAGED`).
+        KavaError: the seeds were not scored alike (`check_alike`, with the keys `AVERAGED`).
     """
     runs = {seed: f"{name} (seed {seed})" for seed in results} | (folders or {})
     check_alike({str(runs[seed]): result for seed, result in results.items()}, task, AVERAGED)
@@ -85,17 +85,17 @@ def make_row(
 
 
 def check_alike(results: Mapping[str, Result | None], task: str, keys: Sequence[str]) -> None:
-    """Check that runs were asked the same questions of a task, and read by the same rule.
+    """Check that runs answered the same questions of a task, and were scored by the same rule.
 
-    What a result does not say is not compared. Of a source that is a file its name counts, and not
-    the folder, which differs between machines.
+    Values that a result does not have are not compared. If the source is a file, only its name is
+    compared, since folders differ between machines.
 
     Args:
-        results: run to what its `result.json` holds.
-        keys: of a score.
+        results: run to the contents of its `result.json`.
+        keys: the keys of a score to compare.
 
     Raises:
-        KavaError: names the first two runs that differ, and in what.
+        KavaError: names the first two runs that differ, and the keys in which they do.
     """
     scores = {run: _score(result, task) for run, result in results.items()}
     first: dict[str, tuple[str, Any]] = {}
@@ -122,17 +122,17 @@ def _differ(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
 
 
 def _told(key: str, value: Any) -> Any:
-    """A value as it is compared."""
+    """Return a value in the form in which it is compared."""
     if key != "source" or not isinstance(value, str) or value.endswith(")"):
         return value
     return Path(value).name
 
 
 def check_result(result: Any, file: Path) -> None:
-    """Check that a result of a run can be put into a row.
+    """Check that the result of a run can become a row.
 
     Raises:
-        KavaError: names the file and what is not as `kava eval` writes it.
+        KavaError: names the file, and what differs from the format that `kava eval` writes.
     """
     scores, where = result["scores"], f"{file}: not a result of kava:"
     if not isinstance(result["method"], str):
@@ -201,7 +201,7 @@ def _brief(value: Any) -> str:
 
 
 def _score(result: Result | None, task: str) -> dict[str, Any] | None:
-    """What one seed scored, None where it did not."""
+    """Return the score of one seed on a task, or None if it has none."""
     if result is None:
         return None
     if task != VALIDATION:
@@ -214,7 +214,7 @@ def _score(result: Result | None, task: str) -> dict[str, Any] | None:
 
 
 def _latents(recipe: Recipe | None) -> dict[str, int | None]:
-    """M and T of methods that have them."""
+    """Return M and T, each None for methods without it."""
     method = registry.find("methods", recipe.method) if recipe else None
     latents = bool(method and method.uses_latents)
     iterates = latents and method.iterates
@@ -229,7 +229,7 @@ def _largest(values: list[int | None]) -> int | None:
 
 
 def _by_steps(scores: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean accuracy over seeds by the number of steps that a problem takes."""
+    """Return the mean accuracy over seeds for each number of steps that a problem takes."""
     by_steps = [score.get("accuracy_by_steps", {}) for score in scores]
     keys = by_steps[0] if by_steps else {}
     return {k: mean_and_std([one[k][0] for one in by_steps if k in one])[0] for k in keys}
@@ -241,7 +241,10 @@ def _mean_and_std(values: list[float | None]) -> tuple[float | None, float | Non
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample standard deviation (0 for one value), to four places: tables round to one."""
+    """Return mean and sample standard deviation (0 for one value), rounded to four decimal places.
+
+    Tables show one decimal place.
+    """
     mean = sum(values) / len(values)
     square = sum((v - mean) ** 2 for v in values) / max(len(values) - 1, 1)
     return round(mean, 4), round(square**0.5, 4)

@@ -1,4 +1,4 @@
-"""`kava table`: results as Markdown, CSV and LaTeX, with the published numbers where they exist."""
+"""The command `kava table`: results as Markdown, CSV and LaTeX, next to published numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kava.system import assets
 from kava.system.files import write_whole
 
 GAP = "-"
-#: Of one answer, and how its column is called; see `report.rows`.
+#: Costs of one answer with the headings of their columns; see `report.rows`.
 COSTS = {
     "forward_passes": "forward passes",
     "prefill_passes": "prefill passes",
@@ -34,9 +34,10 @@ COSTS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """A value with what stands behind ±, if anything.
+    """A value with its spread, the number after ±, if any.
 
-    share: how many of the seeds count, if not all.   gap: stands where there is no value.
+    share: how many of the seeds count, if not all.
+    gap: text shown if there is no value.
     """
 
     value: float | None
@@ -45,7 +46,7 @@ class Measured:
     gap: str = GAP
 
     def text(self, sign: str = "±") -> str:
-        """As `93.2 ± 3.3`, with `(2/3)` behind it where seeds are missing."""
+        """Return text such as `93.2 ± 3.3`, followed by `(2/3)` if seeds are missing."""
         if self.value is None:
             return self.gap + self.share
         behind = "" if self.spread is None else f" {sign} {self.spread:.1f}"
@@ -57,10 +58,12 @@ Cell = str | Measured
 
 @dataclass(frozen=True)
 class Table:
-    """A table that is written in three forms from the same cells.
+    """A table that can be written in three formats.
 
-    name: of the files.   caption: what was measured, and what ± is.
-    In CSV a column of numbers is two, the value and its spread.
+    name: base name of the files.
+    caption: what was measured, and what ± means.
+
+    In CSV, a column of numbers becomes two columns: the value and its spread.
     """
 
     name: str
@@ -70,11 +73,11 @@ class Table:
 
     @property
     def numbers(self) -> list[bool]:
-        """Which columns hold measured values."""
+        """Whether each column holds measured values."""
         return [any(isinstance(row[i], Measured) for row in self.rows) for i in self._columns]
 
     def markdown(self) -> str:
-        """A Markdown table with its caption below."""
+        """Return a Markdown table with its caption below."""
         rule = ["---:" if number else "---" for number in self.numbers]
         lines = [
             [_markdown(heading) for heading in self.headings],
@@ -85,7 +88,7 @@ class Table:
         return f"{table}\n\n{self.caption}\n"
 
     def csv(self) -> str:
-        """Comma-separated values; numbers unrounded, empty where there is none."""
+        """Return comma-separated values; numbers are unrounded, and empty if there is none."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         head: list[str] = []
@@ -104,7 +107,7 @@ class Table:
         return out.getvalue()
 
     def latex(self) -> str:
-        """A `tabular` with booktabs' rules and the caption as a comment above."""
+        """Return a `tabular` with rules from booktabs, and the caption as a comment above."""
         columns = "".join("r" if number else "l" for number in self.numbers)
         lines = [
             [_latex(h) for h in self.headings],
@@ -118,7 +121,7 @@ class Table:
         )
 
     def write(self, folder: Path) -> list[Path]:
-        """NAME.md, NAME.csv and NAME.tex in a folder."""
+        """Write NAME.md, NAME.csv and NAME.tex into a folder; return their paths."""
         forms = {".md": self.markdown(), ".csv": self.csv(), ".tex": self.latex()}
         files = [folder / f"{self.name}{ending}" for ending in forms]
         for file, text in zip(files, forms.values(), strict=True):
@@ -131,13 +134,13 @@ class Table:
 
 
 def results_table(groups: Sequence[Group], tasks: Sequence[str] = ()) -> Table:
-    """A row per recipe, an accuracy per task, and what the first task's answers cost.
+    """Return a row per recipe: the accuracy on each task, and the cost of the first task's answers.
 
     Args:
-        tasks: all that any run was scored on, if not given.
+        tasks: the tasks to show; if empty, all tasks that any run was scored on.
 
     Raises:
-        KavaError: no run was scored on a task, or two were not scored alike.
+        KavaError: no run was scored on a task, or two runs were not scored alike.
     """
     known = list(dict.fromkeys(task for group in groups for task in group.tasks))
     tasks = list(tasks) or known
@@ -177,10 +180,10 @@ def results_table(groups: Sequence[Group], tasks: Sequence[str] = ()) -> Table:
 
 
 def paper_tables(groups: Sequence[Group]) -> list[Table]:
-    """The paper's Table 1 (accuracy) and Table 2 (forward passes), ours beside the published.
+    """Return KaVa's Table 1 (accuracy) and Table 2 (forward passes), with our and published values.
 
-    Every setting and method has a row, run or not. A run whose recipe is not the shipped one has a
-    row of its own, named by the keys that differ, and no published number.
+    Every setting and method has a row, whether it was run or not. A run whose recipe differs from
+    the shipped one has its own row, named by the keys that differ, without a published value.
 
     Raises:
         KavaError: two runs were not scored alike, or one recipe has several names.
@@ -217,7 +220,7 @@ def _paper_table(
 
 
 def _by_paper() -> list[str]:
-    """All methods: those without a paper first, then in the order of their papers."""
+    """Return all methods: first those without a paper, then in the order of their papers."""
     return sorted(registry.names("methods"), key=lambda name: (paper_of(name) or "", name))
 
 
@@ -279,14 +282,14 @@ def _paper_row(
 
 
 def accuracy(row: Row) -> Measured:
-    """A row's accuracy with its spread."""
+    """Return a row's accuracy with its spread."""
     counted, missing = row.get("seeds") or (), row.get("missing_seeds") or ()
     share = f" ({len(counted)}/{len(counted) + len(missing)})" if missing else ""
     return Measured(row["accuracy"], spread(row) if row["accuracy"] is not None else None, share)
 
 
 def group_label(group: Group) -> str:
-    """The method's name in print, or the run's own where it has another."""
+    """Return the method's name in print, or the run's own name if that is different."""
     return look(group.method).label if group.name == group.method else group.name
 
 
@@ -302,7 +305,7 @@ def _text(cell: Cell) -> str:
 
 
 def _markdown(text: str) -> str:
-    """On one line, and in one cell."""
+    """Make a text fit into one cell, on one line."""
     return " ".join(text.splitlines()).replace("|", "\\|")
 
 

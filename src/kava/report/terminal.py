@@ -1,4 +1,4 @@
-"""The quickstart's table, for the terminal and for Markdown, from the same cells."""
+"""The quickstart's table, for the terminal and as Markdown, from the same cells."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ UNTRAINED = "the backbone itself"
 
 
 def quickstart_table(rows: Sequence[Row], title: str | None = None) -> Table:
-    """One row per method, for a rich console.
+    """Return a table for a rich console, with one row per method.
 
     Args:
         rows: each with `method`, `accuracy` and `accuracy_se` in percent, `n`, `forward_passes`,
-            `ms_per_question`, and `train_seconds`, None where nothing was trained (the backbone);
-            with more than one of `seeds`, also `accuracy_std`, which then stands behind ±; with
-            `missing_seeds`, how many seeds count is said, and with none at all the numbers are
-            None. A `name` other than the method's is shown in its place. See `report.rows`.
+            `ms_per_question`, and `train_seconds`, None if nothing was trained (the backbone); with
+            more than one of `seeds`, also `accuracy_std`, which is then shown after ±. With
+            `missing_seeds`, the number of seeds that count is shown; without any seed, the numbers
+            are None. A `name` other than the method's is shown instead of it. See `report.rows`.
     """
     from rich import box
     from rich.table import Table
 
-    # Without its edges the table fits a terminal of 80 columns.
+    # Without outer edges, the table fits into a terminal of 80 columns.
     table = Table(title=title, caption=caption(rows), box=box.SIMPLE_HEAD, show_edge=False)
     for place, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="right" if place in (1, 2, 3) else "left")
@@ -39,14 +39,14 @@ def quickstart_table(rows: Sequence[Row], title: str | None = None) -> Table:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """The same as a Markdown table, with a line below that says what ± is."""
+    """Return the rows of `quickstart_table` as a Markdown table, with the meaning of ± below."""
     lines = [HEADINGS, ("---", "---:", "---:", "---:", "---"), *map(cells, rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{table}\n\n{caption(rows)}\n"
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row as text, in the order of `HEADINGS`."""
+    """Return a row as text, in the order of `HEADINGS`."""
     return (
         label(row),
         _accuracy(row),
@@ -57,7 +57,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def caption(rows: Sequence[Row]) -> str:
-    """What the numbers were measured on."""
+    """Return the table's caption: the number of problems, and what ± means."""
     counts = sorted({row["n"] for row in rows if row["n"] is not None})
     problems = " or ".join(f"{n:,}" for n in counts) or "no"
     share = "; (k/m): only k of m seeds" if any(row.get("missing_seeds") for row in rows) else ""
