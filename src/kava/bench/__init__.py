@@ -1,1 +1,1 @@
-"""How fast training and generation are: `kava bench`."""
+"""Measure the speed and memory of training and generation (`kava bench`)."""

@@ -1,4 +1,4 @@
-"""What `kava bench` says and writes."""
+"""The commands `kava bench train` and `kava bench generate`: run them, print and write results."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from kava.system.files import write_json
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What both commands share.
+    """Settings shared by both commands.
 
-    shape: of the backbone; each recipe's own if None.
+    shape: shape of the backbone; None is each recipe's own.
     """
 
     shape: str | None
@@ -46,10 +46,10 @@ class Plan:
 def bench_train(
     paths: Sequence[str], settings: Sequence[str], plan: Plan, console: Console
 ) -> dict[str, Any]:
-    """Time a training step of each recipe in turns; print and write what came out.
+    """Time a training step of each recipe, interleaved; print and write the results.
 
     Raises:
-        KavaError: a recipe or shape that is not possible.
+        KavaError: an invalid recipe or shape.
     """
     device, paths = torch.device(default_device()), recipe_paths(paths, console)
     recipes = {name: load_resolved(path, list(settings)) for name, path in paths.items()}
@@ -82,10 +82,10 @@ def bench_generate(
     batch_sizes: Sequence[int],
     console: Console,
 ) -> dict[str, Any]:
-    """Time answers of each run or recipe in turns, for each batch size; print and write it.
+    """Time the answers of each run or recipe, interleaved, for each batch size; print and write.
 
     Raises:
-        KavaError: a recipe, run, shape or batch size that is not possible.
+        KavaError: an invalid recipe, run, shape or batch size.
     """
     if any(size < 1 for size in batch_sizes):
         raise KavaError("--batch are numbers above 0", code="bench.not-above-0", key="--batch")
@@ -115,12 +115,12 @@ def bench_generate(
 
 
 def recipe_paths(given: Sequence[str], console: Console) -> dict[str, str]:
-    """Recipes and runs by name: the file's own, with its folders where two have the same.
+    """Return the paths of recipes and runs by name: the file's, with its folders if names clash.
 
-    Patterns that the shell found nothing for may be those of shipped recipes.
+    A pattern that the shell could not expand is also searched in the shipped recipes.
 
     Raises:
-        KavaError: a pattern that nothing matches; files whose names differ in their endings alone.
+        KavaError: a pattern without a match, or files whose names differ only in their suffix.
     """
     paths: dict[Path, str] = {}
     for name in given:
@@ -164,7 +164,7 @@ def _rate(recipe: Recipe, device: torch.device, dtype: torch.dtype | None = None
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe a step depends on."""
+    """Return the settings of a recipe that a training step depends on."""
     tree = recipe.model_dump(by_alias=True)
     return {k: v for k, v in tree.items() if k not in ("data", "eval", "description", "family")}
 
@@ -214,7 +214,7 @@ _TRAIN_WORK = ("recipe", "token-forwards", "least", "GFLOP", "least", "ratio", "
 
 
 def _known(value: float | None, form: str, unit: float = 1) -> str:
-    """A number in its form; `-` where the method does not say what it needs."""
+    """Format a number; `-` if the method does not state its minimum work."""
     return "-" if value is None else form.format(value * unit)
 
 

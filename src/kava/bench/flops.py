@@ -1,7 +1,7 @@
-"""FLOPs of a step: counted while it runs, and the least that its method needs.
+"""FLOPs of a step: as counted while it runs, and the minimum that its method needs.
 
-A multiplication and an addition are two. Matrix products and attention count, as PyTorch's counter
-has them; what works value by value (norms, activations, losses) does not.
+A multiplication and an addition are two FLOPs. Matrix products and attention are counted, as in
+PyTorch's counter; elementwise operations (norms, activations, losses) are not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from kava.reasoning.reasoner import Reasoner
 
 
 def _attended(query: Sequence[int], keys: Sequence[int]) -> int:
-    """One product of attention: [B, H, n, D] with [B, *, S, D], masked or not."""
+    """Return the FLOPs of one product of attention, masked or not.
+
+    Args:
+        query: shape [batch, heads, columns, head_dim].
+        keys: shape [batch, any, key_columns, head_dim].
+    """
     batch, heads, columns, size = query
     return 2 * batch * heads * columns * keys[2] * size
 
@@ -31,11 +36,11 @@ def _forward(query: Sequence[int], keys: Sequence[int], *_: Any, **__: Any) -> i
 
 
 def _backward(gradient: Any, query: Sequence[int], keys: Sequence[int], *_: Any, **__: Any) -> int:
-    # Five products: the weights once more, since they are not kept, and four gradients.
+    # Five products: the attention weights recomputed, since they are not kept, and four gradients.
     return 5 * _attended(query, keys)
 
 
-# PyTorch counts its attention for GPUs and passes over the one for CPUs.
+# PyTorch's counter knows its attention kernels for GPUs, but not those for CPUs.
 _ON_CPU = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _forward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _backward,
@@ -43,7 +48,7 @@ _ON_CPU = {
 
 
 def count_flops(work: Callable[[], Any], attention: bool = True) -> int:
-    """FLOPs of `work`, which is run once; on CPUs, attention is left out if not asked for."""
+    """Run `work` once and return its FLOPs; on CPUs, `attention` False leaves attention out."""
     with FlopCounterMode(display=False, custom_mapping=_ON_CPU if attention else None) as counter:
         work()
     return counter.get_total_flops()
@@ -51,10 +56,12 @@ def count_flops(work: Callable[[], Any], attention: bool = True) -> int:
 
 @dataclass(frozen=True)
 class Cost:
-    """FLOPs of one unit of each kind of work, backward pass included where `training`.
+    """FLOPs of one unit of each kind of work, including the backward pass if `training`.
 
-    column: one column through the layers; pair: one query and key of attention in all layers;
-    label: one position's logits; latent: one latent through P.
+    column: one column through the layers.
+    pair: one pair of query and key of attention, in all layers.
+    label: the logits of one position.
+    latent: one latent through the projection P.
     """
 
     column: float
@@ -63,7 +70,7 @@ class Cost:
     latent: float
 
     def of(self, work: Work) -> float:
-        """FLOPs of so much work."""
+        """Return the FLOPs of this amount of work."""
         return (
             self.column * work.columns
             + self.pair * work.pairs
@@ -73,24 +80,25 @@ class Cost:
 
 
 def cost(reasoner: Reasoner, training: bool) -> Cost:
-    """What each unit costs a reasoner, at the least."""
+    """Return the minimum cost of each unit of work for a reasoner."""
     return cost_of(reasoner.lm, reasoner.projection, training)
 
 
 def cost_of(lm: Any, projection: nn.Module, training: bool) -> Cost:
-    """What the backbone's shape and the adapter make each unit cost, at the least.
+    """Return the minimum cost of each unit of work, from the backbone's shape and the adapter.
 
-    A product costs two FLOPs per weight forward; in training as many for the gradient of its
-    input, and again for that of its weight where that is trained. Attention is two products
-    forward and five backward: its weights are made anew, since keeping them is ruled out. Grouped
-    heads cost what other heads do. Only shapes are read: the weights may be without values.
+    A matrix product costs two FLOPs per weight in the forward pass. In training, the gradient of
+    its input costs as much again, and so does the gradient of its weight if that is trained.
+    Attention is two products in the forward pass and five in the backward pass: attention weights
+    are recomputed there, since they may not be kept. Grouped heads cost as much as other heads.
+    Only shapes are read, so the weights may be without values.
 
     Args:
-        lm: with its adapter's layers inside.
+        lm: the backbone, with its adapter's layers inside.
         projection: P.
 
     Raises:
-        KavaError: layers with products that are none of `nn.Linear`, such as those of experts.
+        KavaError: layers with matrix products other than `nn.Linear`, such as mixtures of experts.
     """
     _check(lm)
     head = lm.get_output_embeddings().weight

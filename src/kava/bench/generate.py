@@ -1,4 +1,4 @@
-"""`kava bench generate`: questions answered with written steps, without any, with latents."""
+"""The benchmark `kava bench generate`: answers with chain of thought, without, or with latents."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from kava.system.memory import peak_memory
 
 @dataclass
 class Generation:
-    """One batch of questions for a model, and how many tokens each answer has.
+    """A batch of questions for a model, and the number of tokens of each answer.
 
-    Answers have a fixed length, since random weights would end them anywhere: the answer's tokens
-    after its prompt, and where steps are written, those and the prompt before it.
+    Answers have a fixed length, since random weights would end them anywhere: the tokens of the
+    answer after its prompt and, if the method writes a chain of thought, also those of the chain
+    and the prompt.
     """
 
     reasoner: Reasoner
@@ -33,12 +34,12 @@ class Generation:
 
     @classmethod
     def build(cls, reasoner: Reasoner, lengths: Lengths, batch: int) -> Generation:
-        """Random questions, those of one batch of like length as the evaluation sorts them.
+        """Create a batch of random questions of similar length, as the evaluation sorts them.
 
         Raises:
-            KavaError: the answer is too short; a backbone whose FLOPs cannot be counted.
+            KavaError: the answer is too short, or the backbone's FLOPs cannot be counted.
         """
-        flops.cost(reasoner, training=False)  # refuses before anything is timed
+        flops.cost(reasoner, training=False)  # raises before anything is timed
         rows = random_rows(reasoner, lengths, batch * POOL)
         at = POOL // 2 * batch
         rows = sorted(rows, key=lambda row: len(row.question))[at : at + batch]
@@ -54,37 +55,40 @@ class Generation:
 
     @torch.no_grad()
     def think(self) -> ReasoningResult:
-        """Everything before the answer: the prefill."""
+        """Run everything before the answer: the prefill, with the latents."""
         return self.reasoner.method.think(self.reasoner, self.question, self.mask)
 
     def whole(self) -> None:
-        """From question to the answer's last token."""
+        """Run everything from the question to the last token of the answer."""
         self.reasoner.continue_from(self.think(), self.new_tokens, min_new_tokens=self.new_tokens)
 
     def work(self) -> tuple[Work, Work] | None:
-        """The least for the prefill, and for all of it; None where the method does not say."""
+        """Return the minimum work of the prefill and of the whole answer.
+
+        It is None if the method does not state it.
+        """
         lengths, recipe = self.mask.sum(1), self.reasoner.recipe
         thinking = self.reasoner.method.thinking_work(lengths, recipe.num_iterations)
         if thinking is None:
             return None
         thought = self.think()
-        # What the model reads one after the other: the prompt, then each token but the last.
+        # The model reads in sequence: the prompt, then each token except the last.
         read, fed = thought.thought.attention_mask.sum(1), thought.prompt.shape[1]
         answer = chain(fed, *[1] * (self.new_tokens - 1), after=read)
         labels = self.new_tokens * len(lengths)
         whole = Work([*thinking.calls, *answer], labels, thinking.projected)
-        if recipe.method == "cot":  # its question's last token is the prompt: fed once, not twice
+        if recipe.method == "cot":  # the question's last token is the prompt: counted once
             whole = Work([*chain(lengths - 1), *answer], labels)
             thinking = Work(chain(lengths - 1), 0)
         return thinking, whole
 
     def record(self, prefill: list[float], whole: list[float], rate: float) -> dict[str, Any]:
-        """Everything about one model and batch size.
+        """Return all measurements of one model and batch size.
 
         Args:
             prefill: seconds of `think`.
             whole: seconds of `whole`.
-            rate: the machine's FLOPs per second in large products.
+            rate: the machine's FLOPs per second in large matrix products.
         """
         rows, works = self.question.shape[0], self.work()
         least_prefill, least = works or (None, None)
@@ -96,7 +100,7 @@ class Generation:
             self.whole()
         thought = self.think()
         columns = thought.thought.columns + thought.prompt.shape[1] + self.new_tokens - 1
-        # CoT keeps the question's last token as prompt, whose cache comes with the first token.
+        # For CoT, the prompt is the question's last token, cached only with the first new token.
         held = cache.columns_in_bytes(thought.thought.past_key_values)
         return {
             "batch_size": rows,
@@ -120,11 +124,11 @@ class Generation:
         }
 
 
-POOL = 10  # times the batch, from which rows of like length are taken
+POOL = 10  # examples of similar length are taken from a pool of this many batches
 
 
 def pieces(generations: dict[str, Generation]) -> dict[str, Piece]:
-    """What is timed, the prefill and the whole of each."""
+    """Return the timed functions: the prefill and the whole of each model."""
     found: dict[str, Piece] = {}
     for name, generation in generations.items():
         found[f"{name} prefill"], found[name] = generation.think, generation.whole

@@ -1,9 +1,10 @@
-"""`kava bench memory`: the memory of a training step, counted on tensors that have only sizes.
+"""Count the memory of a training step on tensors without values (`kava bench memory`).
 
 The recipe's own step runs on fake tensors (`torch._subclasses.fake_tensor`), which have shapes,
-storages and a graph, and no values. Every storage that a torch operation makes is counted while
-it lives, so that the peak is that of the code, with nothing written down by hand. Not in it: the
-allocator's fragments, the kernels' own workspaces, CUDA's half gigabyte, buckets of DDP.
+storages and an autograd graph, but no values. Every storage that a torch operation creates is
+counted while it lives, so the peak follows from the code itself, without any formula. Not included:
+fragmentation of the allocator, workspaces of kernels, the half gigabyte of the CUDA context, and
+the buckets of DDP.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from kava.sweeps.memory import Memory, autocasts
 
 
 class Living(TorchDispatchMode):
-    """Counts bytes of storages, from when they are made until they are freed.
+    """Dispatch mode that counts the bytes of storages, from their creation until they are freed.
 
-    now, peak: at present, and at most.
+    now: bytes at present.
+    peak: the maximum so far.
     """
 
     def __init__(self) -> None:
@@ -39,7 +41,7 @@ class Living(TorchDispatchMode):
         self._held: set[int] = set()
 
     def hold(self, tensor: Tensor) -> None:
-        """Count a tensor that was there before, unless its storage is counted."""
+        """Count a tensor created before this mode was active, unless its storage is counted."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._held:
@@ -62,20 +64,20 @@ class Living(TorchDispatchMode):
 
 
 def count(recipe: Recipe, shape: str, lengths: Lengths, rows: int, device: str) -> Memory:
-    """What a step with `rows` rows at once holds at its peak.
+    """Return the peak memory of a training step with `rows` examples per micro-batch.
 
-    Layers count uncompiled, whatever `train.compile` says.
+    Layers are counted uncompiled, whatever `train.compile` says.
 
     Args:
-        device: on which it would run, `cpu` or `cuda`: the precision, and the way of attention.
-            There are CPU kernels in between; their CUDA kin keep the same tensors but for the mask
-            of attention, which those turn into numbers, layer by layer. Dropout's mask counts a
-            byte a number, as CUDA's kernel keeps it.
+        device: the device it would run on, `cpu` or `cuda`; it decides the precision and the
+            attention kernel. CPU kernels are used in between. Their CUDA counterparts keep the same
+            tensors, except for the attention mask, which they convert to numbers layer by layer.
+            Dropout masks are counted with one byte per element, as CUDA's kernel keeps them.
 
     Raises:
         KavaError: the shape, or the recipe on it, is not possible.
     """
-    more = recipe.train.batch_size > rows  # gradients are there when the second one comes
+    more = recipe.train.batch_size > rows  # the second micro-batch runs while gradients are held
     train = {"batch_size": 2 * rows if more else rows, "micro_batch_size": rows, "compile": False}
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
     reasoner = reasoner_of_sizes(recipe, shape, loading.choose_dtype(recipe, device))
@@ -89,7 +91,10 @@ def count(recipe: Recipe, shape: str, lengths: Lengths, rows: int, device: str) 
 
 @contextmanager
 def _dropout_as_on_gpus() -> Iterator[None]:
-    """Inside, dropout keeps a mask of bytes; on CPUs it keeps numbers of its input's dtype."""
+    """Inside the `with` block, dropout keeps a mask of bytes, as on GPUs.
+
+    On CPUs, it keeps a mask in the dtype of its input.
+    """
     theirs = torch.nn.functional.dropout
 
     def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False):
@@ -126,7 +131,7 @@ def _counted(training: Training) -> Memory:
 
 
 def _without_values(training: Training) -> tuple[Training, FakeTensorMode]:
-    """The same step of tensors with sizes alone; the reasoner is changed in place."""
+    """Return a copy of the step on fake tensors; the reasoner is changed in place."""
     fake, twins = FakeTensorMode(), {}
 
     def twin(tensor: Tensor | None) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""What `kava bench memory` says and writes."""
+"""The command `kava bench memory`: count, print and write the results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kava.system.files import write_json
 from kava.system.text import format_bytes, format_count, print_text
 
 DEVICES = ("cuda", "cpu")
-#: What the numbers leave out.
+#: A note on what the numbers do not include.
 LEFT_OUT = (
     "counted on tensors without values: storages that live at the same time, in a step like any "
     "but the first; the allocator's fragments, the kernels' workspaces and CUDA's half gigabyte "
@@ -39,14 +39,14 @@ def bench_memory(
     output: Path | None,
     console: Console,
 ) -> dict[str, Any]:
-    """Count each recipe's step with so many rows at once; print and write it.
+    """Count the memory of each recipe's step for each micro-batch size; print and write it.
 
     Args:
-        sizes: numbers of rows; the recipe's own micro-batch if there are none.
+        sizes: micro-batch sizes (numbers of examples); the recipe's own if empty.
         device: see `kava.bench.memory.count`.
 
     Raises:
-        KavaError: a recipe, shape, device or number of rows that is not possible.
+        KavaError: an invalid recipe, shape, device or number of examples.
     """
     if device not in DEVICES:
         raise KavaError(

@@ -1,4 +1,7 @@
-"""Backbones of any shape with random weights, and rows of any length: no Hub, no data."""
+"""Backbones of any shape with random weights, and random examples of any length.
+
+Neither the Hub nor data is needed.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from kava.recipe.schema import Recipe
 from kava.system import assets
 from kava.types import ANSWER_PROMPT
 
-#: The shape that the predecessors' code was measured with on CPUs; its MLP's width follows from
+#: The shape with which the predecessors' code was measured on CPUs; its MLP width follows from
 #: the 84.5 GFLOP counted there.
 SMALL = {
     "model_type": "llama", "vocab_size": 2000, "hidden_size": 256, "num_hidden_layers": 4,
@@ -42,15 +45,16 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def configuration(shape: str) -> Any:
-    """A configuration of transformers, named, of a folder with a `config.json`, or written out.
+    """Return a transformers configuration, from a name, a folder or a description.
 
     Args:
-        shape: `small`, `llama-3.2-1b`, `meta-llama/Llama-3.2-1B-Instruct`, a folder, or
-            `llama:hidden_size=256,num_hidden_layers=4,...`, the family and transformers' names.
+        shape: `small`, `llama-3.2-1b`, `meta-llama/Llama-3.2-1B-Instruct`, a folder with a
+            `config.json`, or `llama:hidden_size=256,num_hidden_layers=4,...` with the family and
+            transformers' names.
 
     Raises:
-        KavaError: none of these; a name that the family does not have; or no decoder-only model
-            of transformers can be made of it.
+        KavaError: `shape` is none of these, the family does not have one of the names, or it does
+            not give a decoder-only model of transformers.
     """
     named = PUBLISHED.get(shape) or SHAPES.get(shape)
     folder = assets.folder_with(shape, "config.json")
@@ -69,7 +73,7 @@ def configuration(shape: str) -> Any:
         _try(config)
     except KavaError as error:
         raise error.within(f"shape '{shape}'") from None
-    except Exception as error:  # a foreign class may fail in any way
+    except Exception as error:  # classes outside kava may fail in any way
         line = " ".join(str(error).split())[:200]
         raise KavaError(
             f"shape '{shape}': transformers refuses it ({type(error).__name__}: {line})",
@@ -80,7 +84,7 @@ def configuration(shape: str) -> Any:
 
 
 def _written(shape: str) -> dict[str, Any]:
-    """Of `llama:hidden_size=256,...`, in transformers' names."""
+    """Parse a description such as `llama:hidden_size=256,...`, with transformers' names."""
     family, _, values = shape.partition(":")
     pairs = [pair.partition("=") for pair in values.split(",")]
     if not all(name and value for name, _, value in pairs):
@@ -98,18 +102,18 @@ def _written(shape: str) -> dict[str, Any]:
 
 
 def _names(kind: Any) -> set[str]:
-    """What a class of configurations reads: fields, their other names, those of older files."""
+    """Return the names that a configuration class reads: fields, their aliases, and older names."""
     own = {field.name for field in fields(kind)}
     older = _WITH_ROTARY if "rope_parameters" in own else ()
     return {*own, *kind.attribute_map, *older}
 
 
-#: Read by transformers wherever embeddings are rotary, though not every class has them as fields.
+#: Read by transformers for all rotary embeddings, though not every class has these fields.
 _WITH_ROTARY = ("head_dim", "rope_theta", "rope_scaling", "partial_rotary_factor")
 
 
 def _try(config: Any) -> None:
-    """Make the model without values, so that it takes no memory, and look at its attention."""
+    """Build the model on the meta device, where it takes no memory, and check its attention."""
     compatibility.check_config(config)
     with torch.device("meta"):
         model = pretrained.new_model(copy.deepcopy(config), attn_implementation=IMPLEMENTATION_NAME)
@@ -137,7 +141,7 @@ def _is_causal(module: torch.nn.Module) -> bool:
 
 
 def random_reasoner(recipe: Recipe, shape: str, device: torch.device) -> Reasoner:
-    """The recipe's method and adapter on a backbone of this shape, its weights random.
+    """Return the recipe's method and adapter on a backbone of this shape with random weights.
 
     Raises:
         KavaError: the shape is not known, or does not fit the recipe.
@@ -149,20 +153,22 @@ def random_reasoner(recipe: Recipe, shape: str, device: torch.device) -> Reasone
 
 
 def _untouched(like: torch.Tensor) -> torch.Tensor:
-    """Zeros that take no memory until they are written, where torch's own are written at once.
+    """Return zeros that take no memory until they are written; torch writes its own at once.
 
-    Not what happens to lie there: a method tries its backbone (`rotary.check`), and would refuse
-    it for that.
+    Uninitialised memory would not do: some methods test their backbone (`rotary.check`), and would
+    reject arbitrary values.
     """
     pages = mmap.mmap(-1, max(like.numel() * like.element_size(), 1))
     return torch.frombuffer(pages, dtype=like.dtype, count=like.numel()).view(like.shape)
 
 
 def reasoner_of_sizes(recipe: Recipe, shape: str, dtype: torch.dtype) -> Reasoner:
-    """The same, but nothing is written into the backbone's weights, so that they take no memory.
+    """Return a reasoner like `random_reasoner`, whose frozen weights take no memory.
+
+    Nothing is written into the backbone's weights.
 
     Args:
-        dtype: of the frozen weights.
+        dtype: dtype of the frozen weights.
 
     Raises:
         KavaError: the shape is not known, or does not fit the recipe.
@@ -172,7 +178,7 @@ def reasoner_of_sizes(recipe: Recipe, shape: str, dtype: torch.dtype) -> Reasone
     model.tie_weights()
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = _untouched(tensor)
-    model.get_input_embeddings().weight.detach().zero_()  # new rows are drawn on their scale
+    model.get_input_embeddings().weight.detach().zero_()  # new embeddings are drawn on its scale
     return Reasoner(model, tokenizer, recipe, {"name": shape, "revision": None})
 
 
@@ -193,7 +199,7 @@ def _made(config: Any, dtype: torch.dtype, device: torch.device) -> PreTrainedMo
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """Words of the answer prompt; everything else is drawn as ids."""
+    """Return a tokenizer with the words of the answer prompt; all other token ids are random."""
     words = [
         "<pad>",
         "<s>",
@@ -211,9 +217,9 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of a row's parts, fewest and most; BOS, answer prompt and EOS are in.
+    """Minimum and maximum number of tokens of an example's parts, with BOS, answer prompt and EOS.
 
-    The defaults are the lengths that the predecessors' code was measured with.
+    The defaults are the lengths with which the predecessors' code was measured.
 
     Raises:
         KavaError: a question without a token.
@@ -234,10 +240,10 @@ class Lengths:
 
 
 def parse_range(text: str) -> tuple[int, int]:
-    """`65` or `59:70`.
+    """Parse a length such as `65`, or a range such as `59:70`.
 
     Raises:
-        KavaError: it is neither.
+        KavaError: the text is neither.
     """
     ends = text.split(":")
     if len(ends) > 2 or not all(end.isdecimal() for end in ends) or int(ends[0]) > int(ends[-1]):
@@ -250,10 +256,10 @@ def parse_range(text: str) -> tuple[int, int]:
 
 
 def random_rows(reasoner: Reasoner, lengths: Lengths, count: int, seed: int = 0) -> list[Row]:
-    """Rows of random tokens, the same for the same seed and vocabulary.
+    """Return examples of random tokens, the same for the same seed and vocabulary.
 
     Raises:
-        KavaError: the answer is shorter than its prompt, a token and EOS.
+        KavaError: the answer is too short for its prompt, one token and EOS.
     """
     prompt, eos = reasoner.encoder.prompt, reasoner.tokenizer.eos_token_id
     if lengths.answer[0] < len(prompt) + 2:
@@ -279,5 +285,5 @@ def random_rows(reasoner: Reasoner, lengths: Lengths, count: int, seed: int = 0)
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """A micro-batch where the reasoner is."""
+    """Move the tensors of a micro-batch to a device."""
     return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}

@@ -1,4 +1,4 @@
-"""The table that every `kava bench` prints."""
+"""The table that all commands of `kava bench` print."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from rich.table import Table
 
 
 def table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
-    """The first column is a name. Where a terminal is narrow, headings break and cells do not."""
+    """Return a table whose first column is a name.
+
+    In a narrow terminal, headings are wrapped and cells are not.
+    """
     made = Table(box=box.SIMPLE_HEAD, show_edge=False)
     for place, heading in enumerate(headings):
         widest = max((len(line[place]) for line in lines), default=0)

@@ -1,4 +1,4 @@
-"""Times of pieces of work, taken in turns."""
+"""Time several functions, interleaved."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ def time_interleaved(
     device: torch.device,
     told: Callable[[int], None] = lambda _: None,
 ) -> dict[str, list[float]]:
-    """Seconds of each piece, `repeats` times: all once, then all again, so that what disturbs the
-    machine for a while disturbs them alike.
+    """Return the seconds of each function, measured `repeats` times in interleaved rounds.
+
+    Each round runs every function once, so that a temporary disturbance of the machine affects all
+    of them alike.
 
     Args:
-        warm_up: rounds before, not timed.
-        told: the number of rounds done.
+        warm_up: number of rounds before, which are not timed.
+        told: called with the number of finished rounds.
     """
     seconds: dict[str, list[float]] = {name: [] for name in pieces}
     for done in range(warm_up + repeats):
@@ -43,7 +45,7 @@ def time_interleaved(
 
 
 def spread(seconds: list[float]) -> dict[str, float]:
-    """Median, and the quartiles around it, in milliseconds."""
+    """Return the median and the quartiles of some times, in milliseconds."""
     low, middle, high = (
         statistics.quantiles(seconds, n=4, method="inclusive")
         if len(seconds) > 1
@@ -56,16 +58,17 @@ _NAMES = ("median", "quartile_1", "quartile_3")
 
 
 def ratio(one: list[float], other: list[float]) -> dict[str, float]:
-    """One over the other, round by round: median and quartiles."""
+    """Return median and quartiles of the ratio of two lists of times, taken round by round."""
     pairs = [1e-3 * a / b for a, b in zip(one, other, strict=True)]
     return spread(pairs)
 
 
 @cache
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs per second of the machine's fastest large product: the most that a step could reach.
+    """Return the machine's FLOPs per second in its fastest large matrix product.
 
-    The best of several sizes, each for a quarter of a second.
+    No training step can be faster. It is the best of several sizes, each run for a quarter of a
+    second.
     """
     best = 0.0
     for size in (1024, 2048) if device.type == "cpu" else (4096, 8192, 16384):

@@ -1,4 +1,7 @@
-"""`kava bench train`: a step of each recipe on the same rows, in turns."""
+"""The benchmark `kava bench train`: a training step of each recipe on the same examples.
+
+The recipes' steps are interleaved.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from kava.training.sampler import POOL
 
 @dataclass
 class Training:
-    """One step of a recipe, ready to be run again and again: forward, backward, clip, AdamW."""
+    """One training step of a recipe that can be repeated: forward, backward, clipping, AdamW."""
 
     reasoner: Reasoner
     micro_batches: list[dict[str, Any]]
@@ -35,20 +38,20 @@ class Training:
 
     @classmethod
     def build(cls, recipe: Recipe, shape: str, lengths: Lengths, device: torch.device) -> Training:
-        """A new random model and the recipe's global batch, staged for the end of its curriculum.
+        """Create a random model and the recipe's global batch, at the last stage of its curriculum.
 
-        With `train.group_by_length`, rows of like length as that puts them into one batch.
+        With `train.group_by_length`, the examples have similar lengths, as in a batch grouped so.
 
         Raises:
             KavaError: the shape, or the recipe on it, is not possible.
         """
         reasoner = random_reasoner(recipe, shape, device)
-        flops.cost(reasoner, training=True)  # refuses before anything is timed
+        flops.cost(reasoner, training=True)  # raises before anything is timed
         return cls.of(reasoner, lengths, memory.autocasts(recipe, device.type))
 
     @classmethod
     def of(cls, reasoner: Reasoner, lengths: Lengths, autocast: bool) -> Training:
-        """A step of this reasoner."""
+        """Create a training step of an existing reasoner."""
         settings = reasoner.recipe.train
         layerwise.enable(reasoner.lm, settings.gradient_checkpointing, settings.compile)
         rows, micro = _batch(reasoner.train(), lengths), settings.micro_batch_size
@@ -62,11 +65,11 @@ class Training:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device on which the step runs."""
         return self.reasoner.device
 
     def step(self) -> None:
-        """One optimiser step."""
+        """Run one optimiser step."""
         self.gradients()
         trained = (weight for group in self.optimiser.param_groups for weight in group["params"])
         torch.nn.utils.clip_grad_norm_(trained, self.reasoner.recipe.train.clip)
@@ -74,7 +77,7 @@ class Training:
         self.optimiser.zero_grad()
 
     def gradients(self) -> None:
-        """Forward and backward over every micro-batch."""
+        """Run the forward and backward pass of every micro-batch."""
         context = torch.autocast(self.device.type, torch.bfloat16) if self.autocast else None
         for batch in self.micro_batches:
             with context or nullcontext():
@@ -82,14 +85,17 @@ class Training:
             loss.backward()
 
     def record(self) -> dict[str, Any]:
-        """Rows, tokens, token-forwards, FLOPs: counted, and the least. Runs a step twice."""
+        """Return examples, tokens, token-forwards and FLOPs, as counted and at the least.
+
+        Runs the step twice.
+        """
         method, without = self.reasoner.method, [_plain(batch) for batch in self.micro_batches]
         works = [method.work(batch) for batch in without]
         cost = flops.cost(self.reasoner, training=True)
-        known = None not in works  # a method need not say what it needs
+        known = None not in works  # a method may leave its minimum work unstated
         least = sum(cost.of(work) for work in works) if known else None
         self.reasoner.train()
-        with torch.compiler.set_stance("force_eager"):  # the counter sees nothing of what is fused
+        with torch.compiler.set_stance("force_eager"):  # FLOPs in fused kernels are not counted
             counted = flops.count_flops(self.gradients)
         self.optimiser.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
@@ -110,7 +116,7 @@ class Training:
         }
 
     def peak(self) -> dict[str, Any]:
-        """The most memory of a step; a process's holds whatever else is in it."""
+        """Return the peak memory of a step; a process's peak includes everything else in it."""
         gc.collect()
         with peak_memory(self.device) as peak:
             self.step()
@@ -118,7 +124,7 @@ class Training:
 
 
 def optimiser(reasoner: Reasoner) -> torch.optim.AdamW:
-    """The recipe's, of what is trained."""
+    """Return the recipe's optimiser for all trained weights."""
     trained = [weight for weight in reasoner.parameters() if weight.requires_grad]
     settings = reasoner.recipe.train
     return torch.optim.AdamW(
@@ -131,7 +137,7 @@ def optimiser(reasoner: Reasoner) -> torch.optim.AdamW:
 
 
 def _batch(reasoner: Reasoner, lengths: Lengths) -> list[Row]:
-    """Rows of the recipe's global batch."""
+    """Return the examples of the recipe's global batch."""
     size, grouped = reasoner.recipe.train.batch_size, reasoner.recipe.train.group_by_length
     rows = random_rows(reasoner, lengths, size * POOL if grouped else size)
     if not grouped:
@@ -145,10 +151,10 @@ def _plain(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure(training: Training, seconds: Sequence[float], rate: float) -> dict[str, Any]:
-    """Everything about one recipe's step.
+    """Return all measurements of one recipe's step.
 
     Args:
-        rate: the machine's FLOPs per second in large products.
+        rate: the machine's FLOPs per second in large matrix products.
     """
     record, times = training.record(), spread(list(seconds))
     middle = times["median"] / 1000
@@ -170,5 +176,5 @@ def measure(training: Training, seconds: Sequence[float], rate: float) -> dict[s
 
 
 def pieces(trainings: Mapping[str, Training]) -> dict[str, Piece]:
-    """What is timed."""
+    """Return the timed functions: one step of each training."""
     return {name: training.step for name, training in trainings.items()}
