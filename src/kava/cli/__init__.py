@@ -1,6 +1,7 @@
-"""The commands. Each imports what it needs when it runs, so that `kava --help` is quick.
+"""The commands of kava.
 
-A module here holds the commands of one kind; importing it adds them to `app`.
+Each command imports what it needs when it runs, so that `kava --help` is fast. Each module in this
+folder has the commands of one kind; importing it adds them to `app`.
 """
 
 from __future__ import annotations

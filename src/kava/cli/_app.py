@@ -1,4 +1,4 @@
-"""The application, and what its commands share."""
+"""The typer application, and options shared by several commands."""
 
 from __future__ import annotations
 
@@ -38,9 +38,10 @@ Limit = Annotated[int | None, typer.Option(min=1, help="only the task's first ro
 
 
 class ManyWords(TyperCommand):
-    """Lets `--seeds`, `--set` and `--steps` take all words of their kind that follow.
+    """Command class whose list options take all following words of their kind.
 
-    As in `--seeds 42 123 456`.
+    So `--seeds`, `--set`, `--steps` and others can be given as in `--seeds 42 123 456`, which is
+    the same as `--seeds 42 --seeds 123 --seeds 456`.
     """
 
     kinds: ClassVar[dict[str, str]] = {
@@ -55,7 +56,7 @@ class ManyWords(TyperCommand):
     }
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Repeat the option before each further word."""
+        """Repeat the option before each further word that belongs to it."""
         words: list[str] = []
         for word in args:
             option = words[-2] if len(words) > 1 else None
@@ -65,7 +66,7 @@ class ManyWords(TyperCommand):
 
 
 def names(text: str | None, option: str = "--task") -> list[str]:
-    """Names with commas between, as `--task` takes them; none where it is not given.
+    """Split names separated by commas, as `--task` takes them; empty if the option is not given.
 
     Raises:
         KavaError: a name is empty.
@@ -81,7 +82,7 @@ def names(text: str | None, option: str = "--task") -> list[str]:
 
 
 def make_console(quiet: bool = False) -> Any:
-    """A console for everything that a command says; of several processes the main one speaks."""
+    """Return a console for all output of a command; with several processes, only rank 0 prints."""
     from rich.console import Console
 
     from kava.system import distributed

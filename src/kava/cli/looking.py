@@ -1,4 +1,4 @@
-"""Commands that look inside."""
+"""Commands that look inside a model, an answer or a training."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def ask(
             code="cli.no-model",
             key="--backbone",
         )
-    # `kava ask --backbone FOLDER "question"`; a question may be longer than a path can be, which
-    # os.path takes for a path that is not there.
+    # `kava ask --backbone FOLDER "question"`. A question may be longer than a path can be; then
+    # os.path.exists returns False.
     if run and backbone and question is None and not os.path.exists(run):
         run, question = None, run
     reasoner = open_reasoner(run or backbone, backbone if run else None)
@@ -59,7 +59,7 @@ def ask(
         answer_one(reasoner, question, how, make_console())
     else:
         if isinstance(sys.stdin, io.TextIOWrapper):
-            # Bytes that are no UTF-8 come through, and are then told with their line.
+            # Bytes that are not UTF-8 are read too, and reported later with their line number.
             sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
         answer_stream(reasoner, sys.stdin, how, make_console())
 
@@ -96,8 +96,9 @@ def inspect(
 ) -> None:
     """Look inside one answer: a page and a view in the terminal.
 
-    What latents decode to after each iteration, how far they move, how alike the student's cache
-    and the teacher's are, which reasoning tokens each head keeps, where the answer looks.
+    They show what latents decode to after each iteration, how far they move, how similar the
+    student's and the teacher's KV caches are, which chain-of-thought tokens each head keeps, and
+    what the answer attends to.
     """
     from kava.inspect import command
 

@@ -1,4 +1,4 @@
-"""Commands that measure speed."""
+"""Commands that measure speed and memory (`kava bench`)."""
 
 from __future__ import annotations
 
@@ -105,7 +105,8 @@ def memory(
 ) -> None:
     """Count the memory of a training step, for a GPU that need not be there.
 
-    The step runs on tensors that have sizes and no values; what lives at the same time is added up.
+    The step runs on tensors with sizes but without values; the storage that exists at the same time
+    is added up.
     """
     from kava.bench.memory_command import bench_memory
     from kava.bench.shapes import Lengths, parse_range

@@ -1,4 +1,4 @@
-"""Commands that measure."""
+"""Commands that score models, and compare and show the results."""
 
 from __future__ import annotations
 
@@ -110,13 +110,13 @@ def compare(
 ) -> None:
     """Compare two runs on the same questions.
 
-    A run is a folder, or a file of predictions.
+    A run is a run folder or a file of predictions.
     """
     from kava.errors import KavaError
     from kava.evaluation.compare import compare as compare_runs
     from kava.evaluation.compare import format_summary, tasks_of
 
-    names(task)  # an empty one is not the same as none
+    names(task)  # raises for an empty name, which is not the same as no --task
     paths = Path(run_a), Path(run_b)
     for path in paths:
         if not path.exists():
@@ -154,7 +154,7 @@ def score(
 ) -> None:
     """Score predictions from anywhere under every rule.
 
-    Predictions belong to rows by id if each has one, else by order.
+    Predictions are matched to examples by id if each has one, otherwise by order.
     """
     from kava.data.tasks import read_options
     from kava.evaluation.score_file import score_file, table
@@ -191,8 +191,8 @@ def check_data(
 ) -> None:
     """Find training rows that are test questions.
 
-    Status 1 if a row equals one (blanks, signs and case aside); rows that equal one but for their
-    numbers are listed, and count with --strict.
+    The exit status is 1 if a row equals a test question, ignoring whitespace, punctuation and case.
+    Rows that differ from one only in numbers are listed, and count as equal with --strict.
     """
     from kava.data.tasks import read_options
     from kava.training.leaks import check

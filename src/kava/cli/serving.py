@@ -1,4 +1,4 @@
-"""Commands that let others ask."""
+"""Commands that serve models to others: `kava serve` and `kava demo`."""
 
 from __future__ import annotations
 

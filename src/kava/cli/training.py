@@ -1,4 +1,4 @@
-"""Commands that train, and those about recipes."""
+"""Commands that train models, and commands about recipes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def train(
             code="cli.resume-with-smoke",
             key="--resume",
         )
-    given = load_recipe(recipe, overrides or [])  # a mistyped key is told before torch is imported
+    given = load_recipe(recipe, overrides or [])  # reports a mistyped key before torch is imported
     from kava.recipe import schema
     from kava.system import signals
     from kava.training import run as runs
@@ -131,11 +131,11 @@ def sweep(
 ) -> None:
     """Train recipes with several seeds, and compare them.
 
-    One run after the other, or each as a job of SLURM with the resources of its recipe, where
-    several processes, on one node or more, train it together. What is
-    done is skipped and what was interrupted goes on, so the same line can be given again. Status 1
-    if a run failed (or would, with --dry-run). With --status, 0 if all runs are done, 1 if some
-    failed, 3 if none failed and some are still to come.
+    Runs are trained one after the other, or each as a SLURM job with the resources of its recipe,
+    where several processes, on one node or more, train it together. Finished runs are skipped and
+    interrupted runs are continued, so the same command can be given again. The exit status is 1 if
+    a run failed (or would fail, with --dry-run). With --status, it is 0 if all runs are finished, 1
+    if some failed, and 3 if none failed and some are not finished yet.
     """
     from kava.errors import unknown
     from kava.sweeps import slurm
@@ -190,7 +190,10 @@ def _status(
     scoring: Any,
     console: Any,
 ) -> int:
-    """Of a sweep's folder, or of the runs of recipes in `output`."""
+    """Show the status of a sweep's folder, or of the runs of recipes in `output`.
+
+    Returns the exit status.
+    """
     from kava.sweeps import record, status
     from kava.sweeps import sweep as command
 
@@ -219,7 +222,7 @@ def prefetch(
     """Download what recipes need: backbones and rows. Their runs then start without a network.
 
     Where the Hub cannot be reached, as on most clusters' compute nodes, set HF_HUB_OFFLINE=1 for
-    the runs; HF_HOME says where the files lie.
+    the runs; HF_HOME is the folder of the downloaded files.
     """
     from kava.sweeps.prefetch import prefetch as fetch
 
