@@ -1,11 +1,11 @@
-"""Checkpoints of kava in EleutherAI's lm-evaluation-harness (the extra `eval`).
+"""Evaluate checkpoints of kava with EleutherAI's lm-evaluation-harness (the extra `eval`).
 
     python -m kava.lm_eval --model kava --model_args checkpoint=FOLDER --tasks kava_svamp
 
-That is the harness's own command line, `lm_eval`, to which our model and our tasks were introduced:
-its version 0.4.13 knows no models but those of its own package and of modules that were imported.
-Later ones read the entry point `lm_eval.models` of an installed package, which ours declares; there
-`lm_eval --model kava --include_path FOLDER` does the same, with the folder `TASKS`.
+This is the harness's own command line, `lm_eval`, with kava's model and tasks registered: version
+0.4.13 of the harness only knows models of its own package and of modules that were imported. Later
+versions read the entry point `lm_eval.models` of installed packages, which kava declares; with
+them, `lm_eval --model kava --include_path FOLDER` does the same, with the folder `TASKS`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TASKS = Path(__file__).with_name("tasks")
 
 
 def require() -> None:
-    """Raise a KavaError where the harness is not installed."""
+    """Raise a KavaError if the harness is not installed."""
     from importlib.util import find_spec
 
     if find_spec("lm_eval") is None:
@@ -37,17 +37,19 @@ def evaluate(
     limit: int | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
-    """What `lm_eval.simple_evaluate` returns for a checkpoint.
+    """Return the results of `lm_eval.simple_evaluate` for a checkpoint.
 
     Args:
-        tasks: of the harness, or ours: kava_gsm8k, kava_svamp, kava_gsm_hard, kava_multiarith.
-        files: local copies of the rows of our tasks, as `{"svamp": FILE}`; else the Hub is asked.
-        limit: the first rows of each task only.
-        arguments: of `KavaLM`, such as `batch_size`.
+        tasks: tasks of the harness, or of kava: kava_gsm8k, kava_svamp, kava_gsm_hard,
+            kava_multiarith.
+        files: local copies of the examples of kava's tasks, such as `{"svamp": FILE}`; other tasks
+            are downloaded from the Hub.
+        limit: use only the first examples of each task.
+        arguments: arguments of `KavaLM`, such as `batch_size`.
 
     Raises:
-        KavaError: the harness is not installed, a file of no task of ours, or what `KavaLM` and
-            our tasks raise.
+        KavaError: the harness is not installed, a file is given for a task that is not kava's, or
+            what `KavaLM` and kava's tasks raise.
     """
     require()
     import lm_eval
@@ -61,7 +63,7 @@ def evaluate(
         if name not in known:
             raise unknown("task in files:", name, known, code="lm_eval.unknown-task")
     metadata = {f"{name}_file": str(file) for name, file in (files or {}).items()}
-    # Its own tasks are read through only if one is asked for: some seconds.
+    # Reading the harness's own tasks takes some seconds, so they are included only if requested.
     manager = TaskManager(
         include_path=str(TASKS), include_defaults=not ours.issuperset(tasks), metadata=metadata
     )

@@ -1,4 +1,4 @@
-"""`python -m kava.lm_eval`: the harness's command line, with our model and our tasks."""
+"""The harness's command line with kava's model and tasks (`python -m kava.lm_eval`)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from kava.errors import KavaError
 
 
 def main() -> None:
-    """Run `lm_eval`; bad input of ours is one line and status 2."""
+    """Run `lm_eval`; invalid input to kava is reported in one line, with exit status 2."""
     from kava.lm_eval import TASKS, require
 
     try:
         require()
         from lm_eval.__main__ import cli_evaluate
 
-        import kava.lm_eval.model  # noqa: F401  registers itself
+        import kava.lm_eval.model  # noqa: F401  the import registers the model
 
         if len(sys.argv) > 1 and "--include_path" not in " ".join(sys.argv):
             sys.argv += ["--include_path", str(TASKS)]

@@ -1,4 +1,4 @@
-"""A checkpoint of kava as a model of lm-evaluation-harness: thinks, then answers or scores."""
+"""A checkpoint of kava as a model of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ T = TypeVar("T")
 
 @register_model("kava")
 class KavaLM(LM):
-    """A run, a checkpoint or a plain backbone, as `kava eval` takes it.
+    """A run, a checkpoint or a plain backbone as a model of the harness; loaded as by `kava eval`.
 
-    A context is taken for a question. What is generated begins with "The answer is:", which
-    methods that think are fed and do not write. There are no chat templates.
+    A context is treated as a question. Generated text begins with "The answer is:", with which
+    methods that use latents are prompted instead of generating it. There are no chat templates.
 
     Args:
         checkpoint: run or checkpoint folder.
-        backbone: where its backbone lies now.
-        num_iterations: T, if not the recipe's.
-        max_gen_toks: the longest answer of tasks that name none; the recipe's if not given.
-        batch_size: questions answered together; the recipe's if `auto`, or not given from Python.
-            The harness's command line gives 1 where nothing is said, so there it is
-            `--batch_size auto`. No larger one is searched for: `auto:4` is `auto`.
-        device: such as `cpu`. `cuda:0`, which the harness gives unasked, counts where there is one.
+        backbone: the present path of its backbone.
+        num_iterations: T; the recipe's value if not given.
+        max_gen_toks: maximum length of an answer in tasks that do not set one; the recipe's if not
+            given.
+        batch_size: number of questions answered together; the recipe's if `auto`, or not given from
+            Python. The harness's command line passes 1 if it is not given, so use `--batch_size
+            auto` there. No larger batch size is searched for: `auto:4` is the same as `auto`.
+        device: such as `cpu`. `cuda:0`, the harness's default, is ignored if there is no GPU.
 
     Raises:
-        KavaError: an unknown argument, a number that is none, no such device, no checkpoint, or
-            iterations of a method without any.
+        KavaError: an unknown argument, an invalid number, no such device, no checkpoint, or
+            iterations for a method that does not iterate.
     """
 
     def __init__(
@@ -86,12 +87,12 @@ class KavaLM(LM):
         self.batch_size = batch_size or settings.batch_size
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The answer to each context, up to the first of its stopping sequences.
+        """Return the answer to each context, up to the first of its stop sequences.
 
-        They are looked for in what is written, not in the prompt that is fed.
+        Stop sequences are searched in the generated text only, not in the prompt.
 
         Raises:
-            KavaError: a task that samples.
+            KavaError: the task uses sampling.
         """
 
         def answer(group: list[Instance], longest: int) -> list[str]:
@@ -109,9 +110,9 @@ class KavaLM(LM):
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """log P(continuation | the thought about the context, "The answer is:"), natural.
+        """Return log P(continuation | latents of the context, "The answer is:"), in nats.
 
-        The second value says whether it is what `generate_until` would write.
+        The second value of each pair is whether `generate_until` would generate the continuation.
         """
 
         def likelihoods(group: list[Instance], _: None) -> list[tuple[float, bool]]:
@@ -120,7 +121,7 @@ class KavaLM(LM):
         return self._in_batches(requests, lambda _: None, likelihoods, disable_tqdm)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
-        """Refused: a model that thinks about a question gives no whole text a likelihood."""
+        """Raise a KavaError: a model that answers questions has no likelihood of a whole text."""
         raise KavaError(
             "model kava answers questions; it has no likelihood of a whole text "
             "(loglikelihood_rolling), so perplexity tasks are not possible",
@@ -129,7 +130,7 @@ class KavaLM(LM):
         )
 
     def _longest(self, request: Instance) -> int:
-        """New tokens of an answer."""
+        """Return the maximum number of new tokens of an answer."""
         settings = request.args[1]
         if settings.get("do_sample") and settings.get("temperature", 1.0) > 0:
             raise KavaError(
@@ -148,7 +149,10 @@ class KavaLM(LM):
         answer: Callable[[list[Instance], Any], list[T]],
         quiet: bool,
     ) -> list[T]:
-        """Answers in the requests' order; those of one `kind` and of like length share a batch."""
+        """Return the results in the order of the requests.
+
+        Requests with the same `kind` and similar lengths share a batch.
+        """
         found: dict[int, T] = {}
         with tqdm(total=len(requests), disable=quiet, desc="kava") as bar:
             for which, chosen in self._batches(requests, kind):
@@ -184,7 +188,7 @@ class KavaLM(LM):
             reasoner.embed(torch.cat((prompt, ids), dim=1)),
             torch.cat((torch.ones_like(prompt, dtype=torch.bool), mask), dim=1),
         )
-        # The state before a token predicts it; the prompt's last one predicts the first.
+        # Each hidden state predicts the next token; the prompt's last one predicts the first token.
         states = output.last_hidden_state[:, prompt.shape[1] - 1 : -1]
         scores = reasoner.logits(states).float()
         scores[..., reasoner.unreadable_ids] = -torch.inf  # never generated
@@ -195,7 +199,7 @@ class KavaLM(LM):
 
 
 def _device(name: str | None) -> torch.device | None:
-    """Where to compute; None where nothing was said, or CUDA was and there is none."""
+    """Return the device to use; None if none is given, or if it is CUDA and there is none."""
     if not name or (name.startswith("cuda") and not torch.cuda.is_available()):
         return None
     try:
@@ -209,7 +213,7 @@ def _device(name: str | None) -> torch.device | None:
 
 
 def _before(text: str, until: str | list[str] | None, start: int) -> str:
-    """`text` up to the first stopping sequence that begins at `start` or later."""
+    """Return `text` up to the first stop sequence that begins at `start` or later."""
     stops = [until] if isinstance(until, str) else until or []
     found = (text.find(stop, start) for stop in stops if stop)
     return text[: min((at for at in found if at >= 0), default=None)]

@@ -1,10 +1,10 @@
-"""What the YAML tasks of this folder are made of: rows and scoring of `kava.data.tasks`.
+"""Examples and scoring for the YAML tasks of this folder, from `kava.data.tasks`.
 
-Rows come from the Hub, or from a local file that `--metadata` names:
+Examples come from the Hub, or from a local file given with `--metadata`:
 
     --metadata '{"svamp_file": "svamp.jsonl"}'
 
-A file must hold the whole task, or say how many rows to take: `"svamp_limit": 20`.
+A file must contain the whole task, or the number of examples must be given: `"svamp_limit": 20`.
 """
 
 from __future__ import annotations
@@ -15,19 +15,22 @@ from kava.data.tasks import load_task
 from kava.errors import KavaError
 from kava.evaluation.answers import HEADLINE, score
 
-#: The rules beside the headline (`exact_match`) that are reported.
+#: The rules that are reported; the headline rule is called `exact_match`.
 RULES = (HEADLINE, "last_number", "string")
 
 
 def load(task: str, **metadata: Any) -> dict[str, Any]:
-    """`custom_dataset` of a task: its rows as the split `test`, with id, question and answer.
+    """Return the examples of a task for its `custom_dataset`, with id, question and answer.
+
+    The result has one key, the name of the split: `test`.
 
     Args:
-        task: of `kava.data.tasks`.
-        metadata: what `--metadata` and `--model_args` hold; `TASK_file` and `TASK_limit` are read.
+        task: a task of `kava.data.tasks`.
+        metadata: the contents of `--metadata` and `--model_args`; `TASK_file` and `TASK_limit` are
+            read.
 
     Raises:
-        KavaError: rows that cannot be had, or are not those of the task; a limit that is none.
+        KavaError: the examples cannot be loaded or are not those of the task, or an invalid limit.
     """
     from datasets import Dataset
 
@@ -46,10 +49,10 @@ def load(task: str, **metadata: Any) -> dict[str, Any]:
 
 
 def whole(value: Any, name: str, least: int) -> int:
-    """A whole number as the harness hands it on, a number or its digits.
+    """Return a whole number from a number or its digits, as the harness may pass either.
 
     Raises:
-        KavaError: it is none, or below `least`.
+        KavaError: the value is not a whole number, or is below `least`.
     """
     try:
         number = (
@@ -67,6 +70,9 @@ def whole(value: Any, name: str, least: int) -> int:
 
 
 def judge(row: dict[str, str], answers: list[str]) -> dict[str, float]:
-    """`process_results` of a task: `exact_match` is the headline of `kava eval`."""
+    """Score an answer, for `process_results` of a task.
+
+    `exact_match` is the headline rule of `kava eval`.
+    """
     found = score(answers[0], row["answer"], RULES)
     return {"exact_match" if rule == HEADLINE else rule: float(found[rule]) for rule in RULES}
