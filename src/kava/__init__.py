@@ -27,7 +27,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # torch is imported on first use of a name, so that `import kava` stays fast.
+    # torch is only imported when a name is first used, so that `import kava` is fast.
     if name not in _HOMES:
         raise AttributeError(f"module 'kava' has no attribute '{name}'")
     import importlib

@@ -1,4 +1,7 @@
-"""`python -m kava` and `kava`: run a command; bad input is one line and status 2."""
+"""The entry point of `kava` and `python -m kava`.
+
+Invalid input is reported in one line, with exit status 2.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ AGAIN = "run the same command again to continue"
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line, and turn errors into messages and exit statuses."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from kava.cli import app
     from kava.errors import KavaError, out_of_memory
@@ -26,7 +29,7 @@ def main() -> None:
 
     command = distributed.command_of(sys.argv[1:])
     if distributed.world_size() > 1:
-        # torch tells each process that DDP looked for unused weights and there were none.
+        # Otherwise, torch warns in each process that DDP found no unused parameters.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         distributed.check_command(sys.argv[1:])
@@ -43,7 +46,7 @@ def main() -> None:
         report(error)
         distributed.exit_process(2)
     except OSError as error:
-        if error.filename is None:  # no file of the user's: a fault of ours, shown whole
+        if error.filename is None:  # not about a file of the user: a bug, shown with its traceback
             raise
         distributed.print_error(f"kava: {error.filename}: {error.strerror}")
         distributed.exit_process(2)
@@ -72,7 +75,7 @@ def report(error: KavaError) -> None:
 
 
 def _hint(command: str | None) -> str:
-    """How an interrupted command goes on; empty where it only begins again."""
+    """Return how to continue an interrupted command; empty if it can only start again."""
     if command in ("train", "pretrain"):
         return RESUME
     return AGAIN if command == "sweep" else ""

@@ -1,4 +1,4 @@
-"""`kava quickstart`: the idea at work on a small model, made and measured on the spot."""
+"""The command `kava quickstart`: train small models with KaVa and baselines, and compare them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SMOKE = [
 
 @dataclass(frozen=True)
 class Plan:
-    """What one call does. `length` is `short`, `full` or `smoke`."""
+    """What one call does; `length` is `short`, `full` or `smoke`."""
 
     length: str
     folder: Path
@@ -55,21 +55,21 @@ class Plan:
     methods: tuple[str, ...]
 
     def recipe(self, method: str, seed: int) -> Recipe:
-        """The recipe of one training."""
+        """Return the recipe of one training."""
         extra = {"full": [], "short": SHORT, "smoke": SMOKE}[self.length]
         return load_resolved(f"recipes/quickstart/{method}.yaml", [f"seed={seed}", *extra])
 
     def run(self, method: str, seed: int) -> Path:
-        """The folder of one training."""
+        """Return the folder of one training."""
         many = self.length == "full" or len(self.seeds) > 1
         return self.folder / (f"{method}-seed{seed}" if many else method)
 
 
 def run(plan: Plan, console: Console) -> None:
-    """Train, evaluate, compare, show.
+    """Train and evaluate all models, write the results, and show them.
 
     Raises:
-        KavaError: at full length, if a run failed; the others are done then.
+        KavaError: at full length, if a run failed; the other runs are finished first.
     """
     introduce(plan, console)
     if plan.length == "full":
@@ -86,7 +86,7 @@ def run(plan: Plan, console: Console) -> None:
 
 
 def run_matrix(plan: Plan, console: Console) -> None:
-    """The full length is a sweep (`kava sweep`) over the quickstart's recipes, and two plots."""
+    """Run the full length: a sweep of the quickstart's recipes (as `kava sweep`), and two plots."""
     files = [f"recipes/quickstart/{method}.yaml" for method in plan.methods]
     runs = sweeps.plan(files, plan.seeds, [], plan.folder, console)
     scoring = sweeps.Scoring(["synthetic"], limit=QUESTIONS["full"])
@@ -102,7 +102,7 @@ def run_matrix(plan: Plan, console: Console) -> None:
 
 
 def all_methods() -> tuple[str, ...]:
-    """Every recipe of the quickstart by name, that of the backbone left out."""
+    """Return the names of all recipes of the quickstart, without that of the backbone."""
     files = sorted(assets.find("recipes/quickstart").glob("*.yaml"))
     return tuple(file.stem for file in files if not sweeps.is_backbone(file))
 
@@ -115,7 +115,7 @@ def make_plan(
     methods: list[str] | None,
     console: Console,
 ) -> Plan:
-    """Settle lengths and folders. An earlier short result is moved aside, never overwritten.
+    """Choose lengths and folders; an earlier short result is moved aside, never overwritten.
 
     Raises:
         KavaError: a method that the quickstart does not have.
@@ -133,7 +133,7 @@ def make_plan(
 
 
 def introduce(plan: Plan, console: Console) -> None:
-    """Say what is about to happen."""
+    """Print what is about to happen."""
     first = plan.recipe(plan.methods[0], plan.seeds[0])
     made = json.loads((assets.find(BACKBONE) / RESULT).read_text(encoding="utf-8"))
     console.print(
@@ -150,31 +150,31 @@ def introduce(plan: Plan, console: Console) -> None:
 
 
 def held_out(plan: Plan) -> Task:
-    """The test problems; those of the short run are the first of the full run's."""
+    """Return the test problems; those of the short run are the first ones of the full run's."""
     options = plan.recipe(plan.methods[0], plan.seeds[0]).data.options
     return load_task("synthetic", limit=QUESTIONS[plan.length], options=options)
 
 
 def train_and_score(plan: Plan, method: str, seed: int, task: Task, console: Console) -> None:
-    """One method, one seed."""
+    """Train and score one method with one seed."""
     folder = plan.run(method, seed)
     train_run(plan.recipe(method, seed), folder, console)
     score(plan, Reasoner.from_pretrained(folder), task, folder, console)
 
 
 def score_backbone(plan: Plan, task: Task, console: Console) -> None:
-    """CoT: the backbone itself, writing its steps."""
+    """Score the backbone itself, which writes a chain of thought (CoT)."""
     score(plan, Reasoner.from_backbone(BACKBONE), task, plan.folder / "cot", console)
 
 
 def score(plan: Plan, reasoner: Reasoner, task: Task, folder: Path, console: Console) -> None:
-    """Evaluate one model and say how it did."""
+    """Score one model and print its result."""
     result = score_run(reasoner, task, folder, timed_alone=TIMED_ALONE[plan.length])
     console.print(f"{folder.name}: {line(task.name, result.summary)}", highlight=False, style="dim")
 
 
 def collect(plan: Plan, task: str) -> list[dict[str, Any]]:
-    """One row per method, over its seeds."""
+    """Return one row per method, over its seeds."""
     rows = [make_row("cot", {None: read_result(plan.folder / "cot")}, task)]
     for method in plan.methods:
         results = {seed: read_result(plan.run(method, seed)) for seed in plan.seeds}
@@ -183,7 +183,7 @@ def collect(plan: Plan, task: str) -> list[dict[str, Any]]:
 
 
 def write_results(plan: Plan, rows: list[dict[str, Any]]) -> None:
-    """`result.json`, all metrics in one file, two plots."""
+    """Write `result.json`, all metrics in one file, and two plots."""
     told = {"length": plan.length, "seeds": list(plan.seeds), "rows": rows, **provenance()}
     write_json(plan.folder / RESULT, told)
     lines = (
@@ -196,7 +196,7 @@ def write_results(plan: Plan, rows: list[dict[str, Any]]) -> None:
 
 
 def plot(plan: Plan, rows: list[dict[str, Any]]) -> None:
-    """Accuracy against forward passes, and the parts of the loss of the quickstart's methods."""
+    """Draw accuracy against forward passes, and the loss terms of the quickstart's methods."""
     shown = [method for method in plan.methods if method in METHODS]
     series = {method: read_metrics(plan.run(method, plan.seeds[0])) for method in shown}
     accuracy_against_passes(rows, plan.folder / "accuracy_against_passes.png")
@@ -205,7 +205,7 @@ def plot(plan: Plan, rows: list[dict[str, Any]]) -> None:
 
 
 def conclude(plan: Plan, rows: list[dict[str, Any]], task: Task, console: Console) -> None:
-    """The table, three questions, and where everything lies."""
+    """Print the table, three questions with answers, and the paths of all results."""
     console.print(f"\n[bold]Made just now[/bold] ({plan.length} length)", highlight=False)
     console.print(quickstart_table(rows))
     show_committed(console)
@@ -225,7 +225,7 @@ def conclude(plan: Plan, rows: list[dict[str, Any]], task: Task, console: Consol
 
 
 def show_committed(console: Console) -> None:
-    """The committed results of the full length."""
+    """Print the results of the full length that are committed to the repository."""
     summary = json.loads(assets.find(SUMMARY).read_text(encoding="utf-8"))
     seeds = ", ".join(map(str, summary["seeds"]))
     console.print(
@@ -237,7 +237,7 @@ def show_committed(console: Console) -> None:
 
 
 def ask_three(plan: Plan, task: Task, console: Console) -> None:
-    """Three held-out questions, answered by three models."""
+    """Print three held-out questions with the answers of up to three models."""
     models = {
         "written steps (the backbone)": open_reasoner(BACKBONE),
         "KaVa (committed checkpoint)": open_reasoner(CHECKPOINT),
@@ -254,7 +254,7 @@ def ask_three(plan: Plan, task: Task, console: Console) -> None:
 
 
 def own_command() -> str:
-    """How the user can call `kava` again: `make quickstart` does not put it on the path."""
+    """Return how the user can call `kava`, since `make quickstart` does not put it on the path."""
     if shutil.which("kava"):
         return "kava"
     called = Path(sys.argv[0])
