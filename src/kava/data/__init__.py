@@ -1,7 +1,7 @@
-"""Where examples come from: a data set of this package, a local file, or the Hugging Face Hub.
+"""Load examples from a data set of this package, a local file, or the Hugging Face Hub.
 
-A new data set is one new file in this folder, whose name is the name of the data set, with
-`load(split, limit, **options) -> list[Example]`; or, where rows are made on the spot,
+To add a data set, add one file to this folder. The file name is the name of the data set. The
+file defines `load(split, limit, **options) -> list[Example]` or, if examples are generated,
 `generate(split, count, **options) -> list[Example]`.
 """
 
@@ -22,7 +22,7 @@ from kava.system import assets, hub
 from kava.types import Example
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-# A dot may be part of a Hub name (`v1.5`), so only endings that mean a file count as one.
+# A Hub name may contain a dot (`v1.5`), so only known file extensions count as such.
 _FILE_ENDINGS = {*files.FORMATS, ".csv", ".tsv", ".gz", ".zip", ".xlsx", ".arrow", ".yaml"}
 
 
@@ -33,20 +33,22 @@ def load_examples(
     limit: int | None = None,
     options: dict[str, Any] | None = None,
 ) -> list[Example]:
-    """Load the examples of one split, in order; no row is left out.
+    """Load the examples of one split, in order; no example is left out.
 
     Args:
         source: a data set of this package (`gsm8k_aug`), a file (`rows.jsonl`, `.json` with a list
             or one object per line, `.parquet`, or `.txt` with `question||steps #### answer`), or a
-            Hub data set (`owner/name`), in this order of precedence.
-        split: `train`, `validation` or `test`. A file is one split, so there it is not used.
-        limit: the first `limit` rows only; also how many to make where rows are generated.
-        options: keyword arguments of the data set. For a file `steps`, the field with the steps
-            if it is neither `steps` nor `cot`; for the Hub also `config`.
+            Hub data set (`owner/name`). If several match, the first in this order is used.
+        split: `train`, `validation` or `test`. A file is a single split, so `split` is ignored.
+        limit: load only the first `limit` examples; for generated data, the number to generate.
+        options: keyword arguments of the data set. A file and a Hub data set take `steps`, the name
+            of the field with the chain of thought if it is neither `steps` nor `cot`; a Hub data
+            set also takes `config`.
 
     Raises:
-        KavaError: unknown source, option or split; unreadable file or Hub; a broken row, by file,
-            line and field; a repeated id; no rows at all; `limit` below 1.
+        KavaError: if the source, an option or the split is unknown; if the file or the Hub cannot
+            be read; if a row is invalid (names file, line and field); if an id is repeated; if
+            there are no rows; or if `limit` is below 1.
     """
     if limit is not None and limit < 1:
         raise KavaError(
@@ -69,12 +71,12 @@ def load_examples(
 
 
 def data_sets() -> list[str]:
-    """Names of the data sets in this folder."""
+    """Return the names of the data sets in this folder."""
     return registry.names("data")
 
 
 def is_file(source: str) -> bool:
-    """Whether `source` means a file or folder, be it there or not, and not a Hub name."""
+    """Whether `source` means a file or folder, existing or not, rather than a Hub name."""
     path = assets.expand_user(source)
     return (
         path.exists()
@@ -86,7 +88,11 @@ def is_file(source: str) -> bool:
 def load_file(
     path: str | Path, *, limit: int | None = None, steps: str | None = None
 ) -> list[Example]:
-    """All examples of a local file, or its first `limit`. Raises KavaError as `load_examples`."""
+    """Load all examples of a local file, or its first `limit`.
+
+    Raises:
+        KavaError: as `load_examples`.
+    """
     path = assets.expand_user(path)
     return files.to_examples(files.read_rows(path), str(path), path.stem, limit, steps)
 
@@ -99,7 +105,11 @@ def load_hub(
     config: str | None = None,
     steps: str | None = None,
 ) -> list[Example]:
-    """All examples of one split of a Hub data set. Raises KavaError as `load_examples`."""
+    """Load all examples of one split of a Hub data set, or its first `limit`.
+
+    Raises:
+        KavaError: as `load_examples`.
+    """
     rows = hub_rows(name, split, config)
     stem = f"{name.rpartition('/')[2]}-{split}"
     return files.to_examples(rows, f"{name}, split {split}", stem, limit, steps)
@@ -108,16 +118,16 @@ def load_hub(
 def hub_rows(
     name: str, split: str, config: str | None = None, instead: str = "data.train=FILE"
 ) -> Iterator[files.Row]:
-    """Rows of a Hub data set with where each stands, read as they are asked for.
+    """Iterate lazily over the rows of a Hub data set, each with its location for error messages.
 
     Raises:
-        KavaError: offline, gated, not found, or no such split; names `instead`, the argument that
-            takes a local file.
+        KavaError: if the Hub is offline, or if the data set is gated, missing, or has no such
+            split. The message names `instead`, the argument that takes a local file.
     """
     import datasets.config
 
     before = datasets.config.HF_HUB_OFFLINE
-    # Unreachable, `datasets` would retry for half a minute before it looks at its own cache.
+    # If the Hub is unreachable, `datasets` retries for half a minute before it uses its own cache.
     datasets.config.HF_HUB_OFFLINE = before or not hub.reachable(name, "dataset")
     try:
         table = datasets.load_dataset(name, config, split=split)
@@ -140,7 +150,7 @@ def hub_rows(
 
 
 def revision(source: str, options: dict[str, Any]) -> str | None:
-    """The commit of a data set on the Hub; None for other rows, and where the Hub is silent."""
+    """Return the commit of a Hub data set; None for other sources or if the Hub is silent."""
     if is_file(source) or "file" in options:
         return None
     if source in data_sets():
@@ -150,7 +160,7 @@ def revision(source: str, options: dict[str, Any]) -> str | None:
 
 
 def rows_hash(examples: Sequence[Example]) -> str:
-    """SHA-256 of questions, steps and answers, in order."""
+    """Return the SHA-256 of the questions, chains of thought and answers, in order."""
     digest = hashlib.sha256()
     for example in examples:
         row = (example.question, *example.steps, example.answer)
@@ -176,10 +186,10 @@ def _load_named(name: str, split: str, limit: int | None, options: dict[str, Any
 def call(
     function: Callable[..., Any], what: str, given: dict[str, Any], options: dict[str, Any]
 ) -> Any:
-    """`function(**given, **options)` for options that a user wrote.
+    """Call `function(**given, **options)`, where `options` were written by a user.
 
     Raises:
-        KavaError: an option that `function` does not have, or a value that it refuses.
+        KavaError: if `function` does not have an option, or rejects its value.
     """
     parameters = inspect.signature(function).parameters
     known = [name for name in parameters if name not in given]

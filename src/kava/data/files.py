@@ -1,4 +1,4 @@
-"""Examples from rows, and rows from local files: JSON lines, Parquet, the one-line text form."""
+"""Read rows from local files (JSON lines, Parquet, one-line text) and turn rows into examples."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from kava.errors import KavaError
 from kava.system.text import check_text
 from kava.types import Example
 
-Row = tuple[str, dict[str, Any]]  # where it stands, for messages; its fields
+Row = tuple[str, dict[str, Any]]  # location for error messages; fields
 
 _THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?")
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Rows of a file in order, read as they are asked for.
+    """Iterate lazily over the rows of a file, in order.
 
     Raises:
-        KavaError: no such file, a folder, an ending not in `FORMATS`; while reading, a row that
-            is not UTF-8 or not of its form, by file and line.
+        KavaError: if the file does not exist, is a folder, or has an extension that is not in
+            `FORMATS`; while iterating, if a row is not UTF-8 or malformed (names file and line).
     """
     if not path.exists():
         raise KavaError(f"{path}: no such file", code="data.no-file", key=str(path))
@@ -53,13 +53,14 @@ def read_rows(path: Path) -> Iterator[Row]:
 def to_examples(
     rows: Iterable[Row], source: str, stem: str, limit: int | None = None, steps: str | None = None
 ) -> list[Example]:
-    """Examples from the first `limit` rows, or all.
+    """Convert the first `limit` rows, or all rows, to examples.
 
-    A row without an id gets `<stem>-<index>`, counted from 0. Fields other than the id, question,
-    steps and answer go into `extra` as text.
+    A row without an id gets the id `<stem>-<index>`, with the index counted from 0. Fields other
+    than the id, question, steps and answer go into `extra` as text.
 
     Raises:
-        KavaError: a missing or wrong field, by row; an id that came before; no rows.
+        KavaError: if a field is missing or invalid (names the row); if an id is repeated; or if
+            there are no rows.
     """
     seen: dict[str, str] = {}
     examples = []
@@ -81,12 +82,18 @@ def to_examples(
 def to_example(
     row: dict[str, Any], where: str, default_id: str, steps: str | None = None
 ) -> Example:
-    """One checked example; `steps` names the field with the steps (else `steps`, else `cot`).
+    """Validate one row and return it as an example.
 
-    The answer may be a number or a text; thousands commas go. All else stays as written.
+    Args:
+        steps: the name of the field with the chain of thought. By default `steps` if the row has
+            it, otherwise `cot`.
+
+    Returns:
+        The example. Its answer may be a number or a text in the row; commas between thousands are
+        removed. All other text stays unchanged.
 
     Raises:
-        KavaError: a field is missing, empty, of the wrong type, or no valid Unicode.
+        KavaError: if a field is missing, empty, of the wrong type, or not valid Unicode.
     """
     field = steps or ("steps" if "steps" in row else "cot")
     _check_field(row, "question", where)
@@ -112,10 +119,10 @@ def to_example(
 
 
 def question_of(row: dict[str, Any], where: str) -> str:
-    """The question of a row.
+    """Return the question of a row.
 
     Raises:
-        KavaError: it is missing, empty or no text.
+        KavaError: if the question is missing, empty or not a text.
     """
     _check_field(row, "question", where)
     question = row["question"]
@@ -139,9 +146,9 @@ def _check_field(row: dict[str, Any], field: str, where: str, told: str | None =
 
 
 def plain_number(value: Decimal) -> str:
-    """A number in digits alone, exactly: 2e-05 is `0.00002`, 18.0 is `18`, 2.50 stays as it is.
+    """Write a number exactly, in digits only: 2e-05 is `0.00002`, 18.0 is `18`, 2.50 stays `2.50`.
 
-    One of a thousand digits or more, which only hostile data has, keeps its power of ten.
+    A number with a thousand digits or more, which only hostile data contains, keeps its exponent.
     """
     if not value.is_finite() or abs(value.adjusted()) > 999:
         return str(value)
@@ -154,7 +161,7 @@ def _answer(value: Any, where: str) -> str:
     if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
         return plain_number(Decimal(value))
     if isinstance(value, float) and math.isfinite(value):
-        return plain_number(Decimal(repr(value)))  # the digits that were written, not all binary
+        return plain_number(Decimal(repr(value)))  # the digits as written, without binary noise
     if not isinstance(value, str) or not value.strip():
         raise KavaError(
             f"{where}: 'answer' must be a number or a text, not {_brief(value)}",
@@ -175,7 +182,7 @@ def _brief(value: Any) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Lines with where they stand. Only a line feed ends one: texts may hold U+2028."""
+    """Yield each line with its location. Only a line feed ends one: a text may contain U+2028."""
     blank = None
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
@@ -191,7 +198,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
                 ) from error
             if not line:
                 blank = blank or where
-            elif blank:  # blank lines at the end are no rows, one in between may be a lost row
+            elif blank:  # blank lines at the end are harmless; one in between may be a lost row
                 raise KavaError(
                     f"{blank}: the line is empty; give it a row or delete it",
                     code="data.empty-line",
@@ -207,7 +214,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 
 def _json_list(path: Path) -> Iterator[Row]:
-    """Rows of a `.json` file: one list of objects, or one object per line."""
+    """Yield the rows of a `.json` file: one list of objects, or one object per line."""
     with path.open("rb") as file:
         start = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
     if not start.startswith(b"["):
@@ -227,7 +234,7 @@ def _json_list(path: Path) -> Iterator[Row]:
 
 def _parse(text: str, where: str, form: str) -> Any:
     try:
-        # Decimal keeps an answer's digits as they are in the file.
+        # Decimal keeps the digits of an answer as they are in the file.
         return json.loads(text, parse_float=Decimal, parse_constant=_refuse)
     except InvalidOperation:
         raise KavaError(
@@ -256,10 +263,10 @@ def _refuse(name: str) -> None:
 
 
 def _text_rows(path: Path) -> Iterator[Row]:
-    """Rows of the form in which GSM8k-Aug was published (Deng et al., arXiv:2405.14838).
+    """Yield rows in the format in which GSM8k-Aug was published (Deng et al., arXiv:2405.14838).
 
-    Blanks in the question are single, as in the JSON twins of these files: the originals have one
-    or two after a sentence, by whoever wrote it.
+    Runs of blanks in a question are reduced to one, as in the JSON versions of these files. The
+    original files have one or two blanks after a sentence, depending on who wrote it.
     """
     for where, line in _lines(path):
         problem, mark, answer = line.rpartition("####")

@@ -1,8 +1,9 @@
-"""GSM8k-Aug: GSM8K's training set rewritten and enlarged by a language model.
+"""GSM8k-Aug: the training set of GSM8K, rewritten and enlarged by a language model.
 
-Made by Deng et al. (arXiv:2405.14838); steps are equations such as `<<16-3-4=9>>`. The natural
-form, GSM8k-Aug-NL, has sentences instead. Both come from the Hub as the PCCoT authors put them
-there (arXiv:2506.18582). The 500 validation rows are part of GSM8K's own training set.
+The data set was made by Deng et al. (arXiv:2405.14838). Its chains of thought are equations such as
+`<<16-3-4=9>>`. The natural form, GSM8k-Aug-NL, has sentences instead. Both forms are downloaded
+from the Hub as uploaded by the authors of PCCoT (arXiv:2506.18582). The 500 validation rows are
+part of GSM8K's own training set.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ ROWS = {"train": 385_620, "validation": 500, "test": 1_319}
 def load(
     split: str, limit: int | None = None, form: str = "equation", file: str | Path | None = None
 ) -> list[Example]:
-    """One split, from the Hub or from `file`, a local copy of that split.
+    """Load one split from the Hub, or from `file`, a local copy of that split.
 
     Args:
         split: `train`, `validation` or `test`.
-        limit: the first `limit` rows; without it the number of rows is checked.
+        limit: load only the first `limit` rows. Without it, the number of rows is checked.
         form: `equation` or `natural`.
 
     Raises:
-        KavaError: unknown split or form; any of `load_examples`; fewer or more rows than published.
+        KavaError: if the split or form is unknown; if there are fewer or more rows than published;
+            or as `load_examples`.
     """
     if split not in ROWS:
         raise unknown("split of gsm8k_aug", split, list(ROWS), code="data.unknown-split")
@@ -48,5 +50,5 @@ def load(
 
 
 def hub_name(options: dict[str, Any]) -> str:
-    """The Hub's name of the form that the options ask for."""
+    """Return the Hub name of the form that the options select."""
     return NAMES[options.get("form", "equation")]

@@ -1,20 +1,21 @@
-"""Small word problems in the form of GSM8k-Aug, made on the spot: no download, no licence.
+"""Small word problems in the style of GSM8k-Aug, generated without a download or a licence.
 
-A problem is a week. What came on Monday is told, and each further day follows from the day before
-by one operation:
+A problem describes a week. The question says what came on Monday, and each further day follows from
+the day before by one operation:
 
     Wednesday and Tuesday brought 9 together. Tuesday brought 3 more than Monday. Monday brought
     Ann 4 pens. How many pens did Wednesday bring Ann?       <<4+3=7>> <<9-7=2>>   answer 2
 
-What makes it a fair test of reasoning that is not written down:
+These properties make it a fair test of reasoning that is not written out:
 
-- The facts are shuffled, so the order told is never the order needed (from two steps on).
-- `9 together` turns the sign of everything before it and `twice` doubles it, so adding up the
+- The facts are shuffled, so from two steps on they are never told in the order in which they are
+  needed.
+- `9 together` flips the sign of everything before it and `twice` doubles it, so adding up the
   numbers of the question in any order does not give the answer.
 - Each new value is drawn uniformly, and only then the operation that leads to it, so every
   answer from 1 to `max_value` is equally frequent.
-- A stable hash of the problem decides its split. Names, things and the order told are left out
-  of that hash, so a test problem is no training problem in other words.
+- A stable hash of the problem decides its split. Names, things and the order of the facts are
+  excluded from that hash, so a test problem is never a reworded training problem.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ Form = Literal["equation", "natural"]
 NAMES = ("Ann", "Bob", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ian", "Jo", "Kim", "Leo")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 THINGS = ("coins", "shells", "pens", "apples", "plums", "roses", "books", "cards", "lamps", "kites")
-_SHARES = {"test": (0,), "validation": (1,), "train": tuple(range(2, 10))}  # tenths of all problems
-_PATIENCE = 20_000  # draws in a row without a new problem before a request counts as impossible
+_SHARES = {"test": (0,), "validation": (1,), "train": tuple(range(2, 10))}  # tenths of the problems
+_PATIENCE = 20_000  # failed draws in a row after which a request counts as impossible
 
 
 @dataclass(frozen=True)
 class Step:
-    """One operation, which leads from the value `before` to `after` by way of `number`."""
+    """One operation, which leads from the value `before` to `after` by means of `number`."""
 
     kind: Literal["more", "fewer", "together", "twice"]
     number: int
@@ -47,7 +48,7 @@ class Step:
 
     @property
     def equation(self) -> str:
-        """The step as arithmetic, such as `4+3=7`."""
+        """Return the step as arithmetic, such as `4+3=7`."""
         left = {
             "more": f"{self.before}+{self.number}",
             "fewer": f"{self.before}-{self.number}",
@@ -57,7 +58,7 @@ class Step:
         return f"{left}={self.after}"
 
     def tell(self, day: str, eve: str) -> str:
-        """The fact in words: how the count of `day` follows from that of `eve`, the day before."""
+        """Return the step in words: how `day` follows from `eve`, the day before."""
         return {
             "more": f"{day} brought {self.number} more than {eve}.",
             "fewer": f"{day} brought {self.number} fewer than {eve}.",
@@ -77,12 +78,13 @@ def generate(
     max_value: int = 9,
     distractors: int = 0,
 ) -> list[Example]:
-    """Makes `count` different problems of a split.
+    """Generate `count` different problems of a split.
 
-    The same arguments give the same problems on every machine. The number of steps goes round
-    from `min_steps` to `max_steps`, so each number has the same share of any stretch of rows.
-    Problems of different splits differ in their numbers or operations, whatever the seeds; those
-    with one step, of which there are only some hundred, differ in their wording alone.
+    The same arguments give the same problems on every machine. The number of steps cycles from
+    `min_steps` to `max_steps`, so each number of steps has the same share of any range of rows.
+    Problems of different splits differ in their numbers or operations, whatever the seeds. Problems
+    with one step are the exception: only about a hundred exist, so they differ only in their
+    wording.
 
     Args:
         split: "train", "validation" or "test".
@@ -90,19 +92,19 @@ def generate(
         seed: another seed gives another sample of the same split.
         form: how steps are written, `<<4+3=7>>` ("equation", as in GSM8k-Aug) or
             `Tuesday brought 4+3=7 pens.` ("natural", as in GSM8k-Aug-NL).
-        min_steps, max_steps: fewest and most operations in a problem.
-        max_value: every number told or computed lies in 1..max_value.
-        distractors: days told after the one asked about, which the answer does not need.
+        min_steps, max_steps: smallest and largest number of operations in a problem.
+        max_value: every number in the question or in a step lies in 1..max_value.
+        distractors: number of days told after the one asked about, which the answer does not need.
 
     Returns:
         Examples with ids such as `synthetic-test-17`.
 
     Raises:
-        ValueError: for an unknown split or form, bounds out of range, more days than a week has,
-            or a count that the split does not hold.
+        ValueError: if the split or form is unknown, a bound is out of range, a problem has more
+            days than a week, or the split does not contain `count` problems.
     """
     _check(split, count, form, min_steps, max_steps, max_value, distractors)
-    rng = random.Random(f"{split}/{seed}")  # a string seed is hashed alike on every machine
+    rng = random.Random(f"{split}/{seed}")  # a string seed hashes the same on every machine
     seen: set[str] = set()
     examples = []
     for index in range(count):
@@ -112,7 +114,7 @@ def generate(
             if steps > 1 and _split_of(canonical(chain)) != split:
                 continue
             question, written = _word(rng, chain, form, max_value, distractors)
-            # The few chains of one step occur in every split; there the wording decides.
+            # The few problems with one step occur in every split; their wording decides.
             if question not in seen and (steps > 1 or _split_of(question) == split):
                 break
         else:
@@ -127,15 +129,15 @@ def generate(
 
 
 def canonical(chain: list[Step]) -> str:
-    """What makes a chain the same problem in other words: its equations, `4+3=7 9-7=2`."""
+    """Return a problem's equations, `4+3=7 9-7=2`, which do not depend on its wording."""
     return " ".join(step.equation for step in chain)
 
 
 def vocabulary(max_value: int = 9) -> list[str]:
-    """Every word, number and sign that questions, steps (both forms) and answers are made of.
+    """Return every word, number and sign used in questions, steps (both forms) and answers.
 
-    Numbers are whole words. With `The answer is:` added, this is all that a word-level tokenizer
-    for these problems needs; blanks carry nothing.
+    Numbers are whole words. Together with `The answer is:`, this is all that a word-level tokenizer
+    for these problems needs; blanks carry no information.
     """
     signs = [".", "?", "<<", ">>", "+", "-", "*", "="]
     words = ["brought", "bring", "more", "fewer", "than", "and", "together"]
@@ -159,14 +161,14 @@ def _check(split, count, form, min_steps, max_steps, max_value, distractors) -> 
 
 
 def _split_of(text: str) -> str:
-    """The split that a text belongs to, by a hash that no seed and no Python version changes."""
+    """Return the split of a text, by a hash that is the same for every seed and Python version."""
     digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
     residue = int.from_bytes(digest, "big") % 10
     return next(split for split, residues in _SHARES.items() if residue in residues)
 
 
 def _draw_chain(rng: random.Random, steps: int, max_value: int) -> list[Step]:
-    """Steps that follow from one another."""
+    """Draw a chain of steps, each starting from the value that the one before it leads to."""
     chain = [_draw_step(rng, rng.randint(1, max_value), max_value)]
     while len(chain) < steps:
         chain.append(_draw_step(rng, chain[-1].after, max_value))
@@ -174,7 +176,7 @@ def _draw_chain(rng: random.Random, steps: int, max_value: int) -> list[Step]:
 
 
 def _draw_step(rng: random.Random, before: int, max_value: int) -> Step:
-    """A new value first, any but the old one, then one of the operations that lead there."""
+    """Draw a new value, different from the old one, then one of the operations that lead to it."""
     after = rng.randint(1, max_value - 1)
     after += after >= before
     steps = [Step("more" if after > before else "fewer", abs(after - before), before, after)]
@@ -188,7 +190,7 @@ def _draw_step(rng: random.Random, before: int, max_value: int) -> Step:
 def _word(
     rng: random.Random, chain: list[Step], form: Form, max_value: int, distractors: int
 ) -> tuple[str, tuple[str, ...]]:
-    """A chain in words: the question, and its written steps."""
+    """Put a problem into words; return the question and its chain of thought."""
     name, things = rng.choice(NAMES), rng.choice(THINGS)
     start, asked = chain[0].before, DAYS[len(chain)]
     week = list(chain)
@@ -207,12 +209,16 @@ def _word(
 
 
 def _order(rng: random.Random, needed: int, spare: int) -> list[int]:
-    """An order to tell facts in, `needed` of which the answer needs in the order 0, 1, 2 ..."""
+    """Draw an order of the facts in which those that the answer needs are not sorted.
+
+    The first `needed` facts are needed for the answer, in the order 0, 1, 2 ...; `spare` facts are
+    not.
+    """
     order = list(range(needed + spare))
     while True:
         rng.shuffle(order)
         told = [i for i in order if i < needed]
-        if needed < 3 or told != sorted(told):  # one step may be told either way round
+        if needed < 3 or told != sorted(told):  # a single step may be told in either order
             return order
 
 

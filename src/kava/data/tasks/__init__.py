@@ -1,7 +1,7 @@
-"""What a model is evaluated on. A new task is one new file in this folder.
+"""The tasks that a model is evaluated on. To add a task, add one file to this folder.
 
-It holds `VERSION`, raised whenever its rows or their text change, so that scores of different
-versions are never put side by side, and `load(file, limit, **options) -> Task`.
+The file defines `VERSION`, which increases whenever the rows or their text change, so that scores
+of different versions are never compared, and `load(file, limit, **options) -> Task`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kava.types import Example
 
 @dataclass(frozen=True)
 class Task:
-    """The examples of one evaluation, in order, and where they come from."""
+    """The examples of one evaluation task, in order, and where they were loaded from."""
 
     name: str
     version: int
@@ -38,11 +38,12 @@ def load_task(
 
     Args:
         file: a local copy, for tasks that come from the Hub.
-        limit: the first `limit` examples only.
+        limit: load only the first `limit` examples.
         options: keyword arguments of the task.
 
     Raises:
-        KavaError: unknown task or option; rows that cannot be had; `limit` below 1.
+        KavaError: if the task or an option is unknown; if the rows cannot be loaded; or if `limit`
+            is below 1.
     """
     if limit is not None and limit < 1:
         raise KavaError(
@@ -57,10 +58,11 @@ def load_task(
 def local_copies(
     command: str, tasks: Sequence[str], files: Sequence[str] | None
 ) -> list[str | None]:
-    """The local copy of each task's rows: as many files as tasks, in their order, or none at all.
+    """Pair tasks with local files: one file for each task, in the same order, or no files at all.
 
     Raises:
-        KavaError: another number of files; says which task has none, or which file is of none.
+        KavaError: if the numbers differ. The message names the tasks without a file, or the files
+            without a task.
     """
     if not files:
         return [None] * len(tasks)
@@ -88,7 +90,11 @@ def local_copies(
 
 
 def read_options(command: str, words: list[str]) -> dict[str, Any]:
-    """`key=value` words, values as in a recipe. Raises KavaError for a word of another form."""
+    """Parse `key=value` words; values are written as in a recipe.
+
+    Raises:
+        KavaError: if a word does not have this form.
+    """
     from kava.recipe.load import parse
 
     options = {}

@@ -1,4 +1,4 @@
-"""Rows of published test sets, in the forms in which they were published, as examples."""
+"""Turn the rows of published test sets, in the formats of their authors, into examples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kava.errors import KavaError
 from kava.system import assets
 from kava.types import Example
 
-QUESTIONS = ("question", "input")  # `input`, `target`: as the authors of PAL published
+QUESTIONS = ("question", "input")  # `input` and `target` are the names used by the authors of PAL
 ANSWERS = ("answer", "target", "final_ans", "Answer")
 _CALCULATOR = re.compile(r"<<[^>]*>>")
 
@@ -24,8 +24,10 @@ _CALCULATOR = re.compile(r"<<[^>]*>>")
 class Source:
     """Where a test set comes from and how many rows it has.
 
-    title: its name in messages. stem: of the ids of rows that have none, `<stem>-<index>`.
-    hub: its name on the Hugging Face Hub. splits: those that make it up, in this order.
+    title: its name in messages.
+    stem: prefix of the ids of rows without an id, `<stem>-<index>`.
+    hub: its name on the Hugging Face Hub.
+    splits: the splits it consists of, in this order.
     """
 
     title: str
@@ -41,16 +43,16 @@ class Source:
         limit: int | None,
         read: Callable[[Iterable[Row]], Iterable[Row]] | None = None,
     ) -> tuple[list[Example], str]:
-        """The examples, and where they come from in words.
+        """Load the examples; return them with a description of their source.
 
         Args:
-            file: a local copy; else the Hub is asked.
-            limit: the first `limit` examples only.
-            read: what makes rows of the usual fields out of those of the file; `unfold` if None.
+            file: a local copy; by default the rows come from the Hub.
+            limit: load only the first `limit` examples.
+            read: converts rows of the file to rows with the usual fields; `unfold` if None.
 
         Raises:
-            KavaError: rows that cannot be had, a broken row; without `limit`, another number of
-                rows than published.
+            KavaError: if rows cannot be loaded or are invalid; or, without `limit`, if their number
+                differs from the published one.
         """
         if file:
             rows: Iterable[Row] = read_rows(assets.expand_user(file))
@@ -74,15 +76,16 @@ class Source:
 
 
 def unfold(rows: Iterable[Row]) -> Iterator[Row]:
-    """Rows with the fields `question`, `steps` (empty where there are none) and `answer`.
+    """Yield rows with the fields `question`, `steps` (empty if there is none) and `answer`.
 
-    A solution of GSM8K, lines and then `#### 18`, is taken apart. The calculator's notes go
-    (`16-3 = <<16-3=13>>13` reads `16-3 = 13`): a reader has no use.
+    A solution of GSM8K, which is lines followed by `#### 18`, is split into steps and answer. The
+    calculator annotations are removed (`16-3 = <<16-3=13>>13` becomes `16-3 = 13`), because they
+    are of no use to a reader.
     """
     for where, row in rows:
         row = _renamed(_renamed(row, "question", QUESTIONS), "answer", ANSWERS)
         solution = row.get("answer")
-        whole = "question" in row and "answer" in row  # one that is not is refused as it stands
+        whole = "question" in row and "answer" in row  # `to_example` rejects the others
         if whole and "steps" not in row and "cot" not in row:
             row["steps"] = []
             if isinstance(solution, str) and "####" in solution:
@@ -94,19 +97,20 @@ def unfold(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def with_plain_answers(rows: Iterable[Row]) -> Iterator[Row]:
-    """The same with answers as `plain_number`, for sets whose answers a program wrote.
+    """Yield the rows of `unfold` with each numeric answer written by `plain_number`.
 
-    `2.0107e-06` in one copy and the same as a binary number in another are one text then.
+    This is for data sets whose answers a program wrote. `2.0107e-06` in one copy and the same
+    number in binary in another copy then become the same text.
     """
     for where, row in unfold(rows):
-        if isinstance(row.get("answer"), str):  # a number `to_example` writes out
-            with suppress(InvalidOperation):  # no number: kept as it is
+        if isinstance(row.get("answer"), str):  # `to_example` converts numbers itself
+            with suppress(InvalidOperation):  # not a number: unchanged
                 row["answer"] = plain_number(Decimal(row["answer"]))
         yield where, row
 
 
 def _renamed(row: dict, name: str, names: tuple[str, ...]) -> dict:
-    """The row with the first of `names` that it has under `name`."""
+    """Return the row with the first of the fields `names` that it has renamed to `name`."""
     if name in row:
         return dict(row)
     found = next((other for other in names if other in row), None)

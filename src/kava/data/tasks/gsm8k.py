@@ -1,4 +1,4 @@
-"""GSM8K test: 1,319 school problems in words (Cobbe et al., arXiv:2110.14168)."""
+"""GSM8K test: 1,319 grade-school word problems (Cobbe et al., arXiv:2110.14168)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ SOURCE = Source("GSM8K test", "gsm8k-test", 1_319, "openai/gsm8k", config="main"
 
 
 def load(file: str | None = None, limit: int | None = None) -> Task:
-    """The test set from the Hub, or from `file` in any form of `load_examples` or as published.
+    """Load the test set from the Hub or `file`, as published or in a form of `load_examples`.
 
     Raises:
-        KavaError: a broken row; without `limit`, another number of rows than 1,319.
+        KavaError: if a row is invalid; or, without `limit`, if there are not 1,319 rows.
     """
     return Task("gsm8k", VERSION, "test", *SOURCE.load(file, limit))

@@ -1,7 +1,7 @@
-"""GSM8k-Aug, validation or test (Deng et al., arXiv:2405.14838).
+"""GSM8k-Aug, validation or test split (Deng et al., arXiv:2405.14838).
 
-The 500 validation rows are part of GSM8K's training set; recipes choose on them. The 1,319 test
-questions are those of GSM8K test, with a step or two as equations.
+The 500 validation rows are part of GSM8K's training set; recipes use them for selection. The 1,319
+test questions are those of GSM8K test, with one or two steps as equations.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ VERSION = 1
 def load(
     file: str | None = None, limit: int | None = None, split: str = "test", form: str = "equation"
 ) -> Task:
-    """One split from the Hub, or from `file`.
+    """Load one split from the Hub, or from `file`.
 
-    Scores on the validation rows are kept under a name of their own, `gsm8k_aug-validation`.
+    Scores on the validation rows are stored under their own name, `gsm8k_aug-validation`.
 
     Args:
         split: `validation` or `test`.
         form: `equation` or `natural`, the form of the steps; questions and answers are the same.
 
     Raises:
-        KavaError: unknown split or form; a broken row; without `limit`, another number of rows
-            than published.
+        KavaError: if the split or form is unknown; if a row is invalid; or, without `limit`, if the
+            number of rows differs from the published one.
     """
     splits = [name for name in ROWS if name != "train"]
     if split not in splits:

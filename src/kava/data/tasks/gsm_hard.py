@@ -1,8 +1,8 @@
 """GSM-Hard: GSM8K test with large numbers, 1,319 rows (Gao et al., PAL, arXiv:2211.10435).
 
-Answers were computed by programs: some are negative, some not whole, some tiny. They are compared
-as they stand, to the last digit (`numeric`). Some hundred questions are still word for word those
-of GSM8K test.
+The answers were computed by programs: some are negative, some are not whole numbers, some are tiny.
+They are compared as they are, to the last digit (rule `numeric`). About a hundred questions are
+still identical, word for word, to those of GSM8K test.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from kava.data.tasks import Task
 from kava.data.tasks._rows import Source, with_plain_answers
 
 VERSION = 1
-# The Hub has it as one split, which it calls train; nothing is trained on it.
+# The Hub has a single split, which is called train; nothing is trained on it.
 SOURCE = Source("GSM-Hard", "gsm-hard", 1_319, "reasoning-machines/gsm-hard", ("train",))
 
 
 def load(file: str | None = None, limit: int | None = None) -> Task:
-    """All rows from the Hub, or from `file`: its fields `input` and `target`, or the usual ones.
+    """Load all rows from the Hub, or from `file` with fields `input` and `target`, or the usual.
 
     Raises:
-        KavaError: a broken row; without `limit`, another number of rows than 1,319.
+        KavaError: if a row is invalid; or, without `limit`, if there are not 1,319 rows.
     """
     return Task("gsm_hard", VERSION, "test", *SOURCE.load(file, limit, with_plain_answers))

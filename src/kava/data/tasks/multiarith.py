@@ -1,6 +1,6 @@
-"""MultiArith test: 180 problems of several operations (Roy and Roth, arXiv:1608.01413).
+"""MultiArith test: 180 problems with several operations (Roy and Roth, arXiv:1608.01413).
 
-The set has 600 rows; the 180 of the Hub's test split are those that CODI and KaVa evaluate on.
+The set has 600 rows. CODI and KaVa evaluate on the 180 rows of the Hub's test split.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ SOURCE = Source("MultiArith test", "multiarith", 180, "ChilleD/MultiArith")
 
 
 def load(file: str | None = None, limit: int | None = None) -> Task:
-    """The test split from the Hub, or from `file`, where rows of another `split` are left out.
+    """Load the test split from the Hub, or from `file`, where rows of another `split` are left out.
 
     Raises:
-        KavaError: a broken row; without `limit`, another number of rows than 180.
+        KavaError: if a row is invalid; or, without `limit`, if there are not 180 rows.
     """
     return Task("multiarith", VERSION, "test", *SOURCE.load(file, limit, _read))
 

@@ -1,4 +1,4 @@
-"""Rows of your own: a file with questions and answers, given with `--file`."""
+"""Your own file of questions and answers, given with `--file`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ VERSION = 1
 
 
 def load(file: str | None = None, limit: int | None = None) -> Task:
-    """Rows of `file` in any form that can be trained on; written steps may be missing.
+    """Load the rows of `file` in any format for training; chains of thought may be missing.
 
-    The task is called `rows-` and the file's stem, so that scores on two files are never put into
-    one column.
+    The task is named `rows-` plus the stem of the file, so that scores on two files never share a
+    column.
 
     Raises:
-        KavaError: no file, or a broken row.
+        KavaError: if no file is given, or a row is invalid.
     """
     if file is None:
         raise KavaError(

@@ -1,7 +1,7 @@
-"""SVAMP: 1,000 short problems made by changing others a little (Patel et al., arXiv:2103.07191).
+"""SVAMP: 1,000 short problems, variations of existing ones (Patel et al., arXiv:2103.07191).
 
-Its train part (700) and test part (300) together, as KaVa and CODI evaluate on it; neither is
-trained on.
+The task consists of the train split (700) and the test split (300), as in the evaluations of KaVa
+and CODI. Neither split is trained on.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ SOURCE = Source("SVAMP", "svamp", 1_000, "ChilleD/SVAMP", ("train", "test"))
 
 
 def load(file: str | None = None, limit: int | None = None) -> Task:
-    """Both parts from the Hub, or from `file`: SVAMP.json as published, or the usual fields.
+    """Load both splits from the Hub, or `file`: SVAMP.json as published, or with the usual fields.
 
     Raises:
-        KavaError: a broken row; without `limit`, another number of rows than 1,000.
+        KavaError: if a row is invalid; or, without `limit`, if there are not 1,000 rows.
     """
     return Task("svamp", VERSION, "test", *SOURCE.load(file, limit, _read))
 
@@ -30,7 +30,7 @@ def _read(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def _joined(located: Row) -> Row:
-    """`Body` and `Question` as one question, and `ID` (`chal-17`) as an id."""
+    """Join `Body` and `Question` to one question, and make an id of `ID` (`chal-17`)."""
     where, row = located
     if not isinstance(row.get("Body"), str) or not isinstance(row.get("Question"), str):
         return located
