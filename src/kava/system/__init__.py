@@ -1,1 +1,1 @@
-"""Files, processes, signals, locks and memory; nothing here knows of language models."""
+"""Files, processes, signals, locks and memory: code that is independent of language models."""

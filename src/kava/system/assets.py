@@ -1,7 +1,7 @@
-"""Files that ship with the project: recipes, the quickstart backbone and its KaVa checkpoint.
+"""Find files that ship with the project: recipes, the quickstart backbone and its KaVa checkpoint.
 
-In a checkout they lie at its root; in a wheel inside the package. A path that exists as given
-always wins, so a user's own `recipes/` folder is never shadowed.
+In a checkout, they are at its root; in a wheel, they are inside the package. A path that exists as
+given always takes precedence, so a user's own `recipes/` folder is never shadowed.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def roots() -> list[Path]:
-    """Folders that may hold shipped files, nearest first."""
+    """Return the folders that may contain shipped files, nearest first."""
     checkout = _PACKAGE.parent.parent
     return [root for root in (_PACKAGE, checkout) if (root / "recipes").is_dir()]
 
 
 def expand_user(path: str | Path) -> Path:
-    """With `~` and `~somebody` as their folders; as it is where there is no such somebody."""
-    return Path(os.path.expanduser(path))  # where pathlib's raises a RuntimeError
+    """Expand `~` and `~user`; a path with an unknown user is returned unchanged."""
+    return Path(os.path.expanduser(path))  # pathlib's raises RuntimeError for an unknown user
 
 
 def find(path: str | Path) -> Path:
-    """Resolve a user's path: as given, else among the shipped files.
+    """Resolve a path given by the user: as it is, otherwise among the shipped files.
 
     Raises:
-        KavaError: neither exists.
+        KavaError: if neither exists.
     """
     given = expand_user(path)
     if given.exists():
@@ -47,7 +47,7 @@ def find(path: str | Path) -> Path:
 
 
 def folder_with(path: str | Path, name: str) -> Path | None:
-    """A folder, as given or shipped, that holds a file of this name; None where there is none."""
+    """Return the folder, as given or shipped, if it contains a file `name`; otherwise None."""
     try:
         folder = find(path)
     except KavaError:
@@ -56,10 +56,12 @@ def folder_with(path: str | Path, name: str) -> Path | None:
 
 
 def find_all(path: str | Path) -> list[Path]:
-    """The same for a pattern (`recipes/*_aug/kava.yaml`) that the shell found nothing for.
+    """Resolve a path, or a pattern (`recipes/*_aug/kava.yaml`) that the shell did not expand.
+
+    The files are searched as by `find`: as given, otherwise among the shipped files.
 
     Raises:
-        KavaError: nothing is found here or among the shipped files.
+        KavaError: if nothing matches in either place.
     """
     if not any(sign in str(path) for sign in "*?[") or expand_user(path).exists():
         return [find(path)]
@@ -75,9 +77,10 @@ def find_all(path: str | Path) -> list[Path]:
 
 
 def portable_name(path: Path) -> str:
-    """A name under which `find` finds a file again from any working directory.
+    """Return a name with which `find` finds a file from any working directory.
 
-    Shipped files keep their name inside the project, so that nothing of this machine is in it.
+    A shipped file keeps its name inside the project, so the result contains no path of this
+    machine.
     """
     full = path.resolve()
     for root in roots():

@@ -1,7 +1,8 @@
-"""More than one process, as `torchrun`, `accelerate launch` and jobs of SLURM start them.
+"""Run in several processes, started by `torchrun`, `accelerate launch` or SLURM jobs.
 
-The environment of each says how many there are. Splitting, gathering and waiting is
-accelerate's; what is added here is that an error of one process ends all of them, told once.
+The launcher sets the number of processes in the environment. accelerate does the splitting,
+gathering and synchronizing. This module adds that an error on one rank ends all processes and is
+reported once.
 """
 
 from __future__ import annotations
@@ -22,36 +23,37 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
-#: Commands that share their work; the others run as one process.
+#: Commands that share their work among processes; all others run as a single process.
 COMMANDS = ("train", "eval", "pretrain")
 _PATIENCE = timedelta(seconds=10)
 _HEAD_START = timedelta(seconds=2)
 
 
 def world_size() -> int:
-    """How many processes the launcher started; 1 without a launcher."""
+    """Return the number of processes that the launcher started; 1 without a launcher."""
     launched = "LOCAL_RANK" in os.environ
     return int(os.environ.get("WORLD_SIZE", 1)) if launched else 1
 
 
 def rank() -> int:
-    """This process's number, from 0."""
+    """Return the rank of this process, counted from 0."""
     return int(os.environ.get("RANK", 0)) if world_size() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this process writes files and speaks."""
+    """Whether this is the main process (rank 0), which writes files and prints."""
     return rank() == 0
 
 
 def check_command(words: list[str]) -> None:
-    """Refuse several processes for a command that would do everything several times.
+    """Reject several processes for a command that would do all of its work several times.
 
-    Refuse one, too, where several were asked for: on CPUs `accelerate launch --num_processes 2`
-    prepares for two and starts one (accelerate 1.15).
+    Also reject a single process if several were requested: on CPUs, `accelerate launch
+    --num_processes 2` prepares for two and starts one (accelerate 1.15).
 
     Raises:
-        KavaError: names the commands that can, or how several are started.
+        KavaError: in these cases. The message names the commands that can use several processes, or
+            says how to start several.
     """
     command = command_of(words)
     if command in COMMANDS and "LOCAL_RANK" not in os.environ and _set_by_accelerate("MASTER_PORT"):
@@ -71,14 +73,14 @@ def check_command(words: list[str]) -> None:
 
 
 def command_of(words: list[str]) -> str | None:
-    """The command among the words of a command line, None where there is none."""
+    """Return the command among the words of a command line, or None if there is none."""
     return next((word for word in words if not word.startswith("-")), None)
 
 
 def _set_by_accelerate(name: str) -> bool:
-    """Whether `accelerate launch` gave a variable its value, rather than passed it on.
+    """Whether `accelerate launch` set an environment variable, rather than passed it on.
 
-    Its own environment does not have what it sets for what it starts.
+    The environment of the launcher itself does not contain the variables it sets for its processes.
     """
     mark = "ACCELERATE_MIXED_PRECISION"
     if not {mark, name} <= os.environ.keys():
@@ -88,17 +90,17 @@ def _set_by_accelerate(name: str) -> bool:
     try:
         above = (process.environ() for process in psutil.Process().parents())
         launcher = next((there for there in above if mark not in there), {})
-    except psutil.Error:  # another user's, or gone
+    except psutil.Error:  # the process belongs to another user, or has ended
         launcher = {}
     return launcher.get(name) != os.environ[name]
 
 
 def check_sharding() -> None:
-    """Refuse a way of splitting the weights that a launcher asks for and would not get here.
+    """Reject a way of sharding the weights that the launcher requests and kava does not support.
 
     Raises:
-        KavaError: DeepSpeed; FSDP of the first version; FSDP on the CPU, where accelerate trains
-            without it and says nothing.
+        KavaError: for DeepSpeed; for version 1 of FSDP; and for FSDP on the CPU, where accelerate
+            silently trains without it.
     """
     wanted = {name: os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in _SPLITTING}
     if wanted["DEEPSPEED"]:
@@ -125,12 +127,12 @@ _SPLITTING = ("DEEPSPEED", "FSDP")
 
 
 def device() -> str:
-    """The launcher's device for this process: its own accelerator, or the CPU."""
+    """Return the device that the launcher assigns to this process: an accelerator or the CPU."""
     return str(_state().device)
 
 
 def _state() -> Any:
-    """accelerate's state; joins the processes when it is first asked for."""
+    """Return accelerate's state; the first call joins the process group."""
     import torch
     from accelerate import PartialState
 
@@ -138,12 +140,12 @@ def _state() -> Any:
 
 
 def asked_for_cpu() -> bool:
-    """Whether `accelerate launch --cpu` started this process, on a machine with GPUs or without."""
+    """Whether `accelerate launch --cpu` started this process, on a machine with or without GPUs."""
     return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
 
 
 def gather(value: T) -> list[T]:
-    """Every process's value, in the order of the processes, on every process."""
+    """Gather a value from every process; return the list, in rank order, on every process."""
     if world_size() == 1:
         return [value]
     from accelerate.utils import gather_object
@@ -153,9 +155,10 @@ def gather(value: T) -> list[T]:
 
 
 def split_over_ranks(parts: Iterable[T]) -> Iterator[T | None]:
-    """This process's parts of a work that all share; None in a last turn that has none for it.
+    """Yield the parts of a shared work that belong to this process.
 
-    Each has as many turns as the others, so that they can talk to one another in between.
+    Every process gets the same number of turns, so that collective operations can run in between.
+    In the last turn, a process without a part gets None.
     """
     rest = iter(parts)
     while turn := list(islice(rest, world_size())):
@@ -163,12 +166,12 @@ def split_over_ranks(parts: Iterable[T]) -> Iterator[T | None]:
 
 
 def raise_on_all_ranks(act: Callable[[], T]) -> T:
-    """What `act` returns here; an error of one process is raised on all.
+    """Return what `act` returns on this process; an error on any rank is raised on all ranks.
 
-    For work between which the processes do not talk to one another.
+    Use it for work during which the processes do not communicate.
 
     Raises:
-        KavaError: the first process's that had one.
+        KavaError: the error of the first rank that had one.
     """
     result, error = None, None
     try:
@@ -190,25 +193,25 @@ def raise_on_all_ranks(act: Callable[[], T]) -> T:
 
 
 def on_main_rank(act: Callable[[], T]) -> T | None:
-    """Let the main process act while the others wait; they get None.
+    """Run `act` on the main process while the others wait; the others get None.
 
     Raises:
-        KavaError: on all processes, if it failed.
+        KavaError: on all processes, if `act` failed.
     """
     return raise_on_all_ranks(lambda: act() if is_main() else None)
 
 
 def from_main_rank(act: Callable[[], T]) -> T:
-    """What `act` returns on the main process, which alone calls it; on every process.
+    """Run `act` on the main process only, and return its result on every process.
 
     Raises:
-        KavaError: on all processes, if it failed.
+        KavaError: on all processes, if `act` failed.
     """
     return gather(on_main_rank(act))[0]
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether it is true on one of the processes at least; all of them call this together."""
+    """Whether `flag` is true on at least one process. All processes must call this together."""
     if world_size() == 1:
         return flag
     import torch
@@ -218,26 +221,26 @@ def any_rank(flag: bool) -> bool:
 
 
 def main_rank_first(act: Callable[[], T]) -> T:
-    """Every process acts, the main one before the others: what it downloads, they find.
+    """Run `act` on every process, the main one first, so that the others find its downloads.
 
     Raises:
-        KavaError: on all processes, if one failed.
+        KavaError: on all processes, if `act` failed on one of them.
     """
     result = on_main_rank(act)
     return raise_on_all_ranks(lambda: result if is_main() else act())
 
 
-# -- a batch that the processes share ------------------------------------------------------------
+# -- a micro-batch that is shared by the processes -----------------------------------------------
 
 _weight: ContextVar[float | None] = ContextVar("kava_shared_batch", default=None)
 
 
 @contextmanager
 def shared_micro_batch(shared: bool, weight: float = 1.0) -> Iterator[None]:
-    """Inside, `sum_over_micro_batch` sums over the processes that hold parts of a micro-batch.
+    """Make `sum_over_micro_batch` sum over all processes that hold a part of the micro-batch.
 
     Args:
-        weight: 0 where this process has no row of it.
+        weight: 0 if this process has no example of the micro-batch.
     """
     token = _weight.set(weight if shared else None)
     try:
@@ -247,7 +250,7 @@ def shared_micro_batch(shared: bool, weight: float = 1.0) -> Iterator[None]:
 
 
 def sum_over_micro_batch(part: Tensor) -> Tensor:
-    """A sum over this process's rows, made one over all rows of the micro-batch. No gradient."""
+    """Turn a sum over this process's examples into one over the whole micro-batch. No gradient."""
     weight = _weight.get()
     if weight is None:
         return part
@@ -256,18 +259,19 @@ def sum_over_micro_batch(part: Tensor) -> Tensor:
     return reduce(part.detach() * weight, "sum")
 
 
-# -- the end -------------------------------------------------------------------------------------
+# -- errors and exit -----------------------------------------------------------------------------
 
 
 def print_error(message: str) -> None:
-    """Print an error, once for all processes."""
+    """Print an error to stderr, once for all processes."""
     once_across_ranks(lambda: print(message, file=sys.stderr, flush=True))
 
 
 def once_across_ranks(act: Callable[[], None]) -> None:
-    """Let one of the processes act that come here when they fail: the main one, if it comes soon.
+    """Run `act` on one of the processes that fail: on the main process, if it fails soon.
 
-    The others wait until it has, because a launcher ends all when one has ended.
+    The other processes wait until `act` has run, because a launcher ends all processes as soon as
+    one has ended.
     """
     if world_size() == 1:
         act()
@@ -281,10 +285,10 @@ def once_across_ranks(act: Callable[[], None]) -> None:
         meeting = TCPStore(host, port, is_master=False, timeout=_PATIENCE)
         store = PrefixStore(f"kava-error-{attempt}", meeting)
         if not is_main():
-            with suppress(DistError, RuntimeError):  # it may be well, or stuck
+            with suppress(DistError, RuntimeError):  # the main process may not have failed
                 store.wait(["told"], _HEAD_START)
         first = store.add("failed", 1) == 1
-    except (DistError, DistStoreError, RuntimeError, ValueError):  # nobody is left to ask
+    except (DistError, DistStoreError, RuntimeError, ValueError):  # the store is gone
         first, store = True, None
     if first:
         act()
@@ -296,25 +300,26 @@ def once_across_ranks(act: Callable[[], None]) -> None:
         else:
             store.wait(["told"], _PATIENCE)
     except (DistError, RuntimeError):
-        pass  # the one that acts is gone, and has acted
+        pass  # the process that ran `act` has already exited
 
 
 def leave_process_group() -> None:
-    """Part from the other processes, after work that all have finished."""
+    """Leave the process group, after work that all processes have finished."""
     if world_size() > 1 and "torch" in sys.modules:
         _state().destroy_process_group()
 
 
 def exit_process(status: int) -> None:
-    """End this process.
+    """End this process with an exit status.
 
-    Of several each ends at once. After an error, leaving politely would wait for those that stopped
-    in the middle of something; after success, a thread of torch that frees a tensor while Python
-    takes itself apart would now and then abort the process, and all of them would have failed.
+    With several processes, each one exits immediately. After an error, a normal exit would wait for
+    processes that stopped in the middle of a collective operation. After success, a torch thread
+    that frees a tensor during interpreter shutdown would occasionally abort the process, and the
+    launcher would report all of them as failed.
     """
     if world_size() > 1:
         if status == 0:
-            atexit._run_exitfuncs()  # what loggers have left to send
+            atexit._run_exitfuncs()  # lets loggers send what is left
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -322,7 +327,7 @@ def exit_process(status: int) -> None:
 
 
 def is_peer_failure(error: BaseException) -> bool:
-    """Whether this is how torch says that another process is gone."""
+    """Whether `error` is how torch reports that another process has ended."""
     if world_size() == 1 or not isinstance(error, RuntimeError):
         return False
     from torch.distributed import DistError

@@ -1,4 +1,4 @@
-"""What a result file says of how it came about."""
+"""Record how a result came about: versions, machine, command, commit and time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokeniz
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, machine, command, commit and time."""
+    """Return versions, machine, command, commit and time, for a result file."""
     return {
         "versions": {"python": platform.python_version(), **versions(*_PACKAGES)},
         "machine": machine(),
@@ -33,7 +33,7 @@ def provenance() -> dict[str, Any]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Of kava, installed or not, and of those packages that are installed."""
+    """Return the versions of kava, installed or not, and of those `packages` that are installed."""
     found = {"kava": __version__}
     for package in packages:
         with suppress(PackageNotFoundError):  # `kava bench` runs without `datasets`
@@ -42,7 +42,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def _program() -> list[str]:
-    """What was called: `kava`, or a script by its place in the project."""
+    """Return what was run: `kava`, or a script by its path in the project."""
     script = Path(sys.argv[0]).resolve()
     root = Path(__file__).resolve().parents[3]
     if script.suffix == ".py" and script.is_relative_to(root / "benchmarks"):
@@ -51,7 +51,7 @@ def _program() -> list[str]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, memory and accelerator."""
+    """Describe the machine: processor, cores, threads and accelerator."""
     import torch
 
     described = {
@@ -66,7 +66,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with `+` where files differ from it; None outside a checkout."""
+    """Return the checkout's commit, with `+` if files differ from it; None outside a checkout."""
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
@@ -94,7 +94,10 @@ def _processor() -> str:
 
 
 def default_device() -> str:
-    """`cuda` where there is one and nobody asked for the CPU; of several processes each its own."""
+    """Return `cuda` if available, unless the CPU was requested.
+
+    With several processes, return the device of this one.
+    """
     if distributed.world_size() > 1:
         return distributed.device()
     return "cuda" if torch.cuda.is_available() and not distributed.asked_for_cpu() else "cpu"

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and what a full or failing disk says."""
+"""Write files atomically, and report a full or failing disk in one line."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from kava.system import links
 
 @contextmanager
 def writing(path: Path, then: str = "free some space and begin again") -> Iterator[None]:
-    """Turn whatever a full or failing disk raises inside into one line.
+    """Turn any error that a full or failing disk raises inside the block into a one-line message.
 
-    safetensors and torch have errors of their own for it, which are no OSError.
+    safetensors and torch have their own errors for this, which are not subclasses of OSError.
 
     Args:
-        then: how to go on, where the place as such can be written.
+        then: what the user can do, if the location itself is writable.
 
     Raises:
-        KavaError: names the path and the system's reason.
+        KavaError: with the path and the reason that the system gives.
     """
     try:
         yield
@@ -43,24 +43,26 @@ def writing(path: Path, then: str = "free some space and begin again") -> Iterat
         ) from None
 
 
-#: Where more space would not help.
+#: Errors that more space would not solve.
 _NOT_SPACE = {
     errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
     errno.ENAMETOOLONG,
 }  # fmt: skip
 
 
-#: In messages of safetensors (which gives the system's reason) and of torch.save.
+#: Parts of disk error messages of safetensors (which gives the system's reason) and torch.save.
 _DISK = ("os error", "PytorchStreamWriter failed", "unexpected pos", "file write failed")
 
 
 def check_writable(file: Path) -> None:
-    """Check that `write_json` could write here, before what it writes is found out.
+    """Check that `write_json` could write this file, before its content is computed.
 
-    Nothing is made or changed: folders that are not there are taken to be possible where a file is.
+    Nothing is created or changed. A folder that does not exist is assumed to be creatable where a
+    file is.
 
     Raises:
-        KavaError: names the path and the system's reason; or a link, see `kava.system.links`.
+        KavaError: with the path and the reason that the system gives; or for a symbolic link, see
+            `kava.system.links`.
     """
     with writing(file, "give another place"):
         links.check(file)
@@ -72,20 +74,20 @@ def check_writable(file: Path) -> None:
 
 
 def write_json(file: Path, value: Any, below: Path | None = None) -> None:
-    """Write whole or not at all; see `write_whole`."""
+    """Write a value as JSON, atomically; see `write_whole`."""
     write_whole(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n", below)
 
 
 def write_whole(file: Path, content: str | bytes, below: Path | None = None) -> None:
-    """Write whole or not at all, text in UTF-8; folders that are not there are made.
+    """Write a file completely or not at all, text as UTF-8; missing folders are created.
 
     Args:
-        below: the folder that was given, in which no link is followed (`kava.system.links`); that
-            of the file, if not given.
+        below: the folder that the user gave, inside which no symbolic link is followed
+            (`kava.system.links`); by default the folder of the file.
 
     Raises:
-        KavaError: the disk is full or fails, or there is a link; a file that was there is as it
-            was.
+        KavaError: if the disk is full or fails, or there is a symbolic link. An existing file is
+            then unchanged.
     """
     with writing(file):
         links.check(file, below)

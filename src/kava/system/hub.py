@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: whether it answers, what lies there, and bringing it here."""
+"""Talk to the Hugging Face Hub: check that it answers, look for files, download and upload."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from kava.errors import KavaError
 
 
 class NotAvailable(KavaError):
-    """A folder or repository that is neither here nor on the Hub.
+    """A folder or repository that exists neither locally nor on the Hub.
 
-    told: its name and why, without what to do about it, which depends on who asked for it.
+    told: its name and the reason, without advice, which depends on the caller.
     """
 
     def __init__(
@@ -29,7 +29,10 @@ _offline: ContextVar[bool] = ContextVar("kava_offline", default=False)
 
 @dataclass(frozen=True)
 class Download:
-    """Something of the Hub that lies on this machine now. `what`: `backbone`, `split 'train'`."""
+    """Files from the Hub that are on this machine now.
+
+    what: what they are, such as `backbone` or `split 'train'`.
+    """
 
     name: str
     what: str
@@ -42,7 +45,7 @@ _found: ContextVar[list[Download] | None] = ContextVar("kava_found", default=Non
 
 @contextmanager
 def recording_downloads() -> Iterator[list[Download]]:
-    """Inside the block what is loaded from the Hub, or from its copy here, is added to the list."""
+    """Inside the block, list everything that is loaded from the Hub or its local cache."""
     found: list[Download] = []
     token = _found.set(found)
     try:
@@ -52,7 +55,7 @@ def recording_downloads() -> Iterator[list[Download]]:
 
 
 def record_download(name: str, what: str, files: Iterable[Path]) -> None:
-    """Say that something was loaded; for those who ask (`noting`)."""
+    """Record that something was loaded, for the enclosing `recording_downloads`."""
     found, files = _found.get(), list(files)
     if found is not None and files:
         size = sum(file.stat().st_size for file in files)
@@ -61,7 +64,7 @@ def record_download(name: str, what: str, files: Iterable[Path]) -> None:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Inside the block nothing is asked of the Hub; what was downloaded before is still found."""
+    """Inside the block, send no request to the Hub; earlier downloads are still found."""
     token = _offline.set(True)
     try:
         yield
@@ -70,9 +73,10 @@ def offline() -> Iterator[None]:
 
 
 def reachable(name: str, kind: str) -> bool:
-    """Ask for a repository's description, without the retries of the loading libraries.
+    """Whether the Hub answers a request for a repository, without retries.
 
-    Unreachable, they would try again for half a minute before looking into their own cache.
+    If the Hub is unreachable, the loading libraries retry for half a minute before they use their
+    own cache.
 
     Args:
         name: `owner/name`.
@@ -85,27 +89,30 @@ def reachable(name: str, kind: str) -> bool:
 
     try:
         HfApi().repo_info(name, repo_type=kind, timeout=10)
-    except HfHubHTTPError:  # the Hub answered; what it refuses is said by the download itself
+    except HfHubHTTPError:  # the Hub answered; if it refuses, the download reports why
         return True
-    except Exception:  # no network, a proxy, offline mode: each library version has its own class
+    except Exception:  # no network, a proxy, offline mode: classes differ between versions
         return False
     return True
 
 
 def is_name(name: str) -> bool:
-    """Whether a text has the form `owner/name` of a repository, and is no path."""
+    """Whether a text has the form `owner/name` of a repository, and is not a path."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and "\\" not in name
 
 
 def download(name: str, revision: str | None, patterns: list[str], what: str, instead: str) -> Path:
-    """A model repository's files in the local cache; asked for only where the Hub answers.
+    """Download a model repository's files to the local cache, and return their folder.
+
+    The Hub is asked only if it is reachable; otherwise the local cache is used.
 
     Args:
-        patterns: of files; of others nothing is downloaded.
-        what: is looked for, and `instead`: what to do, for messages.
+        patterns: the files to download; no others are.
+        what: what is being looked for, for messages.
+        instead: what the user can do, for messages.
 
     Raises:
-        NotHad: the Hub does not give it and there is no copy here.
+        NotAvailable: if the Hub does not provide it and there is no local copy.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -134,7 +141,7 @@ def _nowhere(name: str, why: str, what: str, instead: str) -> NotAvailable:
 
 
 def has_file(name: str, file: str) -> bool:
-    """Whether a model repository holds a file; of an unreachable Hub, the local cache is asked."""
+    """Whether a model repository has a file; if the Hub is unreachable, the local cache decides."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -142,12 +149,12 @@ def has_file(name: str, file: str) -> bool:
         if isinstance(try_to_load_from_cache(name, file), str):
             return True
         return reachable(name, "model") and HfApi().file_exists(name, file)
-    except (HfHubHTTPError, HFValidationError):  # gated, or no such name: loading it will say so
+    except (HfHubHTTPError, HFValidationError):  # gated, or no such name: loading it reports this
         return False
 
 
 def revision(name: str, kind: str) -> str | None:
-    """The newest commit of a repository; None where the Hub does not answer."""
+    """Return the newest commit of a repository, or None if the Hub does not answer."""
     if not reachable(name, kind):
         return None
     from huggingface_hub import HfApi
@@ -160,10 +167,10 @@ def revision(name: str, kind: str) -> str | None:
 
 
 def push(folder: Path, name: str, message: str, private: bool | None, token: str | None) -> str:
-    """Upload a folder as a model repository, made if it is not there; returns its address.
+    """Upload a folder as a model repository, which is created if needed; return the commit's URL.
 
     Raises:
-        KavaError: the Hub refuses or cannot be reached.
+        KavaError: if the Hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError

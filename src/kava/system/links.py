@@ -1,6 +1,6 @@
-"""Symbolic links inside a folder that kava writes into: refused, never followed.
+"""Refuse symbolic links inside a folder that kava writes to; they are never followed.
 
-A run's folder may come from somebody else, and a link in it may lead to any file of the user's. The
+A run folder may come from somebody else, and a link in it may point to any file of the user. The
 folder itself, as it was given, may be a link or lie below one.
 """
 
@@ -15,14 +15,14 @@ from kava.errors import KavaError
 
 
 def check(path: Path, below: Path | None = None) -> None:
-    """Refuse a path to write to that is a link, or has one on its way.
+    """Raise an error if a path to write to is a symbolic link, or passes through one.
 
     Args:
-        below: the folder that was given; what leads to it is not looked at. That of the file, if
-            not given.
+        below: the folder that the user gave; the path that leads to it is not checked. By default
+            the folder of the file.
 
     Raises:
-        KavaError: names the link.
+        KavaError: with the link.
     """
     at = path.parent if below is None else below
     for part in path.relative_to(at).parts:
@@ -32,12 +32,12 @@ def check(path: Path, below: Path | None = None) -> None:
 
 
 def check_tree(folder: Path) -> None:
-    """Refuse a folder to write into that is a link, or holds one at any depth.
+    """Raise an error if a folder to write to is a symbolic link, or contains one at any depth.
 
-    For what libraries write, under names of their own.
+    This is for files that libraries write, under names that kava does not choose.
 
     Raises:
-        KavaError: names the link.
+        KavaError: with the link.
     """
     check(folder)
     for place, folders, files in os.walk(folder):
@@ -46,10 +46,10 @@ def check_tree(folder: Path) -> None:
 
 
 def check_named(folder: Path, patterns: tuple[str, ...]) -> None:
-    """`check_tree` for everything directly in a folder that has such a name.
+    """Run `check_tree` on everything directly in a folder whose name matches one of the patterns.
 
     Raises:
-        KavaError: names the link.
+        KavaError: with the link.
     """
     if folder.is_dir():
         for name in os.listdir(folder):
@@ -58,12 +58,14 @@ def check_named(folder: Path, patterns: tuple[str, ...]) -> None:
 
 
 def replace(file: Path, content: bytes) -> None:
-    """Write a new file beside, under a name at which nobody can have put a link, and rename it.
+    """Write a new file next to the target, under an unpredictable name, and rename it.
+
+    Because the name is random, nobody can have placed a symbolic link there.
 
     Raises:
-        OSError: it cannot be written; a file that was there is as it was.
+        OSError: if it cannot be written. An existing file is then unchanged.
     """
-    # The name may be as long as the file system allows, so it is no part of this one.
+    # The target's name may be as long as the file system allows, so it is not part of this name.
     partial = file.with_name(f"kava-{secrets.token_hex(8)}.partial")
     opened = os.open(partial, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY, 0o666)
     try:
@@ -75,11 +77,11 @@ def replace(file: Path, content: bytes) -> None:
 
 
 def append(file: Path, text: str, below: Path | None = None) -> None:
-    """Add text to the end of a file, which is made if it is not there.
+    """Append text to a file, which is created if it does not exist.
 
     Raises:
         KavaError: see `check`.
-        OSError: it cannot be written.
+        OSError: if it cannot be written.
     """
     check(file, below)
     opened = os.open(file, os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_WRONLY, 0o666)

@@ -1,8 +1,8 @@
-"""A lock file: one process at a time, across processes and machines that share a folder.
+"""A lock file that holds across processes and across machines that share a folder.
 
-It names its owner's process, when that began, its host and, in a job of SLURM, the job and how
-often it was started again. A job that is killed cannot let go; its next start, maybe on another
-machine, takes over.
+It contains the process id, start time and host of its owner and, in a SLURM job, the job and its
+number of restarts. A job that is killed cannot release its lock; its next start, possibly on
+another machine, takes the lock over.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from kava.system import links
 
 
 class LockHeld(Exception):
-    """Another process holds the lock; the message says which, in words."""
+    """Another process holds the lock; the message says which one."""
 
 
 @contextmanager
 def acquire(file: Path, console: Console) -> Iterator[None]:
     """Hold `file` as a lock inside the block.
 
-    One that a dead process left behind is taken over, and the console told so.
+    A lock that a dead process left behind is taken over, which is printed to the console.
 
     Raises:
-        Held: its owner lives, or may live: a process of another host cannot be looked up, unless
-            it is a job's.
-        KavaError: there is a link in its place.
+        LockHeld: if its owner is alive, or may be: a process on another host cannot be checked,
+            unless it is a SLURM job.
+        KavaError: if there is a symbolic link in its place.
     """
     links.check(file)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def acquire(file: Path, console: Console) -> Iterator[None]:
         try:
             _take_over(file, console)
             break
-        except FileNotFoundError:  # let go of since; it may be had now
+        except FileNotFoundError:  # released in the meantime: try again
             continue
     try:
         yield
@@ -50,7 +50,7 @@ def acquire(file: Path, console: Console) -> Iterator[None]:
 
 
 def holder(file: Path) -> str:
-    """Who holds a lock, in words; empty if nobody does."""
+    """Describe who holds a lock; return an empty text if nobody does."""
     try:
         _dead_owner(file)
     except FileNotFoundError:
@@ -61,7 +61,7 @@ def holder(file: Path) -> str:
 
 
 def _create(file: Path) -> bool:
-    """Make the file with this process in it, unless it is there."""
+    """Create the lock file with this process as owner; return False if the file exists."""
     pid = os.getpid()
     owner = json.dumps({"pid": pid, "began": _began(pid), "host": socket.gethostname(), **_job()})
     try:
@@ -74,10 +74,10 @@ def _create(file: Path) -> bool:
 
 
 def _take_over(file: Path, console: Console) -> None:
-    """Make the lock of a dead process this one's.
+    """Take over the lock of a dead process.
 
-    Of several that try at once the one that makes the second file wins; that file, with its own
-    name in it, then replaces the lock in one go.
+    If several processes try at once, the one that creates the second file wins. That file, which
+    contains its owner, then replaces the lock atomically.
     """
     pid = _dead_owner(file)
     second = file.with_name(file.name + ".takeover")
@@ -87,23 +87,23 @@ def _take_over(file: Path, console: Console) -> None:
         if _dead_owner(file) != pid:
             raise LockHeld(f"another process has just taken over {file}")
         second.replace(file)
-    except BaseException:  # only then: once it has replaced the lock, the name may be another's
+    except BaseException:  # only on failure: afterwards, the name may be another process's
         second.unlink(missing_ok=True)
         raise
     console.print(f"{file}: left behind by process {pid}, which is gone; taken over", style="dim")
 
 
 def _dead_owner(file: Path) -> int:
-    """The process that the lock names, if it is gone.
+    """Return the id of the process that the lock names, if that process is dead.
 
     Raises:
-        Held: it lives, or may live.
-        FileNotFoundError: there is no lock any more.
+        LockHeld: if it is alive, or may be.
+        FileNotFoundError: if the lock no longer exists.
     """
     try:
         owner = json.loads(file.read_text(encoding="utf-8"))
         pid, host = int(owner["pid"]), owner["host"]
-    except (ValueError, KeyError, TypeError):  # its owner has made it and not yet written to it
+    except (ValueError, KeyError, TypeError):  # its owner has created it but not yet written it
         raise LockHeld(f"another process has just begun; if there is none, delete {file}") from None
     if _may_live(pid, host, owner):
         of_job = f" (SLURM job {owner['job']})" if "job" in owner else ""
@@ -112,7 +112,7 @@ def _dead_owner(file: Path) -> int:
 
 
 def _job() -> dict[str, Any]:
-    """The job of SLURM that this process is in, if it is in one."""
+    """Return the SLURM job of this process and its number of restarts; empty outside a job."""
     if "SLURM_JOB_ID" not in os.environ:
         return {}
     starts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
@@ -122,7 +122,7 @@ def _job() -> dict[str, Any]:
 def _may_live(pid: int, host: str, owner: dict[str, Any]) -> bool:
     own = _job()
     if own and owner.get("job") == own["job"] and owner.get("restarts", 0) < own["restarts"]:
-        return False  # an earlier start of this very job
+        return False  # an earlier start of the same job
     if host == socket.gethostname():
         return _lives(pid, owner.get("began"))
     if "job" in owner and owner["job"] != own.get("job"):
@@ -133,29 +133,29 @@ def _may_live(pid: int, host: str, owner: dict[str, Any]) -> bool:
 
 
 def _lives(pid: int, began: str | None) -> bool:
-    """Whether that process lives, and not another one that has its number by now.
+    """Whether the process is alive, and is not another one that has reused its id.
 
-    A number comes back after a while, and at once in a container that is started again, where
-    this process may itself have the number of the one that is gone.
+    Ids are reused after a while. In a container that is restarted, they are reused immediately, and
+    this process may itself have the id of the one that has ended.
     """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it lives and is somebody else's
+    except PermissionError:  # it is alive and belongs to another user
         pass
     return None in (began, now := _began(pid)) or began == now
 
 
 def _began(pid: int) -> str | None:
-    """When a process began: this start of the system, and its clock's ticks since.
+    """Return when a process started: the boot id of the system, and clock ticks since boot.
 
-    None where the system does not say (it is not Linux), or the process is gone.
+    None if the system does not provide it (not Linux), or the process has ended.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
         return None
-    # The 22nd field (proc_pid_stat(5)); the second, a name in brackets, may hold blanks.
+    # Field 22 of proc_pid_stat(5); field 2, a name in parentheses, may contain blanks.
     return f"{boot} {state.rpartition(')')[2].split()[19]}"

@@ -1,4 +1,4 @@
-"""The most memory that a piece of work held."""
+"""Measure the peak memory of a piece of work."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass
 class Peak:
-    """`bytes` once the work is over. `of`: `accelerator` (allocated there) or `process` (resident).
+    """The peak memory, in bytes; `bytes` is set once the work is finished.
 
-    `since_start`: the process's peak could not be set back before the work, and may be older.
+    of: `accelerator` (memory allocated there) or `process` (resident memory).
+    since_start: the peak of the process could not be reset before the work, and may be older.
     """
 
     of: str
@@ -27,7 +28,7 @@ class Peak:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Watch the peak of everything inside the block, what was there before included."""
+    """Measure the peak memory inside the block, including what was allocated before it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -41,7 +42,7 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
 
 
 def _set_back() -> bool:
-    """Linux lets a process forget its own peak."""
+    """Reset the peak of this process, which Linux allows; return whether it worked."""
     try:
         _CLEAR.write_text("5", encoding="ascii")
     except OSError:
@@ -61,6 +62,6 @@ def _resident_peak() -> int:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for an accelerator to finish."""
+    """Wait until an accelerator has finished its work; do nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""The progress bar of a training: loss parts, validation accuracy, time left."""
+"""The progress bar of a training run: loss terms, validation accuracy and time left."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 @contextmanager
 def no_bars() -> Iterator[None]:
-    """Silence transformers' own bars, which would flash for every small file."""
+    """Inside the block, hide transformers' own bars, which would flash up for every small file."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -28,7 +28,7 @@ _SHORT = {"student_ce": "ce", "teacher_ce": "teacher", "codi": "codi", "kv": "kv
 
 
 class Progress:
-    """One bar on a terminal; a plain line at each validation where there is no terminal."""
+    """A progress bar on a terminal; without a terminal, a plain line at each validation."""
 
     def __init__(self, title: str, console: Console | None = None):
         self.console = console or Console()
@@ -53,15 +53,15 @@ class Progress:
         self._bar.stop()
 
     def begin(self, done: int, total: int) -> None:
-        """A training of `total` steps starts after `done`."""
+        """Start the bar for a training run of `total` steps, of which `done` are finished."""
         self._task = self._bar.add_task(self.title, total=total, completed=done, state="")
 
     def step(self, done: int) -> None:
-        """`done` steps are over."""
+        """Set the number of finished steps."""
         self._bar.update(self._task, completed=done)
 
     def log(self, record: dict[str, Any]) -> None:
-        """Show a line of the metrics."""
+        """Show a record of the metrics."""
         parts = [f"{_SHORT[k]} {record[k]:.3f}" for k in _SHORT if k in record]
         if parts:
             self._parts = "  ".join(parts)

@@ -1,7 +1,7 @@
-"""Weights that FSDP2 splits over processes: put together to be written, and to answer.
+"""Gather weights and optimizer states that FSDP2 shards over processes, and shard them again.
 
-Everything here is called by all processes. Where nothing is split it does nothing, so that its
-callers need not ask.
+All processes must call these functions together. If nothing is sharded they do nothing, so callers
+need not check.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 def gather_weights(model: nn.Module) -> dict[str, Tensor] | None:
-    """Every weight by name, on the main process (empty on the others); None if none is split."""
+    """Return all weights by name on the main process (empty on the others); None if not sharded."""
     if not _parts(model):
         return None
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -25,12 +25,12 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor] | None:
 
 
 def unshard(value: Any) -> Any:
-    """A tensor that may be split, put together; anything else as it is."""
+    """Return the full tensor of a sharded tensor; return anything else unchanged."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def gather_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of an optimiser as one process alone would have it; on every process."""
+    """Return the optimizer state that a single process would have, on every process."""
 
     found = optimizer.state_dict()
     state = {
@@ -41,7 +41,7 @@ def gather_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def shard_optimizer(optimizer: torch.optim.Optimizer, whole: dict[str, Any]) -> dict[str, Any]:
-    """The reverse: such a state, each tensor split as its weight is."""
+    """Invert `gather_optimizer`: shard each tensor of a full state like its weight."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -60,7 +60,7 @@ def shard_optimizer(optimizer: torch.optim.Optimizer, whole: dict[str, Any]) -> 
 
 @contextmanager
 def unsharded(model: nn.Module) -> Iterator[None]:
-    """Inside, each process holds all weights: it answers questions without the others."""
+    """Inside the block, each process holds all weights and can answer questions on its own."""
     parts = _parts(model)
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)

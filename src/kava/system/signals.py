@@ -1,11 +1,11 @@
-"""A signal that asks this process to stop, so that its work can go on later.
+"""Handle signals that ask this process to stop, such that its work can be resumed later.
 
-Outside of `deferred` it ends the work at once, by an exception; inside it is kept until the work
-has reached a point from which it can go on. A training looks for it after each step
+Outside `defer_signals`, a signal ends the work at once, by an exception. Inside, it is kept until
+the work has reached a point from which it can be resumed. Training checks for it after each step
 (`kava.training.trainer`).
 
-Of several processes a signal may reach one alone, or each at another time. It is then always kept,
-and they stop together: at a step's boundary, or wherever else all of them ask (`check`).
+With several processes, a signal may reach only one of them, or each at another time. It is then
+always kept, and all processes stop together: at a step boundary, or wherever they all call `check`.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _kept = False
 
 
 class Preempted(BaseException):
-    """This process was asked to stop. Not an `Exception`: nothing has failed."""
+    """This process was asked to stop. Not an `Exception`, because nothing has failed."""
 
 
 @contextmanager
 def listen_for(asked: list[int], *numbers: int) -> Iterator[None]:
-    """Inside the block the signals `numbers` ask for a stop. Main thread only.
+    """Inside the block, treat the signals `numbers` as requests to stop. Main thread only.
 
     Args:
-        asked: takes those that came, in order; of several processes, to any of them.
+        asked: list that receives the signals in order; with several processes, those sent to any.
 
     Raises:
-        Preempted: out of the block, once it was asked for.
+        Preempted: out of the block, after a stop was requested.
     """
     global _received, _listening
     _received, _listening = asked, True
@@ -49,10 +49,10 @@ def listen_for(asked: list[int], *numbers: int) -> Iterator[None]:
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """Inside the block nothing is interrupted; at its end, or by `check`, the stop comes about.
+    """Inside the block, do not interrupt; a requested stop takes effect at its end, or in `check`.
 
     Raises:
-        Preempted: a stop was asked for.
+        Preempted: if a stop was requested.
     """
     with _keeping():
         yield
@@ -61,40 +61,43 @@ def defer_signals() -> Iterator[None]:
 
 @contextmanager
 def save_on_signal() -> Iterator[None]:
-    """Inside the block SIGTERM ends a training at a step's boundary, with a checkpoint.
+    """Inside the block, SIGTERM ends training at a step boundary, with a checkpoint.
 
-    A cluster, a launcher and `kill` send it; Ctrl-C still ends everything at once. What is asked
-    for when the last step is done comes too late and changes nothing. Main thread only.
+    SIGTERM is sent by clusters, launchers and `kill`; Ctrl-C still ends everything at once. A
+    request that arrives after the last step is too late and has no effect. Main thread only.
 
     Raises:
-        Preempted: the training was ended.
+        Preempted: if training was ended.
     """
     with listen_for([], signal.SIGTERM), _keeping():
         yield
 
 
 def check() -> None:
-    """Stop here, if that was asked for. Of several processes all call this together.
+    """Stop here if a stop was requested. With several processes, all must call this together.
 
     Raises:
-        Preempted: it was; on all processes.
+        Preempted: on all processes, if a stop was requested.
     """
     if is_asked():
         raise Preempted
 
 
 def stop_if_asked() -> None:
-    """Between two parts of a work that can be done anew: `check`, unless inside `deferred`.
+    """Call `check`, unless inside `defer_signals`; for use between repeatable parts of work.
 
     Raises:
-        Preempted: a stop was asked for.
+        Preempted: if a stop was requested.
     """
     if not _kept:
         check()
 
 
 def is_asked() -> bool:
-    """Whether a stop was asked for. Of several processes all call this together, and agree."""
+    """Whether a stop was requested.
+
+    With several processes, all must call this together; all get the same answer.
+    """
     if not _listening or distributed.world_size() == 1:
         return bool(_received)
     if not distributed.any_rank(bool(_received)):
@@ -116,6 +119,6 @@ def _keeping() -> Iterator[None]:
 
 def _receive(number: int, frame: Any) -> None:
     _received.append(number)
-    # One exception is enough: a second would break off the clearing up after the first.
+    # One exception is enough: a second one would interrupt the cleanup after the first.
     if not _kept and len(_received) == 1 and distributed.world_size() == 1:
         raise Preempted

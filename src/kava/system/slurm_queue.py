@@ -1,4 +1,4 @@
-"""What SLURM says of its jobs. It forgets them minutes after their end (its MinJobAge)."""
+"""Ask SLURM for the states of jobs. SLURM forgets a job minutes after its end (MinJobAge)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Iterable
 
 from kava.errors import KavaError
 
-#: Of a job that will not run again; all others are still to come, or at it.
+#: States of a job that will not run again; in any other state it waits, runs, or is about to.
 ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
     "PREEMPTED", "REVOKED", "TIMEOUT",
 }  # fmt: skip
-#: Of a job that waits for its turn.
+#: States of a job that is waiting to run.
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 
 
 def states(jobs: Iterable[str]) -> dict[str, str]:
-    """The state of each job (`12`) or array element (`12_3`); a forgotten one is not in it.
+    """Return the state of each job (`12`) or array element (`12_3`); forgotten jobs are left out.
 
     Raises:
-        KavaError: there is no SLURM, or it does not answer.
+        KavaError: if there is no SLURM, or it does not answer.
     """
     wanted = set(jobs)
     if not wanted:
@@ -50,12 +50,12 @@ def states(jobs: Iterable[str]) -> dict[str, str]:
 
 
 def is_active(state: str | None) -> bool:
-    """Whether a job waits, runs or is about to."""
+    """Whether a job in this state waits, runs or is about to run."""
     return state is not None and state not in ENDED
 
 
 def lives(job: str) -> bool | None:
-    """Whether a job waits or runs, by its own number; None where SLURM cannot be asked."""
+    """Whether the job with this number waits or runs; None if SLURM cannot be asked."""
     try:
         return is_active(states([job]).get(job))
     except KavaError:

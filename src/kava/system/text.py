@@ -1,4 +1,4 @@
-"""Text that cannot be written as UTF-8 is found before any work is done with it."""
+"""Check that text can be written as UTF-8 before any work, and format and print text."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from kava.errors import KavaError
 
 
 def check_text(text: str, what: str) -> None:
-    """Raise a KavaError where a text holds half of a surrogate pair, which is no character.
+    """Raise a KavaError if a text contains half of a surrogate pair, which is not a character.
 
-    It comes from `\\ud83d` alone in JSON, and from bytes that are not UTF-8 on a command line.
+    It comes from a lone `\\ud83d` in JSON, and from bytes on a command line that are not UTF-8.
 
     Args:
-        what: the text's name, for the error.
+        what: the name of the text, for the error message.
     """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
         found = f"\\u{code:04x}"
-        if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte that it could not decode
+        if 0xDC80 <= code <= 0xDCFF:  # how Python represents a byte that it could not decode
             found = f"the byte 0x{code - 0xDC00:02x}, or {found}"
         raise KavaError(
             f"{what} is no valid Unicode text: character {error.start + 1} is {found}; write it "
@@ -31,7 +31,7 @@ def check_text(text: str, what: str) -> None:
 
 
 def format_duration(seconds: float) -> str:
-    """`47 s`, `2 min 05 s`, `1 h 20 min`."""
+    """Format a duration in seconds as `47 s`, `2 min 05 s` or `1 h 20 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -41,28 +41,28 @@ def format_duration(seconds: float) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """Bytes as `18.5 GB`, `432 MB`."""
+    """Format a number of bytes as `18.5 GB` or `432 MB`."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
 def format_count(number: int, thing: str) -> str:
-    """`1 run`, `2 runs`."""
+    """Format a number with its noun, such as `1 run` or `2 runs`."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def print_text(console: Console, *parts: str) -> None:
-    """Print `one: two`, whatever brackets and numbers are in it, as it is."""
+    """Print `one: two` unchanged, whatever brackets and numbers it contains."""
     console.print(": ".join(parts), highlight=False, markup=False)
 
 
 def one_line(error: Exception) -> str:
-    """An error's first line; its kind too unless it is a message to the user."""
+    """Return the first line of an error, with its type unless it is a message to the user."""
     first = (str(error).strip().splitlines() or [""])[0][:300]
     return first if isinstance(error, KavaError) else f"{type(error).__name__}: {first}"
 
 
 def print_columns(console: Console, rows: list[tuple[str, ...]]) -> None:
-    """Rows of text as columns, without colours or a frame, so that they can be searched and cut."""
+    """Print rows of text as columns, without colours or a frame, so that they can be piped."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -70,5 +70,5 @@ def print_columns(console: Console, rows: list[tuple[str, ...]]) -> None:
 
 
 def print_plain(console: Console, text: str) -> None:
-    """One line as it is."""
+    """Print one line unchanged."""
     console.print(text, highlight=False, markup=False)
