@@ -1,1 +1,1 @@
-"""The folder of a run: its files, its log, and what is resumed from."""
+"""The folder of a training run: its files, its log, and its checkpoints."""

@@ -1,9 +1,9 @@
-"""What a run folder holds, and who may write there.
+"""Create, check and lock a run folder, and read what it contains.
 
-recipe.yaml      resolved                metrics.jsonl   every logged step
-checkpoint/      the trained reasoner    result.json     what was measured, and on what
-checkpoints/     to resume from          predictions/    one JSONL per task
-begun.json       its rows and backbone, to be compared when it is resumed; gone when it is done
+recipe.yaml      resolved recipe         metrics.jsonl   every logged step
+checkpoint/      the trained reasoner    result.json     what was measured, and on what data
+checkpoints/     to resume from          predictions/    one JSONL file per task
+begun.json       its data and backbone, compared when it is resumed; deleted when it is done
 """
 
 from __future__ import annotations
@@ -36,16 +36,17 @@ BEGUN, LOCK = "begun.json", "scores.lock"
 def create_or_resume(
     run: Path, resolved: schema.Section, resume: bool, inputs: dict[str, Any]
 ) -> Iterator[None]:
-    """Make the run folder, or check that the one to resume began with the same recipe and inputs.
+    """Create the run folder, or check that the run to resume has the same recipe and inputs.
 
-    What it makes is gone again where the training inside the block fails before it logs anything.
+    If training inside the block fails before it logs anything, the files created here are removed.
 
     Args:
-        inputs: what the result will say of the rows (`data`) and the backbone.
+        inputs: what the result will say about the examples (`data`) and the backbone.
 
     Raises:
-        KavaError: the folder holds another run or something else, or a link where a training
-            writes; `resume` finds a different recipe or different inputs. On all processes.
+        KavaError: if the folder contains another run or other files, or a symbolic link where
+            training writes; if `resume` is set and the recipe or the inputs differ. On all
+            processes.
     """
     made = [path for path in (run / RECIPE, run / BEGUN, run) if not path.exists()]
     distributed.on_main_rank(lambda: _prepare(run, resolved, resume, inputs))
@@ -54,7 +55,7 @@ def create_or_resume(
     except BaseException:
         if distributed.is_main() and not resume and not holds_run(run):
             for path in made:
-                with suppress(OSError):  # a folder that something else is in by now
+                with suppress(OSError):  # the folder contains other files by now
                     path.rmdir() if path == run else path.unlink()
         raise
 
@@ -91,22 +92,22 @@ def _prepare(run: Path, resolved: schema.Section, resume: bool, inputs: dict[str
 
 
 def holds_run(run: Path) -> bool:
-    """Whether a folder holds more of a run than what a start leaves that failed at once."""
+    """Whether a folder contains more of a run than a start that failed at once leaves behind."""
     return any(next(run.glob(name), None) for name in (METRICS, RESULT, "checkpoints/*"))
 
 
 def is_finished(run: Path) -> bool:
-    """Whether a run was trained to its end, and what only a resumption needs is gone."""
+    """Whether a run was trained to its end, and the files for resuming it are removed."""
     return (run / RESULT).is_file() and not has_checkpoint(run)
 
 
 def check_free(run: Path, resolved: schema.Section) -> None:
-    """Refuse a folder without a run whose files a run would overwrite.
+    """Raise an error if a folder without a run has files that a run would overwrite.
 
-    The recipe that a killed start of this run left is none of them.
+    The recipe that a killed start of the same run left behind does not count.
 
     Raises:
-        KavaError: names the file.
+        KavaError: with the name of the file.
     """
     for name in _TAKEN:
         if found := next(run.glob(name), None):
@@ -125,14 +126,14 @@ def check_free(run: Path, resolved: schema.Section) -> None:
         )
 
 
-#: Of checkpoints and backbones, and what is written beside them.
+#: Files of checkpoints and backbones, and files that are written next to them.
 _TAKEN = (
     "kava.json", "config.json", "tokenizer.json", "*.safetensors", "checkpoint", "predictions",
     "sample.jsonl",
 )  # fmt: skip
 
 
-#: Everything that a training, `kava pretrain` or `kava eval` writes, directly in the folder.
+#: Everything that `kava train`, `kava pretrain` or `kava eval` writes directly into the folder.
 _WRITTEN = (
     METRICS, RECIPE, LOCK, "sample.jsonl", "predictions", "checkpoint", "checkpoint.partial",
     "checkpoints", "backbone", "error.log", "*.json", "*.safetensors", "*.jinja",
@@ -141,10 +142,10 @@ _WRITTEN = (
 
 
 def check_scores(run: Path, task: str) -> None:
-    """Refuse a folder where something that `score_run` writes would go through a link.
+    """Raise an error if something that `score_run` writes to a folder would go through a link.
 
     Raises:
-        KavaError: names the link.
+        KavaError: with the symbolic link.
     """
     for name in (
         RESULT, LOCK, f"predictions/{task}.jsonl", "checkpoint/kava.json", "checkpoint/README.md",
@@ -153,7 +154,7 @@ def check_scores(run: Path, task: str) -> None:
 
 
 def _is_left_behind(run: Path, resolved: schema.Section) -> bool:
-    """Whether the recipe in a folder is this one as kava writes it; a job's keys do not count."""
+    """Whether the recipe in a folder is this one as kava writes it, apart from keys of a job."""
     try:
         saved = _saved_recipe(run, type(resolved))
         text = (run / RECIPE).read_text(encoding="utf-8")
@@ -163,18 +164,18 @@ def _is_left_behind(run: Path, resolved: schema.Section) -> bool:
 
 
 def _saved_recipe(run: Path, kind: type[schema.Section]) -> Any:
-    """The recipe in a run folder, of a training or of a backbone."""
+    """Read the recipe in a run folder, of a training run or of a backbone."""
     file = run / RECIPE
     return load_resolved(file) if kind is schema.Recipe else load_recipe(file, kind=kind)
 
 
 def check_inputs(run: Path, inputs: dict[str, Any]) -> None:
-    """Refuse to resume with other rows or another backbone than the run began with.
+    """Raise an error if a run would be resumed with other examples or another backbone.
 
-    Of a run that began before these were written down nothing can be compared.
+    A run that began before kava recorded these cannot be compared.
 
     Raises:
-        KavaError: says which, what it was and what it is.
+        KavaError: says what differs, what it was and what it is now.
     """
     file = run / BEGUN
     if not file.is_file():
@@ -206,13 +207,14 @@ def check_inputs(run: Path, inputs: dict[str, Any]) -> None:
 
 
 def differences(run: Path, resolved: schema.Section) -> str:
-    """In which keys the recipe in a run folder differs from another, in words; empty if in none.
+    """Describe the keys in which the recipe in a run folder differs from another; empty if none.
 
-    It is read by today's rules, so a key that is newer than the run counts with its default. Keys
-    of an adapter that neither has do not count, nor do those of a job (`resources`).
+    The saved recipe is read by the rules of this version, so a key that is newer than the run has
+    its default. If neither recipe has an adapter, the keys of adapters are ignored. The keys of a
+    job (`resources`) are always ignored.
 
     Raises:
-        KavaError: there is no recipe, or it cannot be read.
+        KavaError: if there is no recipe, or it cannot be read.
     """
     saved = _saved_recipe(run, type(resolved))
     there, given = (schema.flatten(one.model_dump(by_alias=True)) for one in (saved, resolved))
@@ -225,10 +227,11 @@ def differences(run: Path, resolved: schema.Section) -> str:
 
 
 def back_up(run: Path, console: Console) -> None:
-    """Rename what is there already, if anything.
+    """Rename a folder that already exists, to make room for a new run.
 
     Raises:
-        KavaError: it is this process's own folder or above it, which cannot be moved.
+        KavaError: if it is this process's working directory or above it, so that it cannot be
+            moved.
     """
     if run.exists():
         if Path.cwd().is_relative_to(run.resolve()):
@@ -244,17 +247,21 @@ def back_up(run: Path, console: Console) -> None:
 
 
 def clear(run: Path) -> None:
-    """Remove what only a resumption needs; last, since until here a run can be resumed."""
+    """Remove the files that are needed only to resume.
+
+    Call it last: until then, the run can be resumed.
+    """
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     (run / BEGUN).unlink(missing_ok=True)
 
 
 @contextmanager
 def exclusive_lock(run: Path, console: Console) -> Iterator[None]:
-    """Keep other processes than these out of a run folder, by whatever path they name it.
+    """Keep all other processes out of a run folder, whatever path they use for it.
 
     Raises:
-        KavaError: one works on it; it is the root of the file system, which has nothing beside it.
+        KavaError: if another process uses it; or if it is the root of the file system, which has no
+            parent folder for the lock.
     """
     folder = run.resolve()
     if not folder.name:
@@ -280,10 +287,10 @@ def exclusive_lock(run: Path, console: Console) -> Iterator[None]:
 
 @contextmanager
 def score_lock(run: Path) -> Iterator[None]:
-    """Keep other processes from writing scores into a run folder; each waits for its turn.
+    """Keep other processes from writing scores to a run folder; each waits for its turn.
 
     Raises:
-        KavaError: another holds it for longer than writing takes.
+        KavaError: if another process holds the lock for longer than writing takes.
     """
     with ExitStack() as stack:
         for left in reversed(range(300)):
@@ -305,10 +312,10 @@ _TURN = 0.1  # seconds; writing takes about 0.01
 
 
 def read_result(run: Path) -> dict[str, Any] | None:
-    """`result.json` of a run folder, None where there is none.
+    """Read `result.json` of a run folder; return None if there is none.
 
     Raises:
-        KavaError: it is not a JSON object.
+        KavaError: if it is not a JSON object.
     """
     file = run / RESULT
     if not file.is_file():
@@ -324,10 +331,10 @@ def read_result(run: Path) -> dict[str, Any] | None:
 
 
 def read_result_json(file: Path) -> Any:
-    """What a `result.json` holds, which need not be a run's: others call their files that too.
+    """Read a `result.json`, which may not be kava's: other programs use that name too.
 
     Raises:
-        KavaError: it is not JSON.
+        KavaError: if it is not JSON.
     """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -338,9 +345,9 @@ def read_result_json(file: Path) -> Any:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """`metrics.jsonl` of a run folder.
+    """Read `metrics.jsonl` of a run folder.
 
     Raises:
-        KavaError: a line that is no record.
+        KavaError: if a line is not a record.
     """
     return read_records(run / METRICS)

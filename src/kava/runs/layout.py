@@ -1,4 +1,4 @@
-"""Names of the files in a run folder."""
+"""The names of the files in a run folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log of a training, `metrics.jsonl`."""
+"""Read the log of a training run, `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from kava.errors import KavaError
 
 
 def is_number(value: Any) -> bool:
-    """Whether a logged value is a number that fits where numbers go."""
+    """Whether a logged value is a number that can be stored as a number."""
     if isinstance(value, int):
         return not isinstance(value, bool) and abs(value) < 2**63
     return isinstance(value, float)
 
 
 def is_finite(value: Any) -> bool:
-    """Whether it can be drawn: a loss that ran away is logged as NaN or infinity."""
+    """Whether a logged value can be plotted: a diverging loss is logged as NaN or infinity."""
     return is_number(value) and abs(value) <= sys.float_info.max
 
 
 def read_records(file: Path) -> list[dict[str, Any]]:
-    """Every whole line of a log; the last one may be half written at this moment, or cut off.
+    """Read all complete lines of a log; the last line may be partly written, or cut off.
 
     Raises:
-        KavaError: a line that no training writes, by its number.
+        KavaError: for a line that no training run writes; names the line number.
     """
     records = []
     lines = file.read_bytes().split(b"\n")
@@ -35,7 +35,7 @@ def read_records(file: Path) -> list[dict[str, Any]]:
             continue
         try:
             record = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError):  # no UTF-8 is a ValueError too
+        except (ValueError, RecursionError):  # invalid UTF-8 is a ValueError too
             if number == len(lines):
                 break
             raise KavaError(

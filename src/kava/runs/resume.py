@@ -1,4 +1,4 @@
-"""Checkpoints that a training goes on from: which there are, and whether they are whole."""
+"""Find the checkpoints that training can be resumed from, and check that they are intact."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _STATE, SEAL = "trainer_state.json", "sha256.json"
 
 
 def last_checkpoint(run: Path) -> str:
-    """The newest checkpoint of a run that was written to its end.
+    """Return the newest checkpoint of a run that was completely written.
 
-    One whose writing was cut off lacks the last file, and is passed over.
+    A checkpoint whose writing was interrupted lacks its last file, and is skipped.
 
     Raises:
-        KavaError: there is none; or it has been damaged since. An older one is not taken in its
-            place unasked.
+        KavaError: if there is none, or if the newest one has been damaged since. An older one is
+            never used instead without being asked.
     """
     found = _checkpoints(run)
     if not found:
@@ -57,20 +57,21 @@ def has_checkpoint(run: Path) -> bool:
 
 
 def write_checksums(folder: Path) -> None:
-    """Write down the hash of each file that a training goes on from, once all are there.
+    """Write the hash of each file that is needed to resume, after all of them are written.
 
-    SHA-256 takes a second for 1 to 2 GB where the processor has instructions for it: 1 s for the
-    1.1 GB of a 3B backbone's LoRA checkpoint, half a minute for the 38 GB of a full one, which
-    then still lie in memory. A resumption reads them once more than it otherwise would.
+    SHA-256 takes a second for 1 to 2 GB on a processor with instructions for it: 1 s for the 1.1 GB
+    of a LoRA checkpoint of a 3B backbone, and half a minute for the 38 GB of a full one, which are
+    then still in the page cache. Resuming reads the files once more than it would without
+    checksums.
     """
     write_json(folder / SEAL, {str(f.relative_to(folder)): _hash(f) for f in _files(folder)})
 
 
 def find_corruption(folder: Path) -> KavaError | None:
-    """The error for the first file of a checkpoint that is missing or damaged; None if none is.
+    """Return the error for the first file of a checkpoint that is missing or damaged, or None.
 
-    Where there are no hashes (kava did not write them before, or was killed just then), a flipped
-    bit in a file of weights is not seen.
+    Without checksums (written by an older kava, or killed just before writing them), a flipped bit
+    in a file of weights is not detected.
     """
     parts = [part for part in _PARTS if (folder / part).is_dir()]
     if not parts:
@@ -102,7 +103,7 @@ _PARTS = ("adapter", "backbone")
 
 
 def _files(folder: Path) -> list[Path]:
-    """Those that a training goes on from, there or not; small ones first."""
+    """List the files that are needed to resume, whether they exist or not; small files first."""
     names = (_STATE, "kava.json", "recipe.yaml", "scheduler.pt", "kava.safetensors", "optimizer.pt")
     found = [
         file
@@ -119,7 +120,7 @@ def _hash(file: Path) -> str:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """Raises ValueError where it is not a JSON object."""
+    """Read a JSON object; raise ValueError if the file contains anything else."""
     found = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
         raise ValueError(file)
@@ -127,7 +128,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _whole(file: Path) -> bool:
-    """Whether a file is what its name says, as far as it can be told without its hash."""
+    """Whether a file is intact, as far as that can be checked without its hash."""
     try:
         if file.name == _STATE:
             state, step = _json(file), int(file.parent.name.rpartition("-")[2])
@@ -135,17 +136,17 @@ def _whole(file: Path) -> bool:
         if file.suffix == ".json":
             _json(file)
         elif file.suffix == ".safetensors":
-            with safe_open(file, "pt"):  # compares its header with the file's length
+            with safe_open(file, "pt"):  # compares the header with the length of the file
                 pass
         elif file.suffix == ".pt":
-            with zipfile.ZipFile(file) as parts:  # what torch.save writes, with sums of its parts
+            with zipfile.ZipFile(file) as parts:  # the format of torch.save, with checksums
                 return parts.testzip() is None
     except _BROKEN:
         return False
     return True
 
 
-#: What reading a damaged file may raise; zipfile lets through what it meets inside.
+#: Errors that reading a damaged file may raise; zipfile passes on those of its decompressors.
 _BROKEN = (
     OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, SafetensorError,
     zipfile.BadZipFile, zlib.error, struct.error,
@@ -153,7 +154,7 @@ _BROKEN = (
 
 
 def _checkpoints(run: Path) -> list[Path]:
-    # The Trainer writes its state last, so a folder without it was cut off.
+    # The Trainer writes its state last, so a folder without it was not completely written.
     complete = [
         folder
         for folder in (run / "checkpoints").glob("checkpoint-*")
@@ -162,5 +163,5 @@ def _checkpoints(run: Path) -> list[Path]:
     return sorted(complete, key=lambda folder: int(folder.name.rpartition("-")[2]))
 
 
-#: Checkpoints to resume from that the trainer keeps.
+#: Number of checkpoints that the Trainer keeps.
 KEPT = 2

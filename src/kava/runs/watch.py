@@ -1,7 +1,7 @@
-"""`kava watch`: a running training in the terminal, read from its folder.
+"""`kava watch`: show a running training run in the terminal, from its folder.
 
-It reads `metrics.jsonl` and `recipe.yaml` and touches nothing, so that any number of watchers may
-look at one run, on another machine too where the folder is shared.
+It only reads `metrics.jsonl` and `recipe.yaml`, so any number of processes may watch a run, also
+from another machine if the folder is shared.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ if TYPE_CHECKING:
 
 _BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 20
-#: Not a quantity of the training.
+#: Keys of a record that are not measured quantities.
 _HIDDEN = {"step", "epoch", "validation_n"}
 FIRST = ("loss", "student_ce", "teacher_ce", "codi", "kv")
 
 
 @dataclass(frozen=True)
 class State:
-    """What the folder holds at one moment.
+    """The contents of a run folder at one moment.
 
-    records: of the log, in order.   age: seconds since the log was last written to.
-    steps: of the whole training, None where the recipe counts epochs and nothing said more yet.
+    records: the records of the log, in order.
+    steps: of the whole run; None if the recipe counts epochs and nothing else tells the number yet.
+    age: seconds since the log was last written.
     """
 
     run: Path
@@ -46,7 +47,7 @@ class State:
 
     @property
     def step(self) -> int:
-        """The last step logged."""
+        """Return the last step that was logged."""
         return max((record["step"] for record in self.records), default=0)
 
 
@@ -54,7 +55,7 @@ def look(run: Path) -> State:
     """Read a run folder.
 
     Raises:
-        KavaError: it is no run folder, or its log is none.
+        KavaError: if it is not a run folder, or its log cannot be read as one.
     """
     file = run / METRICS
     if not file.is_file():
@@ -69,10 +70,10 @@ def look(run: Path) -> State:
 
 
 def watch(run: Path, console: Console, once: bool = False, every: float = 1.0) -> None:
-    """Show a run until it ends, or once.
+    """Show a run until it ends, or show it once.
 
     Raises:
-        KavaError: `run` is no run folder.
+        KavaError: if `run` is not a run folder.
     """
     state = look(run)
     if once or state.finished or not console.is_terminal:
@@ -88,7 +89,7 @@ def watch(run: Path, console: Console, once: bool = False, every: float = 1.0) -
 
 
 def view(state: State) -> RenderableType:
-    """Progress, and for each logged quantity its last value, range and course."""
+    """Show the progress and, for each logged quantity, its last value, range and course."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -113,7 +114,7 @@ def view(state: State) -> RenderableType:
 
 
 def headline(state: State) -> str:
-    """Where the training is, and how long it still takes at the pace of its last steps."""
+    """Describe the current step, and the time left at the pace of the last steps."""
     total = f" of {state.steps:,}" if state.steps else ""
     words = f"{state.run}: step {state.step:,}{total}"
     if state.finished:
@@ -125,18 +126,21 @@ def headline(state: State) -> str:
 
 
 def seconds_left(state: State) -> float | None:
-    """From the throughput that was logged; None where it was not, or the length is not known."""
+    """Estimate the seconds left from the logged throughput.
+
+    None if no throughput was logged, or the number of steps is not known.
+    """
     timed = [r for r in state.records if is_finite(r.get("seconds_per_step"))]
     if not timed or state.steps is None:
         return None
     last = timed[-10:]
-    # The first step, which has a line of its own, sets up what the others use.
+    # The first step is logged separately and includes setup, so it does not count.
     recent = [record["seconds_per_step"] for record in last if record["step"] > 1 or len(last) == 1]
     return (state.steps - state.step) * sum(recent) / len(recent)
 
 
 def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
-    """Means of equal parts of the values, as bars of eight heights; see `is_wide`."""
+    """Draw the means of equal parts of the values as bars of eight heights; see `is_wide`."""
     parts = min(width, len(values))
     edges = [round(i * len(values) / parts) for i in range(parts + 1)] if parts else [0]
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
@@ -148,12 +152,12 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
 
 
 def is_wide(values: Sequence[float]) -> bool:
-    """Whether a course is drawn on a logarithmic scale: positive and over a factor of 50."""
+    """Whether to use a logarithmic scale: values are positive and span more than a factor of 50."""
     return min(values, default=0) > 0 and max(values) / min(values) > 50
 
 
 def _keys(records: Sequence[dict[str, Any]]) -> list[str]:
-    """Logged quantities, losses first, each once."""
+    """Return the names of the logged quantities, losses first, without duplicates."""
     found = [key for record in records for key in record if key not in _HIDDEN]
     known = list(dict.fromkeys(key for key in found if _seen(records, key)))
     return [key for key in FIRST if key in known] + [key for key in known if key not in FIRST]
@@ -164,7 +168,10 @@ def _seen(records: Sequence[dict[str, Any]], key: str) -> bool:
 
 
 def _steps(run: Path, records: Sequence[dict[str, Any]]) -> int | None:
-    """Steps of the whole training: of the recipe, or its epochs at the log's steps per epoch."""
+    """Return the number of steps of the whole run.
+
+    It comes from the recipe, either directly or as its epochs times the steps per epoch in the log.
+    """
     from kava.recipe.load import load_recipe
     from kava.recipe.schema import BackboneRecipe, Recipe
 
@@ -182,7 +189,7 @@ def _steps(run: Path, records: Sequence[dict[str, Any]]) -> int | None:
     )
     if last is None:
         return None
-    # What is left of a step is one too; the third place is above what the division loses.
+    # A partial step counts as a step; three decimals are coarser than the error of the division.
     return math.ceil(round(train.epochs * last["step"] / last["epoch"], 3))
 
 
