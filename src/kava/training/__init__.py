@@ -1,1 +1,1 @@
-"""Training of a recipe into a run folder."""
+"""Train a reasoner or a backbone from a recipe, with the Trainer of transformers."""

@@ -1,4 +1,4 @@
-"""A recipe in the words of transformers' Trainer, and what is refused before a training begins."""
+"""Convert a recipe to the Trainer's arguments, and check what must hold before training."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from kava.types import Example
 
 
 def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -> TrainingArguments:
-    """The recipe in the Trainer's words.
+    """Convert a recipe to `TrainingArguments`.
 
     Raises:
-        KavaError: as `rows_at_once`; a single process is to train on another GPU than its first.
+        KavaError: as `rows_at_once`; or if a single process would train on another GPU than its
+            first.
     """
     settings = recipe.train
     on_gpu, processes = device.type == "cuda", distributed.world_size()
@@ -55,7 +56,7 @@ def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -
         seed=recipe.seed,
         data_seed=recipe.seed,
         logging_steps=settings.log_every,
-        logging_first_step=True,  # the last too: kava.training.callbacks.Record
+        logging_first_step=True,  # and the last step: kava.training.callbacks.Record
         logging_nan_inf_filter=False,
         eval_strategy="steps" if validate and recipe.eval.every else "no",
         eval_steps=recipe.eval.every,
@@ -70,20 +71,20 @@ def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -
         dataloader_pin_memory=on_gpu,
         disable_tqdm=True,
     )
-    if made.n_gpu > 1:  # it would split steps over all GPUs in sight, each with a batch of its own
+    if made.n_gpu > 1:  # otherwise the Trainer uses all visible GPUs, each with its own batch
         made._n_gpu = 1
     return made
 
 
-#: Schedules that have another name there: the one called `constant` knows no warmup.
+#: Schedules that have another name in transformers, whose `constant` has no warmup.
 _SCHEDULES = {"constant": "constant_with_warmup"}
 
 
 def rows_at_once(settings: Train, processes: int) -> int:
-    """Rows of a process's micro-batch, so that the step has the recipe's `batch_size` rows.
+    """Return the size of a process's micro-batch, such that a step has the recipe's `batch_size`.
 
     Raises:
-        KavaError: that many processes cannot share it; says which numbers fit.
+        KavaError: if this number of processes cannot share a batch; names the numbers that can.
     """
     batch, micro = settings.batch_size, settings.micro_batch_size
     if batch // (micro or 1) % processes == 0:
@@ -102,11 +103,11 @@ def rows_at_once(settings: Train, processes: int) -> int:
 
 
 def check_schedule(reasoner: Reasoner, longest: int, rows: int) -> None:
-    """Refuse a training that ends before the method's last stage, which answers are asked in.
+    """Raise an error if training ends before the method's last stage, the one used at inference.
 
     Args:
-        longest: tokens of the longest steps of a row.
-        rows: of an epoch.
+        longest: number of tokens of the longest chain of thought.
+        rows: number of examples in an epoch.
 
     Raises:
         KavaError: says how many epochs the stages need.
@@ -130,10 +131,11 @@ def check_steps(
     rows: Sequence[batching.Row],
     console: Console,
 ) -> None:
-    """Say so, in a line, where a method that learns from written steps is given none in any row.
+    """Print a warning if the method learns from chains of thought and no training example has one.
 
-    Single rows without are usual. Without any a teacher only answers, L_KV compares nothing, and
-    both would go unseen: most often the steps are one text, which is then the last and dropped.
+    A single example without one is common. If all of them lack it, a teacher only answers and L_KV
+    compares nothing, and neither would be noticed. The usual reason is a chain of thought that is a
+    single text, which is then the last step and dropped.
     """
     if not reasoner.method.uses_steps or any(row.steps for row in rows):
         return
@@ -145,21 +147,22 @@ def check_steps(
 
 
 def check_lengths(reasoner: Reasoner, rows: Sequence[batching.Row], console: Console) -> None:
-    """Refuse a training row that takes more positions than the backbone has.
+    """Raise an error if a training example needs more positions than the backbone has.
 
-    Learned positions are a table, which ends there. Rotations go on, into what the backbone has
-    not seen, so there it is one line on the console. Positions are those of the method's own
-    passes, teacher and student, in whatever stage of the training they are the most.
+    Learned position embeddings are a table with a fixed length. Rotary embeddings continue, to
+    positions that the backbone was not trained on, so for them only a warning is printed. The
+    positions are those of the method's own forward passes, of teacher and student, in the stage
+    that needs the most.
 
     Raises:
-        KavaError: names the row, what it takes and what there is.
+        KavaError: names the example, the positions it needs and those there are.
     """
     recipe, method = reasoner.recipe, reasoner.method
     there = context_window.max_positions(reasoner)
     latents = recipe.num_latents + 2 if method.uses_latents else 0
     if there is None:
         return
-    long = [row for row in rows if row.columns + latents > there]  # no pass holds more than that
+    long = [row for row in rows if row.columns + latents > there]  # the most that a pass can hold
     epochs = _stage_begins(reasoner, len(rows)) if long else []
     taken = ((row, n) for row, n in _positions(reasoner, long, epochs) if n > there)
     row, most = next(taken, (None, 0))
@@ -181,7 +184,7 @@ def check_lengths(reasoner: Reasoner, rows: Sequence[batching.Row], console: Con
 
 
 def _stage_begins(reasoner: Reasoner, rows: int) -> list[float]:
-    """The epochs at which a training of so many rows enters its stages."""
+    """Return the epochs at which training on this number of examples enters each of its stages."""
     train, stage = reasoner.recipe.train, reasoner.method.stage
     per_epoch = math.ceil(rows / train.batch_size)
     steps = train.steps or math.ceil(train.epochs * per_epoch)
@@ -192,7 +195,7 @@ def _stage_begins(reasoner: Reasoner, rows: int) -> list[float]:
 def _positions(
     reasoner: Reasoner, rows: Sequence[batching.Row], epochs: Sequence[float]
 ) -> Iterator[tuple[batching.Row, int]]:
-    """Each row with the most positions that one of its passes reaches at one of these epochs."""
+    """Yield each example with the most positions of any of its forward passes at these epochs."""
     method = reasoner.method
     for first in range(0, len(rows), _TOGETHER):
         part = rows[first : first + _TOGETHER]
@@ -204,7 +207,7 @@ def _positions(
             for epoch in epochs
         ]
         works = [method.work(one) for one in staged]
-        if None in works:  # no pass holds more than all of a row and its latents
+        if None in works:  # no forward pass contains more than the whole example and its latents
             latents = reasoner.recipe.num_latents + 2 if method.uses_latents else 0
             yield from ((row, row.columns + latents) for row in part)
             continue
@@ -214,16 +217,16 @@ def _positions(
 
 
 _TOGETHER = 64
-#: What a curriculum may draw at one end and at the other: iCoT removes the fewest tokens more at
-#: the first, Coconut leaves the row in its stage at the second.
+#: The smallest and largest number that a curriculum may draw: with the first, iCoT removes the
+#: fewest additional tokens; with the second, Coconut keeps the example in its stage.
 _DRAWS = (0.0, 1 - 2**-53)
 
 
 def check_reports(names: list[str]) -> None:
-    """Refuse a `train.report_to` that transformers does not know or that is not installed.
+    """Raise an error if `train.report_to` is unknown to transformers or not installed.
 
     Raises:
-        KavaError: names it, and what would be right.
+        KavaError: names the tracker and the valid choices, or how to install it.
     """
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK as known
 

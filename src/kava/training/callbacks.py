@@ -1,4 +1,4 @@
-"""What happens beside a training's steps: the log, the progress bar, a stop that was asked for."""
+"""Trainer callbacks: write the log, show progress, and stop when a signal asks for it."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from kava.system import distributed, links, signals
 from kava.system.files import write_whole, writing
 from kava.system.progress import Progress
 
-#: What to do where writing failed.
+#: Advice in the error message if a file cannot be written.
 GO_ON = "free some disk space, then continue from the last checkpoint with --resume"
 
 
 class Record(TrainerCallback):
-    """Writes `metrics.jsonl` and feeds the progress bar, on the main process."""
+    """Writes `metrics.jsonl` and updates the progress bar, on the main process."""
 
     def __init__(self, file: Path, progress: Progress):
         self.file, self.progress = file, progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget what an interrupted run logged after its last checkpoint.
+        """Remove what an interrupted run logged after its last checkpoint.
 
         Raises:
-            KavaError: what it logged is damaged; on all processes.
+            KavaError: if its log is damaged; on all processes.
         """
         distributed.on_main_rank(lambda: _cut_after(self.file, state.global_step))
         self.progress.begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One more step on the bar; the last is logged whatever `train.log_every` is."""
+        """Advance the progress bar; the last step is logged whatever `train.log_every` is."""
         self.progress.step(state.global_step)
         if state.global_step >= state.max_steps:
             control.should_log = True
@@ -41,7 +41,7 @@ class Record(TrainerCallback):
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any
     ) -> None:
-        """One line a log."""
+        """Append one line to the log."""
         record = {"step": state.global_step, **logs}
         if "train_runtime" not in logs and state.is_world_process_zero:
             with writing(self.file, GO_ON):
@@ -50,33 +50,34 @@ class Record(TrainerCallback):
 
 
 class StopWhenAsked(TrainerCallback):
-    """Ends a training at a step's boundary, with a checkpoint, once a stop was asked for.
+    """Ends training at a step boundary, with a checkpoint, after a stop was requested.
 
-    The steps since the last log are logged first, so that none is missing in what is resumed.
-    Several processes end after the same step.
+    The steps since the last log are logged first, so that a resumed run misses none. With several
+    processes, all end after the same step.
     """
 
     def __init__(self) -> None:
         self._stopped = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Asked for during the step."""
+        """Stop if it was requested during the step."""
         if signals.is_asked():
             control.should_log = True
             self._stop(control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Asked for during the validation that followed it."""
+        """Stop if it was requested during the validation after the step."""
         if signals.is_asked():
             self._stop(control)
 
     def check(self) -> None:
-        """After the training: one that was ended so goes no further.
+        """Raise `Preempted` after training, if training was ended early.
 
-        What is asked for after the last step's boundary waits until the trained weights are saved.
+        A request that arrives after the last step boundary waits until the trained weights are
+        saved.
 
         Raises:
-            Preempted: it was.
+            Preempted: if training was ended early.
         """
         if self._stopped:
             raise signals.Preempted

@@ -1,4 +1,4 @@
-"""`Reasoner.train_on`: rows and recipe from Python instead of from files."""
+"""`Reasoner.train_on`: train on examples and a recipe given in Python instead of in files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kava.types import Example
 
 GIVEN = "rows given in Python"
 
-#: Recipe keys that decide which weights there are, or how text becomes tokens of the three parts.
+#: Recipe keys that determine the weights, or how the parts of an example become tokens.
 _MADE_OF = (
     "method", "adapter", "lora.r", "lora.alpha", "lora.dropout", "lora.targets", "projection",
     "projection_dim", "kv.projection",
@@ -39,7 +39,7 @@ def train_on(
     resume: bool,
     quiet: bool,
 ) -> dict[str, Any]:
-    """See `Reasoner.train_on`."""
+    """Train a reasoner on examples given in Python; see `Reasoner.train_on`."""
     if resume and output is None:
         raise KavaError(
             "train_on: there is nothing to resume without an output folder",
@@ -51,7 +51,7 @@ def train_on(
     check_no_overlap(examples, held_out)
     use_recipe(reasoner, _resolved(reasoner, recipe))
     with ExitStack() as stack:
-        # Outside of the project's folders, since it is thrown away.
+        # Outside of the project's folders, because it is deleted.
         run = Path(output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run")
         both, console = (examples, held_out), Console(quiet=quiet, soft_wrap=True)
         data = {part: _record(part_rows) for part, part_rows in _parts(*both)}
@@ -61,10 +61,11 @@ def train_on(
 
 
 def as_examples(rows: Iterable[Example | Mapping[str, Any]], what: str) -> list[Example]:
-    """Checked examples of rows given as such or as mappings.
+    """Validate rows, given as `Example` or as mappings, and return them as examples.
 
     Raises:
-        KavaError: no rows; a row that is neither, or broken, by its place in `what`.
+        KavaError: if there are no rows, or a row has another type or is invalid (names its index in
+            `what`).
     """
     return files.to_examples(_numbered(rows, what), what, what)
 
@@ -86,12 +87,13 @@ def _numbered(rows: Iterable[Any], what: str) -> Iterable[tuple[str, dict[str, A
 
 
 def use_recipe(reasoner: Reasoner, recipe: Recipe) -> None:
-    """Let a reasoner be trained by another recipe for the same weights.
+    """Set another recipe on a reasoner, for training the same weights.
 
     Raises:
-        KavaError: the recipe is for other weights, or does not fit; the reasoner is as before.
+        KavaError: if the recipe is for other weights, or does not fit. The reasoner is then
+            unchanged.
     """
-    if recipe.lora.targets is None:  # the family's
+    if recipe.lora.targets is None:  # the default of the family
         lora = recipe.lora.model_copy(update={"targets": reasoner.recipe.lora.targets})
         recipe = recipe.model_copy(update={"lora": lora})
     own, given = (schema.flatten(r.model_dump(by_alias=True)) for r in (reasoner.recipe, recipe))
@@ -115,7 +117,7 @@ def use_recipe(reasoner: Reasoner, recipe: Recipe) -> None:
         reasoner.method, reasoner.recipe = before
         raise
     reasoner.encoder = batching.Encoder(reasoner.tokenizer, recipe.drop_last_step)
-    reasoner.merged = False  # as a whole it is trained from here on
+    reasoner.merged = False  # from here on, all of it is trained
 
 
 def _resolved(reasoner: Reasoner, recipe: Recipe | str | Path | None) -> Recipe:

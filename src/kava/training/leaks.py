@@ -1,9 +1,9 @@
-"""Training questions that are test questions: found before a training, or by `kava data check`.
+"""Find training questions that are test questions, before training or with `kava data check`.
 
-Two questions are `equal` when their normal forms are: Unicode NFKC, case folded, apostrophes and
-thousands commas gone, every other sign and run of blanks one blank (ours). They are equal
-`up to numbers` when their normal forms are with each number replaced, written in digits or as a
-word from zero to twenty.
+Two questions are `equal` if their normal forms are equal. The normal form (ours) is Unicode NFKC,
+case folded, without apostrophes and commas between thousands, and with one blank for each run of
+other signs and blanks. They are equal `up to numbers` if their normal forms are equal after each
+number is replaced, written in digits or as a word from zero to twenty.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Kind = Literal["equal", "up to numbers"]
 EQUAL: Kind = "equal"
 UP_TO_NUMBERS: Kind = "up to numbers"
-SHOWN = 10  # leaks printed; --json has all
+SHOWN = 10  # leaks that are printed; --json has all
 _SHORT = 100  # characters of a question in a report
 _HOW = (
     'data.leak_check=[gsm8k] asks; of a file: data.leak_check=[rows] "data.leak_files={rows: FILE}"'
@@ -43,7 +43,7 @@ _WORDS = (
     " sixteen seventeen eighteen nineteen twenty"
 )
 _DROPPED = re.compile(r"['’]|(?<=\d),(?=\d{3})")
-_FOLDED = re.compile(r"(?:[^\w.]|_|\.(?!\d)|(?<=[^\W\d])\.)+")  # a point stays before a digit
+_FOLDED = re.compile(r"(?:[^\w.]|_|\.(?!\d)|(?<=[^\W\d])\.)+")  # keeps a point before a digit
 _SIGN_IN_NUMBER = re.compile(r"[.,]\d")
 _ASCII = {ord(sign): None if sign == "'" else " " for sign in string.punctuation}
 _NUMBER = re.compile(rf"\d*\.?\d+|\b(?:{'|'.join(_WORDS.split())})\b")
@@ -51,10 +51,11 @@ _NUMBER = re.compile(rf"\d*\.?\d+|\b(?:{'|'.join(_WORDS.split())})\b")
 
 @dataclass(frozen=True)
 class Leak:
-    """A training row and the first test row that it equals.
+    """A training example and the first test example that it equals.
 
-    train: where the training row stands, or its id. test: the test row's id. The questions are
-    shortened.
+    train: location of the training row, or its id.
+    test: id of the test example.
+    train_question, test_question: the questions, shortened.
     """
 
     kind: Kind
@@ -72,24 +73,27 @@ class Leak:
 
 
 def normalize(question: str) -> str:
-    """The normal form of a question."""
+    """Return the normal form of a question."""
     if question.isascii() and not _SIGN_IN_NUMBER.search(question):  # three times as fast
         return " ".join(question.lower().translate(_ASCII).split()) or " ".join(question.split())
     text = question if question.isascii() else unicodedata.normalize("NFKC", question)
     text = _DROPPED.sub("", text.casefold())
-    # A question of signs alone has no words to go by: it keeps them.
+    # A question without any word or number keeps its signs, as it has nothing else to compare.
     return _FOLDED.sub(" ", text).strip() or " ".join(text.split())
 
 
 def without_numbers(normal_form: str) -> str:
-    """A normal form with `#` for each number."""
+    """Replace each number in a normal form by `#`."""
     return _NUMBER.sub("#", normal_form)
 
 
 def find_leaks(rows: Iterable[tuple[str, str]], task: Task) -> Iterator[Leak]:
-    """Leaks among training rows (where each stands, its question), one per row at most, in order.
+    """Yield the leaks among training rows, in order, at most one for each row.
 
-    A row that equals one test question and equals another up to numbers counts as equal.
+    A row that equals one test question, and another one up to numbers, counts as equal.
+
+    Args:
+        rows: the location of each row and its question.
     """
     exact: dict[str, Example] = {}
     loose: dict[str, Example] = {}
@@ -113,11 +117,11 @@ def find_leaks(rows: Iterable[tuple[str, str]], task: Task) -> Iterator[Leak]:
 
 
 def check_training_rows(data: Data, rows: list[Example], console: Console | None) -> None:
-    """Compare training rows with the tasks of `data.leak_check`; tells the console what came out.
+    """Compare training rows with the tasks of `data.leak_check`, and print the result.
 
     Raises:
-        KavaError: a leak of a kind that stops (`data.leak_stop`) and is not allowed by name; a
-            task whose rows cannot be had.
+        KavaError: if there is a leak of a kind that stops training (`data.leak_stop`) and that is
+            not allowed by name; or if the rows of a task cannot be loaded.
     """
     say = console.print if console else lambda *words, **options: None
     if not data.leak_check and data.train != "synthetic":
@@ -160,19 +164,19 @@ def check(
     as_json: bool,
     console: Console,
 ) -> int:
-    """Compare a file, or the training rows of a data set, with tasks, and print what was found.
+    """Compare a file, or the training rows of a data set, with tasks, and print the leaks.
 
     Args:
-        files: local copies of the tasks' rows, one for each in their order.
-        options: of the tasks.
-        strict: what equals a test question up to numbers is a leak too.
+        files: local copies of the tasks' rows, one for each task in the same order.
+        options: options of the tasks.
+        strict: whether a question that equals a test question up to numbers is a leak too.
 
     Returns:
-        1 if there is a leak, else 0.
+        1 if there is a leak, otherwise 0.
 
     Raises:
-        KavaError: rows that cannot be had or read, an unknown task, files that are not one
-            for each task.
+        KavaError: if rows cannot be loaded or read, a task is unknown, or there is not one file for
+            each task.
     """
     copies = zip(tasks, local_copies("data check", tasks, files), strict=True)
     loaded = [load_task(name, file=file, options=options) for name, file in copies]
@@ -196,7 +200,7 @@ def check(
 
 
 def format_summary(leaks: list[Leak], rows: int, task: Task) -> str:
-    """How many of each kind, in words."""
+    """Describe how many leaks of each kind there are."""
     counts = _counts(leaks)
     touched = len({leak.test for leak in leaks})
     return (
@@ -207,7 +211,7 @@ def format_summary(leaks: list[Leak], rows: int, task: Task) -> str:
 
 
 def _questions(source: str) -> Iterator[tuple[str, str]]:
-    """Where each row stands and its question; only the question of a file's rows is looked at."""
+    """Yield the location and question of each row; other fields of a file are not checked."""
     if not is_file(source):
         yield from ((e.id, e.question) for e in load_examples(source, "train"))
         return

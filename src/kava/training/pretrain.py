@@ -1,4 +1,4 @@
-"""A small backbone from nothing: tokenizer, random weights, training on written steps."""
+"""Train a small backbone from scratch: tokenizer, random weights, training on chains of thought."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ SAMPLE = "sample.jsonl"
 def pretrain(
     resolved: BackboneRecipe, folder: Path, console: Console, resume: bool = False
 ) -> dict[str, Any]:
-    """Train a backbone that writes its steps out, and save it in transformers' format.
+    """Train a backbone that writes out its chain of thought, and save it in transformers' format.
 
-    The folder then loads with `AutoModelForCausalLM` and `AutoTokenizer`; beside the weights lie
-    the recipe, the metrics, the result and a sample of held-out answers.
+    The folder can be loaded with `AutoModelForCausalLM` and `AutoTokenizer`. It also contains the
+    recipe, the metrics, the result and a sample of held-out answers.
     """
     distributed.check_sharding()
     rows_at_once(resolved.train, distributed.world_size())
     rows, validation = distributed.main_rank_first(lambda: read_rows(resolved.data, console))
     reasoner, tokenizer = new_reasoner(resolved, rows)
-    # The random weights that it begins with are not compared: a checkpoint holds them all.
+    # The initial random weights are not compared on resuming: a checkpoint contains all weights.
     inputs = {"data": data_record(resolved.data, rows, validation)}
     distributed.on_main_rank(lambda: check_reports(resolved.train.report_to))
     with exclusive_lock(folder, console), create_or_resume(folder, resolved, resume, inputs):
@@ -76,9 +76,9 @@ def pretrain(
 
 
 def new_reasoner(resolved: BackboneRecipe, rows: list[Example]) -> tuple[Reasoner, Any]:
-    """A randomly initialised backbone behind the `cot` method, and its tokenizer.
+    """Create a randomly initialised backbone with the `cot` method, and its tokenizer.
 
-    The reasoner has a copy of the tokenizer to which its special tokens are added; the backbone
+    The special tokens are added to a copy of the tokenizer, which the reasoner has; the backbone
     itself does not know them.
     """
     torch.manual_seed(resolved.seed)
@@ -103,10 +103,10 @@ def new_reasoner(resolved: BackboneRecipe, rows: list[Example]) -> tuple[Reasone
 
 
 def new_model(shape: Architecture, tokenizer: Any) -> PreTrainedModel:
-    """A random causal language model of a family, its weights drawn from torch's generator.
+    """Create a causal language model of a family, with weights drawn from torch's generator.
 
     Raises:
-        KavaError: transformers does not know the family, or it has no such shape.
+        KavaError: if transformers does not know the family, or the family has no such shape.
     """
     return pretrained.new_model(_config(shape, tokenizer), dtype=torch.float32)
 
@@ -148,7 +148,7 @@ def _config(shape: Architecture, tokenizer: Any) -> PreTrainedConfig:
             code="training.family-lacks",
             key=missing[0],
         )
-    # Families differ in its default; where it is not a setting it is this anyway.
+    # The default differs between families; in a family without this setting, it has this value.
     settings["head_dim"] = shape.hidden_size // shape.num_heads
     return AutoConfig.for_model(shape.family, **settings)
 

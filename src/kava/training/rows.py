@@ -1,4 +1,4 @@
-"""Training and validation rows of a recipe, and what a result says of them."""
+"""Load the training and validation examples of a recipe, and record them for the result file."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from kava.types import Example
 
 
 def read_rows(data: Data, console: Console | None = None) -> tuple[list[Example], list[Example]]:
-    """Training and validation rows of a recipe.
+    """Load the training and validation examples of a recipe.
 
     Raises:
-        KavaError: cannot be had; a validation row is a training row, in normal form; a test row
-            is one (`kava.training.leaks`).
+        KavaError: if they cannot be loaded; if a validation question is a training question, in
+            normal form; or if a test question is one (`kava.training.leaks`).
     """
     train_rows = load_examples(data.train, "train", limit=data.train_rows, options=data.options)
     check_training_rows(data, train_rows, console)
@@ -33,7 +33,7 @@ def read_rows(data: Data, console: Console | None = None) -> tuple[list[Example]
 
 
 def check_no_overlap(train_rows: Sequence[Example], validation: Sequence[Example]) -> None:
-    """Raise a KavaError where a validation question, in normal form, is a training question."""
+    """Raise a KavaError if a validation question, in normal form, is a training question."""
     normal_forms = {normalize(e.question) for e in train_rows}
     shared = [e.question for e in validation if normalize(e.question) in normal_forms]
     if shared:
@@ -48,7 +48,7 @@ def check_no_overlap(train_rows: Sequence[Example], validation: Sequence[Example
 def data_record(
     data: Data, rows: Sequence[Example], validation: Sequence[Example]
 ) -> dict[str, Any]:
-    """What was trained and validated on: name, revision on the Hub, number and hash of the rows."""
+    """Describe the data of a run: source, revision on the Hub, number and hash of the examples."""
     parts = {"train": (data.train, rows), "validation": (data.validation, validation)}
     return {
         part: {

@@ -1,4 +1,4 @@
-"""A recipe trained into a run folder (`kava.runs.folder`), scored there, and opened again."""
+"""Train a recipe into a run folder (`kava.runs.folder`)."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def train_run(
     device: str | None = None,
     announce: str = "",
 ) -> dict[str, Any]:
-    """Train a recipe into a run folder; returns what `result.json` then holds.
+    """Train a recipe into a run folder; return the content of its `result.json`.
 
-    Several processes train together; the main one writes.
+    Several processes train together; the main process writes.
 
     Args:
-        announce: said once nothing speaks against the training, before its first step.
+        announce: text that is printed after all checks have passed, before the first step.
 
     Raises:
-        KavaError: bad input of any kind; another process works on this folder.
+        KavaError: for invalid input of any kind, or if another process uses this folder.
     """
     resolved = resolve(resolved)
     distributed.check_sharding()
@@ -67,9 +67,9 @@ def train_reasoner(
     """Train a reasoner into a run folder; see `train_run`.
 
     Args:
-        rows: for training, for validation.
-        data: what the result says of them.
-        resolved: the recipe as it was given; the run folder keeps it.
+        rows: the examples for training and for validation.
+        data: what the result says about them.
+        resolved: the recipe as it was given, which is saved in the run folder.
     """
     inputs = {"data": data, "backbone": reasoner.identity}
     distributed.on_main_rank(lambda: check_reports(resolved.train.report_to))

@@ -1,9 +1,9 @@
-"""The order of the training rows: that of one process, however many share them.
+"""The order of the training examples, which does not depend on the number of processes.
 
-An epoch is a permutation drawn from the recipe's seed and the epoch's number. It is cut into
-micro-batches, and process p of N takes every N-th of them from the p-th on; so a step has the same
-micro-batches with any N. What is missing for the last round is made up with blanks, which stand
-for no row.
+An epoch is a permutation drawn from the recipe's seed and the number of the epoch. It is cut into
+micro-batches, and process p of N takes every N-th of them, starting with the p-th. A step therefore
+has the same micro-batches for any N. The last round is filled up with blanks, which are no
+examples.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kava.reasoning.batching import Row
 
 
 class Rows(Dataset):
-    """Rows by number; numbers beyond the last are blanks (None)."""
+    """Encoded examples by index; indices beyond the last example are blanks (None)."""
 
     def __init__(self, rows: Sequence[Row]):
         self.rows = rows
@@ -31,18 +31,18 @@ class Rows(Dataset):
         return self.rows[number] if number < len(self.rows) else None
 
 
-POOL = 50  # times the batch: how many rows are sorted by length at a time
+POOL = 50  # batches whose examples are sorted by length together
 
 
 class EpochOrder(Sampler[int]):
-    """Numbers of the rows of one epoch after the other.
+    """Sampler of the indices of one epoch's examples.
 
     Args:
-        rows: how many.
-        seed: epoch e is drawn from seed + e, as accelerate's seedable sampler does.
-        together: the length is made a multiple of this with blanks.
-        lengths: of the rows, where those of like length are to share a batch.
-        batch: rows of a step.
+        rows: number of examples.
+        seed: epoch e is drawn from seed + e, as in accelerate's seedable sampler.
+        together: the length is rounded up with blanks to a multiple of this.
+        lengths: lengths of the examples, to put examples of similar length into the same batch.
+        batch: number of examples in a step.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class EpochOrder(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -71,10 +71,10 @@ class EpochOrder(Sampler[int]):
         yield from range(self.rows, len(self))
 
     def _grouped(self, drawn: list[int], generator: torch.Generator) -> Iterator[int]:
-        """Each pool of drawn rows sorted and cut into batches; the batches in any order.
+        """Sort each pool of drawn examples by length, cut it into batches, and shuffle the batches.
 
-        Which rows meet still depends on the draw, and short rows do not come before long ones. A
-        batch that is not full stays the epoch's last.
+        Which examples share a batch still depends on the draw, and short examples do not come
+        before long ones. A batch that is not full stays the last of the epoch.
         """
         for at in range(0, len(drawn), POOL * self.batch):
             pool = sorted(drawn[at : at + POOL * self.batch], key=self.lengths.__getitem__)
@@ -87,9 +87,10 @@ class EpochOrder(Sampler[int]):
 
 
 def collate(rows: Sequence[Row | None], pad_id: int, stand_in: Row) -> dict[str, Any]:
-    """`batching.collate` without the blanks, and `weight`: 0 for a batch of blanks alone.
+    """Collate a micro-batch without its blanks; `weight` is 0 for a batch that has only blanks.
 
-    That one holds `stand_in`, so that its process takes part in what all do; it counts nothing.
+    Such a batch contains `stand_in`, so that its process takes part in the collective operations;
+    it does not count. See `batching.collate`.
     """
     real = [row for row in rows if row is not None]
     return {**batching.collate(real or [stand_in], pad_id), "weight": int(bool(real))}

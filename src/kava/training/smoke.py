@@ -1,4 +1,4 @@
-"""`kava train --smoke`: the recipe's own code path on a tiny random backbone, in seconds."""
+"""`kava train --smoke`: run a recipe's own code path on a tiny random backbone, in seconds."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from kava.system import assets
 from kava.training import run as runs
 
 STEPS, ROWS = 3, 32
-LONGEST = 80  # tokens; more than the reasoning of any generated row has
+LONGEST = 80  # tokens; no generated chain of thought is longer
 
 
 def smoke_run(resolved: Recipe, output: Path | None, console: Console) -> None:
-    """Run a few steps of a recipe; the folder is kept only if `output` is given."""
+    """Run a few steps of a recipe; the run folder is kept only if `output` is given."""
     with tempfile.TemporaryDirectory() as scratch:
         backbone = Path(scratch) / "backbone"
         weights = tiny_backbone(family(resolved), backbone)
@@ -31,7 +31,7 @@ def smoke_run(resolved: Recipe, output: Path | None, console: Console) -> None:
         folder = output or Path(scratch) / "run"
         result = runs.train_run(small, folder, console, device="cpu")
         if output:
-            # An adapter is of no use without the backbone it was trained on.
+            # An adapter is useless without the backbone that it was trained on.
             shutil.copytree(backbone, folder / "backbone")
     console.print(
         f"smoke: {result['steps']} steps of '{resolved.method}' on a random "
@@ -42,10 +42,10 @@ def smoke_run(resolved: Recipe, output: Path | None, console: Console) -> None:
 
 
 def family(resolved: Recipe) -> str:
-    """The backbone's model type: of a local folder, else as the recipe says.
+    """Return the backbone's model type: from its local folder, otherwise from the recipe.
 
     Raises:
-        KavaError: neither says, or the folder's config.json is none of transformers.
+        KavaError: if neither gives it, or if the folder's config.json is not one of transformers.
     """
     if local := assets.folder_with(resolved.backbone, "config.json"):
         try:
@@ -66,10 +66,13 @@ def family(resolved: Recipe) -> str:
 
 
 def shrink(resolved: Recipe, backbone: Path, steps: int = STEPS) -> Recipe:
-    """The same recipe with a few small steps on generated rows; the last is of its last stage."""
+    """Return the recipe with a few small steps on generated examples.
+
+    The last step is in the last stage of the method.
+    """
     tree = resolved.model_dump(by_alias=True)
     tree.update(backbone=str(backbone), revision=None)
-    if tree["lora"]["targets"] == USUAL_TARGETS:  # with family=... they may have other names
+    if tree["lora"]["targets"] == USUAL_TARGETS:  # with family=..., the layers may have other names
         tree["lora"]["targets"] = None
     tree["data"] = {"train": "synthetic", "train_rows": ROWS}
     tree["train"] |= {"steps": steps, "epochs": None, "batch_size": 4, "micro_batch_size": 2}
@@ -78,7 +81,7 @@ def shrink(resolved: Recipe, backbone: Path, steps: int = STEPS) -> Recipe:
 
 
 def _all_stages(tree: dict) -> dict:
-    # A curriculum is shortened so that its last stage begins before the last step.
+    # Shorten a curriculum, so that its last stage begins before the last step.
     resolved = validate_resolved(tree, "smoke")
     method = registry.find("methods", resolved.method)(resolved)
     needed = method.last_stage_at(LONGEST)

@@ -1,4 +1,4 @@
-"""Training: a transformers Trainer around one module forward per step."""
+"""The training loop: a transformers Trainer with one call of the reasoner per micro-batch."""
 
 from __future__ import annotations
 
@@ -36,24 +36,25 @@ from kava.types import Example
 
 
 class StepTrainer(Trainer):
-    """Trainer whose losses are sums over the whole batch's denominators, and which logs each term.
+    """Trainer that normalizes losses over the whole batch, and logs each term of the loss.
 
-    Each micro-batch carries the denominators of all micro-batches of its step, on all processes,
-    so that accumulated equals whole, but for the standard deviations in L_CODI and L_KV, which are
-    a micro-batch's. Which rows, which random numbers and which denominators a micro-batch has
-    depends on its place in the training alone, not on who computes it: with
-    `train.micro_batch_size` given, any number of processes does what one does.
+    Each micro-batch has the denominators of all micro-batches of its step, on all processes, so
+    that gradient accumulation equals one large batch. The exceptions are the standard deviations in
+    L_CODI and L_KV, which are those of a micro-batch. The examples, random numbers and denominators
+    of a micro-batch depend only on its place in the training, not on the process that computes it.
+    If `train.micro_batch_size` is given, any number of processes therefore computes what one would.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        # Of a loss with a function of its own transformers knows that it counts the whole step, and
-        # does not divide it by the number of micro-batches. 5.17 has no other sign for that.
+        # With a `compute_loss_func`, transformers assumes that the loss is normalized over the
+        # whole step, and does not divide it by the number of micro-batches. Version 5.17 has no
+        # other switch for that.
         self.compute_loss_func = self.compute_loss
         self._restart_window()
         self._micro_batches: list[MicroBatch] = []
         self.validation_accuracy: float | None = None
-        self.validated_at: int | None = None  # the last step that was
+        self.validated_at: int | None = None  # the last step that was validated
         self.seconds_in_validation = 0.0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
@@ -67,8 +68,8 @@ class StepTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], None]:
-        """The micro-batches of one step in its stage, each told the denominators of all."""
-        # Of a resumed epoch that several processes share, accelerate does not tell the sampler.
+        """Return the micro-batches of a step, in its stage, with the denominators of the step."""
+        # accelerate does not set the epoch on resuming with several processes.
         self.order.set_epoch(int(self.epoch_of(self.state.global_step)))
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
@@ -87,11 +88,11 @@ class StepTrainer(Trainer):
         return batches, None
 
     def epoch_of(self, step: int) -> float:
-        """How many epochs lie before an optimiser step."""
+        """Return how many epochs precede an optimizer step."""
         return step / math.ceil(len(self.train_dataset) / self.model.recipe.train.batch_size)
 
     def _enter_stage(self) -> None:
-        # From the step alone, so that a resumed run does what an uninterrupted one does.
+        # Depends on the step only, so that a resumed run equals an uninterrupted one.
         method, step = self.model.method, self.state.global_step
         stage = method.stage(self.epoch_of(step))
         if stage is None or step == 0 or stage == method.stage(self.epoch_of(step - 1)):
@@ -105,7 +106,7 @@ class StepTrainer(Trainer):
         )
 
     def _first_row(self, index: int) -> int:
-        """The place in the training of the first row of this process's micro-batch `index`."""
+        """Return the position in the training of the first example of micro-batch `index`."""
         place = index * self.accelerator.num_processes + self.accelerator.process_index
         step = self.state.global_step * self.model.recipe.train.batch_size
         return step + place * self.args.per_device_train_batch_size
@@ -117,9 +118,9 @@ class StepTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The loss of one micro-batch; its terms are kept for the log, on the device."""
+        """Compute the loss of one micro-batch, and keep its terms for the log, on the device."""
         weight, draw, ids = (inputs.pop(name) for name in ("weight", "draw", "ids"))
-        # A third number sets dropout apart from what the curriculum draws.
+        # The third number separates dropout from the random numbers of the curriculum.
         torch.manual_seed(hash((self.args.seed, draw, 1)))
         with distributed.shared_micro_batch(self._shared, weight):
             terms = model(**inputs)
@@ -135,13 +136,13 @@ class StepTrainer(Trainer):
                 self._terms[name] = self._terms.get(name, 0) + value.detach()
         parts = ("question_mask", "steps_mask", "answer_mask")
         self._tokens = self._tokens + weight * sum(inputs[part].sum() for part in parts)
-        # Gradients are averaged over processes, and the denominators already count them all.
+        # Gradients are averaged over processes, but the denominators already count all of them.
         loss = terms["loss"] * self.accelerator.num_processes
         return (loss, terms) if return_outputs else loss
 
     @property
     def _shared(self) -> bool:
-        """Whether the processes hold parts of one micro-batch: the recipe's is the whole batch."""
+        """Whether the processes share one micro-batch, because the recipe's is the whole batch."""
         return self.accelerator.num_processes > 1 and not self.model.recipe.train.micro_batch_size
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
@@ -150,10 +151,10 @@ class StepTrainer(Trainer):
         return norm
 
     def _check_finite(self, norm: Tensor) -> None:
-        """Stop before an optimiser step that would spoil the weights.
+        """Stop before an optimizer step that would make the weights non-finite.
 
         Raises:
-            KavaError: on all processes; says the step, the term and the rows.
+            KavaError: on all processes; names the step, the term and the examples.
         """
         values = [value.float() for one in self._micro_batches for value in one.terms.values()]
         broken = ~torch.isfinite(torch.stack([*values, norm.detach().float()])).all()
@@ -166,7 +167,7 @@ class StepTrainer(Trainer):
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add every term's mean since the last log, and the speed."""
+        """Add the mean of each term since the last log, and the throughput."""
         if "loss" in logs:
             steps = self.state.global_step - self._first_step
             names = sorted(self._terms)
@@ -184,12 +185,12 @@ class StepTrainer(Trainer):
             if steps:
                 logs["seconds_per_step"] = round(seconds / steps, 4)
             self._restart_window()
-        # The Trainer's own counts micro-batches, blanks included, and so depends on the processes.
+        # The Trainer's epoch counts micro-batches with blanks, so it depends on the processes.
         self.state.epoch = self.epoch_of(self.state.global_step)
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Accuracy on the validation rows by greedy generation, not a loss."""
+        """Compute the accuracy on the validation examples by greedy generation, not a loss."""
         begin = time.perf_counter()
         settings = self.model.recipe.eval
         with sharded.unsharded(self.model):
@@ -213,9 +214,9 @@ class StepTrainer(Trainer):
         return metrics
 
     def restore_finished(self, folder: str) -> bool:
-        """Be where a checkpoint of the last step was; False if it is an earlier one.
+        """Restore a run whose last step was already checkpointed; False for an earlier step.
 
-        The Trainer itself, resuming one that lies within an epoch, trains a step too many.
+        The Trainer itself trains one step too many if such a checkpoint lies within an epoch.
         """
         state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
         if state.global_step < state.max_steps:
@@ -234,12 +235,12 @@ class StepTrainer(Trainer):
         self._since, self._first_step = time.perf_counter(), 0
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """One checkpoint, in the same files however many processes there are.
+        """Save a checkpoint, whose files do not depend on the number of processes.
 
         Raises:
-            KavaError: on all processes, if it cannot be written; those before it stay.
+            KavaError: on all processes, if it cannot be written. Earlier checkpoints are kept.
         """
-        self._weights = sharded.gather_weights(self.model)  # all processes talk here, not below
+        self._weights = sharded.gather_weights(self.model)  # collective calls, none below
         self._optimizer_state = sharded.gather_optimizer(self.optimizer)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         save = partial(super()._save_checkpoint, model, trial)
@@ -262,7 +263,7 @@ class StepTrainer(Trainer):
             self._weights = self._optimizer_state = None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The checkpoint's own files, from the main process."""
+        """Write the checkpoint's own files, on the main process."""
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
@@ -274,13 +275,13 @@ class StepTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Nothing: each micro-batch seeds what it draws."""
+        """Do nothing: each micro-batch sets its own random seed."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Nothing; see `_save_rng_state`."""
+        """Do nothing; see `_save_rng_state`."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Nothing: `train` has filled the reasoner before it is split over processes."""
+        """Do nothing: `train` loads the weights before they are sharded over processes."""
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -306,26 +307,29 @@ class StepTrainer(Trainer):
                 ) from None
 
 
-#: What torch raises for a file of another kind, or another training's state.
+#: Errors that torch raises for a file of another kind, or for the state of another training run.
 _UNFIT = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, UnpicklingError)
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What is remembered of a micro-batch until its step is taken: rows' ids and scalar terms."""
+    """The ids and scalar loss terms of a micro-batch, kept until the optimizer step."""
 
     ids: list[str]
     terms: dict[str, Tensor]
 
     @property
     def broken(self) -> list[str]:
-        """Terms that are not finite; `loss` only where no other says more."""
+        """Return the terms that are not finite; `loss` only if no other term is."""
         found = [name for name, value in self.terms.items() if not torch.isfinite(value)]
         return [name for name in found if name != "loss"] or found
 
 
 def _not_finite(step: int, seen: Sequence[tuple[list[str], list[str]]]) -> str:
-    """The line that ends a training; `seen` has ids and broken terms of each micro-batch."""
+    """Return the error message for a loss that is not finite.
+
+    `seen` has the ids and the non-finite terms of each micro-batch.
+    """
     bad = [(ids, terms) for ids, terms in seen if terms]
     names = list(dict.fromkeys(name for _, terms in bad for name in terms))
     ids = [id for rows, _ in bad or seen for id in rows]
@@ -350,17 +354,17 @@ def train(
     resume: bool,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Train a reasoner by its recipe; checkpoints and metrics go into `run`.
+    """Train a reasoner by its recipe; checkpoints and metrics are written to `run`.
 
     Returns:
-        what was measured: `steps`, `train_seconds` (validation not counted), `rows`,
-        `validation_accuracy` (percent) and its `validation_n`; of a resumed run `resumed_from`,
-        the step after which `train_seconds` begin.
+        what was measured: `steps`, `train_seconds` (without validation), `rows`,
+        `validation_accuracy` (percent) and its `validation_n`; for a resumed run also
+        `resumed_from`, the step after which `train_seconds` begins.
 
     Raises:
-        KavaError: nothing to train on, rows that are too long, a loss that is not finite, or
-            nothing whole to resume from.
-        Preempted: a stop was asked for (`kava.system.signals`); what is done so far is saved.
+        KavaError: if there is nothing to train on, an example is too long, a loss is not finite, or
+            there is no intact checkpoint to resume from.
+        Preempted: if a stop was requested (`kava.system.signals`); the work so far is saved.
     """
     if not examples:
         raise KavaError("data.train: no rows", code="data.no-rows", key="data.train")
@@ -394,7 +398,7 @@ def train(
         else:
             trainer.train(resume_from_checkpoint=start)
             stop.check()
-        # Some versions of transformers validate after the last step themselves.
+        # Some versions of transformers validate after the last step.
         if validation and trainer.validated_at != trainer.state.global_step:
             trainer.evaluate()
     seconds = time.perf_counter() - begin - trainer.seconds_in_validation
