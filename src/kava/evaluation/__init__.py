@@ -1,1 +1,1 @@
-"""Scoring of checkpoints on tasks."""
+"""Evaluate reasoners: answer tasks, read and score the answers, compare runs, ablate latents."""

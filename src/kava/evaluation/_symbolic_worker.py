@@ -1,9 +1,9 @@
 """The process in which math-verify runs: `python -m kava.evaluation._symbolic_worker`.
 
-A line `[text, gold]` in, a line `true` or `false` out; the first line out says that it is ready.
-One question may take `CPU_SECONDS` of processor time; then the operating system ends the process.
-A handler in Python would not do: sympy swallows what it raises, and is not interrupted inside one
-long multiplication.
+It reads a line `[text, gold]` and writes a line `true` or `false`; its first line says that it is
+ready. One question may take `CPU_SECONDS` of processor time; then the operating system ends the
+process. A signal handler in Python would not work: sympy swallows what the handler raises, and
+cannot be interrupted inside one long multiplication.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import resource
 import signal
 import sys
 
-CPU_SECONDS = 1.0  # of processor time, so a busy machine decides nothing
+CPU_SECONDS = 1.0  # processor time, so that the load of the machine has no effect
 MEMORY = 4 << 30  # bytes of address space
 
 
 def agrees(text: str, gold: str) -> bool:
-    """Whether math-verify finds `gold` in `text`; not if it fails at either."""
+    """Whether math-verify finds `gold` in `text`; False if it fails to read either."""
     import sympy.core.random
     from math_verify import parse, verify
 
@@ -34,17 +34,17 @@ def agrees(text: str, gold: str) -> bool:
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Answer questions until the input ends."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what a library might print
-    logging.disable()  # without a time-out of its own, math-verify warns that it has none
-    with contextlib.suppress(ValueError, OSError):  # not every system can
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discards what a library prints
+    logging.disable()  # with its own time-out off, math-verify warns
+    with contextlib.suppress(ValueError, OSError):  # not supported on every system
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    agrees("$1$", "1")  # imports, and builds its grammar and patterns
+    agrees("$1$", "1")  # imports it, and builds its grammar and patterns
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         text, gold = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # nobody handles SIGPROF: it ends us
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # unhandled, SIGPROF ends the process
         right = agrees(text, gold)
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(right), file=answers, flush=True)

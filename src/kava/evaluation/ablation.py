@@ -1,7 +1,7 @@
-"""Does it think? The same questions answered with the latents as they are and with others.
+"""Test whether latents carry the answer: replace them, and answer the same questions again.
 
-If the latents carry the answer, other latents take it away, and those of another question bring
-that question's answer.
+If the latents carry the answer, other latents remove it, and the latents of another question lead
+to the answer to that question.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Answers = dict[str, list[Answer]]
 
 
 def check(reasoner: Reasoner) -> None:
-    """Raise a KavaError where there are no latents, or none that can be moved."""
+    """Raise a KavaError if the method has no latents, or if they cannot be moved."""
     if not reasoner.method.uses_latents:
         names = registry.names("methods")
         able = [name for name in names if registry.find("methods", name).uses_latents]
@@ -70,19 +70,22 @@ def ablate(
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> Answers:
-    """Answers to every example under each intervention, and with 0 to T iterations.
+    """Answer every example under each intervention, and with 0 to T iterations.
 
-    Interventions that mean nothing for the backbone have no row (`interventions.left_out`).
-
-    Answers are in the examples' order, and depend neither on `batch_size` nor on one another. The
-    iterations are those of a method that has them, up to the recipe's T, which is `as_they_are`.
+    An intervention that has no meaning for the backbone is skipped (`interventions.left_out`).
+    Iterations apply to methods that have them, up to the recipe's T, which is `as_they_are`.
 
     Args:
-        seed: of everything that is drawn.
-        on_batch: told the number of examples done.
+        seed: seed of all random draws.
+        on_batch: called with the number of examples done.
+
+    Returns:
+        For each intervention, the answers in the order of the examples. They depend neither on
+        `batch_size` nor on one another.
 
     Raises:
-        KavaError: no latents, latents that cannot be moved, or fewer than two examples.
+        KavaError: if there are no latents, latents cannot be moved, or there are fewer than two
+            examples.
     """
     check(reasoner)
     if len(examples) < 2:
@@ -115,7 +118,7 @@ def _batch(
     max_new_tokens: int,
     seed: int,
 ) -> Answers:
-    """All rows of the table for some of the examples."""
+    """Compute all rows of the table for some of the examples."""
     questions = [examples[i].question for i in chosen]
     thinking = reasoner.think(questions)
     own = Latents.of(thinking)
@@ -133,7 +136,7 @@ def _batch(
         if t == last:
             answers[iterations(t)] = answers[BASELINE]
             break
-        # Through the same two steps as the row it is compared with: <eot> in a call of its own.
+        # Use the same two steps as the row it is compared with: <eot> in a separate forward pass.
         early = reasoner.think(questions, num_iterations=t)
         latents = Latents.of(early)
         early = replace_latents(reasoner, early, latents, latents.key_values)
@@ -142,19 +145,19 @@ def _batch(
 
 
 def iterations(count: int) -> str:
-    """The name of the row with so many iterations."""
+    """Return the name of the table row with this number of iterations."""
     return f"iterations_{count}"
 
 
 def measure(examples: Sequence[Example], answers: Answers, seed: int = 0) -> dict[str, Any]:
-    """Rows and chance levels, from answers in the examples' order.
+    """Compute the table rows and chance levels from answers in the order of the examples.
 
     Returns:
         `rows`, each with `accuracy` in percent, its standard error and 95 % interval (Wilson);
-        `difference` to the latents as they are in percent points with its 95 % interval (paired
-        bootstrap) and McNemar's exact p; `changed`, the percentage of questions that got another
-        text; `forward_passes`, as `kava eval` counts them. The row `swapped` also has
-        `partner_accuracy`, the percentage of answers that are right for the other question.
+        `difference` to the unchanged latents in percentage points, with its 95 % interval (paired
+        bootstrap) and McNemar's exact p; `changed`, the percentage of questions whose answer text
+        is different; `forward_passes`, as `kava eval` counts them. The row `swapped` also has
+        `partner_accuracy`, the percentage of answers that are correct for the other question.
         `chance`: see `chance`.
     """
     partner_of = partners(len(examples), seed)
@@ -171,10 +174,10 @@ def measure(examples: Sequence[Example], answers: Answers, seed: int = 0) -> dic
 
 
 def chance(examples: Sequence[Example]) -> dict[str, float]:
-    """What answering without thinking would score by the headline, in percent.
+    """Compute the headline accuracy, in percent, of answering without reasoning.
 
-    other_question: the right answer of another question, drawn from all the others.
-    most_frequent: always the answer that is right most often.
+    other_question: always give the correct answer to another question, drawn from all the others.
+    most_frequent: always give the answer that is correct most often.
     """
     numbers = (read_number(example.answer) for example in examples)
     counts = Counter(number for number in numbers if number is not None).values()
@@ -231,11 +234,11 @@ def ablate_task(
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure on a task; table and predictions go into the folder. Returns the table.
+    """Run the ablation on a task, write the table and the predictions, and return the table.
 
     Raises:
-        KavaError: see `ablate`; the folder holds the ablation of another task, or the seed is out
-            of range.
+        KavaError: see `ablate`; or if the folder contains the ablation of another task, or the seed
+            is out of range.
     """
     paired.check_seed(seed)
     for place in (folder / PLOT, folder / RESULT):
@@ -289,7 +292,7 @@ def _check_folder(folder: Path, task: str) -> None:
 def _write_predictions(
     folder: Path, examples: Sequence[Example], answers: Answers, seed: int
 ) -> None:
-    """One file in `predictions/ablation` per row of the table, one JSON line per example."""
+    """Write one file in `predictions/ablation` per row of the table, one JSON line per example."""
     partner_of = partners(len(examples), seed)
     for name, given in answers.items():
         lines, hits = [], _hits(examples, given)

@@ -1,4 +1,4 @@
-"""`kava eval`: tasks scored one after the other, one line each."""
+"""`kava eval`: score tasks one after the other, and print one line for each."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ def evaluate_tasks(
     backbone: str | None,
     console: Console,
 ) -> dict[str, dict[str, Any]]:
-    """Score and print; results go into the run folder, or into `output`.
+    """Score a reasoner on tasks and print the scores; they are saved in the run folder or `output`.
 
     Args:
-        files: local copies of the tasks' rows, one for each in their order; else the Hub is asked.
+        files: local copies of the tasks' rows, one for each task in the same order; by default the
+            rows come from the Hub.
 
     Raises:
-        KavaError: no task, one named twice or unknown; rows that cannot be had, or that the
-            backbone has no positions for; files that are not one for each task; see
-            `result_folder`.
+        KavaError: if there is no task, or a task is unknown or named twice; if rows cannot be
+            loaded or are too long for the positions of the backbone; if there is not one file for
+            each task; or as `result_folder`.
     """
     tasks = [name.strip() for name in tasks]
     if not tasks:
@@ -83,14 +84,14 @@ def evaluate_tasks(
 
 
 def result_folder(command: str, run: str, output: Path | None) -> Path:
-    """Where results go: the run folder, if no other is given.
+    """Return the folder for results: `output` if given, otherwise the run folder.
 
-    Not a folder named like a checkpoint that lies on the Hub or ships with kava: it would be taken
-    for that checkpoint from then on.
+    A folder named like a checkpoint on the Hub, or one that ships with kava, is never created: it
+    would be mistaken for that checkpoint from then on.
 
     Raises:
-        KavaError: a checkpoint or a model that lies in no run folder, and no `output`; a file
-            where the folder is to be; a place where nothing can be written.
+        KavaError: if `run` is a checkpoint or model outside a run folder and there is no `output`;
+            if a file is in the place of the folder; or if nothing can be written there.
     """
     given = assets.expand_user(run)
     places = (given, given.parent)
@@ -113,7 +114,7 @@ def result_folder(command: str, run: str, output: Path | None) -> Path:
 
 
 def line(task: str, summary: dict[str, Any]) -> str:
-    """One task's numbers in a line."""
+    """Format the scores of one task as a line."""
     rules = ", ".join(f"{rule} {value}" for rule, value in summary["accuracy_by_rule"].items())
     return (
         f"{task}: {summary['accuracy']} ± {round(summary['accuracy_se'], 2)} % of {summary['n']} "
@@ -128,6 +129,6 @@ def line(task: str, summary: dict[str, Any]) -> str:
 
 
 def task_options(recipe: Recipe, name: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The problems a run was trained on are the ones it is asked, unless options say otherwise."""
+    """Return the options of a task; for `synthetic`, they default to those of the training data."""
     data = recipe.data
     return {**(data.options if data.train == name == "synthetic" else {}), **given}

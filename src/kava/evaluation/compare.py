@@ -1,4 +1,4 @@
-"""`kava compare`: two runs on the same questions, question by question."""
+"""`kava compare`: compare two runs on the same questions, question by question."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from kava.evaluation.paired import check_seed, mcnemar, paired_bootstrap
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs, `a` and `b`, under one rule of reading answers.
+    """Comparison of two runs, `a` and `b`, under one rule of reading answers.
 
-    accuracy_a, accuracy_b, difference (b - a), low, high: percent and percent points; the interval
-    holds 95 % of the bootstrap's differences.
-    only_a, only_b, both, neither: how many questions each got right.
+    accuracy_a, accuracy_b: accuracies in percent.
+    difference: b - a, in percentage points.
+    low, high: the interval that contains 95 % of the differences of the bootstrap.
+    only_a, only_b, both, neither: number of questions that were answered correctly by these runs.
     p: McNemar's exact two-sided test on `only_a` and `only_b`.
     """
 
@@ -39,7 +40,7 @@ class Comparison:
     p: float
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the comparison as a dictionary, for JSON."""
         return asdict(self)
 
 
@@ -48,12 +49,13 @@ def compare(a: Path, b: Path, task: str, rule: str = HEADLINE, seed: int = 0) ->
 
     Args:
         a, b: run folders, or prediction files.
-        task: whose predictions are taken from a run folder.
-        seed: of the bootstrap.
+        task: the task whose predictions are read from a run folder.
+        seed: seed of the bootstrap.
 
     Raises:
-        KavaError: no predictions, or a row that is none; other questions or answers in one than in
-            the other; a rule that one of them was not read under; a seed out of range.
+        KavaError: if there are no predictions, or a row is not one; if the two have different
+            questions or answers; if one of them was not scored by the rule; or if the seed is out
+            of range.
     """
     check_seed(seed)
     files = [_predictions(path, task) for path in (a, b)]
@@ -84,12 +86,12 @@ def compare(a: Path, b: Path, task: str, rule: str = HEADLINE, seed: int = 0) ->
 
 
 def tasks_of(run: Path) -> list[str]:
-    """Tasks that a run folder holds predictions of."""
+    """Return the tasks for which a run folder contains predictions."""
     return sorted(file.stem for file in (run / "predictions").glob("*.jsonl"))
 
 
 def format_summary(a: str, b: str, found: Comparison) -> str:
-    """The comparison in lines."""
+    """Format the comparison as lines of text."""
     p = f"{found.p:.2g}" if found.p >= 1e-4 else "< 0.0001"
     width = max(len(a), len(b))
     return "\n".join(

@@ -1,11 +1,11 @@
-"""What can be done to latents between thinking and answering.
+"""Interventions on latents between reasoning and answering.
 
-An answer sees the latents only through their keys and values in the cache: those of the last pass.
-An intervention puts others in their place; question and <bot> stay as they are. Then <eot> is read
-again, because its own keys and values come from the latents too, and the answer follows.
+An answer sees the latents only through their keys and values in the KV cache, which come from the
+last forward pass. An intervention replaces these; the question and <bot> are unchanged. Then <eot>
+is processed again, because its own keys and values depend on the latents, and the answer follows.
 
-What is drawn depends on the example's place in the whole set and on the seed alone, never on what
-shares its batch.
+Random draws depend only on the example's index in the whole set and on the seed, never on the other
+examples in its batch.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from kava.reasoning.reasoner import Reasoner
 
 @dataclass(frozen=True)
 class Latents:
-    """Latents of a batch as the cache holds them.
+    """The latents of a batch as the KV cache holds them.
 
-    before: the thought that they follow, which ends with <bot>.
-    key_values: one pair of [B, H, M, D] per layer.
-    positions: [B, M], where each stands.
+    before: the thought that precedes them, which ends with <bot>.
+    key_values: per layer, a pair of keys and values: [batch, kv_heads, latents, head_dim].
+    positions: position of each latent: [batch, latents].
     """
 
     before: Thought
@@ -41,7 +41,7 @@ class Latents:
 
     @classmethod
     def of(cls, thinking: ReasoningResult) -> Latents:
-        """The latents of a method that ends its thinking with them and <eot>."""
+        """Extract the latents of a method whose reasoning ends with latents and <eot>."""
         count, end = thinking.latent_states.shape[1], thinking.thought.columns - 1
         before = thinking.thought.crop(end - count)
         return cls(
@@ -51,7 +51,10 @@ class Latents:
         )
 
     def moved(self, model: PreTrainedModel, to: Tensor) -> KeyValues:
-        """Their keys and values as they would be at other positions [B, M]; see `rotary.moved`."""
+        """Return the keys and values as they would be at the positions `to`: [batch, latents].
+
+        See `rope.reposition_keys`.
+        """
         return rope.reposition_keys(model, self.key_values, self.positions, to)
 
 
@@ -59,8 +62,8 @@ class Latents:
 class Scene:
     """What an intervention may use. `own` and `other` have the same shapes, row by row.
 
-    other: latents of each row's partner, another question.
-    draws: a source of chance for each row.
+    other: latents of each row's partner, which is another question.
+    draws: a random number generator for each row.
     """
 
     model: PreTrainedModel
@@ -73,17 +76,17 @@ Intervention = Callable[[Scene], KeyValues]
 
 
 def as_they_are(scene: Scene) -> KeyValues:
-    """No change."""
+    """Return the latents unchanged."""
     return scene.own.key_values
 
 
 def zeroed(scene: Scene) -> KeyValues:
-    """Keys and values of zero: they still draw attention, and add nothing."""
+    """Return keys and values of zero: they still receive attention, but contribute nothing."""
     return [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in scene.own.key_values]
 
 
 def noise(scene: Scene) -> KeyValues:
-    """Each key and each value is a random direction, as long as the one that it replaces."""
+    """Replace each key and each value by a random direction of the same norm."""
     sources = [torch.Generator().manual_seed(draw.getrandbits(63)) for draw in scene.draws]
 
     def replaced(states: Tensor) -> Tensor:
@@ -97,10 +100,10 @@ def noise(scene: Scene) -> KeyValues:
 
 
 def shuffled(scene: Scene) -> KeyValues:
-    """The latents of the same question in another order, each turned to the place it comes to.
+    """Return the latents of the same question in another order, keys moved to their new positions.
 
-    Never in the order that they had, where there is more than one. Without a rotation this changes
-    nothing: attention reads keys and values as a set (`left_out`).
+    The order always differs from the original one if there is more than one latent. Without rotary
+    embeddings, this changes nothing: attention treats keys and values as a set (`left_out`).
     """
     places = scene.own.positions
     order = torch.tensor([another_order(places.shape[1], draw) for draw in scene.draws])
@@ -114,16 +117,16 @@ def shuffled(scene: Scene) -> KeyValues:
 
 
 def swapped(scene: Scene) -> KeyValues:
-    """The latents of another question, turned to where this question's own stood."""
+    """Return the latents of another question, keys moved to the positions of this question's."""
     return scene.other.moved(scene.model, scene.own.positions)
 
 
 def removed(scene: Scene) -> KeyValues:
-    """No latents: <eot> follows <bot>. The same as latents that a mask hides (ours)."""
+    """Return no latents: <eot> follows <bot>. This equals latents that are masked out (ours)."""
     return [(keys[:, :, :0], values[:, :, :0]) for keys, values in scene.own.key_values]
 
 
-#: By the name of the row in a table.
+#: Interventions by the name of their row in the table.
 INTERVENTIONS: dict[str, Intervention] = {
     function.__name__: function
     for function in (as_they_are, zeroed, noise, shuffled, swapped, removed)
@@ -131,7 +134,7 @@ INTERVENTIONS: dict[str, Intervention] = {
 
 
 def left_out(model: PreTrainedModel) -> dict[str, str]:
-    """Interventions that mean nothing for a backbone, and why."""
+    """Return the interventions that have no meaning for a backbone, with the reason."""
     if rope.uses_rope(model):
         return {}
     return {
@@ -144,11 +147,12 @@ def left_out(model: PreTrainedModel) -> dict[str, str]:
 def replace_latents(
     reasoner: Reasoner, thinking: ReasoningResult, own: Latents, pairs: KeyValues
 ) -> ReasoningResult:
-    """The same thinking with other keys and values in place of the latents'.
+    """Return a reasoning result in which the keys and values of the latents are replaced.
 
     Args:
         own: the latents of `thinking`.
-        pairs: one pair of [B, H, m, D] per layer; m need not be M.
+        pairs: per layer, keys and values: [batch, kv_heads, m, head_dim]. m may differ from the
+            number of latents.
     """
     known = own.before.attention_mask
     changed = Thought(
@@ -163,9 +167,9 @@ def replace_latents(
 
 
 def partners(count: int, seed: int) -> list[int]:
-    """For each of `count` examples another one; each is the partner of exactly one.
+    """Return a partner for each of `count` examples; each is the partner of exactly one other.
 
-    The examples stand in a ring in a drawn order, and the next one is the partner.
+    The examples form a ring in a random order, and the next one in the ring is the partner.
     """
     ring = list(range(count))
     random.Random(f"partners/{seed}").shuffle(ring)
@@ -174,7 +178,7 @@ def partners(count: int, seed: int) -> list[int]:
 
 
 def another_order(count: int, draw: random.Random) -> list[int]:
-    """A drawn order of `count` slots that is not the one they have; with one slot there is none."""
+    """Draw an order of `count` slots that differs from the current one, if there are several."""
     order = list(range(count))
     while order == list(range(count)) and count > 1:
         draw.shuffle(order)

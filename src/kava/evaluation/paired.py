@@ -1,7 +1,7 @@
-"""Statistics of accuracies: an interval for one, and two compared on the same questions.
+"""Statistics of accuracies: the interval of one, and the comparison of two on the same questions.
 
-`a` and `b` are hits, true where an answer is right, in the same order of questions. Questions are
-what was sampled here; nothing is said of other seeds of a training.
+`a` and `b` are lists of hits (true if an answer is correct), in the same order of questions. The
+intervals describe the sampling of questions; they say nothing about other training seeds.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from kava.errors import KavaError
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-_AT_ONCE = 4_000_000  # questions drawn together: 32 MB
+_AT_ONCE = 4_000_000  # questions drawn at once: 32 MB
 
 
 def check_seed(seed: int) -> None:
-    """Raise a KavaError for a seed that torch's generators do not take."""
+    """Raise a KavaError if torch's random number generators do not accept a seed."""
     if not -(2**63) <= seed < 2**64:
         raise KavaError(
             f"seed {seed} is out of range; give one from {-(2**63)} to {2**64 - 1}",
@@ -30,10 +30,10 @@ def check_seed(seed: int) -> None:
 
 
 def difference(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """Accuracy of `a` minus that of `b`, in percent points.
+    """Return the accuracy of `a` minus that of `b`, in percentage points.
 
     Raises:
-        KavaError: they differ in length, or are empty.
+        KavaError: if the lists differ in length or are empty.
     """
     _check(a, b)
     return 100 * (sum(map(bool, a)) - sum(map(bool, b))) / len(a)
@@ -42,12 +42,13 @@ def difference(a: Sequence[bool], b: Sequence[bool]) -> float:
 def paired_bootstrap(
     a: Sequence[bool], b: Sequence[bool], seed: int, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
-    """95 % interval of `difference(a, b)`: percentiles over resampled questions, pairs kept.
+    """Return the 95 % interval of `difference(a, b)`: percentiles over resampled questions.
 
-    The same arguments give the same interval. Where the two agree on every question it is (0, 0).
+    Pairs stay together in the resampling. The same arguments give the same interval. If `a` and `b`
+    agree on every question, it is (0, 0).
 
     Raises:
-        KavaError: they differ in length, or are empty; see `check_seed`.
+        KavaError: if the lists differ in length or are empty; see `check_seed`.
     """
     _check(a, b)
     check_seed(seed)
@@ -59,20 +60,20 @@ def paired_bootstrap(
         count = min(left, max(1, _AT_ONCE // n))
         sums.append(gaps[torch.randint(n, (count, n), generator=generator)].sum(1))
         left -= count
-    # Whole numbers until here, so that exchanging `a` and `b` negates the interval exactly.
+    # Integers up to this point, so that swapping `a` and `b` negates the interval exactly.
     ordered = torch.cat(sums).sort().values.tolist()
     skipped = math.floor((1 - LEVEL) / 2 * resamples)
     return 100 * ordered[skipped] / n, 100 * ordered[-1 - skipped] / n
 
 
 def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
-    """McNemar's exact test: the two-sided p of accuracies that do not differ.
+    """Return the two-sided p of McNemar's exact test that two accuracies do not differ.
 
-    Only questions count on which the two disagree; each is then right in `a` or in `b` with even
-    chances (binomial). Without any such question p is 1.
+    Only questions on which the two disagree count. Under the null hypothesis, each is correct in
+    `a` or in `b` with equal probability (binomial). If there is no such question, p is 1.
 
     Raises:
-        KavaError: they differ in length, or are empty.
+        KavaError: if the lists differ in length or are empty.
     """
     _check(a, b)
     only_a = sum(bool(x) and not y for x, y in zip(a, b, strict=True))
@@ -82,12 +83,12 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
-    """95 % interval of an accuracy of `hits` in `n`, in percent (Wilson's score interval).
+    """Return the 95 % interval of an accuracy of `hits` in `n`, in percent (Wilson score interval).
 
-    Unlike one standard error it has a width at 0 and 100 % too.
+    Unlike one standard error, it has a width at 0 and 100 % too.
 
     Raises:
-        KavaError: `n` is not above 0.
+        KavaError: if `n` is not above 0.
     """
     if n < 1:
         raise KavaError(
@@ -95,7 +96,7 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
             code="evaluation.no-questions",
             key="n",
         )
-    z = 1.959964  # of the standard normal distribution, for 95 %
+    z = 1.959964  # quantile of the standard normal distribution for 95 %
     share, spread = hits / n, z * z / n
     middle = share + spread / 2
     width = math.sqrt(spread * (share * (1 - share) + spread / 4))

@@ -1,4 +1,4 @@
-"""Greedy, batched evaluation of a reasoner on examples."""
+"""Evaluate a reasoner on examples: greedy, batched generation, scores and timings."""
 
 from __future__ import annotations
 
@@ -30,18 +30,22 @@ from kava.types import Example
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`predictions`: one record per example, in the examples' order. `summary`: the numbers."""
+    """The result of an evaluation.
+
+    predictions: one record per example, in the order of the examples.
+    summary: accuracies, counts, latencies and memory.
+    """
 
     predictions: list[dict[str, Any]]
     summary: dict[str, Any]
 
     @property
     def n(self) -> int:
-        """Number of examples."""
+        """Return the number of examples."""
         return len(self.predictions)
 
     def write_predictions(self, file: Path, below: Path | None = None) -> None:
-        """One JSON line per example; the whole file or none. `below`: see `write_whole`."""
+        """Write one JSON line per example, atomically. `below`: see `write_whole`."""
         lines = (json.dumps(record, ensure_ascii=False) for record in self.predictions)
         write_whole(file, "".join(line + "\n" for line in lines), below)
 
@@ -58,17 +62,18 @@ def evaluate(
 ) -> Evaluation:
     """Answer every example and score it under every rule, or under `rules`.
 
-    Several processes share the batches, and all get the same evaluation. Times are those until all
-    are done; memory and latency are the main process's.
+    Several processes share the batches, and all return the same evaluation. Times are measured
+    until all processes are done; memory and latency are those of the main process.
 
     Args:
-        timed_alone: how many questions to time once more, one at a time (latency).
-        on_batch: told the number of examples done.
-        rules: the headline among them.
+        timed_alone: number of questions to time again, one at a time (latency).
+        on_batch: called with the number of examples done.
+        rules: rules to score by, which must include the headline rule.
 
     Raises:
-        KavaError: before the first answer, a question too long for the backbone, by its row.
-        Preempted: a stop was asked for (`kava.system.signals`).
+        KavaError: before the first answer, if a question is too long for the backbone; names its
+            row.
+        Preempted: if a stop was requested (`kava.system.signals`).
     """
     check_room(reasoner, examples)
     training = reasoner.training
@@ -106,15 +111,15 @@ def evaluate(
 
 
 def check_room(reasoner: Reasoner, examples: Sequence[Example]) -> None:
-    """Raise a KavaError where a question is too long for the backbone's positions."""
+    """Raise a KavaError if a question is too long for the positions of the backbone."""
     encoded = reasoner.encoder.questions([e.question for e in examples])
     context_window.check(reasoner, encoded, [f"the question of row '{e.id}'" for e in examples])
 
 
 def batches(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:
-    """Indices of examples to answer together: questions of like length share a batch.
+    """Yield the indices of examples to answer together, batching questions of similar length.
 
-    Answers do not depend on it, time does.
+    Batching changes the time, not the answers.
     """
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].question))
     for at in range(0, len(order), batch_size):
@@ -127,7 +132,7 @@ def time_alone(
     max_new_tokens: int,
     num_iterations: int | None = None,
 ) -> float:
-    """Median milliseconds from question to answer at batch 1, after a warm-up."""
+    """Return the median milliseconds from question to answer at batch size 1, after a warm-up."""
     times = []
     for question in [questions[0], *questions]:
         synchronise(reasoner.device)
@@ -139,7 +144,7 @@ def time_alone(
 
 
 def summarise(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracies in percent with standard errors, and mean counts."""
+    """Compute accuracies in percent with standard errors, and mean counts."""
     n = len(predictions)
     hits = sum(p["correct"][HEADLINE] for p in predictions)
     summary: dict[str, Any] = {

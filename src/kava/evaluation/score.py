@@ -1,4 +1,4 @@
-"""Score a reasoner on a task into a run folder."""
+"""Score a reasoner on a task, and save the result in a run folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def score_run(
     timed_alone: int = 50,
     on_batch: Any = None,
 ) -> Evaluation:
-    """Evaluate on a task; predictions and scores go into the run folder.
+    """Evaluate a reasoner on a task; write predictions and scores to the run folder.
 
     Raises:
         KavaError: see `check_scores` and `evaluate`.

@@ -1,4 +1,4 @@
-"""`kava score`: predictions from anywhere, read by every rule."""
+"""`kava score`: score predictions from any source by every rule."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kava.types import Example
 if TYPE_CHECKING:
     from rich.table import Table
 
-Prediction = tuple[str, str | None, str]  # where it stands; its id, if it has one; the text
+Prediction = tuple[str, str | None, str]  # its location; its id, if it has one; the text
 
 
 def score_file(
@@ -34,19 +34,21 @@ def score_file(
     limit: int | None,
     options: dict[str, Any],
 ) -> dict[str, Any]:
-    """How many predictions are right, by rule: `{"n": ..., "correct": {rule: count}}`.
+    """Count the correct predictions by rule: `{"n": ..., "correct": {rule: count}}`.
 
-    With `note`, a line, where right answers hold no number (`note_on_unreadable_golds`).
+    The result also has a `note` if gold answers contain no number (`note_on_unreadable_golds`).
 
     Args:
-        predictions: rows with `prediction`, a text, and perhaps `id`: as `kava eval` writes them.
-        task: what they answer; `file` is a local copy of its rows.
-        data: or rows with `question`, `answer` and perhaps `id`.
-        limit: the first `limit` rows of the task or the data; there must be as many predictions.
+        predictions: file of rows with `prediction`, a text, and optionally `id`, as written by
+            `kava eval`.
+        task: the task that they answer; `file` is a local copy of its rows.
+        data: alternatively, rows with `question`, `answer` and optionally `id`.
+        limit: use only the first `limit` rows of the task or the data; there must be as many
+            predictions.
 
     Raises:
-        KavaError: not exactly one of `task` and `data`; rows that cannot be had or read;
-            predictions that are not one for each row (`paired`).
+        KavaError: if not exactly one of `task` and `data` is given; if rows cannot be loaded or
+            read; or if there is not one prediction for each row (`paired`).
     """
     if (task is None) == (data is None):
         raise KavaError(
@@ -77,10 +79,11 @@ def score_file(
 
 
 def read_predictions(file: Path) -> list[Prediction]:
-    """Rows of a predictions file.
+    """Read the rows of a predictions file.
 
     Raises:
-        KavaError: a row without a text as its `prediction`, by line; no rows.
+        KavaError: if the `prediction` of a row is not a text (names the line); or if there are no
+            rows.
     """
     found: list[Prediction] = []
     for where, row in read_rows(file):
@@ -107,12 +110,12 @@ def read_predictions(file: Path) -> list[Prediction]:
 def paired(
     predictions: Sequence[Prediction], examples: Sequence[Example], file: str, source: str
 ) -> list[tuple[Example, str]]:
-    """Each example with its prediction: by id if every prediction has one, else by order.
+    """Pair each example with its prediction: by id if every prediction has one, otherwise by order.
 
     Raises:
-        KavaError: by id, an id that is no example's or comes twice, or an example without a
-            prediction; by order, another number of predictions, or an id that is not the one of
-            its place.
+        KavaError: by id, if an id is unknown or repeated, or an example has no prediction; by
+            order, if the numbers differ, or a prediction has another id than the example in its
+            place.
     """
     if any(identity is None for _, identity, _ in predictions):
         return _by_order(predictions, examples, file, source)
@@ -145,9 +148,9 @@ def paired(
 
 
 def table(result: dict[str, Any], title: str) -> Table:
-    """Rule, correct, accuracy ± one standard error; the headline first, marked and bold.
+    """Make a table of rule, correct, and accuracy ± one standard error.
 
-    Below it the note, if there is one.
+    The headline rule comes first, marked and bold. The note, if there is one, is below the table.
     """
     from rich import box
     from rich.table import Table

@@ -1,8 +1,9 @@
-"""math-verify, asked from any thread, bounded in time and memory, and deterministic.
+"""Call math-verify from any thread, deterministically and with limits on time and memory.
 
 math-verify (Hugging Face, 0.9) reads LaTeX and expressions with sympy. Its own time-out is a signal
-alarm: only the main thread can set one, and `9^9^9` or an integral outlive it. So it runs in one
-process of its own, started when first needed, whose limits the operating system keeps.
+alarm: only the main thread can set one, and `9^9^9` or an integral outlive it. It therefore runs in
+a separate process, which is started when it is first needed and whose limits the operating system
+enforces.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from threading import Lock
 
 from kava.errors import KavaError
 
-LONGEST = 2_000  # characters of a text that are read
+LONGEST = 2_000  # maximum number of characters of a text
 
 _lock = Lock()
 _worker: _Worker | None = None
@@ -28,15 +29,16 @@ _worker: _Worker | None = None
 def agrees(text: str, gold: str) -> bool:
     """Whether math-verify finds `gold` in `text`.
 
-    What takes it more than a second of processor time, or 4 GiB, or what it dies of, is wrong.
+    The result is False if it takes more than a second of processor time or 4 GiB, or ends the
+    process.
 
     Raises:
-        KavaError: math-verify cannot be started at all.
+        KavaError: if math-verify cannot be started at all.
     """
     global _worker
     with _lock:
-        for _ in range(2):  # once more, with a new process, if something else ended the old one
-            if _worker is None or _worker.owner != os.getpid():  # a fork does not share it
+        for _ in range(2):  # retries once with a new process, if something else ended the old one
+            if _worker is None or _worker.owner != os.getpid():  # a forked process needs its own
                 _worker = _Worker()
             answer = _worker.ask(text, gold)
             if answer is not None:
@@ -49,7 +51,7 @@ def agrees(text: str, gold: str) -> bool:
 
 
 class _Worker:
-    """A running `_symbolic_worker`."""
+    """A running process of `_symbolic_worker`."""
 
     def __init__(self) -> None:
         self.owner = os.getpid()
@@ -60,7 +62,7 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=complaints,
                 env=_environment(),
-                start_new_session=True,  # an interruption at the keyboard is not meant for it
+                start_new_session=True,  # Ctrl-C must not reach it
             )
             if self.process.stdout.readline() != b"ready\n":
                 self.close()
@@ -73,7 +75,7 @@ class _Worker:
                 )
 
     def ask(self, text: str, gold: str) -> bool | None:
-        """None if the process ended over it."""
+        """Ask one question; return None if the process ended because of it."""
         try:
             self.process.stdin.write(json.dumps([text, gold]).encode() + b"\n")
             self.process.stdin.flush()
@@ -83,7 +85,7 @@ class _Worker:
         return json.loads(line) if line.endswith(b"\n") else None
 
     def close(self) -> int:
-        """End it, if it has not ended; returns its exit status."""
+        """End the process, if it has not ended, and return its exit status."""
         with contextlib.suppress(OSError):
             self.process.stdin.close()
         self.process.stdout.close()
@@ -91,7 +93,7 @@ class _Worker:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with its import path and one order of sets."""
+    """Return this process's environment, with its import path and a fixed hash seed."""
     path = os.pathsep.join(place or os.getcwd() for place in sys.path)
     fixed = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONHASHSEED": "0"}
     return {**os.environ, **fixed, "PYTHONWARNINGS": "ignore"}
