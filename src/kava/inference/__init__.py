@@ -1,1 +1,1 @@
-"""Answers outside of a training: the pipeline, and plain decoding with a compressed cache."""
+"""Generate answers outside training: the pipeline, and decoding with a compressed KV cache."""

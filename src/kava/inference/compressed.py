@@ -1,18 +1,18 @@
-"""Compressing the cache of any causal language model of transformers while it generates.
+"""Compress the KV cache of any causal language model of transformers during generation.
 
     with compressed(model, "rkv_decoding", budget=128) as log:
         model.generate(**inputs)
     print(log.held, "columns of", log.seen)
 
-A row of the batch that holds budget + buffer tokens is brought down to the budget, and again after
-every `buffer` tokens (R-KV, Cai et al., arXiv:2505.24133). Each layer and each key/value head keeps
-what its own score says, in reading order; the last `window` tokens, whose queries the score is
-computed from, always stay. Tokens keep the positions at which they were read.
+A sequence that holds budget + buffer tokens is compressed to the budget, and again after every
+`buffer` tokens (R-KV, Cai et al., arXiv:2505.24133). Each layer and each key/value head keeps the
+tokens that its own score selects, in reading order. The last `window` tokens, whose queries the
+score is computed from, are always kept. Tokens keep their original positions.
 
-What is ours: rows are counted without their pads, so that what a row writes does not depend on its
-batch mates; a prompt beyond budget + buffer is compressed once it has been read (and `window`
-tokens have been observed). Layers with a sliding window are bounded already and are left alone.
-Until something is compressed, nothing is changed.
+Two points are ours. The tokens of a sequence are counted without padding, so that its output does
+not depend on the other sequences in the batch. A prompt longer than budget + buffer is compressed
+after it has been read (and `window` tokens have been observed). Layers with a sliding window are
+bounded already and are not compressed. Until the first compression, nothing is changed.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from kava.recipe import registry
 
 @dataclass
 class Log:
-    """What has happened inside a `compressed` block.
+    """Statistics of a `compressed` block.
 
-    seen: most columns that a cache has been given, pads included.
-    held: most columns that it held at any time, while a long prompt was read too.
-    compressions: how many times rows were compressed.
+    seen: largest number of columns that a cache has received, including padding.
+    held: largest number of columns that it held at any time, even while reading a long prompt.
+    compressions: how many times sequences were compressed.
     """
 
     seen: int = 0
@@ -59,10 +59,10 @@ class Log:
 
 @dataclass(frozen=True)
 class Plan:
-    """What compresses, and when. All counts are tokens.
+    """The eviction to compress with, and when to compress. All counts are tokens.
 
     Raises:
-        KavaError: a count out of range, or an eviction that cannot bring tokens to a budget.
+        KavaError: if a count is out of range, or the eviction cannot compress to a budget.
     """
 
     eviction: Eviction
@@ -101,7 +101,7 @@ class Plan:
 
     @property
     def full(self) -> int:
-        """Tokens at which a row is compressed."""
+        """Return the number of tokens at which a sequence is compressed."""
         return self.budget + self.buffer
 
 
@@ -109,14 +109,15 @@ _WHEN = ("budget", "buffer", "window")
 
 
 def plan(name: str = "rkv_decoding", **settings: Any) -> Plan:
-    """A plan from an eviction's name and the settings of both, those of the eviction checked too.
+    """Make a plan from the name of an eviction and the settings of both, all of which are checked.
 
     Args:
         settings: `budget`, `buffer`, `window`, and the fields of the eviction's class. Its `lam`
             may be written `lambda`.
 
     Raises:
-        KavaError: an unknown name or setting (with the nearest known one), or a bad value.
+        KavaError: if a name or setting is unknown (suggests the nearest known one), or a value is
+            invalid.
     """
     kind = registry.find("evictions", name)
     known = [*_WHEN, *(f.name if f.name != "lam" else "lambda" for f in fields(kind))]
@@ -135,7 +136,7 @@ def plan(name: str = "rkv_decoding", **settings: Any) -> Plan:
     return Plan(kind(lam=lam, **settings), name, **when)
 
 
-#: Models inside a `compressed` block.
+#: Models that are inside a `compressed` block.
 _busy: WeakSet[PreTrainedModel] = WeakSet()
 
 
@@ -143,18 +144,18 @@ _busy: WeakSet[PreTrainedModel] = WeakSet()
 def compressed(
     model: PreTrainedModel, name: str | Plan = "rkv_decoding", **settings: Any
 ) -> Iterator[Log]:
-    """Compress every cache that `model` fills inside the block.
+    """Compress every KV cache that `model` fills inside the block.
 
     Args:
-        model: any causal language model of transformers, or one that peft has wrapped; of a
-            `Reasoner`, its `lm`.
+        model: any causal language model of transformers, or one wrapped by peft; for a `Reasoner`,
+            its `lm`.
         name: an eviction of this package, or a plan.
         settings: see `plan`.
 
     Raises:
-        KavaError: at once, for a bad setting or a model that cannot be compressed; in a call, for a
-            cache or a kind of search that cannot. A cache from inside the block that is continued
-            in another block is refused too.
+        KavaError: at once, for an invalid setting or a model that cannot be compressed; in a call,
+            for a cache or a search strategy that cannot be compressed. Continuing a cache from
+            another block is an error too.
     """
     chosen = name if isinstance(name, Plan) else plan(name, **settings)
     lm = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -172,7 +173,7 @@ def compressed(
         )
     attention, own = lm.config._attn_implementation, vars(lm).get("forward")
 
-    @functools.wraps(compressor.plain)  # `generate` reads from the signature what a model takes
+    @functools.wraps(compressor.plain)  # `generate` inspects the signature for arguments
     def forward(*args: Any, **kwargs: Any) -> Any:
         return compressor.forward(*args, **kwargs)
 
@@ -190,7 +191,7 @@ def compressed(
 
 
 def _full_attention_layers(lm: PreTrainedModel) -> list[int]:
-    """Numbers of the layers whose every query sees every column before it."""
+    """Return the indices of the layers in which every query attends to all columns before it."""
     config, kind = lm.config.get_text_config(), type(lm).__name__
     provided = any(
         getattr(lm, name, False) for name in ("_supports_sdpa", "_supports_attention_backend")
@@ -218,12 +219,14 @@ def _full_attention_layers(lm: PreTrainedModel) -> list[int]:
 
 @dataclass
 class _Rows:
-    """One cache under compression.
+    """The state of one cache under compression.
 
-    layers: by number, those that shrink.
-    mask: [B, S], true at columns held that are real; the same for every layer and head.
-    counts: real columns held of each row (on the host).
-    queries: of the last columns by layer, [B, heads, <= window, D].   observed: their mask.
+    layers: the layers that are compressed, by index.
+    mask: true at columns that hold a real token: [batch, columns]. It is the same for all layers
+        and heads.
+    counts: number of real columns of each sequence (on the host).
+    observed: mask of the last columns, whose queries are kept: [batch, <= window].
+    queries: queries of these columns by layer: [batch, heads, <= window, head_dim].
     """
 
     layers: dict[int, ShrinkingLayer]
@@ -237,11 +240,15 @@ class _Rows:
 
     @property
     def seen(self) -> int:
-        """Columns that the cache was given."""
+        """Return the number of columns that the cache has received."""
         return next(iter(self.layers.values())).seen
 
     def append(self, new: Tensor, record: QueryRecord, window: int) -> None:
-        """Take in n columns that a forward pass has added; `new` [B, n] says which are real."""
+        """Record the n columns that a forward pass has added.
+
+        Args:
+            new: true at the real columns: [batch, n].
+        """
         self.mask = torch.cat((self.mask, new), dim=1)
         self.counts = [a + b for a, b in zip(self.counts, new.sum(1).tolist(), strict=True)]
         self.observed = torch.cat((self.observed, new[:, -window:]), dim=1)[:, -window:]
@@ -259,7 +266,7 @@ class _Rows:
 
 
 class _Compressor:
-    """A model's forward pass with the compression around it."""
+    """A model's forward pass with compression of its cache."""
 
     def __init__(self, lm: PreTrainedModel, chosen: Plan):
         self.plan, self.log = chosen, Log()
@@ -269,7 +276,7 @@ class _Compressor:
         self.caches: WeakKeyDictionary[DynamicCache, _Rows] = WeakKeyDictionary()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model's own forward pass returns."""
+        """Run the model's own forward pass and return its output; then compress the cache."""
         call = {**dict(zip(self.names, args, strict=False)), **kwargs}
         inputs = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
         rows = self.rows(call, inputs)
@@ -285,7 +292,7 @@ class _Compressor:
         return output
 
     def rows(self, call: dict[str, Any], inputs: Tensor) -> _Rows:
-        """The state of the call's cache, which begins here if the cache is new to this block."""
+        """Return the state of the call's cache, which is created if the cache is new here."""
         cache = call.get("past_key_values")
         if cache is None:
             if call.get("use_cache") is False:
@@ -305,7 +312,7 @@ class _Compressor:
         return self.caches[cache]
 
     def mask(self, call: dict[str, Any], inputs: Tensor, rows: _Rows, new: Tensor) -> Any:
-        """The attention mask over the columns held, in the form that the model takes."""
+        """Return the attention mask over the held columns, in the form that the model takes."""
         full = all(count == rows.mask.shape[1] for count in rows.counts)
         no_mask = full and new.shape[1] == 1 and bool(new.all())
         held = None if no_mask else masks.causal_mask(rows.mask, new)
@@ -319,7 +326,7 @@ class _Compressor:
 
     @torch.no_grad()
     def compress(self, rows: _Rows) -> None:
-        """Bring rows that are full down to the budget, and cut columns that no row needs."""
+        """Compress full sequences to the budget, and drop columns that no sequence needs."""
         budget = self.plan.budget
         full = [b for b, count in enumerate(rows.counts) if count >= self.plan.full]
         if not full or rows.observed.shape[1] < self.plan.window:
@@ -329,7 +336,7 @@ class _Compressor:
             rows.counts[b] = budget
         width = max(rows.counts)
         device = rows.mask.device
-        # Pads first, then the real columns in reading order: row by row flush with the right edge.
+        # Padding first, then the real columns in reading order: each row is aligned to the right.
         order = rows.mask.int().argsort(dim=1, stable=True)
         chosen = torch.tensor(full, device=device)
         real = rows.mask.gather(1, order)[chosen, -longest:]
@@ -351,7 +358,7 @@ class _Compressor:
     def eviction_inputs(
         self, rows: _Rows, layer: int, chosen: Tensor, keys: Tensor, real: Tensor
     ) -> EvictionInputs:
-        """What the eviction sees of one layer of the chosen rows, the last `window` observing."""
+        """Return the eviction's inputs for a layer and chosen rows; the last `window` observe."""
         window, attention = self.plan.window, None
         if self.plan.eviction.needs_attention:
             before = real.clone()
@@ -367,7 +374,7 @@ class _Compressor:
 
 
 def _real(call: dict[str, Any], inputs: Tensor, past: int) -> Tensor:
-    """[B, past + n], true at the real columns of a cache and of n new inputs."""
+    """Return a mask of the real columns of a cache and of n new inputs: [batch, past + n]."""
     shape = inputs.shape[0], past + inputs.shape[1]
     mask = call.get("attention_mask")
     if mask is None:

@@ -1,17 +1,18 @@
-"""Our `rkv` as a press of NVIDIA's kvpress, which has to be installed (the extra `kvpress`).
+"""Our `rkv` as a press for NVIDIA's kvpress, which must be installed (the extra `kvpress`).
 
     from kava.inference.kvpress import RKVPress
 
     with RKVPress(compression_ratio=0.5)(model):
         model(input_ids, past_key_values=cache)
 
-A press compresses a prompt after it has been read; kvpress's `DecodingPress(RKVPress(), ...)` goes
-on while decoding. The score is that of `kava.reasoning.evictions.rkv`, with the last `window`
-tokens as observers in place of an answer; they always stay. The budget is kvpress's: a ratio, of
-every row alike. kvpress hands no mask to a press, so a batch must not be padded; it puts kept
-tokens in the order of their scores. `kava.inference.compressed` has neither limit.
+A press compresses a prompt after its prefill; kvpress's `DecodingPress(RKVPress(), ...)` continues
+during decoding. The score is that of `kava.reasoning.evictions.rkv`, with the last `window` tokens
+as observers in place of an answer; these are always kept. The budget is that of kvpress: a ratio,
+the same for every sequence. kvpress passes no mask to a press, so a batch must not be padded, and
+it stores the kept tokens in the order of their scores. `kava.inference.compressed` has neither
+limitation.
 
-This file and what it imports need no more of transformers than kvpress allows.
+This file and its imports work with the versions of transformers that kvpress allows.
 """
 
 from __future__ import annotations
@@ -38,21 +39,21 @@ except ImportError as error:
         key="kvpress",
     ) from None
 
-#: Above every score: importance and redundancy are at most 1.
+#: Larger than every score, because importance and redundancy are at most 1.
 KEPT = 2.0
 
 
 @dataclass
 class RKVPress(ScorerPress):
-    """S = lambda I + (1 - lambda) R (KaVa, Listing 1).
+    """Press with the score S = lambda I + (1 - lambda) R (KaVa, Listing 1).
 
     Args:
-        compression_ratio: share of the tokens that goes.
-        window: how many of the last tokens observe, and stay.
-        lam: lambda.
+        compression_ratio: fraction of the tokens to remove.
+        window: number of last tokens that observe, and are kept.
+        lam: lambda, the weight of the importance.
 
     Raises:
-        KavaError: `window` or `lam` is out of range.
+        KavaError: if `window` or `lam` is out of range.
     """
 
     compression_ratio: float = 0.0
@@ -77,9 +78,10 @@ class RKVPress(ScorerPress):
         attentions: Tensor | None,
         kwargs: dict[str, Any],
     ) -> Tensor:
-        """[B, H, S]; see kvpress's ScorerPress for the arguments.
+        """Compute the score of each token: [batch, kv_heads, tokens]; higher is kept.
 
-        Observers are the last `window` of `hidden_states`, or as many as there are.
+        See kvpress's ScorerPress for the arguments. Observers are the last `window` of
+        `hidden_states`, or as many as there are.
         """
         batch, window = keys.shape[0], min(self.window, hidden_states.shape[1])
         candidates = keys[:, :, :-window]
@@ -93,9 +95,10 @@ class RKVPress(ScorerPress):
 
 
 def _turn(queries: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of queries [B, heads, n, D]; cos and sin end at the last of them.
+    """Apply the rotary embedding to queries: [batch, heads, n, head_dim].
 
-    While decoding, kvpress knows the rotation of the newest token alone, and all turn by that.
+    `cos` and `sin` end at the last query. While decoding, kvpress knows the rotation of the newest
+    token only, so it is used for all of them.
     """
     cos, sin = (part[:, None, -queries.shape[2] :].to(queries.dtype) for part in (cos, sin))
     left, right = queries.chunk(2, dim=-1)

@@ -1,4 +1,4 @@
-"""`kava.pipeline`: a reasoner behind the calls that `transformers.pipeline` has."""
+"""`kava.pipeline`: use a reasoner through the interface of `transformers.pipeline`."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Chat = Sequence[Message]
 
 
 class TextGenerationPipeline:
-    """Questions to answers, in the form that transformers' pipeline of that name gives.
+    """Pipeline from questions to answers, with the output format of transformers' text generation.
 
     Args:
-        model: a reasoner, or what `kava ask` takes: a run, a checkpoint, a backbone, a Hub name.
-        batch_size: questions answered together; answers do not depend on it.
-        device: where the model is moved, as transformers takes it: `cuda:1`, a number of a GPU,
-            -1 for the CPU. If not given, a reasoner stays where it is and a name is opened on the
-            GPU where there is one.
-        dtype: of the backbone that a name is opened with (`Reasoner.from_pretrained`).
+        model: a reasoner, or what `kava ask` accepts: a run, a checkpoint, a backbone, a Hub name.
+        batch_size: number of questions answered together; answers do not depend on it.
+        device: where to move the model, as in transformers: `cuda:1`, the index of a GPU, or -1 for
+            the CPU. By default, a reasoner is not moved, and a name is opened on the GPU if there
+            is one.
+        dtype: dtype of the backbone, for a model given by name (`Reasoner.from_pretrained`).
 
     Raises:
-        KavaError: a model that cannot be had, a batch size below 1, a device that is not there, a
-            dtype that is not possible, or one for a reasoner, which has its own.
+        KavaError: if a model cannot be loaded, the batch size is below 1, the device does not
+            exist, or the dtype is not supported or given for a reasoner, which has its own.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class TextGenerationPipeline:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Return the device of the model."""
         return self.model.device
 
     @overload
@@ -87,22 +87,22 @@ class TextGenerationPipeline:
         """Answer a question, several, a chat of one user message, or several such chats.
 
         Args:
-            text_inputs: the content of a message is a text, or parts `{"type": "text", "text":
-                ...}`. A message alone is a chat.
-            return_full_text: whether `generated_text` begins with the question. As in
-                transformers, it does where nothing is said; a chat's holds all its messages then.
-            max_new_tokens: as `Reasoner.continue_from` takes it; there is no `max_length`.
-            options: as `Reasoner.continue_from` takes them (`do_sample`, `num_return_sequences`,
-                ...), and `num_iterations`.
+            text_inputs: questions or chats. A single message is a chat. The content of a message
+                is a text, or a list of parts `{"type": "text", "text": ...}`.
+            return_full_text: whether `generated_text` begins with the question. By default it does,
+                as in transformers; for a chat it then contains all messages.
+            max_new_tokens: as in `Reasoner.continue_from`; there is no `max_length`.
+            options: as in `Reasoner.continue_from` (`do_sample`, `num_return_sequences`, ...), and
+                `num_iterations`.
 
         Returns:
-            for one question a dict per returned sequence, with `generated_text`; for several a
-            list of such lists, in their order.
+            for one question, a dict with `generated_text` per returned sequence; for several, a
+            list of such lists in the same order.
 
         Raises:
-            KavaError: no question, an empty one, a chat of more than one user message, an option
-                that is not possible.
-            ValueError: an option that `generate` of transformers does not know.
+            KavaError: if there is no question, a question is empty, a chat has more than one user
+                message, or an option is not supported.
+            ValueError: if an option is unknown to `generate` of transformers.
         """
         full = return_full_text is None or return_full_text
         size = self.batch_size if batch_size is None else batch_size
@@ -133,7 +133,7 @@ class TextGenerationPipeline:
         ]
 
 
-#: What transformers' pipeline takes and a reasoner brings along.
+#: Arguments of transformers' pipeline that a reasoner already has.
 _OWN = {
     "tokenizer": "a reasoner has its own, with the three tokens that it thinks with",
     "config": "it is the checkpoint's",
@@ -147,14 +147,16 @@ _OWN = {
 def pipeline(
     task: str = TASK, model: Reasoner | str | Path | None = None, **options: Any
 ) -> TextGenerationPipeline:
-    """`pipeline("text-generation", model="runs/mine")("What is ...?")`, as in transformers.
+    """Create a text generation pipeline, as in transformers.
+
+    For example, `pipeline("text-generation", model="runs/mine")("What is ...?")`.
 
     Args:
-        options: `batch_size`, `device`, `dtype`. Those of an answer are given in the call.
+        options: `batch_size`, `device`, `dtype`. Options of generation are passed in the call.
 
     Raises:
-        KavaError: another task, no model, one that cannot be had, or an option that is not
-            possible.
+        KavaError: if the task is another one, the model is missing or cannot be loaded, or an
+            option is not supported.
     """
     if task != TASK:
         raise KavaError(
@@ -185,7 +187,7 @@ def _move(model: Reasoner, device: int | str | torch.device) -> None:
     place = "cpu" if device == -1 else f"cuda:{device}" if type(device) is int else device
     try:
         model.to(place)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts that it has it
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
         why = str(error).strip().partition("\n")[0]
         raise KavaError(
             f"pipeline: device {device!r} cannot be used: {why}",
@@ -195,7 +197,7 @@ def _move(model: Reasoner, device: int | str | torch.device) -> None:
 
 
 def _inputs(text_inputs: Any) -> tuple[list[str | Chat], bool]:
-    """Questions and chats as a list, and whether one was given alone."""
+    """Return questions and chats as a list, and whether a single one was given."""
     if isinstance(text_inputs, str):
         return [text_inputs], True
     if isinstance(text_inputs, Mapping):
