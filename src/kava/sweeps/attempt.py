@@ -1,8 +1,8 @@
-"""One run of a sweep: what is to do about it, and doing it.
+"""One run of a sweep: decide whether to train, resume or score it, and do so.
 
-What is done is not done again, what was interrupted goes on. A run is locked while a process works
-on it, on whatever machine. Several processes of one job do it together; the main one locks, decides
-and writes.
+Finished work is not repeated, and interrupted work is resumed. A run is locked while a process
+works on it, on any machine. The processes of one job work on it together; the main process locks,
+decides and writes.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from kava.training.run import train_run
 T = TypeVar("T")
 ERROR = "error.log"
 
-# What is to do about a run, in the order in which it comes about.
+# What a run needs, in the order of its progress.
 START, RESUME, SCORE, DONE = "would run", "would resume", "would be scored", "done"
-# What became of one.
+# The outcome of a run.
 TRAINED, SCORED, SKIPPED, ELSEWHERE, FAILED = "trained", "scored", "skipped", "elsewhere", "failed"
 SUBMITTED = "submitted"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a recipe with a seed. `name` is its recipe's name in this sweep."""
+    """One training run: a recipe with a seed. `name` is the name of its recipe in this sweep."""
 
     name: str
     recipe: Recipe
@@ -52,13 +52,13 @@ class Run:
 
     @property
     def lock(self) -> Path:
-        """Beside the folder, which may have to be renamed."""
+        """Return the path of the lock, next to the folder, because the folder may be renamed."""
         return self.folder.with_name(self.folder.name + ".lock")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a run, with a reason where that is `failed` or `elsewhere`."""
+    """The outcome of a run, with a reason if it is `failed` or `elsewhere`."""
 
     run: Run
     what: str
@@ -66,7 +66,7 @@ class Outcome:
 
     @property
     def counts(self) -> bool:
-        """Whether the run's result is the one that was asked for."""
+        """Whether the result of the run is the one that was asked for."""
         return self.what in (TRAINED, SCORED, SKIPPED)
 
 
@@ -74,12 +74,12 @@ class Outcome:
 class Scoring:
     """The tasks that every run is scored on.
 
-    names: of tasks; may be empty.
-    files: local copies of the tasks' rows, one for each in their order; may be empty.
-    limit: only the first rows.
+    names: names of tasks; may be empty.
+    files: local copies of the tasks' rows, one for each task in the same order; may be empty.
+    limit: use only the first `limit` rows.
 
     Raises:
-        KavaError: files that are not one for each task.
+        KavaError: if there is not one file for each task.
     """
 
     names: Sequence[str] = ()
@@ -91,10 +91,10 @@ class Scoring:
         self._copies = local_copies("sweep", self.names, self.files)
 
     def of(self, recipe: Recipe) -> list[Task]:
-        """The tasks of one recipe; each different one is loaded once.
+        """Return the tasks of one recipe; each distinct set of options is loaded once.
 
         Raises:
-            KavaError: unknown task, rows that cannot be had.
+            KavaError: if a task is unknown, or its rows cannot be loaded.
         """
         options = {name: task_options(recipe, name, {}) for name in self.names}
         key = repr(options)
@@ -106,9 +106,9 @@ class Scoring:
         return self._loaded[key]
 
     def found_in(self, scores: Iterable[str]) -> list[str] | None:
-        """Under which names a result has these tasks, None where one is missing.
+        """Return the names under which a result has scores of these tasks; None if one is missing.
 
-        A task may give its rows a name of their own after its own (`rows-mine`).
+        A task may append a name to its own for its rows (`rows-mine`).
         """
         found = [
             [s for s in scores if s == name or s.startswith(f"{name}-")] for name in self.names
@@ -117,10 +117,10 @@ class Scoring:
 
 
 def state(run: Run, tasks: Sequence[Task]) -> tuple[str, list[Task]]:
-    """What is to do, and the tasks that are still to be scored.
+    """Return what a run needs, and the tasks that are still to be scored.
 
     Raises:
-        KavaError: the folder holds a run of another recipe, something else that a run would
+        KavaError: if the folder contains a run of another recipe, other files that a run would
             overwrite, or something that cannot be read.
     """
     folder = run.folder
@@ -142,9 +142,10 @@ def state(run: Run, tasks: Sequence[Task]) -> tuple[str, list[Task]]:
 
 
 def is_scored(result: dict[str, Any], task: Task) -> bool:
-    """Whether a result has a score of these very rows.
+    """Whether a result has a score of exactly these rows.
 
-    One that was written before scores named their rows' hash counts by number and version alone.
+    A score from a version that did not record the hash of the rows is compared by number and
+    version only.
     """
     score = result.get("scores", {}).get(task.name)
     if score is None:
@@ -154,12 +155,12 @@ def is_scored(result: dict[str, Any], task: Task) -> bool:
 
 
 def attempt(run: Run, scoring: Scoring, say: Callable[[str], None], console: Console) -> Outcome:
-    """One run; whatever goes wrong with it ends up in its outcome.
+    """Do what a run needs; any error ends up in the outcome.
 
-    A failure of the training or of its evaluation leaves its traceback in `error.log`.
+    If training or evaluation fails, the traceback is written to `error.log`.
 
     Raises:
-        Preempted: the process was asked to stop (`kava.system.signals`); the run can go on later.
+        Preempted: if the process was asked to stop (`kava.system.signals`); the run can be resumed.
     """
     try:
         with _held(run.lock, console):
@@ -173,10 +174,10 @@ def attempt(run: Run, scoring: Scoring, say: Callable[[str], None], console: Con
 
 @contextmanager
 def _held(file: Path, console: Console) -> Iterator[None]:
-    """`lock.hold`, by the main process for all.
+    """Hold a lock inside the block (`lock.acquire`), on the main process for all.
 
     Raises:
-        Held: on all processes.
+        LockHeld: on all processes.
     """
     with ExitStack() as stack:
 
@@ -196,7 +197,7 @@ def _carry_out(run: Run, scoring: Scoring, say: Callable[[str], None], console: 
     try:
         tasks = distributed.main_rank_first(partial(_as_kava_error, scoring.of, run.recipe))
         todo, missing = distributed.from_main_rank(partial(_as_kava_error, _todo, run, tasks))
-    except KavaError as error:  # what is in the folder is not this run's: nothing is written there
+    except KavaError as error:  # the folder is not this run's: write nothing there
         return Outcome(run, FAILED, str(error))
     if todo == DONE:
         return Outcome(run, SKIPPED)
@@ -214,10 +215,10 @@ def _carry_out(run: Run, scoring: Scoring, say: Callable[[str], None], console: 
 
 
 def _as_kava_error(act: Callable[..., T], *given: Any) -> T:
-    """What `act` returns; of its errors a line, which other processes can be told.
+    """Return what `act` returns; turn any error into one line, to send to other processes.
 
     Raises:
-        KavaError: on any error.
+        KavaError: for any error.
     """
     try:
         return act(*given)
@@ -228,14 +229,14 @@ def _as_kava_error(act: Callable[..., T], *given: Any) -> T:
 
 
 def _todo(run: Run, tasks: Sequence[Task]) -> tuple[str, list[int]]:
-    """As `state`, with the places of the tasks; a folder that is a link is refused too."""
+    """Return the result of `state`, with tasks as indices; a folder that is a link is an error."""
     links.check(run.folder)
     todo, missing = state(run, tasks)
     return todo, [i for i, task in enumerate(tasks) if any(task is one for one in missing)]
 
 
 def _written_down(error: Exception, log: Path) -> str:
-    """The error in a line; its traceback goes into `log`, once for all processes."""
+    """Return the error as one line, and write its traceback to `log`, once for all processes."""
     text, line = traceback.format_exc(), one_line(error)
     if distributed.is_peer_failure(error):
         line = f"another of the {distributed.world_size()} processes is gone"
@@ -249,11 +250,11 @@ def _written_down(error: Exception, log: Path) -> str:
 
 
 def train(run: Run, resume: bool, say: Callable[[str], None], console: Console) -> None:
-    """Train, or go on with a training that was interrupted."""
+    """Train a run, or resume a training that was interrupted."""
 
     def make_room() -> None:
         if not resume and holds_run(run.folder):
-            back_up(run.folder, console)  # cut off before its first checkpoint
+            back_up(run.folder, console)  # interrupted before its first checkpoint
 
     distributed.on_main_rank(make_room)
     say(f"{'resuming' if resume else 'training'} {run.recipe.method}, seed {run.recipe.seed}")
@@ -268,7 +269,7 @@ def train(run: Run, resume: bool, say: Callable[[str], None], console: Console) 
 
 
 def score(run: Run, tasks: Sequence[Task], say: Callable[[str], None]) -> None:
-    """Evaluate the checkpoint on tasks."""
+    """Evaluate the checkpoint of a run on tasks."""
     device = default_device()
     reasoner = distributed.main_rank_first(
         lambda: Reasoner.from_pretrained(run.folder, device=device)

@@ -1,9 +1,10 @@
-"""What a training would cost, without training: steps, token-forwards, memory.
+"""Estimate the cost of a training run without training: steps, token-forwards and memory.
 
-A token-forward is one column of one row that goes through the backbone in the forward direction,
-pads included (they cost what tokens cost); a latent counts once per pass. They are counted, not
-derived: the recipe's own method runs on a tiny random backbone of the recipe's family, on rows as
-long as those of the data, and a hook on the backbone counts what comes in. Validation is not in.
+A token-forward is one column of one example that passes forward through the backbone, including
+padding (which costs the same as a token). A latent counts once per forward pass. They are counted
+rather than derived. The recipe's own method runs on a tiny random backbone of the recipe's family,
+on examples as long as those of the data, and a hook on the backbone counts its inputs. Validation
+is not included.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ from kava.training.arguments import check_schedule, rows_at_once
 from kava.training.smoke import family
 from kava.types import Example
 
-SAMPLE = 256  # rows that are counted, drawn at random
-STAGED = 32  # micro-batches that are counted, about, where a method has stages
+SAMPLE = 256  # examples that are counted, drawn at random
+STAGED = 32  # approximate number of micro-batches counted, if a method has stages
 
-# Assumed where rows or the tokenizer are not on this machine, for a row of GSM8k-Aug: tokens of the
-# question with BOS, of all steps, of the answer with its prompt and EOS (ours; counted as words,
-# numbers and signs, 9,915 rows have 49 in their questions and 29 in 3.0 steps). Sentences are taken
-# to be twice as long as equations (in GSM8K's training rows, 64 words and signs against 31).
+# Assumed if the examples or the tokenizer are not on this machine, for an example of GSM8k-Aug:
+# tokens of the question with BOS, of all steps, and of the answer with its prompt and EOS (ours;
+# counted as words, numbers and signs, 9,915 examples have 49 in their questions and 29 in 3.0
+# steps). Sentences are assumed to be twice as long as equations (in GSM8K's training set, 64 words
+# and signs compared with 31).
 QUESTION, REASONING, ANSWER, STEPS = 65, 41, 8, 3
 SENTENCES = 2
 
@@ -54,10 +56,10 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one training. None is what could not be found out.
+    """The cost of one training run. None means that a value could not be determined.
 
-    notes: why not, and what was assumed.
-    refusal: why the training would not begin; empty where it would.
+    notes: why it could not be determined, and what was assumed.
+    refusal: why the training would not begin; empty if it would.
     """
 
     steps: int | None
@@ -69,7 +71,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Rows:
-    """The training rows of a recipe; only their number, if known, where they are not at hand."""
+    """The training examples of a recipe, or only their number, if known, when they are not here."""
 
     examples: Sequence[Example] | None
     count: int | None
@@ -78,9 +80,9 @@ class Rows:
 
 @dataclass
 class Estimator:
-    """Finds out the cost of recipes; what several share is done once. Downloads nothing.
+    """Estimates the cost of recipes, doing shared work once. It downloads nothing.
 
-    device: of the memory, `cpu` or `cuda`; this machine's if None.
+    device: the device whose memory is estimated, `cpu` or `cuda`; by default that of this machine.
     """
 
     device: str | None = None
@@ -88,10 +90,10 @@ class Estimator:
     _costs: dict[str, Cost] = field(default_factory=dict)
 
     def cost(self, recipe: Recipe, processes: int = 1) -> Cost:
-        """Of training by `recipe`; the seed makes no difference.
+        """Estimate the cost of training by `recipe`; the seed makes no difference.
 
         Args:
-            processes: that share the batch; the memory is that of one of them.
+            processes: number of processes that share a batch; the memory is that of one of them.
         """
         key = repr((recipe.model_copy(update={"seed": 0}), processes))
         if key not in self._costs:
@@ -102,7 +104,7 @@ class Estimator:
         return self._costs[key]
 
     def rows(self, data: Data) -> Rows:
-        """The training rows, read once."""
+        """Return the training examples, which are read once."""
         key = repr((data.train, data.train_rows, data.options))
         if key not in self._rows:
             self._rows[key] = _read(data)
@@ -137,7 +139,10 @@ def _cost(recipe: Recipe, rows: Rows, device: str, processes: int) -> Cost:
 
 
 def _refusal(reasoner: Reasoner, batches: Sequence[Batch], rows: int) -> str:
-    """Why the training would not begin; the longest steps of all rows are at least a sample's."""
+    """Return why the training would not begin, or an empty text.
+
+    The longest chain of thought of all examples is at least as long as that of a sample.
+    """
     longest = max((int(batch["steps_mask"].sum(1).max()) for batch in batches), default=0)
     try:
         check_schedule(reasoner, longest, rows)
@@ -150,7 +155,7 @@ def _refusal(reasoner: Reasoner, batches: Sequence[Batch], rows: int) -> str:
 
 
 def total_steps(recipe: Recipe, rows: int | None) -> int | None:
-    """Optimiser steps; None where they depend on a number of rows that is not known."""
+    """Return the number of optimizer steps; None if it depends on an unknown number of examples."""
     train = recipe.train
     if train.steps or rows is None:
         return train.steps
@@ -158,15 +163,15 @@ def total_steps(recipe: Recipe, rows: int | None) -> int | None:
 
 
 def rows_seen(steps: int, rows: int, batch_size: int) -> int:
-    """Rows in the first `steps` batches; the last batch of an epoch may be smaller."""
+    """Return the number of examples in `steps` batches; an epoch's last batch may be smaller."""
     epochs, rest = divmod(steps, math.ceil(rows / batch_size))
     return epochs * rows + min(rest * batch_size, rows)
 
 
 def count(reasoner: Reasoner, batches: Sequence[Batch], steps: int, rows: int) -> int:
-    """Token-forwards of a training of `steps`: those of a sample of micro-batches, scaled up.
+    """Count the token-forwards of a training run of `steps` steps, by scaling up a sample.
 
-    A method with stages is counted stage by stage, each weighed with the rows that fall into it.
+    A method with stages is counted stage by stage, each weighted by the number of its examples.
     """
     batch_size = reasoner.recipe.train.batch_size
     spans = stages(reasoner, steps, rows)
@@ -181,7 +186,7 @@ def count(reasoner: Reasoner, batches: Sequence[Batch], steps: int, rows: int) -
 
 
 def stages(reasoner: Reasoner, steps: int, rows: int) -> list[tuple[int, int]]:
-    """Stretches of steps, from the first to before the last, in which the method does the same."""
+    """Return the intervals of steps, each without its end, in which the method stays the same."""
     per_epoch = math.ceil(rows / reasoner.recipe.train.batch_size)
     found = [reasoner.method.stage(step / per_epoch) for step in range(steps)]
     changes = [step for step in range(1, steps) if found[step] != found[step - 1]]
@@ -190,13 +195,13 @@ def stages(reasoner: Reasoner, steps: int, rows: int) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def traffic(reasoner: Reasoner, batches: Sequence[Batch], epoch: float) -> Traffic:
-    """Run the loss of each batch at a point of the training; what goes into the backbone."""
+    """Compute the loss of each batch at a point of the training; return the backbone's inputs."""
     calls, labels = [], []
 
     def enters(module: nn.Module, args: tuple, inputs: Batch) -> None:
         rows, columns = inputs["inputs_embeds"].shape[:2]
         mask = inputs["attention_mask"]
-        if isinstance(mask, dict):  # one for each kind of layer, of one shape
+        if isinstance(mask, dict):  # one mask per kind of layer, all of one shape
             mask = next(iter(mask.values()))
         calls.append(Call(rows, columns, mask.shape[-1]))
 
@@ -222,7 +227,10 @@ def _loss(reasoner: Reasoner, batch: Batch, epoch: float) -> None:
 
 
 def peak(reasoner: Reasoner, batches: Sequence[Batch]) -> Traffic:
-    """Of the widest micro-batch, at the beginning or the end of the training."""
+    """Return the traffic of the widest micro-batch, at the start or end of training.
+
+    The one with more tokens counts.
+    """
     one = widest(batches)
     return max(
         (traffic(reasoner, [one], epoch) for epoch in (0.0, math.inf)), key=lambda t: t.tokens
@@ -230,16 +238,16 @@ def peak(reasoner: Reasoner, batches: Sequence[Batch]) -> Traffic:
 
 
 def widest(batches: Sequence[Batch]) -> Batch:
-    """The micro-batch with the most columns."""
+    """Return the micro-batch with the most columns."""
     return max(batches, key=lambda b: sum(b[k].numel() for k in ("question", "steps", "answer")))
 
 
 @contextmanager
 def tiny_reasoner(recipe: Recipe, tokenizer: Any) -> Iterator[Reasoner]:
-    """The recipe's method on a tiny backbone of its family, reading with the given tokenizer.
+    """Build the recipe's method on a tiny backbone of its family, with the given tokenizer.
 
     Raises:
-        KavaError: there is no such family or method, or they do not fit.
+        KavaError: if there is no such family or method, or they do not fit together.
     """
     with tempfile.TemporaryDirectory() as scratch:
         tiny_backbone(family(recipe), Path(scratch))
@@ -250,10 +258,10 @@ def tiny_reasoner(recipe: Recipe, tokenizer: Any) -> Iterator[Reasoner]:
 
 
 def sample(reasoner: Reasoner, examples: Sequence[Example], size: int | None = None) -> list[Batch]:
-    """Micro-batches of rows drawn at random, their tokens replaced by some that the model has.
+    """Draw micro-batches of examples at random, with token ids mapped to ids that the model has.
 
     Args:
-        size: of a micro-batch; the recipe's if not given.
+        size: size of a micro-batch; by default that of the recipe.
     """
     drawn = random.Random(0).sample(list(examples), min(SAMPLE, len(examples)))
     rows, train = reasoner.encoder.rows(drawn), reasoner.recipe.train
@@ -276,7 +284,7 @@ def _read(data: Data) -> Rows:
 
 
 def _published_rows(data: Data) -> int | None:
-    """Rows of a data set of this package that is not on this machine."""
+    """Return the number of examples of a data set of this package that is not on this machine."""
     if data.train not in data_sets():
         return None
     rows = getattr(registry.module("data", data.train), "ROWS", {}).get("train")
@@ -284,7 +292,7 @@ def _published_rows(data: Data) -> int | None:
 
 
 def text(recipe: Recipe, rows: Rows, notes: list[str]) -> tuple[Any, Sequence[Example]]:
-    """A tokenizer and rows to count with; both made up unless both are on this machine."""
+    """Return a tokenizer and examples to count with; made up unless both are on this machine."""
     if rows.examples is None:
         lacking = f"the rows of {recipe.data.train} are"
     else:
@@ -307,7 +315,7 @@ def text(recipe: Recipe, rows: Rows, notes: list[str]) -> tuple[Any, Sequence[Ex
 
 
 def _assumed(reasoning: int) -> Example:
-    """A row of the assumed lengths in words; see `_words`."""
+    """Make an example of the assumed lengths, in words; see `_words`."""
     bounds = [reasoning * i // STEPS for i in range(STEPS + 1)]
     steps = tuple(" ".join("w" * (end - begin)) for begin, end in pairwise(bounds))
     beside = 5  # "The", "answer", "is", ":" and EOS
@@ -317,7 +325,7 @@ def _assumed(reasoning: int) -> Example:
 
 
 def _words() -> PreTrainedTokenizerFast:
-    """A token per word or sign."""
+    """Make a tokenizer with one token per word or sign."""
     inner = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, "<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}

@@ -1,4 +1,4 @@
-"""`kava sweep --dry-run`: what a sweep would do and what each run would cost."""
+"""`kava sweep --dry-run`: list what a sweep would do and what each run would cost."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ def list_runs(
     """List what `sweep` would do, with the cost of each run; nothing is written or downloaded.
 
     Args:
-        jobs: if it would ask SLURM for them; `output` then says which it has already.
+        jobs: options of SLURM jobs, if the runs would be submitted; `output` then shows which jobs
+            exist already.
 
     Returns:
         whether no run would fail.
 
     Raises:
-        KavaError: unknown task, or an array limit that cannot be kept; jobs were submitted before
-            and SLURM does not answer.
+        KavaError: if a task is unknown, or the array limit cannot be kept; or if jobs were
+            submitted before and SLURM does not answer.
     """
     for name in scoring.names:
         registry.check("tasks", name)
@@ -94,23 +95,23 @@ _WHERE = {"cuda": "a GPU", "cpu": "a CPU"}
 
 
 class Notes:
-    """Remarks, each once, with whom it concerns."""
+    """Collects notes, each once, with the names that it concerns."""
 
     def __init__(self) -> None:
         self._about: dict[str, list[str]] = {}
 
     def add(self, name: str, note: str) -> None:
-        """An empty note is none."""
+        """Add a note about a name; an empty note is ignored."""
         if note and name not in self._about.setdefault(note, []):
             self._about[note].append(name)
 
     def lines(self) -> list[str]:
-        """`names: note`."""
+        """Return lines of the form `names: note`."""
         return [f"{', '.join(about)}: {note}" for note, about in self._about.items()]
 
 
 def _foreseen(run: Run, scoring: Scoring) -> tuple[str, str]:
-    """A run's state, and the reason where that is not to run."""
+    """Return the state of a run, and the reason if it would not run."""
     if holder := lock.holder(run.lock):
         return LOCKED, holder
     try:
@@ -129,7 +130,7 @@ def _foreseen(run: Run, scoring: Scoring) -> tuple[str, str]:
 
 
 def _unfit(run: Run, now: str) -> str:
-    """Why the processes of a job cannot train it; empty where they can."""
+    """Return why the processes of a job cannot train a run; empty if they can."""
     try:
         slurm.check_batch(run, now)
     except KavaError as error:
@@ -158,7 +159,7 @@ def _parts(memory: Memory | None) -> str:
 
 
 def format_large_number(number: int) -> str:
-    """`12,345`, `1.23 million`, `45.6 billion`."""
+    """Format a number as `12,345`, `1.23 million` or `45.6 billion`."""
     for size, word in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
         if number >= size:
             return f"{number / size:.3g} {word}"

@@ -1,4 +1,4 @@
-"""Runs on this machine, one after the other."""
+"""Run a sweep on this machine, one run after the other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kava.system.text import print_text
 
 
 def run_all(runs: Sequence[Run], scoring: Scoring, console: Console) -> list[Outcome]:
-    """Each run that is not done and in nobody's hands; a failure does not stop the rest."""
+    """Do each run that is neither done nor locked; a failure does not stop the others."""
     outcomes = []
     for number, run in enumerate(runs, 1):
         say = partial(print_text, console, f"[{number}/{len(runs)}] {run.folder}")
@@ -24,7 +24,7 @@ def run_all(runs: Sequence[Run], scoring: Scoring, console: Console) -> list[Out
 
 
 def _free_memory() -> None:
-    """A failed run's tensors hang on its traceback until they are collected."""
+    """Collect garbage, because a failed run's traceback keeps its tensors alive until then."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""How much memory a training step would take, from the backbone's shape: an estimate."""
+"""Estimate the memory of a training step from the shape of the backbone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from kava.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Call:
-    """A forward pass: new columns of so many rows, pads included, which attend to `keys` each."""
+    """One forward pass: new columns of each row, with padding, which attend to `keys` columns."""
 
     rows: int
     columns: int
@@ -31,15 +31,15 @@ class Call:
 
     @property
     def tokens(self) -> int:
-        """What goes in."""
+        """Return the number of input tokens, including padding."""
         return self.rows * self.columns
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What went through a backbone during some losses.
+    """The forward passes through a backbone during one or more losses.
 
-    labels: positions at which logits were computed.
+    labels: number of positions at which logits were computed.
     """
 
     calls: Sequence[Call] = ()
@@ -47,18 +47,18 @@ class Traffic:
 
     @property
     def tokens(self) -> int:
-        """Of all calls."""
+        """Return the total number of tokens over all forward passes."""
         return sum(call.tokens for call in self.calls)
 
     def times(self, share: float) -> Traffic:
-        """With so many times the rows."""
+        """Return the same traffic with the numbers of rows and labels scaled by `share`."""
         calls = [replace(call, rows=round(share * call.rows)) for call in self.calls]
         return Traffic(calls, round(share * self.labels))
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak of a training step."""
+    """Memory at the peak of a training step, in bytes."""
 
     weights: float
     gradients: float
@@ -67,28 +67,28 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All together."""
+        """Return the total number of bytes."""
         return self.weights + self.gradients + self.optimiser + self.activations
 
 
 def estimate(recipe: Recipe, seen: Traffic, device: str, model: nn.Module | None = None) -> Memory:
-    """For one process; layers are taken not to be compiled, nor weights to be sharded.
+    """Estimate the memory of one process, without compiled layers and without sharded weights.
 
-        weights      4 per trained weight; 2 or 4 (bf16, fp32) per frozen one; where weights are
+        weights      4 per trained weight; 2 or 4 (bf16, fp32) per frozen one; if weights are
                      trained in bf16 autocast, 2 more for their copies
         gradients    4 per trained weight
         optimiser    8 per trained weight: AdamW's two moments in fp32
         activations  see `activation_bytes`
-        left out     distillation losses, activations of the latent projection, the allocator's
-                     fragments, CUDA's own half gigabyte, validation
+        left out     distillation losses, activations of the latent projection, fragmentation in the
+                     allocator, the half gigabyte of CUDA itself, validation
 
     Args:
-        seen: of one micro-batch.
+        seen: the traffic of one micro-batch.
         device: where the training would run, `cpu` or `cuda`.
-        model: the recipe's, `without_values`; made here if not given.
+        model: the recipe's model, from `without_values`; made here if not given.
 
     Raises:
-        KavaError: the backbone's shape is neither on this machine nor known.
+        KavaError: if the backbone's shape is neither on this machine nor known.
     """
     model = model or without_values(recipe)
     frozen, trained = count_weights(recipe, model)
@@ -102,9 +102,9 @@ def estimate(recipe: Recipe, seen: Traffic, device: str, model: nn.Module | None
 def activation_bytes(
     recipe: Recipe, model: nn.Module, seen: Traffic, autocast: bool, device: str
 ) -> float:
-    """What all passes of one micro-batch keep for the backward pass.
+    """Estimate the bytes that all forward passes of a micro-batch keep for the backward pass.
 
-    With b bytes per value (2 in bf16 autocast, else 4), d the hidden size, q the width of all
+    With b bytes per value (2 in bf16 autocast, otherwise 4), d the hidden size, q the width of all
     query heads together, v that of the key/value heads, f the inner size of the MLP, per layer:
 
         per token             8 d + b (3 q + 3 f)     inputs of the norms, attention, gated MLP
@@ -112,19 +112,22 @@ def activation_bytes(
           + an adapter        (b + 1) n + b r         per adapted module of n inputs: dropout, A, B
         per key               b 2 v                   cached
         per cell of a mask    b                       on GPUs q / v times: for each query head that
-                                                      shares keys; or, of calls with more than 2 v
+                                                      shares keys; or, in passes with more than 2 v
                                                       columns, once, and b 2 q more per key
 
-    With gradient checkpointing that of one layer and the largest pass, made anew, and per layer
+    With gradient checkpointing, the above for one layer and the largest forward pass, which are
+    recomputed in the backward pass, and per layer:
 
         per token             b d                     its input
         per key               b 2 v                   cached
 
-    Once, per label and entry of the vocabulary, 8 + b: logits, probabilities, gradient; where the
-    head is frozen, of as many labels as are read at once (`losses.cross_entropy`). They are gone
-    before the first layer is made anew.
-    Written down from the operations of transformers' Llama (ours). On small Llamas it is within
-    15 % of what autograd keeps; rougher for other families and attention kernels.
+    Once, per label and entry of the vocabulary, 8 + b: logits, probabilities, gradient. If the head
+    is frozen, this is for as many labels as are processed at once (`losses.cross_entropy`). They
+    are freed before the first layer is recomputed.
+
+    The formula was derived from the operations of transformers' Llama (ours). On small Llamas it is
+    within 15 % of what autograd keeps; it is less accurate for other families and attention
+    kernels.
     """
     shape = model.config.get_text_config()
     b, d = 2 if autocast else 4, shape.hidden_size
@@ -141,7 +144,7 @@ def activation_bytes(
 
     def in_a_layer(call: Call) -> float:
         keys, repeated, masks = call.rows * call.keys, 0, 1
-        if device != "cpu" and q > v:  # as `attention` has it
+        if device != "cpu" and q > v:  # as in `attention`
             repeated, masks = (2 * q, 1) if call.columns > 2 * v else (0, q // v)
         per_key = b * (2 * v + repeated + masks * call.columns)
         return call.tokens * per_token + keys * per_key
@@ -156,19 +159,19 @@ def activation_bytes(
 
 
 def autocasts(recipe: Recipe, device: str) -> bool:
-    """Whether the trainer computes in bf16 autocast."""
+    """Whether the Trainer computes in bf16 autocast."""
     precision = recipe.train.precision
     return precision == "bf16" or (precision == "auto" and device == "cuda")
 
 
 def without_values(recipe: Recipe, config: Any = None) -> Any:
-    """The backbone with its adapter, its weights having shapes only (device `meta`).
+    """Build the backbone with its adapter, with shapes but no values (device `meta`).
 
     Args:
-        config: another shape than that of the recipe's backbone.
+        config: another configuration than that of the recipe's backbone.
 
     Raises:
-        KavaError: the backbone's shape is neither on this machine nor known.
+        KavaError: if the backbone's shape is neither on this machine nor known.
     """
     with torch.device("meta"):
         model = pretrained.new_model(config or _config(recipe), dtype=torch.float32)
@@ -176,7 +179,7 @@ def without_values(recipe: Recipe, config: Any = None) -> Any:
 
 
 def count_weights(recipe: Recipe, model: Any) -> tuple[int, int]:
-    """Frozen and trained weights of a model of `without_values`, with what is added to it."""
+    """Count frozen and trained weights of a model of `without_values`, with its additions."""
     adapted = sum(p.numel() for p in model.parameters() if p.requires_grad)
     own = len(SPECIAL_TOKENS) * _hidden_size(model)
     own += sum(p.numel() for p in projection(recipe, model).parameters())
@@ -184,7 +187,7 @@ def count_weights(recipe: Recipe, model: Any) -> tuple[int, int]:
 
 
 def projection(recipe: Recipe, model: Any) -> Projection:
-    """The latent projection that the recipe adds to this model, without values as well."""
+    """Build the latent projection that the recipe adds to this model, also without values."""
     latents = registry.find("methods", recipe.method).uses_latents
     with torch.device("meta"):
         kind = recipe.projection if latents else "none"
@@ -196,7 +199,7 @@ def _hidden_size(model: Any) -> int:
 
 
 def _config(recipe: Recipe) -> Any:
-    """The backbone's configuration; of a finished run that of what it was trained on."""
+    """Load the backbone's configuration; for a finished run, that of its own backbone."""
     try:
         folder, _ = loading.locate(recipe.backbone, recipe.revision)
     except KavaError:

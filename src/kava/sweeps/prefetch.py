@@ -1,6 +1,6 @@
-"""`kava prefetch`: what recipes need from the Hub, brought here before a run without a network.
+"""`kava prefetch`: download what recipes need, before runs without a network.
 
-The same code loads it as in a run, so that what was fetched is what a run finds.
+It uses the same loading code as a run, so a run finds everything that was fetched.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from kava.system.text import format_bytes, print_text
 def prefetch(
     files: Sequence[str], tasks: Sequence[str], settings: Sequence[str], console: Console
 ) -> None:
-    """Bring backbones and rows of all recipes here, each once; say where they lie and their size.
+    """Download the backbones and rows of all recipes, each once; print their location and size.
 
     Args:
         files: recipes, or patterns of them.
-        tasks: whose rows are needed too.
+        tasks: tasks whose rows are needed too.
         settings: overrides for all recipes.
 
     Raises:
-        KavaError: a recipe that cannot be read, or what the Hub does not give; what was fetched
-            before stays.
+        KavaError: if a recipe cannot be read, or the Hub does not provide something. What was
+            fetched before is kept.
     """
     wanted: dict[str, Callable[[], object]] = {}
     for file in (file for given in files for file in assets.find_all(given)):
@@ -60,7 +60,7 @@ def prefetch(
 
 
 def _needed(recipe: Recipe | BackboneRecipe, tasks: Iterable[str]) -> dict[str, Callable]:
-    """What one recipe needs: a name that is the same for the same thing, and how it is had."""
+    """Return what a recipe needs: for each item a key that identifies it, and how to load it."""
     needed: dict[str, Callable[[], object]] = {}
     if isinstance(recipe, Recipe):
         needed[f"backbone {recipe.backbone} {recipe.revision}"] = lambda: loading.locate(

@@ -1,4 +1,4 @@
-"""`kava recipes`: the recipes that ship with the project, and whether each of them runs."""
+"""`kava recipes`: list the recipes that ship with the project, and check that each of them runs."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ BACKBONE = "backbone"
 
 @dataclass(frozen=True)
 class Entry:
-    """One recipe file.
+    """One recipe file and its description.
 
-    path: under which `kava train` finds it (`kava pretrain` for a backbone).
-    method: of the recipe, or `backbone`.
-    about: its `description`, else the first line of the file if that is a comment.
+    path: the path with which `kava train` finds it (`kava pretrain` for a backbone).
+    method: the method of the recipe, or `backbone`.
+    about: its `description`, otherwise the first line of the file if that is a comment.
     """
 
     path: str
@@ -46,27 +46,27 @@ class Entry:
 
 
 def entries(paths: Iterable[str | Path] = ()) -> list[Entry]:
-    """Recipes below the given files and folders; all shipped ones if none is given.
+    """Find the recipes below the given files and folders, or all shipped recipes if none is given.
 
     Raises:
-        KavaError: no such file or folder, nothing in it, or a file that is not YAML.
+        KavaError: if a file or folder does not exist, contains no recipe, or is not YAML.
     """
     found = [pair for path in paths for pair in _files(path)] or _shipped()
     return [_entry(path, file) for path, file in sorted(found, key=lambda pair: _order(pair[0]))]
 
 
 def shipped_folder() -> Path:
-    """`recipes/` of the checkout or of the installed package."""
+    """Return the folder `recipes/` of the checkout or of the installed package."""
     return assets.roots()[0] / "recipes"
 
 
 def show(console: Console) -> None:
-    """Print one line a recipe."""
+    """Print one line for each recipe."""
     print_columns(console, [(e.path, e.method, e.about) for e in entries()])
 
 
 def check(paths: list[str], console: Console) -> bool:
-    """Run two optimiser steps of each recipe on a tiny backbone; a line each, as it is done.
+    """Run two optimizer steps of each recipe on a tiny backbone, and print a line for each.
 
     Returns:
         whether all of them ran.
@@ -79,7 +79,7 @@ def check(paths: list[str], console: Console) -> bool:
             begin = time.perf_counter()
             try:
                 word, said = "ok", " ".join(bench.run(entry))
-            except Exception as error:  # whatever breaks a recipe is what is looked for here
+            except Exception as error:  # any error is a finding
                 word, said = "FAILED", _one_line(error)
                 failed.append(entry.path)
             seconds = f"{time.perf_counter() - begin:.1f} s"
@@ -90,17 +90,17 @@ def check(paths: list[str], console: Console) -> bool:
 
 
 class Bench:
-    """Where recipes are tried out: tiny random backbones, one of each family, in a folder."""
+    """Runs recipes on tiny random backbones, one of each family, in a folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._runs = 0
 
     def run(self, entry: Entry) -> list[str]:
-        """Train two steps; the names of the losses.
+        """Train a recipe for two steps; return the names of its losses.
 
         Raises:
-            KavaError: the recipe is not valid, cannot be built, or its loss is not finite.
+            KavaError: if the recipe is not valid, cannot be built, or its loss is not finite.
         """
         from kava.runs.layout import METRICS
         from kava.system.progress import Progress
@@ -139,8 +139,8 @@ class Bench:
 
 @contextmanager
 def _libraries_kept() -> Iterator[None]:
-    # The Trainer collects garbage before each training. Half the time of a check would go into
-    # looking through the libraries for some.
+    # The Trainer runs garbage collection before each training. Without freezing, half of the time
+    # of a check is spent on scanning the imported libraries.
     import kava.training.pretrain  # noqa: F401
 
     gc.collect()
@@ -175,7 +175,7 @@ _NO_LOSS = {
 
 
 def _files(path: str | Path) -> list[tuple[str, Path]]:
-    """Recipe files at a path, each with the name under which it is found again."""
+    """Return the recipe files at a path, each with the name under which it can be found again."""
     place = assets.find(path)
     if place.is_file():
         return [(str(path), place)]
@@ -202,7 +202,7 @@ def _entry(path: str, file: Path) -> Entry:
 
 
 def _order(path: str) -> list:
-    """Folder by folder, numbers in names as numbers."""
+    """Return a sort key that orders paths by folder, and numbers in names by value."""
     return [
         [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
         for name in Path(path).parts

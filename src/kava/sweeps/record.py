@@ -1,7 +1,7 @@
-"""What the folder of a sweep remembers.
+"""Record the runs and jobs of a sweep in its folder.
 
-OUTPUT/sweep.json        every run that was asked for there: its recipe, its tasks
-OUTPUT/slurm/jobs.jsonl  a line for each job that was submitted; a run's last line counts
+OUTPUT/sweep.json        every run that was requested there: its recipe and its tasks
+OUTPUT/slurm/jobs.jsonl  one line for each submitted job; the last line of a run counts
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PLAN, FOLDER, JOBS = "sweep.json", "slurm", "jobs.jsonl"
 
 @dataclass(frozen=True)
 class Asked:
-    """A run and the tasks it is to be scored on."""
+    """A run, and the tasks that it is to be scored on."""
 
     run: Run
     scoring: Scoring
@@ -34,10 +34,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Job:
-    """What was submitted for a run.
+    """A job that was submitted for a run.
 
-    run: its folder's name. job: SLURM's id, `12` or `12_3`. log: what it prints. cluster: that of
-    submitit; `local` is a process of its own, which SLURM does not know.
+    run: name of the run's folder.
+    job: SLURM's id, `12` or `12_3`.
+    log: file that the job prints to.
+    cluster: the cluster of submitit; `local` is a separate process that SLURM does not know.
     """
 
     run: str
@@ -48,7 +50,7 @@ class Job:
 
 
 def remember(output: Path, runs: Sequence[Run], scoring: Scoring) -> None:
-    """Add runs to the folder's plan; one that is there already takes the new tasks."""
+    """Add runs to the plan of the folder; a run that is already there gets the new tasks."""
     plan = _read(output) if (output / PLAN).is_file() else {}
     new = {run.folder.name: _entry(run, scoring) for run in runs}
     if {**plan, **new} != plan:
@@ -56,10 +58,10 @@ def remember(output: Path, runs: Sequence[Run], scoring: Scoring) -> None:
 
 
 def recall(output: Path) -> list[Asked]:
-    """Every run of the folder's plan, in the order in which they were asked for.
+    """Return every run of the folder's plan, in the order in which they were requested.
 
     Raises:
-        KavaError: there is no plan, or it is not one.
+        KavaError: if there is no plan, or the file is not one.
     """
     if not (output / PLAN).is_file():
         raise KavaError(
@@ -69,7 +71,7 @@ def recall(output: Path) -> list[Asked]:
         )
     where = str(output / PLAN)
     found = []
-    scorings: dict[str, Scoring] = {}  # shared, so that rows are loaded once
+    scorings: dict[str, Scoring] = {}  # shared between runs, so that rows are loaded once
     for name, entry in _read(output).items():
         recipe = validate_resolved(entry["recipe"], f"{where}, {name}")
         asked = entry["tasks"], entry["files"], entry["limit"]
@@ -79,16 +81,16 @@ def recall(output: Path) -> list[Asked]:
 
 
 def add_jobs(output: Path, jobs: Iterable[Job]) -> None:
-    """Write down what was submitted."""
+    """Append submitted jobs to the folder's list."""
     lines = "".join(json.dumps(asdict(job)) + "\n" for job in jobs)
     links.append(output / FOLDER / JOBS, lines, output)
 
 
 def jobs(output: Path) -> dict[str, Job]:
-    """The last job of each run, by the name of its folder.
+    """Return the last job of each run, by the name of its folder.
 
     Raises:
-        KavaError: a line that is none.
+        KavaError: if a line is not a job.
     """
     file = output / FOLDER / JOBS
     if not file.is_file():
@@ -122,7 +124,7 @@ def _read(output: Path) -> dict[str, Any]:
     try:
         plan = json.loads(file.read_text(encoding="utf-8"))
         _Plan.model_validate(plan, strict=True)
-    except ValueError:  # of JSON, of its text, or of what it holds
+    except ValueError:  # invalid JSON, encoding or content
         raise KavaError(
             f"{file}: not the plan of a sweep; move it away and give `kava sweep` again",
             code="sweeps.not-a-plan",
@@ -132,7 +134,10 @@ def _read(output: Path) -> dict[str, Any]:
 
 
 class _Entry(schema.Section):
-    """As `_entry` writes it; the recipe is looked at by itself, for messages that name its key."""
+    """One run as `_entry` writes it.
+
+    Its recipe is validated separately, so that error messages name the recipe's key.
+    """
 
     name: str
     recipe: dict[str, Any]

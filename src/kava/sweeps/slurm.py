@@ -1,15 +1,15 @@
-"""Runs as jobs of SLURM, through submitit: one job a run, equal resources in one job array.
+"""Submit runs as SLURM jobs through submitit: one job per run, equal resources in one job array.
 
 OUTPUT/slurm/jobs.jsonl            run, job and log (see kava.sweeps.record)
-OUTPUT/slurm/JOB_0_log.out         what a job prints, over all its starts; of several processes
-                                   the main one, and JOB_1_log.out and so on of the others
-OUTPUT/slurm/JOB_submission.sh     what was given to sbatch
+OUTPUT/slurm/JOB_0_log.out         what a job prints, over all its starts; with several processes,
+                                   that of the main one, and JOB_1_log.out etc. of the others
+OUTPUT/slurm/JOB_submission.sh     what was passed to sbatch
 OUTPUT/slurm/JOB_submitted.pkl     submitit's own working files: what the job is to do, and
-OUTPUT/slurm/JOB_0_result.pkl      what came of it; nothing else reads them
+OUTPUT/slurm/JOB_0_result.pkl      its result; nothing else reads them
 
-A job with several processes has a task of SLURM for each, on one node or several. A job that is
-preempted or runs out of time stops at a step's boundary, saves, and is queued again (`Work`). One
-that is killed goes on from its last checkpoint when SLURM starts it again.
+A job with several processes has a SLURM task for each, on one or more nodes. A job that is
+preempted or runs out of time stops at a step boundary, saves a checkpoint, and is requeued
+(`Work`). A job that is killed resumes from its last checkpoint when SLURM starts it again.
 """
 
 from __future__ import annotations
@@ -57,19 +57,20 @@ if TYPE_CHECKING:
 
     from kava.recipe.schema import Recipe, Resources
 
-#: How often a run may run out of its time and be queued again (ours).
+#: How often a run may exceed its time limit and be requeued (ours).
 TIMEOUTS = 100
-#: Seconds before the end of its time at which a job is told (ours): a step and a validation long.
+#: Seconds before its time limit at which a job is signalled (ours): a step and a validation long.
 NOTICE = 300
 _QUIET = "export TORCH_CPP_LOG_LEVEL=ERROR"
 
 
 @dataclass(frozen=True)
 class Options:
-    """Where jobs go. What each needs stands in its recipe (`resources`).
+    """Where jobs are submitted. The resources of each job are in its recipe (`resources`).
 
-    array_limit: so many at a time. cluster: submitit's; its `local` starts a process for each
-    run at once, for trying out.
+    array_limit: maximum number of jobs that run at a time.
+    cluster: the cluster of submitit; its `local` starts a process for each run at once, for
+    testing.
     """
 
     partition: str | None = None
@@ -80,12 +81,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Work:
-    """What one job does: its run, as `kava sweep` would on this machine.
+    """The work of one job: a run, as `kava sweep` would do it on this machine.
 
-    Each of its processes calls it, and they share the work (`kava.system.distributed`).
+    Each process of the job calls it, and they share the work (`kava.system.distributed`).
 
-    It holds plain values, so that a recipe file may change while its job waits. `words` are those
-    of the command that submitted it, which its result names.
+    It contains plain values, so that a recipe file may change while its job waits. `words` are
+    those of the command that submitted it, which its result records.
     """
 
     name: str
@@ -98,17 +99,17 @@ class Work:
 
     @classmethod
     def of(cls, run: Run, scoring: Scoring) -> Work:
-        """That of a run."""
+        """Make the work of a run."""
         tree = run.recipe.model_dump(by_alias=True)
         asked = tuple(scoring.names), tuple(scoring.files), scoring.limit
         return cls(run.name, tree, run.folder, *asked, words=tuple(sys.argv[1:]))
 
     def __call__(self) -> str:
-        """In the job: carry the run out; what became of it. A failure ends it with status 1."""
+        """Run inside the job and return the outcome; a failure ends the job with status 1."""
         recipe = validate_resolved(self.recipe, self.name)
         _join(recipe.resources)
         told = _signal()
-        queue_again = signal.getsignal(told)  # submitit's
+        queue_again = signal.getsignal(told)  # the handler of submitit
         asked: list[int] = []
         try:
             with signals.listen_for(asked, told, signal.SIGTERM):
@@ -122,24 +123,27 @@ class Work:
         return outcome.what
 
     def checkpoint(self) -> DelayedSubmission:
-        """The same again: where to go on lies in the run's folder. Called by submitit."""
+        """Return the same work to submit again; submitit calls this.
+
+        The checkpoint to resume from is in the run's folder.
+        """
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
     def _attempt(self, recipe: Recipe) -> Outcome:
         console = Console(soft_wrap=True, quiet=not distributed.is_main())
-        sys.argv = ["kava", *self.words]  # until here submitit's own (kava.system.environment)
+        sys.argv = ["kava", *self.words]  # replaces those of submitit (kava.system.environment)
         run = Run(self.name, recipe, self.folder)
         scoring = Scoring(self.tasks, self.files, self.limit)
         return attempt(run, scoring, partial(print_text, console, str(run.folder)), console)
 
     def _stop(self, asked: list[int], told: int, queue_again: Any) -> None:
-        """End the job; let it be queued again unless SLURM is taking it away by itself.
+        """End the job, and have it requeued unless SLURM is already removing it.
 
-        SIGTERM alone comes with a cancellation, where the job is to stay away, with SLURM's own
-        requeue, and at the beginning of a preemption's grace; only in the last does it still run.
-        Of several processes the main one does this, and the others end without a word.
+        SIGTERM alone is sent by a cancellation, after which the job must not return, by SLURM's own
+        requeue, and at the start of a preemption's grace time; only in the last case is the job
+        still running. With several processes, the main one does this, and the others exit silently.
         """
         if not distributed.is_main():
             sys.exit(0)
@@ -154,10 +158,10 @@ class Work:
 def submit(
     runs: Sequence[Run], scoring: Scoring, output: Path, options: Options, console: Console
 ) -> list[Outcome]:
-    """Submit every run that is neither done nor in the queue; what became of each.
+    """Submit every run that is neither done nor in the queue; return the outcome of each.
 
     Raises:
-        KavaError: no submitit or SLURM here, another process is submitting, or SLURM refuses.
+        KavaError: if submitit or SLURM is missing, another process is submitting, or SLURM refuses.
     """
     check_installed(options.cluster)
     if options.cluster == "local" and any(run.recipe.resources.nodes > 1 for run in runs):
@@ -181,17 +185,17 @@ def submit(
         raise KavaError(f"sweep: {held}", code="sweeps.in-use", key=str(output)) from None
     except KavaError:
         if not there:
-            with suppress(OSError):  # something was submitted before the rest was refused
+            with suppress(OSError):  # some jobs were submitted before others were refused
                 output.rmdir()
         raise
     return outcomes
 
 
 def with_queue_state(runs: Sequence[Run], output: Path) -> Iterator[tuple[Run, str]]:
-    """Each run with what SLURM has of it, in words; empty where it has nothing.
+    """Yield each run with a description of its state in SLURM's queue; empty if it is not there.
 
     Raises:
-        KavaError: jobs were submitted, and SLURM does not answer.
+        KavaError: if jobs were submitted and SLURM does not answer.
     """
     jobs = record.jobs(output)
     known = {run.folder.name: jobs.get(run.folder.name) for run in runs}
@@ -203,7 +207,7 @@ def with_queue_state(runs: Sequence[Run], output: Path) -> Iterator[tuple[Run, s
 
 
 def predicted_state(run: Run, scoring: Scoring, in_queue: str) -> Outcome:
-    """What is to become of a run; `in_queue` is what SLURM has of it."""
+    """Return the predicted outcome of a run; `in_queue` is its state in SLURM's queue."""
     if reason := in_queue or lock.holder(run.lock):
         return Outcome(run, ELSEWHERE, reason)
     try:
@@ -215,22 +219,22 @@ def predicted_state(run: Run, scoring: Scoring, in_queue: str) -> Outcome:
 
 
 def check_batch(run: Run, todo: str) -> None:
-    """Refuse a training whose batch the processes of its job cannot share.
+    """Raise an error if a run is to be trained and the processes of its job cannot share a batch.
 
     Raises:
-        KavaError: says how many could.
+        KavaError: says how many processes could.
     """
     if todo in (START, RESUME):
         rows_at_once(run.recipe.train, run.recipe.resources.all_processes)
 
 
 def group_by_resources(runs: Sequence[Run], limit: int | None) -> list[tuple[list[Run], int]]:
-    """Runs of equal resources together, each group with how many of it may run at a time.
+    """Group runs by equal resources; return each group with the number that may run at a time.
 
-    Job arrays know nothing of each other, so `limit` is shared out among them.
+    Job arrays are independent of each other, so `limit` is divided among them.
 
     Raises:
-        KavaError: more groups than `limit`.
+        KavaError: if there are more groups than `limit`.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -246,18 +250,18 @@ def group_by_resources(runs: Sequence[Run], limit: int | None) -> list[tuple[lis
             key="--array-limit",
         )
     shares = dict.fromkeys(groups, 1)
-    for _ in range(limit - len(groups)):  # the next to whom the most of its runs is denied
+    for _ in range(limit - len(groups)):  # the group with the most runs per share
         shares[max(groups, key=lambda key: len(groups[key]) / shares[key])] += 1
     return [(group, min(shares[key], len(group))) for key, group in groups.items()]
 
 
 def minutes(text: str | None) -> int | None:
-    """A time as SLURM takes it, in whole minutes; None for None.
+    """Convert a time as SLURM takes it to whole minutes; None for None.
 
-    `90`, `M:SS`, `H:MM:SS`, `D-H`, `D-H:MM` or `D-H:MM:SS`; seconds are rounded up.
+    The forms are `90`, `M:SS`, `H:MM:SS`, `D-H`, `D-H:MM` and `D-H:MM:SS`; seconds are rounded up.
 
     Raises:
-        KavaError: another form.
+        KavaError: if the time has another form.
     """
     if text is None:
         return None
@@ -278,7 +282,7 @@ def minutes(text: str | None) -> int | None:
 
 
 def describe_resources(resources: Resources) -> str:
-    """What one job asks for, in words."""
+    """Describe the resources that one job requests."""
     hours, rest = divmod(resources.minutes, 60)
     nodes, processes = resources.nodes, resources.all_processes
     gpus = f"{resources.gpus or 'no'} GPU{'s' * (resources.gpus > 1)}"
@@ -289,7 +293,7 @@ def describe_resources(resources: Resources) -> str:
 
 
 def check_installed(cluster: str = "slurm") -> None:
-    """Refuse where jobs cannot be submitted.
+    """Raise an error if jobs cannot be submitted on this machine.
 
     Raises:
         KavaError: says what is missing.
@@ -357,12 +361,12 @@ def _executor(folder: Path, wanted: Resources, name: str, options: Options, limi
         slurm_partition=options.partition,
         slurm_account=options.account,
         slurm_array_parallelism=limit,
-        # torch tells each process that DDP looked for unused weights and there were none.
+        # Hides a message of torch on each process: DDP looked for unused weights and found none.
         **({"slurm_setup": [_QUIET]} if wanted.all_processes > 1 else {}),
         slurm_signal_delay_s=min(NOTICE, 30 * wanted.minutes),
         slurm_additional_parameters={"requeue": True},
-        # Since SLURM 22.05 srun does not take the first over from the job; by the second, when one
-        # process fails or is killed, those that wait for it end too.
+        # Since SLURM 22.05, srun does not inherit --cpus-per-task from the job. With
+        # --kill-on-bad-exit, processes that wait for one that failed or was killed end too.
         slurm_srun_args=[f"--cpus-per-task={wanted.cpus}", "--kill-on-bad-exit=1"],
     )
     return executor
@@ -370,10 +374,10 @@ def _executor(folder: Path, wanted: Resources, name: str, options: Options, limi
 
 @contextmanager
 def _nothing_left_by_failure(folder: Path) -> Iterator[None]:
-    """Make the folder; after a submission that is refused it is as it was.
+    """Create the folder; if the submission is refused, restore its previous state.
 
     Raises:
-        KavaError: refused; in SLURM's words.
+        KavaError: if it is refused, with the message of SLURM.
     """
     from submitit.core.utils import FailedSubmissionError, UncompletedJobError
 
@@ -394,14 +398,14 @@ def _nothing_left_by_failure(folder: Path) -> Iterator[None]:
 
 
 def _join(resources: Resources) -> None:
-    """Tell this process of its job's others, as a launcher would (`kava.system.distributed`)."""
+    """Set the environment of a distributed job, as a launcher would (`kava.system.distributed`)."""
     if resources.all_processes == 1:
         return
     from submitit.helpers import TorchDistributedEnvironment
 
-    # Each takes its own of the node's GPUs by its number there, as with a launcher.
+    # Each process selects its GPU of the node by its local rank, as with a launcher.
     TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-    if "OMP_NUM_THREADS" not in os.environ:  # else each would use all of the node's cores
+    if "OMP_NUM_THREADS" not in os.environ:  # otherwise each process uses all cores
         import torch
 
         os.environ["OMP_NUM_THREADS"] = str(resources.cpus)
@@ -409,5 +413,5 @@ def _join(resources: Resources) -> None:
 
 
 def _signal() -> int:
-    """By which submitit has a job told that it has to stop."""
+    """Return the signal with which submitit tells a job to stop."""
     return getattr(signal, "SIG" + os.environ.get("SUBMITIT_PREEMPT_SIGNAL", "USR2"))

@@ -1,8 +1,8 @@
-"""`kava sweep --status`: how each run of a sweep gets on, read from its folder and SLURM's queue.
+"""`kava sweep --status`: show the state of each run, from its folder and SLURM's queue.
 
-waiting    not begun            running    a process or a job is at it
-done       trained and scored   failed     it ended with an error, or its job without a result
-preempted  stopped on the way; it goes on in its job's next start, or with `kava sweep` again
+waiting    not started           running    a process or a job works on it
+done       trained and scored    failed     it ended with an error, or its job without a result
+preempted  stopped early; it resumes when its job starts again, or with `kava sweep`
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from kava.system.text import format_count, print_columns, print_text
 
 WAITING, RUNNING, DONE = "waiting", "running", "done"
 FAILED, PREEMPTED = "failed", "preempted"
-#: Exit status: all runs done; some failed; neither, some are still to come.
+#: Exit status: all runs are done; some failed; none failed, but some are not done yet.
 ALL_DONE, SOME_FAILED, UNDERWAY = 0, 1, 3
 
 
 @dataclass(frozen=True)
 class Line:
-    """One run.
+    """The state of one run.
 
-    step, steps, loss: as last logged; None where nothing was, or the length is not known yet.
-    job, log: where it has them. why: of a failed one, the last that it said.
+    step, steps, loss: as last logged; None if nothing was logged, or the length is not known yet.
+    job, log: its job and log file, if any.
+    why: for a failed run, the last line that it printed.
     """
 
     name: str
@@ -51,12 +52,12 @@ class Line:
 
 
 def show(asked: Sequence[Asked], output: Path, console: Console) -> int:
-    """Print a line for each run; the exit status.
+    """Print a line for each run, and return the exit status.
 
-    When all are done and the summary does not say so yet, it is written.
+    If all runs are done and the summary does not show it yet, the summary is written.
 
     Raises:
-        KavaError: a SLURM that does not answer. A run whose folder cannot be read has failed.
+        KavaError: if SLURM does not answer. A run whose folder cannot be read counts as failed.
     """
     lines = look(asked, output)
     table = [("run", "state", "step", "loss", "job", "log"), *map(_cells, lines)]
@@ -75,7 +76,7 @@ def show(asked: Sequence[Asked], output: Path, console: Console) -> int:
 
 
 def look(asked: Sequence[Asked], output: Path) -> list[Line]:
-    """How each run gets on now."""
+    """Return the current state of each run."""
     jobs = record.jobs(output)
     known = [jobs.get(one.run.folder.name) for one in asked]
     states = slurm_queue.states(job.job for job in known if job and job.cluster == "slurm")
@@ -93,7 +94,7 @@ def _line(asked: Asked, job: Job | None, in_queue: str | None, output: Path) -> 
     try:
         step, steps, loss = _progress(asked)
         state, why = _state(asked, job, in_queue, log)
-    except KavaError as error:  # of this folder; the other runs are told all the same
+    except KavaError as error:  # concerns this folder only; the other runs are still shown
         step, steps, loss = None, None, None
         state, why = FAILED, str(error)
     return Line(run.folder.name, state, step, steps, loss, job.job if job else "", log, why)
@@ -124,10 +125,10 @@ def _state(asked: Asked, job: Job | None, in_queue: str | None, log: str) -> tup
 
 
 def _is_scored(asked: Asked, result: dict[str, Any]) -> bool:
-    """Whether the tasks that were asked for are scored, on the rows that they have here and now.
+    """Whether the requested tasks are scored, on the rows that they have now.
 
-    Where their rows cannot be had without the Hub, those count that are there by name and are not
-    more than the limit.
+    If their rows cannot be loaded without the Hub, scores of these tasks count that are present by
+    name and have no more rows than the limit.
     """
     try:
         with hub.offline():
@@ -142,12 +143,12 @@ def _is_scored(asked: Asked, result: dict[str, Any]) -> bool:
 
 
 def _progress(asked: Asked) -> tuple[int | None, int | None, float | None]:
-    """Step, steps in all, last loss."""
+    """Return the step, the total number of steps, and the last loss."""
     result = read_result(asked.run.folder) or {}
     step = steps = result.get("steps")
     try:
         seen = watch.look(asked.run.folder)
-    except KavaError:  # nothing logged, yet or at all
+    except KavaError:  # nothing was logged
         return step, steps or asked.run.recipe.train.steps, None
     losses = [record["loss"] for record in seen.records if "loss" in record]
     if steps is None:

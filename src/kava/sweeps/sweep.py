@@ -1,13 +1,13 @@
-"""`kava sweep`: a matrix of recipes and seeds, on this machine or as jobs of SLURM (`kava.launch`).
+"""`kava sweep`: a matrix of recipes and seeds, run here or as SLURM jobs (`kava.sweeps.slurm`).
 
-OUTPUT/NAME-seedN/      a run folder (see kava.runs.folder); `error.log` there if it failed
-OUTPUT/NAME-seedN.lock  while a process works on it
-OUTPUT/sweep.json       the runs that were asked for (see kava.sweeps.record)
+OUTPUT/NAME-seedN/      a run folder (see kava.runs.folder), with `error.log` if it failed
+OUTPUT/NAME-seedN.lock  exists while a process works on it
+OUTPUT/sweep.json       the runs that were requested (see kava.sweeps.record)
 OUTPUT/slurm/           jobs and their logs (see kava.sweeps.slurm)
 OUTPUT/summary.json     a row per recipe, over its seeds
 
-What is done is not done again, what was interrupted goes on, and a failure does not stop the
-rest. Several processes may work on one matrix: each run is locked.
+Finished work is not repeated, interrupted work is resumed, and a failure does not stop the other
+runs. Several processes may work on one matrix, because each run is locked.
 """
 
 from __future__ import annotations
@@ -55,16 +55,17 @@ def plan(
     output: Path,
     console: Console,
 ) -> list[Run]:
-    """All runs, seed by seed, so that a comparison of all recipes is there early.
+    """Return all runs, seed by seed, so that a comparison of all recipes is available early.
 
     Args:
-        files: recipes, or patterns of them; those of backbones (`kava pretrain`) are left out, and
-            that is said.
-        seeds: without any, each recipe's own.
-        settings: overrides for all, as `train.steps=100`.
+        files: recipes, or patterns of them. Recipes of backbones (`kava pretrain`) are skipped,
+            which is printed.
+        seeds: if empty, each recipe's own seed is used.
+        settings: overrides for all recipes, such as `train.steps=100`.
 
     Raises:
-        KavaError: a recipe that cannot be read, a seed among the settings, or nothing to run.
+        KavaError: if a recipe cannot be read, a seed is among the settings, or there is nothing to
+            run.
     """
     if any(setting.partition("=")[0] == "seed" for setting in settings):
         raise KavaError(
@@ -98,7 +99,8 @@ def is_backbone(file: Path) -> bool:
     """Whether a recipe is one of `kava pretrain`.
 
     Raises:
-        KavaError: it is neither such a recipe nor one of a training; says what a training lacks.
+        KavaError: if it is neither such a recipe nor one of a training run; the message says what a
+            training recipe lacks.
     """
     try:
         load_recipe(file)
@@ -112,13 +114,13 @@ def is_backbone(file: Path) -> bool:
 
 
 def names(files: Sequence[Path], between: str = "-") -> list[str]:
-    """A name for each file: its stem, and as much of its folder as tells it from the others.
+    """Return a name for each file: its stem, with as many parent folders as make it unique.
 
     Args:
-        between: the parts of a name.
+        between: separator between the parts of a name.
 
     Raises:
-        KavaError: files whose paths differ only in where a hyphen is a slash, or in their endings.
+        KavaError: if paths differ only in a hyphen in place of a slash, or in their extensions.
     """
     parts = [file.resolve().with_suffix("").parts for file in files]
     taken = [1] * len(files)
@@ -145,15 +147,16 @@ def sweep(
     console: Console,
     jobs: slurm.Options | None = None,
 ) -> list[Outcome]:
-    """Carry out every run, report, and write the summary.
+    """Do every run, print a report, and write the summary.
 
     Args:
-        jobs: how to ask SLURM for them; without it they run here. Of runs that SLURM still has
-            there is no summary yet.
+        jobs: options for submitting to SLURM; without it, the runs run here. While SLURM still has
+            some of the runs, no summary is written.
 
     Raises:
-        KavaError: tasks that cannot be had, or a SLURM that refuses; nothing has run then.
-        Preempted: SIGTERM came while they run here; a training has saved at a step's boundary.
+        KavaError: if tasks cannot be loaded, or SLURM refuses. Nothing has run then.
+        Preempted: if SIGTERM was received while runs run here. A training run has then saved a
+            checkpoint at a step boundary.
     """
     for run in runs:
         scoring.of(run.recipe)
@@ -173,11 +176,11 @@ def sweep(
 def sum_up(
     outcomes: Sequence[Outcome], scoring: Scoring, output: Path, console: Console
 ) -> list[Outcome]:
-    """Write the summary and report; the outcomes as they are by then."""
-    # A task may give its rows a name of their own (`rows`, `gsm8k_aug`).
+    """Write the summary and print a report; return the outcomes as they are by then."""
+    # A task may use another name for its rows (`rows`, `gsm8k_aug`).
     scored = dict.fromkeys(task.name for o in outcomes for task in scoring.of(o.run.recipe))
     before: Sequence[Outcome] = []
-    while outcomes != before:  # what others finish while the summary is written belongs in it too
+    while outcomes != before:  # includes what other processes finish meanwhile
         before, outcomes = outcomes, [_looked_at_again(outcome, scoring) for outcome in outcomes]
         rows = collect(outcomes, tuple(scored) or (VALIDATION,))
         write_json(output / SUMMARY, summary(outcomes, rows))
@@ -188,14 +191,14 @@ def sum_up(
 def write_summary(
     outcomes: Sequence[Outcome], rows: Sequence[Row], output: Path, console: Console
 ) -> None:
-    """Write the summary, and report."""
+    """Write the summary, and print a report."""
     write_json(output / SUMMARY, summary(outcomes, rows))
     report(outcomes, rows, console)
     print_text(console, f"summary in {output / SUMMARY}")
 
 
 def summary(outcomes: Sequence[Outcome], rows: Sequence[Row]) -> dict[str, Any]:
-    """What `summary.json` holds."""
+    """Return the content of `summary.json`."""
     return {
         "seeds": list(dict.fromkeys(outcome.run.recipe.seed for outcome in outcomes)),
         "rows": rows,
@@ -207,7 +210,7 @@ def summary(outcomes: Sequence[Outcome], rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def report(outcomes: Sequence[Outcome], rows: Sequence[Row], console: Console) -> None:
-    """The tables, how many runs came to what, and what was not done and why."""
+    """Print the tables, the number of runs by outcome, and what was not done and why."""
     for task in dict.fromkeys(row["task"] for row in rows):
         console.print("\nvalidation rows" if task == VALIDATION else f"\ntask {task}")
         console.print(quickstart_table([row for row in rows if row["task"] == task]))
@@ -216,7 +219,7 @@ def report(outcomes: Sequence[Outcome], rows: Sequence[Row], console: Console) -
 
 
 def count(outcomes: Sequence[Outcome], console: Console) -> None:
-    """How many runs came to what, and of what was not done why."""
+    """Print the number of runs by outcome, and the reasons for those that were not done."""
     counts = {what: sum(o.what == what for o in outcomes) for what in _TOLD}
     told = ", ".join(f"{count} {_TOLD[what]}" for what, count in counts.items() if count)
     print_text(console, f"{format_count(len(outcomes), 'run')}: {told}")
@@ -236,7 +239,7 @@ _TOLD = {
 
 
 def collect(outcomes: Sequence[Outcome], tasks: Sequence[str]) -> list[Row]:
-    """A row per task and recipe; a run that failed or is locked elsewhere counts as missing."""
+    """Return a row per task and recipe; a run that failed or is locked counts as missing."""
     by_name: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         by_name.setdefault(outcome.run.name, []).append(outcome)
@@ -253,7 +256,7 @@ def collect(outcomes: Sequence[Outcome], tasks: Sequence[str]) -> list[Row]:
 
 
 def _looked_at_again(outcome: Outcome, scoring: Scoring) -> Outcome:
-    """A run that was locked by another process may be done by now."""
+    """Return the outcome of a run, updated if another process has finished it by now."""
     if outcome.what == ELSEWHERE:
         try:
             if state(outcome.run, scoring.of(outcome.run.recipe))[0] == DONE:

@@ -1,4 +1,4 @@
-"""`kava recipes paper`: the recipes beside Table 6 of the paper that they follow."""
+"""`kava recipes paper`: compare the recipes with Table 6 of the KaVa paper."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kava.report import published
 from kava.sweeps.recipes import shipped_folder
 from kava.system.text import print_columns, print_plain
 
-#: The paper's values and the recipe's keys that hold them.
+#: The values of the paper, and the recipe keys that correspond to them.
 KEYS = {
     "backbone": ("backbone",),
     "data": ("data.options.form",),
@@ -43,7 +43,7 @@ KEYS = {
 
 @dataclass(frozen=True)
 class Line:
-    """One value of the table, in one setting, and what the recipe has under `key`."""
+    """One value of the table, in one setting, and the recipe's value of `key`."""
 
     setting: str
     name: str
@@ -53,18 +53,18 @@ class Line:
 
     @property
     def same(self) -> bool:
-        """Whether they agree; a recipe has one of the paper's seeds."""
+        """Whether the two values agree; a recipe has one of the paper's seeds."""
         return self.recipe in self.paper if self.name == "seeds" else self.recipe == self.paper
 
 
 def compare(folder: Path | None = None) -> list[Line]:
-    """Every value of Table 6 beside that of `SETTING/kava.yaml`.
+    """Compare every value of Table 6 with that of `SETTING/kava.yaml`.
 
     Args:
-        folder: which holds the settings; the shipped recipes if not given.
+        folder: folder that contains the settings; by default the shipped recipes.
 
     Raises:
-        KavaError: a recipe is missing or not valid.
+        KavaError: if a recipe is missing or not valid.
     """
     folder = folder or shipped_folder()
     table = published.load()["table6"]
@@ -80,7 +80,7 @@ def compare(folder: Path | None = None) -> list[Line]:
 
 
 def show(folder: Path | None, console: Console) -> bool:
-    """Print the comparison; whether all values agree."""
+    """Print the comparison; return whether all values agree."""
     lines = compare(folder)
     rows = [
         (line.setting, line.name, line.key, _text(line.paper), _text(line.recipe), _verdict(line))
