@@ -1,1 +1,1 @@
-"""The terms of the loss, one file each."""
+"""Loss terms of the training objective, one file for each term."""

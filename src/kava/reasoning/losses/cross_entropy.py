@@ -1,10 +1,12 @@
-"""CE: mean over label tokens of the batch (spec, Loss), without all logits at once.
+"""Cross-entropy (CE) over the label tokens of a batch, computed in chunks of labels.
 
-A vocabulary of 128,256 makes a label's logits, probabilities and gradient 1.3 MB. Where the head is
-frozen they are computed for some labels at a time, and the gradient for the states with them, which
-is all that is kept for the backward pass. No product is made twice (ours; fused linear
-cross-entropy does the same in one kernel). A head that is trained gets all labels at once: its own
-gradient would have to be kept for each loss, which takes more than it saves.
+See docs/papers.md, Loss. With a vocabulary of 128,256 tokens, the logits, probabilities and
+gradient of one label take 1.3 MB. If the language-model head is frozen, the loss is therefore
+computed for a chunk of labels at a time, together with its gradient with respect to the hidden
+states. Only that gradient is kept for the backward pass, and no matrix product is computed twice.
+This chunking is our addition; fused linear cross-entropy does the same in one kernel. If the head
+is trained, all labels are computed at once: keeping the gradient of the head for each loss would
+take more memory than chunking saves.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from torch import Tensor
 from kava.reasoning.interface import ReasonerProtocol
 from kava.shapes import Float, Int, Num
 
-#: At most so many: those of 523 labels of Llama-3, whose product fills a GPU.
+#: Maximum number of logits in memory at once: for Llama-3 the logits of 523 labels, which is enough
+#: for one matrix product to keep a GPU busy.
 LOGITS_AT_ONCE = 2**26
 
 
@@ -28,12 +31,13 @@ def cross_entropy(
     ids: Int[Tensor, "labels"],
     count: Num[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Sum over labels divided by `count`.
+    """Return the cross-entropy summed over the given labels and divided by `count`.
 
     Args:
-        hidden: [N, d], the last layer's states, at label positions only.
-        ids: [N].
-        count: label tokens of the whole batch (more than N where gradients are accumulated).
+        hidden: [labels, hidden], hidden states of the last layer, at label positions only.
+        ids: [labels], token ids of the labels.
+        count: number of label tokens in the whole batch; with gradient accumulation this is more
+            than the number of labels given here.
     """
     labels = labels_at_once(reasoner.lm)
     if labels is None or len(ids) <= labels:
@@ -44,7 +48,10 @@ def cross_entropy(
 
 
 def labels_at_once(model: Any) -> int | None:
-    """Labels whose logits are in memory together; None: all."""
+    """Return how many labels to compute logits for at a time, or None for all at once.
+
+    The result is None if the language-model head is trained.
+    """
     head = model.get_output_embeddings()
     if any(weight.requires_grad for weight in head.parameters()):
         return None
@@ -67,11 +74,11 @@ def _in_parts(
     ids: Int[Tensor, "labels"],
     count: Num[Tensor, ""],
 ) -> tuple[Float[Tensor, ""], Float[Tensor, "labels hidden"] | None]:
-    """The loss, and its gradient [N, d] where gradients are on."""
+    """Return the loss and, if gradients are enabled, its gradient [labels, hidden], else None."""
     losses, gradients = [], []
     for part, named in zip(hidden.detach().split(labels), ids.split(labels), strict=True):
         states = part.requires_grad_(torch.is_grad_enabled())
-        # A view, since hooks that wait for gradients of a module's inputs take no leaf here.
+        # Pass a view: hooks on the gradients of a module's inputs do not accept a leaf tensor here.
         loss = _all_at_once(reasoner, states.view_as(states), named, count)
         losses.append(loss.detach())
         if loss.requires_grad:
@@ -80,6 +87,8 @@ def _in_parts(
 
 
 class _InParts(torch.autograd.Function):
+    """Cross-entropy in chunks, whose gradient is computed in the forward pass and saved."""
+
     @staticmethod
     def forward(ctx: Any, *given: Any) -> Float[Tensor, ""]:
         with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""The distances a distillation loss may use."""
+"""Elementwise distances for the distillation losses, and the standard deviation they divide by."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from kava.system.distributed import sum_over_micro_batch
 def distance(
     kind: str, student: Float[Tensor, "*shape"], teacher: Float[Tensor, "*shape"]
 ) -> Float[Tensor, "*shape"]:
-    """Elementwise distance: `l1`, `smooth_l1` (beta 1) or `mse`. Same shape as the inputs."""
+    """Return the elementwise distance of two tensors, in fp32 and in the shape of the inputs.
+
+    Args:
+        kind: `l1`, `smooth_l1` (with beta 1) or `mse`.
+        student, teacher: tensors of the same shape.
+    """
     loss = {"l1": F.l1_loss, "smooth_l1": F.smooth_l1_loss, "mse": F.mse_loss}[kind]
     return loss(student.float(), teacher.float(), reduction="none")
 
@@ -21,12 +26,20 @@ def distance(
 def masked_std(
     values: Float[Tensor, ...], mask: Bool[Tensor, ...], dims: tuple[int, ...]
 ) -> Float[Tensor, ...]:
-    """Standard deviation (n - 1) of unmasked values over `dims`, those kept with size 1.
+    """Return the standard deviation of the unmasked values over `dims`.
 
-    `mask` is broadcastable to `values`. To be divided by: at least 1e-6, and 1 where all values are
-    the same, as when nothing but zeros is compared (`short_traces: zeros`, a micro-batch of empty
-    traces). Over all rows of the micro-batch, also where several processes hold parts of it;
-    `values` gets no gradient then.
+    The result is meant to be divided by. It is therefore at least 1e-6, and 1 where all values are
+    equal, which happens when only zeros are compared (`short_traces: zeros` with a micro-batch of
+    empty chains of thought). If several ranks hold parts of the micro-batch, the statistics cover
+    all of its examples; no gradient flows into `values` in that case.
+
+    Args:
+        values: tensor of any shape.
+        mask: true at the values to include; broadcastable to `values`.
+        dims: dimensions to reduce.
+
+    Returns:
+        The standard deviation, with n - 1 in the denominator; the reduced dimensions have size 1.
     """
     values = values.float()
     weight = mask.expand_as(values).to(values.dtype)

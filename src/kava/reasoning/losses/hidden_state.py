@@ -1,4 +1,4 @@
-"""L_CODI: the student's states at the end of the answer prompt against the teacher's."""
+"""L_CODI: distillation of the teacher's hidden states at the end of the answer prompt."""
 
 from __future__ import annotations
 
@@ -15,14 +15,19 @@ def hidden_state_loss(
     layerwise_std: bool,
     rows: Num[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Mean over layers, rows and features of |sg(h_teacher) - h_student| / std (spec, Loss).
+    """Return L_CODI, the mean distance of student and teacher states, divided by their std.
+
+    Computes the mean of |sg(h_teacher) - h_student| / std over layers, examples and features
+    (CODI, arXiv:2502.21074, equation 5; KaVa, arXiv:2510.02312; see docs/papers.md, Loss).
 
     Args:
-        student, teacher: [L, B, d], the states at the ":" of "The answer is:". No gradient flows
-            into `teacher`.
-        kind: `l1 | smooth_l1 | mse`.
-        layerwise_std: divide by each layer's own teacher std, else by one std over all layers.
-        rows: number of rows of the whole batch (more than B where gradients are accumulated).
+        student, teacher: [layers, batch, hidden], hidden states at the ":" of "The answer is:".
+            No gradient flows into `teacher`.
+        kind: distance, `l1`, `smooth_l1` or `mse`.
+        layerwise_std: divide each layer by the teacher's standard deviation in that layer; if
+            false, divide by one standard deviation over all layers.
+        rows: number of examples in the whole batch; with gradient accumulation this is more than
+            `batch`.
     """
     teacher = teacher.detach().float()
     everything = teacher.new_ones(1).bool()

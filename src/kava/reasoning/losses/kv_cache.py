@@ -1,4 +1,4 @@
-"""L_KV: the latents' keys and values against the compressed teacher cache."""
+"""L_KV: distillation of the teacher's compressed KV cache into the keys and values of latents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from kava.reasoning.losses.distance import distance, masked_std
 from kava.shapes import Bool, Float, Int, Num
 
-#: Keys and values of one layer.
+#: The keys and the values of one layer.
 Pair = tuple[
     Float[Tensor, "batch kv_heads latents head_dim"],
     Float[Tensor, "batch kv_heads latents head_dim"],
@@ -24,20 +24,25 @@ def kv_cache_loss(
     count: Num[Tensor, ""],
     reduction: str = "mean",
 ) -> Float[Tensor, ""]:
-    """1/2 ( mean |sg(K~) - K_s| + mean |sg(V~) - V_s| ), each divided by std (spec, Loss).
+    """Return L_KV, the mean distance of the latents' keys and values to the teacher's.
 
-    The mean is over filled slots, heads, head size and layers.
+    Computes 1/2 ( mean |sg(K~) - K_s| + mean |sg(V~) - V_s| ), each term divided by its standard
+    deviation (KaVa, arXiv:2510.02312; see docs/papers.md, Loss). The mean is over filled slots,
+    key/value heads, head size and layers.
 
     Args:
-        student, teacher: one pair of [B, H, M, D] per layer. No gradient flows into `teacher`.
-        filled: one [B, H, M] per layer, true where the teacher has a token; as many in each head.
-        kind: `l1 | smooth_l1 | mse`.
-        layerwise_std: divide by each layer's own teacher std, else by one std over all layers;
-            keys and values each have their own.
-        count: `denominator` over the whole batch (more than this micro-batch's where gradients
-            are accumulated).
-        reduction: `mean`; `row`, the mean over rows of each row's mean; `sum` over heads, head
-            size and layers, mean over filled slots.
+        student, teacher: for each layer, a pair of keys and values
+            [batch, kv_heads, latents, head_dim]. No gradient flows into `teacher`.
+        filled: for each layer, [batch, kv_heads, latents], true where the teacher kept a token.
+            Each head has the same number of filled slots.
+        kind: distance, `l1`, `smooth_l1` or `mse`.
+        layerwise_std: divide each layer by the teacher's standard deviation in that layer; if
+            false, divide by one standard deviation over all layers. Keys and values have separate
+            standard deviations.
+        count: the `denominator` of the whole batch; with gradient accumulation this is more than
+            that of this micro-batch.
+        reduction: `mean` as above; `row` for the mean over examples of the mean of each example;
+            `sum` for the sum over heads, head size and layers, averaged over filled slots.
     """
     mask, count = torch.stack(filled)[..., None], count.clamp(min=1)
     terms = [
@@ -57,7 +62,12 @@ def kv_cache_loss(
 
 
 def denominator(slots: Int[Tensor, "batch"], reduction: str) -> Int[Tensor, ""]:
-    """What `reduction` divides by: filled slots, or rows that have any. `slots` is [B]."""
+    """Return what `reduction` divides by: the filled slots, or the examples that have any.
+
+    Args:
+        slots: [batch], number of filled slots of each example.
+        reduction: `row` counts examples; `mean` and `sum` count filled slots.
+    """
     return (slots > 0).sum() if reduction == "row" else slots.sum()
 
 
@@ -72,6 +82,7 @@ def _term(
     reduction: str,
     count: Num[Tensor, ""],
 ) -> Float[Tensor, ""]:
+    """Return the term of L_KV for the keys (`part` 0) or for the values (`part` 1)."""
     ours = torch.stack([pair[part] for pair in student])
     theirs = torch.stack([pair[part] for pair in teacher]).detach().float()
     dims = (1, 2, 3, 4) if layerwise_std else (0, 1, 2, 3, 4)

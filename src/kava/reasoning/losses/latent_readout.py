@@ -1,7 +1,8 @@
-"""Latent readout: each latent, read by the language-model head, names its reasoning token.
+"""Latent readout: a cross-entropy loss that trains each latent to predict a reasoning token.
 
-LOTUS (arXiv:2606.31779; spec, Methods), where latents come in blocks, one for each step. Without
-blocks, and with the next token as the target: ours.
+The language-model head reads the state of each latent (LOTUS, arXiv:2606.31779; see
+docs/papers.md). In LOTUS, latents come in blocks, one block for each reasoning step. Latents
+without blocks, and the next token as the target, are our additions.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ from kava.shapes import Bool, Float, Int, Num
 def slots(
     step_of: Int[Tensor, "batch steps"], num_latents: int, width: int | None
 ) -> tuple[Int[Tensor, "batch {num_latents}"], Bool[Tensor, "batch {num_latents}"]]:
-    """Which reasoning token each latent stands for.
+    """Assign a reasoning token to each latent.
 
     Args:
-        step_of: [B, C], the number of each reasoning token's step, -1 at pads.
-        num_latents: M.
-        width: c; token j of step i belongs to latent i * c + j, tokens from c on to none. If not
-            given, token i of the whole trace belongs to latent i.
+        step_of: [batch, steps], the index of the reasoning step of each token, -1 at padding.
+        num_latents: M, the number of latents.
+        width: c, the number of latents of a reasoning step. Token j of step i is assigned to latent
+            i * c + j, and tokens from c on are assigned to no latent. If None, token i of the whole
+            chain of thought is assigned to latent i.
 
     Returns:
-        columns [B, M] in 0 .. C - 1 (0 where there is none), and filled [B, M].
+        columns: [batch, num_latents], the index of the token, 0 for a latent without a token.
+        filled: [batch, num_latents], true for each latent that has a token.
     """
     batch, length = step_of.shape
     column = torch.arange(length, device=step_of.device).expand(batch, length)
@@ -34,7 +37,7 @@ def slots(
     outside = (step_of < 0) | (slot >= num_latents)
     if width is not None:
         outside |= _place(step_of, column) >= width
-    # A last, spare slot takes whatever has no place.
+    # Tokens without a latent are scattered into one spare slot at the end, which is then cut off.
     slot = slot.masked_fill(outside, num_latents)
     table = step_of.new_full((batch, num_latents + 1), -1).scatter(1, slot, column)
     columns = table[:, :num_latents]
@@ -44,7 +47,7 @@ def slots(
 def _place(
     step_of: Int[Tensor, "batch steps"], column: Int[Tensor, "batch steps"]
 ) -> Int[Tensor, "batch steps"]:
-    """[B, C], the place of each token within its step."""
+    """Return the index of each token within its reasoning step, [batch, steps]."""
     first = torch.ones_like(step_of, dtype=torch.bool)
     first[:, 1:] = step_of[:, 1:] != step_of[:, :-1]
     return column - (column * first).cummax(dim=1).values if column.numel() else column
@@ -57,14 +60,18 @@ def readout_labels(
     width: int | None,
     target: str,
 ) -> tuple[Int[Tensor, "labels"], Int[Tensor, "labels"], Int[Tensor, "labels"]]:
-    """What the latents should name.
+    """Return the labels of the latents: which latent should predict which token.
 
     Args:
-        steps, step_of: [B, C].
-        target: `own` token, or the `next` one of the trace (the last latent then has none).
+        steps: [batch, steps], token ids of the chain of thought.
+        step_of: [batch, steps], the index of the reasoning step of each token, -1 at padding.
+        num_latents: M, the number of latents.
+        width: see `slots`.
+        target: `own` for the token assigned to the latent, or `next` for the token after it in the
+            chain of thought (the last latent then has no label).
 
     Returns:
-        rows, latents and token ids, [N] each.
+        rows, latents, ids: [labels] each; the example, the latent and the token id of each label.
     """
     columns, filled = slots(step_of, num_latents, width)
     if target == "next":
@@ -81,11 +88,12 @@ def latent_readout_loss(
     ids: Int[Tensor, "labels"],
     count: Num[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Mean CE over supervised latents.
+    """Return the mean cross-entropy over the supervised latents.
 
     Args:
-        hidden: [N, d], their states.
-        ids: [N].
-        count: supervised latents of the whole batch (more than N where gradients accumulate).
+        hidden: [labels, hidden], hidden states of the supervised latents.
+        ids: [labels], token ids that these latents should predict.
+        count: number of supervised latents in the whole batch; with gradient accumulation this is
+            more than the number given here.
     """
     return cross_entropy(reasoner, hidden, ids, count.clamp(min=1))
