@@ -1,4 +1,7 @@
-"""Cache compressors. One file each; the file's name is `kv.eviction.name` in a recipe."""
+"""Eviction methods that compress the teacher's KV cache, one file for each method.
+
+The file name is the value of `kv.eviction.name` in a recipe.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The compressor: scores from one small file, everything else here.
+"""Base class of the eviction methods, and the top-k selection that they share.
 
-Works on each layer and each key/value head on its own (KaVa, Listing 1; spec, Cache compression).
+Each method has a file of its own that computes the scores; everything else is here. Each layer and
+each key/value head is compressed separately (KaVa, arXiv:2510.02312, Listing 1; see docs/papers.md,
+Compressing the teacher's cache).
 """
 
 from __future__ import annotations
@@ -16,15 +18,19 @@ from kava.shapes import Bool, Float, Int
 
 @dataclass(frozen=True)
 class EvictionInputs:
-    """What a score may be computed from, for one layer.
+    """Inputs from which an eviction method computes its scores, for one layer.
 
-    keys: [B, H, C, D].   mask: [B, C], true at real tokens.
-    attention: [B, H, A, C], answer-to-reasoning (zero at pads), None if not asked for.
-    answer_mask: [B, A], true at answer tokens.
-    recent: how many of each row's last real tokens are kept whatever their score.
+    During decoding there is no answer yet. The last `recent` tokens then serve as observation
+    tokens in place of the answer; they are themselves among the keys, and their attention is zero
+    at their own columns.
 
-    While decoding there is no answer yet: the last `recent` tokens observe in its place, they are
-    themselves among the keys, and their attention is zero at their own columns.
+    Args:
+        keys: [batch, kv_heads, steps, head_dim], keys of the chain of thought.
+        mask: [batch, steps], true at real tokens, false at padding.
+        attention: [batch, kv_heads, answer, steps], attention of the answer tokens to the chain of
+            thought, zero at padding; None if the method does not need it.
+        answer_mask: [batch, answer], true at answer tokens.
+        recent: number of last real tokens of each example that are kept regardless of their score.
     """
 
     keys: Float[Tensor, "batch kv_heads steps head_dim"]
@@ -36,24 +42,36 @@ class EvictionInputs:
 
 @dataclass
 class Eviction(ABC):
-    """Base of every compressor. `lam` is R-KV's lambda; most ignore it."""
+    """Base class of every eviction method.
+
+    Args:
+        lam: lambda of R-KV, the weight of importance against redundancy. Most methods ignore it.
+    """
 
     lam: float = 0.1
     needs_attention = False
 
     @abstractmethod
     def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
-        """Scores [B, H, C], higher is kept. Pads and recent tokens are handled by the caller."""
+        """Return a score for each token, [batch, kv_heads, steps]; the highest scores are kept.
+
+        The caller handles padding and recent tokens.
+        """
 
     def parts(self, scored: EvictionInputs) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
-        """What the score is made of, each [B, H, C] by name, for those who look inside.
+        """Return the components of the score by name, each [batch, kv_heads, steps].
 
-        `importance`: I, high where the answer attends. `redundancy`: R as the eviction defines it.
+        They are used for inspection. `importance` is I, which is high where the answer attends;
+        `redundancy` is R, as the eviction method defines it.
         """
         return {}
 
     def check(self, longest: int, budget: int) -> None:  # noqa: B027
-        """Raise a KavaError where this compressor cannot bring `longest` tokens to `budget`."""
+        """Check that this method can compress `longest` tokens to `budget` tokens.
+
+        Raises:
+            KavaError: the method cannot do that.
+        """
 
     def keep(
         self, scored: EvictionInputs, budget: int
@@ -61,11 +79,13 @@ class Eviction(ABC):
         Int[Tensor, "batch kv_heads {budget}"],
         Bool[Tensor, "batch kv_heads {budget}"],
     ]:
-        """Choose the `budget` best columns of each row and head, in reading order.
+        """Select the `budget` tokens with the highest scores for each example and head.
 
         Returns:
-            columns [B, H, budget] (0 in unfilled slots) and filled [B, H, budget]. A row with
-            fewer real tokens than `budget` fills its first slots.
+            columns: [batch, kv_heads, budget], indices of the kept tokens in the order of the text,
+                0 in unfilled slots.
+            filled: [batch, kv_heads, budget], true in filled slots. An example with fewer real
+                tokens than `budget` fills its first slots.
         """
         return select_top_k(self.score(scored), scored, budget)
 
@@ -73,15 +93,28 @@ class Eviction(ABC):
 def select_top_k(
     scores: Float[Tensor, "batch kv_heads steps"], scored: EvictionInputs, budget: int
 ) -> tuple[Int[Tensor, "batch kv_heads {budget}"], Bool[Tensor, "batch kv_heads {budget}"]]:
-    """`Eviction.keep` by scores [B, H, C]."""
+    """Select the `budget` tokens with the highest scores, in the order of the text.
+
+    Padding is never selected, and the last `recent` real tokens of each example always are. The
+    code of R-KV returns the kept tokens in the order of their scores instead.
+
+    Args:
+        scores: [batch, kv_heads, steps].
+        scored: the inputs that the scores were computed from.
+        budget: number of slots for each example and head.
+
+    Returns:
+        columns and filled, as described in `Eviction.keep`.
+    """
     columns = scored.keys.shape[2]
     real = scored.mask[:, None, :]
     scores = scores.float().masked_fill(~real, -torch.inf)
     scores = scores.masked_fill(_recent(scored)[:, None, :], torch.inf)
-    # Stable: of equal scores (nothing outside of a sliding window is attended) the first wins.
+    # A stable sort, so that the first of several equal scores wins. Equal scores do occur: all
+    # tokens outside a sliding window receive no attention.
     first = scores.argsort(dim=-1, descending=True, stable=True)[..., :budget]
     is_real = real.expand_as(scores).gather(-1, first)
-    # A pad sorts behind every real token, so that filled slots come first.
+    # Padding gets an index behind every real token, so that filled slots come first.
     ordered = torch.where(is_real, first, columns).sort(dim=-1).values
     missing = budget - ordered.shape[-1]
     ordered = torch.nn.functional.pad(ordered, (0, max(missing, 0)), value=columns)
@@ -90,7 +123,7 @@ def select_top_k(
 
 
 def _recent(scored: EvictionInputs) -> Bool[Tensor, "batch steps"]:
-    """[B, C], true at each row's last `recent` real tokens."""
+    """Return a mask of the last `recent` real tokens of each example, [batch, steps]."""
     from_here_on = scored.mask.flip(1).cumsum(1).flip(1)
     return scored.mask & (from_here_on <= scored.recent)
 
@@ -99,7 +132,15 @@ def gather(
     states: Float[Tensor, "batch kv_heads steps head_dim"],
     columns: Int[Tensor, "batch kv_heads latents"],
 ) -> Float[Tensor, "batch kv_heads latents head_dim"]:
-    """Columns [B, H, M] of states [B, H, C, D], as [B, H, M, D]; zeros if C is 0."""
+    """Gather the selected tokens of keys or values.
+
+    Args:
+        states: [batch, kv_heads, steps, head_dim].
+        columns: [batch, kv_heads, latents], indices of the selected tokens.
+
+    Returns:
+        [batch, kv_heads, latents, head_dim]; zeros if there are no steps.
+    """
     if states.shape[2] == 0:
         return states.new_zeros(*columns.shape, states.shape[-1])
     index = columns[..., None].expand(*columns.shape, states.shape[-1])

@@ -1,4 +1,4 @@
-"""Importance to the answer alone: R-KV with lambda 1."""
+"""Eviction by attention: importance to the answer only, which is R-KV with lambda 1."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from kava.shapes import Float
 
 
 class Attention(Eviction):
-    """S = I."""
+    """Keep the tokens that the answer attends to most: S = I."""
 
     needs_attention = True
 
     def parts(self, scored: EvictionInputs) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
-        """I alone."""
+        """Return the importance I, [batch, kv_heads, steps]."""
         return {"importance": importance(scored)}
 
     def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
-        """[B, H, C]."""
+        """Return S = I, [batch, kv_heads, steps]."""
         return self.parts(scored)["importance"]
 
 

@@ -1,4 +1,4 @@
-"""Redundancy alone: R-KV with lambda 0."""
+"""Eviction by cosine similarity: redundancy among keys only, which is R-KV with lambda 0."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from kava.shapes import Float
 
 
 class Cosine(Eviction):
-    """S = R."""
+    """Keep the tokens whose keys are least similar to the other keys: S = R."""
 
     def parts(self, scored: EvictionInputs) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
-        """R alone."""
+        """Return the redundancy term R of KaVa, [batch, kv_heads, steps]; high at unlike keys."""
         return {"redundancy": redundancy(scored)}
 
     def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
-        """[B, H, C]."""
+        """Return S = R, [batch, kv_heads, steps]."""
         return self.parts(scored)["redundancy"]
 
 

@@ -1,4 +1,4 @@
-"""Keep the first tokens, cut off the rest."""
+"""Eviction by position: keep the first tokens of the chain of thought and drop the rest."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from kava.shapes import Float
 
 
 class CropRight(Eviction):
-    """S falls with the position."""
+    """Keep the first tokens: S decreases with the position."""
 
     def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
-        """[B, H, C]."""
+        """Return S = -position, [batch, kv_heads, steps]."""
         batch, heads, columns, _ = scored.keys.shape
         falling = -torch.arange(columns, device=scored.keys.device, dtype=torch.float32)
         return falling.expand(batch, heads, columns)

@@ -1,4 +1,4 @@
-"""Keep everything; for traces no longer than the latents."""
+"""No eviction: keep every token, for chains of thought that are no longer than the latents."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from kava.shapes import Float
 
 
 class Full(Eviction):
-    """No compression."""
+    """Keep all tokens without compression."""
 
     def check(self, longest: int, budget: int) -> None:
-        """Raise where something would have to go."""
+        """Check that no token would have to be evicted.
+
+        Raises:
+            KavaError: a chain of thought of `longest` tokens does not fit `budget`.
+        """
         if longest > budget:
             raise KavaError(
                 f"kv.eviction.name: 'full' keeps everything, but a reasoning trace of {longest} "
@@ -23,7 +27,7 @@ class Full(Eviction):
             )
 
     def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
-        """[B, H, C], all alike."""
+        """Return equal scores for all tokens, [batch, kv_heads, steps]."""
         return scored.keys.new_zeros(scored.keys.shape[:3])
 
 

@@ -1,4 +1,4 @@
-"""Keep tokens at random, for comparison. Drawn from torch's generator, so a seed fixes it."""
+"""Random eviction, a baseline; scores are drawn from torch's generator, so a seed fixes them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from kava.shapes import Float
 
 
 class Random(Eviction):
-    """S is uniform noise, fresh in every call, layer and head."""
+    """Keep random tokens: S is uniform noise, drawn anew in every call, layer and head."""
 
     def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
-        """[B, H, C]."""
+        """Return S, drawn uniformly from [0, 1), [batch, kv_heads, steps]."""
         return torch.rand(scored.keys.shape[:3], device=scored.keys.device)
 
 

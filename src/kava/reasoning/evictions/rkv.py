@@ -1,4 +1,7 @@
-"""R-KV as KaVa uses it: importance to the answer and redundancy among keys (KaVa, Listing 1)."""
+"""R-KV eviction as used by KaVa: importance to the answer and redundancy among keys.
+
+Source: KaVa, arXiv:2510.02312, Listing 1. `rkv_decoding` is the form of the R-KV paper.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,23 @@ from kava.shapes import Float
 
 
 def importance(scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
-    """I = mean of A over the answer tokens, [B, H, C]."""
-    attention = cast(Tensor, scored.attention)  # there for all with `needs_attention`
+    """Return the importance I of each token, [batch, kv_heads, steps].
+
+    I is the mean of the attention A over the answer tokens (KaVa, Listing 1).
+    """
+    attention = cast(Tensor, scored.attention)  # never None if `needs_attention` is true
     weight = scored.answer_mask[:, None, :, None].to(attention.dtype)
     count = weight.sum(2).clamp(min=1)
     return (attention * weight).sum(2) / count
 
 
 def redundancy(scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
-    """R = softmax over C of (- sum_j c_ij / N_C), [B, H, C]: high where a key is unlike others.
+    """Return R for each token, [batch, kv_heads, steps]; high where a key is unlike the others.
 
-    c is the cosine similarity of keys with diagonal and pads 0. Its row sums need no C x C
-    matrix: sum_j c_ij = k_i . (sum_j k_j) - k_i . k_i for unit keys.
+    R = softmax over the C reasoning tokens of (- sum_j c_ij / N_C) (KaVa, Listing 1), where c is
+    the cosine similarity of the keys, with 0 on the diagonal and at padding, and N_C is the number
+    of real tokens. The row sums of c need no C x C matrix: for keys of unit length,
+    sum_j c_ij = k_i . (sum_j k_j) - k_i . k_i.
     """
     real = scored.mask[:, None, :, None]
     unit = torch.nn.functional.normalize(scored.keys.float(), dim=-1) * real
@@ -35,16 +43,19 @@ def redundancy(scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
 
 
 class RKV(Eviction):
-    """S = lambda I + (1 - lambda) R."""
+    """Keep tokens that matter to the answer and repeat no other: S = lambda I + (1 - lambda) R.
+
+    Source: KaVa, arXiv:2510.02312, Listing 1.
+    """
 
     needs_attention = True
 
     def parts(self, scored: EvictionInputs) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
-        """I and R."""
+        """Return the importance I and the redundancy term R, each [batch, kv_heads, steps]."""
         return {"importance": importance(scored), "redundancy": redundancy(scored)}
 
     def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
-        """[B, H, C]."""
+        """Return S = lambda I + (1 - lambda) R, [batch, kv_heads, steps]."""
         parts = self.parts(scored)
         return self.lam * parts["importance"] + (1 - self.lam) * parts["redundancy"]
 

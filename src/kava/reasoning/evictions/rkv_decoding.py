@@ -1,25 +1,27 @@
-"""R-KV as its own paper uses it, while decoding (Cai et al., arXiv:2505.24133).
+"""R-KV eviction during decoding, as in the R-KV paper (Cai et al., arXiv:2505.24133).
 
     I = max-pooling over neighbouring columns of the mean attention of the observation tokens
     c = cosine similarity of keys; c_ij = 0 at i = j, and at those j that i spares
-    R = softmax over columns j of ( mean_i c_ij )       high where others repeat the key
-    Z = lambda I - (1 - lambda) R                       high is kept
+    R = softmax over columns j of ( mean_i c_ij )       high where other tokens repeat the key
+    Z = lambda I - (1 - lambda) R                       the highest are kept
 
-Token i spares the most recent of the tokens more similar to it than the threshold, so that of
-several near-copies the last one does not count as a repetition.
+Token i spares the most recent of the tokens whose similarity to it exceeds the threshold. The last
+of several near-copies therefore does not count as a repetition.
 
-Theirs, read in the paper and in the authors' code: the formulas above; the group's largest logit
-before the softmax (`kava.backbones.attention`); the defaults 7, 0.1 and 0.5; the names of the
+From the paper and the authors' code: the formulas above; the largest logit of each group of query
+heads before the softmax (`kava.backbones.attention`); the defaults 7, 0.1 and 0.5; the names of the
 directions.
-Ours, where that code does something else: a token that is similar to none spares none (theirs then
-spares column 0, whatever its similarity); `first` and the two `percent` directions do what
-their names say (theirs pick column 0 or one token); pads, and each row of a batch by itself (as
-first published, theirs scored the first row's keys for all); fp32 throughout; the similarity matrix
-in pieces.
 
-`rkv` is the form that KaVa trains with: no pooling, no threshold, and the sign of R turned. This
-one can be trained with too (`kv.eviction.name: rkv_decoding`, with these defaults): the answer's
-tokens observe, and as none of them is among the reasoning tokens, no recent token is kept for free.
+Where we differ from the authors' code: a token that is similar to no other spares none (their code
+then spares column 0, regardless of its similarity). `first` and the two `percent` directions do
+what their names say (their code selects column 0 or a single token). Padding is supported, and each
+example of a batch is scored by its own keys (their code, as first published, scored the keys of the
+first example for all). All computation is in fp32. The similarity matrix is computed in chunks.
+
+`rkv` is the form that KaVa trains with: it has no pooling and no threshold, and R has the opposite
+sign. This form can be used for training as well (`kv.eviction.name: rkv_decoding`, with these
+defaults). The answer tokens are then the observation tokens. None of them is among the reasoning
+tokens, so no recent token is kept regardless of its score.
 """
 
 from __future__ import annotations
@@ -36,23 +38,24 @@ from kava.reasoning.evictions.rkv import importance
 from kava.shapes import Bool, Float, Int
 
 DIRECTIONS = ("last", "first", "last_percent", "first_percent")
-#: Rows of the similarity matrix held at a time: a long prompt would need gigabytes for all.
+#: Rows of the similarity matrix in memory at a time; a whole matrix can take gigabytes.
 ROWS = 512
 
 
 @dataclass
 class RKVDecoding(Eviction):
-    """Z = lambda I - (1 - lambda) R.
+    """Keep the tokens with the highest R-KV score Z = lambda I - (1 - lambda) R.
 
     Args:
-        kernel: columns of the max-pooling, an odd number; 1 is none.
-        threshold: cosine above which two keys are near-copies.
-        retain: which near-copies of each token are spared: its last or first one, or the last or
-            first `retain_ratio` of the row's length (at least one).
-        retain_ratio: only for the two `percent` directions; 0.2 is the authors'.
+        kernel: width of the max-pooling in columns, an odd number; 1 disables pooling.
+        threshold: cosine similarity above which two keys are near-copies.
+        retain: which near-copies of each token are spared: `last` or `first` for one of them,
+            `last_percent` or `first_percent` for `retain_ratio` times the number of real tokens of
+            the example (at least one).
+        retain_ratio: only for the two `percent` directions; the authors use 0.2.
 
     Raises:
-        KavaError: a value out of range, or an unknown direction.
+        KavaError: a value is out of range, or the direction is unknown.
     """
 
     kernel: int = 7
@@ -86,12 +89,15 @@ class RKVDecoding(Eviction):
             )
 
     def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
-        """[B, H, C]."""
+        """Return Z = lambda I - (1 - lambda) R, [batch, kv_heads, steps]."""
         parts = self.parts(scored)
         return self.lam * parts["importance"] - (1 - self.lam) * parts["redundancy"]
 
     def parts(self, scored: EvictionInputs) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
-        """I after its pooling; R, high where a key is repeated (`rkv` has it the other way)."""
+        """Return the pooled importance I and the redundancy R, each [batch, kv_heads, steps].
+
+        R is high where a key is repeated; in `rkv` it is the other way round.
+        """
         if scored.keys.shape[2] == 0:
             none = scored.keys.new_zeros(scored.keys.shape[:3])
             return {"importance": none, "redundancy": none}
@@ -101,7 +107,7 @@ class RKVDecoding(Eviction):
         return {"importance": pooled, "redundancy": self.redundancy(scored)}
 
     def redundancy(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
-        """R, [B, H, C]; zero at pads."""
+        """Return the redundancy R, [batch, kv_heads, steps]; zero at padding."""
         mask, columns = scored.mask, scored.keys.shape[2]
         unit = torch.nn.functional.normalize(scored.keys.float(), dim=-1)
         unit = unit * mask[:, None, :, None]
@@ -110,7 +116,8 @@ class RKVDecoding(Eviction):
         column = torch.arange(columns, device=mask.device)
         for rows in column.split(ROWS):
             another = (rows[:, None] != column) & mask[:, None, None, :]
-            with torch.autocast(unit.device.type, enabled=False):  # which would make bf16 of it
+            # Without this, autocast would compute the similarities in bf16.
+            with torch.autocast(unit.device.type, enabled=False):
                 cosine = unit[:, :, rows] @ unit.transpose(2, 3) * another
             spared = self.spared((cosine > self.threshold) & another, count)
             total += cosine.masked_fill(spared, 0).sum(2)
@@ -121,11 +128,11 @@ class RKVDecoding(Eviction):
         similar: Bool[Tensor, "batch kv_heads rows steps"],
         count: Int[Tensor, "batch"],
     ) -> Bool[Tensor, "batch kv_heads rows steps"]:
-        """Which of the columns similar to a row are spared by it, [B, H, rows, C].
+        """Return which of its near-copies each token spares, [batch, kv_heads, rows, steps].
 
         Args:
-            similar: [B, H, rows, C].
-            count: [B], real tokens of each row of the batch.
+            similar: [batch, kv_heads, rows, steps], true where a column is a near-copy of the row.
+            count: [batch], number of real tokens of each example.
         """
         direction, _, percent = self.retain.partition("_")
         most = (
