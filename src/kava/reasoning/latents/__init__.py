@@ -1,1 +1,1 @@
-"""How latent tokens come about: all at once by iteration, or one at a time."""
+"""Rules that generate latent tokens: all in parallel by iteration, or one at a time."""

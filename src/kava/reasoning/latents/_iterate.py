@@ -1,7 +1,7 @@
-"""The frame of latents that are refined all at once: pass 0 with <bot>, then T passes after it.
+"""The loop shared by rules that refine all latents in parallel: pass 0 with <bot>, then T passes.
 
-The last pass also carries <eot> and whatever follows it (the answer, in training): attention is
-causal, so this equals a further pass and costs less.
+The last pass also contains <eot> and whatever follows it (in training, the answer). Because
+attention is causal, this equals a separate pass and costs less.
 """
 
 from __future__ import annotations
@@ -30,16 +30,20 @@ def iterate(
         [Float[Tensor, "batch columns hidden"]], Float[Tensor, "batch latents hidden"]
     ],
 ) -> LatentState:
-    """Pass 0 over [<bot>, <latent> x M], then T passes over what `following` makes of the last.
+    """Refine all latents in parallel: pass 0 over [<bot>, <latent> x M], then T more passes.
 
     Args:
-        question: KV(Q).
+        question: KV(Q), the KV cache of the question.
         num_latents: M.
-        num_iterations: T; 0 leaves the <latent> embeddings as they are (pause tokens).
+        num_iterations: T; with 0 the <latent> embeddings are used unchanged (pause tokens).
         suffix: what follows the latents in the last pass; begins with <eot>.
-        keep_all: also keep the latents' keys, values and states of passes 0 .. T - 1.
-        following: from a pass's last states, [B, 1 + M, d] with <bot> first in pass 0 and
-            [B, M, d] after it, to the next inputs [B, M, d].
+        keep_all: also keep the latents' keys, values and hidden states of passes 0 .. T - 1.
+        following: computes the next inputs [batch, latents, hidden] from the last layer's hidden
+            states of a pass: [batch, 1 + latents, hidden] in pass 0, where <bot> is the first
+            column, and [batch, latents, hidden] in later passes.
+
+    Raises:
+        ValueError: `num_iterations` is negative.
     """
     batch, start = question.attention_mask.shape[0], question.columns
     inputs = reasoner.special("latent").expand(batch, num_latents, -1)

@@ -1,4 +1,4 @@
-"""Being told of each pass of the latents as it ends, whatever rule makes them."""
+"""A hook that is called with the latents' hidden states after each pass, for every latent rule."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ _watcher: ContextVar[Told | None] = ContextVar("kava_latent_watcher", default=No
 
 @contextmanager
 def watch_passes(told: Told) -> Iterator[None]:
-    """Inside the block, `told` gets last layer's states of the latents of each pass, [B, n, d].
+    """Call `told` after each pass inside the `with` block, with the latents' hidden states.
 
-    Of latents that are refined all at once, n is M, from pass 0 to pass T. Of latents that are made
-    one at a time, n is 1: the latent of that call.
+    Args:
+        told: called with the last layer's hidden states, [batch, latents, hidden]. If all latents
+            are refined in parallel, it gets all M of them, from pass 0 to pass T. If latents are
+            generated one at a time, it gets one latent per call.
     """
     token = _watcher.set(told)
     try:
@@ -30,7 +32,11 @@ def watch_passes(told: Told) -> Iterator[None]:
 
 
 def report_pass(states: Float[Tensor, "batch latents hidden"]) -> None:
-    """A latent rule says that a pass has ended."""
+    """Pass the hidden states of a finished pass to the watcher, if there is one.
+
+    Args:
+        states: [batch, latents, hidden], see `watch_passes`.
+    """
     told = _watcher.get()
     if told is not None:
         told(states)

@@ -1,7 +1,9 @@
-"""Latents refined all at once (PCCoT's Jacobi iteration; spec, Latents).
+"""Jacobi iteration: all latents are refined in parallel (PCCoT, arXiv:2506.18582).
 
 pass 0      h^0 = f([<bot>, <latent> x M] | KV(Q));  X^1_i = P(h^0_{i-1})
 t = 1..T    h^t = f(X^t | KV(Q, <bot>));             X^{t+1} = [X^1_1, P(h^t_1) ...]
+
+See docs/papers.md, Latents.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ def think(
     suffix: Suffix,
     keep_all: bool = False,
 ) -> LatentState:
-    """Refine `num_latents` latents in `num_iterations` passes after pass 0; see `iterate`."""
+    """Refine `num_latents` latents in parallel, in `num_iterations` passes after pass 0.
+
+    The arguments are described in `iterate`.
+    """
     first: Float[Tensor, "batch 1 hidden"] | None = None
 
     def following(

@@ -1,9 +1,10 @@
-"""Latents refined in loops over their own states (LOTUS, arXiv:2606.31779; spec, Methods).
+"""Looped latents: each latent is refined from its own hidden state (LOTUS, arXiv:2606.31779).
 
     pass 0      h^0 = f([<bot>, E] | KV(Q))
     t = 1..R    h^t = f(E + P(h^{t-1}) | KV(Q, <bot>))
 
-E is the <latent> embedding at every position; LOTUS itself has no projection.
+E is the <latent> embedding at every position. The projection P is optional; LOTUS has none. See
+docs/papers.md, LOTUS.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ def think(
     suffix: Suffix,
     keep_all: bool = False,
 ) -> LatentState:
-    """Refine `num_latents` = K x c latents in `num_iterations` = R loops; see `iterate`."""
+    """Refine `num_latents` = K x c latents in parallel, in `num_iterations` = R loops after pass 0.
+
+    The arguments are described in `iterate`.
+    """
 
     def following(
         states: Float[Tensor, "batch columns hidden"],

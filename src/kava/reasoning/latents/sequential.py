@@ -1,6 +1,8 @@
-"""Latents one at a time (CODI, Coconut; spec, Latents).
+"""Sequential latents: generated one at a time, with one forward pass each (CODI, Coconut).
 
-z_1 = P(h(<bot>)),  z_{i+1} = P(h(z_i)), one backbone call each.
+z_1 = P(h(<bot>)),  z_{i+1} = P(h(z_i))
+
+Sources: CODI, arXiv:2502.21074; Coconut, arXiv:2412.06769; see docs/papers.md.
 """
 
 from __future__ import annotations
@@ -23,15 +25,17 @@ def think(
     suffix: Suffix,
     lengths: Int[Tensor, "batch"] | None = None,
 ) -> LatentState:
-    """M latents, each projected from the state of the one before it.
+    """Generate M latents, each projected from the hidden state of the one before it.
 
-    Each call carries one latent of every row and continues from the cache of those before it.
+    Each forward pass contains one latent of every example and continues from the KV cache of the
+    latents before it.
 
     Args:
-        question: KV(Q).
-        num_latents: M; M calls follow the one for <bot>. With 0 the suffix follows <bot>.
-        suffix: what follows the latents, in the call of the last one; begins with <eot>.
-        lengths: [B], how many latents each row has if not all M; the others are pads.
+        question: KV(Q), the KV cache of the question.
+        num_latents: M; M forward passes follow that of <bot>. With 0 the suffix follows <bot>.
+        suffix: what follows the latents, in the forward pass of the last one; begins with <eot>.
+        lengths: [batch], number of latents of each example if not all have M; the remaining ones
+            are padding.
     """
     batch, start = question.attention_mask.shape[0], question.columns
     columns = torch.arange(num_latents, device=question.attention_mask.device)
@@ -43,7 +47,7 @@ def think(
     for i in range(num_latents):
         output, after = reasoner.extend(after, embeds, mask)
         states.append(output.last_hidden_state[:, -1:])
-        if i > 0:  # the first call is that of <bot>
+        if i > 0:  # the first forward pass is that of <bot>, not of a latent
             report_pass(states[-1])
         embeds, mask = reasoner.project(states[-1]), real[:, i : i + 1]
         inputs.append(embeds)
