@@ -1,7 +1,7 @@
-"""Training methods. One file each; the file's name is the method's name in a recipe.
+"""Training methods, one file for each; the file name is the method's name in a recipe.
 
-What a method is made of is imported from here: the two base classes, the pieces of a training
-step, and the passes that its equations need at the least.
+A new method imports its parts from here: the two base classes, the building blocks of a training
+step, and the functions that count the forward passes its equations require.
 """
 
 from __future__ import annotations
@@ -50,17 +50,20 @@ __all__ = [
 
 
 def label_of(name: str) -> str:
-    """What tables, plots and cards call a method; its name where it is unknown or says nothing."""
+    """Return the label of a method in tables, plots and model cards.
+
+    This is the method's name if the method is unknown or defines no label.
+    """
     return _own(name, "label") or name
 
 
 def paper_of(name: str) -> str | None:
-    """The arXiv number of a method's paper, None where there is none."""
+    """Return the arXiv number of a method's paper, or None if it has none."""
     return _own(name, "paper")
 
 
 def _own(name: str, attribute: str) -> str | None:
-    """What a method's own class says, not the one that it extends."""
+    """Return an attribute of the method's own class, ignoring the classes it inherits from."""
     if name not in registry.names("methods"):
         return None
     return vars(registry.find("methods", name)).get(attribute)

@@ -1,4 +1,4 @@
-"""What every method answers: how it is trained, and how it thinks before it answers."""
+"""Base classes of the methods: how a method is trained, and how it reasons before it answers."""
 
 from __future__ import annotations
 
@@ -23,45 +23,46 @@ from kava.reasoning.methods._work import Call, Work, chain
 from kava.reasoning.states import LatentState, Suffix
 from kava.recipe.schema import Recipe, Section
 
-#: Tensors by name (`kava.reasoning.batching.collate`), and what a curriculum adds.
+#: Tensors by name (see `kava.reasoning.batching.collate`), and the entries that a curriculum adds.
 Batch = dict[str, Any]
 Terms = dict[str, Tensor]
-#: Gives a number between 0 and 1 for each row, [B] on the CPU; new ones with each call.
+#: Returns a random number between 0 and 1 for each example, [batch] on the CPU, anew in each call.
 Uniform = Callable[[], Tensor]
 
 
 class Curriculum(Section, ABC):
-    """Options of a method that trains in stages."""
+    """Options of a method that trains in stages (a curriculum)."""
 
     reset_optimizer: bool = True
 
     @abstractmethod
     def scale_epochs(self, factor: float) -> Curriculum:
-        """The same schedule in `factor` times as many epochs."""
+        """Return the same schedule stretched to `factor` times as many epochs."""
 
 
 class Method(ABC):
-    """One file in this folder. `IMPLEMENTATION` names the class.
+    """Base class of every training method; each file of this folder defines one.
 
-    A method with a curriculum also says which `stage` a point of the training belongs to, and what
-    a batch looks like there (`apply_stage`); see icot, coconut, lotus.
+    The file assigns its class to `IMPLEMENTATION`. A method with a curriculum also defines which
+    `stage` a point of the training belongs to, and how a batch is changed in that stage
+    (`apply_stage`); see icot, coconut and lotus.
     """
 
-    #: What tables, plots and model cards call it; its file's name if empty.
+    #: Label in tables, plots and model cards; the file name if empty.
     label: ClassVar[str] = ""
-    #: The arXiv number of the paper that it is from, if any.
+    #: The arXiv number of the method's paper, if any.
     paper: ClassVar[str | None] = None
-    #: Whether answers continue from latent tokens; the projection exists only then.
+    #: Whether answers continue from latent tokens; only then does a projection exist.
     uses_latents = False
-    #: Whether training reads the written steps.
+    #: Whether training uses the chain of thought.
     uses_steps = True
-    #: Whether the number of iterations T can be chosen when a question is asked.
+    #: Whether the number of iterations T can be chosen at inference.
     iterates = False
-    #: Sections of a recipe whose loss this method has; elsewhere their `weight` must stay 0.
+    #: Recipe sections whose loss this method has; the `weight` of all other losses must stay 0.
     losses: ClassVar[tuple[str, ...]] = ()
-    #: Recipe keys that this method sets differently; a recipe overrides them.
+    #: Recipe keys for which this method has other defaults; a recipe overrides them.
     defaults: ClassVar[dict[str, Any]] = {}
-    #: The method's own keys: `method_options` in a recipe.
+    #: The method's own keys, `method_options` in a recipe.
     Options: ClassVar[type[Section]] = Section
 
     def __init__(self, recipe: Recipe):
@@ -69,39 +70,60 @@ class Method(ABC):
         self.options: Any = self.Options.model_validate(recipe.method_options)
 
     def check(self, reasoner: ReasonerProtocol) -> None:  # noqa: B027
-        """Raise a KavaError where the backbone or the recipe does not fit the method."""
+        """Check that the backbone and the recipe fit the method.
+
+        Raises:
+            KavaError: they do not.
+        """
 
     def check_rows(self, rows: Sequence[Row]) -> None:  # noqa: B027
-        """Raise a KavaError where training rows do not fit the method; before the first step."""
+        """Check, before the first training step, that the training examples fit the method.
+
+        Raises:
+            KavaError: they do not.
+        """
 
     def modules(self, reasoner: ReasonerProtocol) -> nn.ModuleDict:
-        """Weights that only this method has; trained and saved with the rest."""
+        """Return the modules that only this method has; they are trained and saved as well."""
         return nn.ModuleDict()
 
     # -- curriculum ------------------------------------------------------------------------------
 
     def stage(self, epoch: float) -> int | None:
-        """The stage at a point of the training (in epochs), None for a method without stages."""
+        """Return the stage at a point of the training, or None for a method without stages.
+
+        Args:
+            epoch: epochs since the start of the training; may be a fraction.
+        """
         return None
 
     def last_stage_at(self, longest: int) -> float:
-        """The epoch at which the last stage begins, where `longest` is the longest trace."""
+        """Return the epoch at which the last stage begins.
+
+        Args:
+            longest: number of tokens of the longest chain of thought.
+        """
         return 0.0
 
     def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
-        """A batch as this point of the training sees it; `math.inf` is the end of every stage.
+        """Return the batch as it is used at this point of the training.
 
         Args:
-            uniform: for whatever is drawn.
+            batch: see `kava.reasoning.batching.collate`.
+            epoch: epochs since the start of the training; `math.inf` means after the last stage.
+            uniform: source of random numbers.
         """
         return batch
 
     def counts(self, batch: Batch) -> Terms:
-        """Denominators of the losses of one staged micro-batch, scalars by name.
+        """Return the denominators of the losses for one micro-batch, as scalars by name.
 
-        A trainer that accumulates gradients adds them up over its micro-batches, so that the
-        accumulated gradient equals that of the whole batch (but for the standard deviations in
-        L_CODI and L_KV, which are a micro-batch's).
+        With gradient accumulation, the trainer sums them over all micro-batches, so that the
+        accumulated gradient equals that of the whole batch. The exception is the standard
+        deviation in L_CODI and L_KV, which is computed for each micro-batch.
+
+        Args:
+            batch: a micro-batch to which `apply_stage` was applied.
         """
         device = batch["question"].device
         written, answer = batch["teacher_ids"].numel(), batch["answer_ids"].numel()
@@ -115,17 +137,23 @@ class Method(ABC):
 
     @abstractmethod
     def loss(self, reasoner: ReasonerProtocol, batch: Batch, counts: Terms) -> Terms:
-        """One training step: `loss` and every term that goes into the log, as scalars.
+        """Run the forward passes of a training step and return `loss` and all logged terms.
 
         Args:
-            batch: see `kava.reasoning.batching.collate`; staged.
-            counts: see `counts`; of the whole batch where gradients accumulate.
+            batch: see `kava.reasoning.batching.collate`; `apply_stage` was applied to it.
+            counts: see `counts`; with gradient accumulation, those of the whole batch.
+
+        Returns:
+            Scalars by name.
         """
 
     def work(self, batch: Batch) -> Work | None:
-        """The least that `loss` needs for a staged batch, from the method's equations.
+        """Return the minimum work that `loss` requires by the method's equations, or None.
 
-        A method that does not say so is benchmarked by counting what runs.
+        If it is None, `kava bench` counts the work that is done instead.
+
+        Args:
+            batch: a batch to which `apply_stage` was applied.
         """
         return None
 
@@ -137,21 +165,35 @@ class Method(ABC):
         mask: Tensor,
         num_iterations: int | None = None,
     ) -> ReasoningResult:
-        """Everything between a question ([B, Q], left-padded) and its answer."""
+        """Prefill the question and reason, up to the point where the answer begins.
+
+        Args:
+            question: [batch, question], token ids, padded on the left.
+            mask: [batch, question], true at real tokens.
+            num_iterations: T; by default that of the recipe.
+        """
 
     def thinking_work(self, question: Tensor, num_iterations: int) -> Work | None:
-        """The least that `think` needs for questions of these lengths [B]; no answer yet."""
+        """Return the minimum work that `think` requires, without the answer.
+
+        Args:
+            question: [batch], lengths of the questions.
+            num_iterations: T.
+        """
         return Work(chain(question), labels=0)
 
 
 class LatentMethod(Method):
-    """A method that answers after Q <bot> z_1 ... z_M <eot>; `latents` says how they come about."""
+    """Base class of methods that answer after latent tokens: Q <bot> z_1 ... z_M <eot>.
+
+    The method `latents` defines how the latents are generated.
+    """
 
     uses_latents = True
 
     @property
     def block(self) -> int:
-        """How many latents belong together: fewer are only sensible in whole blocks."""
+        """Number of latents in a block; using fewer latents only makes sense in whole blocks."""
         return 1
 
     @abstractmethod
@@ -163,26 +205,33 @@ class LatentMethod(Method):
         num_iterations: int,
         keep_all: bool = False,
     ) -> LatentState:
-        """Think after KV(Q), with all latents; `suffix` is what follows them.
+        """Generate all latents after the question.
 
-        With `keep_all`, a method that iterates keeps keys, values and states of every pass.
+        Args:
+            question: KV(Q), the KV cache of the question.
+            suffix: what follows the latents.
+            num_iterations: T.
+            keep_all: keep keys, values and hidden states of every pass, if the method iterates.
         """
 
     def latent_calls(
         self, question: Tensor, num_iterations: int, suffix: Tensor
     ) -> list[Call] | None:
-        """The passes of all latents after questions of these lengths [B], with a suffix [B].
+        """Return the forward passes that the latents and the suffix require, or None; see `work`.
 
-        None where the method does not say; see `work`.
+        Args:
+            question: [batch], lengths of the questions.
+            num_iterations: T.
+            suffix: [batch], lengths of the suffixes.
         """
         return None
 
     def projected_latents(self, num_iterations: int) -> int:
-        """How many latents of one row go through P."""
+        """Return how many latent states of one example pass through the projection P."""
         return 0 if self.recipe.projection == "none" else self.recipe.num_latents * num_iterations
 
     def thinking_work(self, question: Tensor, num_iterations: int) -> Work | None:
-        """The question, <bot>, the latents and <eot>."""
+        """Return the minimum work for the question, <bot>, the latents and <eot>."""
         latents = self.latent_calls(question, num_iterations, torch.ones_like(question))
         if latents is None:
             return None
@@ -190,7 +239,7 @@ class LatentMethod(Method):
         return Work([*chain(question), *latents], 0, projected)
 
     def passes(self, num_iterations: int) -> int:
-        """Sequential backbone calls after pass 0, which belongs to the prefill."""
+        """Return the number of sequential forward passes after pass 0 (part of the prefill)."""
         return num_iterations
 
     def think(
@@ -200,7 +249,7 @@ class LatentMethod(Method):
         mask: Tensor,
         num_iterations: int | None = None,
     ) -> ReasoningResult:
-        """Pass 0 and the latents; no teacher."""
+        """Prefill the question and generate the latents; no teacher is involved."""
         iterations = self.recipe.num_iterations if num_iterations is None else num_iterations
         context, _ = prefill_question(reasoner, {"question": question, "question_mask": mask})
         state = self.think_on(reasoner, context, iterations)
@@ -213,7 +262,7 @@ class LatentMethod(Method):
         num_iterations: int,
         keep_all: bool = False,
     ) -> LatentState:
-        """<bot>, the latents and <eot> after KV(Q), as when a question is asked."""
+        """Generate <bot>, the latents and <eot> after a prefilled question, as at inference."""
         mask = question.attention_mask
         batch = mask.shape[0]
         eot = Suffix(reasoner.special("eot").expand(batch, 1, -1), mask.new_ones(batch, 1))
@@ -222,7 +271,7 @@ class LatentMethod(Method):
     def finish_thinking(
         self, reasoner: ReasonerProtocol, state: LatentState, num_iterations: int
     ) -> ReasoningResult:
-        """What the answer continues from."""
+        """Return the state from which the answer is generated."""
         mask = state.thought.attention_mask
         prompt = prompt_ids(reasoner, mask.shape[0], mask.device)
         text, passes = reasoner.prompt_text, self.passes(num_iterations)
@@ -231,12 +280,15 @@ class LatentMethod(Method):
 
 @dataclass(frozen=True)
 class TeacherOutput:
-    """A teacher's pass over written steps and answer.
+    """Output of the teacher's forward pass over the chain of thought and the answer.
 
-    hidden: [B, 1 + C + A, d], the last question state first.
-    colon: [L, B, d], all layers at the last token of the answer prompt; None if not asked for.
-    steps, answer: keys and values of the C and A columns, detached.
-    queries: of the A columns; None if not asked for.
+    Args:
+        hidden: [batch, 1 + steps + answer, hidden], hidden states of the last layer; the first
+            column is the last state of the question.
+        colon: [layers, batch, hidden], hidden states of all layers at the last token of the answer
+            prompt; None unless requested.
+        steps, answer: keys and values of the chain of thought and of the answer, detached.
+        queries: recorded queries of the answer tokens; None unless requested.
     """
 
     hidden: Tensor
@@ -247,7 +299,11 @@ class TeacherOutput:
 
 
 def prefill_question(reasoner: ReasonerProtocol, batch: Batch) -> tuple[Thought, Tensor]:
-    """KV(Q), computed once for teacher and student, and its last state [B, 1, d]."""
+    """Prefill the question once, for teacher and student.
+
+    Returns:
+        KV(Q), the KV cache of the question, and its last hidden state [batch, 1, hidden].
+    """
     start = Thought.empty(batch["question"].shape[0], batch["question"].device)
     output, thought = reasoner.extend(
         start, reasoner.embed(batch["question"]), batch["question_mask"]
@@ -262,7 +318,14 @@ def teacher_forward(
     layers: bool = False,
     queries: bool = False,
 ) -> TeacherOutput:
-    """The teacher: Q | C | "The answer is:" a EOS, continued from KV(Q)."""
+    """Run the teacher, Q | C | "The answer is:" a EOS, with teacher forcing.
+
+    Args:
+        question: result of `prefill_question`; the teacher continues from its KV cache.
+        batch: see `kava.reasoning.batching.collate`.
+        layers: also return the hidden states of all layers at the end of the answer prompt.
+        queries: also record the queries of the answer tokens.
+    """
     ids = torch.cat((batch["steps"], batch["answer"]), dim=1)
     mask = torch.cat((batch["steps_mask"], batch["answer_mask"]), dim=1)
     start, width = question[0].columns, batch["steps"].shape[1]
@@ -281,7 +344,14 @@ def teacher_forward(
 def label_loss(
     reasoner: ReasonerProtocol, hidden: Tensor, batch: Batch, name: str, count: Tensor
 ) -> Tensor:
-    """CE over the labels called `name`, logits computed at those positions only."""
+    """Return the cross-entropy over a set of labels; logits are computed at these positions only.
+
+    Args:
+        hidden: [batch, columns, hidden], hidden states of the last layer.
+        batch: holds the labels as `{name}_rows`, `{name}_columns` and `{name}_ids`.
+        name: `teacher` or `answer`.
+        count: number of these labels in the whole batch.
+    """
     states = hidden[batch[f"{name}_rows"], batch[f"{name}_columns"]]
     return cross_entropy(reasoner, states, batch[f"{name}_ids"], count)
 
@@ -289,7 +359,13 @@ def label_loss(
 def student_suffix(
     reasoner: ReasonerProtocol, batch: Batch, layers: bool = False, steps: bool = False
 ) -> Suffix:
-    """<eot> and the answer, as the student's end; with `steps`, written steps between them."""
+    """Return what follows the student's latents: <eot> and the answer.
+
+    Args:
+        batch: see `kava.reasoning.batching.collate`.
+        layers: request the hidden states of all layers in the last pass.
+        steps: put the chain of thought of the batch between <eot> and the answer.
+    """
     ids, mask = batch["answer"], batch["answer_mask"]
     if steps:
         ids = torch.cat((batch["steps"], ids), dim=1)
@@ -300,5 +376,5 @@ def student_suffix(
 
 
 def prompt_ids(reasoner: ReasonerProtocol, batch: int, device: torch.device) -> Tensor:
-    """ "The answer is:" for every row, [B, P]."""
+    """Return the token ids of "The answer is:" for every example, [batch, prompt]."""
     return torch.tensor(reasoner.encoder.prompt, device=device).expand(batch, -1)

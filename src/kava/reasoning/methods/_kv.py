@@ -1,4 +1,4 @@
-"""L_KV in a method: compress the teacher's cache, compare it with that of the latents."""
+"""KV-cache distillation (L_KV): compare the latents' keys and values with the teacher's."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ from kava.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Kept:
-    """Which reasoning tokens one layer's heads keep.
+    """Tokens of the chain of thought that each head of one layer keeps.
 
-    columns, filled: [B, H, M], as `Eviction.keep` has them; block after block where latents come
-        in blocks.
-    scores: of each block, [B, H, C]; meaningful at the block's own tokens.
+    Args:
+        columns, filled: [batch, kv_heads, latents], as returned by `Eviction.keep`; if latents come
+            in blocks, one block after the other.
+        scores: for each block, [batch, kv_heads, steps]; meaningful only at the block's own tokens.
     """
 
     columns: Tensor
@@ -39,12 +40,15 @@ class Kept:
 
 
 class KvDistillation:
-    """The recipe's `kv`: terms `kv`, `kv_step_1 ... kv_step_{T+1}` and `kv_answer`.
+    """KV-cache distillation as set by the recipe's section `kv` (KaVa, arXiv:2510.02312).
+
+    It computes the loss terms `kv`, `kv_step_1 ... kv_step_{T+1}` and `kv_answer`.
 
     Args:
-        recipe: `kv`, `num_latents` and `short_traces` are read.
-        width: c; latents come in blocks of c, and each step of the trace is compressed into its
-            own block (LOTUS with L_KV; ours). None compresses the whole trace, as KaVa does.
+        recipe: its keys `kv`, `num_latents` and `short_traces` are used.
+        width: c, for latents that come in blocks of c; each step of the chain of thought is then
+            compressed into its own block (LOTUS with L_KV, our addition). None compresses the whole
+            chain of thought, as in KaVa.
     """
 
     def __init__(self, recipe: Recipe, width: int | None = None):
@@ -54,12 +58,20 @@ class KvDistillation:
         self.needs_queries = self.eviction.needs_attention
 
     def check(self, reasoner: ReasonerProtocol) -> None:
-        """Raise a KavaError where the backbone does not fit `kv.keys`."""
+        """Check that the backbone supports `kv.keys`.
+
+        Raises:
+            KavaError: it does not.
+        """
         if self.kv.keys == "pre_rope":
             rope.check(reasoner.lm, "kv.keys: pre_rope", "use post_rope")
 
     def check_rows(self, rows: Sequence[Row]) -> None:
-        """Raise a KavaError where the eviction cannot bring a row's trace to its budget."""
+        """Check that the eviction method can compress every chain of thought to its budget.
+
+        Raises:
+            KavaError: it cannot.
+        """
         latents = self.recipe.num_latents
         if self.width is None:
             self.eviction.check(max(len(row.steps) for row in rows), latents)
@@ -69,14 +81,19 @@ class KvDistillation:
         self.eviction.check(max(max(size.values(), default=0) for size in sizes), self.width)
 
     def modules(self, reasoner: ReasonerProtocol) -> nn.ModuleDict:
-        """The projection of keys and values, if the recipe has one."""
+        """Return the projection of keys and values, if the recipe has one."""
         if self.kv.projection == "none":
             return nn.ModuleDict()
         shapes = reasoner.cache_shapes()
         return nn.ModuleDict({"kv_projection": KvProjection(self.kv.projection, shapes)})
 
     def counts(self, batch: Batch, latents: int | None = None) -> Terms:
-        """The denominator of L_KV; `latents` is how many there are, if not all M."""
+        """Return the denominator of L_KV.
+
+        Args:
+            batch: see `kava.reasoning.batching.collate`.
+            latents: number of latents in use, if not all M.
+        """
         rows, latents = batch["steps_mask"].shape[0], latents or self.recipe.num_latents
         if self.recipe.short_traces == "zeros":
             slots = batch["steps_mask"].new_full((rows,), latents, dtype=torch.long)
@@ -86,7 +103,11 @@ class KvDistillation:
         return {"slots": denominator(slots, self.kv.reduction)}
 
     def blocks(self, batch: Batch) -> list[tuple[Tensor, int]]:
-        """Masks [B, C] of the parts of the trace that are compressed, each with its budget."""
+        """Return the parts of the chain of thought that are compressed separately.
+
+        Returns:
+            For each part, its mask [batch, steps] and its budget.
+        """
         latents = self.recipe.num_latents
         if self.width is None:
             return [(batch["steps_mask"], latents)]
@@ -100,10 +121,11 @@ class KvDistillation:
         teacher: TeacherOutput,
         student: LatentState,
     ) -> Terms:
-        """`kv`, with `kv.supervise: all` the mean over all T + 1 passes; and the log's parts.
+        """Return the loss term `kv` and the terms that are only logged or added to it.
 
-        The student may have fewer latents than the recipe (LOTUS in an early stage): it is then
-        compared with the first slots.
+        With `kv.supervise: all`, `kv` is the mean over all T + 1 passes, and each pass is logged as
+        `kv_step_i`. With `kv.answer` there is also `kv_answer`. The student may have fewer latents
+        than the recipe (LOTUS in an early stage); it is then compared with the first slots.
         """
         kv, before = self.kv, student.thought.attention_mask
         end = student.thought.columns - batch["answer"].shape[1]
@@ -148,13 +170,16 @@ class KvDistillation:
         return terms
 
     def weighted_loss(self, terms: Terms) -> Tensor:
-        """a2 times everything that L_KV is made of."""
+        """Return alpha_2 (`kv.weight`) times the sum of `kv` and, if present, `kv_answer`."""
         return self.kv.weight * (terms["kv"] + terms.get("kv_answer", 0))
 
     def student_kv_for_loss(
         self, reasoner: ReasonerProtocol, pairs: KeyValues, past: Tensor, mask: Tensor
     ) -> KeyValues:
-        """The student's keys and values as they are compared."""
+        """Return the student's keys and values in the form in which the loss compares them.
+
+        Compared with `keys_for_loss`, this also applies the projection `kv.projection`.
+        """
         pairs = self.keys_for_loss(reasoner, pairs, past, mask)
         if self.kv.projection == "none":
             return pairs
@@ -163,7 +188,13 @@ class KvDistillation:
     def keys_for_loss(
         self, reasoner: ReasonerProtocol, pairs: KeyValues, past: Tensor, mask: Tensor
     ) -> KeyValues:
-        """Columns with `mask` [B, n] after `past` [B, S], their keys as `kv.keys` says."""
+        """Return keys and values with the keys before or after the rotary embedding (`kv.keys`).
+
+        Args:
+            pairs: keys and values of the n new columns of each layer.
+            past: [batch, past], mask of the columns before them.
+            mask: [batch, columns], mask of these columns.
+        """
         if self.kv.keys == "post_rope":
             return pairs
         return rope.remove_rope(reasoner.lm, pairs, masks.positions(past, mask))
@@ -172,11 +203,18 @@ class KvDistillation:
     def compress(
         self, batch: Batch, teacher: TeacherOutput, steps: KeyValues | None = None
     ) -> tuple[KeyValues, list[Tensor]]:
-        """K~, V~ [B, H, M, D] and filled slots [B, H, M], per layer, gathered from `steps`
-        (the teacher's cache if not given).
+        """Compress the keys and values of the teacher's chain of thought.
 
-        Scores are of the keys as the cache holds them, whichever are compared afterwards.
-        With `short_traces: zeros`, unfilled slots hold zeros and count as filled.
+        Scores are computed from the keys as stored in the cache, even if keys before the rotary
+        embedding are compared afterwards. With `short_traces: zeros`, unfilled slots contain zeros
+        and count as filled.
+
+        Args:
+            steps: keys and values to select from; by default the teacher's cache.
+
+        Returns:
+            K~, V~: for each layer, [batch, kv_heads, latents, head_dim] each.
+            filled: for each layer, [batch, kv_heads, latents], true in filled slots.
         """
         steps = teacher.steps if steps is None else steps
         target, filled = [], []
@@ -188,15 +226,17 @@ class KvDistillation:
 
     @torch.no_grad()
     def choose(self, batch: Batch, teacher: TeacherOutput) -> list[Kept]:
-        """The tokens that each layer's heads keep.
+        """Select the tokens that each head of each layer keeps.
 
         Raises:
-            KavaError: the eviction cannot bring this trace to its budget.
+            KavaError: the eviction method cannot compress this chain of thought to its budget.
         """
         blocks, chosen = self.blocks(batch), []
         if self.width is None:
             self.eviction.check(batch["steps_mask"].shape[1], self.recipe.num_latents)
-        elif type(self.eviction).check is not Eviction.check:  # a GPU would have to be waited for
+        # The sizes of the blocks are on the GPU and reading them synchronizes with it, so this is
+        # skipped unless the eviction method overrides `check`.
+        elif type(self.eviction).check is not Eviction.check:
             for mask, budget in blocks:
                 self.eviction.check(int(mask.sum(1).amax(0)), budget)
         for layer in range(len(teacher.steps)):
@@ -213,7 +253,7 @@ class KvDistillation:
     def eviction_inputs(
         self, batch: Batch, teacher: TeacherOutput, layer: int, mask: Tensor
     ) -> EvictionInputs:
-        """What the compressor sees of one layer."""
+        """Return the inputs of the eviction method for one layer."""
         keys, attention, record = teacher.steps[layer][0], None, teacher.queries
         if record is not None:
             seen = visible_steps(batch, mask, record.window[layer])
@@ -228,14 +268,27 @@ class KvDistillation:
 
 
 def gather_kept(states: Tensor, kept: Kept) -> Tensor:
-    """What is kept of states [B, H, C, D], as [B, H, M, D]; zeros in unfilled slots."""
+    """Gather the kept tokens of keys or values; unfilled slots are zero.
+
+    Args:
+        states: [batch, kv_heads, steps, head_dim].
+        kept: the selection.
+
+    Returns:
+        [batch, kv_heads, latents, head_dim].
+    """
     return gather(states, kept.columns) * kept.filled[..., None]
 
 
 def visible_steps(batch: Batch, mask: Tensor, window: int | None) -> Tensor:
-    """Those of the reasoning tokens `mask` [B, C] that each answer token sees, [B, A, C].
+    """Return a mask of the reasoning tokens that each answer token can attend to.
 
-    `mask` itself where the layer has no sliding window.
+    Args:
+        mask: [batch, steps], the reasoning tokens to consider.
+        window: size of the layer's sliding window, None if it has none.
+
+    Returns:
+        [batch, answer, steps]; `mask` itself if the layer has no sliding window.
     """
     if window is None:
         return mask

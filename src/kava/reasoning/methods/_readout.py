@@ -1,4 +1,4 @@
-"""The latent readout in a method: logits at supervised latents only."""
+"""Latent readout as part of a method; logits are computed at supervised latents only."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from kava.recipe.schema import Recipe
 
 
 class Readout:
-    """The recipe's `latent_readout`."""
+    """Latent readout as set by the recipe's section `latent_readout` (LOTUS, arXiv:2606.31779)."""
 
     def __init__(self, recipe: Recipe):
         self.recipe, self.settings = recipe, recipe.latent_readout
         self.weight = recipe.latent_readout.weight
 
     def check(self) -> None:
-        """Raise a KavaError where the latents do not come in whole blocks."""
+        """Check that `num_latents` is a multiple of the block width.
+
+        Raises:
+            KavaError: it is not.
+        """
         width, latents = self.settings.width, self.recipe.num_latents
         if width and latents % width:
             raise KavaError(
@@ -31,10 +35,15 @@ class Readout:
             )
 
     def add_targets(self, batch: Batch, seen: Batch, latents: int) -> Batch:
-        """The batch with `readout_rows`, `readout_latents` and `readout_ids`, [N] each.
+        """Return the batch with the labels of the latents added.
 
         Args:
-            seen: the batch whose steps the first `latents` latents should name.
+            batch: the batch to which the labels are added.
+            seen: the batch whose chain of thought the latents should predict.
+            latents: number of latents in use.
+
+        Returns:
+            The batch with `readout_rows`, `readout_latents` and `readout_ids`, [labels] each.
         """
         settings = self.settings
         labels = readout_labels(
@@ -44,13 +53,17 @@ class Readout:
         return {**batch, **dict(zip(names, labels, strict=True))}
 
     def counts(self, batch: Batch) -> Terms:
-        """The number of supervised latents."""
+        """Return the number of supervised latents, the denominator of the loss."""
         ids = batch["readout_ids"]
         return {"readout": torch.full((), ids.numel(), dtype=torch.long, device=ids.device)}
 
     def loss(
         self, reasoner: ReasonerProtocol, batch: Batch, counts: Terms, states: Tensor
     ) -> Tensor:
-        """Mean CE over supervised latents, whose states are [B, M, d]."""
+        """Return the mean cross-entropy over supervised latents.
+
+        Args:
+            states: [batch, latents, hidden], hidden states of all latents.
+        """
         read = states[batch["readout_rows"], batch["readout_latents"]]
         return latent_readout_loss(reasoner, read, batch["readout_ids"], counts["readout"])

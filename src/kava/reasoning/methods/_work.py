@@ -1,9 +1,10 @@
-"""What a method's equations ask of the backbone, at the least: `kava bench` compares with it.
+"""Minimum work of a method: the forward passes that its equations require of the backbone.
 
-Written from the equations and not from the code that runs, so that a pass that is made twice, a
-logit that nobody reads or a pad shows as a ratio above 1. A pass is one time through all layers:
-that the last layer's output is not read at every column (the question's, say) is not counted as a
-saving, since no backbone of transformers can leave it out.
+`kava bench` compares the actual work with it. The minimum is derived from the equations and not
+from the code that runs, so a repeated forward pass, an unused logit or padding shows as a ratio
+above 1. A pass always goes through all layers. The last layer's output is not needed at every
+column (for example those of the question), but this is not counted as a saving, because no backbone
+of transformers can skip it.
 """
 
 from __future__ import annotations
@@ -18,20 +19,31 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Call:
-    """One pass: `new` real columns of each row after `past` real ones, [B] each."""
+    """One forward pass over a batch.
+
+    Args:
+        new: [batch], number of new real tokens of each example.
+        past: [batch], number of real tokens before them.
+    """
 
     new: Tensor
     past: Tensor
 
     @property
     def pairs(self) -> Tensor:
-        """Pairs of a query and a key that attention sees, [B]: causal, itself included."""
+        """Query-key pairs of causal attention, each token attending to itself too; [batch]."""
         return self.new * self.past + self.new * (self.new + 1) // 2
 
 
 @dataclass(frozen=True)
 class Work:
-    """All passes; `labels`: positions whose logits are read; `projected`: latents through P."""
+    """Total work of a step or of an answer.
+
+    Args:
+        calls: all forward passes.
+        labels: number of positions whose logits are needed.
+        projected: number of latent states that pass through the projection P.
+    """
 
     calls: Sequence[Call]
     labels: int
@@ -39,26 +51,27 @@ class Work:
 
     @property
     def columns(self) -> int:
-        """Token-forwards: real columns, summed over passes and rows."""
+        """Total number of real tokens over all forward passes and examples."""
         return sum(int(call.new.sum()) for call in self.calls)
 
     @property
     def pairs(self) -> int:
-        """Pairs of a query and a key, summed over passes and rows, of one layer."""
+        """Total number of query-key pairs of one layer, over all forward passes and examples."""
         return sum(int(call.pairs.sum()) for call in self.calls)
 
 
 def lengths(batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Real columns of question, steps and answer, [B] each."""
+    """Return the number of real tokens of question, chain of thought and answer, [batch] each."""
     question, steps, answer = (batch[f"{part}_mask"] for part in ("question", "steps", "answer"))
     return question.sum(1), steps.sum(1), answer.sum(1)
 
 
 def chain(*parts: Tensor | int, after: Tensor | None = None) -> list[Call]:
-    """Passes one after the other, each continuing from all before it.
+    """Return consecutive forward passes, each of which continues from all passes before it.
 
     Args:
-        after: real columns before the first, [B]; none if not given.
+        parts: number of new tokens of each pass, [batch] or a single number.
+        after: [batch], number of real tokens before the first pass; 0 by default.
     """
     calls: list[Call] = []
     for part in parts:
@@ -70,7 +83,16 @@ def chain(*parts: Tensor | int, after: Tensor | None = None) -> list[Call]:
 
 
 def refined(question: Tensor, latents: int, iterations: int, suffix: Tensor) -> list[Call]:
-    """Latents all at once: pass 0 with <bot>, T passes after it, the last with the suffix."""
+    """Return the forward passes of latents that are refined in parallel.
+
+    These are pass 0 with <bot> and T passes after it; the last pass includes the suffix.
+
+    Args:
+        question: [batch], lengths of the questions.
+        latents: number of latents M.
+        iterations: T.
+        suffix: [batch], lengths of the suffixes.
+    """
     if iterations == 0:
         return chain(1 + latents + suffix, after=question)
     again = Call(torch.full_like(question, latents), question + 1)
@@ -79,7 +101,15 @@ def refined(question: Tensor, latents: int, iterations: int, suffix: Tensor) -> 
 
 
 def one_by_one(question: Tensor, latents: Tensor | int, suffix: Tensor) -> list[Call]:
-    """<bot> and each latent in its own pass, the suffix in the last; `latents`: [B] or a number."""
+    """Return the forward passes of latents that are generated one at a time.
+
+    <bot> and each latent have a pass of their own; the suffix is counted after the last latent.
+
+    Args:
+        question: [batch], lengths of the questions.
+        latents: number of latents, [batch] or a single number.
+        suffix: [batch], lengths of the suffixes.
+    """
     count = torch.as_tensor(latents, device=question.device).expand_as(question)
     calls = chain(1, after=question)
     for i in range(1, int(count.max()) + 1):

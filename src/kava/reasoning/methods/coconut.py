@@ -1,9 +1,10 @@
-"""Coconut: stage by stage, latents take the place of written steps.
+"""Coconut (arXiv:2412.06769): stage by stage, latents replace the steps of the chain of thought.
 
 Q <bot> z_1 -> ... -> z_{k c} <eot> | C without its first k steps | "The answer is:" a EOS
 
-CE on what is left of C and answer. Stage 0 has every step written and no latent; stage k has k c
-latents instead of k steps; the last stage has all latents and no step.
+The loss is the cross-entropy on the remaining steps and the answer. Stage 0 has the whole chain of
+thought and no latents. Stage k has k c latents in place of the first k steps. The last stage has
+all latents and no steps.
 """
 
 from __future__ import annotations
@@ -31,13 +32,16 @@ from kava.reasoning.states import LatentState
 
 
 class Options(Curriculum):
-    """The stages (Hao et al., arXiv:2412.06769; the defaults are their GSM8K setting).
+    """Training stages of Coconut (Hao et al., arXiv:2412.06769); defaults are theirs for GSM8K.
 
-    latents_per_stage: c; epochs_per_stage: how long each stage lasts.
-    max_stage: stages with latents and written steps; one more follows without steps.
-    uniform_prob: the share of rows that are trained in another stage than the current one, drawn
-        from 0 to their number of steps, so that earlier stages are not forgotten.
-    reset_optimizer: forget AdamW's moments at each new stage.
+    Args:
+        latents_per_stage: c, the number of latents that replace one step.
+        epochs_per_stage: number of epochs of each stage.
+        max_stage: number of stages with both latents and steps; a last stage without steps follows.
+        uniform_prob: share of examples that are trained in another stage than the current one. That
+            stage is drawn uniformly from 0 to the example's number of steps, so that earlier stages
+            are not forgotten.
+        reset_optimizer: reset the moments of AdamW at each new stage.
     """
 
     latents_per_stage: int = Field(default=2, ge=1)
@@ -46,15 +50,16 @@ class Options(Curriculum):
     uniform_prob: float = Field(default=0.0, ge=0, le=1)
 
     def scale_epochs(self, factor: float) -> Options:
-        """The same schedule in `factor` times as many epochs."""
+        """Return the same schedule stretched to `factor` times as many epochs."""
         return self.model_copy(update={"epochs_per_stage": self.epochs_per_stage * factor})
 
 
 class Coconut(LatentMethod):
-    """Hao et al., arXiv:2412.06769; a latent is the state before it, without a projection.
+    """Coconut (Hao et al., arXiv:2412.06769).
 
-    Each latent is one call that continues from the cache of those before it. Rows of a batch may
-    be in different stages (`uniform_prob`): the latents that a row lacks are pads.
+    A latent is the hidden state before it, without a projection. Each latent takes one forward pass
+    that continues from the KV cache of those before it. The examples of a batch may be in different
+    stages (`uniform_prob`); missing latents are padding.
     """
 
     label = "Coconut"
@@ -63,7 +68,11 @@ class Coconut(LatentMethod):
     defaults = {"drop_last_step": False, "projection": "none", "num_latents": 6}
 
     def check(self, reasoner) -> None:
-        """Raise a KavaError where `num_latents` is not that of the last stage."""
+        """Check that `num_latents` is the number of latents in the last stage.
+
+        Raises:
+            KavaError: it is not.
+        """
         options, latents = self.options, self.recipe.num_latents
         if latents != options.latents_per_stage * options.max_stage:
             raise KavaError(
@@ -75,39 +84,42 @@ class Coconut(LatentMethod):
 
     @property
     def block(self) -> int:
-        """c, the latents of a stage."""
+        """Number of latents per stage, c."""
         return self.options.latents_per_stage
 
     def latents(self, reasoner, question, suffix, num_iterations, keep_all=False) -> LatentState:
-        """One backbone call for each latent."""
+        """Generate the latents one at a time, with one forward pass each."""
         return sequential.think(reasoner, question, self.recipe.num_latents, suffix)
 
     def latent_calls(self, question, num_iterations, suffix) -> list[Call]:
-        """<bot> and each latent in a pass of its own."""
+        """Return the forward passes: <bot> and each latent have a pass of their own."""
         return one_by_one(question, self.recipe.num_latents, suffix)
 
     def projected_latents(self, num_iterations: int) -> int:
-        """Each latent once, where there is a projection."""
+        """Return the number of projected latent states: each latent once, if projected at all."""
         return super().projected_latents(1)
 
     def passes(self, num_iterations: int) -> int:
-        """M: the call for <bot> belongs to the prefill."""
+        """Return M, since the forward pass of <bot> belongs to the prefill."""
         return self.recipe.num_latents
 
     def stage(self, epoch: float) -> int:
-        """0 is CoT, `max_stage + 1` the last."""
+        """Return the stage at `epoch`, from 0 (chain of thought) to `max_stage + 1` (no steps)."""
         last = self.options.max_stage + 1
         if epoch >= last * self.options.epochs_per_stage:
             return last
         return math.floor(epoch / self.options.epochs_per_stage + 1e-9)
 
     def last_stage_at(self, longest: int) -> float:
-        """After all stages with written steps."""
+        """Return the epoch at which the stage without steps begins."""
         return (self.options.max_stage + 1) * self.options.epochs_per_stage
 
     def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
-        """Adds `latents` [B], how many each row has, and `most_latents`; drops the steps that
-        they replace."""
+        """Return the batch without the steps that latents replace in its stage.
+
+        The batch gains `latents` [batch], the number of latents of each example, and
+        `most_latents`, the largest of these numbers.
+        """
         device, rows = batch["steps"].device, batch["steps"].shape[0]
         stage = torch.full((rows,), self.stage(epoch))
         if self.options.uniform_prob > 0 and epoch < math.inf:
@@ -124,7 +136,7 @@ class Coconut(LatentMethod):
         return {**left, "latents": latents, "most_latents": most}
 
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
-        """CE over what is left of the steps, and the answer."""
+        """Return the cross-entropy over the remaining steps and the answer."""
         question, _ = prefill_question(reasoner, batch)
         state = sequential.think(
             reasoner,
@@ -137,7 +149,7 @@ class Coconut(LatentMethod):
         return {"loss": ce, "student_ce": ce}
 
     def work(self, batch: Batch) -> Work:
-        """The question, each row's latents, what is left of its steps, and the answer."""
+        """Return the minimum work: question, latents, remaining steps and answer."""
         question, steps, answer = lengths(batch)
         latents = batch["latents"]
         student = one_by_one(question, latents, 1 + steps + answer)
@@ -145,6 +157,6 @@ class Coconut(LatentMethod):
         return Work([*chain(question), *student], batch["teacher_ids"].numel(), projected)
 
 
-_ALL = 1_000_000  # more steps than any trace has
+_ALL = 1_000_000  # more steps than any chain of thought has
 
 IMPLEMENTATION = Coconut

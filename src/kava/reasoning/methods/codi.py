@@ -1,4 +1,4 @@
-"""CODI: latents one at a time, taught by the states of a teacher who writes.
+"""CODI (arXiv:2502.21074): sequential latents, distilled from the teacher's hidden states.
 
 teacher   Q | C | "The answer is:" a EOS
 student   Q <bot> z_1 -> z_2 -> ... -> z_M <eot> "The answer is:" a EOS
@@ -15,10 +15,11 @@ from kava.reasoning.states import LatentState
 
 
 class CODI(PCCoT):
-    """Shen et al., arXiv:2502.21074, with question and teacher computed once.
+    """CODI (Shen et al., arXiv:2502.21074), with question and teacher computed once per step.
 
-    Six latents, factor 20 (theirs, on Llama-1B). Their code also compares the embeddings
-    (`codi.include_embeddings`); the spec's L_CODI does not.
+    Six latents and a weight of 20 for L_CODI, as theirs on Llama-1B. Their code also compares the
+    embeddings (`codi.include_embeddings`); by default, L_CODI does not include them here (see
+    docs/papers.md, CODI). Their code also runs the teacher twice per step.
     """
 
     label = "CODI"
@@ -27,19 +28,19 @@ class CODI(PCCoT):
     defaults = {"num_latents": 6, "codi": {"weight": 20.0, "loss": "smooth_l1"}}
 
     def latents(self, reasoner, question, suffix, num_iterations, keep_all=False) -> LatentState:
-        """One backbone call for each latent."""
+        """Generate the latents one at a time, with one forward pass each."""
         return sequential.think(reasoner, question, self.recipe.num_latents, suffix)
 
     def latent_calls(self, question, num_iterations, suffix) -> list[Call]:
-        """<bot> and each latent in a pass of its own."""
+        """Return the forward passes: <bot> and each latent have a pass of their own."""
         return one_by_one(question, self.recipe.num_latents, suffix)
 
     def projected_latents(self, num_iterations: int) -> int:
-        """Each latent once."""
+        """Return the number of projected latent states: each latent once."""
         return super().projected_latents(1)
 
     def passes(self, num_iterations: int) -> int:
-        """M: the call for <bot> belongs to the prefill."""
+        """Return M, since the forward pass of <bot> belongs to the prefill."""
         return self.recipe.num_latents
 
 

@@ -1,6 +1,6 @@
-"""CoT: write the steps, then the answer.
+"""CoT: generate the chain of thought, then the answer.
 
-Q | C | "The answer is:" a EOS        CE on C and answer
+Q | C | "The answer is:" a EOS        cross-entropy on C and the answer
 """
 
 from __future__ import annotations
@@ -21,31 +21,37 @@ from kava.reasoning.methods._work import Work, chain, lengths
 
 
 class CoT(Method):
-    """Written steps; the paper's upper line, and the teacher's role in every other method."""
+    """Chain of thought: the paper's upper baseline, and the teacher's task in other methods."""
 
     label = "CoT"
-    defaults = {"drop_last_step": False}  # the last step is the one that the answer is read from
+    # The last step is kept, because the answer is read from it.
+    defaults = {"drop_last_step": False}
 
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
-        """CE over steps and answer."""
+        """Return the cross-entropy over the chain of thought and the answer."""
         written = teacher_forward(reasoner, prefill_question(reasoner, batch), batch)
         ce = label_loss(reasoner, written.hidden, batch, "teacher", counts["written"])
         return {"loss": ce, "teacher_ce": ce}
 
     def work(self, batch: Batch) -> Work:
-        """Question, steps and answer once."""
+        """Return the minimum work: question, chain of thought and answer, once each."""
         question, steps, answer = lengths(batch)
         return Work(chain(question, steps + answer), batch["teacher_ids"].numel())
 
     def think(
         self, reasoner, question: Tensor, mask: Tensor, num_iterations=None
     ) -> ReasoningResult:
-        """Nothing is thought; writing begins."""
+        """Prefill the question; the chain of thought is generated as part of the answer."""
         return begin_writing(reasoner, question, mask)
 
 
 def begin_writing(reasoner, question: Tensor, mask: Tensor) -> ReasoningResult:
-    """Right after the question [B, Q], whose last token is the prompt."""
+    """Prefill a question without its last token, which becomes the prompt of the generation.
+
+    Args:
+        question: [batch, question], token ids.
+        mask: [batch, question], true at real tokens.
+    """
     thought = Thought.empty(question.shape[0], question.device)
     if question.shape[1] > 1:
         _, thought = reasoner.extend(thought, reasoner.embed(question[:, :-1]), mask[:, :-1])

@@ -1,8 +1,9 @@
-"""iCoT: written steps that vanish from the left while the model learns.
+"""iCoT (arXiv:2405.14838): the chain of thought is removed from the left during training.
 
-Q | C without its first s tokens | "The answer is:" a EOS        CE on what is left of C and answer
+Q | C without its first s tokens | "The answer is:" a EOS
 
-s grows with the training until nothing is left; what remains is No-CoT's sequence.
+The loss is the cross-entropy on the rest of C and the answer. s grows during training until nothing
+of C is left; the sequence is then that of No-CoT.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ from kava.reasoning.methods.no_cot import NoCoT
 
 
 class Options(Curriculum):
-    """The removal schedule (Deng, Choi, Shieber, arXiv:2405.14838; the defaults are theirs).
+    """Removal schedule (Deng, Choi, Shieber, arXiv:2405.14838); the defaults are theirs.
 
-    tokens_per_epoch: Delta, removed one after the other at even distances.
-    smoothing: lambda; each row loses o more tokens with a chance in proportion to exp(-lambda o).
-        None is no smoothing.
-    remove_all_beyond: once this many are removed, all are.
-    reset_optimizer: forget AdamW's moments with every removed token.
+    Args:
+        tokens_per_epoch: Delta, the number of tokens removed per epoch, one by one at equal
+            intervals.
+        smoothing: lambda; o more tokens are removed from each example, with a probability
+            proportional to exp(-lambda o). None disables smoothing.
+        remove_all_beyond: once this many tokens are removed, all tokens are.
+        reset_optimizer: reset the moments of AdamW with each removed token.
     """
 
     tokens_per_epoch: float = Field(default=8.0, gt=0)
@@ -41,12 +44,12 @@ class Options(Curriculum):
     remove_all_beyond: int | None = Field(default=None, ge=1)
 
     def scale_epochs(self, factor: float) -> Options:
-        """The same schedule in `factor` times as many epochs."""
+        """Return the same schedule stretched to `factor` times as many epochs."""
         return self.model_copy(update={"tokens_per_epoch": self.tokens_per_epoch / factor})
 
 
 class ICoT(NoCoT):
-    """Deng, Choi, Shieber, arXiv:2405.14838. Answers as No-CoT does."""
+    """Implicit chain of thought (Deng, Choi, Shieber, arXiv:2405.14838); answers like No-CoT."""
 
     label = "iCoT"
     paper = "2405.14838"
@@ -55,40 +58,43 @@ class ICoT(NoCoT):
     defaults = {"drop_last_step": False}
 
     def stage(self, epoch: float) -> int:
-        """How many tokens are removed from every row; as many as there are is the last stage."""
+        """Return how many tokens are removed from each example at `epoch`.
+
+        In the last stage all tokens are removed.
+        """
         beyond = self.options.remove_all_beyond or _ALL
         removed = min(epoch * self.options.tokens_per_epoch, _ALL)
-        # Half a millionth forgives the rounding of an epoch that is a quotient of steps.
+        # `epoch` is a quotient of steps; 5e-7 absorbs its rounding error before the floor.
         removed = math.floor(removed + 5e-7)
         return _ALL if removed >= beyond else removed
 
     def last_stage_at(self, longest: int) -> float:
-        """Where the longest trace is gone."""
+        """Return the epoch at which the longest chain of thought is removed."""
         beyond = self.options.remove_all_beyond or longest
         return min(longest, beyond) / self.options.tokens_per_epoch
 
     def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
-        """Without the tokens removed so far, and a few more by chance."""
+        """Return the batch without the tokens removed so far and, with smoothing, a few more."""
         removed = self.stage(epoch)
         count = torch.full((batch["steps"].shape[0],), removed)
         smoothing = self.options.smoothing
         if smoothing is not None:
-            # P(o) is geometric: the whole number below an exponential variable of rate lambda.
+            # P(o) is geometric: the floor of an exponential variable with rate lambda.
             count += (-(1 - uniform()).log() / smoothing).long()
         return batching.drop_first_tokens(batch, count.to(batch["steps"].device))
 
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
-        """CE over what is left of the steps, and the answer."""
+        """Return the cross-entropy over the rest of the chain of thought and the answer."""
         written = teacher_forward(reasoner, prefill_question(reasoner, batch), batch)
         ce = label_loss(reasoner, written.hidden, batch, "teacher", counts["written"])
         return {"loss": ce, "student_ce": ce}
 
     def work(self, batch: Batch) -> Work:
-        """Question, what is left of the steps, and answer once."""
+        """Return the minimum work: question, rest of the chain of thought and answer, once each."""
         question, steps, answer = lengths(batch)
         return Work(chain(question, steps + answer), batch["teacher_ids"].numel())
 
 
-_ALL = 1_000_000  # more tokens than any trace has
+_ALL = 1_000_000  # more tokens than any chain of thought has
 
 IMPLEMENTATION = ICoT

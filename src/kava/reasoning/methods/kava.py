@@ -1,4 +1,4 @@
-"""KaVa: PCCoT whose latents also match the teacher's compressed key/value cache.
+"""KaVa (arXiv:2510.02312): PCCoT plus distillation of the teacher's compressed KV cache.
 
 L = CE_student + w_t CE_teacher + a1 L_CODI + a2 L_KV
 """
@@ -19,9 +19,10 @@ from kava.recipe.schema import Recipe
 
 
 class KaVa(PCCoT):
-    """Kuzina, Pioro, Whatmough, Bejnordi, arXiv:2510.02312.
+    """KaVa (Kuzina, Pioro, Whatmough, Bejnordi, arXiv:2510.02312).
 
-    With `latent_readout.weight` each latent also names a reasoning token (LOTUS's loss; ours here).
+    With `latent_readout.weight`, each latent is also trained to predict a reasoning token. This is
+    the loss of LOTUS; its use here is our addition.
     """
 
     label = "KaVa"
@@ -36,35 +37,43 @@ class KaVa(PCCoT):
         self.needs_queries = self.distils and self.kv.needs_queries
 
     def check(self, reasoner) -> None:
-        """Raise a KavaError where the backbone or the recipe does not fit."""
+        """Check that the backbone and the recipe fit the method.
+
+        Raises:
+            KavaError: they do not.
+        """
         if self.distils:
             self.kv.check(reasoner)
         self.readout.check()
 
     def check_rows(self, rows) -> None:
-        """Raise a KavaError where a trace is too long for the eviction."""
+        """Check that no chain of thought is too long for the eviction method.
+
+        Raises:
+            KavaError: one is too long.
+        """
         if self.distils:
             self.kv.check_rows(rows)
 
     def modules(self, reasoner) -> nn.ModuleDict:
-        """The projection of keys and values, if any."""
+        """Return the projection of keys and values, if there is one."""
         return self.kv.modules(reasoner) if self.distils else nn.ModuleDict()
 
     def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
-        """With what the latents should name, if they are read."""
+        """Return the batch, with labels for the latents added if the latent readout is used."""
         return (
             self.readout.add_targets(batch, batch, self.recipe.num_latents) if self.reads else batch
         )
 
     def counts(self, batch: Batch) -> Terms:
-        """PCCoT's, filled slots and supervised latents."""
+        """Return the denominators of PCCoT, of L_KV (filled slots) and of the latent readout."""
         found = super().counts(batch)
         if self.distils:
             found |= self.kv.counts(batch)
         return found | self.readout.counts(batch) if self.reads else found
 
     def work(self, batch: Batch) -> Work:
-        """PCCoT's, and the logits of latents that are read."""
+        """Return the minimum work of PCCoT plus the logits that the latent readout needs."""
         least = super().work(batch)
         if not self.reads:
             return least
@@ -73,7 +82,7 @@ class KaVa(PCCoT):
     def combine(
         self, reasoner, batch: Batch, counts: Terms, teacher: TeacherOutput, student: LatentState
     ) -> Terms:
-        """PCCoT's terms, L_KV, and the readout if it has a weight."""
+        """Return the terms of PCCoT, L_KV and the latent readout, the latter two if weighted."""
         terms = super().combine(reasoner, batch, counts, teacher, student)
         if self.distils:
             terms |= self.kv.terms(reasoner, batch, counts, teacher, student)

@@ -1,4 +1,4 @@
-"""LOTUS: blocks of latents, one for each step, refined in loops and read against their tokens.
+"""LOTUS (arXiv:2606.31779): one block of latents per reasoning step, refined in loops.
 
 Q <bot> | K x c latents, R loops | <eot> "The answer is:" a EOS
 
@@ -34,24 +34,32 @@ from kava.recipe.schema import Recipe
 
 
 class Options(Curriculum):
-    """The curriculum: each stage turns one more step into latents, with one more loop."""
+    """Curriculum of LOTUS: each stage replaces one more step by latents and adds one more loop.
+
+    Args:
+        epochs_per_stage: number of epochs of each stage.
+        reset_optimizer: reset the moments of AdamW at each new stage.
+    """
 
     epochs_per_stage: float = Field(default=1.0, gt=0)
     reset_optimizer: bool = False
 
     def scale_epochs(self, factor: float) -> Options:
-        """The same schedule in `factor` times as many epochs."""
+        """Return the same schedule stretched to `factor` times as many epochs."""
         return self.model_copy(update={"epochs_per_stage": self.epochs_per_stage * factor})
 
 
 class Lotus(LatentMethod):
-    """arXiv:2606.31779. Token j of step i is read at latent j of block i.
+    """LOTUS (arXiv:2606.31779): latent j of block i predicts token j of reasoning step i.
 
-    In stage e (from 1) the first min(e, K) steps are latents, refined in min(e, R) loops; steps
-    after them stay written, before the answer. A row with more than K steps keeps its surplus
-    written to the end; an answer is asked for right after <eot> all the same. With `kv.weight`
-    each block also matches its step's keys and values in a teacher's cache, compressed to c
-    (L_KV, ours here); the teacher is then trained by `teacher_ce_weight`.
+    In stage e (counted from 1), the first min(e, K) steps are replaced by latents, which are
+    refined in min(e, R) loops. The remaining steps stay in the text before the answer. An example
+    with more than K steps keeps the surplus steps in its text to the end of training; at inference
+    the answer nevertheless follows directly after <eot>.
+
+    With `kv.weight`, each block also matches the keys and values of its step in the teacher's KV
+    cache, compressed to c tokens (L_KV; its use here is our addition). The teacher is then trained
+    with weight `teacher_ce_weight`.
     """
 
     label = "LOTUS"
@@ -74,7 +82,11 @@ class Lotus(LatentMethod):
         self.distils = recipe.kv.weight > 0
 
     def check(self, reasoner) -> None:
-        """Raise a KavaError where the recipe does not make whole blocks."""
+        """Check that the recipe sets a block width and that the latents come in whole blocks.
+
+        Raises:
+            KavaError: they do not, or the backbone does not support `kv.keys`.
+        """
         if self.recipe.latent_readout.width is None:
             raise KavaError(
                 "lotus needs latent_readout.width, the latents of a step",
@@ -86,46 +98,54 @@ class Lotus(LatentMethod):
             self.kv.check(reasoner)
 
     def check_rows(self, rows) -> None:
-        """Raise a KavaError where a step is too long for the eviction."""
+        """Check that no reasoning step is too long for the eviction method.
+
+        Raises:
+            KavaError: one is too long.
+        """
         if self.distils:
             self.kv.check_rows(rows)
 
     def modules(self, reasoner) -> nn.ModuleDict:
-        """The projection of keys and values, if any."""
+        """Return the projection of keys and values, if there is one."""
         return self.kv.modules(reasoner) if self.distils else nn.ModuleDict()
 
     @property
     def blocks(self) -> int:
-        """K."""
+        """Number of blocks of latents, K."""
         return self.recipe.num_latents // self.width
 
     @property
     def block(self) -> int:
-        """c, the latents of a step."""
+        """Number of latents per reasoning step, c."""
         return self.width
 
     def latents(self, reasoner, question, suffix, num_iterations, keep_all=False) -> LatentState:
-        """All K blocks."""
+        """Generate all K blocks of latents, refined in loops."""
         return looped.think(
             reasoner, question, self.recipe.num_latents, num_iterations, suffix, keep_all
         )
 
     def latent_calls(self, question, num_iterations, suffix) -> list[Call]:
-        """Pass 0 and R loops over all blocks."""
+        """Return the forward passes: pass 0 and R loops over all blocks."""
         return refined(question, self.recipe.num_latents, num_iterations, suffix)
 
     def stage(self, epoch: float) -> int:
-        """From 1, the number of steps that are latents, to K."""
+        """Return the stage, which is the number of steps replaced by latents, from 1 to K."""
         if epoch >= self.last_stage_at(0):
             return self.blocks
         return 1 + math.floor(epoch / self.options.epochs_per_stage + 1e-9)
 
     def last_stage_at(self, longest: int) -> float:
-        """Where the last block comes in."""
+        """Return the epoch at which the last block of latents is added."""
         return (self.blocks - 1) * self.options.epochs_per_stage
 
     def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
-        """`left`: the batch without the steps that are latents now; `stage` is their number."""
+        """Return the batch with its stage and the labels of the latents.
+
+        The batch gains `stage`, the number of steps replaced by latents, and `left`, the batch
+        without these steps.
+        """
         stage = self.stage(epoch)
         steps = batch["steps"].new_full((batch["steps"].shape[0],), stage)
         left = batching.drop_first_tokens(batch, batching.tokens_of_steps(batch, steps))
@@ -133,7 +153,7 @@ class Lotus(LatentMethod):
         return self.readout.add_targets(batch, self.supervised(batch), stage * self.width)
 
     def counts(self, batch: Batch) -> Terms:
-        """Labels after <eot>, supervised latents, and what L_KV needs."""
+        """Return the denominators: labels after <eot>, supervised latents, and those of L_KV."""
         left = super().counts(batch["left"])
         found = {**super().counts(batch), "student": left["written"], **self.readout.counts(batch)}
         if self.distils:
@@ -141,17 +161,21 @@ class Lotus(LatentMethod):
         return found
 
     def supervised(self, batch: Batch) -> Batch:
-        """The batch with the steps that are latents now, and no others, in `step_of`."""
+        """Return the batch with only those steps in `step_of` that latents currently replace."""
         now = (batch["step_of"] >= 0) & (batch["step_of"] < batch["stage"])
         return {**batch, "step_of": batch["step_of"].masked_fill(~now, -1)}
 
     def loops(self, stage: int) -> int:
-        """How many loops a stage has."""
+        """Return the number of loops in a stage."""
         most = self.recipe.num_iterations
         return min(stage, most) if stage < self.blocks else most
 
     def work(self, batch: Batch) -> Work:
-        """The question, the stage's latents and loops, what is left written; a teacher for L_KV."""
+        """Return the minimum work of a step in its stage.
+
+        It consists of the question, the latents with their loops, the remaining steps and the
+        answer, and the teacher if L_KV is used.
+        """
         stage = batch["stage"]
         question, left, answer = lengths(batch["left"])
         loops, latents = self.loops(stage), stage * self.width
@@ -165,7 +189,7 @@ class Lotus(LatentMethod):
         return Work(calls, labels, projected)
 
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
-        """All loops of one step."""
+        """Run the forward passes of a training step and return `loss` and all logged terms."""
         recipe, stage = self.recipe, batch["stage"]
         question = prefill_question(reasoner, batch)
         left = batch["left"]

@@ -1,6 +1,6 @@
-"""No-CoT: answer at once.
+"""No-CoT: generate the answer directly, without a chain of thought.
 
-Q | "The answer is:" a EOS        CE on the answer
+Q | "The answer is:" a EOS        cross-entropy on the answer
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from kava.reasoning.methods._work import Work, chain, lengths
 
 
 class NoCoT(Method):
-    """The paper's lower line: the same backbone without any room to think."""
+    """Direct answers: the paper's lower baseline, the same backbone without any reasoning."""
 
     label = "No-CoT"
     uses_steps = False
 
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
-        """CE over the answer."""
+        """Return the cross-entropy over the answer."""
         thought, last = prefill_question(reasoner, batch)
         output, _ = reasoner.extend(thought, reasoner.embed(batch["answer"]), batch["answer_mask"])
         hidden = torch.cat((last, output.last_hidden_state), dim=1)
@@ -35,14 +35,14 @@ class NoCoT(Method):
         return {"loss": ce, "student_ce": ce}
 
     def work(self, batch: Batch) -> Work:
-        """Question and answer once."""
+        """Return the minimum work: question and answer, once each."""
         question, _, answer = lengths(batch)
         return Work(chain(question, answer), batch["answer_ids"].numel())
 
     def think(
         self, reasoner, question: Tensor, mask: Tensor, num_iterations=None
     ) -> ReasoningResult:
-        """The question, nothing else."""
+        """Prefill the question; there is no reasoning before the answer."""
         thought, _ = prefill_question(reasoner, {"question": question, "question_mask": mask})
         prompt = prompt_ids(reasoner, question.shape[0], question.device)
         return ReasoningResult(thought, prompt, reasoner.prompt_text, 0, prefill_passes=1)

@@ -1,4 +1,4 @@
-"""PCCoT: latents by Jacobi iteration, taught by the states of a teacher who writes.
+"""PCCoT (arXiv:2506.18582): Jacobi iteration over latents, distilled from the teacher's states.
 
 teacher   Q | C | "The answer is:" a EOS
 student   Q <bot> | z_1 ... z_M | <eot> "The answer is:" a EOS
@@ -29,29 +29,31 @@ from kava.reasoning.states import LatentState
 
 
 class PCCoT(LatentMethod):
-    """Wu, Teng, Tu, arXiv:2506.18582, with the question computed once."""
+    """PCCoT (Wu, Teng, Tu, arXiv:2506.18582), with the question computed once per step."""
 
     label = "PCCoT"
     paper = "2506.18582"
     iterates = True
     losses = ("codi",)
     needs_queries = False
-    defaults = {"codi": {"loss": "smooth_l1"}}  # as in their code
+    defaults = {"codi": {"loss": "smooth_l1"}}  # as in the authors' code
 
     def latents(self, reasoner, question, suffix, num_iterations, keep_all=False) -> LatentState:
-        """All at once, refined by T iterations."""
+        """Generate all latents in parallel and refine them in T iterations."""
         return jacobi.think(
             reasoner, question, self.recipe.num_latents, num_iterations, suffix, keep_all
         )
 
     def latent_calls(self, question, num_iterations, suffix) -> list[Call]:
-        """Pass 0 and T passes over all latents."""
+        """Return the forward passes: pass 0 and T passes over all latents."""
         return refined(question, self.recipe.num_latents, num_iterations, suffix)
 
     def work(self, batch: Batch) -> Work:
-        """The question once, the teacher's steps and answer, the latents and the student's answer.
+        """Return the minimum work of a training step.
 
-        Comparing states and caches is no matrix product, and compressing a negligible one.
+        It consists of the question (once), the teacher's chain of thought and answer, the latents
+        and the student's answer. Comparing hidden states and caches involves no matrix product, and
+        compressing the cache a negligible one.
         """
         question, steps, answer = lengths(batch)
         iterations = self.recipe.num_iterations
@@ -61,7 +63,7 @@ class PCCoT(LatentMethod):
         return Work([*chain(question, steps + answer), *student], labels, projected)
 
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
-        """All passes of one step."""
+        """Run the forward passes of a training step and return `loss` and all logged terms."""
         recipe = self.recipe
         layers = recipe.codi.weight > 0
         question = prefill_question(reasoner, batch)
@@ -78,7 +80,13 @@ class PCCoT(LatentMethod):
     def combine(
         self, reasoner, batch: Batch, counts: Terms, teacher: TeacherOutput, student: LatentState
     ) -> Terms:
-        """The terms and their weighted sum."""
+        """Return the loss terms and, as `loss`, their weighted sum.
+
+        Args:
+            batch, counts: see `Method.loss`.
+            teacher: output of the teacher's forward pass.
+            student: state after the student's latents and answer.
+        """
         terms = {
             "student_ce": label_loss(reasoner, student.suffix, batch, "answer", counts["answer"]),
             "teacher_ce": label_loss(reasoner, teacher.hidden, batch, "teacher", counts["written"]),
@@ -89,7 +97,7 @@ class PCCoT(LatentMethod):
             states = reasoner.colon_states(student.output, student.suffix_start + 1)
             terms["codi"] = hidden_state_loss(
                 states,
-                cast(Tensor, teacher.colon),  # all layers were asked for
+                cast(Tensor, teacher.colon),  # not None: the states of all layers were requested
                 codi.loss,
                 codi.layerwise_std,
                 counts["rows"],
