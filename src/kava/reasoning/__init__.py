@@ -1,8 +1,8 @@
-"""The method: latents, compression, distillation losses, and the model that is made of them.
+"""Latent reasoning: latents, cache compression, distillation losses, and the model that uses them.
 
 reasoner.py   backbone, adapter, special tokens and projection in one module
-methods/      one file for each training method
-latents/      how latent tokens come about
-evictions/    how the teacher's cache is compressed
-losses/       what the student is compared with
+methods/      training methods, one file each
+latents/      rules that generate the latent tokens
+evictions/    methods that compress the teacher's KV cache
+losses/       terms of the training objective
 """

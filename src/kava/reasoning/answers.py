@@ -1,4 +1,4 @@
-"""What comes out at the end."""
+"""Result types of reasoning and of answering."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from kava.backbones.thought import Thought
 
 @dataclass(frozen=True)
 class Answer:
-    """One answered question.
+    """Answer to one question.
 
-    text: everything the model wrote, the answer prompt included.
-    forward_passes: sequential backbone calls from the end of the question's prefill to the end of
-        the answer (spec, Evaluation). generated_tokens includes EOS.
-    finished: false where `max_new_tokens` or the backbone's positions cut it off.
+    Args:
+        text: the generated text, including the answer prompt.
+        forward_passes: number of sequential forward passes of the backbone from the end of the
+            question's prefill to the end of the answer (see docs/papers.md, Evaluation).
+        prefill_passes: number of forward passes that belong to the prefill.
+        generated_tokens: number of generated tokens, including EOS.
+        finished: false if `max_new_tokens` or the backbone's positions cut the answer off.
     """
 
     text: str
@@ -28,10 +31,11 @@ class Answer:
 
 
 class Generated(NamedTuple):
-    """Texts of answers and what was thought before them.
+    """Texts of the answers, together with the reasoning before them.
 
-    text: what `Reasoner.generate` gives without the thoughts.
-    thinking: of all questions together, one row each.
+    Args:
+        text: what `Reasoner.generate` returns without `return_thoughts`.
+        thinking: reasoning results of all questions as one batch.
     """
 
     text: str | list[str] | list[list[str]]
@@ -40,14 +44,17 @@ class Generated(NamedTuple):
 
 @dataclass(frozen=True)
 class ReasoningResult:
-    """The end of thinking, ready for the answer.
+    """Result of the reasoning, from which the answer is generated.
 
-    thought: what the answer continues from.
-    prompt: token ids [B, P] fed first.
-    prompt_text: the part of the answer's text that the prompt already holds.
-    forward_passes: sequential calls after the question's prefill (T for KaVa; spec, Evaluation).
-    prefill_passes: calls that belong to the prefill.
-    latent_states: last layer's states of the latents after the last pass, [B, M, d], if any.
+    Args:
+        thought: the KV cache that the answer continues from.
+        prompt: [batch, prompt], token ids that are processed first.
+        prompt_text: the part of the answer's text that is already in the prompt.
+        forward_passes: number of sequential forward passes after the question's prefill (T for
+            KaVa; see docs/papers.md, Evaluation).
+        prefill_passes: number of forward passes that belong to the prefill.
+        latent_states: [batch, latents, hidden], hidden states of the latents in the last layer
+            after the last pass; None for methods without latents.
     """
 
     thought: Thought

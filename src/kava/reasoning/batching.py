@@ -1,14 +1,14 @@
-"""Sequences, masks and positions: made here and nowhere else.
+"""Tokenization and batching of examples: the only place that builds sequences and their masks.
 
-A batch is a set of segments, each padded on its own, so that every segment is the same columns in
-every row (`.` is a pad):
+A batch is a set of segments. Each segment is padded separately, so that it occupies the same
+columns in every row (`.` is padding):
 
               question        steps           answer
     row 0     ..Q Q Q Q       C C C C C C     The answer is: 7 EOS .
     row 1     Q Q Q Q Q Q     C C C . . .     The answer is: 1 2   EOS
 
-Questions are padded on the left and everything after them on the right. A cache may therefore
-have holes; the mask says which columns are real, and a position counts real columns only.
+Questions are padded on the left and all later segments on the right. A cache may therefore have
+holes. The mask marks the real columns, and positions count real columns only.
 """
 
 from __future__ import annotations
@@ -29,9 +29,14 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Row:
-    """One tokenised example. `answer` is the prompt, the answer and EOS; `steps` may be empty.
+    """One tokenized example.
 
-    `step_of`: for each token of `steps`, the number of its step, from 0.
+    Args:
+        id: the example's id.
+        question: token ids of the question, with BOS if the tokenizer has one.
+        steps: token ids of the chain of thought; may be empty.
+        step_of: for each token of `steps`, the index of its step, from 0.
+        answer: token ids of the answer prompt, the answer and EOS.
     """
 
     id: str
@@ -42,18 +47,19 @@ class Row:
 
     @property
     def columns(self) -> int:
-        """Tokens of all parts."""
+        """Total number of tokens of question, chain of thought and answer."""
         return len(self.question) + len(self.steps) + len(self.answer)
 
 
 class Encoder:
-    """Text to token ids, the same way for every method.
+    """Convert text to token ids, in the same way for every method.
 
-    Question: BOS (where the tokenizer has one) and the text. Steps: each on its own, as in the
-    data, separated by a blank if they are sentences. Answer: prompt, blank, answer, EOS.
+    The question is BOS (if the tokenizer has one) and the text. Each step is tokenized separately,
+    as in the data; steps that are sentences are separated by a space. The answer is the answer
+    prompt, a space, the answer and EOS.
 
     Raises:
-        KavaError: the tokenizer has no EOS.
+        KavaError: the tokenizer has no EOS token.
     """
 
     def __init__(self, tokenizer: Any, drop_last_step: bool):
@@ -68,21 +74,21 @@ class Encoder:
         self.prompt = self._encode([ANSWER_PROMPT])[0]
 
     def question(self, text: str) -> list[int]:
-        """BOS and the question's tokens."""
+        """Return the token ids of a question, with BOS if the tokenizer has one."""
         return self.questions([text])[0]
 
     def questions(self, texts: Sequence[str]) -> list[list[int]]:
-        """BOS and the tokens of each question."""
+        """Return the token ids of each question, with BOS if the tokenizer has one."""
         bos = self.tokenizer.bos_token_id
         first = [] if bos is None else [bos]
         return [first + ids for ids in self._encode(texts)]
 
     def row(self, example: Example) -> Row:
-        """Tokenise one example whole."""
+        """Tokenize one example: question, chain of thought and answer."""
         return self.rows([example])[0]
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
-        """Tokenise examples whole. Each different step and answer is encoded once."""
+        """Tokenize examples; each distinct step and answer is encoded only once."""
         traces = [[_spaced(s) for s in self._kept(e)] for e in examples]
         answers = [" " + e.answer for e in examples]
         parts = list(dict.fromkeys([*answers, *(step for trace in traces for step in trace)]))
@@ -105,7 +111,7 @@ class Encoder:
         return example.steps[:-1] if self.drop_last_step else example.steps
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        # A question may hold the text of a special token; it is read as text.
+        # A question may contain the text of a special token; it is tokenized as ordinary text.
         if not texts:
             return []
         return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)[
@@ -114,15 +120,18 @@ class Encoder:
 
 
 def _spaced(step: str) -> str:
-    """Equations touch one another; sentences are parted by a blank."""
+    """Return the step with a leading space, unless it is an equation (`<<...>>`)."""
     return step if step.startswith("<<") else " " + step
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Which columns predict which tokens, as flat indices, found once for a batch.
+    """Labels of a batch as flat indices, computed once: which columns predict which tokens.
 
-    rows, columns, ids: [N]. A hidden state at (rows[n], columns[n]) predicts ids[n].
+    The hidden state at (rows[n], columns[n]) predicts the token ids[n].
+
+    Args:
+        rows, columns, ids: [labels] each.
     """
 
     rows: Tensor
@@ -131,10 +140,15 @@ class Labels:
 
 
 def next_token_labels(ids: Tensor, mask: Tensor) -> Labels:
-    """Labels of right-padded segments [B, S] that follow one column (column 0).
+    """Return the next-token labels of right-padded segments that follow one other column.
 
-    Column 0 stands for the last real token before the segments; column j + 1 for segment
-    column j. Pads inside are jumped over: the predecessor is the last real column.
+    Column 0 of the labels is the last real token before the segments, and column j + 1 is column j
+    of the segments. Padding between segments is skipped: a token is predicted from the last real
+    column before it.
+
+    Args:
+        ids: [batch, columns], token ids of the segments.
+        mask: [batch, columns], true at real tokens.
     """
     rows, targets = mask.nonzero(as_tuple=True)
     index = torch.arange(1, mask.shape[1] + 1, device=mask.device).expand_as(mask) * mask
@@ -144,12 +158,22 @@ def next_token_labels(ids: Tensor, mask: Tensor) -> Labels:
 
 
 def collate(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
-    """Rows to the tensors of one micro-batch.
+    """Collate tokenized examples into the tensors of one micro-batch.
 
-    Returns a flat dict: `question`, `steps`, `answer` with their `_mask` ([B, .]); `step_of`
-    ([B, C], the number of each token's step, -1 at pads); `teacher_*` labels over [question end,
-    steps, answer] and `answer_*` labels over [column before, answer], each as `rows`, `columns`,
-    `ids`; and the rows' `ids`.
+    Args:
+        rows: the tokenized examples.
+        pad_id: token id of the padding.
+
+    Returns:
+        A flat dict with these entries:
+
+        - `question`, `steps`, `answer`: token ids, [batch, columns] each, and their masks
+          `question_mask`, `steps_mask`, `answer_mask`;
+        - `step_of`: [batch, steps], the index of each token's step, -1 at padding;
+        - `teacher_rows`, `teacher_columns`, `teacher_ids`: labels over [question end, steps,
+          answer];
+        - `answer_rows`, `answer_columns`, `answer_ids`: labels over [column before, answer];
+        - `ids`: the ids of the examples.
     """
     question, question_mask = pad([r.question for r in rows], "left", pad_id)
     steps, steps_mask = pad([r.steps for r in rows], "right", pad_id)
@@ -177,9 +201,13 @@ def _labels(steps: Tensor, steps_mask: Tensor, answer: Tensor, answer_mask: Tens
 
 
 def drop_first_tokens(batch: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
-    """The same batch without the first `tokens` [B] reasoning tokens of each row.
+    """Return the batch without the first tokens of each chain of thought.
 
-    What is left moves to the left, so that each segment is padded on its right again.
+    The remaining tokens move to the left, so that each segment is padded on the right again.
+
+    Args:
+        batch: see `collate`.
+        tokens: [batch], number of tokens to drop from each example.
     """
     columns = torch.arange(batch["steps"].shape[1], device=tokens.device)
     kept = batch["steps_mask"] & (columns >= tokens[:, None])
@@ -192,12 +220,17 @@ def drop_first_tokens(batch: dict[str, Any], tokens: Tensor) -> dict[str, Any]:
 
 
 def tokens_of_steps(batch: dict[str, Any], steps: Tensor) -> Tensor:
-    """[B], how many reasoning tokens the first `steps` [B] steps of each row have."""
+    """Return the number of tokens in the first steps of each chain of thought, [batch].
+
+    Args:
+        batch: see `collate`.
+        steps: [batch], number of steps to count.
+    """
     return (batch["steps_mask"] & (batch["step_of"] < steps[:, None])).sum(1)
 
 
 def to_ascii(batch: dict[str, Any], tokenizer: Any, width: int = 6) -> str:
-    """A batch in ASCII, one line per row, for eyes: `|` between segments, `.` for pads."""
+    """Render a batch in ASCII, one line per example: `|` between segments, `.` for padding."""
     lines = []
     for i in range(len(batch["ids"])):
         parts = []

@@ -1,12 +1,12 @@
-"""A checkpoint folder: written whole, loaded strictly, safetensors only.
+"""Checkpoint folders: saved atomically, loaded strictly, with weights in safetensors only.
 
 kava.json           format, method, backbone identity, tokenizer size, versions
 README.md           the model card
 recipe.yaml         the resolved recipe
-kava.safetensors    the three token rows and the projection
-adapter/            peft's own format            (adapter: lora)
-backbone/           transformers' own format     (adapter: full)
-tokenizer.json ...  the tokenizer with the three tokens
+kava.safetensors    embeddings of the three special tokens, the projection, the method's own weights
+adapter/            in the format of peft           (adapter: lora)
+backbone/           in the format of transformers   (adapter: full)
+tokenizer.json ...  the tokenizer with the three special tokens
 """
 
 from __future__ import annotations
@@ -44,20 +44,24 @@ def save(
     weights: dict[str, Tensor] | None = None,
     below: Path | None = None,
 ) -> None:
-    """Write into a folder beside and rename, so that a half-written checkpoint never has the name.
+    """Save a checkpoint atomically, replacing an existing one.
 
-    An existing checkpoint of that name is replaced.
+    The files are written to a temporary folder next to it, which is renamed at the end. A partially
+    written checkpoint therefore never has the final name.
 
     Args:
+        reasoner: what to save.
+        folder: the checkpoint folder.
         weights: see `write`.
-        below: the folder that was given, if it is one above, in which no link is followed.
+        below: the folder given by the user, if `folder` is inside it; no symbolic links are
+            followed within it.
 
     Raises:
-        KavaError: the disk is full or fails, or there is a link; an existing checkpoint is then as
-            it was.
+        KavaError: the disk is full or fails, or a path is a link; an existing checkpoint is then
+            unchanged.
     """
     folder = Path(folder)
-    if below is None:  # a folder that was given may be a link
+    if below is None:  # a folder given by the user may be a link
         folder = folder.resolve()
     parts = folder.with_name(folder.name + ".partial")
     for place in (folder, parts):
@@ -81,7 +85,10 @@ def write(
     """Write the files of a checkpoint into an existing folder.
 
     Args:
-        weights: the reasoner's state, where it is split over processes (`kava.system.sharded`).
+        reasoner: what to save.
+        folder: the existing folder.
+        weights: the full state of the reasoner, if it is sharded over ranks
+            (`kava.system.sharded`).
     """
     own = own_weights(reasoner)
     if weights is not None:
@@ -109,8 +116,11 @@ def write(
 
 
 def _tidy(adapter: Path, backbone: str) -> None:
-    """Name the backbone as it is called anywhere, where peft names the folder it was read from."""
-    (adapter / "README.md").unlink(missing_ok=True)  # a form that nobody has filled in
+    """Set the backbone's portable name in the adapter's config.
+
+    peft records the local folder from which the backbone was loaded instead.
+    """
+    (adapter / "README.md").unlink(missing_ok=True)  # peft's model card template, never filled in
     file = adapter / "adapter_config.json"
     told = {**json.loads(file.read_text(encoding="utf-8")), "base_model_name_or_path": backbone}
     write_whole(file, json.dumps(told, indent=2) + "\n")
@@ -119,7 +129,7 @@ def _tidy(adapter: Path, backbone: str) -> None:
 def save_lm(
     reasoner: ReasonerProtocol, folder: Path, weights: dict[str, Tensor] | None = None
 ) -> None:
-    """Write the language model in transformers' format; `weights` as in `write`."""
+    """Save the language model in the format of transformers; for `weights` see `write`."""
     reasoner.lm.save_pretrained(folder, state_dict=_below("backbone.", weights))
 
 
@@ -136,10 +146,17 @@ def _describe_in(
     record: dict[str, Any] | None,
     below: Path,
 ) -> None:
-    """`kava.json` and the model card; `record` is what was measured, as `result.json` has it.
+    """Write `kava.json` and the model card.
+
+    Args:
+        folder: the checkpoint folder.
+        description: the content of `kava.json`, without the record.
+        resolved: the resolved recipe.
+        record: measured results, as in `result.json`.
+        below: a folder within which no symbolic links are followed.
 
     Raises:
-        KavaError: the description or the record is not as kava writes it; there is a link.
+        KavaError: the description or the record is not in the format of kava, or a path is a link.
     """
     try:
         text = card(resolved, description["backbone"], record, description.get("merged", False))
@@ -156,7 +173,7 @@ def _describe_in(
 
 
 def remember(folder: Path, record: dict[str, Any]) -> None:
-    """Put what was measured since into the description and card of a run's checkpoint."""
+    """Update `kava.json` and the model card of a run's checkpoint with new measured results."""
     _describe_in(folder, describe(folder), _recipe(folder), record, folder.parent)
 
 
@@ -165,12 +182,15 @@ _FILES = ["*.json", "*.safetensors", "recipe.yaml", "README.md", "*.txt", "*.mod
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint folder says, before any weights are read.
+    """Content of a checkpoint folder except for the weights.
 
-    folder: with `kava.json`.
-    identity: of the backbone that it was trained on.
-    record: what was measured of it, as `result.json` has it; None before.
-    merged: whether its weights are a backbone with an adapter folded in.
+    Args:
+        folder: the folder that contains `kava.json`.
+        recipe: the resolved recipe.
+        tokenizer: the tokenizer with the three special tokens.
+        identity: identity of the backbone that the checkpoint was trained on.
+        record: measured results, as in `result.json`; None if there are none yet.
+        merged: whether the weights are a backbone with a merged adapter.
     """
 
     folder: Path
@@ -182,10 +202,10 @@ class Saved:
 
 
 def read(folder: str | Path, revision: str | None = None) -> Saved:
-    """Read all of a checkpoint but its weights; see `Reasoner.from_pretrained`.
+    """Read everything of a checkpoint except its weights; see `Reasoner.from_pretrained`.
 
     Raises:
-        KavaError: names the file and what does not fit.
+        KavaError: the checkpoint is not valid; the error names the file and the mismatch.
     """
     folder = locate(folder, revision)
     described, resolved = describe(folder), _recipe(folder)
@@ -202,15 +222,18 @@ def read(folder: str | Path, revision: str | None = None) -> Saved:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is a run or a checkpoint of this package."""
+    """Whether a folder is a run or a checkpoint of kava."""
     return any((place / "kava.json").is_file() for place in (folder, folder / "checkpoint"))
 
 
 def locate(folder: str | Path, revision: str | None = None) -> Path:
-    """The checkpoint of a path: itself, or `checkpoint` inside a run folder; or of a Hub name.
+    """Return the checkpoint folder of a path or of a Hub name.
+
+    This is the folder itself, or `checkpoint` inside a run folder. A checkpoint on the Hub is
+    downloaded if necessary.
 
     Raises:
-        KavaError: there is none.
+        KavaError: there is no checkpoint.
     """
     try:
         folder = assets.find(folder)
@@ -230,7 +253,11 @@ def locate(folder: str | Path, revision: str | None = None) -> Path:
 
 
 def describe(folder: Path) -> dict[str, Any]:
-    """`kava.json`, its format checked."""
+    """Read `kava.json` and check its format.
+
+    Raises:
+        KavaError: the file cannot be read, has another format, or lacks a key.
+    """
     try:
         described = json.loads((folder / "kava.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -257,13 +284,16 @@ def describe(folder: Path) -> dict[str, Any]:
 
 
 def check_finite(reasoner: ReasonerProtocol, weights: dict[str, Tensor] | None, run: Path) -> None:
-    """Refuse to save weights that a step has spoilt; a loss would show it at the next alone.
+    """Check that all trained weights are finite before they are saved.
+
+    The loss would only show it in the next step.
 
     Args:
-        weights: as in `write`.
+        weights: see `write`.
+        run: the run folder, for the error message.
 
     Raises:
-        KavaError: names the first weight that is not finite.
+        KavaError: a weight is not finite; the error names the first one.
     """
     named = weights or {n: w for n, w in reasoner.named_parameters() if w.requires_grad}
     for name, weight in named.items():
@@ -277,7 +307,7 @@ def check_finite(reasoner: ReasonerProtocol, weights: dict[str, Tensor] | None, 
 
 
 def load_weights(reasoner: ReasonerProtocol, folder: str | Path) -> None:
-    """Fill an existing reasoner from a checkpoint of the same shape, strictly."""
+    """Load the weights of a checkpoint into an existing reasoner of the same shape, strictly."""
     folder = Path(folder)
     load_added(reasoner, folder)
     if reasoner.recipe.adapter == "full":
@@ -286,7 +316,7 @@ def load_weights(reasoner: ReasonerProtocol, folder: str | Path) -> None:
 
 
 def load_added(reasoner: ReasonerProtocol, folder: Path) -> None:
-    """Fill what a reasoner has beside the backbone: an adapter, and `own_weights`."""
+    """Load the weights that a reasoner adds to its backbone: the adapter and `own_weights`."""
     file = folder / "kava.safetensors"
     fill(own_weights(reasoner), _read(file), str(file))
     if reasoner.recipe.adapter == "lora":
@@ -297,7 +327,7 @@ def load_added(reasoner: ReasonerProtocol, folder: Path) -> None:
 
 
 def own_weights(reasoner: ReasonerProtocol) -> dict[str, Tensor]:
-    """The rows of the new tokens, the projection and the method's own weights, by name."""
+    """Return the special-token embeddings, the projection and the method's own weights by name."""
     return {
         f"{part}.{name}": weight.detach()
         for part in ("special_tokens", "projection", "method_modules")
@@ -306,7 +336,11 @@ def own_weights(reasoner: ReasonerProtocol) -> dict[str, Tensor]:
 
 
 def match(expected: dict[str, Tensor], found: dict[str, Tensor], where: str) -> None:
-    """Raise a KavaError that names the first weight that is missing, left over or misshapen."""
+    """Check that two sets of weights have the same names and shapes.
+
+    Raises:
+        KavaError: a weight is missing, unexpected or has another shape; the error names the first.
+    """
     for name, weight in expected.items():
         if name not in found:
             raise KavaError(
@@ -330,7 +364,7 @@ def match(expected: dict[str, Tensor], found: dict[str, Tensor], where: str) -> 
 
 @torch.no_grad()
 def fill(target: dict[str, Tensor], source: dict[str, Tensor], where: str) -> None:
-    """Copy every weight, after `match`."""
+    """Copy all weights from `source` to `target`, after checking them with `match`."""
     match(target, source, where)
     for name, weight in target.items():
         weight.copy_(source[name])

@@ -1,8 +1,8 @@
-"""How long a question may be beside the latents and the answer.
+"""Context-window budget: how long a question may be, given the latents and the answer.
 
-Question, latents, answer prompt and answer together have no more tokens than the backbone states
-positions (`max_position_embeddings`): past them learned positions do not exist, and rotated ones
-were never trained.
+Question, latents, answer prompt and answer together may have at most as many tokens as the backbone
+states positions (`max_position_embeddings`). Beyond them, learned position embeddings do not exist,
+and rotary positions are untrained.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from collections.abc import Sequence
 from kava.errors import KavaError
 from kava.reasoning.interface import ReasonerProtocol
 
-#: A question with more letters than this for each token it may have is not even read into tokens.
+#: A question with more characters than this per allowed token is rejected before tokenization.
 LETTERS_PER_TOKEN = 32
 
 
 def max_positions(reasoner: ReasonerProtocol) -> int | None:
-    """How many the backbone has; None where it states no number."""
+    """Return the number of positions of the backbone, or None if its config states none."""
     return getattr(reasoner.lm.config.get_text_config(), "max_position_embeddings", None)
 
 
 def reserved_tokens(reasoner: ReasonerProtocol) -> int:
-    """Tokens between a question and its answer: <bot>, latents, <eot> and the answer prompt.
+    """Return the number of tokens between a question and its answer.
 
-    A method that writes its prompt itself needs room for it too.
+    These are <bot>, the latents, <eot> and the answer prompt. The prompt also counts for a method
+    that generates it itself.
     """
     latents = reasoner.recipe.num_latents + 2 if reasoner.method.uses_latents else 0
     return latents + len(reasoner.encoder.prompt)
@@ -35,10 +36,14 @@ def check(
     questions: Sequence[Sequence[int]],
     names: Sequence[str] | None = None,
 ) -> None:
-    """Raise a KavaError where a question, as token ids, leaves no room for one new token.
+    """Check that each question leaves room for at least one new token.
 
     Args:
-        names: of the questions, for the error; else they are counted.
+        questions: token ids of each question.
+        names: names of the questions for the error message; by default their numbers.
+
+    Raises:
+        KavaError: a question is too long.
     """
     most = max_positions(reasoner)
     if most is None:
@@ -60,13 +65,17 @@ def check(
 def max_question_tokens(
     reasoner: ReasonerProtocol, command: str, new_tokens: int, wanted: int
 ) -> int:
-    """The tokens that a question may have: `wanted`, or what the backbone's positions leave.
+    """Return the maximum number of tokens of a question.
+
+    This is `wanted`, or less if the backbone does not have enough positions.
 
     Args:
-        command: who asks, for the error.
+        command: name of the calling command, for the error message.
+        new_tokens: number of tokens to reserve for the answer.
+        wanted: the desired maximum.
 
     Raises:
-        KavaError: they leave none.
+        KavaError: the positions of the backbone leave no room for a question.
     """
     most = max_positions(reasoner)
     if most is None:

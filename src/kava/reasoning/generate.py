@@ -1,4 +1,4 @@
-"""A thought continued by transformers' `generate`: what can be asked for, and where rows end."""
+"""Generation of answers from a thought with transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ from kava.reasoning.interface import ReasonerProtocol
 
 @dataclass(frozen=True)
 class Continuation:
-    """New tokens after a thought, several rows for each where several answers were asked for.
+    """New tokens after a thought; several rows per question if several answers are requested.
 
-    ids: [B, n], pads after a row's end.
-    lengths: [B], tokens of each row, what ended it included.
-    finished: [B], false where `max_new_tokens`, `max_time` or the backbone's positions cut it off.
+    Args:
+        ids: [batch, columns], token ids, padded after the end of each row.
+        lengths: [batch], number of tokens of each row, including the token that ended it.
+        finished: [batch], false if `max_new_tokens`, `max_time` or the backbone's positions cut the
+            row off.
     """
 
     ids: Tensor
@@ -42,7 +44,11 @@ class Continuation:
 
 
 def check_whole_number(name: str, value: Any, least: int) -> None:
-    """Raise a KavaError where a value is no whole number from `least` on."""
+    """Check that a value is a whole number of at least `least`.
+
+    Raises:
+        KavaError: it is not.
+    """
     if type(value) is not int or value < least:
         raise KavaError(
             f"{name} is {value!r}; give a whole number, {least} or more",
@@ -51,7 +57,8 @@ def check_whole_number(name: str, value: Any, least: int) -> None:
         )
 
 
-#: What continuing a thought cannot do: the value that asks for nothing, and what to do instead.
+#: Options that are not possible when a thought is continued: the neutral value, which is accepted
+#: and ignored, and what to do instead.
 _REFUSED: dict[str, tuple[Any, str]] = {
     "use_cache": (True, "an answer continues the cache that the thought is; leave it out"),
     "return_dict_in_generate": (False, "Reasoner.answer tells more of each answer than its text"),
@@ -82,10 +89,10 @@ _REFUSED: dict[str, tuple[Any, str]] = {
 
 
 def drop_neutral_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The options without those that ask for nothing.
+    """Return the options without those that are impossible but have their neutral value.
 
     Raises:
-        KavaError: one that is not possible, by name.
+        KavaError: an option is not possible; the error names it.
     """
     for name, (nothing, instead) in _REFUSED.items():
         value = options.get(name)
@@ -104,12 +111,13 @@ def continue_thought(
     max_new_tokens: int,
     options: dict[str, Any],
 ) -> Continuation:
-    """Generate after a thought; see `Reasoner.continue_from`."""
+    """Generate new tokens after a thought; see `Reasoner.continue_from`."""
     check_whole_number("max_new_tokens", max_new_tokens, 1)
     options = drop_neutral_options(options)
     thought, prompt = thinking.thought, thinking.prompt
     if reasoner.has_sliding_window:
-        thought = thought.pack()  # generate() counts a window in columns
+        # generate() measures a sliding window in columns, so the cache must have no holes.
+        thought = thought.pack()
     mask = torch.cat((thought.attention_mask, torch.ones_like(prompt, dtype=torch.bool)), 1)
     left = _left(reasoner, mask, max_new_tokens)
     fields = GenerationConfig().to_dict()
@@ -135,10 +143,10 @@ def continue_thought(
         )
     processors = LogitsProcessorList([*(others.pop("logits_processor", None) or ())])
     if config.repetition_penalty not in (None, 1):
-        # generate() would leave out as many tokens here as there are pads before the question.
+        # generate() would skip as many tokens here as there are padding tokens before the question.
         processors.insert(0, RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
         config.repetition_penalty = None
-    # Criteria inside of ours, so that it sees which of them ends a row.
+    # The criteria are wrapped by our own, which records whether one of them ends a row.
     stops = StoppingCriteriaList([*(others.pop("stopping_criteria", None) or ())])
     if ids["eos_token_id"] is not None:
         stops.append(EosTokenCriteria(ids["eos_token_id"]))
@@ -146,7 +154,7 @@ def continue_thought(
         stops.append(StopStringCriteria(others.get("tokenizer", tokenizer), config.stop_strings))
         config.stop_strings = None
     past = cache.fork(thought.past_key_values)
-    # generate() multiplies rows for beams and further answers, but not those of a given cache.
+    # generate() repeats the rows for beams and further answers, but not those of a given cache.
     beams = config.num_beams or 1
     copies = max(beams, config.num_return_sequences or 1)
     if copies > 1:
@@ -162,17 +170,22 @@ def continue_thought(
             generation_config=config,
             logits_processor=processors,
             stopping_criteria=StoppingCriteriaList([ends]),
-            synced_gpus=False,  # `kava.system.sharded` joins weights that FSDP splits
+            synced_gpus=False,  # not needed: `kava.system.sharded` gathers the weights of FSDP
             **others,
         )
     return ends.found(new[:, prompt.shape[1] :])
 
 
 def _left(reasoner: ReasonerProtocol, mask: Tensor, max_new_tokens: int) -> list[int]:
-    """New tokens that each row may have: `max_new_tokens`, or what the positions leave.
+    """Return the maximum number of new tokens of each row.
+
+    This is `max_new_tokens`, or less if the backbone does not have enough positions.
 
     Args:
-        mask: [B, S], of everything before them.
+        mask: [batch, columns], mask of everything before the new tokens.
+
+    Raises:
+        KavaError: the question leaves no room for an answer.
     """
     most = context_window.max_positions(reasoner)
     if most is None:
@@ -188,19 +201,19 @@ def _left(reasoner: ReasonerProtocol, mask: Tensor, max_new_tokens: int) -> list
 
 
 class _Ends(StoppingCriteria):
-    """Ends rows by other criteria or where their tokens are used up, and keeps where each ended.
+    """Stopping criterion that also limits the tokens of each row and records where rows ended.
 
     Args:
-        criteria: asked once for each token, as without this one.
+        criteria: the wrapped criteria; they are called once per token, as without this wrapper.
         start: the column at which new tokens begin.
-        left: [B], the most new tokens of each row; each counts for all copies of it.
+        left: maximum number of new tokens of each row; it applies to all copies of the row.
     """
 
     def __init__(self, criteria: StoppingCriteriaList, start: int, left: Sequence[int]):
         self.criteria, self.start, self.left = criteria, start, torch.tensor(left)
 
     def __call__(self, input_ids: LongTensor, scores: Any, **more: Any) -> BoolTensor:
-        """[B], true where a row ends here or has ended before."""
+        """Return whether each row ends here or has ended before, [batch]."""
         self.left = self.left.to(input_ids.device)
         tokens, copies = input_ids.shape[1] - self.start, input_ids.shape[0] // len(self.left)
         finished = self.criteria(input_ids, scores, **more)
@@ -209,21 +222,27 @@ class _Ends(StoppingCriteria):
         return cast(BoolTensor, finished | full)
 
     def keep(self, ids: Tensor, finished: Tensor, full: Tensor) -> None:
-        """Rows end here, by a criterion or as their tokens are used up; [B] each."""
+        """Record which rows end at this token.
+
+        Args:
+            ids: [batch, columns], new tokens so far.
+            finished: [batch], true for rows that a criterion ends.
+            full: [batch], true for rows that have no tokens left.
+        """
         raise NotImplementedError
 
     def found(self, ids: Tensor) -> Continuation:
-        """Of the rows that were generated."""
+        """Return the continuation for the generated rows `ids`, [batch, columns]."""
         raise NotImplementedError
 
 
 class _EndsOfRows(_Ends):
-    """Of rows that stay where they are, each in its place; nothing is waited for on a GPU."""
+    """Stopping criterion for rows that keep their index; it does not synchronize with the GPU."""
 
     lengths: Tensor | None = None
 
     def keep(self, ids: Tensor, finished: Tensor, full: Tensor) -> None:
-        """Rows end here, by a criterion or as their tokens are used up; [B] each."""
+        """Record which rows end at this token, see the base class."""
         if self.lengths is None:
             self.lengths = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
             self.finished = torch.zeros_like(self.lengths, dtype=torch.bool)
@@ -232,28 +251,31 @@ class _EndsOfRows(_Ends):
         self.finished = self.finished | (first & finished)
 
     def found(self, ids: Tensor) -> Continuation:
-        """Of the rows [B, n] that were generated; one that never ended was cut off at the end."""
-        lengths = cast(Tensor, self.lengths)  # at least one token was written
+        """Return the continuation for the generated rows, [batch, columns].
+
+        A row that has not ended was cut off after its last token.
+        """
+        lengths = cast(Tensor, self.lengths)  # not None: at least one token was generated
         lengths = lengths.masked_fill(lengths == 0, ids.shape[1])
         return Continuation(ids, lengths, self.finished)
 
 
 class _EndsOfBeams(_Ends):
-    """Of beams, which change places: found again by their tokens."""
+    """Stopping criterion for beams, whose index changes; they are identified by their tokens."""
 
     def __init__(self, *given: Any):
         super().__init__(*given)
-        #: (row of the batch, tokens up to the end) to whether a criterion ended it.
+        #: Maps (row of the batch, tokens up to the end) to whether a criterion ended the beam.
         self.ended: dict[tuple[int, tuple[int, ...]], bool] = {}
 
     def keep(self, ids: Tensor, finished: Tensor, full: Tensor) -> None:
-        """Beams end here, by a criterion or as their tokens are used up; [B * beams] each."""
+        """Record which beams end at this token, [batch * beams]; see the base class."""
         beams = len(ids) // len(self.left)
         for i in (finished | full).nonzero().flatten().tolist():
             self.ended.setdefault((i // beams, tuple(ids[i].tolist())), bool(finished[i]))
 
     def found(self, ids: Tensor) -> Continuation:
-        """Of the rows [B * answers, n] that were generated."""
+        """Return the continuation for the generated rows, [batch * answers, columns]."""
         answers, lengths, finished = len(ids) // len(self.left), [], []
         for i, row in enumerate(ids.tolist()):
             ends = [n for n in range(1, len(row)) if (i // answers, tuple(row[:n])) in self.ended]
@@ -264,9 +286,11 @@ class _EndsOfBeams(_Ends):
 
 @contextmanager
 def _no_position_from(lm: PreTrainedModel, most: int) -> Iterator[None]:
-    """Pads that follow a row's last position stay there while its batch mates go on.
+    """Limit position ids to `most` - 1 inside the `with` block.
 
-    Learned positions end; a rotation that depends on the highest would change for the mates.
+    A row that has reached the last position is padded while the other rows of the batch continue.
+    Without the limit, its padding would use learned positions that do not exist, or change a rotary
+    embedding that depends on the highest position, and thereby the other rows.
     """
 
     def clamp(_: Any, args: tuple, call: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What methods, latents, losses and checkpoints use of a reasoner (`kava.Reasoner`)."""
+"""Interface of the reasoner (`kava.Reasoner`) to methods, latents, losses and checkpoints."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ if TYPE_CHECKING:
     from kava.reasoning.batching import Encoder
     from kava.reasoning.states import Suffix
 
-#: Special tokens that every reasoner adds to its tokenizer, by what they are called here.
+#: Special tokens that every reasoner adds to its tokenizer, by the names used in the code.
 SPECIAL_TOKENS = {"bot": "<bot>", "latent": "<latent>", "eot": "<eot>"}
 
 
 class ReasonerProtocol(Protocol):
-    """A backbone with special tokens and a latent projection, as the method's parts see it.
+    """A backbone with special tokens and a latent projection, as used by the parts of a method.
 
-    B is the batch, n the number of new columns, d the hidden size, L the number of layers.
-    `kava.reasoning.reasoner.Reasoner` has all of it; it is imported by none of these parts.
+    It is implemented by `kava.reasoning.reasoner.Reasoner`, which none of these parts imports.
     """
 
     recipe: Recipe
@@ -45,71 +44,93 @@ class ReasonerProtocol(Protocol):
 
     @property
     def projection(self) -> nn.Module:
-        """P, of a latent's state to the next latent's input."""
+        """Projection P from the hidden state of a latent to the input of the next latent."""
         ...
 
     @property
     def lm(self) -> Any:
-        """The causal language model of transformers, with adapter layers inside."""
+        """The causal language model of transformers, including adapter layers."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         ...
 
     @property
     def has_sliding_window(self) -> bool:
-        """Whether some layer attends to the last positions only."""
+        """Whether any layer has a sliding window."""
         ...
 
     @property
     def prompt_text(self) -> str:
-        """The answer prompt."""
+        """Text of the answer prompt."""
         ...
 
     def special(self, name: str) -> Tensor:
-        """Embedding [d] of `bot`, `latent` or `eot`, in the backbone's dtype."""
+        """Return the embedding [hidden] of `bot`, `latent` or `eot`, in the backbone's dtype."""
         ...
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids [B, n] to input embeddings [B, n, d]."""
+        """Map token ids [batch, columns] to input embeddings [batch, columns, hidden]."""
         ...
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Hidden states [B, n, d] to latent inputs [B, n, d]."""
+        """Map hidden states to latent inputs, both [batch, columns, hidden]."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., d] to logits [..., vocabulary]."""
+        """Map hidden states [..., hidden] to logits [..., vocabulary]."""
         ...
 
     def cache_shapes(self) -> list[tuple[int, int]]:
-        """Key/value heads and head size of each layer's cache."""
+        """Return the number of key/value heads and the head size of each layer's cache."""
         ...
 
     def extend(
         self, thought: Thought, embeds: Tensor, mask: Tensor, hidden_states: bool = False
     ) -> tuple[Output, Thought]:
-        """Run new columns [B, n, d] with their mask [B, n] after a thought."""
+        """Run the backbone on new columns that follow a thought.
+
+        Args:
+            thought: the KV cache to continue from.
+            embeds: [batch, columns, hidden], input embeddings.
+            mask: [batch, columns], true at real columns.
+            hidden_states: whether the output includes the hidden states of all layers.
+        """
         ...
 
     def extend_latents(
         self, thought: Thought, embeds: Tensor, suffix: Suffix | None
     ) -> tuple[Output, Thought]:
-        """Run columns that are real in every row, and the suffix after them if there is one."""
+        """Run the backbone on columns that are real in every example, and on the suffix, if any."""
         ...
 
     def extend_with(
         self, thought: Thought, embeds: Tensor, mask: Tensor, suffix: Suffix | None
     ) -> tuple[Output, Thought]:
-        """Run columns [B, n, d] with their mask [B, n], and the suffix if there is one."""
+        """Run the backbone on new columns with a mask, and on the suffix, if any.
+
+        Args:
+            thought: the KV cache to continue from.
+            embeds: [batch, columns, hidden], input embeddings.
+            mask: [batch, columns], true at real columns.
+            suffix: what follows these columns.
+        """
         ...
 
     def colon_states(self, output: Output, start: int) -> Tensor:
-        """Hidden states of all layers at the last token of the answer prompt, [L, B, d]."""
+        """Return the hidden states of all layers at the last token of the answer prompt.
+
+        Args:
+            output: output of a forward pass with the hidden states of all layers.
+            start: the column at which the answer prompt begins.
+
+        Returns:
+            [layers, batch, hidden].
+        """
         ...
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Weights by name."""
+        """Iterate over the weights and their names."""
         ...

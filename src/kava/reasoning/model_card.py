@@ -1,7 +1,7 @@
-"""The model card of a checkpoint: what it is, what it was made from, what was measured.
+"""Model card of a checkpoint: what it is, what it was trained from, and what was measured.
 
-Written into every checkpoint as `README.md`, so that a folder that is passed on explains itself.
-What it holds may come from such a folder: each value is one line, and none of it is markup.
+The card is saved in every checkpoint as `README.md`, so that a folder that is passed on describes
+itself. Its values may come from a folder by others, so each value is kept on one line and escaped.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def card(
     record: dict[str, Any] | None = None,
     merged: bool = False,
 ) -> str:
-    """The card as Markdown with a YAML head, as the Hub reads it.
+    """Return the model card as Markdown with YAML metadata, in the format of the Hub.
 
     Args:
-        recipe: resolved.
-        identity: of the backbone (`kava.backbones.loading.identity`).
-        record: what `result.json` holds, if the training has ended.
-        merged: whether the adapter that the recipe describes was folded in (`Reasoner.merge`).
+        recipe: the resolved recipe.
+        identity: identity of the backbone, from `kava.backbones.loading.identity`.
+        record: the content of `result.json`, if the training is finished.
+        merged: whether the adapter of the recipe was merged into the backbone (`Reasoner.merge`).
     """
     record = record or {}
     parts = [
@@ -54,7 +54,7 @@ def _head(recipe: Recipe, identity: dict[str, Any]) -> str:
         "pipeline_tag": "text-generation",
         "tags": ["kava", "latent-reasoning", recipe.method],
     }
-    if identity.get("revision"):  # of the Hub; another name is that of a folder
+    if identity.get("revision"):  # only a name on the Hub has one; else it is a local folder
         told["base_model"] = _line(identity["name"])
     return f"---\n{yaml.safe_dump(told, sort_keys=False, width=float('inf'))}---"
 
@@ -171,34 +171,37 @@ def _table(lines: list[tuple[str, str]]) -> str:
 
 
 def _line(value: Any) -> str:
-    """In one line, without what is not shown: control characters, marks that turn text around."""
+    """Return a value on one line, without unprintable characters.
+
+    These are, for example, control characters and marks that change the direction of text.
+    """
     return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
 
 
 def _text(value: Any) -> str:
-    """A line as Markdown shows it, none of it being markup; in a table's cell too."""
+    """Return a value as one line of escaped Markdown, which may be used in a table cell."""
     text = _MARKUP.sub(r"\\\g<0>", _line(value))
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-#: An underscore within a word is none, so that names stay as they are.
+#: Characters to escape. An underscore within a word is not markup, so names stay readable.
 _MARKUP = re.compile(r"[\\`*\[\]|~$#]|(?<!\w)_|_(?!\w)")
 
 
 def _code(value: Any) -> str:
-    """A line between as many backticks as it takes; in a table's cell too."""
+    """Return a value as inline code with enough backticks, which may be used in a table cell."""
     text = _line(value).replace("|", "\\|")
     fence, pad = "`" * (_longest(text) + 1), " " if "`" in text else ""
     return f"{fence}{pad}{text}{pad}{fence}"
 
 
 def _block(text: str) -> str:
-    """Lines of YAML; what is not shown stands as a mark that something is there."""
+    """Return a YAML code block; unprintable characters become replacement characters."""
     text = "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
     fence = "`" * max(3, _longest(text) + 1)
     return f"{fence}yaml\n{text}{fence}"
 
 
 def _longest(text: str) -> int:
-    """Backticks in a row."""
+    """Return the length of the longest run of backticks."""
     return max(map(len, re.findall("`+", text)), default=0)

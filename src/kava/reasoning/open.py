@@ -1,4 +1,4 @@
-"""Open whatever a user names: a run, a checkpoint, or a plain model."""
+"""Open a reasoner from a path or Hub name: a run, a checkpoint or a plain backbone."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from kava.system.environment import default_device
 def open_reasoner(
     path: str, backbone: str | None = None, dtype: str | torch.dtype | None = None
 ) -> Reasoner:
-    """A run folder, a checkpoint, or a plain backbone (which writes its steps out).
+    """Open a run folder, a checkpoint or a plain backbone as a reasoner.
 
-    Checkpoints and backbones may lie on the Hub.
+    A plain backbone generates its chain of thought as text. Checkpoints and backbones may be on the
+    Hub.
 
     Args:
+        path: a folder, or a name on the Hub.
+        backbone: where the backbone of an adapter is; see `Reasoner.from_pretrained`.
         dtype: see `Reasoner.from_pretrained`.
 
     Raises:
-        KavaError: the folder is none of these, or there is none; a dtype that is not possible.
+        KavaError: the folder is none of these or does not exist, or the dtype is not supported.
     """
     device = default_device()
     try:

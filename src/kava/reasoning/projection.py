@@ -1,4 +1,4 @@
-"""Trained maps: of a hidden state to the next latent's input, and of keys and values."""
+"""Trained projections: from a hidden state to the next latent's input, and of keys and values."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from kava.backbones.cache import KeyValues
 
 
 class Projection(nn.Module):
-    """Linear(d, p) - GELU - Linear(p, d) - LayerNorm (spec, Latents; after PCCoT and CODI).
+    """Projection P of latents: Linear(d, p) - GELU - Linear(p, d) - LayerNorm.
+
+    The layers are those of the code of PCCoT and CODI; see docs/papers.md, Latents.
 
     Args:
         kind: `none` (identity), `mlp` (without LayerNorm) or `mlp_layernorm`.
         size: hidden size d.
-        inner: p, d if not given.
-        scale: initial LayerNorm gain. The backbone's root-mean-square embedding value puts
-            latents on the scale of the embeddings it was trained on (ours; the paper is silent).
+        inner: p; d by default.
+        scale: initial gain of the LayerNorm. With the root mean square of the backbone's
+            embeddings, latents start at the scale of the embeddings that the backbone was trained
+            on. This is our choice; the paper does not specify it.
     """
 
     def __init__(self, kind: str, size: int, inner: int | None, scale: float):
@@ -33,20 +36,20 @@ class Projection(nn.Module):
             self.layers.append(norm)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[..., d] to [..., d]."""
+        """Project hidden states [..., hidden] to latent inputs [..., hidden]."""
         weight = next(self.parameters(), None)
         return self.layers(hidden if weight is None else hidden.to(weight.dtype))
 
 
 class KvProjection(nn.Module):
-    """Maps student keys and values before they are compared (`kv.projection`; ours).
+    """Projection of the student's keys and values before the comparison (`kv.projection`).
 
-    One linear map for the keys and one for the values of each layer, over all heads together,
-    identity at first. It takes part in the loss alone; answers never see it.
+    This is our addition. Each layer has one linear map for keys and one for values, over all heads
+    together, initialized to the identity. It is part of the loss only and is not used at inference.
 
     Args:
         kind: `linear` or `linear_layernorm`.
-        shapes: (heads, head size) of each layer's cache.
+        shapes: (kv_heads, head_dim) of each layer's cache.
     """
 
     def __init__(self, kind: str, shapes: list[tuple[int, int]]):
@@ -56,7 +59,7 @@ class KvProjection(nn.Module):
         )
 
     def forward(self, pairs: KeyValues) -> KeyValues:
-        """One pair of [B, H, M, D] per layer, and the same back."""
+        """Project keys and values, for each layer [batch, kv_heads, latents, head_dim] each."""
         layers = cast("Iterable[Iterable[nn.Sequential]]", self.layers)
         return [
             (_over_heads(of_keys, keys), _over_heads(of_values, values))
@@ -65,6 +68,7 @@ class KvProjection(nn.Module):
 
 
 def _identity(kind: str, width: int) -> nn.Sequential:
+    """Return a linear map that is initialized to the identity, with a LayerNorm if requested."""
     linear = nn.Linear(width, width)
     nn.init.eye_(linear.weight)
     nn.init.zeros_(linear.bias)
@@ -73,6 +77,7 @@ def _identity(kind: str, width: int) -> nn.Sequential:
 
 
 def _over_heads(layer: nn.Sequential, states: Tensor) -> Tensor:
+    """Apply `layer` to [batch, kv_heads, columns, head_dim] with all heads concatenated."""
     flat = states.transpose(1, 2).flatten(2)
     mapped = layer(flat.to(cast(nn.Linear, layer[0]).weight.dtype))
     return mapped.unflatten(2, states.shape[1::2]).transpose(1, 2)

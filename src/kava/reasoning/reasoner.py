@@ -1,4 +1,4 @@
-"""The reasoner: backbone, adapter, three trained token rows and the latent projection."""
+"""The reasoner: backbone, adapter, trained embeddings of special tokens, and latent projection."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ SPECIAL_TOKENS = {"bot": "<bot>", "latent": "<latent>", "eot": "<eot>"}
 
 
 class Reasoner(nn.Module):
-    """A causal language model that can think in latent tokens.
+    """A causal language model that can reason in latent tokens.
 
     Args:
-        model: the bare backbone; an adapter is added here if the recipe asks for one.
-        tokenizer: the backbone's own; the three special tokens are added here.
-        recipe: what to build.
-        identity: of the backbone (`kava.backbones.loading.identity`).
+        model: the backbone without an adapter; one is added here if the recipe requests it.
+        tokenizer: the backbone's tokenizer; the three special tokens are added here.
+        recipe: the recipe to build the reasoner from.
+        identity: identity of the backbone, from `kava.backbones.loading.identity`.
     """
 
     def __init__(
@@ -49,16 +49,16 @@ class Reasoner(nn.Module):
         super().__init__()
         recipe = lora.resolve(model, resolve(recipe))
         self.recipe, self.tokenizer, self.identity = recipe, tokenizer, identity
-        #: What was measured of it (`result.json`), for its description; None before.
+        #: Measured results (`result.json`) for the model card; None before there are any.
         self.record: dict[str, Any] | None = None
-        #: Whether its weights are a backbone with a LoRA adapter folded in, and nothing since.
+        #: Whether the weights are a backbone with a merged LoRA adapter, and not trained since.
         self.merged = False
         tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS.values())})
         self.encoder = batching.Encoder(tokenizer, recipe.drop_last_step)
         self.unreadable_ids = structure.unreadable_ids(model, tokenizer, SPECIAL_TOKENS.values())
         self.windows = structure.windows(model)
         self.method: Method = registry.find("methods", recipe.method)(recipe)
-        #: The language model, or peft's around it.
+        #: The language model, or the peft model that wraps it.
         self.backbone: Any = lora.add(model, recipe)
         weight = structure.embeddings(self.lm)
         scale = float(weight.square().mean().sqrt())
@@ -74,10 +74,12 @@ class Reasoner(nn.Module):
 
     @classmethod
     def build(cls, recipe: Recipe, device: str | torch.device = "cpu") -> Reasoner:
-        """A new reasoner from the recipe's backbone; weights drawn from the recipe's seed.
+        """Build a new reasoner from the recipe's backbone.
+
+        New weights are drawn from the recipe's seed.
 
         Raises:
-            KavaError: the backbone cannot be had, or does not fit the recipe.
+            KavaError: the backbone is not available, or does not fit the recipe.
         """
         return cls._on(recipe, device, loading.choose_dtype(recipe, device))
 
@@ -96,24 +98,25 @@ class Reasoner(nn.Module):
         revision: str | None = None,
         dtype: str | torch.dtype | None = None,
     ) -> Reasoner:
-        """Load a checkpoint, strictly: anything missing, left over or foreign is an error.
+        """Load a checkpoint strictly: missing, unexpected or mismatched weights are an error.
 
         Args:
-            folder: a checkpoint folder, a run folder (its `checkpoint` is taken), or the name of a
+            folder: a checkpoint folder, a run folder (its `checkpoint` is loaded), or the name of a
                 checkpoint on the Hub.
-            backbone: where the backbone of an adapter lies now, if not where it was; an error where
-                all weights are in the checkpoint.
-            device: where the weights go, such as "cuda".
-            revision: of a checkpoint on the Hub.
-            dtype: of the backbone's weights, `torch.bfloat16`, `torch.float32`, or one of these by
-                name; if not given, or "auto", bf16 for an adapter's backbone on a GPU
-                (`train.precision`), else fp32. The adapter, the rows of the three tokens and the
-                projection stay fp32, as peft has it. `.to(torch.bfloat16)` afterwards rounds these
-                too, and the frequencies of rotary positions: prefer `dtype`. To train a backbone
-                that is not frozen, leave it in fp32: small steps vanish in bf16.
+            backbone: where the backbone of an adapter is now, if it has moved. It is an error to
+                give one if the checkpoint contains all weights.
+            device: device to load the weights to, such as "cuda".
+            revision: revision of a checkpoint on the Hub.
+            dtype: dtype of the backbone's weights: `torch.bfloat16`, `torch.float32`, or one of
+                these by name. By default, or with "auto", it is bf16 for the backbone of an adapter
+                on a GPU (`train.precision`), and fp32 otherwise. The adapter, the embeddings of the
+                three special tokens and the projection stay in fp32, as in peft. Prefer `dtype` to
+                a later `.to(torch.bfloat16)`, which rounds these too, and the frequencies of rotary
+                positions. To train a backbone that is not frozen, leave it in fp32: small updates
+                are lost in bf16.
 
         Raises:
-            KavaError: names the file and what does not fit; another dtype.
+            KavaError: the error names the file and the mismatch; or the dtype is not supported.
         """
         wanted, saved = loading.read_dtype(dtype), checkpoint.read(folder, revision)
         if saved.recipe.adapter == "full":
@@ -140,13 +143,16 @@ class Reasoner(nn.Module):
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
     ) -> Reasoner:
-        """A plain causal language model as a reasoner that writes its steps out (`cot`).
+        """Load a plain causal language model as a reasoner with the method `cot`.
 
         Args:
-            dtype: of its weights, as `from_pretrained` takes it; fp32 if not given.
+            backbone: a folder, or a name on the Hub.
+            revision: revision on the Hub.
+            device: device to load the weights to.
+            dtype: dtype of the weights, as in `from_pretrained`; fp32 by default.
 
         Raises:
-            KavaError: the backbone cannot be had; another dtype.
+            KavaError: the backbone is not available, or the dtype is not supported.
         """
         wanted = loading.read_dtype(dtype) or torch.float32
         recipe = Recipe(
@@ -160,10 +166,11 @@ class Reasoner(nn.Module):
         return cls._on(recipe, device, wanted).eval()
 
     def merge(self) -> Reasoner:
-        """Fold the adapter into the backbone, which further training changes as a whole.
+        """Merge the LoRA adapter into the backbone in place; without an adapter, do nothing.
 
-        Answers stay the same up to rounding in the backbone's precision, which it keeps; a saved
-        checkpoint of it is opened in fp32. In place; without an adapter nothing changes.
+        Further training then updates all weights of the backbone. The backbone keeps its precision,
+        and answers stay the same up to rounding in it. A checkpoint saved afterwards is loaded in
+        fp32.
         """
         if self.recipe.adapter == "lora":
             self.backbone = self.backbone.merge_and_unload().requires_grad_(True)
@@ -172,7 +179,7 @@ class Reasoner(nn.Module):
         return self
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a checkpoint that `from_pretrained` loads from any working directory."""
+        """Save a checkpoint, which `from_pretrained` can load from any working directory."""
         checkpoint.save(self, folder)
 
     def push_to_hub(
@@ -182,15 +189,17 @@ class Reasoner(nn.Module):
         message: str = "Upload of a checkpoint of kava",
         token: str | None = None,
     ) -> str:
-        """Upload the checkpoint with its model card to the Hub; returns the commit's address.
+        """Upload the checkpoint with its model card to the Hub, and return the URL of the commit.
 
         Args:
-            name: `owner/name`; made if it is not there.
-            private: of a new repository; the Hub's default if not given.
-            token: the one of `hf auth login` if not given.
+            name: `owner/name`; the repository is created if it does not exist.
+            private: whether a new repository is private; the Hub's default if not given.
+            message: commit message.
+            token: access token; by default that of `hf auth login`.
 
         Raises:
-            KavaError: an adapter on a backbone that only this machine has; the Hub refuses.
+            KavaError: the checkpoint is an adapter on a backbone that only exists on this machine,
+                or the Hub rejects the upload.
         """
         if self.recipe.adapter == "lora" and self.identity["revision"] is None:
             raise KavaError(
@@ -204,90 +213,105 @@ class Reasoner(nn.Module):
             self.save_pretrained(folder)
             return hub.push(folder, name, message, private, token)
 
-    # -- pieces that methods and latent rules are made of --------------------------------------
+    # -- building blocks of methods and latent rules --------------------------------------------
 
     @property
     def lm(self) -> PreTrainedModel:
-        """The causal language model itself, adapter layers inside."""
+        """The causal language model of transformers, including adapter layers."""
         peft = hasattr(self.backbone, "get_base_model")
         return self.backbone.get_base_model() if peft else self.backbone
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Device of the weights."""
         return self.special_tokens["bot"].device
 
     @property
     def has_sliding_window(self) -> bool:
-        """Whether some layer sees only the last positions."""
+        """Whether any layer has a sliding window."""
         by_kind = self.windows.values() if isinstance(self.windows, dict) else [self.windows]
         return any(window is not None for window in by_kind)
 
     @property
     def prompt_text(self) -> str:
-        """The answer prompt, which methods that think feed and do not generate."""
+        """Text of the answer prompt, which latent methods process but do not generate."""
         return ANSWER_PROMPT
 
     def special(self, name: str) -> Tensor:
-        """Embedding [d] of `bot`, `latent` or `eot`, in the backbone's dtype."""
+        """Return the embedding [hidden] of `bot`, `latent` or `eot`, in the backbone's dtype."""
         return self.special_tokens[name].to(self.lm.dtype)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids [B, n] to input embeddings [B, n, d]."""
+        """Map token ids [batch, columns] to input embeddings [batch, columns, hidden]."""
         return self.lm.get_input_embeddings()(ids)
 
     def project(self, hidden: Tensor) -> Tensor:
-        """P(...): states [B, n, d] to latent inputs, in the backbone's dtype."""
+        """Map hidden states [batch, columns, hidden] to latent inputs with the projection P.
+
+        The result has the shape of the input and the backbone's dtype.
+        """
         return self.projection(hidden).to(self.lm.dtype)
 
     @torch.no_grad()
     def cache_shapes(self) -> list[tuple[int, int]]:
-        """(H, D) of each layer's cache."""
+        """Return (kv_heads, head_dim) of each layer's cache."""
         one = torch.zeros((1, 1), dtype=torch.long, device=self.lm.device)
         start = Thought.empty(1, one.device)
         _, thought = self.extend(start, self.embed(one), torch.ones_like(one, dtype=torch.bool))
         return [(k.shape[1], k.shape[3]) for k, _ in cache.key_values(thought.past_key_values)]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Language-model head: [..., d] to [..., vocabulary]."""
+        """Map hidden states [..., hidden] to logits [..., vocabulary]."""
         return structure.logits(self.lm, hidden)
 
     def extend(
         self, thought: Thought, embeds: Tensor, mask: Tensor, hidden_states: bool = False
     ) -> tuple[Output, Thought]:
-        """Run new columns after a thought, which stays as it is.
+        """Run the backbone on new columns that follow a thought, which is not changed.
 
         Args:
-            embeds: [B, n, d].
-            mask: [B, n], true at real columns.
-            hidden_states: whether all layers' outputs are wanted.
+            thought: the KV cache to continue from.
+            embeds: [batch, columns, hidden], input embeddings.
+            mask: [batch, columns], true at real columns.
+            hidden_states: whether the output includes the hidden states of all layers.
 
         Returns:
-            the output over the n columns, and the thought with them appended.
+            The output over the new columns, and the thought with these columns appended.
         """
         return structure.extend(self.lm, self.windows, thought, embeds, mask, hidden_states)
 
     def extend_latents(
         self, thought: Thought, embeds: Tensor, suffix: Suffix | None
     ) -> tuple[Output, Thought]:
-        """Run columns that are real in every row, and the suffix after them if there is one."""
+        """Run the backbone on columns that are real in every example, and on the suffix, if any."""
         mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
         return self.extend_with(thought, embeds, mask, suffix)
 
     def extend_with(
         self, thought: Thought, embeds: Tensor, mask: Tensor, suffix: Suffix | None
     ) -> tuple[Output, Thought]:
-        """Run columns [B, n, d] with their mask [B, n], and the suffix after them if any."""
+        """Run the backbone on new columns with a mask, and on the suffix, if any.
+
+        Args:
+            thought: the KV cache to continue from.
+            embeds: [batch, columns, hidden], input embeddings.
+            mask: [batch, columns], true at real columns.
+            suffix: what follows these columns.
+        """
         if suffix is None:
             return self.extend(thought, embeds, mask)
         embeds = torch.cat((embeds, suffix.embeds), dim=1)
         return self.extend(thought, embeds, torch.cat((mask, suffix.mask), 1), suffix.hidden_states)
 
     def colon_states(self, output: Output, start: int) -> Tensor:
-        """All layers at the last token of the answer prompt, [L, B, d].
+        """Return the hidden states of all layers at the last token of the answer prompt.
 
         Args:
+            output: output of a forward pass with the hidden states of all layers.
             start: the column at which the answer segment begins.
+
+        Returns:
+            [layers, batch, hidden]; with `codi.include_embeddings`, the embeddings come first.
         """
         states = output.hidden_states[0 if self.recipe.codi.include_embeddings else 1 :]
         column = start + len(self.encoder.prompt) - 1
@@ -296,11 +320,12 @@ class Reasoner(nn.Module):
     # -- training --------------------------------------------------------------------------------
 
     def forward(self, counts: dict[str, Tensor] | None = None, **batch: Any) -> dict[str, Tensor]:
-        """One training step of the recipe's method: `loss` and each of its terms, scalars.
+        """Run a training step of the recipe's method; return `loss` and its terms as scalars.
 
         Args:
-            counts: denominators (`Method.counts`) of a batch that is staged already. Without it
-                the batch stands alone, at the end of the method's curriculum.
+            counts: denominators of the losses (`Method.counts`), for a batch to which `apply_stage`
+                was applied. If not given, the batch is a whole batch by itself, and is used as
+                after the last stage of the method's curriculum.
             batch: see `kava.reasoning.batching.collate`.
         """
         if counts is None:
@@ -311,11 +336,13 @@ class Reasoner(nn.Module):
     def apply_stage(
         self, batch: dict[str, Any], epoch: float = math.inf, draw: int = 0
     ) -> dict[str, Any]:
-        """A batch as the method's curriculum has it at a point of the training.
+        """Return the batch as the method's curriculum uses it at a point of the training.
 
         Args:
-            draw: the place of the batch's first row in the training. With the recipe's seed it
-                seeds whatever is drawn for the rows, for each of them by itself.
+            batch: see `kava.reasoning.batching.collate`.
+            epoch: epochs since the start of the training; by default after the last stage.
+            draw: index of the batch's first example in the training. Together with the recipe's
+                seed it seeds the random numbers, separately for each example.
         """
         places = range(draw, draw + batch["question"].shape[0])
         rows = [torch.Generator().manual_seed(hash((self.recipe.seed, place))) for place in places]
@@ -327,7 +354,7 @@ class Reasoner(nn.Module):
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """Blocks that FSDP splits one by one, as transformers names them for the backbone."""
+        """Names of the modules that FSDP shards as units, as transformers lists them."""
         return sorted(self.lm._no_split_modules or [])
 
     def train_on(
@@ -339,24 +366,26 @@ class Reasoner(nn.Module):
         resume: bool = False,
         quiet: bool = False,
     ) -> dict[str, Any]:
-        """Train on rows given here, as `kava train` does on those of a file.
+        """Train on the given examples, as `kava train` does on those of a file.
 
         Args:
-            rows: each with `question`, `steps` (or `cot`), `answer`, and perhaps `id`.
-            recipe: how; this reasoner's own if not given. Its `data` is not read. It may change
-                the training and the losses, and not what the weights are made of.
-            validation: rows to be scored on during and after the training.
-            output: run folder to write (recipe, metrics, checkpoint, result); none if not given,
-                and then nothing can be resumed.
-            quiet: without a progress bar.
+            rows: examples, each with `question`, `steps` (or `cot`), `answer`, and optionally `id`.
+            recipe: training recipe; by default that of this reasoner. Its `data` is ignored. It may
+                change the training and the losses, but not the structure of the weights.
+            validation: examples for scoring during and after the training.
+            output: run folder to write (recipe, metrics, checkpoint, result). If not given, nothing
+                is written and the training cannot be resumed.
+            resume: continue the run in `output`.
+            quiet: do not show a progress bar.
 
         Returns:
-            what a run's `result.json` holds: `steps`, `rows`, `validation_accuracy` and so on.
+            The content of a run's `result.json`: `steps`, `rows`, `validation_accuracy` and so on.
 
         Raises:
-            KavaError: a broken row, by its place; a recipe for other weights; `output` is taken.
+            KavaError: an example is invalid (the error gives its position), the recipe is for other
+                weights, or `output` exists already.
         """
-        # Training lies above this module, and is imported where it is asked for.
+        # `kava.training` imports this module, so it is only imported when it is needed.
         return import_module("kava").train_on(self, rows, recipe, validation, output, resume, quiet)
 
     # -- inference -------------------------------------------------------------------------------
@@ -369,21 +398,22 @@ class Reasoner(nn.Module):
         return_thoughts: bool = False,
         **options: Any,
     ) -> str | list[str] | list[list[str]] | Generated:
-        """Answer a question, or several together.
+        """Answer one question, or several as a batch.
 
         Args:
-            max_new_tokens: an answer ends there at the latest, or where the backbone's positions
-                do (`continue_from`).
-            num_iterations: T, the recipe's if not given.
-            return_thoughts: also what was thought.
-            options: as `continue_from` takes them.
+            questions: a question, or a list of questions.
+            max_new_tokens: maximum number of tokens of an answer; it ends earlier if the backbone
+                has no more positions (see `continue_from`).
+            num_iterations: T; by default that of the recipe.
+            return_thoughts: also return the reasoning result.
+            options: see `continue_from`.
 
         Returns:
-            the text of the answer, or a list of them, as the questions were given. With
-            `num_return_sequences` above 1, a list of texts in the place of each.
+            The text of the answer for one question, a list of texts for a list of questions. With
+            `num_return_sequences` above 1, there is a list of texts in place of each text.
 
         Raises:
-            KavaError: as `think` and `continue_from`.
+            KavaError: see `think` and `continue_from`.
         """
         thinking = self.think(questions, num_iterations)
         texts = [one.text for one in self.answer(thinking, max_new_tokens, **options)]
@@ -396,18 +426,19 @@ class Reasoner(nn.Module):
     def think(
         self, questions: str | Sequence[str], num_iterations: int | None = None
     ) -> ReasoningResult:
-        """Think about questions; the answer has not begun.
+        """Prefill questions and reason about them, without answering yet.
 
         Args:
-            num_iterations: T, the recipe's if not given.
+            questions: a question, or a list of questions.
+            num_iterations: T; by default that of the recipe.
 
         Returns:
-            the `Thought`, and the prompt that an answer continues it with.
+            The `Thought` and the prompt with which an answer continues it.
 
         Raises:
-            KavaError: no question; one that is empty, no valid Unicode, or too long for the
-                backbone's positions (`kava.reasoning.context_window`); `num_iterations` that is no
-                whole number, or for a method that does not iterate.
+            KavaError: no question is given; a question is empty, not valid Unicode, or too long for
+                the backbone's positions (`kava.reasoning.context_window`); or `num_iterations` is
+                not a whole number, or is given for a method that does not iterate.
         """
         return self.think_about(self.encoder.questions(_checked(questions)), num_iterations)
 
@@ -415,10 +446,10 @@ class Reasoner(nn.Module):
     def think_about(
         self, encoded: Sequence[Sequence[int]], num_iterations: int | None = None
     ) -> ReasoningResult:
-        """Think about questions that are token ids (`Encoder.questions`) already.
+        """Reason about questions that are already token ids (see `Encoder.questions`).
 
         Raises:
-            KavaError: as `think`.
+            KavaError: see `think`.
         """
         if num_iterations is not None:
             self.check_iterations(num_iterations)
@@ -427,7 +458,11 @@ class Reasoner(nn.Module):
         return self.method.think(self, ids.to(self.device), mask.to(self.device), num_iterations)
 
     def check_iterations(self, num_iterations: int = 0) -> None:
-        """Raise a KavaError where the number of iterations cannot be chosen, or not this one."""
+        """Check that the method iterates and that the number of iterations is valid.
+
+        Raises:
+            KavaError: the method does not iterate, or the number is not a whole number from 0 on.
+        """
         check_whole_number("num_iterations", num_iterations, 0)
         if not self.method.iterates:
             raise KavaError(
@@ -439,18 +474,22 @@ class Reasoner(nn.Module):
 
     @torch.no_grad()
     def prompt_embeds(self, question: str, num_iterations: int | None = None) -> Tensor:
-        """A question, the latents thought about it and the answer prompt as input embeddings.
+        """Return a question, its latents and the answer prompt as input embeddings.
 
-        The backbone itself (`lm`, with its adapter), or any engine that serves it from embeddings,
-        continues them as `answer` continues the thought: the latents' inputs of the last pass give
-        the keys and values of that pass.
+        The backbone itself (`lm`, with its adapter), or any engine that accepts embeddings as
+        input, continues them in the same way as `answer` continues the thought: the latents' inputs
+        of the last pass yield the keys and values of that pass.
+
+        Args:
+            question: a single question.
+            num_iterations: T; by default that of the recipe.
 
         Returns:
-            [1, n, d]: question, <bot>, latents, <eot>, "The answer is:"; without latents question
-            and prompt.
+            [1, columns, hidden], the embeddings of question, <bot>, latents, <eot> and "The answer
+            is:"; for a method without latents, those of question and prompt.
 
         Raises:
-            KavaError: as `think`; several questions.
+            KavaError: see `think`; or several questions are given.
         """
         if not isinstance(question, str):
             raise KavaError(
@@ -480,9 +519,9 @@ class Reasoner(nn.Module):
     def answer(
         self, thinking: ReasoningResult, max_new_tokens: int = 256, **options: Any
     ) -> list[Answer]:
-        """Answer what was thought about; see `continue_from`.
+        """Generate the answers after a reasoning result; see `continue_from`.
 
-        With `num_return_sequences`, the answers to a question follow one another.
+        With `num_return_sequences`, the answers to the same question are consecutive.
         """
         found = self._continued(thinking, max_new_tokens, options)
         parts = (found.ids.tolist(), found.lengths.tolist(), found.finished.tolist())
@@ -501,27 +540,28 @@ class Reasoner(nn.Module):
     def continue_from(
         self, thinking: ReasoningResult, max_new_tokens: int = 256, **options: Any
     ) -> Tensor:
-        """Continue a thought with transformers' `generate`; greedy unless options say otherwise.
+        """Continue a thought with transformers' `generate`; greedy decoding by default.
 
-        Embedding rows that the tokenizer has no text for are never generated.
+        Token ids for which the tokenizer has no text are never generated.
 
         Args:
-            max_new_tokens: an upper bound. Each row ends where the positions that the backbone
-                states do, if that is earlier, and is not finished then; so a small backbone needs
-                no other bound, and what a row writes does not depend on its batch mates.
-            options: fields of `GenerationConfig` (`do_sample`, `temperature`, `eos_token_id`, ...),
+            thinking: the reasoning result to continue.
+            max_new_tokens: an upper bound. A row also ends, unfinished, where the backbone has no
+                more positions. A small backbone therefore needs no other bound, and the tokens of a
+                row do not depend on the other rows of the batch.
+            options: fields of `GenerationConfig` (`do_sample`, `temperature`, `eos_token_id`, ...)
                 and arguments of `generate` itself (`streamer`, `stopping_criteria`,
                 `logits_processor`, ...). `stop_strings` use the reasoner's tokenizer;
-                `repetition_penalty` and its like read the answer prompt and what is new, not the
-                question.
+                `repetition_penalty` and similar options take the answer prompt and the new tokens
+                into account, but not the question.
 
         Returns:
-            new token ids [B, n], padded after what ended the row.
+            New token ids, [batch, columns], padded after the end of each row.
 
         Raises:
-            KavaError: no room for one new token, or for `min_new_tokens`; `max_new_tokens` that is
-                no whole number above 0; an option that a thought leaves no choice of, such as
-                `use_cache`.
+            KavaError: there is no room for one new token or for `min_new_tokens`; `max_new_tokens`
+                is not a whole number above 0; or an option is not possible when a thought is
+                continued, such as `use_cache`.
         """
         return self._continued(thinking, max_new_tokens, options).ids
 
@@ -532,7 +572,7 @@ class Reasoner(nn.Module):
         return continue_thought(self, thinking, max_new_tokens, options)
 
     def generated_lengths(self, ids: Tensor) -> Tensor:
-        """Tokens generated in each row, EOS included, pads after it not: [B]."""
+        """Return the number of generated tokens of each row, [batch]; with EOS, without padding."""
         ended = (ids == self.tokenizer.eos_token_id).long().cumsum(1)
         return ((ended - (ids == self.tokenizer.eos_token_id).long()) == 0).sum(1)
 
@@ -561,26 +601,33 @@ def _checked(questions: str | Sequence[str]) -> list[str]:
 
 
 def _moved(model: PreTrainedModel, device: str | torch.device) -> PreTrainedModel:
-    """`model.to(device)`, whose type transformers' decorator hides."""
+    """Return `model.to(device)`; the cast is needed because a decorator hides its type."""
     return cast(Any, model).to(device)
 
 
 def _new_row(weight: Tensor, scale: float) -> Tensor:
-    """A new token's embedding: the mean of the old ones and noise on their scale (ours)."""
+    """Return the initial embedding [hidden] of a new token.
+
+    It is the mean of all embeddings plus noise of their scale (our choice).
+
+    Args:
+        weight: [vocabulary, hidden], the backbone's embeddings.
+        scale: root mean square of these embeddings.
+    """
     return weight.mean(0) + torch.randn_like(weight[0]) * scale * 0.5
 
 
 def load_backbone(
     name: str, revision: str | None, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, Any, dict[str, Any]]:
-    """A backbone, its tokenizer and its identity, from a folder, a finished run or the Hub.
+    """Load a backbone, its tokenizer and its identity from a folder, a finished run or the Hub.
 
-    LOTUS, for one, starts from a run of `cot`, a model that writes its steps out. An adapter is
-    merged into its weights.
+    A run can serve as a backbone if its method generates text only. LOTUS, for example, starts from
+    a run of `cot`. An adapter is merged into the weights.
 
     Raises:
-        KavaError: it cannot be had; its weights do not fit its architecture; it is a run of a
-            method that thinks in latents, so that the language model is only a part of it.
+        KavaError: the backbone is not available; its weights do not fit its architecture; or it is
+            a run of a latent method, of which the language model is only a part.
     """
     folder, commit = loading.locate(name, revision)
     if not checkpoint.is_checkpoint(folder):
@@ -595,7 +642,7 @@ def load_backbone(
         )
     lora = reasoner.recipe.adapter == "lora"
     model = reasoner.backbone.merge_and_unload() if lora else reasoner.lm
-    # peft had frozen what is the whole model now.
+    # peft froze these weights; now they are the whole model and trainable again.
     model = loading.cast(model, dtype).requires_grad_(True)
     lasting = loading.portable_name(name, folder, commit)
     return model, reasoner.tokenizer, loading.identity(model, lasting, commit)
@@ -604,10 +651,11 @@ def load_backbone(
 def _load_backbone_of(
     saved: checkpoint.Saved, given: str | None, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """The backbone of a checkpoint that holds an adapter, where it was or where it lies now.
+    """Load the backbone of an adapter checkpoint from its original or from a given location.
 
     Raises:
-        KavaError: there is none, or it is another one.
+        KavaError: the backbone is not available, or is another backbone than that of the
+            checkpoint.
     """
     name = given or saved.identity["name"]
     revision = saved.identity["revision"] if name == saved.identity["name"] else None

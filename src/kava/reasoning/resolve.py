@@ -1,7 +1,7 @@
-"""What a method adds to a recipe: its defaults, its own options, and which losses it has.
+"""Resolve a recipe: add the defaults and options of its method, and check which losses it has.
 
-A recipe as it is read (`kava.load_recipe`) is checked for its keys, types and limits, which takes
-no PyTorch. What the method decides is added here, once, before anything is built or written down.
+`kava.load_recipe` checks the keys, types and limits of a recipe, which does not require PyTorch.
+Everything that depends on the method is added here, once, before anything is built or written.
 """
 
 from __future__ import annotations
@@ -17,20 +17,22 @@ from kava.recipe import registry
 from kava.recipe.load import load_recipe
 from kava.recipe.schema import Recipe, merge, refusal, validate
 
-#: Sections of a recipe that are the weight and the form of a distillation loss.
+#: Recipe sections that set the weight and the form of a distillation loss.
 _LOSSES = ("codi", "kv", "latent_readout")
 
 
 def resolve(recipe: Recipe, where: str = "recipe") -> Recipe:
-    """The recipe with its method's defaults under what it says itself, every option written out.
+    """Return the recipe with its method's defaults filled in and every option written out.
 
-    A resolved recipe is returned as it is.
+    The values of the recipe take precedence over the defaults. A recipe that is already resolved is
+    returned unchanged.
 
     Args:
-        where: what errors call the recipe, such as its file.
+        where: name of the recipe in error messages, such as its file.
 
     Raises:
-        KavaError: a loss that the method does not have, or options that it refuses; names the key.
+        KavaError: the recipe weights a loss that the method does not have, or sets options that the
+            method rejects; the error names the key.
     """
     if recipe.is_resolved:
         return recipe
@@ -56,7 +58,7 @@ def resolve(recipe: Recipe, where: str = "recipe") -> Recipe:
 
 
 def load_resolved(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file, as `kava.load_recipe` does, and add what its method says.
+    """Read a recipe file with `kava.load_recipe` and resolve it.
 
     Raises:
         KavaError: see `kava.load_recipe` and `resolve`.
@@ -65,7 +67,7 @@ def load_resolved(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def validate_resolved(tree: dict[str, Any], where: str) -> Recipe:
-    """Check the keys of a recipe given as a mapping, and add what its method says.
+    """Validate a recipe given as a mapping and resolve it.
 
     Raises:
         KavaError: see `resolve`; `where` names the mapping.

@@ -1,4 +1,4 @@
-"""What a latent rule takes and returns."""
+"""Input and output types of the rules that generate latents (`kava.reasoning.latents`)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from kava.shapes import Bool, Float
 
 @dataclass(frozen=True)
 class Suffix:
-    """Input embeddings [B, n, d] and mask [B, n] of what follows the latents, <eot> first.
+    """Input that follows the latents in the last pass; it begins with <eot>.
 
-    hidden_states: whether all layers' outputs are wanted for the last pass.
+    Args:
+        embeds: [batch, columns, hidden], input embeddings.
+        mask: [batch, columns], true at real columns.
+        hidden_states: whether the last pass returns the hidden states of all layers.
     """
 
     embeds: Float[Tensor, "batch columns hidden"]
@@ -26,13 +29,17 @@ class Suffix:
 
 @dataclass(frozen=True)
 class LatentState:
-    """The end of thinking.
+    """State after all latents and the suffix have been processed.
 
-    thought: cache over [Q, <bot>, latents, suffix].
-    output: of the last pass; its columns from `suffix_start` on are the suffix.
-    key_values: of the latents, [B, H, M, D] per layer; the last pass, or all T + 1 passes.
-    inputs: the latents' input embeddings [B, M, d] of each pass.
-    states: last layer's states of the latents, [B, M, d]; of the passes of `key_values`.
+    Args:
+        thought: KV cache over [Q, <bot>, latents, suffix].
+        output: output of the last pass; its columns from `suffix_start` on are the suffix.
+        suffix_start: the first column of the suffix in `output`.
+        key_values: keys and values of the latents for the last pass, or for all T + 1 passes; for
+            each layer [batch, kv_heads, latents, head_dim] each.
+        inputs: for each pass, the latents' input embeddings [batch, latents, hidden].
+        states: for each pass of `key_values`, the latents' hidden states of the last layer,
+            [batch, latents, hidden].
     """
 
     thought: Thought
@@ -44,10 +51,10 @@ class LatentState:
 
     @property
     def latents(self) -> Float[Tensor, "batch latents hidden"]:
-        """Last layer's states of the latents in the last pass, [B, M, d]."""
+        """Hidden states of the latents in the last layer and pass, [batch, latents, hidden]."""
         return self.states[-1]
 
     @property
     def suffix(self) -> Float[Tensor, "batch columns hidden"]:
-        """Last layer's states of the suffix, [B, n, d]."""
+        """Hidden states of the suffix in the last layer, [batch, columns, hidden]."""
         return self.output.last_hidden_state[:, self.suffix_start :]
