@@ -1,1 +1,1 @@
-"""Causal language models of transformers, with the caches, masks and positions they run on."""
+"""Causal language models of transformers, and the KV caches, masks and positions they use."""

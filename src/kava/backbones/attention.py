@@ -1,9 +1,10 @@
-"""The answer-to-reasoning block of the teacher's attention, without full attention weights.
+"""The teacher's attention from answer tokens to reasoning tokens, without full attention weights.
 
-The compressor needs softmax over C of (q_answer . k_C) and nothing else. Queries of the answer
-tokens are recorded as they pass through transformers' attention interface; keys are already in
-the cache. The backbone itself runs scaled-dot-product attention throughout; where a model caps its
-logits (Gemma-2), which that cannot do, attention over a block of query rows at a time.
+Cache compression only needs softmax over C of (q_answer . k_C). The queries of the answer tokens
+are recorded as they pass through transformers' attention interface; the keys are already in the
+cache. The backbone itself always uses scaled-dot-product attention (SDPA). SDPA does not support a
+soft cap on logits (Gemma-2), so attention with a soft cap is computed here, for a block of query
+rows at a time.
 """
 
 from __future__ import annotations
@@ -25,14 +26,19 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-IMPLEMENTATION_NAME = "kava"  # transformers asks a model for sdpa support if that is in the name
+# The name must not contain "sdpa": transformers would then require the model to support SDPA.
+IMPLEMENTATION_NAME = "kava"
 
 
 @dataclass
 class QueryRecord:
-    """Query states of chosen columns by layer, [B, heads, columns, D], after rotary embedding.
+    """Recorded queries of selected columns, and the attention settings of each layer.
 
-    scaling, softcap, window: what the layer's attention does with them; None where it does not.
+    Args:
+        columns: the columns to record.
+        queries: for each layer, [batch, heads, columns, head_dim], after the rotary embedding.
+        scaling, softcap, window: for each layer, the scaling, the soft cap and the sliding window
+            of its attention; None for a layer without soft cap or window.
     """
 
     columns: slice
@@ -43,14 +49,14 @@ class QueryRecord:
 
 
 _recording: ContextVar[QueryRecord | None] = ContextVar("kava_query_record", default=None)
-#: How many record, in all threads. What is compiled can ask this, and not a ContextVar.
+#: Number of active recorders in all threads. Compiled code can read this, but not a ContextVar.
 _recorders = 0
 _counting = threading.Lock()
 
 
 @contextmanager
 def record_queries(columns: slice) -> Iterator[QueryRecord]:
-    """Record the queries of `columns` of every attention call inside the block, detached."""
+    """Record the detached queries of `columns` of every attention call in the `with` block."""
     record = QueryRecord(columns)
     token = _recording.set(record)
     try:
@@ -61,10 +67,10 @@ def record_queries(columns: slice) -> Iterator[QueryRecord]:
 
 
 def replayed() -> AbstractContextManager[None]:
-    """For a later run of what runs now: inside, the same code runs, but nothing is recorded.
+    """Return a context manager for recomputing the current forward pass without recording.
 
-    Where queries are recorded, torch.compile makes another version of a layer, which keeps other
-    tensors for the backward pass.
+    While queries are recorded, torch.compile compiles another version of a layer, which saves other
+    tensors for the backward pass. The recomputation must use the same version as the first run.
     """
     return _counted(int(_recorders > 0))
 
@@ -81,13 +87,16 @@ def _counted(number: int) -> Iterator[None]:
             _recorders -= number
 
 
-#: Whether attention goes the way of GPUs on CPUs too.
+#: Whether attention on a CPU uses the code path of GPUs.
 _as_on_gpus = False
 
 
 @contextmanager
 def as_on_gpus() -> Iterator[None]:
-    """Inside, attention holds on a CPU what it would hold on a GPU. Slower, for counting memory."""
+    """Let attention on a CPU allocate what it would allocate on a GPU, inside the `with` block.
+
+    This is slower; it is used to count memory.
+    """
     global _as_on_gpus
     before, _as_on_gpus = _as_on_gpus, True
     try:
@@ -99,10 +108,10 @@ def as_on_gpus() -> Iterator[None]:
 @torch.compiler.disable
 def _record(module: nn.Module, query: Tensor, settings: dict[str, Any]) -> None:
     record = _recording.get()
-    if record is None:  # somebody else's, or a replay
+    if record is None:  # another thread records, or this is a recomputation
         return
     layer = cast(int, module.layer_idx)
-    # A copy: a view would keep the queries of every column alive.
+    # Copy, because a view would keep the queries of all columns in memory.
     record.queries[layer] = query[:, :, record.columns].detach().clone()
     record.scaling[layer] = settings.get("scaling") or query.shape[-1] ** -0.5
     record.softcap[layer] = settings.get("softcap")
@@ -121,7 +130,7 @@ def _sdpa(
         _record(module, query, kwargs)  # pyright: ignore[reportCallIssue] `disable` is not typed
     if kwargs.get("softcap") is not None:
         return capped_attention(query, key, value, attention_mask, **kwargs), None
-    # On a CPU the bits of plain decoding stay those of transformers.
+    # On a CPU, a single query goes to transformers, so plain decoding is bitwise equal to theirs.
     fewest = 2 if _groups_as_they_are(key) else 1
     if attention_mask is None or not fewest <= query.shape[2] <= _most_rows(key):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -129,16 +138,16 @@ def _sdpa(
 
 
 def _most_rows(key: Tensor) -> float:
-    """Queries up to which heads that share keys and values are attended to as rows of one head.
+    """Return the number of queries up to which grouped heads are computed as rows of one head.
 
-    A mask as numbers is held for each row; beyond so many that takes more than repeating keys and
-    values would. CPUs need neither.
+    That computation needs a floating-point mask for each row. With more queries, the mask takes
+    more memory than repeating keys and values. On CPUs neither is needed.
     """
     return math.inf if _groups_as_they_are(key) else 2 * key.shape[1] * key.shape[3]
 
 
 def _groups_as_they_are(key: Tensor) -> bool:
-    """Whether the kernel takes fewer heads of keys than of queries together with a mask."""
+    """Whether the kernel supports grouped-query attention together with a mask."""
     return key.device.type == "cpu" and not _as_on_gpus
 
 
@@ -151,20 +160,22 @@ def masked_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> Tensor:
-    """softmax(q . k * scaling) v where `mask` is true, keys and values of grouped heads once.
+    """Compute softmax(q . k * scaling) v with a mask, without repeating keys and values of groups.
 
-    Where there is a mask, transformers repeats them for each query head, since CUDA's kernels take
-    no groups then (5.17 for a single query too, and so the whole cache for each token). The
-    CPU's does. For CUDA's, query heads that share keys and values become further rows of one head:
-    the same numbers, and nothing is repeated but the mask (ours).
+    With a mask, transformers repeats keys and values for each query head, because CUDA kernels do
+    not support grouped heads then (in 5.17 also for a single query, which repeats the whole cache
+    for each token). The CPU kernel supports them. On CUDA, the query heads that share keys and
+    values are computed as additional rows of one head: the result is the same, and only the mask is
+    repeated (our addition).
 
     Args:
-        query: [B, H * G, n, D]; G query heads share a key/value head.
-        key, value: [B, H, S, D].
-        mask: boolean [B, 1, n, S].
+        query: [batch, kv_heads * groups, queries, head_dim]; `groups` query heads share a key/value
+            head.
+        key, value: [batch, kv_heads, columns, head_dim].
+        mask: boolean, [batch, 1, queries, columns]; true where attention is allowed.
 
     Returns:
-        [B, n, H * G, D].
+        [batch, queries, kv_heads * groups, head_dim].
     """
     attend = partial(scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
     groups = query.shape[1] // key.shape[1]
@@ -177,7 +188,7 @@ def masked_attention(
     return output.unflatten(2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
-ROWS = 128  # of queries at a time; their attention weights are all that ever exists
+ROWS = 128  # queries computed at a time; only their attention weights are in memory
 
 
 def capped_attention(
@@ -190,17 +201,20 @@ def capped_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> Tensor:
-    """softmax(c tanh(q . k * scaling / c)) v, `ROWS` queries at a time.
+    """Compute softmax(c tanh(q . k * scaling / c)) v for `ROWS` queries at a time.
 
-    Weights are made anew in the backward pass, so that no more than one block of them is held.
+    The attention weights are recomputed in the backward pass, so that at most one block of them is
+    in memory.
 
     Args:
-        query: [B, H * G, n, D]; G query heads share a key/value head.
-        key, value: [B, H, S, D].
-        mask: boolean [B, 1, n, S]; causal if not given.
+        query: [batch, kv_heads * groups, queries, head_dim]; `groups` query heads share a key/value
+            head.
+        key, value: [batch, kv_heads, columns, head_dim].
+        mask: boolean, [batch, 1, queries, columns]; causal if None.
+        softcap: c.
 
     Returns:
-        [B, n, H * G, D].
+        [batch, queries, kv_heads * groups, head_dim].
     """
     rows, columns = query.shape[2], key.shape[2]
     scale = scaling or query.shape[-1] ** -0.5
@@ -230,18 +244,19 @@ AttentionMaskInterface.register(IMPLEMENTATION_NAME, sdpa_mask)
 def grouped_logits(
     queries: Tensor, keys: Tensor, scaling: float, softcap: float | None = None
 ) -> Tensor:
-    """q . k * scaling for each query head of each key/value head, soft-capped as the model does.
+    """Compute the attention logits q . k * scaling, with the model's soft cap, if any.
 
     Args:
-        queries: [B, H * G, A, D]; G query heads share a key/value head.
-        keys: [B, H, C, D].
+        queries: [batch, kv_heads * groups, answer, head_dim]; `groups` query heads share a
+            key/value head.
+        keys: [batch, kv_heads, steps, head_dim].
 
     Returns:
-        [B, H, G, A, C] in fp32.
+        [batch, kv_heads, groups, answer, steps] in fp32.
     """
     batch, heads, _, size = keys.shape
     grouped = queries.reshape(batch, heads, -1, queries.shape[2], size).float()
-    with torch.autocast(keys.device.type, enabled=False):  # it would make bf16 of products
+    with torch.autocast(keys.device.type, enabled=False):  # autocast would compute it in bf16
         logits = torch.einsum("bhgad,bhcd->bhgac", grouped, keys.float()) * scaling
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
@@ -253,18 +268,22 @@ def answer_attention(
     scaling: float,
     softcap: float | None = None,
 ) -> Tensor:
-    """A = softmax over C of the group's largest logit (KaVa, Listing 1; spec, Cache compression).
+    """Compute the attention A of the answer tokens to the reasoning tokens (KaVa, Listing 1).
 
-    Scaling, soft cap and sliding window are the model's own (ours: the paper's models have
-    neither cap nor window), so that A is the attention that the answer really pays.
+    A is the softmax over the C reasoning tokens of the largest logit among the query heads of a
+    group (see docs/papers.md, Compressing the teacher's cache). Scaling, soft cap and sliding
+    window are those of the model, so that A is the attention that the model itself uses. This is
+    our addition, since the models of the paper have neither soft cap nor window.
 
     Args:
-        queries: [B, H * G, A, D] of the answer tokens.
-        keys: [B, H, C, D] of the reasoning tokens.
-        keys_mask: [B, C], true at real reasoning tokens; or [B, A, C], those an answer token sees.
+        queries: [batch, kv_heads * groups, answer, head_dim], queries of the answer tokens.
+        keys: [batch, kv_heads, steps, head_dim], keys of the reasoning tokens.
+        keys_mask: [batch, steps], true at real reasoning tokens; or [batch, answer, steps], true
+            where an answer token can attend to a reasoning token.
 
     Returns:
-        [B, H, A, C]; zero at pads, and everywhere for an answer token that sees no reasoning.
+        [batch, kv_heads, answer, steps]; zero at padding, and zero everywhere for an answer token
+        that cannot attend to any reasoning token.
     """
     logits = grouped_logits(queries, keys, scaling, softcap).amax(dim=2)
     mask = keys_mask[:, None] if keys_mask.dim() == 2 else keys_mask
@@ -272,6 +291,6 @@ def answer_attention(
 
 
 def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last axis among unmasked entries; zeros where nothing is unmasked."""
+    """Compute a softmax over the unmasked entries of the last axis; zeros if all are masked."""
     weights = torch.softmax(logits.masked_fill(~mask, torch.finfo(logits.dtype).min), dim=-1)
     return weights * mask

@@ -1,8 +1,9 @@
-"""The only file that touches transformers' cache classes.
+"""Operations on KV caches; the only file that uses the cache classes of transformers.
 
-A cache here is a plain `DynamicCache`: one (keys, values) pair of [B, H, S, D] per layer, keys
-after the rotary embedding. `fork` and `crop` share tensors and copy nothing: `update` concatenates
-into new tensors, so a fork never changes its origin and gradients flow through both.
+A cache is a plain `DynamicCache` with keys and values [batch, kv_heads, columns, head_dim] for each
+layer; keys are stored after the rotary embedding. `fork` and `crop` share tensors and copy nothing.
+Since `update` concatenates into new tensors, a fork never changes the original cache, and gradients
+flow through both.
 """
 
 from __future__ import annotations
@@ -20,34 +21,41 @@ KeyValues = list[tuple[Tensor, Tensor]]
 
 
 def empty() -> DynamicCache:
-    """A cache with no columns. Sliding-window layers keep all columns too; masks do the rest."""
+    """Return a cache without columns.
+
+    Layers with a sliding window keep all columns as well; the window is applied by the masks.
+    """
     return DynamicCache()
 
 
 def is_one(value: Any) -> bool:
-    """Whether a value is a cache of the kind used here."""
+    """Whether a value is a `DynamicCache`."""
     return isinstance(value, DynamicCache)
 
 
 def key_values(cache: DynamicCache, start: int = 0, stop: int | None = None) -> KeyValues:
-    """Columns `start:stop` of every layer, as [B, H, stop - start, D] pairs."""
+    """Return columns `start:stop` of every layer's keys and values.
+
+    Returns:
+        For each layer, keys and values, [batch, kv_heads, stop - start, head_dim] each.
+    """
     return [
         (layer.keys[:, :, start:stop], layer.values[:, :, start:stop]) for layer in _layers(cache)
     ]
 
 
 def _layers(cache: DynamicCache) -> list[Any]:
-    """All of its layers; transformers' types allow some that hold no keys."""
+    """Return all layers, untyped, since the types of transformers allow layers without keys."""
     return cache.layers
 
 
 def length(cache: DynamicCache) -> int:
-    """Number of columns S."""
+    """Return the number of columns of a cache."""
     return cache.get_seq_length()
 
 
 def from_key_values(pairs: KeyValues) -> DynamicCache:
-    """A cache holding the given tensors."""
+    """Return a new cache that contains the given keys and values."""
     cache = DynamicCache()
     for layer, (keys, values) in enumerate(pairs):
         cache.update(keys, values, layer)
@@ -55,7 +63,7 @@ def from_key_values(pairs: KeyValues) -> DynamicCache:
 
 
 def layer(cache: DynamicCache, index: int) -> tuple[Tensor, Tensor] | None:
-    """Keys and values of one layer; None where it holds nothing yet."""
+    """Return the keys and values of one layer, or None if the layer is still empty."""
     layers = _layers(cache)
     if index >= len(layers) or not layers[index].is_initialized:
         return None
@@ -63,7 +71,7 @@ def layer(cache: DynamicCache, index: int) -> tuple[Tensor, Tensor] | None:
 
 
 def put(cache: DynamicCache, index: int, keys: Tensor, values: Tensor) -> None:
-    """Let a layer hold these tensors [B, H, S, D] in place of the present ones."""
+    """Replace the keys and values of one layer, [batch, kv_heads, columns, head_dim] each."""
     layers = _layers(cache)
     while len(layers) <= index:
         layers.append(cast(Any, cache).layer_class_to_replicate())
@@ -73,24 +81,28 @@ def put(cache: DynamicCache, index: int, keys: Tensor, values: Tensor) -> None:
 
 
 def crop(cache: DynamicCache, columns: int) -> DynamicCache:
-    """A new cache that shares the first `columns` columns."""
+    """Return a new cache that shares the first `columns` columns."""
     if columns == 0 or length(cache) == 0:
         return DynamicCache()
     return _share(key_values(cache, 0, columns))
 
 
 def fork(cache: DynamicCache) -> DynamicCache:
-    """A new cache that shares all columns."""
+    """Return a new cache that shares all columns."""
     return crop(cache, length(cache))
 
 
 def select(cache: DynamicCache, rows: Tensor) -> DynamicCache:
-    """A new cache with the given batch rows."""
+    """Return a new cache with the given rows of the batch."""
     return _share([(keys[rows], values[rows]) for keys, values in key_values(cache)])
 
 
 def gather(cache: DynamicCache, columns: Tensor) -> DynamicCache:
-    """A new cache that holds the given columns [B, n] of each row, in that order."""
+    """Return a new cache with the given columns of each row, in the given order.
+
+    Args:
+        columns: [batch, columns], indices of the columns.
+    """
     index = columns[:, None, :, None]
     return _share(
         [(_columns(keys, index), _columns(values, index)) for keys, values in key_values(cache)]
@@ -103,19 +115,20 @@ def _columns(states: Tensor, index: Tensor) -> Tensor:
 
 
 def detach(pairs: KeyValues) -> KeyValues:
-    """The same tensors without gradient."""
+    """Return keys and values detached from the autograd graph."""
     return [(keys.detach(), values.detach()) for keys, values in pairs]
 
 
 def columns_in_bytes(cache: DynamicCache) -> int:
-    """Memory of the cache in bytes."""
+    """Return the size of a cache in bytes."""
     return sum(t.numel() * t.element_size() for pair in key_values(cache) for t in pair)
 
 
 class OneLayer(DynamicCache):
-    """The cache as one layer has it, wherever in the backbone that layer is.
+    """The cache of a single layer, regardless of the layer's index in the backbone.
 
-    keys, values: [B, H, S, D] each; None before the first columns.
+    Args:
+        keys, values: [batch, kv_heads, columns, head_dim] each; None before the first columns.
     """
 
     keys: Any
@@ -128,8 +141,10 @@ class OneLayer(DynamicCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Append columns; returns all keys and values held. Looking at `layer_idx` would make
-        torch.compile set layers apart."""
+        """Append columns and return all keys and values.
+
+        `layer_idx` is not read, because torch.compile would then compile each layer separately.
+        """
         if self.keys is not None:
             key_states = torch.cat((self.keys, key_states), dim=2)
             value_states = torch.cat((self.values, value_states), dim=2)
@@ -137,15 +152,15 @@ class OneLayer(DynamicCache):
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns held."""
+        """Return the number of columns."""
         return 0 if self.keys is None else self.keys.shape[2]
 
 
 class ShrinkingLayer(DynamicLayer):
-    """One layer from which columns may be taken; its length goes on counting every token seen.
+    """A cache layer from which columns can be removed, while its length still counts all tokens.
 
-    transformers takes positions and the width of masks from a cache's length. The columns held are
-    `keys.shape[2]`.
+    transformers derives positions and the width of masks from the length of a cache. The number of
+    columns in memory is `keys.shape[2]`.
     """
 
     is_croppable = False
@@ -155,16 +170,16 @@ class ShrinkingLayer(DynamicLayer):
         self.seen = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any):
-        """Append columns; returns all keys and values held."""
+        """Append columns and return all keys and values."""
         self.seen += key_states.shape[2]
         return super().update(key_states, value_states, *args, **kwargs)
 
     def get_seq_length(self) -> int:
-        """Tokens seen."""
+        """Return the total number of tokens so far, including removed ones."""
         return self.seen
 
     def hold(self, keys: Tensor, values: Tensor) -> None:
-        """Hold these columns [B, H, S, D] in place of the present ones."""
+        """Replace keys and values, [batch, kv_heads, columns, head_dim] each."""
         self.keys, self.values = keys, values
 
     def _refuse(self, *_: Any, **_named: Any) -> Any:
@@ -178,14 +193,20 @@ class ShrinkingLayer(DynamicLayer):
 
 
 def enable_shrinking(cache: DynamicCache, config: Any, layers: list[int]) -> list[ShrinkingLayer]:
-    """Turn the given layers of a cache, filled or not, into ones that can shrink; returns them.
+    """Replace the given layers of a cache by layers from which columns can be removed.
+
+    The cache may already contain columns.
 
     Args:
-        cache: changed in place.
-        config: the language model's, which says what an empty cache will hold.
+        cache: the cache; it is changed in place.
+        config: config of the language model, which determines the layers of an empty cache.
+        layers: indices of the layers to replace.
+
+    Returns:
+        The new layers.
 
     Raises:
-        KavaError: the cache is of a kind that cannot.
+        KavaError: the type of the cache or of a layer is not supported.
     """
     if not isinstance(cache, DynamicCache) or cache.offloading:
         raise KavaError(
@@ -221,7 +242,7 @@ def _share(pairs: KeyValues) -> DynamicCache:
 
 
 def cat_columns(left: KeyValues, right: KeyValues) -> KeyValues:
-    """Columns of `left` followed by those of `right`."""
+    """Concatenate the columns of two lists of keys and values, `left` first."""
     return [
         (torch.cat((lk, rk), dim=2), torch.cat((lv, rv), dim=2))
         for (lk, lv), (rk, rv) in zip(left, right, strict=True)

@@ -1,11 +1,11 @@
-"""How a backbone's layers run while it trains: made anew in the backward pass, compiled, or both.
+"""Gradient checkpointing and compilation of a backbone's layers, with a KV cache.
 
-A layer appends to a cache that all of them share. Replayed, it would append a second time, so
-transformers takes the cache away under gradient checkpointing; compiled, it would be compiled for
-its own place in the cache, every layer anew. Here each run of a layer gets a cache of its own,
-begun from the tensors that were there before, and what it has become comes through as an output:
-part of the graph like any other tensor, replayed without harm, and the same code for all layers
-(ours).
+All layers append to one shared cache. If a layer is recomputed in the backward pass, it would
+append a second time; transformers therefore disables the cache under gradient checkpointing. If
+layers are compiled, each would be compiled separately for its own index in the cache. Here, each
+call of a layer gets a cache of its own, which starts with the tensors that were there before, and
+the updated keys and values are returned as outputs. They are part of the graph like any other
+tensor, can be recomputed safely, and the same code serves all layers (our addition).
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from transformers import PreTrainedModel
 from kava.backbones import attention, cache, structure
 from kava.errors import KavaError
 
-BACKEND = "inductor"  # of torch.compile
-#: Versions of a layer's code that torch may keep: with and without a cache before it, with queries
-#: recorded or not, and both for each kind of layer that a backbone has. Beyond, it would compile no
-#: further and run what is new uncompiled.
+BACKEND = "inductor"  # backend of torch.compile
+#: Maximum number of compiled versions of a layer: with and without a cache before it, with queries
+#: recorded or not, and both for each kind of layer of a backbone. Beyond this limit, torch.compile
+#: would run new versions uncompiled.
 VERSIONS = 64
 
 
 def enable(model: PreTrainedModel, gradient_checkpointing: bool, compile: bool) -> None:
-    """Let the layers run this way whenever the model is in training mode.
+    """Enable gradient checkpointing or compilation of the layers in training mode.
 
     Args:
-        gradient_checkpointing: keep only each layer's inputs and its part of the cache; the rest
-            is recomputed in the backward pass. Gradients are the same, and a step computes every
-            layer's forward pass twice.
-        compile: by torch.compile, for any batch and length. Random numbers (dropout) are others
-            than without.
+        gradient_checkpointing: keep only the inputs of each layer and its part of the cache;
+            everything else is recomputed in the backward pass. Gradients are the same, and a step
+            computes the forward pass of each layer twice.
+        compile: compile the layers with torch.compile, for any batch size and length. Random
+            numbers (dropout) differ from those without compilation.
 
     Raises:
-        KavaError: the layers are not to be found, or nothing can be compiled on this machine.
+        KavaError: the layers are not found, or torch.compile does not work on this machine.
     """
     if not (gradient_checkpointing or compile):
         return
@@ -49,7 +49,7 @@ def enable(model: PreTrainedModel, gradient_checkpointing: bool, compile: bool) 
     if compile:
         _check_compiler(model.device)
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
-        # It would cut what is compiled where gradients are sent off; each layer is a piece already.
+        # It would split compiled graphs where gradients are reduced; layers are already separate.
         torch._dynamo.config.optimize_ddp = False
         run = torch.compile(run, dynamic=True, backend=BACKEND)
     if gradient_checkpointing:
@@ -66,7 +66,7 @@ def enable(model: PreTrainedModel, gradient_checkpointing: bool, compile: bool) 
 def _in_its_place(
     run: Callable[..., Any], layer: nn.Module, index: int, *inputs: Any, **named: Any
 ) -> Any:
-    """A layer's `forward`: run it on its part of the cache, and put there what that has become."""
+    """Replace a layer's `forward`: run it on its own cache, then update the shared cache."""
     forward = type(layer).forward
     given = dict(enumerate(inputs)) | named
     held = [place for place, value in given.items() if cache.is_one(value)]
@@ -92,11 +92,18 @@ def _alone(
     inputs: list[Any],
     named: dict[str, Any],
 ) -> tuple[Any, Tensor, Tensor]:
-    """A layer's output, and its keys and values [B, H, S, D] with the new columns.
+    """Run a layer on a cache of its own.
 
     Args:
-        place: of the cache among the arguments, a position or a name.
-        keys, values: before; None where there are none.
+        forward: the `forward` function of the layer's class.
+        layer: the layer.
+        place: position or name of the cache among the arguments.
+        keys, values: keys and values before; None if there are none.
+        inputs, named: the other arguments.
+
+    Returns:
+        The output of the layer, and its keys and values with the new columns,
+        [batch, kv_heads, columns, head_dim] each.
     """
     own = cache.OneLayer(keys, values)
     if isinstance(place, int):
@@ -109,7 +116,7 @@ def _alone(
 def _check_compiler(device: torch.device) -> None:
     try:
         torch.compile(torch.sin, backend=BACKEND)(torch.zeros(2, device=device))
-    except Exception as error:  # whatever a missing compiler comes to be called
+    except Exception as error:  # a missing compiler raises various types of errors
         (first, *_) = str(error).strip().splitlines() or [type(error).__name__]
         raise KavaError(
             f"train.compile: torch cannot compile on this machine ({first[:200]}); it needs a C++ "

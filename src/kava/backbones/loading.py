@@ -1,4 +1,4 @@
-"""Loading a Hugging Face causal language model, and knowing it again."""
+"""Load a causal language model of transformers, and identify it by a fingerprint."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ ACCESS_HINT = (
 def load(
     name: str, revision: str | None, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, Any, dict[str, Any]]:
-    """A backbone, its tokenizer and its identity, from a folder or the Hub.
+    """Load a backbone, its tokenizer and its identity from a folder or the Hub.
 
-    Only safetensors, no remote code, nothing missing or left over.
+    Weights must be in safetensors and remote code is never run. Missing or unexpected weights are
+    an error.
 
     Raises:
-        KavaError: cannot be had, or its weights do not fit its architecture.
+        KavaError: the backbone is not available, or its weights do not fit its architecture.
     """
     folder, commit = locate(name, revision)
     model, tokenizer = load_model(folder, dtype), load_tokenizer(folder)
@@ -41,12 +42,16 @@ def load(
 
 
 def portable_name(name: str, folder: Path, commit: str | None) -> str:
-    """A name under which a backbone is found again from any working directory."""
+    """Return a name that finds the backbone from any working directory."""
     return name if commit else assets.portable_name(folder)
 
 
 def choose_dtype(recipe: Recipe, device: str | torch.device) -> torch.dtype:
-    """bf16 for a frozen backbone on an accelerator; fp32 on the CPU and where it is trained."""
+    """Return the dtype of the backbone's weights by `train.precision`, adapter and device.
+
+    By default this is bf16 for a frozen backbone on a GPU, and fp32 on the CPU. A backbone that is
+    trained is always in fp32.
+    """
     wanted = recipe.train.precision
     on_gpu = torch.device(device).type == "cuda"
     if recipe.adapter == "full" or wanted == "fp32" or (wanted == "auto" and not on_gpu):
@@ -55,10 +60,13 @@ def choose_dtype(recipe: Recipe, device: str | torch.device) -> torch.dtype:
 
 
 def read_dtype(given: str | torch.dtype | None) -> torch.dtype | None:
-    """A dtype or its name, as transformers takes them; None where `choose_dtype` is to decide.
+    """Parse a dtype or its name, as transformers accepts them.
+
+    Returns:
+        The dtype, or None for "auto" and None, if `choose_dtype` should decide.
 
     Raises:
-        KavaError: none that a backbone can have here.
+        KavaError: the dtype is not supported for a backbone.
     """
     if given is None or given == "auto":
         return None
@@ -72,14 +80,15 @@ def read_dtype(given: str | torch.dtype | None) -> torch.dtype | None:
         ) from None
 
 
-#: Those in which a backbone has the same `fingerprint`.
+#: Supported dtypes: those in which a backbone has the same `fingerprint`.
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with its weights in another dtype, as if loaded so.
+    """Convert the model's weights to another dtype in place, as if it had been loaded in it.
 
-    Unlike `.to(dtype)` it leaves buffers alone: rounded frequencies would turn keys wrongly.
+    Unlike `.to(dtype)`, this does not convert buffers. Rounded frequencies of the rotary embedding
+    would rotate keys by wrong angles.
     """
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
@@ -87,12 +96,13 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
-    """The folder of a backbone, and its commit if it came from the Hub.
+    """Return the folder of a backbone, and its commit if it is from the Hub.
 
-    A folder given as such or shipped with the project, else a Hub name, downloaded if need be.
+    `name` is a folder, a folder that is shipped with the project, or else a name on the Hub, from
+    which the backbone is downloaded if necessary.
 
     Raises:
-        NotHad: there is no such folder, and the Hub does not give it.
+        NotAvailable: there is no such folder, and the Hub does not provide it.
     """
     try:
         return assets.find(name), None
@@ -114,7 +124,12 @@ _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The model alone; see `load`."""
+    """Load the model without its tokenizer; see `load`.
+
+    Raises:
+        KavaError: the folder contains an adapter, the model cannot be loaded, or its weights do not
+            fit its architecture.
+    """
     if (folder / "adapter_config.json").is_file():
         raise KavaError(
             f"backbone {folder}: there is an adapter of peft in it; merge it into its model "
@@ -134,12 +149,12 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
                 dtype=dtype,
                 attn_implementation=IMPLEMENTATION_NAME,
                 use_safetensors=True,
-                ignore_mismatched_sizes=True,  # so that they are told
+                ignore_mismatched_sizes=True,  # so that they are reported in `info`
                 output_loading_info=True,
             )
     except KavaError:
         raise
-    except Exception as error:  # transformers' own, Python's, those of libraries that it asks for
+    except Exception as error:  # of transformers, of Python, or of libraries that it uses
         raise _unusable(folder, error) from None
     problems = {key: sorted(map(str, info[key])) for key in _LOADING_PROBLEMS if info.get(key)}
     if problems:
@@ -151,18 +166,18 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return prepare(model)
 
 
-#: What a config.json may ask a model to return besides, or in another form than is read here.
+#: Settings that a config.json may contain and that would change what a model returns.
 _OUTPUTS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
 _LOADING_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer; a pad token is set to EOS where there is none (pads are always masked).
+    """Load the tokenizer; if it has no pad token, EOS is used (padding is always masked).
 
     Raises:
-        KavaError: its files are not there. For some families transformers then makes one that knows
-            no text: all that is asked would be nothing, or the unknown token. Or only code of the
-            folder's own could read them.
+        KavaError: the tokenizer's files are missing, or can only be read by code of the folder. For
+            some families, transformers creates a tokenizer without a vocabulary if files are
+            missing; every text would then become empty or the unknown token.
     """
     known, why, tokenizer = set(), "", None
     try:
@@ -171,7 +186,7 @@ def load_tokenizer(folder: Path) -> Any:
         known = set(ids) - {tokenizer.unk_token_id}
     except KavaError:
         raise
-    except Exception as error:  # of a broken file the tokenizers library raises just that
+    except Exception as error:  # the tokenizers library raises a bare Exception for broken files
         why = f" ({_in_a_line(error)})"
     if tokenizer is None or not known:
         raise KavaError(
@@ -186,14 +201,15 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
-    """Route attention through the recorder, decode as asked, and try the model on a few tokens.
+    """Prepare a loaded model: set our attention, reset its generation config, and test it.
 
     Raises:
-        KavaError: it is not a model that can think here (`kava.backbones.compatibility`).
+        KavaError: the backbone does not support external masks and positions
+            (`kava.backbones.compatibility`).
     """
-    # A published generation_config.json may hold penalties and sampling, a config.json saved after
-    # a training `use_cache: false`; `generate` would take them over wherever a caller says nothing,
-    # and greedy answers would not be greedy, or not know what was thought.
+    # A published generation_config.json may contain penalties and sampling options, and a
+    # config.json saved after a training may contain `use_cache: false`. `generate` would use them
+    # as defaults: greedy answers would not be greedy, or would ignore the thought.
     ids = {name: getattr(model.config, name, None) for name in _TOKEN_IDS}
     model.generation_config = GenerationConfig(**ids)
     compatibility.check(model)
@@ -204,7 +220,7 @@ _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def identity(model: PreTrainedModel, name: str, revision: str | None) -> dict[str, Any]:
-    """What a checkpoint remembers of its backbone."""
+    """Return the identity of a backbone, which is saved in a checkpoint."""
     config = model.config.get_text_config()
     return {
         "name": name,
@@ -218,7 +234,7 @@ def identity(model: PreTrainedModel, name: str, revision: str | None) -> dict[st
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of a sample of the weights, the same in fp32 and bf16."""
+    """Return a hash of a sample of the weights, which is the same in fp32 and bf16."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         sample = weight.detach().flatten()[:256].to(torch.bfloat16).float().cpu()
@@ -228,7 +244,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def describe_difference(saved: dict[str, Any], found: dict[str, Any]) -> str | None:
-    """The first property in which two identities differ, in words; None if they agree."""
+    """Describe the first property in which two identities differ, or return None if they agree."""
     for key in ("model_type", "hidden_size", "num_layers", "vocab_size", "fingerprint"):
         if saved[key] != found[key]:
             return f"{key} is {found[key]}, the checkpoint was trained on {saved[key]}"
@@ -236,7 +252,10 @@ def describe_difference(saved: dict[str, Any], found: dict[str, Any]) -> str | N
 
 
 def _unusable(folder: Path, error: Exception) -> Exception:
-    """What to raise for a backbone that transformers fails at."""
+    """Return the error to raise for a backbone that transformers cannot load.
+
+    An out-of-memory error is returned unchanged.
+    """
     if out_of_memory(error):
         return error
     message = f"backbone {folder}: {_in_a_line(error)}"

@@ -1,4 +1,4 @@
-"""LoRA on a backbone: which modules it adapts, by family where a recipe does not say."""
+"""LoRA adapters: which modules of a backbone they adapt, with defaults for each model family."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from transformers.pytorch_utils import Conv1D
 from kava.errors import KavaError
 from kava.recipe.schema import Recipe
 
-#: The four projections of attention, under the names that most families give them.
+#: The four projections of attention, by the names that most model families use.
 USUAL_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
-#: The same projections where a family (`model_type`) names them otherwise: one line each.
+#: The same projections for model families (`model_type`) that use other names, one line each.
 TARGETS = {
     "gpt2": ["attn.c_attn", "attn.c_proj"],
     "phi3": ["qkv_proj", "o_proj"],
@@ -26,10 +26,10 @@ TARGETS = {
 
 
 def resolve(model: PreTrainedModel, recipe: Recipe) -> Recipe:
-    """The recipe with `lora.targets` written out, if an adapter is asked for.
+    """Return the recipe with `lora.targets` filled in, if it requests an adapter.
 
     Raises:
-        KavaError: a target is the name of no linear layer of the model.
+        KavaError: a target is not the name of a linear layer of the model.
     """
     if recipe.adapter != "lora":
         return recipe
@@ -42,15 +42,17 @@ def resolve(model: PreTrainedModel, recipe: Recipe) -> Recipe:
 
 
 def add(model: PreTrainedModel, recipe: Recipe) -> PeftModel | PreTrainedModel:
-    """The model with a LoRA adapter on its resolved targets, or as it is (`adapter: full`).
+    """Add a LoRA adapter to the resolved targets of a model.
+
+    With `adapter: full`, the model is returned unchanged.
 
     Raises:
-        KavaError: peft has no adapter for these modules.
+        KavaError: peft does not support an adapter on these modules.
     """
     if recipe.adapter == "full":
         return model
     lora, revision = recipe.lora, recipe.revision
-    targets = cast("list[str] | str", lora.targets)  # `resolve` has written them out
+    targets = cast("list[str] | str", lora.targets)  # not None: `resolve` has filled them in
     transposed = {isinstance(m, Conv1D) for m in _linear(model, targets).values()}
     config = LoraConfig(
         r=lora.r,
@@ -63,7 +65,7 @@ def add(model: PreTrainedModel, recipe: Recipe) -> PeftModel | PreTrainedModel:
     )
     try:
         with warnings.catch_warnings():
-            # peft asks transformers for a property under its former name
+            # peft accesses a property of transformers by its deprecated name.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
             adapted = get_peft_model(model, config)
     except ValueError as error:
@@ -79,10 +81,11 @@ def add(model: PreTrainedModel, recipe: Recipe) -> PeftModel | PreTrainedModel:
 
 
 def _cast_input(layer: LoraLayer, x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A layer's input as its adapter's product takes it; under autocast as it is.
+    """Return the input of a LoRA layer, without a cast under autocast.
 
-    peft makes fp32 of it, as the adapter's weights are, and autocast bf16 again: twice over all
-    activations, and twice in the backward pass, for the same numbers (ours).
+    peft casts the input to fp32, the dtype of the adapter's weights, and autocast casts it back to
+    bf16. This costs two passes over all activations, and two more in the backward pass, for the
+    same result. Skipping the cast is our addition.
     """
     if x is not None and torch.is_autocast_enabled(x.device.type):
         return x
@@ -90,14 +93,14 @@ def _cast_input(layer: LoraLayer, x: Tensor | None, dtype: torch.dtype) -> Tenso
 
 
 def base_model(model: PeftModel | PreTrainedModel) -> PreTrainedModel:
-    """The language model itself, the adapter's layers inside."""
+    """Return the language model itself, including the adapter's layers."""
     if isinstance(model, PeftModel):
         return cast(PreTrainedModel, model.get_base_model())
     return model
 
 
 def backbone_parameters(model: PeftModel | PreTrainedModel) -> list[nn.Parameter]:
-    """The weights that are not the adapter's."""
+    """Return all weights that do not belong to the adapter."""
     return [weight for name, weight in model.named_parameters() if ".lora_" not in name]
 
 
@@ -114,7 +117,10 @@ def _check(model: PreTrainedModel, targets: list[str]) -> None:
 
 
 def _linear(model: PreTrainedModel, targets: list[str] | str) -> dict[str, nn.Module]:
-    """Linear layers by full name, the head apart, that end in one of the targets (peft's rule)."""
+    """Return the linear layers, without the head, whose full name ends in one of the targets.
+
+    This is the rule of peft. If `targets` is a string, all linear layers are returned.
+    """
     head = model.get_output_embeddings()
     found: dict[str, nn.Module] = {
         name: module

@@ -1,4 +1,4 @@
-"""Masks and positions of a cache with holes: made here and nowhere else."""
+"""Attention masks and positions for a cache with holes; the only place that computes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ Windows = int | dict[str, int | None] | None
 
 
 def pad(sequences: Sequence[Sequence[int]], side: str, value: int = 0) -> tuple[Tensor, Tensor]:
-    """Pad to the longest. Returns ids [B, S] and a boolean mask [B, S], true at real tokens."""
+    """Pad sequences of token ids to the length of the longest one.
+
+    Args:
+        sequences: token ids.
+        side: `left` or `right`.
+        value: the id of the padding.
+
+    Returns:
+        ids: [batch, columns].
+        mask: boolean, [batch, columns]; true at real tokens.
+    """
     width = max((len(s) for s in sequences), default=0)
     ids = torch.full((len(sequences), width), value, dtype=torch.long)
     mask = torch.zeros((len(sequences), width), dtype=torch.bool)
@@ -24,21 +34,35 @@ def pad(sequences: Sequence[Sequence[int]], side: str, value: int = 0) -> tuple[
 
 
 def positions(past: Tensor, mask: Tensor) -> Tensor:
-    """Positions [B, n] of new columns after a past [B, S]: the count of real columns before each.
+    """Return the position of each new column: the number of real columns before it.
 
-    A pad gets the position of the nearest real column (its state is never read).
+    Padding gets the position of the nearest real column; its hidden state is never used.
+
+    Args:
+        past: [batch, past], mask of the columns before the new ones.
+        mask: [batch, columns], mask of the new columns.
+
+    Returns:
+        [batch, columns].
     """
     return (past.sum(1, keepdim=True) + mask.cumsum(1) - 1).clamp(min=0)
 
 
 def causal_mask(past: Tensor, mask: Tensor, window: int | None = None) -> Tensor:
-    """Boolean attention mask [B, 1, n, S + n] of n new columns after a past of S.
+    """Return the boolean causal attention mask of new columns after a past.
 
-    A column sees the real columns before it and itself. A pad sees itself too, so that no row of
-    the softmax is empty on any attention kernel; nothing ever sees a pad.
+    A column attends to itself and to the real columns before it. Padding attends to itself as well,
+    so that no row of the softmax is empty in any attention kernel. No other column ever attends to
+    padding.
 
     Args:
-        window: of a sliding window, in positions: itself and the `window` - 1 real columns before.
+        past: [batch, past], mask of the columns before the new ones.
+        mask: [batch, columns], mask of the new columns.
+        window: size of a sliding window in positions, which covers a column itself and the
+            `window` - 1 real columns before it; None for full attention.
+
+    Returns:
+        [batch, 1, columns, past + columns], true where attention is allowed.
     """
     n = mask.shape[1]
     own = torch.eye(n, dtype=torch.bool, device=mask.device)
@@ -50,23 +74,32 @@ def causal_mask(past: Tensor, mask: Tensor, window: int | None = None) -> Tensor
 
 
 def within_window(queries: Tensor, keys: Tensor, window: int) -> Tensor:
-    """Whether a key lies less than `window` positions before a query: [B, n], [B, m] to [B, n, m].
+    """Whether each key is less than `window` positions before each query.
 
-    Positions count real columns only, so pads and holes take no room in the window.
+    Positions count real columns only, so padding and holes do not count towards the window.
+
+    Args:
+        queries: [batch, queries], positions of the queries.
+        keys: [batch, keys], positions of the keys.
+        window: size of the sliding window in positions.
+
+    Returns:
+        [batch, queries, keys].
     """
     return queries[:, :, None] - keys[:, None, :] < window
 
 
 def both_positions(past: Tensor, mask: Tensor) -> Tensor:
-    """Positions [B, S + n] of a past and of the new columns after it."""
+    """Return the positions of past and new columns together, [batch, past + columns]."""
     return torch.cat((positions(past[:, :0], past), positions(past, mask)), dim=1)
 
 
 def layer_masks(past: Tensor, mask: Tensor, windows: Windows) -> Tensor | dict[str, Tensor]:
-    """What a backbone takes as `attention_mask`: `causal_mask` for each kind of its layers.
+    """Return the `attention_mask` of a backbone: a `causal_mask` for each kind of layer.
 
     Args:
-        windows: see `kava.backbones.loading.windows`.
+        past, mask: see `causal_mask`.
+        windows: see `kava.backbones.structure.windows`.
     """
     if isinstance(windows, dict):
         return {kind: causal_mask(past, mask, window) for kind, window in windows.items()}

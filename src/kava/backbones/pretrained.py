@@ -1,8 +1,8 @@
-"""The loaders of transformers, as kava calls them: from files that are here, without their code.
+"""Loaders of transformers, restricted to local files and without remote code.
 
-A model's folder may name Python files of its own (`auto_map`), which transformers runs, or asks on
-standard input whether to run. Here they are never run and nobody is asked. Where transformers has a
-class of its own for the model, that class is taken; where it has none, loading is an error.
+A model's folder may name Python files of its own (`auto_map`). transformers runs them, or asks on
+standard input whether to run them. Here they are never run, and there is no prompt. If transformers
+has a class for the model, that class is used; if it has none, loading is an error.
 """
 
 from __future__ import annotations
@@ -27,18 +27,21 @@ CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """The configuration of a model's folder.
+    """Load the config of a model from a folder.
 
     Raises:
-        KavaError: only code of the folder's own could read it.
-        OSError, ValueError: transformers cannot read it either.
+        KavaError: the config can only be read by code in the folder.
+        OSError, ValueError: transformers cannot read the config.
     """
     with _without_code(folder, CONFIG):
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def load_model(folder: Path, **options: Any) -> Any:
-    """As `AutoModelForCausalLM.from_pretrained`; raises as `load_config`, and what that raises."""
+    """Load a model with `AutoModelForCausalLM.from_pretrained`.
+
+    Raises the errors of `load_config` and of that function.
+    """
     with _without_code(folder, CONFIG):
         return AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **options
@@ -46,26 +49,33 @@ def load_model(folder: Path, **options: Any) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """As `AutoTokenizer.from_pretrained`; raises as `load_config`, and what that raises."""
+    """Load a tokenizer with `AutoTokenizer.from_pretrained`.
+
+    Raises the errors of `load_config` and of that function.
+    """
     with _without_code(folder, TOKENIZER, CONFIG):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def new_model(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
-    """A model of random weights, as `AutoModelForCausalLM.from_config`; raises as `load_config`."""
+    """Create a model with random weights with `AutoModelForCausalLM.from_config`.
+
+    Raises the errors of `load_config`.
+    """
     with _without_code(Path(config.name_or_path or ""), CONFIG):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
 
 @contextmanager
 def _without_code(folder: Path, *files: str) -> Iterator[None]:
-    """Turn transformers' refusal to run a folder's code into one line.
+    """Convert the error of transformers about remote code to a KavaError of one line.
 
     Args:
-        files: that may ask for it; the first that does is named.
+        folder: the model's folder.
+        files: files that may request remote code; the error names the first one that does.
 
     Raises:
-        KavaError: names the file.
+        KavaError: the model requires remote code.
     """
     try:
         yield

@@ -1,10 +1,10 @@
-"""Shapes of the backbones in the paper, as their authors published them."""
+"""Architectures of the backbones used in the KaVa paper, as published by their authors."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# Of the `config.json` that its authors published with each model, as far as weights depend on it.
+# From the published `config.json` of each model: the keys that determine the shapes of the weights.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "meta-llama/Llama-3.2-1B-Instruct": {
         "model_type": "llama", "vocab_size": 128256, "hidden_size": 2048, "num_hidden_layers": 16,

@@ -1,9 +1,10 @@
-"""Keys before the rotary embedding, from keys after it, and keys that move to another place.
+"""Remove the rotary embedding from keys, and move keys to other positions.
 
-Written step j stands at position Q + j, the latent of its slot at Q + 1 + i, and a compressed trace
-moves further: the same content has another key only because it stands elsewhere. Turning each key
-back by its own position takes that difference out of the comparison (`kv.keys: pre_rope`). Turned
-on by another position, it is the key that the same content has there (`kava ablate`).
+Token j of the chain of thought is at position Q + j, the latent of its slot at Q + 1 + i, and
+compression moves it further. The same content then has another key, only because of its position.
+Rotating each key back by its own position removes this difference from the comparison
+(`kv.keys: pre_rope`). Rotating it forward to another position yields the key that the same content
+would have there (`kava ablate`).
 """
 
 from __future__ import annotations
@@ -20,16 +21,18 @@ from kava.errors import KavaError
 
 
 def uses_rope(model: PreTrainedModel) -> bool:
-    """Whether keys are rotated by their position; else position enters with the embeddings."""
+    """Whether the model has a rotary embedding; otherwise positions are added to the embeddings."""
     return getattr(model.base_model, "rotary_emb", None) is not None
 
 
 def remove_rope(model: PreTrainedModel, pairs: KeyValues, positions: Tensor) -> KeyValues:
-    """Keys without their rotation; values as they are. Nothing to do for a model without one.
+    """Remove the rotary embedding from keys; values are unchanged.
+
+    For a model without a rotary embedding, the keys are unchanged as well.
 
     Args:
-        pairs: one pair of [B, H, n, D] per layer.
-        positions: [B, n], where each column stands.
+        pairs: for each layer, keys and values [batch, kv_heads, columns, head_dim].
+        positions: [batch, columns], position of each column.
     """
     angles = _angles(model, pairs, positions)
     if angles is None:
@@ -43,15 +46,15 @@ def remove_rope(model: PreTrainedModel, pairs: KeyValues, positions: Tensor) -> 
 def reposition_keys(
     model: PreTrainedModel, pairs: KeyValues, positions: Tensor, to: Tensor
 ) -> KeyValues:
-    """Keys as they would be at other positions; values as they are.
+    """Move keys to other positions by changing their rotary embedding; values are unchanged.
 
-    Nothing to do for a model without a rotation: learned positions (GPT-2) enter with the
-    embeddings, and no key can be freed from them.
+    For a model without a rotary embedding, the keys are unchanged as well: learned positions
+    (GPT-2) are added to the embeddings and cannot be removed from keys.
 
     Args:
-        pairs: one pair of [B, H, n, D] per layer.
-        positions: [B, n], where each column stands.
-        to: [B, n], where it shall stand.
+        pairs: for each layer, keys and values [batch, kv_heads, columns, head_dim].
+        positions: [batch, columns], current position of each column.
+        to: [batch, columns], new position of each column.
     """
     before, after = (_angles(model, pairs, place) for place in (positions, to))
     if before is None or after is None:
@@ -65,29 +68,38 @@ def reposition_keys(
 def _angles(
     model: PreTrainedModel, pairs: KeyValues, positions: Tensor
 ) -> list[tuple[Tensor, Tensor]] | None:
-    """Cosine and sine of each layer, [B, n, rotated features]; None without a rotation."""
+    """Return cosine and sine of the rotary embedding for each layer, or None if there is none.
+
+    Each is [batch, columns, rotated features].
+    """
     if not uses_rope(model):
         return None
     rotary = cast(Any, model.base_model.rotary_emb)
     kinds: list[tuple] = [()] * len(pairs)
-    if hasattr(rotary, "layer_types"):  # another rotation for each kind of layer (Gemma-3)
+    if hasattr(rotary, "layer_types"):  # Gemma-3 has another rotation for each kind of layer
         kinds = [(kind,) for kind in model.config.layer_types[: len(pairs)]]
     angles = {kind: rotary(pairs[0][0], positions, *kind) for kind in set(kinds)}
     return [angles[kind] for kind in kinds]
 
 
-#: Share of a key that rounding may take, by whether it is held in fp32.
+#: Maximum relative rounding error of a key; the dictionary key is whether it is in fp32.
 _ROUNDING = {True: 1e-3, False: 2e-2}
 
 
 def _turn(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """k cos + half(k) sin, in fp32. A model may rotate only the first features of a head."""
+    """Rotate keys, k cos + half(k) sin, in fp32.
+
+    A model may rotate only the first features of a head; the others are unchanged.
+    """
     turned, half, rest = _parts(keys, cos)
     return torch.cat((turned * cos[:, None].float() + half * sin[:, None].float(), rest), dim=-1)
 
 
 def _turn_back(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The same, solved for k; cos^2 + sin^2 is above 1 where a model scales its rotation."""
+    """Invert `_turn`: return the keys before the rotation, in fp32.
+
+    The result is divided by cos^2 + sin^2, which is not 1 if a model scales its rotation.
+    """
     cos, sin = cos[:, None].float(), sin[:, None].float()
     turned, half, rest = _parts(keys, cos)
     back = (turned * cos - half * sin) / (cos.square() + sin.square())
@@ -95,7 +107,7 @@ def _turn_back(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _parts(keys: Tensor, cos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The features that are rotated, the same with their halves exchanged, and the others."""
+    """Split keys into the rotated features, these with their halves swapped, and the other ones."""
     size = cos.shape[-1]
     turned, rest = keys[..., :size], keys[..., size:]
     left, right = turned.chunk(2, dim=-1)
@@ -104,19 +116,24 @@ def _parts(keys: Tensor, cos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def check(model: PreTrainedModel, needed: str, instead: str) -> None:
-    """Raise a KavaError where a model's rotation is of another kind than ours is the inverse of.
+    """Check that `remove_rope` inverts the rotary embedding of a model.
 
-    In the first layer a key depends on its token alone, so one token at many positions must have
-    one key once it is turned back.
+    In the first layer, a key depends only on its token and position. The same token at several
+    positions must therefore have the same key once its rotation is removed.
 
     Args:
-        needed: what turns keys back, for the message.
-        instead: what would be right, for the message.
+        model: the model to check.
+        needed: the feature that needs it, for the error message.
+        instead: what to do instead, for the error message.
+
+    Raises:
+        KavaError: the model has another kind of rotation.
     """
     if not uses_rope(model):
         return
     size, dtype = structure.table(model).weight.shape[1], model.dtype
-    one = torch.linspace(-1, 1, size, device=model.device, dtype=dtype)  # a pad's row may be zero
+    # Not the embedding of a token: that of a padding token may be zero.
+    one = torch.linspace(-1, 1, size, device=model.device, dtype=dtype)
     positions = torch.arange(6, device=model.device)[None]
     output = model.base_model(
         inputs_embeds=one.expand(1, 6, -1),
@@ -127,10 +144,11 @@ def check(model: PreTrainedModel, needed: str, instead: str) -> None:
     first = cache.key_values(output.past_key_values)[:1]
     try:
         keys = remove_rope(model, first, positions)[0][0].float()
-        # Of the whole key: rounding goes by its largest features, which the rotation mixes in.
+        # Compare norms of whole keys: the rotation mixes features, so the rounding error of each
+        # depends on the largest ones.
         gap = (keys - keys[:, :, :1]).norm(dim=-1)
         same = bool((gap <= _ROUNDING[dtype == torch.float32] * keys.norm(dim=-1)).all())
-    except (TypeError, RuntimeError):  # angles of another form than ours
+    except (TypeError, RuntimeError):  # the angles have another form than expected here
         same = False
     if not same:
         raise KavaError(

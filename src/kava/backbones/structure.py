@@ -1,6 +1,6 @@
-"""What differs from one family of backbones to the next, read off the model: no class is named.
+"""Properties that differ between model families, read from the model without naming a class.
 
-(The names of the layers that LoRA adapts are in `kava.backbones.lora`.)
+The names of the layers that LoRA adapts are in `kava.backbones.lora`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from kava.errors import KavaError
 
 @runtime_checkable
 class Output(Protocol):
-    """What a backbone gives for the columns that were run, as transformers' classes have it.
+    """Output of a backbone's forward pass over new columns, as in transformers.
 
-    last_hidden_state: [B, n, d].
-    hidden_states: of the first layer's input and each layer's output; where they were asked for.
+    Args:
+        last_hidden_state: [batch, columns, hidden].
+        hidden_states: the input of the first layer and the output of each layer, if requested.
+        past_key_values: the cache, including the new columns.
     """
 
     last_hidden_state: Tensor
@@ -32,10 +34,10 @@ class Output(Protocol):
 
 
 def layers(model: PreTrainedModel) -> list[nn.Module]:
-    """The decoder layers, in order.
+    """Return the decoder layers of a model, in order.
 
     Raises:
-        KavaError: they are not to be found.
+        KavaError: the layers are not found.
     """
     number = model.config.get_text_config().num_hidden_layers
     lists = (m for m in model.base_model.modules() if isinstance(m, nn.ModuleList))
@@ -51,10 +53,10 @@ def layers(model: PreTrainedModel) -> list[nn.Module]:
 
 @contextmanager
 def states_of_layers(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Inside the block the list fills with the first layer's input and each layer's output.
+    """Collect the input of the first layer and the output of each layer inside the `with` block.
 
-    transformers' own way to them hangs hooks on every attention too, which compiled layers would
-    be interrupted by.
+    transformers' own mechanism also registers hooks on every attention module, which would break
+    the graphs of compiled layers.
     """
     states: list[Tensor] = []
 
@@ -72,14 +74,14 @@ def states_of_layers(model: PreTrainedModel) -> Iterator[list[Tensor]]:
 
 
 def windows(model: PreTrainedModel) -> masks.Windows:
-    """The sliding window of a model's layers in positions, None where they see everything.
+    """Return the sliding window of a model's layers in positions, None for full attention.
 
-    One for all layers, or one for each kind of layer in a model whose configuration names kinds
-    (`layer_types`): transformers takes one attention mask in the first case, a mask for each kind
-    in the second.
+    The result is one value for all layers or, if the config of the model names kinds of layers
+    (`layer_types`), one for each kind. transformers takes one attention mask in the first case and
+    one for each kind in the second.
 
     Raises:
-        KavaError: a kind of layer that has neither full nor sliding-window attention.
+        KavaError: a kind of layer has neither full nor sliding-window attention.
     """
     config = model.config
     window = getattr(config, "sliding_window", None)
@@ -105,7 +107,11 @@ def extend(
     mask: Tensor,
     hidden_states: bool = False,
 ) -> tuple[Output, Thought]:
-    """Run new columns after a thought; see `Reasoner.extend`. `kinds` are the model's `windows`."""
+    """Run a model on new columns that follow a thought; see `Reasoner.extend`.
+
+    Args:
+        kinds: the model's sliding windows, from `windows`.
+    """
     past, held = thought.attention_mask, cache.fork(thought.past_key_values)
     with states_of_layers(model) if hidden_states else nullcontext() as states:
         output = model.base_model(
@@ -121,31 +127,33 @@ def extend(
 
 
 def table(model: PreTrainedModel) -> nn.Embedding:
-    """The input embeddings as they are stored."""
+    """Return the module of the input embeddings."""
     return cast(nn.Embedding, model.get_input_embeddings())
 
 
 @torch.no_grad()
 def embeddings(model: PreTrainedModel) -> Tensor:
-    """Input embeddings [vocabulary, d] of all ids in fp32, as the layers get them.
+    """Return the input embeddings of all token ids, [vocabulary, hidden] in fp32.
 
-    Not the stored weight: a model may scale it on the way (Gemma).
+    These are the inputs of the first layer, not the stored weights, which a model may scale
+    (Gemma).
     """
     own = table(model)
     return own(torch.arange(own.weight.shape[0], device=own.weight.device)).float()
 
 
 def unreadable_ids(model: PreTrainedModel, tokenizer: Any, added: Iterable[str]) -> list[int]:
-    """Ids that the model has a row for and its own tokenizer no text: never to be generated.
+    """Return token ids for which the tokenizer has no text, and which must not be generated.
 
-    Published vocabularies are rounded up (Qwen), so tokens that are added to the tokenizer may
-    get such an id. Their embeddings are rows of our own; the model's row of that id stays unused.
+    The sizes of published vocabularies are rounded up (Qwen), so tokens that are added to the
+    tokenizer may get an id that has an embedding in the model. Their embeddings are separate
+    parameters of kava; the model's embedding of that id is not used.
 
     Args:
-        added: tokens that this package added to the tokenizer.
+        added: tokens that kava added to the tokenizer.
 
     Raises:
-        KavaError: the tokenizer has a token of text that the model has no row for.
+        KavaError: the tokenizer has a text token for which the model has no embedding.
     """
     rows, ours = table(model).weight.shape[0], set(added)
     readable = {id: text for text, id in tokenizer.get_vocab().items() if text not in ours}
@@ -164,7 +172,7 @@ def unreadable_ids(model: PreTrainedModel, tokenizer: Any, added: Iterable[str])
 
 
 def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """[..., d] to [..., vocabulary], with the soft cap of backbones that have one (Gemma-2)."""
+    """Map hidden states [..., hidden] to logits [..., vocabulary], with the soft cap of Gemma-2."""
     scores = cast(nn.Module, model.get_output_embeddings())(hidden)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return scores if cap is None else torch.tanh(scores / cap) * cap

@@ -1,4 +1,7 @@
-"""The only thing that carries the result of thinking, in training and at inference."""
+"""`Thought`: the KV cache and mask that carry the result of reasoning, in training and inference.
+
+Nothing else does: an answer continues only from these two.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,11 @@ from kava.shapes import Bool, Int
 
 @dataclass(frozen=True)
 class Thought:
-    """A cache that an answer can continue from.
+    """A KV cache and its mask, from which an answer can be generated.
 
-    past_key_values: one (keys, values) pair of [B, H, S, D] per layer.
-    attention_mask: [B, S], true at real columns (holes are allowed).
+    Args:
+        past_key_values: for each layer, keys and values [batch, kv_heads, columns, head_dim].
+        attention_mask: [batch, columns], true at real columns; holes are allowed.
     """
 
     past_key_values: DynamicCache
@@ -25,25 +29,25 @@ class Thought:
 
     @classmethod
     def empty(cls, batch: int, device: torch.device) -> Thought:
-        """Nothing thought yet: S = 0."""
+        """Return an empty thought, without columns."""
         return cls(cache.empty(), torch.zeros(batch, 0, dtype=torch.bool, device=device))
 
     @property
     def next_position(self) -> Int[Tensor, "batch"]:
-        """[B], the position of the next token: the number of real columns."""
+        """Position of the next token, [batch], which is the number of real columns."""
         return self.attention_mask.sum(1)
 
     @property
     def columns(self) -> int:
-        """S."""
+        """Number of columns, including holes."""
         return self.attention_mask.shape[1]
 
     def crop(self, columns: int) -> Thought:
-        """The first `columns` columns; shares the tensors."""
+        """Return a thought of the first `columns` columns, which shares the tensors."""
         return Thought(cache.crop(self.past_key_values, columns), self.attention_mask[:, :columns])
 
     def pack(self) -> Thought:
-        """The same thought without holes: pads on the left, as few as there can be."""
+        """Return the thought without holes, with as little padding as possible, on the left."""
         if self.columns == 0:
             return self
         columns = int(self.attention_mask.sum(1).max())

@@ -1,4 +1,4 @@
-"""A tiny random backbone of any family, for smoke tests and for counting."""
+"""Tiny backbones with random weights of any model family, for smoke tests and for counting work."""
 
 from __future__ import annotations
 
@@ -20,11 +20,19 @@ ROWS = 32
 
 
 def tiny_backbone(model_type: str, folder: Path, seed: int = 0) -> int:
-    """Save a tiny random backbone of a family with a tokenizer; returns its weights' number.
+    """Save a tiny random backbone of a model family with a tokenizer.
+
+    Args:
+        model_type: the family, as `model_type` in transformers.
+        folder: where to save the backbone.
+        seed: seed of the random weights.
+
+    Returns:
+        The number of weights.
 
     Raises:
-        KavaError: transformers knows no causal language model of that type, or it cannot be made
-            so small, or it cannot think here.
+        KavaError: transformers has no causal language model of that type, it cannot be made so
+            small, or it does not support external masks and positions.
     """
     rows = load_examples("synthetic", "train", limit=ROWS)
     texts = [t for row in rows for t in (row.question, *row.steps, ANSWER_PROMPT)]

@@ -1,8 +1,8 @@
-"""A tokenizer for a small backbone, made from its training rows.
+"""A tokenizer for a small backbone, trained on its training examples.
 
-Byte-level BPE, so every text can be encoded. A blank before a number is not a token: `has 4` and
-`<<4+` hold the same token for 4, which a small model would otherwise have to learn twice.
-Decoded text therefore lacks that blank (`has4`); answers are not touched by it.
+It is a byte-level BPE, so every text can be encoded. A space before a number is not encoded:
+`has 4` and `<<4+` contain the same token for 4, which a small model would otherwise have to learn
+twice. Decoded text therefore lacks that space (`has4`); this does not affect answers.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
 
 def train_tokenizer(texts: Iterable[str], size: int, digits: str) -> PreTrainedTokenizerFast:
-    """Train on `texts`.
+    """Train a byte-level BPE tokenizer on `texts`.
 
     Args:
-        size: largest vocabulary, at least 256 bytes and three special tokens are in it.
-        digits: `single` makes each digit a token; `whole` lets frequent numbers be one token.
+        texts: the training texts.
+        size: maximum size of the vocabulary, which contains at least the 256 bytes and three
+            special tokens.
+        digits: `single` makes each digit a token; `whole` allows frequent numbers to be one token.
     """
     number = r"\d" if digits == "single" else r"\d+"
     tokenizer = Tokenizer(models.BPE())
