@@ -1,4 +1,4 @@
-"""The one exception that is a message to the user."""
+"""`KavaError`, the exception for messages to the user, and functions that create such messages."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Iterable
 
 
 class KavaError(Exception):
-    """Bad input: one line that says what is wrong, where, and what would be right.
+    """Error for invalid input, with a message of one line: what is wrong, where, and what to do.
 
-    The command line prints it without a traceback and exits with status 2. What a program can rely
-    on is `code` and `key`; the message is for people and may change.
+    The command line prints the message without a traceback and exits with status 2. Programs can
+    rely on `code` and `key`; the message is for people and may change.
 
     Args:
-        code: a stable name for what is wrong, `room.what-is-wrong`, such as `recipe.unknown-key`.
-        key: the recipe key, option, field, name or file that it is about, if there is one.
+        message: the message.
+        code: a stable name of the error, `package.what-is-wrong`, such as `recipe.unknown-key`.
+        key: the recipe key, option, field, name or file that the error is about, if any.
     """
 
     def __init__(self, message: str, *, code: str = "", key: str | None = None):
@@ -22,14 +23,22 @@ class KavaError(Exception):
         self.code, self.key = code, key
 
     def within(self, where: str) -> KavaError:
-        """The same error with a place before its message, such as the file it was found in."""
+        """Return a copy of the error with a location, such as a file, before its message."""
         return KavaError(f"{where}: {self}", code=self.code, key=self.key)
 
 
 def unknown(
     kind: str, name: str, known: Iterable[str], more: str = "", *, code: str = "unknown-name"
 ) -> KavaError:
-    """The error for a wrong name, which is its key: the nearest known one, or all of them."""
+    """Return the error for an unknown name, which suggests the closest known name or lists all.
+
+    Args:
+        kind: what the name is for, such as `task`.
+        name: the unknown name; it becomes the key of the error.
+        known: all known names.
+        more: text to append to the message.
+        code: the code of the error.
+    """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
@@ -38,12 +47,15 @@ def unknown(
 
 
 def install(extra: str) -> str:
-    """How to get what an extra brings: from a clone, since PyPI's `kava` is another project."""
+    """Return how to install an extra of the package.
+
+    It is installed from a clone, since `kava` on PyPI is another project.
+    """
     return f"install kava with its extra '{extra}': pip install -e '.[{extra}]' in its clone"
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """The line for an allocation that torch could not make; None for another error."""
+    """Return a message of one line if torch ran out of memory, or None for any other error."""
     told = str(error).strip()
     if not told or not any(sign in told for sign in _MEMORY):
         return None
@@ -54,5 +66,5 @@ def out_of_memory(error: BaseException) -> str | None:
     )
 
 
-#: In messages of torch's allocators, for GPUs and for CPUs.
+#: Texts in the out-of-memory errors of torch's allocators for GPUs and CPUs.
 _MEMORY = ("out of memory", "DefaultCPUAllocator: ")

@@ -1,8 +1,9 @@
-"""Shapes in signatures: `Float[Tensor, "batch kv_heads steps head_dim"]` and its like.
+"""Shape annotations for signatures, such as `Float[Tensor, "batch kv_heads steps head_dim"]`.
 
-A name means the same size everywhere in one call; `""` is a scalar, `...` any shape, `*name` any
-number of axes, `{argument}` the number given there. They say what a tensor holds and cost nothing:
-only the tests check them, with jaxtyping, which nothing else needs.
+Within one call, a name stands for the same size everywhere. `""` is a scalar, `...` any shape,
+`*name` any number of axes, and `{argument}` the value of that argument. The annotations document
+what a tensor contains and have no cost at runtime. They are only checked in the tests, with
+jaxtyping, which is not needed otherwise.
 """
 
 from __future__ import annotations

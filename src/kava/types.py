@@ -1,11 +1,15 @@
-"""The words of the system: what an example is, and the letters used for tensor shapes.
+"""Basic types and notation: the `Example`, and the letters used for sizes in shapes and equations.
 
-Shapes, everywhere in this package:
+The letters have the same meaning everywhere in this package:
 
     B  batch                     L  layers                H  key/value heads
     Q  question tokens           d  hidden size           D  head size
     C  reasoning tokens          M  latent tokens         T  Jacobi iterations
     A  answer-segment tokens     S  columns of a cache
+
+Reasoning tokens are the tokens of the chain of thought. In shapes with names, B is `batch`, L
+`layers`, H `kv_heads`, Q `question`, d `hidden`, D `head_dim`, C `steps`, M `latents` and A
+`answer`. `columns` is the number of columns of a segment or of a cache.
 """
 
 from __future__ import annotations
@@ -17,10 +21,14 @@ ANSWER_PROMPT = "The answer is:"
 
 @dataclass(frozen=True)
 class Example:
-    """One problem: a question, its written reasoning steps in order, and its answer.
+    """One problem: a question, its chain of thought and its answer.
 
-    `steps` may be empty. `answer` is text, usually a number without thousands separators.
-    `id` is unique within a data set and follows the example into the predictions file.
+    Args:
+        id: unique within a data set; it is also the id in the predictions file.
+        question: the text of the question.
+        steps: the reasoning steps of the chain of thought, in order; may be empty.
+        answer: text, usually a number without thousands separators.
+        extra: further fields, which are ignored when examples are compared.
     """
 
     id: str

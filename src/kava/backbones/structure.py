@@ -172,7 +172,10 @@ def unreadable_ids(model: PreTrainedModel, tokenizer: Any, added: Iterable[str])
 
 
 def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Map hidden states [..., hidden] to logits [..., vocabulary], with the soft cap of Gemma-2."""
+    """Map hidden states [..., hidden] to logits [..., vocabulary].
+
+    The soft cap of backbones that have one (Gemma-2) is applied.
+    """
     scores = cast(nn.Module, model.get_output_embeddings())(hidden)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return scores if cap is None else torch.tanh(scores / cap) * cap

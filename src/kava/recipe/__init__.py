@@ -1,4 +1,4 @@
-"""Recipes: what a run depends on, checked before anything heavy is imported.
+"""Recipes: the configuration of a run, validated before anything heavy is imported.
 
 schema.py    the keys, their types and limits
 load.py      YAML files, `extends`, and overrides on the command line

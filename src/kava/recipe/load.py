@@ -1,4 +1,4 @@
-"""Reading a recipe: its YAML file, those that it extends, and `key.subkey=value` over them."""
+"""Load a recipe from its YAML file, the files that it extends, and `key.subkey=value` overrides."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from kava.system import assets
 def load_recipe(
     path: str | Path, overrides: Sequence[str] = (), kind: type[Section] = Recipe
 ) -> Any:
-    """Read a recipe file, apply `key.subkey=value` overrides, validate.
+    """Read a recipe file, apply `key.subkey=value` overrides, and validate the result.
 
     Args:
         path: a YAML file, or a recipe that ships with the package (`recipes/quickstart/kava.yaml`).
-        overrides: dotted assignments; values are read as YAML.
+        overrides: assignments with dotted keys; values are parsed as YAML.
         kind: `Recipe` or `BackboneRecipe`.
 
     Raises:
-        KavaError: missing file, broken YAML, unknown or ill-typed key; the message names it.
+        KavaError: the file is missing or not valid YAML, or a key is unknown or has a value of the
+            wrong type; the message names it.
     """
     file = assets.find(path)
     tree = _extended(file, ())
@@ -35,16 +36,21 @@ def load_recipe(
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The keys of a recipe file and of those that it extends, not validated.
+    """Read the keys of a recipe file and of the files that it extends, without validation.
 
     Raises:
-        KavaError: missing file, broken YAML.
+        KavaError: a file is missing or not valid YAML.
     """
     return _extended(assets.find(path), ())
 
 
 def _extended(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """A recipe's keys laid on those of the recipe that it `extends`."""
+    """Return the keys of a recipe merged into those of the recipe that it `extends`.
+
+    Args:
+        file: the recipe file.
+        above: the files that extend it, to detect cycles.
+    """
     tree = _read(file)
     if "extends" not in tree:
         return tree
@@ -91,10 +97,14 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def parse(text: str, where: str) -> Any:
-    """A value of the command line, as a recipe would read it; `where` names it in errors.
+    """Parse a value from the command line as YAML, in the same way as in a recipe.
+
+    Args:
+        text: the value.
+        where: name of the value in error messages.
 
     Raises:
-        KavaError: it is not valid YAML.
+        KavaError: the value is not valid YAML.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -109,7 +119,7 @@ def _problem(error: Exception) -> str:
 
 
 def _code(error: Exception, key: str) -> tuple[str, str]:
-    """What is wrong, and with which key where one of the text itself is."""
+    """Return the code and the key of a YAML error; the given key if the error has none."""
     if isinstance(error, _Refused):
         return error.code, error.key or key
     return "recipe.bad-yaml", key
@@ -120,7 +130,7 @@ def _shown(text: str) -> str:
 
 
 class _Refused(yaml.MarkedYAMLError):
-    """What the loader below refuses."""
+    """Error of `_Loader`, with the code and the key of the KavaError that it becomes."""
 
     def __init__(self, code: str, problem: str, mark: yaml.Mark, key: str | None = None):
         super().__init__(problem=problem, problem_mark=mark)
@@ -128,10 +138,11 @@ class _Refused(yaml.MarkedYAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads `1e-4` as a number, as YAML 1.2 does; refuses a key that is given twice.
+    """YAML loader that reads `1e-4` as a number, as in YAML 1.2, and rejects duplicate keys.
 
-    Whatever it cannot read is a YAMLError, where PyYAML lets errors of Python through: for what
-    looks like a number or a date and is none, and where lists or mappings lie too deep.
+    Everything that it cannot read raises a YAMLError. PyYAML raises other errors of Python for
+    values that look like a number or a date but are not, and for lists or mappings that are nested
+    too deeply.
     """
 
     deepest = 100
@@ -152,7 +163,7 @@ class _Loader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError):  # what is made of a word is not checked
+        except (ValueError, LookupError, AttributeError):  # PyYAML does not check converted values
             kind = node.tag.rpartition(":")[2]
             raise _Refused(
                 "recipe.not-of-its-type",

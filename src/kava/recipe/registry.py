@@ -1,6 +1,7 @@
-"""File name in a folder -> class. A new method, eviction, data set or task is one new file.
+"""Registry of methods, evictions, data sets and tasks by the names of their files.
 
-Names are those of the files, so that they are known without importing what is in them.
+A new method, eviction, data set or task is one new file. Since names are those of the files, they
+are known without importing the files.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from kava.errors import KavaError, unknown
 
-#: Where each kind of file lies in the package; `data` sets lie beside what reads them.
+#: The subpackage of each kind; data sets are in the same package as the code that reads them.
 PLACES = {
     "methods": "reasoning.methods",
     "evictions": "reasoning.evictions",
@@ -29,9 +30,9 @@ _outside: dict[tuple[str, str], Any] = {}
 
 
 def names(kind: str) -> list[str]:
-    """Registered names of one kind, such as `methods` or `tasks`."""
+    """Return the registered names of one kind, such as `methods` or `tasks`."""
     place = PLACES[kind]
-    package = sys.modules.get(f"kava.{place}")  # a path may have been added to it
+    package = sys.modules.get(f"kava.{place}")  # its `__path__` may have been extended
     path = package.__path__ if package else [str(_PACKAGE.joinpath(*place.split(".")))]
     inside = [
         module.name
@@ -44,10 +45,10 @@ def names(kind: str) -> list[str]:
 
 
 def register(kind: str, name: str, value: Any) -> None:
-    """Add a class from outside the package under `name`.
+    """Register a class from outside the package under `name`.
 
     Raises:
-        KavaError: the name is taken.
+        KavaError: the name is already registered.
     """
     if name in names(kind):
         raise KavaError(f"{kind}: the name '{name}' is taken", code="recipe.name-taken", key=name)
@@ -55,10 +56,10 @@ def register(kind: str, name: str, value: Any) -> None:
 
 
 def find(kind: str, name: str) -> Any:
-    """The class that `name` stands for: attribute `IMPLEMENTATION` of its file.
+    """Return the class registered under `name`: the attribute `IMPLEMENTATION` of its file.
 
     Raises:
-        KavaError: unknown name, with the nearest known one.
+        KavaError: the name is unknown; the error suggests the closest known one.
     """
     if (kind, name) in _outside:
         return _outside[kind, name]
@@ -66,23 +67,24 @@ def find(kind: str, name: str) -> Any:
 
 
 def module(kind: str, name: str, called: str = "") -> ModuleType:
-    """The file that `name` stands for, imported.
+    """Import the file of the given name and return it as a module.
 
     Args:
-        called: what the error calls such a thing, if not `method` for `methods` and so on.
+        called: what to call the kind in the error message; by default `method` for `methods` and so
+            on.
 
     Raises:
-        KavaError: unknown name, with the nearest known one.
+        KavaError: the name is unknown; the error suggests the closest known one.
     """
     check(kind, name, called)
     return importlib.import_module(f"kava.{PLACES[kind]}.{name}")
 
 
 def check(kind: str, name: str, called: str = "") -> None:
-    """Refuse an unknown name without importing anything.
+    """Check that a name is known, without importing anything.
 
     Raises:
-        KavaError: names the nearest known one.
+        KavaError: the name is unknown; the error suggests the closest known one.
     """
     known = names(kind)
     if name not in known:

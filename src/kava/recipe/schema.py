@@ -1,7 +1,8 @@
-"""What a recipe may hold, validated. `kava.recipe.load` reads one.
+"""Schema of a recipe: its keys, their types, defaults and limits; `kava.recipe.load` reads one.
 
-A recipe names everything a run depends on. Unknown keys are refused with the nearest known one;
-the resolved recipe (every default written out) is saved beside the checkpoint.
+A recipe contains everything that a run depends on. Unknown keys are rejected, and the error
+suggests the closest known one. The resolved recipe, with every default written out, is saved with
+the checkpoint.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from kava.errors import KavaError, unknown
 from kava.recipe import registry
 
 Distance = Literal["l1", "smooth_l1", "mse"]
-#: What transformers takes: numpy's generators have no others.
+#: Seeds that transformers accepts; numpy's generators are limited to 32 bits.
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 _GSM8K_AUG = ("gsm8k_aug", "whynlp/gsm8k-aug", "whynlp/gsm8k-aug-nl")
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are errors, fields can be filled by alias or name.
+    """Base class of every section of a recipe.
 
-    So are numbers that are not finite. A validator raises a ValueError of a KavaError, whose code
-    and key `refusal` hands on.
+    Unknown keys and numbers that are not finite are errors. Fields can be set by alias or by name.
+    A validator raises a ValueError that contains a KavaError; `refusal` passes on its code and key.
     """
 
     model_config = ConfigDict(
@@ -35,10 +36,10 @@ class Section(BaseModel):
 
 
 class Lora(Section):
-    """Low-rank adapter (peft). `targets` are module names, or `all-linear`.
+    """Low-rank adapter (LoRA, of peft).
 
-    Not given, they are the family's four attention projections (`kava.backbones.lora`); a
-    checkpoint's recipe holds their names.
+    `targets` are module names, or `all-linear`. By default, they are the four attention projections
+    of the model family (`kava.backbones.lora`). The recipe of a checkpoint contains their names.
     """
 
     r: int = Field(default=128, ge=1)
@@ -48,7 +49,10 @@ class Lora(Section):
 
 
 class Codi(Section):
-    """L_CODI: hidden states at the last token of the answer prompt (spec, Loss)."""
+    """L_CODI: distillation of the hidden states at the last token of the answer prompt.
+
+    See docs/papers.md, Loss.
+    """
 
     weight: float = Field(default=0.0, ge=0)
     loss: Distance = "l1"
@@ -57,18 +61,19 @@ class Codi(Section):
 
 
 class Eviction(Section):
-    """How the teacher's reasoning cache is brought to `num_latents` slots."""
+    """Compression of the KV cache of the teacher's chain of thought to `num_latents` slots."""
 
     name: str = "rkv"
     lam: float = Field(default=0.1, ge=0, le=1, alias="lambda")
 
 
 class Kv(Section):
-    """L_KV: student latents' keys and values against the compressed teacher cache (spec, Loss).
+    """L_KV: distillation of the teacher's compressed KV cache into the student's latents.
 
-    `reduction`: `mean` over filled slots, heads, head size and layers; `row`: each row's mean
-    first, so that short traces weigh as much as long ones; `sum` over heads, head size and layers,
-    mean over filled slots (the norms of the paper's equation taken literally).
+    See docs/papers.md, Loss. `reduction: mean` averages over filled slots, heads, head size and
+    layers. `row` averages within each example first, so that short chains of thought have the same
+    weight as long ones. `sum` sums over heads, head size and layers and averages over filled slots
+    (the norms of the paper's equation taken literally).
     """
 
     weight: float = Field(default=0.0, ge=0)
@@ -83,11 +88,12 @@ class Kv(Section):
 
 
 class LatentReadout(Section):
-    """CE of each latent, read by the language-model head, with its reasoning token (LOTUS).
+    """Cross-entropy of each latent with a reasoning token, read by the LM head (LOTUS).
 
-    `width` c: latents come in blocks of c, block i for step i, latent j of it for token j; without
-    it latent i stands for token i of the whole trace. `target: next` asks each latent for the
-    token after its own instead, as a language model's state at that token would be (ours).
+    With `width` c, latents come in blocks of c: latent j of block i predicts token j of step i.
+    Without it, latent i predicts token i of the whole chain of thought. With `target: next`, each
+    latent predicts the token after its own instead, as the hidden state of a language model at that
+    token would (our addition).
     """
 
     weight: float = Field(default=0.0, ge=0)
@@ -96,14 +102,15 @@ class LatentReadout(Section):
 
 
 class Data(Section):
-    """Where rows come from: a data set of this package, a file, or a Hub data set name.
+    """Source of the examples: a data set of this package, a file, or the name of a Hub data set.
 
-    Training rows are compared with the questions of the tasks in `leak_check` before a training
-    (`kava.training.leaks`). Not given, that is `gsm8k_aug` (the questions of GSM8K test) for
-    GSM8k-Aug from the Hub, where they lie too, and no task for other rows. `leak_files` names
-    local copies, task by task. A row that equals a test question stops the training; with
-    `leak_stop: up_to_numbers` so does one that equals it but for its numbers, which is else
-    reported. `allow_leaks` lets through what it names: ids of test rows, or a whole task.
+    Before a training, the training examples are compared with the test questions of the tasks in
+    `leak_check` (`kava.training.leaks`). By default, this is `gsm8k_aug` (the questions of GSM8K
+    test) for GSM8k-Aug from the Hub, where these questions are available too, and no task for other
+    data. `leak_files` gives local copies of the test questions for each task. A training example
+    that equals a test question stops the training. An example that equals one except for its
+    numbers is reported, or stops the training as well with `leak_stop: up_to_numbers`.
+    `allow_leaks` lists exceptions: ids of test examples, or a whole task.
     """
 
     train: str
@@ -137,11 +144,11 @@ class Data(Section):
 
 
 class Train(Section):
-    """Optimisation. Exactly one of `steps` and `epochs`; `batch_size` is the global batch.
+    """Optimization. Exactly one of `steps` and `epochs` must be given.
 
-    It is held with any number of processes, or refused. L_CODI and L_KV are divided by the std of
-    one micro-batch (the whole batch if `micro_batch_size` is not given), also where several
-    processes hold parts of it.
+    `batch_size` is the global batch size. It is kept with any number of processes, or the training
+    is rejected. L_CODI and L_KV are divided by the standard deviation of one micro-batch (the whole
+    batch if `micro_batch_size` is not given), also if several processes have parts of it.
     """
 
     steps: int | None = Field(default=None, ge=1)
@@ -186,12 +193,12 @@ class Train(Section):
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches per optimiser step on one process."""
+        """Gradient accumulation: number of micro-batches per optimizer step on one process."""
         return self.batch_size // (self.micro_batch_size or self.batch_size)
 
 
 class Evaluation(Section):
-    """Validation during training, and the decoding of every evaluation."""
+    """Validation during the training, and the batch size and token limit of every evaluation."""
 
     every: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=64, ge=1)
@@ -199,11 +206,12 @@ class Evaluation(Section):
 
 
 class Resources(Section):
-    """What a job of `kava sweep --launcher slurm` asks for; nothing else reads it. All ours.
+    """Resources of a SLURM job of `kava sweep --launcher slurm`; not used otherwise.
 
-    A job that runs out of its `minutes` saves, is queued again and goes on, so they are a wish and
-    no limit of the training. Each GPU has a process of its own, and all of them train one run;
-    `processes` is for nodes without GPUs. `train.batch_size` is that of all together.
+    All keys of this section are our additions. `minutes` is the wall-clock limit per job, not a
+    limit of the training: a job that exceeds it saves a checkpoint, is requeued and continues. Each
+    GPU has its own process, and all of them train one run together; `processes` is for nodes
+    without GPUs. `train.batch_size` is the batch size of all processes together.
     """
 
     nodes: int = Field(default=1, ge=1)
@@ -228,22 +236,22 @@ class Resources(Section):
 
     @property
     def processes_per_node(self) -> int:
-        """Tasks of SLURM on each node."""
+        """Number of SLURM tasks per node."""
         return self.processes or self.gpus or 1
 
     @property
     def all_processes(self) -> int:
-        """How many train one run together."""
+        """Total number of processes that train one run together."""
         return self.nodes * self.processes_per_node
 
 
 class Recipe(Section):
-    """One training run. See recipes/ for complete examples.
+    """Configuration of one training run; see recipes/ for complete examples.
 
     `family` is the backbone's `model_type` in transformers; `kava train --smoke` builds a tiny
-    random backbone of it. `method_options` are the keys of one method alone: `Options` in its file.
-    What a method sets by itself (`defaults` in its file) a recipe overrides;
-    `kava.reasoning.resolve` adds it.
+    random backbone of this family. `method_options` are the keys that only one method has, defined
+    by `Options` in its file. A method may also define defaults (`defaults` in its file), which a
+    recipe overrides; `kava.reasoning.resolve` adds them.
     """
 
     method: str
@@ -281,17 +289,17 @@ class Recipe(Section):
 
     @property
     def is_resolved(self) -> bool:
-        """Whether the method's defaults and options are in (`kava.reasoning.resolve`)."""
+        """Whether the method's defaults and options are filled in (`kava.reasoning.resolve`)."""
         return self._resolved
 
     def mark_resolved(self) -> Recipe:
-        """Say that the method's defaults and options are in; returns the recipe."""
+        """Mark the recipe as having its method's defaults and options filled in, and return it."""
         self._resolved = True
         return self
 
 
 class Architecture(Section):
-    """Shape of a backbone made from nothing; `family` is its `model_type` in transformers."""
+    """Architecture of a new backbone; `family` is its `model_type` in transformers."""
 
     family: str = "llama"
     hidden_size: int = Field(ge=8)
@@ -306,14 +314,14 @@ class Architecture(Section):
 
 
 class Vocabulary(Section):
-    """Tokenizer made from the training rows. `digits: single` splits numbers into digits."""
+    """Tokenizer trained on the training examples; `digits: single` splits numbers into digits."""
 
     size: int = Field(default=2000, ge=64)
     digits: Literal["single", "whole"] = "single"
 
 
 class BackboneRecipe(Section):
-    """Pre-training of a small backbone that writes its steps out: `kava pretrain`."""
+    """Pre-training of a small backbone that generates its chain of thought (`kava pretrain`)."""
 
     name: str
     seed: Seed = 42
@@ -326,7 +334,7 @@ class BackboneRecipe(Section):
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid on `under`, section by section."""
+    """Return `under` updated with the values of `over`, section by section."""
     result = dict(under)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
@@ -335,7 +343,7 @@ def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def flatten(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested keys as `train.steps`."""
+    """Return a nested mapping as a flat one with dotted keys, such as `train.steps`."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         nested = isinstance(value, dict)
@@ -344,7 +352,16 @@ def flatten(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def validate(tree: dict[str, Any], where: str, kind: type[Section] = Recipe) -> Any:
-    """Validate a mapping; `where` names it in errors."""
+    """Validate a recipe given as a mapping.
+
+    Args:
+        tree: the mapping.
+        where: name of the mapping in error messages.
+        kind: the section to validate it as.
+
+    Raises:
+        KavaError: a key is unknown or missing, or a value is not valid.
+    """
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -354,10 +371,10 @@ def validate(tree: dict[str, Any], where: str, kind: type[Section] = Recipe) -> 
 
 
 def dump(recipe: Section) -> str:
-    """The resolved recipe as YAML, defaults written out.
+    """Return the resolved recipe as YAML, with every default written out.
 
     Raises:
-        ValueError: what its method sets is not in yet (`kava.reasoning.resolve`).
+        ValueError: the recipe is not resolved (`kava.reasoning.resolve`).
     """
     if isinstance(recipe, Recipe) and not recipe.is_resolved:
         raise ValueError("the recipe is not resolved")
@@ -365,10 +382,14 @@ def dump(recipe: Section) -> str:
 
 
 def refusal(error: ValidationError, kind: type[Section], above: str = "") -> KavaError:
-    """Errors of pydantic in a line; code and key are those of the first.
+    """Convert the errors of pydantic to a KavaError of one line.
+
+    The code and the key are those of the first error.
 
     Args:
-        above: the key of the recipe under which `kind` lies, with its dot.
+        error: the errors of pydantic.
+        kind: the section that was validated.
+        above: the recipe key under which the section is, with a dot at the end.
     """
     found = error.errors()
     message, first = "; ".join(_explain(item, kind) for item in found), found[0]
@@ -378,7 +399,8 @@ def refusal(error: ValidationError, kind: type[Section], above: str = "") -> Kav
         return KavaError(message, code="recipe.unknown-key", key=whole)
     if first["type"] == "missing":
         return KavaError(message, code="recipe.missing-key", key=whole)
-    key = above + ".".join(takewhile(str.isidentifier, path))  # what follows is pydantic's
+    # Parts of the path that are not identifiers are added by pydantic and are not recipe keys.
+    key = above + ".".join(takewhile(str.isidentifier, path))
     refused = KavaError(message, code="recipe.bad-value", key=key or None)
     for told in getattr(first.get("ctx", {}).get("error"), "args", ()):
         if isinstance(told, KavaError):
@@ -387,7 +409,7 @@ def refusal(error: ValidationError, kind: type[Section], above: str = "") -> Kav
 
 
 def _explain(item: Any, kind: type[Section]) -> str:
-    """One error of pydantic in a line that names the key, and the nearest known one."""
+    """Return one error of pydantic as a line that names the key, and the closest known one."""
     path = [str(part) for part in item["loc"]]
     key = ".".join(path)
     if item["type"] == "extra_forbidden":
