@@ -65,6 +65,11 @@ class ManyWords(TyperCommand):
         return super().parse_args(ctx, words)
 
 
+def examples(*lines: str) -> str:
+    """Return the end of a command's `--help`: examples, one line each."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
 def names(text: str | None, option: str = "--task") -> list[str]:
     """Split names separated by commas, as `--task` takes them; empty if the option is not given.
 

@@ -11,10 +11,15 @@ from typing import Annotated
 
 import typer
 
-from kava.cli._app import Limit, ManyWords, Output, TaskFile, app, make_console
+from kava.cli._app import Limit, ManyWords, Output, TaskFile, app, examples, make_console
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        'kava ask runs/mine "Ann has 4 pens and buys 3. How many?" --show-thoughts',
+        "cat questions.txt | kava ask runs/mine",
+    )
+)
 def ask(
     run: Annotated[str | None, typer.Argument(help="run or checkpoint folder")] = None,
     question: Annotated[str | None, typer.Argument(help="read from input if not given")] = None,
@@ -64,7 +69,13 @@ def ask(
         answer_stream(reasoner, sys.stdin, how, make_console())
 
 
-@app.command(cls=ManyWords)
+@app.command(
+    cls=ManyWords,
+    epilog=examples(
+        "kava inspect runs/mine --task synthetic --id synthetic-test-4 -o page.html",
+        'kava inspect runs/mine "question" --steps "<<4+3=7>>" --answer 7 --json look.json',
+    ),
+)
 def inspect(
     run: Annotated[str, typer.Argument(help="run or checkpoint folder")],
     question: Annotated[str | None, typer.Argument(help="or a row: --task TASK --id ROW")] = None,
@@ -120,7 +131,12 @@ def inspect(
         typer.launch(page.resolve().as_uri())
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "kava ablate runs/mine --task synthetic --limit 200",
+        "kava ablate runs/mine --task gsm8k --file gsm8k_test.jsonl -o runs/ablation",
+    )
+)
 def ablate(
     run: str,
     task: Annotated[str, typer.Option(help="whose questions are answered")],
@@ -156,7 +172,12 @@ def ablate(
     console.print(f"table, plot and predictions in {folder}", highlight=False)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "kava watch runs/mine",
+        "kava watch runs/mine --once",
+    )
+)
 def watch(
     run: Path,
     once: Annotated[bool, typer.Option("--once", help="show it as it is now, and end")] = False,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kava.cli._app import ManyWords, Settings, app, make_console
+from kava.cli._app import ManyWords, Settings, app, examples, make_console
 
 bench_app = typer.Typer(
     add_completion=False,
@@ -45,7 +45,13 @@ Result = Annotated[
 ]
 
 
-@bench_app.command(cls=ManyWords)
+@bench_app.command(
+    cls=ManyWords,
+    epilog=examples(
+        "kava bench train recipes/bench/cot.yaml recipes/bench/kava.yaml",
+        "kava bench train recipes/bench/kava.yaml --shape llama-3.2-1b -o train.json",
+    ),
+)
 def train(
     recipe: Annotated[list[str], typer.Argument(metavar="RECIPE", help="YAML file")],
     shape: Shape = None,
@@ -64,7 +70,13 @@ def train(
     bench_train(recipe, settings or [], plan, make_console())
 
 
-@bench_app.command(cls=ManyWords)
+@bench_app.command(
+    cls=ManyWords,
+    epilog=examples(
+        "kava bench generate recipes/bench/cot.yaml recipes/bench/kava.yaml --batch 1 32",
+        "kava bench generate runs/mine -o generate.json",
+    ),
+)
 def generate(
     run: Annotated[list[str], typer.Argument(metavar="RUN|RECIPE", help="folder or YAML file")],
     shape: Shape = None,
@@ -86,7 +98,13 @@ def generate(
     bench_generate(run, settings or [], plan, batch or [1, 32], make_console())
 
 
-@bench_app.command(cls=ManyWords)
+@bench_app.command(
+    cls=ManyWords,
+    epilog=examples(
+        "kava bench memory recipes/llama1b_aug/kava.yaml --rows 32 64",
+        "kava bench memory recipes/llama3b_aug/kava.yaml --set train.gradient_checkpointing=true",
+    ),
+)
 def memory(
     recipe: Annotated[list[str], typer.Argument(metavar="RECIPE", help="YAML file")],
     rows: Annotated[

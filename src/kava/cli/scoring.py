@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kava.cli._app import Limit, Output, TaskFile, TaskFiles, app, make_console, names
+from kava.cli._app import Limit, Output, TaskFile, TaskFiles, app, examples, make_console, names
 from kava.system import distributed
 
 data_app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
@@ -16,7 +16,13 @@ app.add_typer(data_app, name="data")
 Options = Annotated[list[str] | None, typer.Option("--option", help="key=value of the task")]
 
 
-@app.command("eval")
+@app.command(
+    "eval",
+    epilog=examples(
+        "kava eval runs/mine --task gsm8k,svamp",
+        "kava eval runs/mine --task gsm8k --file gsm8k_test.jsonl --limit 100",
+    ),
+)
 def evaluate(
     run: str,
     task: Annotated[str, typer.Option(help="one task or several, with commas between")],
@@ -53,7 +59,12 @@ Results = Annotated[
 ]
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "kava table runs/matrix -o tables",
+        "kava table runs/matrix --paper -o tables",
+    )
+)
 def table(
     results: Results,
     paper: Annotated[
@@ -83,7 +94,12 @@ def table(
         print(f"\nwritten: {', '.join(map(str, files))}")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "kava plot runs/matrix -o plots",
+        "kava plot runs/matrix --task gsm8k -o plots",
+    )
+)
 def plot(
     results: Results,
     task: Annotated[str | None, typer.Option(help="only these tasks, with commas between")] = None,
@@ -99,7 +115,12 @@ def plot(
         print(line)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "kava compare runs/a runs/b --task gsm8k",
+        "kava compare runs/a runs/b --json",
+    )
+)
 def compare(
     run_a: str,
     run_b: str,
@@ -140,7 +161,12 @@ def compare(
     print(json.dumps(found.record(), indent=1) if as_json else format_summary(run_a, run_b, found))
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "kava score predictions.jsonl --task gsm8k",
+        "kava score predictions.jsonl --data rows.jsonl --json",
+    )
+)
 def score(
     predictions: Annotated[Path, typer.Argument(help="JSONL with `prediction`, perhaps `id`")],
     task: Annotated[str | None, typer.Option(help="what they answer")] = None,
@@ -171,7 +197,13 @@ def data() -> None:
     """Look at rows before they are trained on."""
 
 
-@data_app.command("check")
+@data_app.command(
+    "check",
+    epilog=examples(
+        "kava data check train.jsonl --against gsm8k,svamp",
+        "kava data check train.jsonl --against gsm8k --against-file gsm8k_test.jsonl --strict",
+    ),
+)
 def check_data(
     file: Annotated[str, typer.Argument(help="training rows: a file, or a data set's name")],
     against: Annotated[str, typer.Option(help="one task or several, with commas between")],

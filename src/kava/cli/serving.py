@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kava.cli._app import TaskFile, app, make_console
+from kava.cli._app import TaskFile, app, examples, make_console
 
 AllowHost = Annotated[
     list[str] | None,
@@ -17,7 +17,12 @@ AllowHost = Annotated[
 ]
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "kava serve runs/mine --port 8000",
+        "kava serve runs/mine --host 0.0.0.0 --api-key KEY --allow-host example.org",
+    )
+)
 def serve(
     run: str,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
@@ -61,7 +66,12 @@ def serve(
     start(run, address, limits, name, backbone, make_console())
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "kava demo",
+        "kava demo runs/mine --written runs/cot --port 7860",
+    )
+)
 def demo(
     run: Annotated[
         str | None, typer.Argument(help="run or checkpoint; the quickstart's KaVa if not given")

@@ -16,6 +16,7 @@ from kava.cli._app import (
     Settings,
     TaskFiles,
     app,
+    examples,
     make_console,
     names,
 )
@@ -26,7 +27,12 @@ recipe_app = typer.Typer(add_completion=False, rich_markup_mode=None)
 app.add_typer(recipe_app, name="recipes")
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "kava quickstart",
+        "kava quickstart --full -o runs/full",
+    )
+)
 def quickstart(
     output: Output = None,
     full: Annotated[bool, typer.Option("--full", help="every method, three seeds: hours")] = False,
@@ -43,7 +49,12 @@ def quickstart(
     command.run(command.make_plan(output, full, smoke, seed, method, console), console)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "kava train recipes/quickstart/kava.yaml num_latents=14 -o runs/mine",
+        "kava train recipes/llama1b_aug/kava.yaml seed=123 --smoke",
+    )
+)
 def train(
     recipe: str,
     overrides: Overrides = None,
@@ -86,7 +97,13 @@ def train(
     )
 
 
-@app.command(cls=ManyWords)
+@app.command(
+    cls=ManyWords,
+    epilog=examples(
+        "kava sweep recipes/quickstart/*.yaml --seeds 42 123 --task synthetic -o runs/matrix",
+        "kava sweep recipes/llama1b_aug/*.yaml --seeds 42 123 456 --dry-run",
+    ),
+)
 def sweep(
     recipe: Annotated[
         list[str] | None,
@@ -211,7 +228,13 @@ def _status(
     return status.show([record.Asked(run, scoring) for run in runs], output, console)
 
 
-@app.command(cls=ManyWords)
+@app.command(
+    cls=ManyWords,
+    epilog=examples(
+        "kava prefetch recipes/llama1b_aug/kava.yaml --task gsm8k",
+        "kava prefetch 'recipes/*_aug*/kava.yaml'",
+    ),
+)
 def prefetch(
     recipe: Annotated[list[str], typer.Argument(metavar="RECIPE", help="YAML file")],
     task: Annotated[
@@ -229,7 +252,12 @@ def prefetch(
     fetch(recipe, names(task), settings or [], make_console())
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "kava pretrain recipes/quickstart/backbone.yaml -o runs/backbone",
+        "kava pretrain recipes/quickstart/backbone.yaml train.steps=500",
+    )
+)
 def pretrain(
     recipe: str, overrides: Overrides = None, output: Output = None, resume: Resume = False
 ) -> None:
@@ -261,7 +289,13 @@ def recipes(context: typer.Context) -> None:
         show(make_console())
 
 
-@recipe_app.command("check")
+@recipe_app.command(
+    "check",
+    epilog=examples(
+        "kava recipes check recipes/quickstart/kava.yaml",
+        "kava recipes check recipes/llama1b_aug",
+    ),
+)
 def check_recipes(
     paths: Annotated[
         list[str] | None, typer.Argument(help="recipe files or folders; all if not given")
@@ -273,7 +307,13 @@ def check_recipes(
     raise typer.Exit(0 if check(paths or [], make_console()) else 1)
 
 
-@recipe_app.command("paper")
+@recipe_app.command(
+    "paper",
+    epilog=examples(
+        "kava recipes paper",
+        "kava recipes paper recipes",
+    ),
+)
 def compare_recipes(
     folder: Annotated[
         Path | None, typer.Argument(help="with SETTING/kava.yaml in it; the shipped ones if none")
