@@ -14,13 +14,12 @@ from kava.backbones.thought import Thought
 class Answer:
     """Answer to one question.
 
-    Args:
-        text: the generated text, including the answer prompt.
-        forward_passes: number of sequential forward passes of the backbone from the end of the
-            question's prefill to the end of the answer (see docs/papers.md, Evaluation).
-        prefill_passes: number of forward passes that belong to the prefill.
-        generated_tokens: number of generated tokens, including EOS.
-        finished: false if `max_new_tokens` or the backbone's positions cut the answer off.
+    text: the generated text, including the answer prompt.
+    forward_passes: number of sequential forward passes of the backbone from the end of the
+        question's prefill to the end of the answer (see docs/papers.md, Evaluation).
+    prefill_passes: number of forward passes that belong to the prefill.
+    generated_tokens: number of generated tokens, including EOS.
+    finished: false if `max_new_tokens` or the backbone's positions cut the answer off.
     """
 
     text: str
@@ -33,9 +32,8 @@ class Answer:
 class Generated(NamedTuple):
     """Texts of the answers, together with the reasoning before them.
 
-    Args:
-        text: what `Reasoner.generate` returns without `return_thoughts`.
-        thinking: reasoning results of all questions as one batch.
+    text: what `Reasoner.generate` returns without `return_thoughts`.
+    thinking: reasoning results of all questions as one batch.
     """
 
     text: str | list[str] | list[list[str]]
@@ -46,15 +44,14 @@ class Generated(NamedTuple):
 class ReasoningResult:
     """Result of the reasoning, from which the answer is generated.
 
-    Args:
-        thought: the KV cache that the answer continues from.
-        prompt: [batch, prompt], token ids that are processed first.
-        prompt_text: the part of the answer's text that is already in the prompt.
-        forward_passes: number of sequential forward passes after the question's prefill (T for
-            KaVa; see docs/papers.md, Evaluation).
-        prefill_passes: number of forward passes that belong to the prefill.
-        latent_states: [batch, latents, hidden], hidden states of the latents in the last layer
-            after the last pass; None for methods without latents.
+    thought: the KV cache that the answer continues from.
+    prompt: [batch, prompt], token ids that are processed first.
+    prompt_text: the part of the answer's text that is already in the prompt.
+    forward_passes: number of sequential forward passes after the question's prefill (T for
+        KaVa; see docs/papers.md, Evaluation).
+    prefill_passes: number of forward passes that belong to the prefill.
+    latent_states: [batch, latents, hidden], hidden states of the latents in the last layer
+        after the last pass; None for methods without latents.
     """
 
     thought: Thought

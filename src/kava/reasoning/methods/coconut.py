@@ -34,14 +34,13 @@ from kava.reasoning.states import LatentState
 class Options(Curriculum):
     """Training stages of Coconut (Hao et al., arXiv:2412.06769); defaults are theirs for GSM8K.
 
-    Args:
-        latents_per_stage: c, the number of latents that replace one step.
-        epochs_per_stage: number of epochs of each stage.
-        max_stage: number of stages with both latents and steps; a last stage without steps follows.
-        uniform_prob: share of examples that are trained in another stage than the current one. That
-            stage is drawn uniformly from 0 to the example's number of steps, so that earlier stages
-            are not forgotten.
-        reset_optimizer: reset the moments of AdamW at each new stage.
+    latents_per_stage: c, the number of latents that replace one step.
+    epochs_per_stage: number of epochs of each stage.
+    max_stage: number of stages with both latents and steps; a last stage without steps follows.
+    uniform_prob: share of examples that are trained in another stage than the current one. That
+        stage is drawn uniformly from 0 to the example's number of steps, so that earlier stages
+        are not forgotten.
+    reset_optimizer: reset the moments of AdamW at each new stage.
     """
 
     latents_per_stage: int = Field(default=2, ge=1)

@@ -30,13 +30,12 @@ from kava.reasoning.methods.no_cot import NoCoT
 class Options(Curriculum):
     """Removal schedule (Deng, Choi, Shieber, arXiv:2405.14838); the defaults are theirs.
 
-    Args:
-        tokens_per_epoch: Delta, the number of tokens removed per epoch, one by one at equal
-            intervals.
-        smoothing: lambda; o more tokens are removed from each example, with a probability
-            proportional to exp(-lambda o). None disables smoothing.
-        remove_all_beyond: once this many tokens are removed, all tokens are.
-        reset_optimizer: reset the moments of AdamW with each removed token.
+    tokens_per_epoch: Delta, the number of tokens removed per epoch, one by one at equal
+        intervals.
+    smoothing: lambda; o more tokens are removed from each example, with a probability
+        proportional to exp(-lambda o). None disables smoothing.
+    remove_all_beyond: once this many tokens are removed, all tokens are.
+    reset_optimizer: reset the moments of AdamW with each removed token.
     """
 
     tokens_per_epoch: float = Field(default=8.0, gt=0)

@@ -36,9 +36,8 @@ from kava.recipe.schema import Recipe
 class Options(Curriculum):
     """Curriculum of LOTUS: each stage replaces one more step by latents and adds one more loop.
 
-    Args:
-        epochs_per_stage: number of epochs of each stage.
-        reset_optimizer: reset the moments of AdamW at each new stage.
+    epochs_per_stage: number of epochs of each stage.
+    reset_optimizer: reset the moments of AdamW at each new stage.
     """
 
     epochs_per_stage: float = Field(default=1.0, gt=0)
