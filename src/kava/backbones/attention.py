@@ -77,6 +77,7 @@ def replayed() -> AbstractContextManager[None]:
 
 @contextmanager
 def _counted(number: int) -> Iterator[None]:
+    """Add `number` to the count of active recorders inside the `with` block."""
     global _recorders
     with _counting:
         _recorders += number
@@ -107,6 +108,7 @@ def as_on_gpus() -> Iterator[None]:
 
 @torch.compiler.disable
 def _record(module: nn.Module, query: Tensor, settings: dict[str, Any]) -> None:
+    """Record the queries and the attention settings of one layer, if this thread records."""
     record = _recording.get()
     if record is None:  # another thread records, or this is a recomputation
         return
@@ -126,6 +128,7 @@ def _sdpa(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
+    """Attention function registered with transformers: record queries, then compute attention."""
     if _recorders:
         _record(module, query, kwargs)  # pyright: ignore[reportCallIssue] `disable` is not typed
     if kwargs.get("softcap") is not None:

@@ -143,6 +143,11 @@ def _check_layers(
     record: QueryRecord,
     what: str,
 ) -> None:
+    """Check that every layer uses transformers' attention interface, with the expected window.
+
+    Raises:
+        KavaError: a layer does not.
+    """
     layers = model.config.num_hidden_layers
     for layer in range(layers):
         if layer not in record.queries:
@@ -164,6 +169,7 @@ def _check_layers(
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two computations of the same logits agree up to rounding."""
     if one.shape != other.shape:
         return False
     gap = (one.float() - other.float()).square().mean().sqrt()

@@ -114,6 +114,11 @@ def _alone(
 
 
 def _check_compiler(device: torch.device) -> None:
+    """Check that torch.compile works on this machine, by compiling a small function.
+
+    Raises:
+        KavaError: it does not.
+    """
     try:
         torch.compile(torch.sin, backend=BACKEND)(torch.zeros(2, device=device))
     except Exception as error:  # a missing compiler raises various types of errors

@@ -105,6 +105,11 @@ def backbone_parameters(model: PeftModel | PreTrainedModel) -> list[nn.Parameter
 
 
 def _check(model: PreTrainedModel, targets: list[str]) -> None:
+    """Check that each target is the name of a linear layer of the model.
+
+    Raises:
+        KavaError: a target is not; the error lists the known names.
+    """
     for target in targets:
         if not _linear(model, [target]):
             known = sorted({name.rpartition(".")[2] for name in _linear(model, "all-linear")})

@@ -92,6 +92,7 @@ def _without_code(folder: Path, *files: str) -> Iterator[None]:
 
 
 def _asks(file: Path) -> bool:
+    """Whether a JSON file requests remote code (`auto_map`)."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -189,6 +189,7 @@ def collate(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
 
 
 def _labels(steps: Tensor, steps_mask: Tensor, answer: Tensor, answer_mask: Tensor) -> dict:
+    """Return the `teacher_*` and `answer_*` labels of a batch, see `collate`."""
     written = next_token_labels(
         torch.cat((steps, answer), dim=1), torch.cat((steps_mask, answer_mask), dim=1)
     )

@@ -134,6 +134,7 @@ def save_lm(
 
 
 def _below(prefix: str, weights: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """Return the weights whose names begin with `prefix`, by their names without it."""
     if weights is None:
         return None
     return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
@@ -371,6 +372,11 @@ def fill(target: dict[str, Tensor], source: dict[str, Tensor], where: str) -> No
 
 
 def _read(file: Path) -> dict[str, Tensor]:
+    """Read the weights of a safetensors file.
+
+    Raises:
+        KavaError: the file is missing or corrupt.
+    """
     if not file.is_file():
         raise KavaError(
             f"{file}: this file of the checkpoint is missing",
@@ -386,6 +392,11 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _recipe(folder: Path) -> schema.Recipe:
+    """Read the resolved recipe of a checkpoint.
+
+    Raises:
+        KavaError: the file is missing or not valid.
+    """
     file = folder / "recipe.yaml"
     if not file.is_file():
         raise KavaError(

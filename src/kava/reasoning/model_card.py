@@ -49,6 +49,7 @@ def card(
 
 
 def _head(recipe: Recipe, identity: dict[str, Any]) -> str:
+    """Return the YAML metadata of the card, in the format of the Hub."""
     told: dict[str, Any] = {
         "library_name": "kava",
         "pipeline_tag": "text-generation",
@@ -83,6 +84,7 @@ def _use() -> str:
 def _origin(
     recipe: Recipe, identity: dict[str, Any], record: dict[str, Any], merged: bool
 ) -> list[tuple[str, str]]:
+    """Return the rows of the table that lists what the checkpoint was made from."""
     lines = [
         ("method", _text(recipe.method)),
         ("backbone", _backbone(identity)),
@@ -140,6 +142,7 @@ def _rows(name: str, told: dict[str, Any] | None) -> str:
 
 
 def _scores(record: dict[str, Any]) -> str:
+    """Return the table of the measured scores, and the validation accuracy."""
     lines = []
     for task, score in record.get("scores", {}).items():
         rules = ", ".join(f"{k} {v}" for k, v in score.get("accuracy_by_rule", {}).items())

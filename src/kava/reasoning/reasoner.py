@@ -578,6 +578,11 @@ class Reasoner(nn.Module):
 
 
 def _checked(questions: str | Sequence[str]) -> list[str]:
+    """Return the questions as a list, after checking that each is a valid text.
+
+    Raises:
+        KavaError: no question is given, or one is empty, not a text, or not valid Unicode.
+    """
     if isinstance(questions, Mapping):
         raise KavaError(
             f"a question is a text, not a {type(questions).__name__}; kava.pipeline takes messages "

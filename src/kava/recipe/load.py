@@ -67,6 +67,11 @@ def _extended(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    """Read a YAML file that contains a mapping.
+
+    Raises:
+        KavaError: the file is missing, is a folder, is not valid YAML or not a mapping.
+    """
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except IsADirectoryError:
@@ -199,6 +204,11 @@ _Loader.add_implicit_resolver(
 
 
 def _assign(tree: dict[str, Any], assignment: str) -> None:
+    """Apply one override `key.subkey=value` to a mapping, in place.
+
+    Raises:
+        KavaError: the override is not valid.
+    """
     key, sign, value = assignment.partition("=")
     if not sign or not key:
         raise KavaError(

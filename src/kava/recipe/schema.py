@@ -424,6 +424,7 @@ def _explain(item: Any, kind: type[Section]) -> str:
 
 
 def _fields(kind: type[Section], path: list[str]) -> list[str]:
+    """Return the known keys of the section at `path` below a section."""
     for part in path:
         by_name = {(f.alias or name): f.annotation for name, f in kind.model_fields.items()}
         kind = cast("type[Section]", by_name[part])

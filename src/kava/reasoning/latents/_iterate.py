@@ -64,5 +64,7 @@ def iterate(
         embeds = following(output.last_hidden_state)
         trajectory.append(embeds)
         if t == 0:
+            # Keep <bot> in the cache, but not the latents of pass 0: every later pass recomputes
+            # the keys and values of all latents.
             context, offset = after.crop(start + 1), 0
     raise ValueError(f"num_iterations is {num_iterations}")

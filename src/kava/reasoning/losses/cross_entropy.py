@@ -64,6 +64,7 @@ def _all_at_once(
     ids: Int[Tensor, "labels"],
     count: Num[Tensor, ""],
 ) -> Float[Tensor, ""]:
+    """Return the loss computed from the logits of all given labels at once, in fp32."""
     return F.cross_entropy(reasoner.logits(hidden).float(), ids, reduction="sum") / count
 
 

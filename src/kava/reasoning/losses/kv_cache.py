@@ -91,6 +91,7 @@ def _term(
     if reduction == "sum":
         return error.sum() / count
     if reduction == "row":
+        # Layer 0 and head 0 stand for all: each head has the same number of filled slots.
         slots = mask[0, :, 0].sum(dim=(1, 2)).clamp(min=1)[:, None, None, None]
         error = error / slots
     return error.sum() / (count * layers * heads * size)
