@@ -48,7 +48,7 @@ from kava.sweeps.attempt import (
     state,
 )
 from kava.sweeps.record import Job
-from kava.system import distributed, links, lock, signals, slurm_queue
+from kava.system import distributed, environment, links, lock, signals, slurm_queue
 from kava.system.text import one_line, print_text
 from kava.training.arguments import rows_at_once
 
@@ -85,8 +85,8 @@ class Work:
 
     Each process of the job calls it, and they share the work (`kava.system.distributed`).
 
-    It contains plain values, so that a recipe file may change while its job waits. `words` are
-    those of the command that submitted it, which its result records.
+    It holds plain values, so that a recipe file may change while its job waits. `words` are those
+    of the command that submitted it, which its result names, and None where a program did.
     """
 
     name: str
@@ -95,14 +95,16 @@ class Work:
     tasks: tuple[str, ...]
     files: tuple[str, ...]
     limit: int | None
-    words: tuple[str, ...] = ()
+    words: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, run: Run, scoring: Scoring) -> Work:
         """Make the work of a run."""
         tree = run.recipe.model_dump(by_alias=True)
         asked = tuple(scoring.names), tuple(scoring.files), scoring.limit
-        return cls(run.name, tree, run.folder, *asked, words=tuple(sys.argv[1:]))
+        words = environment.own_words()
+        said = None if words is None else tuple(words)
+        return cls(run.name, tree, run.folder, *asked, words=said)
 
     def __call__(self) -> str:
         """Run inside the job and return the outcome; a failure ends the job with status 1."""
@@ -133,7 +135,8 @@ class Work:
 
     def _attempt(self, recipe: Recipe) -> Outcome:
         console = Console(soft_wrap=True, quiet=not distributed.is_main())
-        sys.argv = ["kava", *self.words]  # replaces those of submitit (kava.system.environment)
+        # Until here submitit's own (kava.system.environment).
+        sys.argv = ["python"] if self.words is None else ["kava", *self.words]
         run = Run(self.name, recipe, self.folder)
         scoring = Scoring(self.tasks, self.files, self.limit)
         return attempt(run, scoring, partial(print_text, console, str(run.folder)), console)

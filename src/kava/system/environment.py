@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def provenance() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **versions(*_PACKAGES)},
         "machine": machine(),
-        "command": shlex.join([*_program(), *sys.argv[1:]]),
+        "command": command(),
         "commit": commit(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -41,13 +42,80 @@ def versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def _program() -> list[str]:
-    """Return what was run: `kava`, or a script by its path in the project."""
-    script = Path(sys.argv[0]).resolve()
+def command() -> str:
+    """What was called, for a result file, which may be published.
+
+    Of kava's own command and of the scripts in `benchmarks/` the words, without secrets and without
+    the name of the home folder. The words of any other program are its own affair.
+    """
+    words = own_words()
+    return "called from Python" if words is None else " ".join(map(_quoted, [*_program(), *words]))
+
+
+def own_words() -> list[str] | None:
+    """The words after kava's own command, secrets and the home folder covered.
+
+    None where another program imports kava.
+    """
+    return None if _program() is None else _covered(sys.argv[1:])
+
+
+def _program() -> list[str] | None:
+    """`kava`, or a script by its place in the project; None for a program of somebody else's."""
+    called = sys.argv[0] if sys.argv else ""
+    script = Path(called).resolve()
     root = Path(__file__).resolve().parents[3]
     if script.suffix == ".py" and script.is_relative_to(root / "benchmarks"):
         return ["python", script.relative_to(root).as_posix()]
-    return ["kava"]
+    own = script == Path(__file__).resolve().parents[1] / "__main__.py"  # python -m kava
+    return ["kava"] if own or Path(called).name in ("kava", "kava.exe") else None
+
+
+_HIDDEN = "***"
+#: The last part of the name of an option, a recipe's key or a variable that holds a secret.
+_SECRET = (
+    r"(?:api|access|auth|private|secret)?[-_]?"
+    r"(?:key|token|secret|password|passwd|passphrase|pwd|credentials?|authorization)"
+)
+_SECRET_OPTION = re.compile(rf"--?(?:[\w.-]*[-_.])?{_SECRET}", re.IGNORECASE)
+#: `token=...`, also inside a value: `{hf_token: ...}`.
+_SECRET_VALUE = re.compile(
+    rf"(?<![\w-])((?:--?)?(?:[\w.-]*[-_.])?{_SECRET}[\"']?(?:=|:\s+|:(?=[\"']))\s*)"
+    r"(\"[^\"]*\"?|'[^']*'?|(?:Bearer\s+)?[^\s,}\]]+)",
+    re.IGNORECASE,
+)
+#: What is a secret by its looks: tokens of the Hub and of OpenAI, a password in an address.
+_SECRET_LOOKS = re.compile(r"\b(?:hf_|sk-)[\w-]{16,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
+
+
+def _covered(words: list[str]) -> list[str]:
+    """Words of a command without secrets and without the name of the home folder."""
+    found: list[str] = []
+    is_secret = False
+    for word in words:
+        shown = _HIDDEN if is_secret else _without_home(_without_secrets(word))
+        is_secret = not is_secret and bool(_SECRET_OPTION.fullmatch(word))
+        found.append(shown)
+    return found
+
+
+def _without_secrets(word: str) -> str:
+    name, sign, _ = word.partition("=")
+    if sign and re.fullmatch(rf"(?:--?)?(?:[\w.-]*[-_.])?{_SECRET}", name, re.IGNORECASE):
+        return f"{name}={_HIDDEN}"  # whatever blanks and commas its value has
+    return _SECRET_LOOKS.sub(_HIDDEN, _SECRET_VALUE.sub(rf"\1{_HIDDEN}", word))
+
+
+def _without_home(word: str) -> str:
+    home = os.path.expanduser("~").rstrip("/")
+    for folder in {home, os.path.realpath(home)} - {"", "~", "/"}:
+        word = re.sub(rf"(?<![\w./-]){re.escape(folder)}(?![\w.-])", "~", word)
+    return word
+
+
+def _quoted(word: str) -> str:
+    """For a shell, which is to see the home folder in `~/...`."""
+    return f"~/{shlex.quote(word[2:])}" if word[:2] == "~/" and word[2:] else shlex.quote(word)
 
 
 def machine() -> dict[str, Any]:
