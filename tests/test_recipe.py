@@ -1,6 +1,12 @@
 """A recipe is read as meant, or refused with the key and what was probably meant."""
 
+import os
+import resource
+import subprocess
+import sys
+
 import pytest
+import tiny
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -135,6 +141,141 @@ def test_what_is_nested_deep_can_be_saved(written):
     assert load_resolved(written(dump(recipe))) == recipe
     deeper = f"data.options={{a: [[[[{deep}]]]]}}"
     refuses(written(), "recipe.nested-too-deep", "data.options", overrides=[deeper])
+
+
+def read_in_time(file, saved=False, seconds=30):
+    """What reading a recipe says, in a process that has little time and memory."""
+    script = (
+        "import sys\nfrom kava.recipe.load import *\n"
+        "try: load_recipe(sys.argv[1], saved=len(sys.argv) > 2)\n"
+        "except KavaError as error: print(error.code, error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(file), *["saved"] * saved],
+        capture_output=True, text=True, timeout=seconds,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2_000_000_000,) * 2),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert len(done.stdout) < 2500 and done.stdout.count("\n") == 1
+    return done.stdout
+
+
+ALIASES = "method: [x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{under}' if under else 'x'] * 9)}]\n"
+    for name, under in zip("abcdefghij", ("", *"abcdefghi"), strict=True)
+)
+
+
+def test_a_few_bytes_of_aliases_are_refused_at_once(written):
+    file = written(ALIASES)
+    assert len(ALIASES) < 503
+    for saved in (False, True):
+        said = read_in_time(file, saved)
+        assert said.startswith(f"recipe.alias {file}, line 2: ")
+    for value in ("*a", "&a x", "[&a []]"):
+        override = [f"description={value}"]
+        refuses(written(), "recipe.alias", "description", overrides=override)
+    assert load_resolved(written(), ["description='*a'"]).description == "*a"
+
+
+@pytest.mark.parametrize(
+    "text,code",
+    (
+        ("a: " + "9" * 400_000 + "x", "recipe.missing-key"),
+        ("a: " + ":1" * 400_000, "recipe.missing-key"),
+        ("a: 1" + ":1" * 400_000, "recipe.missing-key"),
+        ("a: !!int 1" + ":1" * 400_000, "recipe.not-of-its-type"),
+        ("a: !!float 1" + ":1" * 400_000, "recipe.not-of-its-type"),
+        ("a: 0x" + "f" * 400_000, "recipe.not-of-its-type"),
+        ("a: [" + "x," * 400_000 + "]", "recipe.too-many-values"),
+        ("".join(f"k{i}: 1\n" for i in range(4500)), "recipe.missing-key"),
+        ("method: " + "x" * 900_000, "recipe.unknown-name"),
+        ("x" * 900_000 + ": 1", "recipe.bad-yaml"),
+        ("? " + "x" * 900_000 + "\n: 1", "recipe.missing-key"),
+        ("a: x" + " " * 1_000_000, "recipe.too-large"),
+    ),
+    ids=lambda value: value[:12],
+)  # fmt: skip
+def test_a_recipe_that_takes_long_to_read_is_refused_soon(written, text, code):
+    assert read_in_time(written(text)).startswith(code)
+
+
+def test_what_never_ends_or_begins_is_no_recipe(written, tmp_path):
+    assert read_in_time("/dev/zero").startswith("recipe.not-a-file /dev/zero: ")
+    os.mkfifo(tmp_path / "pipe")
+    assert read_in_time(tmp_path / "pipe").startswith("recipe.not-a-file ")
+    assert read_in_time(written("extends: /dev/zero\n")).startswith("recipe.extends-elsewhere ")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    assert read_in_time(written("extends: zero.yaml\n")).startswith("system.no-such-file ")
+
+
+@pytest.mark.parametrize("seed", ("1:30", "1:30:59", "-1:30", "'1:30'"))
+def test_a_number_to_the_base_of_60_is_text(written, seed):
+    refuses(written(TEXT + f"seed: {seed}\n"), "recipe.bad-value", "seed", seed.strip("'"))
+    refuses(written(), "recipe.bad-value", "seed", overrides=[f"seed={seed}"])
+    options = load_resolved(written(), [f"data.options={{at: {seed}}}"]).data.options
+    assert options == {"at": seed.strip("'")}
+
+
+def test_a_recipe_extends_those_near_it_and_those_that_ship(written, tmp_path):
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    base = written()
+    for where in (folder, folder.parent, tmp_path):
+        (where / "base.yaml").write_text(TEXT + "seed: 7\n")
+    file = folder / "mine.yaml"
+    for name in ("base.yaml", "../base.yaml", str(folder / "base.yaml")):
+        file.write_text(f"extends: {name}\n")
+        assert load_resolved(file).seed == 7
+    file.write_text("extends: recipes/quickstart/kava.yaml\nseed: 8\n")
+    assert load_resolved(file).seed == 8
+    for name in ("../../base.yaml", str(base), str(tmp_path / "base.yaml")):
+        file.write_text(f"extends: {name}\n")
+        refuses(file, "recipe.extends-elsewhere", "extends", name)
+    for name in ("x" * 300 + ".yaml", "x/" * 600, '"a\\0"'):
+        file.write_text(f"extends: {name}\n")
+        refuses(file, "recipe.extends-elsewhere", "extends")
+
+
+def test_recipes_that_extend_each_other_for_long(tmp_path):
+    for number in range(12):
+        (tmp_path / f"{number}.yaml").write_text(f"extends: {number + 1}.yaml\n")
+    (tmp_path / "12.yaml").write_text(TEXT)
+    refuses(tmp_path / "0.yaml", "recipe.extends-too-many", "extends")
+    assert load_resolved(tmp_path / "2.yaml").method == "kava"
+
+
+def test_the_recipe_of_a_run_or_a_checkpoint_extends_none(written, tmp_path, backbone, kava):
+    (tmp_path / "base.yaml").write_text(TEXT)
+    file = written("extends: base.yaml\n")
+    assert load_resolved(file).method == "kava"
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    (tmp_path / "result.json").write_text('{"method": "kava", "scores": {}}')
+    tiny.reasoner("llama", "kava").save_pretrained(tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "recipe.yaml").write_text("extends: ../base.yaml\n")
+    for words in (
+        ("watch", tmp_path, "--once"), ("table", tmp_path), ("ask", tmp_path, "w1"),
+        (
+            "train", tmp_path / "base.yaml", f"backbone={backbone}", "data.train=synthetic",
+            "data.train_rows=4", "-o", tmp_path, "--resume",
+        ),
+    ):  # fmt: skip
+        code, said = kava(*words)
+        assert (code, said.code, said.key) == (2, "recipe.extends-in-run", "extends"), said
+
+
+def test_a_long_value_is_shown_in_part(written):
+    long = "x" * 5000
+    for key in ("seed", "kv.loss", "lora.targets", "num_latents"):
+        said = refuses(written(), "recipe.bad-value", key, overrides=[f"{key}={long}"])
+        assert len(said) < 600
+    said = refuses(written(), "recipe.bad-value", "seed", overrides=[f"seed=[{'[], ' * 3000}]"])
+    assert len(said) < 600
+    with refused("recipe.bad-value", "seed") as caught:
+        validate_resolved({**yaml.safe_load(TEXT), "seed": 1 << 200}, "here")
+    assert len(str(caught.value)) < 300
+    many = written(TEXT + "".join(f"k{i}: 1\n" for i in range(500)))
+    assert refuses(many, "recipe.unknown-key", "k0").endswith("; and 490 more")
 
 
 def test_an_override_below_a_value(written):

@@ -27,6 +27,11 @@ class KavaError(Exception):
         return KavaError(f"{where}: {self}", code=self.code, key=self.key)
 
 
+def shown(text: str, longest: int = 80) -> str:
+    """A text in a message: what is beyond so many letters is left out."""
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
 def unknown(
     kind: str, name: str, known: Iterable[str], more: str = "", *, code: str = "unknown-name"
 ) -> KavaError:
@@ -40,9 +45,9 @@ def unknown(
         code: the code of the error.
     """
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(shown(name), known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
-    message = " ".join(f"unknown {kind} '{name}'; {hint} {more}".split())
+    message = " ".join(f"unknown {kind} '{shown(name)}'; {hint} {more}".split())
     return KavaError(message, code=code, key=name)
 
 

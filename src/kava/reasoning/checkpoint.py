@@ -404,4 +404,4 @@ def _recipe(folder: Path) -> schema.Recipe:
             code="reasoning.file-missing",
             key=str(file),
         )
-    return load_resolved(file)
+    return load_resolved(file, saved=True)

@@ -57,13 +57,16 @@ def resolve(recipe: Recipe, where: str = "recipe") -> Recipe:
     return whole.mark_resolved()
 
 
-def load_resolved(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file with `kava.load_recipe` and resolve it.
+def load_resolved(path: str | Path, overrides: list[str] = (), saved: bool = False) -> Recipe:
+    """Read a recipe file, as `kava.load_recipe` does, and add what its method says.
+
+    Args:
+        saved: it lies in a run or a checkpoint, see there.
 
     Raises:
         KavaError: see `kava.load_recipe` and `resolve`.
     """
-    return resolve(load_recipe(path, overrides), str(path))
+    return resolve(load_recipe(path, overrides, saved=saved), str(path))
 
 
 def validate_resolved(tree: dict[str, Any], where: str) -> Recipe:

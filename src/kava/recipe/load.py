@@ -1,35 +1,53 @@
-"""Load a recipe from its YAML file, the files that it extends, and `key.subkey=value` overrides."""
+"""Reading a recipe: its YAML file, those that it extends, and `key.subkey=value` over them.
+
+A recipe may come from somebody else, so that what it can make kava read, hold and wait for is
+limited.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import stat
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from kava.errors import KavaError
+from kava.errors import KavaError, shown
 from kava.recipe.schema import Recipe, Section, merge, validate
 from kava.system import assets
 
+#: Of a file in bytes, and of a chain of recipes that extend each other.
+LARGEST, LONGEST = 1_000_000, 10
+
 
 def load_recipe(
-    path: str | Path, overrides: Sequence[str] = (), kind: type[Section] = Recipe
+    path: str | Path,
+    overrides: list[str] = (),
+    kind: type[Section] = Recipe,
+    saved: bool = False,
 ) -> Any:
-    """Read a recipe file, apply `key.subkey=value` overrides, and validate the result.
+    """Read a recipe file, apply `key.subkey=value` overrides, validate.
 
     Args:
         path: a YAML file, or a recipe that ships with the package (`recipes/quickstart/kava.yaml`).
         overrides: assignments with dotted keys; values are parsed as YAML.
         kind: `Recipe` or `BackboneRecipe`.
+        saved: it lies in a run or a checkpoint, where it is complete and extends no other.
 
     Raises:
         KavaError: the file is missing or not valid YAML, or a key is unknown or has a value of the
             wrong type; the message names it.
     """
     file = assets.find(path)
-    tree = _extended(file, ())
+    tree = _read(file) if saved else _extended(file, ())
+    if saved and "extends" in tree:
+        raise KavaError(
+            f"{file}: key 'extends': the recipe of a run or a checkpoint is complete and extends "
+            "no other; delete the key",
+            code="recipe.extends-in-run",
+            key="extends",
+        )
     for assignment in overrides:
         _assign(tree, assignment)
     return validate(tree, str(file), kind)
@@ -54,16 +72,69 @@ def _extended(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     tree = _read(file)
     if "extends" not in tree:
         return tree
-    name = tree.pop("extends")
-    beside = file.parent / str(name)
-    under = (beside if beside.is_file() else assets.find(str(name))).resolve()
+    name = str(tree.pop("extends"))
+    under = _beside_or_shipped(file, name)
     if under in (*above, file.resolve()):
         raise KavaError(
-            f"{file}: key 'extends': {name} extends this recipe in turn",
+            f"{file}: key 'extends': {shown(name)} extends this recipe in turn",
             code="recipe.extends-itself",
             key="extends",
         )
+    if len(above) == LONGEST:
+        raise KavaError(
+            f"{file}: key 'extends': more than {LONGEST} recipes that extend each other",
+            code="recipe.extends-too-many",
+            key="extends",
+        )
     return merge(_extended(under, (*above, file.resolve())), tree)
+
+
+def _beside_or_shipped(file: Path, name: str) -> Path:
+    """The recipe of this name in the folder of another, below it or one above, or a shipped one.
+
+    Raises:
+        KavaError: there is none, or it lies elsewhere.
+    """
+    elsewhere = KavaError(
+        f"{file}: key 'extends': {shown(name)} lies neither beside this recipe nor among the "
+        "shipped ones; copy it into this recipe's folder",
+        code="recipe.extends-elsewhere",
+        key="extends",
+    )
+    if "\0" in name or len(name) > 1000 or any(len(part) > 255 for part in name.split("/")):
+        raise elsewhere  # no name of a file
+    beside = file.parent / name
+    under = (beside if beside.is_file() else assets.find(name)).resolve()
+    for folder in (file.parent.resolve(), file.resolve().parent):
+        if under.is_relative_to(folder) or under.parent == folder.parent:
+            return under
+    if any(under.is_relative_to(root / "recipes") for root in assets.roots()):
+        return under
+    raise elsewhere
+
+
+def _text(file: Path) -> str:
+    """What is in a regular file, if it is not too large for a recipe.
+
+    Raises:
+        KavaError: it is something else, or too large.
+    """
+    mode = file.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a device need not end, a pipe not begin
+        raise KavaError(
+            f"{file}: is no regular file; give a recipe, a YAML file",
+            code="recipe.not-a-file",
+            key=str(file),
+        )
+    with file.open("rb") as opened:
+        content = opened.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise KavaError(
+            f"{file}: is larger than {LARGEST:,} bytes, and a recipe is smaller",
+            code="recipe.too-large",
+            key=str(file),
+        )
+    return content.decode("utf-8")
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -73,7 +144,7 @@ def _read(file: Path) -> dict[str, Any]:
         KavaError: the file is missing, is a folder, is not valid YAML or not a mapping.
     """
     try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
+        tree = yaml.load(_text(file), Loader=_Loader)
     except IsADirectoryError:
         held = sorted(path.name for path in file.glob("*.yaml"))
         holds = f"; it holds {', '.join(held)}" if held else ""
@@ -115,12 +186,12 @@ def parse(text: str, where: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         code, key = _code(error, where.rpartition(" ")[2])
-        message = f"{where}: '{_shown(text)}' is not a valid YAML value: {_problem(error)}"
+        message = f"{where}: '{shown(text)}' is not a valid YAML value: {_problem(error)}"
         raise KavaError(message, code=code, key=key) from None
 
 
 def _problem(error: Exception) -> str:
-    return getattr(error, "problem", None) or " ".join(str(error).split())
+    return shown(getattr(error, "problem", None) or " ".join(str(error).split()), 300)
 
 
 def _code(error: Exception, key: str) -> tuple[str, str]:
@@ -128,10 +199,6 @@ def _code(error: Exception, key: str) -> tuple[str, str]:
     if isinstance(error, _Refused):
         return error.code, error.key or key
     return "recipe.bad-yaml", key
-
-
-def _shown(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class _Refused(yaml.MarkedYAMLError):
@@ -145,36 +212,57 @@ class _Refused(yaml.MarkedYAMLError):
 class _Loader(yaml.SafeLoader):
     """YAML loader that reads `1e-4` as a number, as in YAML 1.2, and rejects duplicate keys.
 
-    Everything that it cannot read raises a YAMLError. PyYAML raises other errors of Python for
-    values that look like a number or a date but are not, and for lists or mappings that are nested
-    too deeply.
+    `1:30` is text, as in YAML 1.2, and no 90. What a few bytes can blow up is refused: aliases, and
+    more lists, mappings and values than a recipe has. Whatever it cannot read is a YAMLError, where
+    PyYAML lets errors of Python through: for what looks like a number or a date and is none, and
+    where lists or mappings lie too deep.
     """
 
-    deepest = 100
-    _depth = 0
+    deepest, most, longest_number = 100, 10_000, 100
+    _depth = _nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+            raise _Refused(
+                "recipe.alias",
+                "aliases and anchors (*name, &name) are not read; write the value out, or put a "
+                "text that begins so in quotes",
+                event.start_mark,
+            )
         self._depth += 1
+        self._nodes += 1
         if self._depth > self.deepest:
             raise _Refused(
-                "recipe.nested-too-deep",
-                f"nested more than {self.deepest} deep",
-                self.peek_event().start_mark,
+                "recipe.nested-too-deep", f"nested more than {self.deepest} deep", event.start_mark
+            )
+        if self._nodes > self.most:
+            raise _Refused(
+                "recipe.too-many-values", f"more than {self.most:,} values", event.start_mark
             )
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        kind = node.tag.rpartition(":")[2]
         try:
+            if kind in ("int", "float") and (
+                ":" in node.value or len(node.value) > self.longest_number
+            ):
+                raise ValueError
             return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError):  # PyYAML does not check converted values
-            kind = node.tag.rpartition(":")[2]
+        except (ValueError, LookupError, AttributeError):  # what is made of a word is not checked
             raise _Refused(
                 "recipe.not-of-its-type",
-                f"'{_shown(node.value)}' is no {kind}; in quotes it is text",
+                f"'{shown(node.value)}' is no {kind}; in quotes it is text",
                 node.start_mark,
             ) from None
+
+    def _check_number(self, word: str) -> None:
+        """Neither of base 60 (`!!int 1:30`), nor so long that it takes time to read or to print."""
+        if ":" in word or len(word) > self.longest_number:
+            raise ValueError
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -188,7 +276,7 @@ class _Loader(yaml.SafeLoader):
             if key.value in seen:
                 raise _Refused(
                     "recipe.key-twice",
-                    f"key '{key.value}' is given twice",
+                    f"key '{shown(key.value)}' is given twice",
                     key.start_mark,
                     key.value,
                 )
@@ -196,10 +284,31 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    """PyYAML's, with other numbers: each part of a pattern has its letters for itself.
+
+    So no text is read several times over, and there are no numbers to the base of 60.
+    """
+    numbers = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+    return {
+        letter: [(tag, pattern) for tag, pattern in known if tag not in numbers]
+        for letter, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.yaml_implicit_resolvers = _resolvers()
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    re.compile(
+        r"^(?:[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*(?:[eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)"
+        r"|\.[0-9][0-9_]*[eE][-+]?[0-9]+|\.(?:inf|Inf|INF))|\.[0-9][0-9_]*|\.(?:nan|NaN|NAN))$"
+    ),
     list("-+0123456789."),
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^[-+]?(?:0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)$"),
+    list("-+0123456789"),
 )
 
 

@@ -8,13 +8,14 @@ the checkpoint.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from itertools import takewhile
 from typing import Annotated, Any, Literal, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
-from kava.errors import KavaError, unknown
+from kava.errors import KavaError, shown, unknown
 from kava.recipe import registry
 
 Distance = Literal["l1", "smooth_l1", "mse"]
@@ -381,6 +382,12 @@ def dump(recipe: Section) -> str:
     return yaml.safe_dump(recipe.model_dump(by_alias=True), sort_keys=False, allow_unicode=True)
 
 
+#: So many errors of one recipe are told.
+_TOLD = 10
+_values = reprlib.Repr()
+_values.maxstring = _values.maxother = 80
+
+
 def refusal(error: ValidationError, kind: type[Section], above: str = "") -> KavaError:
     """Convert the errors of pydantic to a KavaError of one line.
 
@@ -392,7 +399,9 @@ def refusal(error: ValidationError, kind: type[Section], above: str = "") -> Kav
         above: the recipe key under which the section is, with a dot at the end.
     """
     found = error.errors()
-    message, first = "; ".join(_explain(item, kind) for item in found), found[0]
+    told = [shown(_explain(item, kind), 500) for item in found[:_TOLD]]
+    left = [f"and {len(found) - _TOLD} more"] if len(found) > _TOLD else []
+    message, first = "; ".join([*told, *left]), found[0]
     path = [str(part) for part in first["loc"]]
     whole = above + ".".join(path)
     if first["type"] == "extra_forbidden":
@@ -414,13 +423,13 @@ def _explain(item: Any, kind: type[Section]) -> str:
     key = ".".join(path)
     if item["type"] == "extra_forbidden":
         known = _fields(kind, path[:-1])
-        close = difflib.get_close_matches(path[-1], known, n=1)
+        close = difflib.get_close_matches(shown(path[-1]), known, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else f"; known here: {', '.join(known)}"
-        return f"unknown key '{key}'{hint}"
+        return f"unknown key '{shown(key)}'{hint}"
     if item["type"] == "missing":
         return f"key '{key}' is missing"
     message = item["msg"].removeprefix("Value error, ")
-    return f"key '{key}': {message} (got {item['input']!r})" if key else message
+    return f"key '{shown(key)}': {message} (got {_values.repr(item['input'])})" if key else message
 
 
 def _fields(kind: type[Section], path: list[str]) -> list[str]:

@@ -171,7 +171,7 @@ def _runs(top: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
 
 def _add(groups: dict[str, Group], folder: Path, result: dict[str, Any]) -> None:
     file = folder / "recipe.yaml"
-    recipe = load_resolved(file) if file.is_file() else None
+    recipe = load_resolved(file, saved=True) if file.is_file() else None
     seed = recipe.seed if recipe else None
     name = _SEED.sub("", folder.resolve().name)
     same = schema.dump(recipe.model_copy(update={"seed": 0})) if recipe else str(folder.resolve())

@@ -166,7 +166,9 @@ def _is_left_behind(run: Path, resolved: schema.Section) -> bool:
 def _saved_recipe(run: Path, kind: type[schema.Section]) -> Any:
     """Read the recipe in a run folder, of a training run or of a backbone."""
     file = run / RECIPE
-    return load_resolved(file) if kind is schema.Recipe else load_recipe(file, kind=kind)
+    if kind is schema.Recipe:
+        return load_resolved(file, saved=True)
+    return load_recipe(file, kind=kind, saved=True)
 
 
 def check_inputs(run: Path, inputs: dict[str, Any]) -> None:

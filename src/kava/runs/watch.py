@@ -179,9 +179,9 @@ def _steps(run: Path, records: Sequence[dict[str, Any]]) -> int | None:
     if not file.is_file():
         return None
     try:
-        train = load_recipe(file, kind=Recipe).train
+        train = load_recipe(file, kind=Recipe, saved=True).train
     except KavaError:
-        train = load_recipe(file, kind=BackboneRecipe).train
+        train = load_recipe(file, kind=BackboneRecipe, saved=True).train
     if train.steps is not None:
         return train.steps
     last = next(
