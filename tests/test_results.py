@@ -129,6 +129,15 @@ def test_csv_has_every_digit():
     assert made.csv() == "a,a ±\n12345.678,0.0625\n92,\n"
 
 
+@pytest.mark.parametrize("name", ("=1+1", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", "  =1"))
+def test_a_spreadsheet_works_nothing_out(name):
+    one, none = table.Measured(-1.0), table.Measured(None)
+    made = table.Table("t", "", (name, "n"), [(name, one), ("-", none), ("a\r=1", none)])
+    rows = list(csv.reader(io.StringIO(made.csv(), newline="")))
+    cell = "'" + " ".join(name.splitlines())
+    assert rows == [[cell, "n", "n ±"], [cell, "-1", ""], ["-", "", ""], ["a =1", "", ""]]
+
+
 def test_latex_and_markdown_escape():
     made = table.Table("x", "a\nb", ("a_b|%",), [("1 & {2}",), ("c|d",)])
     assert r"a\_b|\%" in made.latex() and r"1 \& \{2\}" in made.latex()

@@ -88,11 +88,15 @@ class Table:
         return f"{table}\n\n{self.caption}\n"
 
     def csv(self) -> str:
-        """Return comma-separated values; numbers are unrounded, and empty if there is none."""
+        """Comma-separated values; numbers unrounded, empty where there is none.
+
+        A text that a spreadsheet would take for a formula has an apostrophe before it.
+        """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         head: list[str] = []
         for heading, number in zip(self.headings, self.numbers, strict=True):
+            heading = _no_formula(heading)
             head += [heading, f"{heading} ±"] if number else [heading]
         writer.writerow(head)
         for row in self.rows:
@@ -102,7 +106,7 @@ class Table:
                     known = cell if isinstance(cell, Measured) else Measured(None)
                     line += [_plain(known.value), _plain(known.spread)]
                 else:
-                    line.append(cell)
+                    line.append(_no_formula(_text(cell)))
             writer.writerow(line)
         return out.getvalue()
 
@@ -307,6 +311,13 @@ def _text(cell: Cell) -> str:
 def _markdown(text: str) -> str:
     """Make a text fit into one cell, on one line."""
     return " ".join(text.splitlines()).replace("|", "\\|")
+
+
+def _no_formula(text: str) -> str:
+    """On one line, which a spreadsheet shows as it is and does not work out."""
+    line = " ".join(text.splitlines())
+    begins = line.lstrip(" ")[:1] in ("=", "+", "-", "@", "\t")
+    return f"'{line}" if begins and line != GAP else line
 
 
 def _plain(value: float | None) -> str:
