@@ -52,6 +52,31 @@ def test_times_are_read_as_slurm_reads_them(text, wanted):
     assert slurm.minutes(text) == wanted
 
 
+LINES = "a\n#SBATCH --uid=0", "a\rb", "a;id", "$(id)", "a`id`", "a'b", 'a"b', "a|b", "a%j"
+
+
+@pytest.mark.parametrize("option", ["--partition", "--account"])
+@pytest.mark.parametrize("name", [*LINES, "", "a b", "-x", "a\n"])
+def test_no_line_of_a_script_comes_from_a_name(option, name, backbone, tmp_path, kava):
+    out = tmp_path / "out"
+    words = ("sweep", write(tmp_path, backbone), "--launcher", "slurm", "-o", out, option, name)
+    code, said = kava(*words, "--dry-run")
+    assert (code, said.code, said.key) == (2, "sweeps.not-a-name", option), said
+    assert said.count("\n") == 1 and not out.exists()
+    slurm.Options(**{option[2:]: "gpu-a,gpu_b.2:x@y+z"})
+
+
+@pytest.mark.parametrize("name", LINES)
+@pytest.mark.parametrize("dry", [["--dry-run"], []])
+def test_nor_from_the_folder(name, dry, backbone, tmp_path, kava):
+    out = tmp_path / name
+    recipe = write(tmp_path, backbone)
+    code, said = kava("sweep", recipe, "--launcher", "slurm", "-o", out, *dry)
+    assert (code, said.code, said.key) == (2, "sweeps.not-a-folder-of-jobs", "-o"), said
+    assert said.count("\n") == 1 and not out.exists()
+    slurm.check_output(tmp_path / "my runs, ä=1+2~3")
+
+
 @pytest.mark.parametrize("text", ["", "1h", "1:2:3:4", "-5", "1-", "1.5"])
 def test_another_time_is_refused(text):
     with refused("sweeps.time-not-written-so", "--time"):
@@ -293,6 +318,35 @@ def test_a_plan_grows_and_a_folder_without_one_is_no_sweep(kava, backbone, tmp_p
     code, said = kava("sweep", tmp_path / "a.yaml", "--status", "-o", out)
     wanted = (2, "sweeps.not-a-job", str(out / "slurm" / "jobs.jsonl"))
     assert (code, said.code, said.key) == wanted and "line 1:" in said
+
+
+@pytest.mark.parametrize("name", ["../b", "/b", "a/b", "..", ".", "", "a\nb", "a\x1b[2J", "a\\b"])
+@pytest.mark.parametrize("where", ["key", "name"])
+def test_a_plan_names_no_run_elsewhere(name, where, backbone, tmp_path, kava):
+    out, recipe = tmp_path / "out", load_resolved(write(tmp_path, backbone))
+    record.remember(out, [Run("a", recipe, out / "a-seed42")], Scoring())
+    assert [asked.run.folder for asked in record.recall(out)] == [out / "a-seed42"]
+    file = out / "sweep.json"
+    (entry,) = json.loads(file.read_text())["runs"].values()
+    key, entry["name"] = (name, "a") if where == "key" else ("a-seed42", name)
+    file.write_text(json.dumps({"runs": {key: entry}}))
+    code, said = kava("sweep", "--status", out)
+    assert (code, said.code, said.key) == (2, "sweeps.run-elsewhere", name), said
+    assert said.count("\n") == 1 and "\x1b" not in said
+
+
+@pytest.mark.parametrize(
+    "job, log",
+    [("7", "../../secret"), ("7", "/secret"), ("7", ".."), ("7 --me", "7.out"), ("", "x")],
+)
+def test_a_job_has_a_number_and_a_log_beside_it(job, log, tmp_path):
+    (tmp_path / "slurm").mkdir()
+    record.add_jobs(tmp_path, [record.Job("a-seed1", "7_3", "7_3_0_log.out")])
+    assert record.jobs(tmp_path)["a-seed1"].job == "7_3"
+    record.add_jobs(tmp_path, [record.Job("a-seed1", job, log)])
+    with refused("sweeps.not-a-job") as caught:
+        record.jobs(tmp_path)
+    assert "line 2" in str(caught.value)
 
 
 @pytest.mark.parametrize(

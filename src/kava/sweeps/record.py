@@ -7,6 +7,7 @@ OUTPUT/slurm/jobs.jsonl  one line for each submitted job; the last line of a run
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
-from kava.errors import KavaError
+from kava.errors import KavaError, shown
 from kava.reasoning.resolve import validate_resolved
 from kava.recipe import schema
 from kava.sweeps.attempt import Run, Scoring
@@ -61,7 +62,7 @@ def recall(output: Path) -> list[Asked]:
     """Return every run of the folder's plan, in the order in which they were requested.
 
     Raises:
-        KavaError: if there is no plan, or the file is not one.
+        KavaError: there is no plan, or it is not one; or a run of it would lie elsewhere.
     """
     if not (output / PLAN).is_file():
         raise KavaError(
@@ -99,6 +100,8 @@ def jobs(output: Path) -> dict[str, Job]:
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
             job = Job(**json.loads(line))
+            if not (_is_name(job.log) and re.fullmatch(r"[0-9]+(_[0-9]+)?", job.job)):
+                raise ValueError
         except (ValueError, TypeError):
             raise KavaError(
                 f"{file}, line {number}: not a job of kava; delete the line",
@@ -130,7 +133,20 @@ def _read(output: Path) -> dict[str, Any]:
             code="sweeps.not-a-plan",
             key=str(file),
         ) from None
+    for name, entry in plan["runs"].items():
+        for one in (name, entry["name"]):
+            if not _is_name(one):
+                raise KavaError(
+                    f"{file}: run {shown(one)!r}: not the name of a folder here; delete the run",
+                    code="sweeps.run-elsewhere",
+                    key=one,
+                )
     return plan["runs"]
+
+
+def _is_name(text: str) -> bool:
+    """Whether it names a file or folder in one place, and on one line."""
+    return text not in ("", ".", "..") and not re.search(r"[/\\\x00-\x1f\x7f-\x9f]", text)
 
 
 class _Entry(schema.Section):

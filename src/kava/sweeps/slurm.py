@@ -68,15 +68,26 @@ _QUIET = "export TORCH_CPP_LOG_LEVEL=ERROR"
 class Options:
     """Where jobs are submitted. The resources of each job are in its recipe (`resources`).
 
-    array_limit: maximum number of jobs that run at a time.
-    cluster: the cluster of submitit; its `local` starts a process for each run at once, for
-    testing.
+    array_limit: so many at a time. cluster: submitit's; its `local` starts a process for each
+    run at once, for trying out.
+
+    Raises:
+        KavaError: a partition or an account that is no name of one.
     """
 
     partition: str | None = None
     account: str | None = None
     array_limit: int | None = None
     cluster: str = "slurm"
+
+    def __post_init__(self) -> None:
+        for option, name in (("--partition", self.partition), ("--account", self.account)):
+            if name is not None and not re.fullmatch(r"[\w.,:@+][\w.,:@+-]*", name, re.ASCII):
+                raise KavaError(
+                    f"sweep: {option} {name!r}: give a name of letters, digits and . , : @ + - _",
+                    code="sweeps.not-a-name",
+                    key=option,
+                )
 
 
 @dataclass(frozen=True)
@@ -164,8 +175,10 @@ def submit(
     """Submit every run that is neither done nor in the queue; return the outcome of each.
 
     Raises:
-        KavaError: if submitit or SLURM is missing, another process is submitting, or SLURM refuses.
+        KavaError: no submitit or SLURM here, another process is submitting, or SLURM refuses; or a
+            folder that jobs cannot be in.
     """
+    check_output(output)
     check_installed(options.cluster)
     if options.cluster == "local" and any(run.recipe.resources.nodes > 1 for run in runs):
         raise KavaError(
@@ -198,8 +211,10 @@ def with_queue_state(runs: Sequence[Run], output: Path) -> Iterator[tuple[Run, s
     """Yield each run with a description of its state in SLURM's queue; empty if it is not there.
 
     Raises:
-        KavaError: if jobs were submitted and SLURM does not answer.
+        KavaError: jobs were submitted, and SLURM does not answer; or a folder that jobs cannot be
+            in.
     """
+    check_output(output)
     jobs = record.jobs(output)
     known = {run.folder.name: jobs.get(run.folder.name) for run in runs}
     states = slurm_queue.states(job.job for job in known.values() if job and job.cluster == "slurm")
@@ -219,6 +234,21 @@ def predicted_state(run: Run, scoring: Scoring, in_queue: str) -> Outcome:
     except Exception as error:
         return Outcome(run, FAILED, one_line(error))
     return Outcome(run, SKIPPED if todo == DONE else SUBMITTED)
+
+
+def check_output(output: Path) -> None:
+    """Refuse a folder whose name a job's script or SLURM would not take as it is.
+
+    Raises:
+        KavaError: names the character.
+    """
+    if found := re.search(r"[^\w ./,:@=+~-]", str(output.absolute())):
+        raise KavaError(
+            f"sweep: -o {str(output)!r}: jobs cannot be in a folder with {found[0]!r} in its path; "
+            "give one of letters, digits, blanks and . , : @ = + ~ - _",
+            code="sweeps.not-a-folder-of-jobs",
+            key="-o",
+        )
 
 
 def check_batch(run: Run, todo: str) -> None:
