@@ -205,8 +205,9 @@ def plot(plan: Plan, rows: list[dict[str, Any]]) -> None:
 
 
 def conclude(plan: Plan, rows: list[dict[str, Any]], task: Task, console: Console) -> None:
-    """Print the table, three questions with answers, and the paths of all results."""
-    console.print(f"\n[bold]Made just now[/bold] ({plan.length} length)", highlight=False)
+    """The table, three questions, and where everything lies."""
+    made = f"\n[bold]Made just now[/bold] ({plan.length} length)"
+    console.print(made, highlight=False, markup=True)
     console.print(quickstart_table(rows))
     show_committed(console)
     ask_three(plan, task, console)
@@ -232,6 +233,7 @@ def show_committed(console: Console) -> None:
         f"\n[bold]Committed[/bold], made earlier by `kava quickstart --full` (seeds {seeds}; "
         f"{SUMMARY})",
         highlight=False,
+        markup=True,
     )
     console.print(quickstart_table(summary["rows"]))
 

@@ -87,9 +87,8 @@ def names(text: str | None, option: str = "--task") -> list[str]:
 
 
 def make_console(quiet: bool = False) -> Any:
-    """Return a console for all output of a command; with several processes, only rank 0 prints."""
-    from rich.console import Console
-
+    """A console for everything that a command says; of several processes the main one speaks."""
     from kava.system import distributed
+    from kava.system.text import PlainConsole
 
-    return Console(quiet=quiet or not distributed.is_main(), soft_wrap=True)
+    return PlainConsole(quiet=quiet or not distributed.is_main(), soft_wrap=True)

@@ -10,6 +10,7 @@ import typer
 
 from kava.cli._app import Limit, Output, TaskFile, TaskFiles, app, examples, make_console, names
 from kava.system import distributed
+from kava.system.text import printable
 
 data_app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -89,9 +90,9 @@ def table(
     groups = find(results)
     tables = paper_tables(groups) if paper else [results_table(groups, names(task))]
     files = [file for one in tables for file in (one.write(output) if output else ())]
-    print("\n".join(one.markdown() for one in tables), end="")
+    print(printable("\n".join(one.markdown() for one in tables)), end="")
     if files:
-        print(f"\nwritten: {', '.join(map(str, files))}")
+        print(printable(f"\nwritten: {', '.join(map(str, files))}"))
 
 
 @app.command(
@@ -112,7 +113,7 @@ def plot(
     from kava.report.results import find
 
     for line in draw(find(results), names(task), output):
-        print(line)
+        print(printable(line))
 
 
 @app.command(
@@ -158,7 +159,10 @@ def compare(
             )
         task = shared[0]
     found = compare_runs(*paths, task or paths[0].stem, rule, seed)
-    print(json.dumps(found.record(), indent=1) if as_json else format_summary(run_a, run_b, found))
+    if as_json:
+        print(json.dumps(found.record(), indent=1))
+    else:
+        print(printable(format_summary(run_a, run_b, found)))
 
 
 @app.command(

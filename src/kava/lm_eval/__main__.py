@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from kava.errors import KavaError
+from kava.system.text import printable
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
             sys.argv += ["--include_path", str(TASKS)]
         cli_evaluate()
     except KavaError as error:
-        print(f"kava: {error}", file=sys.stderr)
+        print(printable(f"kava: {error}"), file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -28,6 +28,7 @@ from kava.runs.metrics import read_records
 from kava.runs.resume import has_checkpoint
 from kava.system import distributed, links, lock
 from kava.system.files import write_json, write_whole
+from kava.system.text import PlainConsole
 
 BEGUN, LOCK = "begun.json", "scores.lock"
 
@@ -297,7 +298,7 @@ def score_lock(run: Path) -> Iterator[None]:
     with ExitStack() as stack:
         for left in reversed(range(300)):
             try:
-                stack.enter_context(lock.acquire(run / LOCK, Console(stderr=True)))
+                stack.enter_context(lock.acquire(run / LOCK, PlainConsole(stderr=True)))
                 break
             except lock.LockHeld as held:
                 if not left:

@@ -49,7 +49,7 @@ from kava.sweeps.attempt import (
 )
 from kava.sweeps.record import Job
 from kava.system import distributed, environment, links, lock, signals, slurm_queue
-from kava.system.text import one_line, print_text
+from kava.system.text import PlainConsole, one_line, print_text
 from kava.training.arguments import rows_at_once
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Work:
         return DelayedSubmission(self)
 
     def _attempt(self, recipe: Recipe) -> Outcome:
-        console = Console(soft_wrap=True, quiet=not distributed.is_main())
+        console = PlainConsole(soft_wrap=True, quiet=not distributed.is_main())
         # Until here submitit's own (kava.system.environment).
         sys.argv = ["python"] if self.words is None else ["kava", *self.words]
         run = Run(self.name, recipe, self.folder)

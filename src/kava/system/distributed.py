@@ -263,8 +263,10 @@ def sum_over_micro_batch(part: Tensor) -> Tensor:
 
 
 def print_error(message: str) -> None:
-    """Print an error to stderr, once for all processes."""
-    once_across_ranks(lambda: print(message, file=sys.stderr, flush=True))
+    """Print an error, once for all processes."""
+    from kava.system.text import printable
+
+    once_across_ranks(lambda: print(printable(message), file=sys.stderr, flush=True))
 
 
 def once_across_ranks(act: Callable[[], None]) -> None:

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from transformers.utils import logging
 
+from kava.system.text import PlainConsole
+
 
 @contextmanager
 def no_bars() -> Iterator[None]:
@@ -31,16 +33,16 @@ class Progress:
     """A progress bar on a terminal; without a terminal, a plain line at each validation."""
 
     def __init__(self, title: str, console: Console | None = None):
-        self.console = console or Console()
+        self.console = console or PlainConsole()
         self.title = title
         self._task: Any = None
         self._parts = self._validation = ""
         self._bar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]}", markup=False),
             console=self.console,
             disable=not self.console.is_terminal,
         )

@@ -1,8 +1,12 @@
-"""Check that text can be written as UTF-8 before any work, and format and print text."""
+"""Text that cannot be written as UTF-8, or would do something in a terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from rich.console import Console
+from rich.segment import Segment
 
 from kava.errors import KavaError
 
@@ -28,6 +32,27 @@ def check_text(text: str, what: str) -> None:
             code="system.not-unicode",
             key=what,
         ) from None
+
+
+#: C0 without tab and newline, DEL and C1: what begins with them a terminal does and does not show.
+_CONTROLS = dict.fromkeys(code for code in (*range(32), *range(127, 160)) if code not in (9, 10))
+
+
+def printable(text: str) -> str:
+    """Without the control characters by which a text could write anywhere in a terminal."""
+    return text.translate(_CONTROLS)
+
+
+class PlainConsole(Console):
+    """Shows texts as they are: control characters left out, brackets and colons no markup."""
+
+    def __init__(self, **how: Any):
+        super().__init__(**{"markup": False, "emoji": False, **how})
+
+    def render(self, *what: Any, **how: Any) -> Iterable[Segment]:
+        """What rich makes of a text; its own control codes are apart from it."""
+        for part in super().render(*what, **how):
+            yield part if part.control else Segment(printable(part.text), part.style)
 
 
 def format_duration(seconds: float) -> str:

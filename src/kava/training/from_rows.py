@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from kava.data import files, rows_hash
 from kava.errors import KavaError
 from kava.reasoning import batching
@@ -17,6 +15,7 @@ from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import load_resolved, resolve
 from kava.recipe import registry, schema
 from kava.recipe.schema import Recipe
+from kava.system.text import PlainConsole
 from kava.training.rows import check_no_overlap
 from kava.training.run import train_reasoner
 from kava.types import Example
@@ -53,7 +52,7 @@ def train_on(
     with ExitStack() as stack:
         # Outside of the project's folders, because it is deleted.
         run = Path(output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run")
-        both, console = (examples, held_out), Console(quiet=quiet, soft_wrap=True)
+        both, console = (examples, held_out), PlainConsole(quiet=quiet, soft_wrap=True)
         data = {part: _record(part_rows) for part, part_rows in _parts(*both)}
         resolved = reasoner.recipe
         result = train_reasoner(reasoner.train(), both, data, resolved, run, console, resume)

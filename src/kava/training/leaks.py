@@ -22,6 +22,7 @@ from kava.data.tasks import Task, load_task, local_copies
 from kava.data.tasks._rows import unfold
 from kava.errors import KavaError
 from kava.system import assets
+from kava.system.text import printable
 from kava.types import Example
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def check(
             task.name: {"rows": len(task.examples), **_counts(found[task.name])} for task in loaded
         }
         told_all = {"rows": len(rows), "against": counts, "leaks": [asdict(x) for x in leaks]}
-        print(json.dumps(told_all, indent=1, ensure_ascii=False))
+        print(printable(json.dumps(told_all, indent=1, ensure_ascii=False)))
     else:
         for leak in sorted(leaks, key=lambda leak: leak.kind)[:SHOWN]:  # equal ones first
             console.print(str(leak), highlight=False, markup=False)
