@@ -14,9 +14,11 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import kava
+from kava.evaluation._symbolic_worker import CPU_SECONDS, MEMORY
 from kava.reasoning.evictions import EvictionInputs
 from kava.reasoning.resolve import load_resolved
 from kava.recipe import registry
+from kava.recipe.load import LARGEST, _Loader
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(
@@ -68,6 +70,24 @@ def test_ci_calls_make_test_and_the_shortened_quickstart():
     script = read(".ci/run")
     assert "make test" in script and "kava quickstart --smoke" in script
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
+
+
+def test_the_build_backend_is_pinned():
+    needed = tomllib.loads(read("pyproject.toml"))["build-system"]["requires"]
+    assert needed and all(re.fullmatch(r"[\w-]+==[\d.]+", one) for one in needed)
+
+
+def test_the_page_on_security_is_found_and_holds():
+    text = read("SECURITY.md")
+    assert "(SECURITY.md)" in read("README.md") and "(security.md)" in read("docs/index.md")
+    assert len(read("README.md")) <= 8000
+    assert f"{_Loader.most:,} values" in text and LARGEST == 1_000_000 and "over 1 MB" in text
+    assert f"{MEMORY >> 30} GiB" in text and CPU_SECONDS == 1 and "one second" in text
+    serving = read("src/kava/cli/serving.py")
+    variables = set(re.findall(r"KAVA_\w+", text))
+    assert variables and all(f'envvar="{name}"' in serving for name in variables)
+    for key in re.findall(r"`(?:data|train)\.(\w+)`", text):
+        assert f"    {key}: " in read("src/kava/recipe/schema.py")
 
 
 @pytest.mark.parametrize("needed", dependencies() if (ROOT / "pyproject.toml").exists() else ())
