@@ -619,3 +619,15 @@ def test_a_family_that_has_not_this_shape_is_named(family, code, key, value):
         made(family=family)
     assert value in str(caught.value)
     assert str(caught.value).startswith("architecture.family: ")
+
+
+def test_a_fingerprint_is_of_a_sample():
+    """What `fingerprint` and docs/troubleshooting.md say it is not good for."""
+    layer = torch.nn.Linear(300, 10)
+    before = loading.fingerprint(layer)
+    with torch.no_grad():
+        layer.weight.flatten()[256:] += 1
+    assert loading.fingerprint(layer) == before and "no proof" in loading.fingerprint.__doc__
+    with torch.no_grad():
+        layer.weight.flatten()[255] += 1
+    assert loading.fingerprint(layer) != before

@@ -220,7 +220,10 @@ _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def identity(model: PreTrainedModel, name: str, revision: str | None) -> dict[str, Any]:
-    """Return the identity of a backbone, which is saved in a checkpoint."""
+    """What a checkpoint remembers of its backbone, to notice another one that was given by mistake.
+
+    It proves nothing of a backbone that was made to pass, see `fingerprint`.
+    """
     config = model.config.get_text_config()
     return {
         "name": name,
@@ -234,7 +237,11 @@ def identity(model: PreTrainedModel, name: str, revision: str | None) -> dict[st
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a hash of a sample of the weights, which is the same in fp32 and bf16."""
+    """A hash of a sample of the weights, the same in fp32 and bf16.
+
+    The first 256 numbers of each parameter are in it: all others may differ and it is the same. So
+    it is no proof of identity; that is a revision of the Hub, or the SHA-256 of the files.
+    """
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
         sample = weight.detach().flatten()[:256].to(torch.bfloat16).float().cpu()
@@ -263,6 +270,6 @@ def _unusable(folder: Path, error: Exception) -> Exception:
 
 
 def _in_a_line(error: Exception) -> str:
-    line = " ".join(str(error).split())[:300]
+    line = " ".join(str(error).split())[:256]
     known = isinstance(error, OSError | ValueError | ImportError | SafetensorError)
     return line if known else f"{type(error).__name__}: {line}"
