@@ -648,6 +648,41 @@ def test_a_key_that_cannot_be_sent(key):
         check(Address(api_key=key))
 
 
+SECRETS = {
+    "serve": ("--api-key", "KAVA_API_KEY", "api_key"),
+    "demo": ("--password", "KAVA_DEMO_PASSWORD", "password"),
+}
+
+
+@pytest.mark.parametrize("command", SECRETS)
+def test_a_secret_is_read_from_a_file(command, kava, monkeypatch, tmp_path):
+    pytest.importorskip("gradio")
+    option, variable, name = SECRETS[command]
+    found = []
+    for place in ("serve", "demo"):
+        monkeypatch.setattr(
+            f"kava.{place}.command.serve",
+            lambda *words: found.extend(getattr(w, name) for w in words if hasattr(w, name)),
+        )
+    monkeypatch.delenv(variable, raising=False)
+    file = tmp_path / "secret"
+    for content in ("s3 cret", "s3 cret\n", "s3 cret\r\nmore\n"):
+        file.write_bytes(content.encode())
+        assert kava(command, "run", f"{option}-file", file) == (0, "")
+    assert found == ["s3 cret"] * 3
+    for wrong in (tmp_path / "none", tmp_path):
+        status, said = kava(command, "run", f"{option}-file", wrong)
+        assert (status, said.code, said.key) == (2, "cli.secret-not-read", f"{option}-file")
+    file.write_bytes(b"\xff")
+    status, said = kava(command, "run", f"{option}-file", file)
+    assert (status, said.code) == (2, "cli.secret-not-read")
+    again = kava(command, "run", f"{option}-file", file, option, "x")
+    monkeypatch.setenv(variable, "x")
+    for status, said in (again, kava(command, "run", f"{option}-file", file)):
+        assert (status, said.code, said.key) == (2, "cli.secret-twice", f"{option}-file")
+    assert kava(command, "run") == (0, "") and found[3:] == ["x"]
+
+
 def test_a_port_that_is_taken_is_told_before_anything_is_loaded(capsys):
     with bind("serve", "127.0.0.1", 0) as taken:
         taken.listen()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kava.cli._app import TaskFile, app, examples, make_console
+from kava.cli._app import TaskFile, app, make_console
+from kava.errors import KavaError
 
 AllowHost = Annotated[
     list[str] | None,
@@ -29,6 +31,9 @@ def serve(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     api_key: Annotated[
         str | None, typer.Option(envvar="KAVA_API_KEY", help="which clients must give")
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="file with that key, which no list of processes shows")
     ] = None,
     allow_no_key: Annotated[
         bool, typer.Option("--allow-no-key", help="let anybody ask, on any address")
@@ -53,7 +58,8 @@ def serve(
     from kava.serve.command import serve as start
     from kava.serve.limits import Limits
 
-    address = Address(host, port, api_key, allow_no_key, tuple(allow_host or ()))
+    key = _secret("--api-key", api_key, api_key_file)
+    address = Address(host, port, key, allow_no_key, tuple(allow_host or ()))
     limits = Limits(
         question_tokens=max_question_tokens,
         new_tokens=max_new_tokens,
@@ -87,6 +93,9 @@ def demo(
     password: Annotated[
         str | None, typer.Option(envvar="KAVA_DEMO_PASSWORD", help="of the user 'kava'")
     ] = None,
+    password_file: Annotated[
+        Path | None, typer.Option(help="file with it, which no list of processes shows")
+    ] = None,
     allow_no_password: Annotated[
         bool, typer.Option("--allow-no-password", help="let anybody in, on any address")
     ] = False,
@@ -100,6 +109,33 @@ def demo(
     from kava.demo.command import serve as start
     from kava.demo.questions import Limits
 
-    address = Address(host, port, password, allow_no_password, tuple(allow_host or ()))
+    word = _secret("--password", password, password_file)
+    address = Address(host, port, word, allow_no_password, tuple(allow_host or ()))
     limits = Limits(max_question_tokens, max_new_tokens)
     start(run, written, address, limits, task, file, backbone, make_console())
+
+
+def _secret(option: str, given: str | None, file: Path | None) -> str | None:
+    """What was given, or the first line of a file.
+
+    Raises:
+        KavaError: both are given, or the file is no text that can be read.
+    """
+    if file is None:
+        return given
+    if given is not None:
+        raise KavaError(
+            f"{option}-file: {option} or its environment variable is given too; give one of them",
+            code="cli.secret-twice",
+            key=f"{option}-file",
+        )
+    try:
+        with file.open(encoding="utf-8") as opened:
+            return opened.readline(10_000).rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text in UTF-8"
+        raise KavaError(
+            f"{option}-file {file}: cannot be read: {reason}",
+            code="cli.secret-not-read",
+            key=f"{option}-file",
+        ) from None
