@@ -381,3 +381,20 @@ def test_a_record_that_is_none_is_one_line(kava, run, rows):
     with refused("reasoning.no-model-card", str(run / "checkpoint")):
         checkpoint.remember(run / "checkpoint", {})
     assert file.read_text() == before
+
+
+@pytest.mark.parametrize("private", (True, False))
+def test_a_folder_in_the_shared_temporary_folder_is_its_users_alone(private, tmp_path, monkeypatch):
+    """Also where the user lets others write into new folders."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path if private else tmp_path / "elsewhere"))
+    before = os.umask(0)
+    try:
+        write_json(tmp_path / "a" / "b" / "c.json", {})
+        with lock.acquire(tmp_path / "d" / "e.lock", Console(quiet=True)):
+            modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "a/b", "d")]
+    finally:
+        os.umask(before)
+    assert modes == [0o700 if private else 0o777] * 3
+    tmp_path.joinpath("f").write_text("")
+    with refused("system.not-writable"):
+        write_json(tmp_path / "f" / "g.json", {})

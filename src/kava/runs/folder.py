@@ -86,7 +86,7 @@ def _prepare(run: Path, resolved: schema.Section, resume: bool, inputs: dict[str
         way = "give another --output" if is_finished(run) else "pass --resume, or another --output"
         raise KavaError(f"{run}: already holds a run; {way}", code="runs.holds-run", key=str(run))
     check_free(run, resolved)
-    run.mkdir(parents=True, exist_ok=True)
+    links.make_folder(run)
     if not (run / RECIPE).exists():
         write_whole(run / RECIPE, schema.dump(resolved))
     write_json(run / BEGUN, inputs)

@@ -90,6 +90,5 @@ def write_whole(file: Path, content: str | bytes, below: Path | None = None) -> 
             then unchanged.
     """
     with writing(file):
-        links.check(file, below)
-        file.parent.mkdir(parents=True, exist_ok=True)
+        links.make_folder(file.parent)
         links.replace(file, content.encode() if isinstance(content, str) else content)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -55,6 +56,19 @@ def check_named(folder: Path, patterns: tuple[str, ...]) -> None:
         for name in os.listdir(folder):
             if any(fnmatch(name, pattern) for pattern in patterns):
                 check_tree(folder / name)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are not there.
+
+    In the temporary folder, which all users of a machine share, they are this user's alone, also
+    where others may write into what the user makes (umask): nobody puts a lock or a link there.
+    """
+    shared = Path(tempfile.gettempdir()).resolve()
+    missing = [one for one in (folder, *folder.parents) if not one.is_dir()]
+    for one in reversed(missing):
+        private = shared in one.resolve().parents
+        one.mkdir(mode=0o700 if private else 0o777, exist_ok=True)
 
 
 def replace(file: Path, content: bytes) -> None:

@@ -36,7 +36,7 @@ def acquire(file: Path, console: Console) -> Iterator[None]:
         KavaError: if there is a symbolic link in its place.
     """
     links.check(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    links.make_folder(file.parent)
     while not _create(file):
         try:
             _take_over(file, console)
