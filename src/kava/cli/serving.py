@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kava.cli._app import TaskFile, app, make_console
+from kava.cli._app import TaskFile, app, examples, make_console
 from kava.errors import KavaError
 
 AllowHost = Annotated[

@@ -57,7 +57,7 @@ def resolve(recipe: Recipe, where: str = "recipe") -> Recipe:
     return whole.mark_resolved()
 
 
-def load_resolved(path: str | Path, overrides: list[str] = (), saved: bool = False) -> Recipe:
+def load_resolved(path: str | Path, overrides: Sequence[str] = (), saved: bool = False) -> Recipe:
     """Read a recipe file, as `kava.load_recipe` does, and add what its method says.
 
     Args:
