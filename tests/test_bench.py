@@ -286,7 +286,7 @@ KAVA = "recipes/llama1b_aug/kava.yaml"
 @pytest.mark.parametrize("command", ["train", "generate"])
 def test_experts_are_not_left_out_of_the_flops(kava, command, tmp_path, monkeypatch):
     """Their weights are in no linear layer; without them the least would be a fifth."""
-    monkeypatch.delattr("kava.bench.command.in_turns")  # nothing is timed for nothing
+    monkeypatch.delattr("kava.bench.command.time_interleaved")  # nothing is timed for nothing
     output = tmp_path / "out.json"
     one = ("--repeats", 1, "--set", "train.batch_size=1", "train.micro_batch_size=1")
     code, said = kava("bench", command, KAVA, "--shape", EXPERTS, "-o", output, *one)

@@ -274,7 +274,7 @@ def test_ask_can_compress_the_cache(backbone):
     assert int(seen) > 60 > int(held)
 
 
-def test_words_are_parted_into_run_question_and_settings():
+def test_words_are_parted_into_run_question_and_settings(unchecked):
     part = lambda *words: ask.read_words(words, "rkv_decoding")  # noqa: E731
     assert part("run", "budget=9", "What is 1 + x=2 ?") == (
         ["run", "What is 1 + x=2 ?"],

@@ -62,13 +62,15 @@ def test_equal_and_equal_up_to_numbers_by_hand():
 def slow_normal(question):
     """Character by character, from the words of the module's docstring."""
     text = unicodedata.normalize("NFKC", question).casefold()
-    kept = []
+    left = ""
     for at, sign in enumerate(text):
         before, after = text[at - 1 : at], text[at + 1 : at + 4]
         thousands = sign == "," and before.isdecimal() and len(after) == 3 and after.isdecimal()
-        point = sign == "." and after[:1].isdecimal() and not before.isalpha()
-        if sign in "'’" or thousands:
-            continue
+        left += "" if sign in "'’" or thousands else sign
+    kept = []
+    for at, sign in enumerate(left):  # what was dropped parts nothing
+        before, after = left[at - 1 : at], left[at + 1 : at + 2]
+        point = sign == "." and after.isdecimal() and not before.isalpha()
         kept.append(sign if sign.isalnum() or point else " ")
     return " ".join("".join(kept).split()) or " ".join(question.split())
 

@@ -379,7 +379,7 @@ def test_of_several_processes_none_waits_for_python_to_take_itself_apart():
     code = (
         "import atexit; from kava.system import distributed; atexit.register(print, 'sent')\n"
         "class Late:\n def __del__(self): print('late')\n"
-        "late = Late(); distributed.end(0)"
+        "late = Late(); distributed.exit_process(0)"
     )
     for number, told in (("2", "sent"), ("1", "sent late")):
         env = {**os.environ, "WORLD_SIZE": number, "RANK": "0", "LOCAL_RANK": "0"}

@@ -133,6 +133,7 @@ def run(code: str, address: str, folder: Path, token: str = "hf_right") -> str:
 
 PUSH_AND_LOAD = """
 from kava import Reasoner
+from kava.errors import KavaError
 from kava.reasoning.open import open_reasoner
 there = Reasoner.from_pretrained("there")
 print(there.push_to_hub("somebody/thinker", private=True))

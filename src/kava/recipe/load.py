@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ LARGEST, LONGEST = 1_000_000, 10
 
 def load_recipe(
     path: str | Path,
-    overrides: list[str] = (),
+    overrides: Sequence[str] = (),
     kind: type[Section] = Recipe,
     saved: bool = False,
 ) -> Any:

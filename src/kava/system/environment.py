@@ -48,8 +48,10 @@ def command() -> str:
     Of kava's own command and of the scripts in `benchmarks/` the words, without secrets and without
     the name of the home folder. The words of any other program are its own affair.
     """
-    words = own_words()
-    return "called from Python" if words is None else " ".join(map(_quoted, [*_program(), *words]))
+    program = _program()
+    if program is None:
+        return "called from Python"
+    return " ".join(map(_quoted, [*program, *_covered(sys.argv[1:])]))
 
 
 def own_words() -> list[str] | None:
