@@ -44,8 +44,8 @@ def load_recipe(
     tree = _read(file) if saved else _extended(file, ())
     if saved and "extends" in tree:
         raise KavaError(
-            f"{file}: key 'extends': the recipe of a run or a checkpoint is complete and extends "
-            "no other; delete the key",
+            f"{file}: key 'extends': the recipe of a run or a checkpoint is complete and cannot "
+            "extend another recipe; delete the key",
             code="recipe.extends-in-run",
             key="extends",
         )
@@ -77,13 +77,15 @@ def _extended(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     under = _beside_or_shipped(file, name)
     if under in (*above, file.resolve()):
         raise KavaError(
-            f"{file}: key 'extends': {shown(name)} extends this recipe in turn",
+            f"{file}: key 'extends': circular reference, because {shown(name)} also extends this "
+            "recipe",
             code="recipe.extends-itself",
             key="extends",
         )
     if len(above) == LONGEST:
         raise KavaError(
-            f"{file}: key 'extends': more than {LONGEST} recipes that extend each other",
+            f"{file}: key 'extends': the chain of extended recipes is longer than {LONGEST}; "
+            "shorten it",
             code="recipe.extends-too-many",
             key="extends",
         )
@@ -97,8 +99,8 @@ def _beside_or_shipped(file: Path, name: str) -> Path:
         KavaError: there is none, or it lies elsewhere.
     """
     elsewhere = KavaError(
-        f"{file}: key 'extends': {shown(name)} lies neither beside this recipe nor among the "
-        "shipped ones; copy it into this recipe's folder",
+        f"{file}: key 'extends': {shown(name)} was found neither in this recipe's folder nor "
+        "among the shipped recipes; copy it into this recipe's folder",
         code="recipe.extends-elsewhere",
         key="extends",
     )
@@ -123,7 +125,7 @@ def _text(file: Path) -> str:
     mode = file.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a device need not end, a pipe not begin
         raise KavaError(
-            f"{file}: is no regular file; give a recipe, a YAML file",
+            f"{file}: is not a regular file; give a recipe (a YAML file)",
             code="recipe.not-a-file",
             key=str(file),
         )
@@ -131,7 +133,7 @@ def _text(file: Path) -> str:
         content = opened.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise KavaError(
-            f"{file}: is larger than {LARGEST:,} bytes, and a recipe is smaller",
+            f"{file}: is larger than {LARGEST:,} bytes, the maximum for a recipe",
             code="recipe.too-large",
             key=str(file),
         )
@@ -148,9 +150,9 @@ def _read(file: Path) -> dict[str, Any]:
         tree = yaml.load(_text(file), Loader=_Loader)
     except IsADirectoryError:
         held = sorted(path.name for path in file.glob("*.yaml"))
-        holds = f"; it holds {', '.join(held)}" if held else ""
+        holds = f"; the folder contains {', '.join(held)}" if held else ""
         raise KavaError(
-            f"{file}: is a folder; give a recipe, a YAML file{holds}",
+            f"{file}: is a folder; give a recipe (a YAML file){holds}",
             code="recipe.is-folder",
             key=str(file),
         ) from None
@@ -166,7 +168,7 @@ def _read(file: Path) -> dict[str, Any]:
         raise KavaError(message, code=code, key=key) from None
     if not isinstance(tree, dict):
         raise KavaError(
-            f"{file}: a recipe is a mapping of keys to values, this is not one",
+            f"{file}: a recipe must be a mapping of keys to values",
             code="recipe.not-a-mapping",
             key=str(file),
         )
@@ -227,15 +229,17 @@ class _Loader(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise _Refused(
                 "recipe.alias",
-                "aliases and anchors (*name, &name) are not read; write the value out, or put a "
-                "text that begins so in quotes",
+                "aliases and anchors (*name, &name) are not supported; write the value out, or "
+                "quote a string that starts with * or &",
                 event.start_mark,
             )
         self._depth += 1
         self._nodes += 1
         if self._depth > self.deepest:
             raise _Refused(
-                "recipe.nested-too-deep", f"nested more than {self.deepest} deep", event.start_mark
+                "recipe.nested-too-deep",
+                f"nested more than {self.deepest} levels deep",
+                event.start_mark,
             )
         if self._nodes > self.most:
             raise _Refused(
@@ -256,7 +260,7 @@ class _Loader(yaml.SafeLoader):
         except (ValueError, LookupError, AttributeError):  # what is made of a word is not checked
             raise _Refused(
                 "recipe.not-of-its-type",
-                f"'{shown(node.value)}' is no {kind}; in quotes it is text",
+                f"'{shown(node.value)}' is not a valid {kind}; quote it if it is a string",
                 node.start_mark,
             ) from None
 
@@ -271,7 +275,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode):
                 raise _Refused(
                     "recipe.key-is-no-word",
-                    "a key is one word, this is a list or a mapping",
+                    "a key must be a single word, not a list or a mapping",
                     key.start_mark,
                 )
             if key.value in seen:
@@ -331,7 +335,7 @@ def _assign(tree: dict[str, Any], assignment: str) -> None:
         node = tree.setdefault(parent, {})
         if not isinstance(node, dict):
             raise KavaError(
-                f"'{assignment}': '{parent}' holds a value, not further keys",
+                f"'{assignment}': '{parent}' is a value, so it has no keys below it",
                 code="recipe.not-a-section",
                 key=parent,
             )

@@ -51,7 +51,11 @@ def register(kind: str, name: str, value: Any) -> None:
         KavaError: the name is already registered.
     """
     if name in names(kind):
-        raise KavaError(f"{kind}: the name '{name}' is taken", code="recipe.name-taken", key=name)
+        raise KavaError(
+            f"{kind}: the name '{name}' is already in use; choose another name",
+            code="recipe.name-taken",
+            key=name,
+        )
     _outside[kind, name] = value
 
 

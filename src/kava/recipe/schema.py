@@ -136,7 +136,8 @@ class Data(Section):
         if unused := self.leak_files.keys() - set(self.leak_check):
             raise ValueError(
                 KavaError(
-                    f"leak_files names {min(unused)}, which leak_check does not",
+                    f"leak_files contains {min(unused)}, which is not in leak_check; add it there "
+                    "or remove it",
                     code="recipe.unused-leak-file",
                     key="data.leak_files",
                 )
@@ -227,8 +228,8 @@ class Resources(Section):
         if self.processes and self.gpus and self.processes != self.gpus:
             raise ValueError(
                 KavaError(
-                    f"processes {self.processes} with gpus {self.gpus}: each GPU has a process of "
-                    f"its own; leave processes out, or give {self.gpus}",
+                    f"processes is {self.processes} and gpus is {self.gpus}, but there is one "
+                    f"process per GPU; omit processes, or set it to {self.gpus}",
                     code="recipe.uneven-processes",
                     key="resources.processes",
                 )
@@ -424,7 +425,7 @@ def _explain(item: Any, kind: type[Section]) -> str:
     if item["type"] == "extra_forbidden":
         known = _fields(kind, path[:-1])
         close = difflib.get_close_matches(shown(path[-1]), known, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else f"; known here: {', '.join(known)}"
+        hint = f"; did you mean '{close[0]}'?" if close else f"; known keys: {', '.join(known)}"
         return f"unknown key '{shown(key)}'{hint}"
     if item["type"] == "missing":
         return f"key '{key}' is missing"
