@@ -189,5 +189,5 @@ def test_impossible_requests_are_refused_in_words(arguments, words):
 def test_a_split_that_runs_dry_says_so(monkeypatch):
     monkeypatch.setattr(synthetic, "NAMES", ("Ann", "Bob"))
     monkeypatch.setattr(synthetic, "THINGS", ("pens",))
-    with pytest.raises(ValueError, match="holds only"):
+    with pytest.raises(ValueError, match="has only"):
         generate("test", 1000, max_steps=1)

@@ -41,7 +41,7 @@ def test_wrong_names():
     said = refuses("data.unknown-option", "foo", "synthetic", options={"foo": 2})
     assert re.search(r": [a-z_, ]+, seed$", said)  # asked by --option
     said = refuses("data.no-options", "seed", "gsm8k", options={"seed": 1})
-    assert said == "task gsm8k has no options, so no 'seed'"
+    assert said == "task gsm8k has no options; remove 'seed'"
     assert "1, not 0" in refuses("data.bad-limit", "limit", "gsm8k", limit=0)
 
 

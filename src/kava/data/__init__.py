@@ -175,8 +175,8 @@ def _load_named(name: str, split: str, limit: int | None, options: dict[str, Any
     counts = [n for n in (limit, options.pop("count", None)) if n is not None]
     if not counts or not all(isinstance(n, int) and n > 0 for n in counts):
         raise KavaError(
-            f"{name} is made on the spot; say how many rows, by limit or by its option count: a"
-            " whole number above 0",
+            f"{name} is generated on the fly; set the number of examples with limit or its option "
+            "count, a whole number above 0",
             code="data.no-count",
             key="count",
         )
@@ -198,7 +198,7 @@ def call(
         if name in given or (name not in known and not passes_on):
             if not known:
                 raise KavaError(
-                    f"{what} has no options, so no '{name}'", code="data.no-options", key=name
+                    f"{what} has no options; remove '{name}'", code="data.no-options", key=name
                 )
             raise unknown(f"option of {what}:", name, known, code="data.unknown-option")
     try:

@@ -32,13 +32,15 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise KavaError(f"{path}: no such file", code="data.no-file", key=str(path))
     if path.is_dir():
         raise KavaError(
-            f"{path} is a folder; give one file ({', '.join(FORMATS)})",
+            f"{path} is a folder; give a single file ({', '.join(FORMATS)})",
             code="data.is-folder",
             key=str(path),
         )
     if not os.access(path, os.R_OK):
         raise KavaError(
-            f"{path} may not be read; change its permissions", code="data.unreadable", key=str(path)
+            f"{path}: permission denied; change its permissions",
+            code="data.unreadable",
+            key=str(path),
         )
     reader = FORMATS.get(path.suffix.lower())
     if reader is None:
@@ -68,14 +70,14 @@ def to_examples(
         example = to_example(row, where, f"{stem}-{index}", steps)
         if example.id in seen:
             raise KavaError(
-                f"{where}: id '{example.id}' is already that of {seen[example.id]}",
+                f"{where}: id '{example.id}' is already used by {seen[example.id]}",
                 code="data.repeated-id",
                 key=example.id,
             )
         seen[example.id] = where
         examples.append(example)
     if not examples:
-        raise KavaError(f"{source} holds no rows", code="data.no-rows", key=source)
+        raise KavaError(f"{source} contains no rows", code="data.no-rows", key=source)
     return examples
 
 
@@ -103,7 +105,7 @@ def to_example(
     written = row[field]
     if not isinstance(written, list) or not all(isinstance(step, str) for step in written):
         raise KavaError(
-            f"{where}: '{field}' must be a list of texts, not {_brief(written)}",
+            f"{where}: '{field}' must be a list of strings, not {_brief(written)}",
             code="data.bad-field",
             key=field,
         )
@@ -128,7 +130,7 @@ def question_of(row: dict[str, Any], where: str) -> str:
     question = row["question"]
     if not isinstance(question, str) or not question.strip():
         raise KavaError(
-            f"{where}: 'question' must be a text that is not empty, not {question!r}",
+            f"{where}: 'question' must be a non-empty string, not {question!r}",
             code="data.bad-field",
             key="question",
         )
@@ -164,7 +166,7 @@ def _answer(value: Any, where: str) -> str:
         return plain_number(Decimal(repr(value)))  # the digits as written, without binary noise
     if not isinstance(value, str) or not value.strip():
         raise KavaError(
-            f"{where}: 'answer' must be a number or a text, not {_brief(value)}",
+            f"{where}: 'answer' must be a number or a string, not {_brief(value)}",
             code="data.bad-field",
             key="answer",
         )
@@ -200,7 +202,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
                 blank = blank or where
             elif blank:  # blank lines at the end are harmless; one in between may be a lost row
                 raise KavaError(
-                    f"{blank}: the line is empty; give it a row or delete it",
+                    f"{blank}: the line is empty; delete it",
                     code="data.empty-line",
                     key=blank,
                 )
@@ -238,7 +240,7 @@ def _parse(text: str, where: str, form: str) -> Any:
         return json.loads(text, parse_float=Decimal, parse_constant=_refuse)
     except InvalidOperation:
         raise KavaError(
-            f"{where}: a number with a power of ten beyond reason; {form}",
+            f"{where}: a number has an exponent that is too large; {form}",
             code="data.number-beyond-reason",
             key=where,
         ) from None
@@ -251,7 +253,7 @@ def _parse(text: str, where: str, form: str) -> Any:
 def _object(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise KavaError(
-            f"{where}: not a JSON object but {_brief(row)}; one object per line",
+            f"{where}: expected a JSON object, got {_brief(row)}; write one object per line",
             code="data.not-an-object",
             key=where,
         )
@@ -274,7 +276,7 @@ def _text_rows(path: Path) -> Iterator[Row]:
         if not (mark and bars):
             lacks = "####" if not mark else "||"
             raise KavaError(
-                f"{where}: no '{lacks}'; the form is question||steps #### answer",
+                f"{where}: '{lacks}' is missing; the format is question||steps #### answer",
                 code="data.not-its-form",
                 key=where,
             )

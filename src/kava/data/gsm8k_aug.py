@@ -41,8 +41,8 @@ def load(
     examples = load_file(file, limit=limit) if file else load_hub(NAMES[form], split, limit=limit)
     if limit is None and len(examples) != ROWS[split]:
         raise KavaError(
-            f"{source} has {len(examples):,} rows and GSM8k-Aug {split} has {ROWS[split]:,};"
-            " set a limit, or name a partial file itself as the data set",
+            f"{source} has {len(examples):,} rows and GSM8k-Aug {split} has {ROWS[split]:,}; set "
+            "a limit, or use the partial file itself as the data set",
             code="data.other-row-count",
             key=source,
         )

@@ -119,8 +119,8 @@ def generate(
                 break
         else:
             raise ValueError(
-                f"the {split} split holds only about {len(seen)} problems of {min_steps} to "
-                f"{max_steps} steps up to {max_value}, not the {count} asked for"
+                f"the {split} split has only about {len(seen)} problems with {min_steps} to "
+                f"{max_steps} steps and values up to {max_value}, fewer than the {count} requested"
             )
         seen.add(question)
         answer = str(chain[-1].after)

@@ -68,7 +68,7 @@ def local_copies(
         return [None] * len(tasks)
     if not tasks:
         raise KavaError(
-            f"{command}: --file holds the rows of a task; name it with --task",
+            f"{command}: --file contains the examples of a task; name that task with --task",
             code="data.file-without-task",
             key="--file",
         )
@@ -81,7 +81,7 @@ def local_copies(
         )
         counted = f"{len(tasks)} task{'s' if len(tasks) > 1 else ''}"
         raise KavaError(
-            f"{command}: {len(files)} --file for {counted}, {which}; give one for each task, in "
+            f"{command}: {len(files)} --file for {counted}, {which}; give one --file per task, in "
             "the order of the tasks",
             code="data.files-and-tasks",
             key="--file",

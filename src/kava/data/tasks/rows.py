@@ -22,7 +22,7 @@ def load(file: str | None = None, limit: int | None = None) -> Task:
     """
     if file is None:
         raise KavaError(
-            "task rows is a file of your own; name it with --file FILE",
+            "task rows reads a file of your own; give it with --file FILE",
             code="data.file-needed",
             key="file",
         )

@@ -29,7 +29,7 @@ def load(
     """
     if file:
         raise KavaError(
-            "task synthetic makes its own problems; leave out the file",
+            "task synthetic generates its own problems; omit the file",
             code="data.file-unwanted",
             key="file",
         )
