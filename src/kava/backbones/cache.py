@@ -184,8 +184,8 @@ class ShrinkingLayer(DynamicLayer):
 
     def _refuse(self, *_: Any, **_named: Any) -> Any:
         raise KavaError(
-            "a cache that is compressed while decoding cannot be reordered or cut; "
-            "beam search and assisted decoding are not possible with it",
+            "a cache that is compressed while decoding cannot be reordered or cropped; beam "
+            "search and assisted decoding are not supported",
             code="backbones.compressed-cache",
         )
 
@@ -211,7 +211,7 @@ def enable_shrinking(cache: DynamicCache, config: Any, layers: list[int]) -> lis
     if not isinstance(cache, DynamicCache) or cache.offloading:
         raise KavaError(
             f"a {type(cache).__name__} cannot be compressed while decoding; use the default cache "
-            "of transformers (no cache_implementation)",
+            "of transformers (do not set cache_implementation)",
             code="backbones.cache-kind",
             key=type(cache).__name__,
         )
@@ -222,7 +222,7 @@ def enable_shrinking(cache: DynamicCache, config: Any, layers: list[int]) -> lis
         old = cache.layers[i]
         if type(old) is not DynamicLayer:
             raise KavaError(
-                f"a cache with layers of {type(old).__name__} cannot be compressed here",
+                f"a cache with layers of type {type(old).__name__} cannot be compressed",
                 code="backbones.cache-layers",
                 key=type(old).__name__,
             )

@@ -33,13 +33,13 @@ def check_config(config: PreTrainedConfig) -> None:
     what = f"backbone of type {config.model_type}"
     if config.is_encoder_decoder:
         raise KavaError(
-            f"{what}: an encoder and a decoder; give a decoder-only language model",
+            f"{what}: encoder-decoder models are not supported; use a decoder-only language model",
             code="backbones.encoder-decoder",
             key=config.model_type,
         )
     if config.get_text_config() is not config:
         raise KavaError(
-            f"{what}: more than a language model; give its text part alone",
+            f"{what}: multimodal models are not supported; use only the text model",
             code="backbones.more-than-text",
             key=config.model_type,
         )
@@ -65,8 +65,8 @@ def check(model: PreTrainedModel) -> None:
     except Exception as error:  # the forward pass of an unknown model may raise anything
         line = str(error).strip().split("\n")[0][:200]
         raise KavaError(
-            f"{what}: cannot continue a cache of keys and values with masks and positions of its "
-            f"caller ({type(error).__name__}: {line})",
+            f"{what}: cannot continue a KV cache with the masks and positions of the caller "
+            f"({type(error).__name__}: {line})",
             code="backbones.no-continuation",
             key=model.config.model_type,
         ) from None
@@ -75,24 +75,24 @@ def check(model: PreTrainedModel) -> None:
     if not torch.isfinite(theirs).all():
         place = f" in {model.name_or_path}" if model.name_or_path else ""
         raise KavaError(
-            f"{what}{place}: it gives logits that are not finite; its weights are damaged, or a "
-            "training has spoilt them",
+            f"{what}{place}: its logits are not finite; the weights are damaged, or a training "
+            "run diverged",
             code="backbones.not-finite",
             key=model.config.model_type,
         )
     if not _same(theirs, read):
         raise KavaError(
-            f"{what}: its language-model head is not a matrix product with an optional soft cap; "
-            "this head is not supported",
+            f"{what}: its language-model head is not supported; it must be a matrix product with "
+            "an optional soft cap",
             code="backbones.other-head",
             key=model.config.model_type,
         )
     _check_layers(model, kinds, record, what)
     if not _same(theirs, ours):
         raise KavaError(
-            f"{what}: continued from a cache with gaps, it gives other logits than for the whole "
-            "text; it does not follow its caller's masks and positions, or its attention does "
-            "more than scaled dot products with a soft cap",
+            f"{what}: its logits after a cache with gaps differ from those for the whole text; it "
+            "ignores the masks and positions of the caller, or its attention is more than scaled "
+            "dot products with a soft cap",
             code="backbones.other-logits",
             key=model.config.model_type,
         )
@@ -152,8 +152,8 @@ def _check_layers(
     for layer in range(layers):
         if layer not in record.queries:
             raise KavaError(
-                f"{what}: layer {layer} has no attention that transformers lets others provide "
-                "(it is recurrent, or of an older design); keys and values of every layer are "
+                f"{what}: layer {layer} does not use the attention interface of transformers (it "
+                "is recurrent, or of an older design), but the keys and values of every layer are "
                 "needed",
                 code="backbones.no-attention",
                 key=model.config.model_type,
@@ -161,7 +161,7 @@ def _check_layers(
         window = kinds[model.config.layer_types[layer]] if isinstance(kinds, dict) else kinds
         if record.window[layer] != window:
             raise KavaError(
-                f"{what}: layer {layer} has a sliding window of {record.window[layer]}, its "
+                f"{what}: layer {layer} has a sliding window of {record.window[layer]}, but its "
                 f"configuration says {window}",
                 code="backbones.other-window",
                 key=model.config.model_type,

@@ -125,7 +125,8 @@ def _check_compiler(device: torch.device) -> None:
         (first, *_) = str(error).strip().splitlines() or [type(error).__name__]
         raise KavaError(
             f"train.compile: torch cannot compile on this machine ({first[:200]}); it needs a C++ "
-            "compiler and Python's headers, on GPUs Triton too; else leave it false",
+            "compiler and the Python headers, and Triton on GPUs; otherwise set "
+            "train.compile=false",
             code="backbones.no-compiler",
             key="train.compile",
         ) from None

@@ -74,7 +74,7 @@ def read_dtype(given: str | torch.dtype | None) -> torch.dtype | None:
         return _DTYPES[str(given).removeprefix("torch.")]
     except KeyError:
         raise KavaError(
-            f"dtype {given!r} is not possible for a backbone; give 'bfloat16', 'float32' or 'auto'",
+            f"dtype {given!r} is not supported for a backbone; use 'bfloat16', 'float32' or 'auto'",
             code="backbones.bad-dtype",
             key="dtype",
         ) from None
@@ -109,8 +109,8 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
     except KavaError:
         if not hub.is_name(name):
             raise hub.NotAvailable(
-                f"backbone: {name}: no such folder; give a folder that holds config.json and "
-                "model.safetensors, a finished run of cot, or a Hub name such as "
+                f"backbone: {name}: no such folder; give a folder with config.json and "
+                "model.safetensors, a finished run of method cot, or a Hub name such as "
                 "meta-llama/Llama-3.2-1B-Instruct",
                 told=f"{name}: no such folder",
                 code="backbones.no-such-folder",
@@ -132,8 +132,8 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """
     if (folder / "adapter_config.json").is_file():
         raise KavaError(
-            f"backbone {folder}: there is an adapter of peft in it; merge it into its model "
-            "(merge_and_unload), and give a folder that holds the result alone",
+            f"backbone {folder}: the folder contains a PEFT adapter; merge it into its model "
+            "(merge_and_unload), and give a folder that contains only the merged model",
             code="backbones.is-adapter",
             key=str(folder),
         )
@@ -190,8 +190,8 @@ def load_tokenizer(folder: Path) -> Any:
         why = f" ({_in_a_line(error)})"
     if tokenizer is None or not known:
         raise KavaError(
-            f"tokenizer of {folder}: its files are missing or not readable{why}; put them beside "
-            "config.json, as tokenizer.save_pretrained(FOLDER) does",
+            f"tokenizer of {folder}: its files are missing or not readable{why}; save them in the "
+            "folder of config.json with tokenizer.save_pretrained(FOLDER)",
             code="backbones.no-tokenizer",
             key=str(folder),
         )
@@ -254,7 +254,7 @@ def describe_difference(saved: dict[str, Any], found: dict[str, Any]) -> str | N
     """Describe the first property in which two identities differ, or return None if they agree."""
     for key in ("model_type", "hidden_size", "num_layers", "vocab_size", "fingerprint"):
         if saved[key] != found[key]:
-            return f"{key} is {found[key]}, the checkpoint was trained on {saved[key]}"
+            return f"{key} is {found[key]}, but the checkpoint was trained with {saved[key]}"
     return None
 
 

@@ -84,8 +84,8 @@ def _without_code(folder: Path, *files: str) -> Iterator[None]:
             raise
         asking = [folder / file for file in files if _asks(folder / file)]
         raise KavaError(
-            f"{asking[0] if asking else folder}: asks for code of its own (auto_map), and kava "
-            "runs no code of a model's folder; give a model that transformers has a class for",
+            f"{asking[0] if asking else folder}: requires custom code (auto_map), and kava does "
+            "not run code from a model's folder; use a model that transformers supports",
             code="backbones.remote-code",
             key=str(asking[0] if asking else folder),
         ) from None

@@ -152,7 +152,7 @@ def check(model: PreTrainedModel, needed: str, instead: str) -> None:
         same = False
     if not same:
         raise KavaError(
-            f"{needed} is not known for backbones of type {model.config.model_type}; {instead}",
+            f"{needed} is not supported for backbones of type {model.config.model_type}; {instead}",
             code="backbones.unknown-rotation",
             key=model.config.model_type,
         )

@@ -44,7 +44,8 @@ def layers(model: PreTrainedModel) -> list[nn.Module]:
     found = next((one for one in lists if len(one) == number), None)
     if found is None:
         raise KavaError(
-            f"backbone of type {model.config.model_type}: no list of its {number} layers is found",
+            f"backbone of type {model.config.model_type}: the list of its {number} layers was not "
+            "found",
             code="backbones.no-layers",
             key=model.config.model_type,
         )
@@ -91,8 +92,8 @@ def windows(model: PreTrainedModel) -> masks.Windows:
     for kind in config.layer_types:
         if kind not in known:
             raise KavaError(
-                f"backbone of type {config.model_type}: layers of kind '{kind}' are not supported; "
-                f"known are {', '.join(known)}",
+                f"backbone of type {config.model_type}: layers of kind '{kind}' are not "
+                f"supported; supported: {', '.join(known)}",
                 code="backbones.unknown-layer-kind",
                 key=kind,
             )
@@ -163,8 +164,8 @@ def unreadable_ids(model: PreTrainedModel, tokenizer: Any, added: Iterable[str])
         last = readable[max(needed)]
         raise KavaError(
             f"tokenizer: the token {last!r} has id {max(needed)}, but this "
-            f"{model.config.model_type} has {rows} embedding rows; is it another model's "
-            "tokenizer?",
+            f"{model.config.model_type} has {rows} embedding rows; check that the tokenizer "
+            "belongs to this model",
             code="backbones.other-tokenizer",
             key=last,
         )

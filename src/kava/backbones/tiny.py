@@ -57,14 +57,14 @@ def tiny_backbone(model_type: str, folder: Path, seed: int = 0) -> int:
     except (ValueError, TypeError, AttributeError, StrictDataclassError) as error:
         if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise KavaError(
-                f"family: '{model_type}' is no causal language model that transformers knows; "
-                "it is the 'model_type' of the backbone's config.json",
+                f"family: '{model_type}' is not a causal language model that transformers knows; "
+                "use the 'model_type' in the backbone's config.json",
                 code="backbones.unknown-family",
                 key=model_type,
             ) from None
         line = " ".join(str(error).split())[:200]
         raise KavaError(
-            f"family: no tiny '{model_type}' can be made for --smoke: {line}",
+            f"family: cannot create a tiny '{model_type}' for --smoke: {line}",
             code="backbones.no-tiny",
             key=model_type,
         ) from None
