@@ -360,7 +360,7 @@ MISTAKES = {
     "… has … rows": f"eval {CHECKPOINT} --task gsm8k --file good.jsonl -o out",
     "data: … validation": f"train {RECIPE} data.train=good.jsonl data.validation=good.jsonl",
     "backbone: …: no such folder": f"train {RECIPE} backbone=./nowhere",
-    "…: neither a run": "ask empty question",
+    "…: neither a kava run": "ask empty question",
     "tokenizer of …": "ask --backbone mute question",
     "…: already holds a run": f"train {RECIPE} {OWN} -o finished",
     "…: no complete checkpoint": f"train {RECIPE} {OWN} -o started --resume",

@@ -111,7 +111,7 @@ def test_recent_tokens_stay_whatever_their_score(side):
     (
         ({"kernel": 4}, "reasoning.bad-setting", "kernel", "is 4; give an odd"),
         ({"kernel": 0}, "reasoning.bad-setting", "kernel", "is 0;"),
-        ({"lam": 1.5}, "reasoning.bad-setting", "lambda", "is 1.5; give 0 to 1"),
+        ({"lam": 1.5}, "reasoning.bad-setting", "lambda", "is 1.5; give a number from 0 to 1"),
         ({"threshold": "a"}, "reasoning.bad-setting", "threshold", "is 'a';"),
         ({"retain_ratio": -0.1}, "reasoning.bad-setting", "retain_ratio", "is -0.1;"),
         ({"retain": "lst"}, "reasoning.unknown-direction", "lst", "'last'?"),

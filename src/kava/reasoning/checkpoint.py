@@ -163,8 +163,9 @@ def _describe_in(
         text = card(resolved, description["backbone"], record, description.get("merged", False))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise KavaError(
-            f"{folder}: no model card can be written: what kava.json says of the backbone, or "
-            f"result.json of the run, is not as kava writes it ({type(error).__name__}: {error})",
+            f"{folder}: cannot write the model card: the backbone in kava.json, or the "
+            f"result.json of the run, does not have the expected format ({type(error).__name__}: "
+            f"{error})",
             code="reasoning.no-model-card",
             key=str(folder),
         ) from None
@@ -247,7 +248,7 @@ def locate(folder: str | Path, revision: str | None = None) -> Path:
         if (candidate / "kava.json").is_file():
             return candidate
     raise KavaError(
-        f"{folder}: no kava.json here, so this is not a checkpoint of kava",
+        f"{folder}: kava.json was not found, so this is not a checkpoint of kava",
         code="reasoning.no-checkpoint",
         key=str(folder),
     )
@@ -270,7 +271,8 @@ def describe(folder: Path) -> dict[str, Any]:
     found = described.get("format") if isinstance(described, dict) else None
     if found != FORMAT:
         raise KavaError(
-            f"{folder / 'kava.json'}: format {found}, this version reads {FORMAT}",
+            f"{folder / 'kava.json'}: format {found} is not supported; this version reads format "
+            f"{FORMAT}",
             code="reasoning.other-format",
             key=str(folder / "kava.json"),
         )
@@ -300,8 +302,8 @@ def check_finite(reasoner: ReasonerProtocol, weights: dict[str, Tensor] | None, 
     for name, weight in named.items():
         if not torch.isfinite(weight).all():
             raise KavaError(
-                f"{run}: weight '{name}' is not finite after this step, so it is not saved: "
-                "try a lower train.learning_rate or train.weight_decay",
+                f"{run}: weight '{name}' is not finite after this step, so no checkpoint is "
+                "saved; try a lower train.learning_rate or train.weight_decay",
                 code="reasoning.weight-not-finite",
                 key=name,
             )

@@ -54,9 +54,9 @@ def check(
             which = "the question" if len(questions) == 1 else f"question {place + 1}"
             reserved = reserved_tokens(reasoner)
             raise KavaError(
-                f"{names[place] if names else which} has {len(ids)} tokens and the backbone {most} "
-                f"positions; beside {reserved} tokens for latents and answer prompt and one for an "
-                f"answer, a question may have {max(room, 0)}",
+                f"{names[place] if names else which} has {len(ids)} tokens and the backbone "
+                f"{most} positions; in addition to {reserved} tokens for latents and answer "
+                f"prompt and one for the answer, a question may have at most {max(room, 0)}",
                 code="reasoning.question-too-long",
                 key=names[place] if names else which,
             )
@@ -83,8 +83,8 @@ def max_question_tokens(
     room = most - reserved_tokens(reasoner) - new_tokens
     if room < 1:
         raise KavaError(
-            f"{command}: the backbone has {most} positions, which leaves no room for a "
-            f"question beside {new_tokens} new tokens; lower --max-new-tokens",
+            f"{command}: the backbone has {most} positions, which leaves no room for a question "
+            f"in addition to {new_tokens} new tokens; lower --max-new-tokens",
             code="reasoning.no-room-for-question",
             key="--max-new-tokens",
         )

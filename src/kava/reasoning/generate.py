@@ -60,30 +60,30 @@ def check_whole_number(name: str, value: Any, least: int) -> None:
 #: Options that are not possible when a thought is continued: the neutral value, which is accepted
 #: and ignored, and what to do instead.
 _REFUSED: dict[str, tuple[Any, str]] = {
-    "use_cache": (True, "an answer continues the cache that the thought is; leave it out"),
-    "return_dict_in_generate": (False, "Reasoner.answer tells more of each answer than its text"),
-    "generation_config": (None, "give its fields as options, such as do_sample=True"),
-    "max_length": (None, "it would count the question too; give max_new_tokens"),
-    "min_length": (0, "it would count the question too; give min_new_tokens"),
-    "cache_implementation": (None, "an answer continues the cache that the thought is"),
+    "use_cache": (True, "an answer continues from the KV cache of the latents; omit it"),
+    "return_dict_in_generate": (False, "use Reasoner.answer, which returns more than the text"),
+    "generation_config": (None, "pass its fields as options, such as do_sample=True"),
+    "max_length": (None, "it would count the question too; use max_new_tokens"),
+    "min_length": (0, "it would count the question too; use min_new_tokens"),
+    "cache_implementation": (None, "an answer continues from the KV cache of the latents"),
     **dict.fromkeys(
         (
             "inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids",
             "past_key_values",
         ),
-        (None, "question and thought are its input"),
+        (None, "its input is the question and the latents"),
     ),
-    "synced_gpus": (False, "leave it out"),
+    "synced_gpus": (False, "omit it"),
     # Of transformers' pipeline:
-    "return_tensors": (False, "Reasoner.continue_from gives token ids"),
-    "return_text": (True, "the text is what is returned"),
-    "return_type": (None, "return_full_text says whether the question is returned too"),
-    "clean_up_tokenization_spaces": (None, "the tokenizer's own setting holds"),
+    "return_tensors": (False, "use Reasoner.continue_from, which returns token ids"),
+    "return_text": (True, "the text is always returned"),
+    "return_type": (None, "return_full_text controls whether the question is returned too"),
+    "clean_up_tokenization_spaces": (None, "the tokenizer's own setting is used"),
     "handle_long_generation": (None, "a question that is too long is refused"),
     "truncation": (False, "a question that is too long is refused"),
-    "prefix": (None, "write it into the question"),
-    "stop_sequence": (None, "give stop_strings"),
-    "continue_final_message": (False, "a reasoner begins its answer itself"),
+    "prefix": (None, "put it into the question"),
+    "stop_sequence": (None, "use stop_strings"),
+    "continue_final_message": (False, "a reasoner always starts its answer itself"),
     "tokenizer_encode_kwargs": (None, "questions are encoded as in training"),
 }  # fmt: skip
 
@@ -98,7 +98,7 @@ def drop_neutral_options(options: dict[str, Any]) -> dict[str, Any]:
         value = options.get(name)
         if value is not None and value is not nothing:
             raise KavaError(
-                f"{name} is not possible for a reasoner; {instead}",
+                f"{name} is not supported by a reasoner; {instead}",
                 code="reasoning.option-not-possible",
                 key=name,
             )
@@ -137,7 +137,7 @@ def continue_thought(
     if (config.min_new_tokens or 0) > min(left):
         raise KavaError(
             f"min_new_tokens is {config.min_new_tokens}, but there is room for {min(left)} new "
-            "tokens (max_new_tokens, and the backbone's positions)",
+            "tokens (limited by max_new_tokens and the backbone's positions)",
             code="reasoning.minimum-too-high",
             key="min_new_tokens",
         )

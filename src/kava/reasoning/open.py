@@ -39,8 +39,8 @@ def open_reasoner(
             )  # a Hub name, or an error
         except hub.NotAvailable as error:
             raise KavaError(
-                f"{error.told}; give the folder of a run, a checkpoint or a model of transformers; "
-                "for one on the Hub go online, and log in with `hf auth login`",
+                f"{error.told}; give the folder of a run, a checkpoint or a transformers model; "
+                "for a model on the Hub, go online and log in with `hf auth login`",
                 code="reasoning.not-had",
                 key=str(path),
             ) from None
@@ -49,13 +49,13 @@ def open_reasoner(
     if (folder / "config.json").is_file():
         if backbone:
             raise KavaError(
-                f"{folder}: a model of transformers, no adapter; leave out {backbone}",
+                f"{folder}: is a transformers model, not an adapter; omit {backbone}",
                 code="reasoning.backbone-unwanted",
                 key=str(backbone),
             )
         return Reasoner.from_backbone(path, device=device, dtype=dtype)
     raise KavaError(
-        f"{folder}: neither a run or checkpoint of kava (kava.json) nor a model of transformers "
+        f"{folder}: neither a kava run or checkpoint (kava.json) nor a transformers model "
         "(config.json)",
         code="reasoning.not-a-model",
         key=str(folder),

@@ -122,7 +122,8 @@ class Reasoner(nn.Module):
         if saved.recipe.adapter == "full":
             if backbone:
                 raise KavaError(
-                    f"{saved.folder}: holds all its weights, no adapter; leave out {backbone}",
+                    f"{saved.folder}: contains all weights of the model, not an adapter; omit "
+                    f"{backbone}",
                     code="reasoning.backbone-unwanted",
                     key=str(backbone),
                 )
@@ -204,7 +205,7 @@ class Reasoner(nn.Module):
         if self.recipe.adapter == "lora" and self.identity["revision"] is None:
             raise KavaError(
                 f"push_to_hub: this adapter needs the backbone {self.identity['name']}, a local "
-                "folder that nobody else has; merge() folds it in",
+                "folder that only exists on this machine; call merge() first to include it",
                 code="reasoning.local-backbone",
                 key=self.identity["name"],
             )
@@ -493,8 +494,8 @@ class Reasoner(nn.Module):
         """
         if not isinstance(question, str):
             raise KavaError(
-                "prompt_embeds takes one question, a text: several have different lengths, and "
-                "embeddings no mask; call it for each",
+                "prompt_embeds takes a single question: several have different lengths, and "
+                "embeddings have no mask; call it once per question",
                 code="reasoning.one-question",
                 key="question",
             )
@@ -585,19 +586,19 @@ def _checked(questions: str | Sequence[str]) -> list[str]:
     """
     if isinstance(questions, Mapping):
         raise KavaError(
-            f"a question is a text, not a {type(questions).__name__}; kava.pipeline takes messages "
-            "of a chat",
+            f"a question must be a string, not a {type(questions).__name__}; for chat messages, "
+            "use kava.pipeline",
             code="reasoning.not-a-question",
             key=type(questions).__name__,
         )
     texts = [questions] if isinstance(questions, str) else list(questions)
     if not texts:
-        raise KavaError("no question is given", code="reasoning.no-question")
+        raise KavaError("no question was given", code="reasoning.no-question")
     for place, text in enumerate(texts):
         where = "the question" if isinstance(questions, str) else f"question {place + 1}"
         if not isinstance(text, str) or not text.strip():
             raise KavaError(
-                f"{where} must be a text that is not empty, not {text!r}",
+                f"{where} must be a non-empty string, not {text!r}",
                 code="reasoning.empty-question",
                 key=where,
             )
@@ -640,8 +641,8 @@ def load_backbone(
     reasoner = Reasoner.from_pretrained(folder)
     if reasoner.method.uses_latents:
         raise KavaError(
-            f"backbone {folder}: a run of '{reasoner.recipe.method}', which thinks in latents; "
-            "a run can be a backbone if its method writes, such as cot",
+            f"backbone {folder}: a run of '{reasoner.recipe.method}', which reasons in latents; a "
+            "run can only be a backbone if its method reasons in text, such as cot",
             code="reasoning.latent-backbone",
             key=str(folder),
         )
@@ -668,14 +669,14 @@ def _load_backbone_of(
         model, _, found = load_backbone(name, revision, dtype)
     except hub.NotAvailable as error:
         raise KavaError(
-            f"{saved.folder}: an adapter, and its backbone {error.told}; say where that lies with "
-            "--backbone FOLDER, in Python backbone=FOLDER",
+            f"{saved.folder}: cannot load the backbone of this adapter: {error.told}; give its "
+            "location with --backbone FOLDER, or backbone=FOLDER in Python",
             code="reasoning.backbone-not-had",
             key=name,
         ) from None
     if difference := loading.describe_difference(saved.identity, found):
         raise KavaError(
-            f"{saved.folder}: {name} is another backbone: {difference}",
+            f"{saved.folder}: {name} is a different backbone: {difference}",
             code="reasoning.other-backbone",
             key=name,
         )

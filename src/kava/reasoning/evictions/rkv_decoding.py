@@ -76,7 +76,7 @@ class RKVDecoding(Eviction):
             if not isinstance(value, int | float) or not least <= value <= 1:
                 name = "lambda" if name == "lam" else name
                 raise KavaError(
-                    f"rkv_decoding: {name} is {value!r}; give {least} to 1",
+                    f"rkv_decoding: {name} is {value!r}; give a number from {least} to 1",
                     code="reasoning.bad-setting",
                     key=name,
                 )

@@ -88,7 +88,7 @@ class Lotus(LatentMethod):
         """
         if self.recipe.latent_readout.width is None:
             raise KavaError(
-                "lotus needs latent_readout.width, the latents of a step",
+                "lotus needs latent_readout.width, the number of latents for each step",
                 code="reasoning.no-width",
                 key="latent_readout.width",
             )
