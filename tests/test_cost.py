@@ -291,5 +291,5 @@ def test_a_dry_run_lists_every_run_and_writes_nothing(backbone, rows, tmp_path, 
     assert "would be scored" in capsys.readouterr().out
     changed = plan([str(file)], [1], ["num_latents=3"], out, console)
     assert not list_runs(changed, Scoring(), console)
-    assert "num_latents: 4 there, 3 given" in capsys.readouterr().out
+    assert "num_latents: 4 in the run, 3 given" in capsys.readouterr().out
     assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*")} == before

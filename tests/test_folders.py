@@ -204,7 +204,7 @@ def test_other_rows_are_not_resumed_with(cut):
     with refused("runs.other-rows", "train") as told:
         train(recipe, run, resume=True)
     was = json.loads((run / "begun.json").read_text())["data"]["train"]["sha256"]
-    line = f"{run}: its train rows were 4 with SHA-256 {was[:12]}, and are 4 with "
+    line = f"{run}: the train data had 4 rows with SHA-256 {was[:12]}, and now has 4 rows with "
     assert str(told.value).startswith(line)
     assert contents(run) == before
     write_rows(rows)

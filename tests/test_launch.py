@@ -267,7 +267,7 @@ def test_the_status_of_a_sweep_on_this_machine(kava, backbone, tmp_path, monkeyp
     (out / "a-seed1" / "result.json").write_text(json.dumps({**score, "scores": {}}))
     assert "a-seed1  preempted" in kava("sweep", "--status", out)[1]
     code, said = kava("sweep", recipe, "--seeds", 2, "--set", "train.clip=1", "--status", "-o", out)
-    assert code == 1 and "(train.clip: 2.0 there, 1.0 given)" in said
+    assert code == 1 and "(train.clip: 2.0 in the run, 1.0 given)" in said
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,8 @@ def test_a_file_cut_in_half_is_named_and_nothing_older_is_taken_unasked(file, gi
     with refused("reasoning.damaged", str(newest / file)) as told:
         train(given[0], cut, resume=True)
     assert str(told.value) == (
-        f"{newest / file}: damaged; delete {newest}, and --resume goes on from checkpoint-3, "
-        "which is whole"
+        f"{newest / file}: damaged; delete {newest}, and --resume continues from checkpoint-3, "
+        "which is complete"
     )
     assert (cut / "metrics.jsonl").read_bytes() == before
 

@@ -258,7 +258,10 @@ def test_a_run_of_another_recipe_is_neither_kept_nor_overwritten(kava, backbone,
     words = ["sweep", recipe, "--seeds", 1, 2, "-o", out, "--set", "train.learning_rate=2e-3"]
     status, said = kava(*words, "train.clip=1")
     assert status == 1 and "1 trained, 1 failed" in said
-    assert "train.learning_rate: 0.001 there, 0.002 given; train.clip: 2.0 there, 1.0" in said
+    assert (
+        "train.learning_rate: 0.001 in the run, 0.002 given; train.clip: 2.0 in the run, 1.0"
+        in said
+    )
     assert {name: time for name, time in files(out).items() if "seed1" in name} == before
     (row,) = summary(out)["rows"]
     assert row["seeds"] == [2] and row["missing_seeds"] == [1]

@@ -83,7 +83,11 @@ def _prepare(run: Path, resolved: schema.Section, resume: bool, inputs: dict[str
         check_inputs(run, inputs)
         return
     if holds_run(run):
-        way = "give another --output" if is_finished(run) else "pass --resume, or another --output"
+        way = (
+            "choose another --output"
+            if is_finished(run)
+            else "pass --resume, or choose another --output"
+        )
         raise KavaError(f"{run}: already holds a run; {way}", code="runs.holds-run", key=str(run))
     check_free(run, resolved)
     links.make_folder(run)
@@ -113,15 +117,15 @@ def check_free(run: Path, resolved: schema.Section) -> None:
     for name in _TAKEN:
         if found := next(run.glob(name), None):
             raise KavaError(
-                f"{found}: is here and of no run, and a training would overwrite it; give another "
-                "--output",
+                f"{found}: exists and does not belong to a run, and training would overwrite it; "
+                "choose another --output",
                 code="runs.would-overwrite",
                 key=str(found),
             )
     if (run / RECIPE).exists() and not _is_left_behind(run, resolved):
         raise KavaError(
-            f"{run / RECIPE}: is here already and a training would overwrite it; give another "
-            "--output, or delete it if you do not need it",
+            f"{run / RECIPE}: already exists and training would overwrite it; choose another "
+            "--output, or delete the file if you do not need it",
             code="runs.would-overwrite",
             key=str(run / RECIPE),
         )
@@ -190,14 +194,16 @@ def check_inputs(run: Path, inputs: dict[str, Any]) -> None:
         changed = backbone and loading.describe_difference(backbone, inputs["backbone"])
     except (ValueError, KeyError, TypeError, AttributeError):
         raise KavaError(
-            f"{file}: damaged; start anew with another --output", code="runs.damaged", key=str(file)
+            f"{file}: damaged; start again with another --output",
+            code="runs.damaged",
+            key=str(file),
         ) from None
     for part, (count, digest) in rows.items():
         now = inputs["data"].get(part, {"rows": 0, "sha256": ""})
         if (now["rows"], now["sha256"]) != (count, digest):
             raise KavaError(
-                f"{run}: its {part} rows were {count} with SHA-256 {digest[:12]}, and are "
-                f"{now['rows']} with {now['sha256'][:12]} now; not resumed",
+                f"{run}: the {part} data had {count} rows with SHA-256 {digest[:12]}, and now has "
+                f"{now['rows']} rows with {now['sha256'][:12]}; not resumed",
                 code="runs.other-rows",
                 key=part,
             )
@@ -225,7 +231,7 @@ def differences(run: Path, resolved: schema.Section) -> str:
     keys = [key for key in keys if not key.startswith("resources.")]
     if given.get("adapter") == there.get("adapter") == "full":
         keys = [key for key in keys if not key.startswith("lora.")]
-    told = [f"{key}: {there.get(key)!r} there, {given.get(key)!r} given" for key in keys[:3]]
+    told = [f"{key}: {there.get(key)!r} in the run, {given.get(key)!r} given" for key in keys[:3]]
     return "; ".join(told + [f"{len(keys) - 3} more"] * (len(keys) > 3))
 
 
@@ -239,7 +245,8 @@ def back_up(run: Path, console: Console) -> None:
     if run.exists():
         if Path.cwd().is_relative_to(run.resolve()):
             raise KavaError(
-                f"{run}: cannot be moved aside from inside; give another --output",
+                f"{run}: is the current folder or contains it, so it cannot be renamed; choose "
+                "another --output",
                 code="runs.inside",
                 key=str(run),
             )
@@ -269,7 +276,7 @@ def exclusive_lock(run: Path, console: Console) -> Iterator[None]:
     folder = run.resolve()
     if not folder.name:
         raise KavaError(
-            f"{run}: cannot be a run folder; give another --output",
+            f"{run}: cannot be used as a run folder; choose another --output",
             code="runs.not-a-folder",
             key=str(run),
         )
@@ -326,7 +333,7 @@ def read_result(run: Path) -> dict[str, Any] | None:
     result = read_result_json(file)
     if not isinstance(result, dict) or not isinstance(result.get("scores", {}), dict):
         raise KavaError(
-            f"{file}: not the result of a run; move it away",
+            f"{file}: not the result of a run; move it to another folder",
             code="runs.not-a-result",
             key=str(file),
         )

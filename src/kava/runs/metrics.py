@@ -46,7 +46,8 @@ def read_records(file: Path) -> list[dict[str, Any]]:
         step = record.get("step") if isinstance(record, dict) else None
         if not (is_number(step) and isinstance(step, int) and step >= 0):
             raise KavaError(
-                f"{file}, line {number}: no object with a number as its 'step'; not a log of kava",
+                f"{file}, line {number}: expected an object with a number as its 'step'; not a "
+                "log of kava",
                 code="runs.no-step",
                 key=str(file),
             )

@@ -31,7 +31,7 @@ def last_checkpoint(run: Path) -> str:
     found = _checkpoints(run)
     if not found:
         raise KavaError(
-            f"{run}: no complete checkpoint to resume from; start anew with another --output",
+            f"{run}: no complete checkpoint to resume from; start again with another --output",
             code="runs.no-checkpoint",
             key=str(run),
         )
@@ -42,9 +42,9 @@ def last_checkpoint(run: Path) -> str:
     raise KavaError(
         f"{problem}; "
         + (
-            f"delete {found[-1]}, and --resume goes on from {whole[-1].name}, which is whole"
+            f"delete {found[-1]}, and --resume continues from {whole[-1].name}, which is complete"
             if whole
-            else "no other checkpoint here is whole: start anew with another --output"
+            else "no other checkpoint is complete: start again with another --output"
         ),
         code=problem.code,
         key=problem.key,
@@ -75,9 +75,9 @@ def find_corruption(folder: Path) -> KavaError | None:
     """
     parts = [part for part in _PARTS if (folder / part).is_dir()]
     if not parts:
-        return _missing(folder, "neither adapter nor backbone is there")
+        return _missing(folder, "contains neither an adapter nor a backbone")
     if not next((folder / parts[0]).glob("*.safetensors"), None):
-        return _missing(folder / parts[0], "there are no weights here")
+        return _missing(folder / parts[0], "contains no weights")
     try:
         hashes = _json(folder / SEAL) if (folder / SEAL).is_file() else {}
     except ValueError:

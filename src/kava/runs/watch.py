@@ -60,7 +60,7 @@ def look(run: Path) -> State:
     file = run / METRICS
     if not file.is_file():
         raise KavaError(
-            f"{run}: nothing to watch here (no {METRICS}; a training writes it)",
+            f"{run}: nothing to watch, because {METRICS} was not found; training writes this file",
             code="runs.nothing-to-watch",
             key=str(run),
         )
