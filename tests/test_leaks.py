@@ -229,7 +229,7 @@ def test_a_check_that_cannot_be_made_is_an_error_and_none_at_all_is_said(tmp_pat
     assert str(caught.value).startswith("data.leak_check: ")
     assert "data.leak_check=[]" in str(caught.value)
     said = told_by(Data(train=str(rows)))[1]
-    assert "leak check: none asked for; data.leak_check=[gsm8k] asks" in said
+    assert "leak check: not enabled; enable it with data.leak_check=[gsm8k]" in said
     words = re.search(r'(data\.leak_check=\[rows\]) "(data\.leak_files=\{rows: FILE\})"', said)
     asked = [word.replace("FILE", str(rows)) for word in words.groups()]
     own = load_resolved("recipes/quickstart/kava.yaml", [f"data.train={rows}", *asked])

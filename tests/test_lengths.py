@@ -129,7 +129,7 @@ def test_more_latents_than_positions():
     assert "with 60 latents" in said(thinker("llama", "pccot", num_latents=60), tiny.example(2, 1))
 
 
-ONE = "once its last is dropped: drop_last_step=false keeps it"
+ONE = "after its last step is dropped; set drop_last_step=false"
 
 
 @pytest.mark.parametrize("method", registry.names("methods"))
@@ -145,7 +145,9 @@ def test_rows_without_any_step_to_learn_from_are_told(method, steps, drop, expec
         return console.file.getvalue()
 
     bare = [Example(str(i), "w1 w2", steps, "w3") for i in range(2)]
-    assert told(*bare).startswith("data.train: no row has a written step") == (method != "no_cot")
+    assert told(*bare).startswith("data.train: no example has a chain of thought") == (
+        method != "no_cot"
+    )
     assert expected in told(*bare) or method == "no_cot"
     assert not told(*bare, Example("2", "w1", ("w1", "w2"), "w3"))
 

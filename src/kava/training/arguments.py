@@ -34,7 +34,7 @@ def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -
     if on_gpu and processes == 1 and device.index:
         raise KavaError(
             f"a process trains on its first GPU, not on {device}; move the model to cuda:0, or "
-            f"show the process that GPU alone: CUDA_VISIBLE_DEVICES={device.index}",
+            f"make only that GPU visible to the process: CUDA_VISIBLE_DEVICES={device.index}",
             code="training.other-gpu",
             key=str(device),
         )
@@ -94,7 +94,7 @@ def rows_at_once(settings: Train, processes: int) -> int:
     raise KavaError(
         f"train.batch_size {batch}"
         + (f" in micro-batches of {micro}" if micro else "")
-        + f" cannot be shared by {processes} processes; numbers of processes that fit: "
+        + f" cannot be split among {processes} processes; valid numbers of processes: "
         + ", ".join(map(str, fitting))
         + (f"; or train.micro_batch_size {' or '.join(map(str, smaller))}" if smaller else ""),
         code="training.uneven-processes",
@@ -140,9 +140,15 @@ def check_steps(
     if not reasoner.method.uses_steps or any(row.steps for row in rows):
         return
     there = any(example.steps for example in examples)
-    line = f"data.train: no row has a written step for '{reasoner.recipe.method}' to learn from"
+    line = (
+        f"data.train: no example has a chain of thought for '{reasoner.recipe.method}' to learn "
+        "from"
+    )
     if there:
-        line += " once its last is dropped: drop_last_step=false keeps it, or split it"
+        line += (
+            " after its last step is dropped; set drop_last_step=false, or split the text into "
+            "steps"
+        )
     console.print(line, highlight=False, markup=False)
 
 
@@ -175,7 +181,7 @@ def check_lengths(reasoner: Reasoner, rows: Sequence[batching.Row], console: Con
     )
     if not rope.uses_rope(reasoner.lm):
         raise KavaError(
-            f"{line}; leave such rows out, or give a backbone with more",
+            f"{line}; remove such rows, or use a backbone with more positions",
             code="training.row-too-long",
             key=row.id,
         )

@@ -41,7 +41,7 @@ def train_on(
     """Train a reasoner on examples given in Python; see `Reasoner.train_on`."""
     if resume and output is None:
         raise KavaError(
-            "train_on: there is nothing to resume without an output folder",
+            "train_on: resume=True requires an output folder",
             code="training.no-output",
             key="output",
         )
@@ -77,7 +77,7 @@ def _numbered(rows: Iterable[Any], what: str) -> Iterable[tuple[str, dict[str, A
             row = {"id": row.id, "question": row.question, "steps": steps, "answer": row.answer}
         elif not isinstance(row, Mapping):
             raise KavaError(
-                f"{where}: a row is a mapping with 'question', 'steps' and 'answer', not "
+                f"{where}: a row must be a mapping with 'question', 'steps' and 'answer', not "
                 f"{type(row).__name__}",
                 code="training.not-a-row",
                 key=where,
@@ -101,8 +101,8 @@ def use_recipe(reasoner: Reasoner, recipe: Recipe) -> None:
         counts = has_adapter or not key.startswith("lora.")
         if counts and own.get(key) != given.get(key):
             raise KavaError(
-                f"train_on: recipe: {key} is {given.get(key)!r} and this reasoner's is "
-                f"{own.get(key)!r}; Reasoner.build(recipe) makes a new one",
+                f"train_on: recipe: {key} is {given.get(key)!r}, but this reasoner has "
+                f"{own.get(key)!r}; create a new reasoner with Reasoner.build(recipe)",
                 code="training.other-recipe",
                 key=key,
             )

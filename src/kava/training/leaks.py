@@ -36,7 +36,8 @@ UP_TO_NUMBERS: Kind = "up to numbers"
 SHOWN = 10  # leaks that are printed; --json has all
 _SHORT = 100  # characters of a question in a report
 _HOW = (
-    'data.leak_check=[gsm8k] asks; of a file: data.leak_check=[rows] "data.leak_files={rows: FILE}"'
+    "enable it with data.leak_check=[gsm8k], or for a file with "
+    'data.leak_check=[rows] "data.leak_files={rows: FILE}"'
 )
 
 _WORDS = (
@@ -126,14 +127,14 @@ def check_training_rows(data: Data, rows: list[Example], console: Console | None
     """
     say = console.print if console else lambda *words, **options: None
     if not data.leak_check and data.train != "synthetic":
-        say(f"leak check: none asked for; {_HOW}", style="dim", highlight=False, markup=False)
+        say(f"leak check: not enabled; {_HOW}", style="dim", highlight=False, markup=False)
     for name in data.leak_check or []:
         try:
             task = load_task(name, file=data.leak_files.get(name))
         except KavaError as error:
             raise KavaError(
-                f"data.leak_check: {error}; data.leak_files={{{name}: FILE}} gives a local copy,"
-                " data.leak_check=[] trains without the check",
+                f"data.leak_check: {error}; use a local copy with data.leak_files={{{name}: "
+                "FILE}, or skip the check with data.leak_check=[]",
                 code=error.code,
                 key=error.key,
             ) from None
@@ -143,9 +144,9 @@ def check_training_rows(data: Data, rows: list[Example], console: Console | None
         stopping = [x for x in stopping if not {x.task, name, x.test} & set(data.allow_leaks)]
         if stopping:
             raise KavaError(
-                f"data: {len(stopping):,} training questions are test questions of {name}, such as"
-                f" {stopping[0]}; take them out, or allow them by name:"
-                f" data.allow_leaks=[{_ids(stopping)}], or [{name}] for all",
+                f"data: {len(stopping):,} training questions are test questions of {name}, such "
+                f"as {stopping[0]}; remove them, or allow them by name: "
+                f"data.allow_leaks=[{_ids(stopping)}], or [{name}] for all",
                 code="training.leaks",
                 key=name,
             )
@@ -221,7 +222,7 @@ def _questions(source: str) -> Iterator[tuple[str, str]]:
         empty = False
         yield where, question_of(row, where)
     if empty:
-        raise KavaError(f"{source} holds no rows", code="data.no-rows", key=source)
+        raise KavaError(f"{source} contains no rows", code="data.no-rows", key=source)
 
 
 def _counts(leaks: list[Leak]) -> dict[str, int]:

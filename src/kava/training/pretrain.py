@@ -135,7 +135,7 @@ def _config(shape: Architecture, tokenizer: Any) -> PreTrainedConfig:
         known = AutoConfig.for_model(shape.family)
     except ValueError:
         raise KavaError(
-            f"architecture.family: '{shape.family}' is no model type that transformers knows",
+            f"architecture.family: '{shape.family}' is not a model type that transformers knows",
             code="backbones.unknown-family",
             key=shape.family,
         ) from None
@@ -143,8 +143,8 @@ def _config(shape: Architecture, tokenizer: Any) -> PreTrainedConfig:
     missing = [key for key in settings if not hasattr(known, key) and key not in rotary]
     if missing:
         raise KavaError(
-            f"architecture.family: a {shape.family} has no {', '.join(missing)}; "
-            "choose a family that has",
+            f"architecture.family: {shape.family} has no {', '.join(missing)}; choose a family "
+            "that supports this",
             code="training.family-lacks",
             key=missing[0],
         )

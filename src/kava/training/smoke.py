@@ -52,7 +52,7 @@ def family(resolved: Recipe) -> str:
             return pretrained.load_config(local).model_type
         except (OSError, ValueError):
             raise KavaError(
-                f"{local}: no config.json of a model of transformers",
+                f"{local}: config.json of a transformers model was not found",
                 code="backbones.no-config",
                 key=str(local),
             ) from None

@@ -301,7 +301,7 @@ class StepTrainer(Trainer):
                     raise
                 line = " ".join(str(error).split())[:200]
                 raise KavaError(
-                    f"{file}: does not fit this training: {type(error).__name__}: {line}",
+                    f"{file}: does not match this training run: {type(error).__name__}: {line}",
                     code="training.other-checkpoint",
                     key=str(file),
                 ) from None
@@ -338,8 +338,8 @@ def _not_finite(step: int, seen: Sequence[tuple[list[str], list[str]]]) -> str:
     )
     return (
         f"step {step}: {', '.join(names) or 'the gradient'} is not finite, in the batch of rows "
-        f"{told}; this step was not taken and the checkpoints before it are kept: try a lower "
-        "train.learning_rate, or look at these rows"
+        f"{told}; this step was not applied and earlier checkpoints are kept; try a lower "
+        "train.learning_rate, or check these rows"
     )
 
 
