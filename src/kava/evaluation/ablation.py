@@ -59,7 +59,7 @@ def check(reasoner: Reasoner) -> None:
             code="evaluation.no-latents",
             key=reasoner.recipe.method,
         )
-    rope.check(reasoner.lm, "moving a latent's key to another place", "ablate needs it")
+    rope.check(reasoner.lm, "moving a latent's key to another position", "ablate needs it")
 
 
 def ablate(
@@ -90,8 +90,8 @@ def ablate(
     check(reasoner)
     if len(examples) < 2:
         raise KavaError(
-            f"ablate: latents are swapped between questions, and there is {len(examples)}; give at "
-            "least two",
+            "ablate: latents are swapped between questions, so at least two are needed, not "
+            f"{len(examples)}",
             code="evaluation.too-few-examples",
         )
     partner_of = partners(len(examples), seed)
@@ -277,13 +277,13 @@ def _check_folder(folder: Path, task: str) -> None:
         there = json.loads(file.read_text(encoding="utf-8"))["task"]
     except (ValueError, KeyError, TypeError):
         raise KavaError(
-            f"{file}: not an ablation's result; give another folder with -o",
+            f"{file}: not the result of an ablation; choose another folder with -o",
             code="evaluation.not-a-result",
             key=str(file),
         ) from None
     if there != task:
         raise KavaError(
-            f"{file} is of task '{there}'; give another folder for '{task}' with -o",
+            f"{file} is the result of task '{there}'; choose another folder for '{task}' with -o",
             code="evaluation.other-task",
             key=there,
         )

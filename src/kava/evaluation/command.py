@@ -47,13 +47,13 @@ def evaluate_tasks(
     tasks = [name.strip() for name in tasks]
     if not tasks:
         raise KavaError(
-            "eval: no task is named; give --task, such as gsm8k or gsm8k,svamp",
+            "eval: no task was given; pass --task, such as gsm8k or gsm8k,svamp",
             code="evaluation.no-task",
             key="--task",
         )
     if twice := next((name for name in tasks if tasks.count(name) > 1), None):
         raise KavaError(
-            f"eval: task '{twice}' is named twice; name each once",
+            f"eval: task '{twice}' is given twice; give each task once",
             code="evaluation.task-twice",
             key=twice,
         )
@@ -98,14 +98,14 @@ def result_folder(command: str, run: str, output: Path | None) -> Path:
     folder = output or next((p for p in places if (p / "checkpoint/kava.json").is_file()), None)
     if folder is None:
         raise KavaError(
-            f"{command}: {run} is not a run folder; say where results go with -o FOLDER",
+            f"{command}: {run} is not a run folder; set the folder for the results with -o FOLDER",
             code="evaluation.not-a-run",
             key=str(run),
         )
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise KavaError(
-                f"{path} is a file; results go into a folder: give another --output",
+                f"{path} is a file, and results are saved in a folder; choose another --output",
                 code="evaluation.not-a-folder",
                 key=str(path),
             )

@@ -114,7 +114,7 @@ def _predictions(path: Path, task: str) -> Path:
     if not file.is_file():
         known = ", ".join(tasks_of(path)) or "none"
         raise KavaError(
-            f"{path}: no predictions of task '{task}' (there: {known})",
+            f"{path}: no predictions for task '{task}' (found: {known})",
             code="evaluation.no-predictions",
             key=task,
         )
@@ -127,15 +127,15 @@ def _read(file: Path, rule: str) -> dict[str, dict[str, Any]]:
         correct = row.get("correct")
         if row.get("id") is None or not isinstance(correct, dict):
             raise KavaError(
-                f"{where}: not a prediction of kava eval (an object with id and correct, which "
-                "says by rule what is right); kava score reads predictions from elsewhere",
+                f"{where}: not a prediction of kava eval (an object with id and correct, "
+                "where correct has true or false per rule); for other predictions, use kava score",
                 code="evaluation.not-a-prediction",
                 key=where,
             )
         if rule not in correct:
             known = ", ".join(correct) or "none"
             raise KavaError(
-                f"{where}: not read by the rule '{rule}' (there: {known})",
+                f"{where}: not scored by the rule '{rule}' (found: {known})",
                 code="evaluation.unknown-rule",
                 key=rule,
             )
@@ -149,11 +149,11 @@ def _read(file: Path, rule: str) -> dict[str, dict[str, Any]]:
         identity = str(row["id"])
         if identity in rows:
             raise KavaError(
-                f"{where}: id '{identity}' came before", code="data.repeated-id", key=identity
+                f"{where}: id '{identity}' appears twice", code="data.repeated-id", key=identity
             )
         rows[identity] = row
     if not rows:
-        raise KavaError(f"{file}: holds no predictions", code="data.no-rows", key=str(file))
+        raise KavaError(f"{file}: contains no predictions", code="data.no-rows", key=str(file))
     return rows
 
 
@@ -170,8 +170,9 @@ def _same_questions(files: list[Path], first: dict[str, Any], second: dict[str, 
     for key, row in first.items():
         if row.get("answer") != second[key].get("answer"):
             raise KavaError(
-                f"{files[1]}: question '{key}' has the answer {second[key].get('answer')!r}, and "
-                f"{row.get('answer')!r} in {files[0]}: not the same questions",
+                f"{files[1]}: question '{key}' has the answer {second[key].get('answer')!r}, but "
+                f"{row.get('answer')!r} in {files[0]}; the runs were not scored on the same "
+                "questions",
                 code="evaluation.other-answer",
                 key=key,
             )

@@ -92,7 +92,7 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     """
     if n < 1:
         raise KavaError(
-            f"an accuracy of {n} questions has no interval; give at least one",
+            f"cannot compute a confidence interval for {n} questions; give at least one",
             code="evaluation.no-questions",
             key="n",
         )
@@ -107,7 +107,7 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 def _check(a: Sequence[bool], b: Sequence[bool]) -> None:
     if len(a) != len(b) or not a:
         raise KavaError(
-            f"paired comparison of {len(a)} and {len(b)} answers; give answers to the same "
+            f"cannot compare {len(a)} and {len(b)} answers in pairs; give answers to the same "
             "questions, at least one",
             code="evaluation.not-paired",
         )

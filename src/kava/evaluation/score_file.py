@@ -52,13 +52,13 @@ def score_file(
     """
     if (task is None) == (data is None):
         raise KavaError(
-            "score: give the right answers, by --task NAME or --data FILE, one of both",
+            "score: give the correct answers with either --task NAME or --data FILE",
             code="evaluation.task-or-data",
             key="--task",
         )
     if data and (file or options):
         raise KavaError(
-            "score: --file and --option are of a task; --data is a file already",
+            "score: --file and --option are for --task; they cannot be used with --data",
             code="evaluation.options-of-task",
             key="--data",
         )
@@ -96,14 +96,14 @@ def read_predictions(file: Path) -> list[Prediction]:
         if not isinstance(row["prediction"], str):
             told = repr(row["prediction"])[:60]
             raise KavaError(
-                f"{where}: 'prediction' must be the text that was written, not {told}",
+                f"{where}: 'prediction' must be a string, the generated text, not {told}",
                 code="data.bad-field",
                 key="prediction",
             )
         identity = row.get("id")
         found.append((where, None if identity is None else str(identity), row["prediction"]))
     if not found:
-        raise KavaError(f"{file} holds no rows", code="data.no-rows", key=str(file))
+        raise KavaError(f"{file} contains no rows", code="data.no-rows", key=str(file))
     return found
 
 
@@ -124,14 +124,14 @@ def paired(
     for where, identity, text in predictions:
         if identity not in known:
             raise KavaError(
-                f"{where}: id '{identity}' is not of {source}, whose {len(examples):,} ids are like"
-                f" '{examples[0].id}'; rows without any id are matched by their order",
+                f"{where}: id '{identity}' does not exist in {source}, whose {len(examples):,} "
+                f"ids look like '{examples[0].id}'; if no row has an id, rows are matched by order",
                 code="evaluation.unknown-id",
                 key=identity,
             )
         if identity in texts:
             raise KavaError(
-                f"{where}: id '{identity}' is already that of {texts[identity][0]}",
+                f"{where}: id '{identity}' is already used by {texts[identity][0]}",
                 code="data.repeated-id",
                 key=identity,
             )
@@ -139,8 +139,8 @@ def paired(
     missing = [example.id for example in examples if example.id not in texts]
     if missing:
         raise KavaError(
-            f"{file} has {len(texts):,} rows and {source} has {len(examples):,}; the first without"
-            f" a prediction is '{missing[0]}'",
+            f"{file} has {len(texts):,} rows and {source} has {len(examples):,}; the first "
+            f"example without a prediction is '{missing[0]}'",
             code="evaluation.missing-predictions",
             key=missing[0],
         )
@@ -176,16 +176,16 @@ def _by_order(
 ) -> list[tuple[Example, str]]:
     if len(predictions) != len(examples):
         raise KavaError(
-            f"{file} has {len(predictions):,} rows and {source} has {len(examples):,}; without an"
-            " id in every row they are matched by order, one for each",
+            f"{file} has {len(predictions):,} rows and {source} has {len(examples):,}; if a row "
+            "has no id, rows are matched by order and both must have the same number",
             code="evaluation.uneven-rows",
             key=str(file),
         )
     for (where, identity, _), example in zip(predictions, examples, strict=True):
         if identity not in (None, example.id):
             raise KavaError(
-                f"{where}: id '{identity}' stands where {source} has '{example.id}'; other rows"
-                " have no id, so they are matched by order",
+                f"{where}: id '{identity}' is at the position of '{example.id}' in {source}; "
+                "other rows have no id, so rows are matched by order",
                 code="evaluation.other-order",
                 key=identity,
             )
