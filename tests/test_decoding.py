@@ -402,7 +402,12 @@ BAD_PLANS = (
     ({"budget": 1.5}, "reasoning.bad-setting", "budget", "is 1.5; give a whole number, 2 or more"),
     ({"buffer": 0}, "reasoning.bad-setting", "buffer", "is 0;"),
     ({"window": True}, "reasoning.bad-setting", "window", "is True;"),
-    ({"name": "attention", "lam": -1}, "reasoning.bad-setting", "lambda", "is -1; give 0 to 1"),
+    (
+        {"name": "attention", "lam": -1},
+        "reasoning.bad-setting",
+        "lambda",
+        "is -1; give a number from 0 to 1",
+    ),
     ({"kernel": 2}, "reasoning.bad-setting", "kernel", "is 2;"),
 )
 

@@ -99,10 +99,10 @@ def test_a_device_can_be_chosen(model):
         ({"device": "gpu"}, "inference.no-device", "gpu", "device 'gpu'"),
         ({"device": 99}, "inference.no-device", "99", "device 99"),
         ({"tokenizer": "gpt2"}, "inference.misplaced-option", "tokenizer", ""),
-        ({"torch_dtype": "auto"}, "inference.misplaced-option", "torch_dtype", "give dtype"),
+        ({"torch_dtype": "auto"}, "inference.misplaced-option", "torch_dtype", "use dtype"),
         ({"dtype": torch.bfloat16}, "inference.misplaced-dtype", "dtype", ""),
-        ({"device_map": "auto"}, "inference.misplaced-option", "device_map", "give device"),
-        ({"temperature": 1.0}, "inference.misplaced-option", "temperature", "in the call"),
+        ({"device_map": "auto"}, "inference.misplaced-option", "device_map", "use device"),
+        ({"temperature": 1.0}, "inference.misplaced-option", "temperature", "when calling"),
     ],
 )
 def test_how_a_model_is_not_opened(model, options, code, key, value):

@@ -84,8 +84,8 @@ class Plan:
                 )
         if self.budget <= self.window:
             raise KavaError(
-                f"compress {self.name}: budget {self.budget} is not above window {self.window}, "
-                "whose tokens always stay",
+                f"compress {self.name}: budget {self.budget} must be larger than window "
+                f"{self.window}, because the tokens of the window are always kept",
                 code="inference.budget-within-window",
                 key="budget",
             )
@@ -93,8 +93,8 @@ class Plan:
             self.eviction.check(self.full, self.budget)
         except KavaError:
             raise KavaError(
-                f"compress {self.name}: this eviction cannot bring {self.full} tokens to "
-                f"{self.budget}; choose another, such as rkv_decoding",
+                f"compress {self.name}: this eviction cannot reduce {self.full} tokens to "
+                f"{self.budget}; choose another eviction, such as rkv_decoding",
                 code="inference.keeps-everything",
                 key=self.name,
             ) from None
@@ -129,7 +129,7 @@ def plan(name: str = "rkv_decoding", **settings: Any) -> Plan:
     lam = settings.pop("lambda", 0.1)
     if isinstance(lam, bool) or not isinstance(lam, int | float) or not 0 <= lam <= 1:
         raise KavaError(
-            f"compress {name}: lambda is {lam!r}; give 0 to 1",
+            f"compress {name}: lambda is {lam!r}; give a number from 0 to 1",
             code="reasoning.bad-setting",
             key="lambda",
         )
@@ -161,15 +161,16 @@ def compressed(
     lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     if not isinstance(lm, PreTrainedModel):
         raise KavaError(
-            f"compressed: a {type(lm).__name__} cannot be compressed while decoding; give a causal "
-            "language model of transformers, of a Reasoner its lm",
+            f"compressed: a {type(lm).__name__} cannot be compressed while decoding; give a "
+            "causal language model of transformers, such as the lm of a Reasoner",
             code="inference.not-a-model",
             key=type(lm).__name__,
         )
     compressor = _Compressor(lm, chosen)
     if lm in _busy:
         raise KavaError(
-            "compressed: this model is inside such a block already", code="inference.nested-blocks"
+            "compressed: this model is already in a compressed() block",
+            code="inference.nested-blocks",
         )
     attention, own = lm.config._attn_implementation, vars(lm).get("forward")
 
@@ -198,8 +199,8 @@ def _full_attention_layers(lm: PreTrainedModel) -> list[int]:
     )
     if lm.config.is_encoder_decoder or not provided:
         raise KavaError(
-            f"compressed: {kind} cannot be compressed while decoding; it has to be a decoder whose "
-            "attention transformers lets others provide",
+            f"compressed: {kind} cannot be compressed while decoding; it must be a decoder that "
+            "uses the attention interface of transformers",
             code="inference.other-attention",
             key=kind,
         )
@@ -210,7 +211,7 @@ def _full_attention_layers(lm: PreTrainedModel) -> list[int]:
     layers = [i for i, layer in enumerate(types) if layer == "full_attention"]
     if not layers:
         raise KavaError(
-            f"compressed: no layer of {kind} attends to everything; all are bounded",
+            f"compressed: no layer of {kind} has full attention, so there is nothing to compress",
             code="inference.all-bounded",
             key=kind,
         )
@@ -382,8 +383,8 @@ def _real(call: dict[str, Any], inputs: Tensor, past: int) -> Tensor:
     if not isinstance(mask, Tensor) or mask.shape != shape:
         given = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise KavaError(
-            f"compressed: attention_mask is {given}; it has to be {list(shape)}, a column for each "
-            "token that the cache has seen and each new one",
+            f"compressed: attention_mask is {given}, but must be {list(shape)}, with a column for "
+            "each token that the cache has seen and for each new token",
             code="inference.bad-mask",
             key="attention_mask",
         )

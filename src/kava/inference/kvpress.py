@@ -34,7 +34,7 @@ try:
 except ImportError as error:
     raise KavaError(
         f"kava.inference.kvpress needs NVIDIA's kvpress ({error}); pip install kvpress, in an "
-        "environment whose transformers it allows",
+        "environment with a version of transformers that it supports",
         code="inference.no-kvpress",
         key="kvpress",
     ) from None
@@ -64,7 +64,8 @@ class RKVPress(ScorerPress):
         super().__post_init__()
         if self.window < 1 or not 0 <= self.lam <= 1:
             raise KavaError(
-                f"RKVPress: window is {self.window}, lam {self.lam}; give 1 or more, and 0 to 1",
+                f"RKVPress: window must be 1 or more and lam from 0 to 1, not {self.window} and "
+                f"{self.lam}",
                 code="reasoning.bad-setting",
                 key="window" if self.window < 1 else "lam",
             )

@@ -54,7 +54,7 @@ class TextGenerationPipeline:
             model = open_reasoner(os.fspath(model), dtype=dtype)
         elif dtype is not None:
             raise KavaError(
-                "pipeline: dtype is for a model given by name; open this one with "
+                "pipeline: dtype is only for a model given by name; load this one with "
                 "Reasoner.from_pretrained(..., dtype=...)",
                 code="inference.misplaced-dtype",
                 key="dtype",
@@ -135,12 +135,12 @@ class TextGenerationPipeline:
 
 #: Arguments of transformers' pipeline that a reasoner already has.
 _OWN = {
-    "tokenizer": "a reasoner has its own, with the three tokens that it thinks with",
-    "config": "it is the checkpoint's",
-    "torch_dtype": "give dtype",
-    "device_map": "give device",
-    "model_kwargs": "open the model with Reasoner.from_pretrained and give that",
-    "revision": "open the model with Reasoner.from_pretrained(name, revision=...) and give that",
+    "tokenizer": "a reasoner has its own tokenizer, with the three special tokens for latents",
+    "config": "the config of the checkpoint is used",
+    "torch_dtype": "use dtype",
+    "device_map": "use device",
+    "model_kwargs": "load the model with Reasoner.from_pretrained and pass it",
+    "revision": "load the model with Reasoner.from_pretrained(name, revision=...) and pass it",
 }
 
 
@@ -160,13 +160,13 @@ def pipeline(
     """
     if task != TASK:
         raise KavaError(
-            f"pipeline: task '{task}' is not possible; a reasoner does '{TASK}'",
+            f"pipeline: task '{task}' is not supported by a reasoner; use '{TASK}'",
             code="inference.unknown-task",
             key=str(task),
         )
     if model is None:
         raise KavaError(
-            "pipeline: model is missing; a run, a checkpoint, or a name on the Hub",
+            "pipeline: model is missing; give a run, a checkpoint, or a name on the Hub",
             code="inference.no-model",
             key="model",
         )
@@ -174,9 +174,9 @@ def pipeline(
         del options[name]
     for name in options:
         if name not in ("batch_size", "device", "dtype"):
-            instead = _OWN.get(name, "options of an answer are given in the call")
+            instead = _OWN.get(name, "pass generation options when calling the pipeline")
             raise KavaError(
-                f"pipeline: {name} cannot be given here; {instead}",
+                f"pipeline: {name} is not supported here; {instead}",
                 code="inference.misplaced-option",
                 key=name,
             )
@@ -212,21 +212,21 @@ def _question(chat: Chat) -> str:
     messages = list(chat) if isinstance(chat, list | tuple) else []
     if not all(isinstance(message, Mapping) for message in messages) or not messages:
         raise KavaError(
-            f"a question is a text, or a list with one message, not {chat!r}",
+            f"a question must be a string or a list with one message, not {chat!r}",
             code="reasoning.not-a-question",
             key=type(chat).__name__,
         )
     if len(messages) != 1 or messages[0].get("role") != "user":
         raise KavaError(
-            "a reasoner answers one question on its own: a chat has exactly one message here, of "
-            f"the role 'user' (got: {', '.join(str(m.get('role')) for m in messages)})",
+            "a reasoner answers one question at a time, so a chat must have exactly one message, "
+            f"with the role 'user' (got: {', '.join(str(m.get('role')) for m in messages)})",
             code="inference.not-one-question",
         )
     content = messages[0].get("content")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list | tuple) or not all(map(_is_text, parts)):
         raise KavaError(
-            "the content of a message is a text, or a list of parts "
+            "the content of a message must be a string or a list of parts "
             f'{{"type": "text", "text": ...}}; got {content!r}',
             code="inference.bad-content",
             key="content",
