@@ -97,13 +97,13 @@ def test_what_is_wrong_is_one_line_and_status_2(monkeypatch, capsys):
 
 
 BAD = [
-    ({"num_iterations": -1}, "reasoning.bad-number", "num_iterations", "from 0, not -1"),
-    ({"num_iterations": "x"}, "reasoning.bad-number", "num_iterations", "from 0, not 'x'"),
-    ({"num_iterations": 1.5}, "reasoning.bad-number", "num_iterations", "from 0, not 1.5"),
-    ({"max_gen_toks": 0}, "reasoning.bad-number", "max_gen_toks", "from 1, not 0"),
-    ({"batch_size": 0}, "reasoning.bad-number", "batch_size", "from 1, not 0"),
-    ({"batch_size": "many"}, "reasoning.bad-number", "batch_size", "from 1, not 'many'"),
-    ({"batch_size": True}, "reasoning.bad-number", "batch_size", "from 1, not True"),
+    ({"num_iterations": -1}, "reasoning.bad-number", "num_iterations", "at least 0, not -1"),
+    ({"num_iterations": "x"}, "reasoning.bad-number", "num_iterations", "at least 0, not 'x'"),
+    ({"num_iterations": 1.5}, "reasoning.bad-number", "num_iterations", "at least 0, not 1.5"),
+    ({"max_gen_toks": 0}, "reasoning.bad-number", "max_gen_toks", "at least 1, not 0"),
+    ({"batch_size": 0}, "reasoning.bad-number", "batch_size", "at least 1, not 0"),
+    ({"batch_size": "many"}, "reasoning.bad-number", "batch_size", "at least 1, not 'many'"),
+    ({"batch_size": True}, "reasoning.bad-number", "batch_size", "at least 1, not True"),
     ({"device": "gpu"}, "lm_eval.unknown-device", "gpu", "'gpu'"),
 ]
 
@@ -120,9 +120,9 @@ def test_arguments_that_are_no_numbers_are_one_line(arguments, code, key, value)
 @pytest.mark.parametrize(
     ("metadata", "code", "key", "value"),
     [
-        ({"svamp_limit": "x"}, "reasoning.bad-number", "svamp_limit", "from 1, not 'x'"),
-        ({"svamp_limit": 0}, "reasoning.bad-number", "svamp_limit", "from 1, not 0"),
-        ({"svamp_limit": [2]}, "reasoning.bad-number", "svamp_limit", "from 1, not [2]"),
+        ({"svamp_limit": "x"}, "reasoning.bad-number", "svamp_limit", "at least 1, not 'x'"),
+        ({"svamp_limit": 0}, "reasoning.bad-number", "svamp_limit", "at least 1, not 0"),
+        ({"svamp_limit": [2]}, "reasoning.bad-number", "svamp_limit", "at least 1, not [2]"),
         ({"svamp_file": 5}, "lm_eval.bad-file", "svamp_file", "not 5"),
     ],
 )

@@ -76,7 +76,7 @@ class KavaLM(LM):
             self.reasoner.to(place)
         if num_iterations is not None and not self.reasoner.method.iterates:
             raise KavaError(
-                f"model kava: method '{self.reasoner.recipe.method}' does not iterate; leave out "
+                f"model kava: method '{self.reasoner.recipe.method}' does not iterate; omit "
                 "num_iterations",
                 code="reasoning.no-iterations",
                 key=self.reasoner.recipe.method,
@@ -123,8 +123,8 @@ class KavaLM(LM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
         """Raise a KavaError: a model that answers questions has no likelihood of a whole text."""
         raise KavaError(
-            "model kava answers questions; it has no likelihood of a whole text "
-            "(loglikelihood_rolling), so perplexity tasks are not possible",
+            "model kava answers questions; it does not support the likelihood of a whole text "
+            "(loglikelihood_rolling), so perplexity tasks cannot be run",
             code="lm_eval.no-likelihood",
             key="loglikelihood_rolling",
         )
@@ -134,7 +134,7 @@ class KavaLM(LM):
         settings = request.args[1]
         if settings.get("do_sample") and settings.get("temperature", 1.0) > 0:
             raise KavaError(
-                "model kava answers greedily; the task samples: set do_sample=False with "
+                "model kava decodes greedily, but the task samples; set do_sample=False with "
                 "--gen_kwargs",
                 code="lm_eval.samples",
                 key="do_sample",
@@ -206,7 +206,7 @@ def _device(name: str | None) -> torch.device | None:
         return torch.device(name)
     except RuntimeError:
         raise KavaError(
-            f"model kava: device '{name}' is none of torch; such as cpu, cuda:0",
+            f"model kava: device '{name}' is not a torch device; give one such as cpu or cuda:0",
             code="lm_eval.unknown-device",
             key=name,
         ) from None

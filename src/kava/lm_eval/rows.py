@@ -62,7 +62,7 @@ def whole(value: Any, name: str, least: int) -> int:
         number = least - 1
     if number < least:
         raise KavaError(
-            f"{name} must be a whole number from {least}, not {value!r}",
+            f"{name} must be a whole number of at least {least}, not {value!r}",
             code="reasoning.bad-number",
             key=name.rpartition(": ")[2],
         )
