@@ -56,7 +56,7 @@ def install(extra: str) -> str:
 
     It is installed from a clone, since `kava` on PyPI is another project.
     """
-    return f"install kava with its extra '{extra}': pip install -e '.[{extra}]' in its clone"
+    return f"install kava with the extra '{extra}': pip install -e '.[{extra}]' in a clone of kava"
 
 
 def out_of_memory(error: BaseException) -> str | None:
