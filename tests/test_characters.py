@@ -35,7 +35,7 @@ def test_the_first_wrong_character_is_named():
     with refused("system.not-unicode", "it") as told:
         check_text("ab\ud800\ud800", "it")
     assert str(told.value) == (
-        r"it is no valid Unicode text: character 3 is \ud800; write it in UTF-8"
+        r"it is not valid Unicode text: character 3 is \ud800; encode it as UTF-8"
     )
     with refused("system.not-unicode", "it") as told:
         check_text(b"\xff".decode("utf-8", "surrogateescape"), "it")

@@ -383,7 +383,7 @@ def test_a_dead_process_lock_is_taken_over_and_others_are_not(tmp_path, capsys):
     assert not file.exists()
     for text, why in (
         (json.dumps({**dead, "host": "elsewhere"}), "on elsewhere"),
-        ("", "just begun"),
+        ("", "just started"),
     ):
         file.write_text(text)
         with pytest.raises(lock.LockHeld, match=why), lock.acquire(file, Console()):

@@ -58,15 +58,15 @@ def check_command(words: list[str]) -> None:
     command = command_of(words)
     if command in COMMANDS and "LOCAL_RANK" not in os.environ and _set_by_accelerate("MASTER_PORT"):
         raise KavaError(
-            "accelerate launch was to start several processes (it has set MASTER_PORT) and started "
-            "one; on CPUs it starts all with --multi_gpu in place of --cpu, and so does torchrun",
+            "accelerate launch should have started several processes (MASTER_PORT is set), but "
+            "started only one; on CPUs, replace --cpu with --multi_gpu, or use torchrun",
             code="system.one-started-of-several",
             key="MASTER_PORT",
         )
     if world_size() > 1 and command not in (*COMMANDS, None):
         raise KavaError(
-            f"'{command}' runs as one process, not as {world_size()}; torchrun and accelerate "
-            f"launch are for {', '.join(COMMANDS)}",
+            f"'{command}' runs as a single process, not as {world_size()}; torchrun and accelerate "
+            f"launch can only be used with {', '.join(COMMANDS)}",
             code="system.one-process-only",
             key=command,
         )
@@ -111,13 +111,13 @@ def check_sharding() -> None:
         )
     if wanted["FSDP"] and os.environ.get("FSDP_VERSION") != "2":
         raise KavaError(
-            "FSDP's first version is not supported; launch with --fsdp_version 2",
+            "FSDP version 1 is not supported; launch with --fsdp_version 2",
             code="system.first-fsdp",
             key="--fsdp_version",
         )
     if wanted["FSDP"] and device() == "cpu":
         raise KavaError(
-            "accelerate splits weights over accelerators, not over CPUs; leave out --use_fsdp",
+            "accelerate shards weights only on accelerators, not on CPUs; remove --use_fsdp",
             code="system.fsdp-on-cpu",
             key="--use_fsdp",
         )

@@ -16,7 +16,7 @@ from kava.system import links
 
 
 @contextmanager
-def writing(path: Path, then: str = "free some space and begin again") -> Iterator[None]:
+def writing(path: Path, then: str = "free some space and start again") -> Iterator[None]:
     """Turn any error that a full or failing disk raises inside the block into a one-line message.
 
     safetensors and torch have their own errors for this, which are not subclasses of OSError.
@@ -37,7 +37,7 @@ def writing(path: Path, then: str = "free some space and begin again") -> Iterat
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0][:200]
         code = "system.not-written"
         if getattr(error, "errno", None) in _NOT_SPACE:
-            then, code = "give another place", "system.not-writable"
+            then, code = "choose another location", "system.not-writable"
         raise KavaError(
             f"{path}: cannot be written: {reason}; {then}", code=code, key=str(path)
         ) from None
@@ -64,7 +64,7 @@ def check_writable(file: Path) -> None:
         KavaError: with the path and the reason that the system gives; or for a symbolic link, see
             `kava.system.links`.
     """
-    with writing(file, "give another place"):
+    with writing(file, "choose another location"):
         links.check(file)
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

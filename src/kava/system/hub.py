@@ -136,7 +136,7 @@ def download(name: str, revision: str | None, patterns: list[str], what: str, in
 
 
 def _nowhere(name: str, why: str, what: str, instead: str) -> NotAvailable:
-    told = f"{name}: no such folder here, and as a name on the Hub it cannot be had: {why}"
+    told = f"{name}: no such folder, and it cannot be loaded from the Hub: {why}"
     return NotAvailable(f"{what} {told}; {instead}", told, code="system.not-on-hub", key=name)
 
 
@@ -182,7 +182,7 @@ def push(folder: Path, name: str, message: str, private: bool | None, token: str
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         line = str(error).strip().split("\n")[0][:300]
         raise KavaError(
-            f"push to {name}: {line}; log in with `hf auth login`, with a token that may write",
+            f"push to {name}: {line}; log in with `hf auth login` and a token with write access",
             code="system.not-pushed",
             key=name,
         ) from None

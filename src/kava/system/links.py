@@ -105,8 +105,8 @@ def append(file: Path, text: str, below: Path | None = None) -> None:
 
 def _refused(link: Path) -> KavaError:
     return KavaError(
-        f"{link}: is a symbolic link, and kava writes through none inside a folder; "
-        "delete the link, or give another place to write to",
+        f"{link}: is a symbolic link, and kava does not write through symbolic links inside a "
+        "folder; delete the link, or choose another location",
         code="system.symbolic-link",
         key=str(link),
     )

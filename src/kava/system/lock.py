@@ -82,7 +82,9 @@ def _take_over(file: Path, console: Console) -> None:
     pid = _dead_owner(file)
     second = file.with_name(file.name + ".takeover")
     if not _create(second):
-        raise LockHeld(f"another process is taking over {file}; if there is none, delete {second}")
+        raise LockHeld(
+            f"another process is taking over {file}; if no such process is running, delete {second}"
+        )
     try:
         if _dead_owner(file) != pid:
             raise LockHeld(f"another process has just taken over {file}")
@@ -104,10 +106,14 @@ def _dead_owner(file: Path) -> int:
         owner = json.loads(file.read_text(encoding="utf-8"))
         pid, host = int(owner["pid"]), owner["host"]
     except (ValueError, KeyError, TypeError):  # its owner has created it but not yet written it
-        raise LockHeld(f"another process has just begun; if there is none, delete {file}") from None
+        raise LockHeld(
+            f"another process has just started; if none is running, delete {file}"
+        ) from None
     if _may_live(pid, host, owner):
         of_job = f" (SLURM job {owner['job']})" if "job" in owner else ""
-        raise LockHeld(f"process {pid} on {host}{of_job} is at it; if there is none, delete {file}")
+        raise LockHeld(
+            f"locked by process {pid} on {host}{of_job}; if it is not running, delete {file}"
+        )
     return pid
 
 

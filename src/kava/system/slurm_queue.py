@@ -28,7 +28,7 @@ def states(jobs: Iterable[str]) -> dict[str, str]:
         return {}
     if shutil.which("squeue") is None:
         raise KavaError(
-            "squeue: no SLURM on this machine; ask where the jobs were submitted",
+            "squeue: SLURM was not found on this machine; use the machine that submitted the jobs",
             code="system.no-slurm",
             key="squeue",
         )
@@ -41,7 +41,7 @@ def states(jobs: Iterable[str]) -> dict[str, str]:
     if done.returncode and "Invalid job id" not in done.stderr:
         last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
         raise KavaError(
-            f"squeue: {last}; SLURM has to answer first",
+            f"squeue: {last}; try again when SLURM responds",
             code="system.slurm-does-not-answer",
             key="squeue",
         )

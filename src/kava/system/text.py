@@ -27,8 +27,8 @@ def check_text(text: str, what: str) -> None:
         if 0xDC80 <= code <= 0xDCFF:  # how Python represents a byte that it could not decode
             found = f"the byte 0x{code - 0xDC00:02x}, or {found}"
         raise KavaError(
-            f"{what} is no valid Unicode text: character {error.start + 1} is {found}; write it "
-            "in UTF-8",
+            f"{what} is not valid Unicode text: character {error.start + 1} is {found}; encode "
+            "it as UTF-8",
             code="system.not-unicode",
             key=what,
         ) from None
