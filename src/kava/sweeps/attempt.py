@@ -129,8 +129,8 @@ def state(run: Run, tasks: Sequence[Task]) -> tuple[str, list[Task]]:
         return START, list(tasks)
     if different := differences(folder, run.recipe):
         raise KavaError(
-            f"{folder}: holds a run of another recipe ({different}); give another --output, "
-            "or move it away",
+            f"{folder}: contains a run of another recipe ({different}); choose another "
+            "--output, or move the folder",
             code="sweeps.folder-of-another-recipe",
             key=str(folder),
         )

@@ -125,7 +125,7 @@ def _foreseen(run: Run, scoring: Scoring) -> tuple[str, str]:
         return REFUSED, why
     scores = (read_result(run.folder) or {}).get("scores", {})
     known = now == DONE and set(scoring.names) <= scores.keys()
-    note = f"its tasks cannot be had here and now, so their number of rows is not checked: {why}"
+    note = f"its tasks cannot be loaded here, so their number of rows is not checked: {why}"
     return (DONE if known else SCORE if now == DONE else now), note
 
 

@@ -206,7 +206,7 @@ def _config(recipe: Recipe) -> Any:
         if recipe.backbone in PUBLISHED:
             return AutoConfig.for_model(**PUBLISHED[recipe.backbone])
         raise KavaError(
-            f"{recipe.backbone}: its config.json is not on this machine",
+            f"{recipe.backbone}: its config.json was not found on this machine",
             code="sweeps.config-not-here",
             key=recipe.backbone,
         ) from None
@@ -222,7 +222,7 @@ def _config(recipe: Recipe) -> Any:
         return pretrained.load_config(folder)
     except (OSError, ValueError):
         raise KavaError(
-            f"{recipe.backbone}: no config.json of a model of transformers",
+            f"{recipe.backbone}: its config.json does not describe a transformers model",
             code="sweeps.config-of-no-model",
             key=recipe.backbone,
         ) from None

@@ -66,7 +66,7 @@ def recall(output: Path) -> list[Asked]:
     """
     if not (output / PLAN).is_file():
         raise KavaError(
-            f"{output}: no sweep here (no {PLAN}; `kava sweep -o FOLDER` writes it)",
+            f"{output}: contains no sweep ({PLAN} is missing; `kava sweep -o FOLDER` writes it)",
             code="sweeps.no-sweep",
             key=str(output),
         )
@@ -104,7 +104,7 @@ def jobs(output: Path) -> dict[str, Job]:
                 raise ValueError
         except (ValueError, TypeError):
             raise KavaError(
-                f"{file}, line {number}: not a job of kava; delete the line",
+                f"{file}, line {number}: not a kava job; delete the line",
                 code="sweeps.not-a-job",
                 key=str(file),
             ) from None
@@ -129,7 +129,7 @@ def _read(output: Path) -> dict[str, Any]:
         _Plan.model_validate(plan, strict=True)
     except ValueError:  # invalid JSON, encoding or content
         raise KavaError(
-            f"{file}: not the plan of a sweep; move it away and give `kava sweep` again",
+            f"{file}: not the plan of a sweep; move the file away and run `kava sweep` again",
             code="sweeps.not-a-plan",
             key=str(file),
         ) from None
@@ -137,7 +137,7 @@ def _read(output: Path) -> dict[str, Any]:
         for one in (name, entry["name"]):
             if not _is_name(one):
                 raise KavaError(
-                    f"{file}: run {shown(one)!r}: not the name of a folder here; delete the run",
+                    f"{file}: run {shown(one)!r}: not a plain folder name; delete the run",
                     code="sweeps.run-elsewhere",
                     key=one,
                 )

@@ -84,7 +84,7 @@ class Options:
         for option, name in (("--partition", self.partition), ("--account", self.account)):
             if name is not None and not re.fullmatch(r"[\w.,:@+][\w.,:@+-]*", name, re.ASCII):
                 raise KavaError(
-                    f"sweep: {option} {name!r}: give a name of letters, digits and . , : @ + - _",
+                    f"sweep: {option} {name!r}: use only letters, digits and . , : @ + - _",
                     code="sweeps.not-a-name",
                     key=option,
                 )
@@ -182,7 +182,7 @@ def submit(
     check_installed(options.cluster)
     if options.cluster == "local" and any(run.recipe.resources.nodes > 1 for run in runs):
         raise KavaError(
-            "sweep: submitit's local executor has one node; give resources.nodes=1",
+            "sweep: submitit's local executor supports only one node; set resources.nodes=1",
             code="sweeps.one-node",
             key="resources.nodes",
         )
@@ -244,8 +244,8 @@ def check_output(output: Path) -> None:
     """
     if found := re.search(r"[^\w ./,:@=+~-]", str(output.absolute())):
         raise KavaError(
-            f"sweep: -o {str(output)!r}: jobs cannot be in a folder with {found[0]!r} in its path; "
-            "give one of letters, digits, blanks and . , : @ = + ~ - _",
+            f"sweep: -o {str(output)!r}: SLURM jobs do not allow {found[0]!r} in the folder's "
+            "path; use only letters, digits, spaces and . , : @ = + ~ - _",
             code="sweeps.not-a-folder-of-jobs",
             key="-o",
         )
@@ -276,9 +276,9 @@ def group_by_resources(runs: Sequence[Run], limit: int | None) -> list[tuple[lis
         return [(group, len(group)) for group in groups.values()]
     if limit < len(groups):
         raise KavaError(
-            f"sweep: --array-limit {limit}: these runs ask for {len(groups)} kinds of resources, "
-            "each a job array of its own; give a limit of as many, or --nodes, --gpus, "
-            "--processes, --cpus, --memory and --time for all",
+            f"sweep: --array-limit {limit}: these runs request {len(groups)} different sets of "
+            "resources, which need one job array each; raise the limit to that number, or set "
+            "--nodes, --gpus, --processes, --cpus, --memory and --time for all runs",
             code="sweeps.too-few-at-once",
             key="--array-limit",
         )
@@ -301,7 +301,7 @@ def minutes(text: str | None) -> int | None:
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if not found:
         raise KavaError(
-            f"--time {text}: give minutes, H:MM:SS or D-HH:MM:SS, as in 24:00:00",
+            f"--time {text}: must be minutes, H:MM:SS or D-HH:MM:SS, such as 24:00:00",
             code="sweeps.time-not-written-so",
             key="--time",
         )
@@ -341,8 +341,8 @@ def check_installed(cluster: str = "slurm") -> None:
         ) from None
     if cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
         raise KavaError(
-            "--launcher slurm: no sbatch on this machine; call it on a login node of the cluster, "
-            "or leave --launcher away to run here",
+            "--launcher slurm: sbatch was not found on this machine; run the command on a login "
+            "node of the cluster, or omit --launcher to run on this machine",
             code="sweeps.no-slurm",
             key="--launcher",
         )

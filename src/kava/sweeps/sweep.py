@@ -69,7 +69,7 @@ def plan(
     """
     if any(setting.partition("=")[0] == "seed" for setting in settings):
         raise KavaError(
-            "sweep: --set seed=... would make all runs one; give --seeds",
+            "sweep: --set seed=... would give all runs the same seed; use --seeds",
             code="sweeps.seed-in-settings",
             key="--set",
         )
@@ -82,9 +82,7 @@ def plan(
         else:
             kept.append(file)
     if not kept:
-        raise KavaError(
-            "sweep: none of the files is the recipe of a training", code="sweeps.no-training"
-        )
+        raise KavaError("sweep: none of the files is a training recipe", code="sweeps.no-training")
     named = dict(zip(names(kept), kept, strict=True))
     runs = []
     for seed in dict.fromkeys(seeds) or (None,):
