@@ -700,7 +700,7 @@ def test_a_name_or_site_that_is_not_the_pages_gets_nothing(quick):
         for host in ("evil.example", "evil.example:7860", "localhost.evil.example", "[::1"):
             for answer in (*asked(host=host), *asked(host=host, **upgrade)):
                 assert answer.status_code == 400 and answer.text.startswith(
-                    f"kava demo: the Host header says {host!r}, which is no name of this service"
+                    f"kava demo: the Host header is {host!r}, which is not a name of this service"
                 )
                 assert "--allow-host" in answer.text and answer.text.count("\n") == 1
         for headers in (
@@ -710,7 +710,7 @@ def test_a_name_or_site_that_is_not_the_pages_gets_nothing(quick):
             {"x_forwarded_host": "evil.example"}, {"x_gradio_server": "http://evil.example/"},
         ):  # fmt: skip
             for answer in asked(**headers):
-                assert answer.status_code == 403 and "no name of this service" in answer.text
+                assert answer.status_code == 403 and "not a name of this service" in answer.text
                 assert "access-control-allow-origin" not in answer.headers
 
 

@@ -290,7 +290,7 @@ def test_bodies_together_are_bounded(reasoner):
             first.sendall(head + b"x" * 4000)
             time.sleep(0.1)
             answer = ask(address[1], prompt="w1 " * 500)
-            assert answer.status_code == 503 and "too much is being read" in said(answer)
+            assert answer.status_code == 503 and "too many requests are being read" in said(answer)
             assert answer.headers["retry-after"] == "1"
         assert waits(lambda: ask(address[1], prompt="w1").status_code == 200)
         assert ask(address[1], prompt="w1 " * 60).status_code == 200

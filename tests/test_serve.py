@@ -260,12 +260,12 @@ BAD = [
     (b"[" * 100_000, 400, ""),
     ({"prompt": "w1"}, 400, "model: Field required"),
     ({"model": "tiny"}, 400, "prompt: Field required"),
-    ({"model": "other", "prompt": "w1"}, 404, "there is no model 'other' here"),
+    ({"model": "other", "prompt": "w1"}, 404, "there is no model 'other'; this service has 'tiny'"),
     ({"model": "tiny", "prompt": ""}, 400, "the question is empty"),
     ({"model": "tiny", "prompt": []}, 400, "prompt"),
     ({"model": "tiny", "prompt": [1, 2]}, 400, "prompt.0: Input should be a valid string"),
-    ({"model": "tiny", "prompt": {}}, 400, "prompt: give a text, or a list"),
-    (b'{"model": "tiny", "prompt": "\\ud800"}', 400, "broken characters"),
+    ({"model": "tiny", "prompt": {}}, 400, "prompt: must be a text or a list"),
+    (b'{"model": "tiny", "prompt": "\\ud800"}', 400, "invalid characters"),
     (b'{"model": "tiny", "prompt": "w1", "temperature": NaN}', 400, "temperature"),
     ({"model": "tiny", "prompt": "w1", "temperature": -1}, 400, "temperature"),
     ({"model": "tiny", "prompt": "w1", "max_tokens": 0}, 400, "max_tokens"),
@@ -274,10 +274,10 @@ BAD = [
     ({"model": "tiny", "prompt": "w1", "stop": ["a"] * 9}, 400, "stop: List should have at most 4"),
     ({"model": "tiny", "prompt": "w1", "stop": ""}, 400, "stop.0: String should have at least 1"),
     ({"model": "tiny", "prompt": "w1", "num_iterations": 10**6}, 400, "num_iterations"),
-    ({"model": "tiny", "prompt": "w1", "tools": [{}]}, 400, "'tools' is not possible"),
+    ({"model": "tiny", "prompt": "w1", "tools": [{}]}, 400, "'tools' is not supported"),
     ({"model": "tiny", "prompt": "w1", "promt": "w2"}, 400, "'promt' is not a field"),
-    ({"model": "tiny", "prompt": "w1 " * 65}, 400, "has 66 tokens; at most 64"),
-    ({"model": "tiny", "prompt": "w" * 5000}, 400, "has 5,000 letters; at most 64 tokens"),
+    ({"model": "tiny", "prompt": "w1 " * 65}, 400, "has 66 tokens; the limit is 64"),
+    ({"model": "tiny", "prompt": "w" * 5000}, 400, "has 5,000 characters; the limit is 64 tokens"),
 ]
 
 
@@ -303,7 +303,7 @@ def test_bad_requests_get_one_clear_error(url, body, status, said):
             [{"role": "user", "content": [{"type": "image_url"}]}],
             ".content.0.type: Input should be",
         ),
-        ([{"role": "user", "content": None}], "messages.0.content: give a text, or a list"),
+        ([{"role": "user", "content": None}], "messages.0.content: must be a text or a list"),
         ([], "messages"),
     ],
 )
@@ -335,7 +335,7 @@ def test_every_field_of_openais_client_is_known(create, request_of):
         try:
             request_of.model_validate({**sane, field: {"x": 1}}).check()
         except Refused as refused:
-            assert "is not possible with this model" in str(refused)
+            assert "is not supported by this model" in str(refused)
         except ValidationError as invalid:
             assert invalid.errors()[0]["loc"][0] == field
 
@@ -389,7 +389,7 @@ def test_a_name_that_is_not_this_machines_gets_nothing(reasoner):
                 assert answer.status_code == 400, (host, method, path)
                 if host and method != "HEAD":
                     said = answer.json()["error"]["message"]
-                    assert said.startswith(f"the Host header says {host!r}, which is no name of ")
+                    assert said.startswith(f"the Host header is {host!r}, which is not a name of ")
                     assert "--allow-host" in said and "\n" not in said
         assert (
             'kava_requests_total{route="/health",status="400"}'

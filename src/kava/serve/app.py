@@ -122,7 +122,7 @@ class _Service:
         request.check()
         if request.model != self.name:
             raise Refused(
-                404, f"there is no model '{request.model}' here; there is '{self.name}'", "model"
+                404, f"there is no model '{request.model}'; this service has '{self.name}'", "model"
             )
         questions, each = request.questions(), request.n or 1
         most = self.limits.queue_length
@@ -225,13 +225,13 @@ class _Service:
             if not question.strip():
                 raise Refused(400, "the question is empty")
             if "\ufffd" in question or any("\ud800" <= letter <= "\udfff" for letter in question):
-                raise Refused(400, "the question holds broken characters; send UTF-8")
+                raise Refused(400, "the question contains invalid characters; send UTF-8")
             if len(question) > allowed * LETTERS_PER_TOKEN:
-                raise _too_long(f"{len(question):,} letters", allowed)
+                raise _too_long(f"{len(question):,} characters", allowed)
         encoded = self.reasoner.encoder.questions(questions)
         for tokens in encoded:
             if len(tokens) == self.no_tokens:
-                raise Refused(400, "the question is empty: the tokenizer has no tokens for it")
+                raise Refused(400, "the question is empty: the tokenizer produces no tokens for it")
             if len(tokens) > allowed:
                 raise _too_long(f"{len(tokens):,} tokens", allowed)
         return encoded
@@ -251,7 +251,7 @@ class _Service:
 
 
 def _too_long(has: str, allowed: int) -> Refused:
-    return Refused(400, f"the question has {has}; at most {allowed:,} tokens are answered")
+    return Refused(400, f"the question has {has}; the limit is {allowed:,} tokens")
 
 
 class _Answers:
@@ -354,7 +354,7 @@ def _add_routes(app: FastAPI, service: _Service) -> None:
     async def model(model: str) -> dict[str, Any]:
         """Describe the model with the given name."""
         if model != service.name:
-            raise Refused(404, f"there is no model '{model[:128]}' here", "model")
+            raise Refused(404, f"there is no model '{model[:128]}'", "model")
         return service.model()
 
     @app.get("/health", responses=ANSWERS["health"])

@@ -47,8 +47,8 @@ def check(address: Address) -> None:
         )
     if key is None and not address.allow_no_key and not is_loopback(address.host):
         raise KavaError(
-            f"serve: {address.host} can be reached from other machines; give --api-key (or the "
-            "environment variable KAVA_API_KEY), or allow anybody with --allow-no-key",
+            f"serve: {address.host} can be reached from other machines; set --api-key (or the "
+            "environment variable KAVA_API_KEY), or allow access without a key by --allow-no-key",
             code="serve.no-key",
             key="--api-key",
         )
@@ -96,7 +96,7 @@ def _taken(command: str, host: str, port: int, error: Exception) -> KavaError:
     why = getattr(error, "strerror", None) or error
     in_use = getattr(error, "errno", None) == errno.EADDRINUSE
     return KavaError(
-        f"{command}: {host}, port {port}: {why}; choose others with --host and --port",
+        f"{command}: {host}, port {port}: {why}; choose another address with --host or --port",
         code="serve.address-in-use" if in_use else "serve.address-not-possible",
         key=f"{host}:{port}",
     )
@@ -124,7 +124,7 @@ def serve(
         from kava.serve.connection import configure_server
     except ImportError as error:
         raise KavaError(
-            f"serve needs further libraries ({error.name}); {install('serve')}",
+            f"serve requires additional libraries ({error.name}); {install('serve')}",
             code="serve.not-installed",
             key=error.name,
         ) from None

@@ -65,7 +65,7 @@ class Gate:
         if word.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self.key):
             headers = {"WWW-Authenticate": "Bearer"}
             raise Refused(
-                401, "give the API key as a bearer token", None, "invalid_api_key", headers
+                401, "send the API key as a bearer token", None, "invalid_api_key", headers
             )
 
     async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> None:
@@ -85,7 +85,7 @@ class Gate:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Refused(400, "the client left")
+                raise Refused(400, "the client disconnected")
             part, more = message.get("body", b""), message.get("more_body", False)
             body += part
             self.held += len(part)
@@ -94,7 +94,10 @@ class Gate:
             if self.held > self.limits.held_bytes:
                 wait = {"Retry-After": "1"}
                 raise Refused(
-                    503, "too much is being read at once", kind="server_error", headers=wait
+                    503,
+                    "too many requests are being read; try again later",
+                    kind="server_error",
+                    headers=wait,
                 )
 
     def _too_large(self) -> Refused:

@@ -46,7 +46,7 @@ class Hosts:
         """Return what is wrong with the Host header, or None if it is accepted."""
         given = _headers(scope, b"host")
         if len(given) != 1:
-            return "a request needs one Host header"
+            return "a request must have exactly one Host header"
         return self._refusal("Host header", given[0], _name(given[0]))
 
     def strange(self, scope: Scope) -> str | None:
@@ -84,8 +84,8 @@ def check_names(command: str, names: Sequence[str]) -> None:
     for name in names:
         if _name(f"[{name}]" if ":" in name and "[" not in name else name) is None or "]:" in name:
             raise KavaError(
-                f"{command}: --allow-host {name!r}: give a name or an address as browsers send it, "
-                "without scheme, port, path or '*', such as demo.example.org",
+                f"{command}: --allow-host {name!r}: must be a host name or address as browsers "
+                "send it, without scheme, port, path or '*', such as demo.example.org",
                 code="serve.not-a-host",
                 key=name,
             )
@@ -93,8 +93,8 @@ def check_names(command: str, names: Sequence[str]) -> None:
 
 def _told(header: str, value: str, name: str | None) -> str:
     return (
-        f"the {header} says {value[:128]!a}, which is no name of this service; if it is to be "
-        f"one, restart it with --allow-host {name or 'NAME'}"
+        f"the {header} is {value[:128]!a}, which is not a name of this service; to allow it, "
+        f"restart the service with --allow-host {name or 'NAME'}"
     )
 
 

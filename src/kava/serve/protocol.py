@@ -74,7 +74,7 @@ def _listed(given: Any) -> list[Any]:
         return [given]
     if isinstance(given, list):
         return given
-    raise PydanticCustomError("text_or_list", "give a text, or a list")
+    raise PydanticCustomError("text_or_list", "must be a text or a list")
 
 
 def _content(given: Any) -> list[Any]:
@@ -166,7 +166,7 @@ class Request(BaseModel):
             known = name in NEUTRAL
             if name in IGNORED or (known and _neutral(value, NEUTRAL[name])):
                 continue
-            why = "is not possible with this model" if known else "is not a field of this request"
+            why = "is not supported by this model" if known else "is not a field of this request"
             raise Refused(400, f"'{name[:64]}' {why}", name[:64])
 
 
@@ -218,7 +218,7 @@ class ChatRequest(Request):
             roles = ", ".join(message.role for message in self.messages[:4])
             raise Refused(
                 400,
-                "this model answers one question on its own: give exactly one message, of the role "
+                "this model answers a single question: send exactly one message, with the role "
                 f"'user' (got: {roles})",
                 "messages",
             )
