@@ -229,7 +229,7 @@ def test_without_latents_no_number_of_them_can_be_chosen():
         ("", "demo.empty-question", ""),
         (" \n ", "demo.empty-question", ""),
         ("w1 " * 40, "demo.question-too-long", "41 tokens.* 40 "),
-        ("x" * 5000, "demo.question-too-long", "5,000 letters.* 40 "),
+        ("x" * 5000, "demo.question-too-long", "5,000 characters.* 40 "),
         ("w1 \ud800", "system.not-unicode", "character 4 "),
     ],
 )
@@ -446,11 +446,11 @@ def test_load_ask_slide_ask_again_and_ask_what_is_not_answered(browser_page, url
     assert tab.grid() == words(fewer, question, 3)
     assert [len(row) for row in tab.grid()] == [14] * 4
 
-    assert tab.ask("  ") == "The question is empty: type one, or pick one."
+    assert tab.ask("  ") == "The question is empty: type one, or choose one."
     assert tab.page.get_by_role("alert").count() == 1
     assert "Nothing yet" in tab.text("#written") and tab.grid() == []  # no answer to another one
     assert re.fullmatch(
-        r"The question is too long: [\d,]+ tokens; at most \d+ tokens are answered.",
+        r"The question is too long: [\d,]+ tokens; the limit is \d+ tokens.",
         tab.ask("How many kites? " * 300),
     )
     assert numbers(tab.ask("What is {{love}}? <b>"))
@@ -618,8 +618,8 @@ def test_no_function_of_the_page_takes_a_file_or_an_address(visitor, private):
                     kind = "a list" if isinstance(bad, list) else "an object"
                     assert (answer.status_code, answer.text) == (
                         400,
-                        f"kava demo: data[{i}] is {kind}; give a text, a number, true, false or "
-                        "null, no file\n",
+                        f"kava demo: data[{i}] is {kind}; must be a text, a number, true, false or "
+                        "null, not a file\n",
                     )
         with pytest.raises(TimeoutError):
             elsewhere.accept()
@@ -654,7 +654,8 @@ def test_what_else_gradio_serves_is_closed(visitor, private):
             answer = visitor.post(f"{api}/{path}{end}", json=body)
             assert (answer.status_code, answer.text) == (
                 404,
-                f"kava demo: POST '{api}/{path}{end}' is not served; programs can ask kava serve\n",
+                f"kava demo: POST '{api}/{path}{end}' is not served; for programs, use kava serve"
+                "\n",
             )
     for path in ("upload", "upload/", "process_recording", "component_server"):
         answer = visitor.post(f"{api}/{path}", files={"files": ("a.txt", b"x")})

@@ -53,8 +53,8 @@ class Address:
             )
         if self.password is None and not self.allow_no_password and not is_loopback(self.host):
             raise KavaError(
-                f"demo: {self.host} can be reached from other machines; give --password (or the "
-                "environment variable KAVA_DEMO_PASSWORD), or allow anybody with "
+                f"demo: {self.host} can be reached from other machines; set --password (or the "
+                "environment variable KAVA_DEMO_PASSWORD), or allow access without a password by "
                 "--allow-no-password",
                 code="demo.no-password",
                 key="--password",
@@ -87,7 +87,7 @@ def serve(
         from kava.demo.page import Demo, Model
     except ImportError as error:
         raise KavaError(
-            f"demo needs further libraries ({error.name}); {install('demo')}",
+            f"demo requires additional libraries ({error.name}); {install('demo')}",
             code="demo.not-installed",
             key=error.name,
         ) from None
@@ -99,8 +99,8 @@ def serve(
         writer = Model(open_reasoner(written), written)
         if writer.reasoner.method.uses_latents:
             raise KavaError(
-                f"demo: --written {written}: method '{writer.reasoner.recipe.method}' thinks in "
-                "latents; give a run of cot, or a backbone",
+                f"demo: --written {written}: method '{writer.reasoner.recipe.method}' reasons in "
+                "latents; use a run of cot, or a backbone",
                 code="demo.writer-with-latents",
                 key="--written",
             )
@@ -180,8 +180,8 @@ def _its_writer(thinker: Model) -> str:
     if name == BACKBONE:
         return BACKBONE
     raise KavaError(
-        f"demo: {thinker.name} was made from {name}; name the model that writes its steps by "
-        "--written FOLDER, a finished run of cot or a backbone",
+        f"demo: {thinker.name} was trained from {name}; use --written FOLDER to choose the model "
+        "that writes a chain of thought: a finished run of cot, or a backbone",
         code="demo.no-writer",
         key="--written",
     )

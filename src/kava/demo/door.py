@@ -81,7 +81,7 @@ def check_route(scope: Scope) -> None:
         needed = method == "POST" and path in WRITTEN
     if not needed:
         shown = ascii(path[:128])
-        raise Closed(404, f"{method} {shown} is not served; programs can ask kava serve")
+        raise Closed(404, f"{method} {shown} is not served; for programs, use kava serve")
 
 
 def check_data(body: bytes) -> None:
@@ -96,12 +96,13 @@ def check_data(body: bytes) -> None:
         raise Closed(400, "the body is not valid JSON") from None
     data = asked.get("data") if isinstance(asked, dict) else None
     if not isinstance(data, list):
-        raise Closed(400, 'the body has to be an object with a list as "data"')
+        raise Closed(400, 'the body must be an object with a list as "data"')
     for i, value in enumerate(data):
         if value is not None and not isinstance(value, str | int | float):  # bool is an int
             kind = "a list" if isinstance(value, list) else "an object"
             raise Closed(
-                400, f"data[{i}] is {kind}; give a text, a number, true, false or null, no file"
+                400,
+                f"data[{i}] is {kind}; must be a text, a number, true, false or null, not a file",
             )
 
 
@@ -110,7 +111,7 @@ async def _read(receive: Receive) -> bytes:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Closed(400, "the client left")
+            raise Closed(400, "the client disconnected")
         body += message.get("body", b"")
         more = message.get("more_body", False)
         if len(body) > BODY_BYTES:

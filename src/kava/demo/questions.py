@@ -61,7 +61,7 @@ def to_pick(recipe: Recipe, task: str | None, file: str | None, count: int = 10)
     """
     if task is None and file is not None:
         raise KavaError(
-            "demo: --file holds the rows of a task; name it by --task",
+            "demo: --file contains the rows of a task; name the task with --task",
             code="demo.file-without-task",
             key="--file",
         )
@@ -76,7 +76,7 @@ def check(reasoner: Reasoner, question: str, most: int) -> None:
     """Check a question: raise a KavaError if it is empty, broken, or longer than `most` tokens."""
     if not question.strip():
         raise KavaError(
-            "The question is empty: type one, or pick one.",
+            "The question is empty: type one, or choose one.",
             code="demo.empty-question",
             key="question",
         )
@@ -84,9 +84,9 @@ def check(reasoner: Reasoner, question: str, most: int) -> None:
     short = len(question) <= most * LETTERS_PER_TOKEN
     tokens = len(reasoner.encoder.question(question)) if short else None
     if tokens is None or tokens > most:
-        has = f"{tokens:,} tokens" if tokens else f"{len(question):,} letters"
+        has = f"{tokens:,} tokens" if tokens else f"{len(question):,} characters"
         raise KavaError(
-            f"The question is too long: {has}; at most {most:,} tokens are answered.",
+            f"The question is too long: {has}; the limit is {most:,} tokens.",
             code="demo.question-too-long",
             key="question",
         )

@@ -24,7 +24,7 @@ class Range:
         if value not in range(self.least, self.most + 1, self.step):
             steps = f" in steps of {self.step}" if self.step > 1 else ""
             raise KavaError(
-                f"{what}: {value} is not one of {self.least} to {self.most}{steps}",
+                f"{what}: {value} is not in the range {self.least} to {self.most}{steps}",
                 code="demo.not-one-of-the-sizes",
                 key=what,
             )
@@ -55,7 +55,7 @@ def resize_latents(reasoner: Reasoner, num_latents: int | None) -> Reasoner:
     allowed = latents(reasoner)
     if allowed is None:
         raise KavaError(
-            f"method '{reasoner.recipe.method}' thinks in no latent tokens",
+            f"method '{reasoner.recipe.method}' does not use latent tokens",
             code="demo.no-latents",
             key=reasoner.recipe.method,
         )
