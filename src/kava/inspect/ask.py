@@ -51,8 +51,8 @@ def read_words(
     others = [word for word in words if word not in settings]
     if len(others) > 2:
         raise KavaError(
-            f"ask: {' '.join(others[2:])!r} is too much; give a run folder and one question, in "
-            "quotes (settings of --compress are written key=value)",
+            f"ask: unexpected argument {' '.join(others[2:])!r}; pass a run folder and one "
+            "question, in quotes (settings of --compress have the form key=value)",
             code="inspect.too-many-words",
             key=others[2],
         )
@@ -118,7 +118,7 @@ def show_thoughts(reasoner: Reasoner, question: str, settings: Settings, console
     """Print the likeliest tokens of each latent after the last iteration, with probabilities."""
     decoded = decode_latents(reasoner, question, settings.num_iterations)
     if not decoded:
-        console.print(f"method '{reasoner.recipe.method}' thinks in no latent tokens")
+        console.print(f"method '{reasoner.recipe.method}' does not use latent tokens")
     for number, tokens in enumerate(decoded, start=1):
         words = "  ".join(f"{word!r} {probability:.2f}" for word, probability in tokens)
         console.print(f"latent {number:2d}  {words}", highlight=False, markup=False)

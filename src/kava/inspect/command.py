@@ -97,21 +97,21 @@ def check(
     from_rows = rows.task or rows.file
     if question is None and not from_rows:
         raise KavaError(
-            "inspect: give a question in quotes, or a row: --task TASK --id ROW",
+            "inspect: pass a question in quotes, or choose a row with --task TASK --id ROW",
             code="inspect.no-question",
             key="question",
         )
     if question is not None and (from_rows or rows.id):
         raise KavaError(
-            "inspect: give a question, or a row by --task, --file and --id; not both",
+            "inspect: pass either a question or a row (--task, --file and --id), not both",
             code="inspect.question-and-row",
             key="question",
         )
     if from_rows and not rows.id:
-        raise KavaError("inspect: say which row, by --id", code="inspect.no-row", key="--id")
+        raise KavaError("inspect: choose a row with --id", code="inspect.no-row", key="--id")
     if from_rows and (steps or answer):
         raise KavaError(
-            "inspect: a row has its own steps and answer; leave out --steps, --answer",
+            "inspect: a row has its own steps and answer; remove --steps and --answer",
             code="inspect.steps-of-a-row",
             key="--steps" if steps else "--answer",
         )
@@ -179,11 +179,11 @@ def in_the_way(file: Path, below: Path | None = None) -> None:
         return
     if file.is_dir():
         raise KavaError(
-            f"{file} is a folder; name a file", code="inspect.is-a-folder", key=str(file)
+            f"{file} is a folder; choose a file", code="inspect.is-a-folder", key=str(file)
         )
     if not (is_page(file) or _is_dump(file)):
         raise KavaError(
-            f"{file} exists and is not of kava inspect; name another file",
+            f"{file} exists and was not written by kava inspect; choose another file",
             code="inspect.file-of-something-else",
             key=str(file),
         )

@@ -154,8 +154,7 @@ def _latent_method(reasoner: Reasoner, num_iterations: int | None) -> LatentMeth
             if registry.find("methods", other).uses_latents
         ]
         raise KavaError(
-            f"inspect: method '{name}' thinks in no latent tokens; give a run of "
-            f"{', '.join(known)}",
+            f"inspect: method '{name}' does not use latent tokens; use a run of {', '.join(known)}",
             code="inspect.no-latents",
             key=name,
         )

@@ -66,7 +66,7 @@ def find_trace(
     """
     if steps is not None and not all(step.strip() for step in steps):
         raise KavaError(
-            "inspect: a step is empty; leave it out, or write the equation or sentence",
+            "inspect: a step is empty; remove it, or write its equation or sentence",
             code="inspect.empty-step",
             key="steps",
         )
@@ -87,9 +87,9 @@ def find_trace(
     most, needed = max_positions(reasoner), encoded.columns
     if most is not None and needed > most:
         raise KavaError(
-            f"inspect: question, steps and answer have {needed} tokens and the backbone {most} "
-            "positions; "
-            + ("lower --max-new-tokens" if source == "written" else "give fewer or shorter steps"),
+            f"inspect: question, steps and answer have {needed} tokens, but the backbone has only "
+            f"{most} positions; "
+            + ("lower --max-new-tokens" if source == "written" else "pass fewer or shorter steps"),
             code="inspect.too-long",
             key="max_new_tokens" if source == "written" else "steps",
         )
