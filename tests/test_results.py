@@ -175,7 +175,10 @@ def test_seeds_that_were_not_scored_alike_are_not_averaged(tmp_path, change, sai
     make_run(tmp_path / "kava-seed1", recipe, ["seed=1"], synthetic=alike)
     other = make_run(tmp_path / "kava-seed2", recipe, ["seed=2"], synthetic=alike | change)
     (group,) = results.find([tmp_path])
-    one = f"{tmp_path / 'kava-seed1'} and {other} were not scored alike on 'synthetic' ({said}); "
+    one = (
+        f"{tmp_path / 'kava-seed1'} and {other} were not scored in the same way on 'synthetic' "
+        f"({said}), "
+    )
     for made in (lambda: table.results_table([group]), lambda: group.row("synthetic")):
         with refused("report.not-scored-alike", "synthetic") as told:
             made()

@@ -80,14 +80,14 @@ def find(paths: Iterable[str | Path]) -> list[Group]:
         top = assets.expand_user(path)
         if not top.is_dir():
             raise KavaError(
-                f"{path}: no such folder; give run folders, or folders that hold them",
+                f"{path}: no such folder; pass run folders, or folders that contain them",
                 code="report.no-such-folder",
                 key=str(path),
             )
         found = list(_runs(top))
         if not found:
             raise KavaError(
-                f"{path}: holds no run (no {RESULT} that names a method)",
+                f"{path}: contains no run (no {RESULT} that names a method)",
                 code="report.no-run",
                 key=str(path),
             )
@@ -154,7 +154,8 @@ def _named_apart(groups: list[Group]) -> list[Group]:
     for i, name in enumerate(names):
         if names.count(name) > 1:
             raise KavaError(
-                f"{folders[i][-1]}: two recipes of the same name '{groups[i].name}'; rename a run",
+                f"{folders[i][-1]}: two recipes have the same name '{groups[i].name}'; "
+                "rename one of the runs",
                 code="report.same-name",
                 key=groups[i].name,
             )
@@ -178,7 +179,7 @@ def _add(groups: dict[str, Group], folder: Path, result: dict[str, Any]) -> None
     group = groups.setdefault(f"{name}\n{same}", Group(name, recipe, {}))
     if seed in group.runs and group.runs[seed].resolve() != folder.resolve():
         raise KavaError(
-            f"{folder}: the same recipe and seed as {group.runs[seed]}; give only one of them",
+            f"{folder}: has the same recipe and seed as {group.runs[seed]}; pass only one of them",
             code="report.same-run",
             key=str(folder),
         )

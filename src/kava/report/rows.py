@@ -109,8 +109,8 @@ def check_alike(results: Mapping[str, Result | None], task: str, keys: Sequence[
                 differing = [k for k in keys if _differ(scores[other], score, k)]
                 told = ", ".join(f"{k} {scores[other][k]} and {score[k]}" for k in differing)
                 raise KavaError(
-                    f"{other} and {run} were not scored alike on '{task}' ({told}); numbers of "
-                    "one row or column have to be; kava eval scores a run anew",
+                    f"{other} and {run} were not scored in the same way on '{task}' ({told}), but "
+                    "all numbers of a row or column must be; use kava eval to score a run again",
                     code="report.not-scored-alike",
                     key=task,
                 )
@@ -134,7 +134,7 @@ def check_result(result: Any, file: Path) -> None:
     Raises:
         KavaError: names the file, and what differs from the format that `kava eval` writes.
     """
-    scores, where = result["scores"], f"{file}: not a result of kava:"
+    scores, where = result["scores"], f"{file}: not a kava result:"
     if not isinstance(result["method"], str):
         raise KavaError(
             f"{where} 'method' must be a name, not {_brief(result['method'])}",
@@ -143,7 +143,7 @@ def check_result(result: Any, file: Path) -> None:
         )
     if not isinstance(scores, dict):
         raise KavaError(
-            f"{where} 'scores' must hold an object per task, not {_brief(scores)}",
+            f"{where} 'scores' must contain an object for each task, not {_brief(scores)}",
             code="report.not-a-result",
             key="scores",
         )
@@ -165,14 +165,15 @@ def check_result(result: Any, file: Path) -> None:
         by_steps, peak = score.get("accuracy_by_steps", {}), score.get("peak_memory", {})
         if not (isinstance(by_steps, dict) and all(map(_is_pair, by_steps.values()))):
             raise KavaError(
-                f"{where} 'accuracy_by_steps' of '{task}' must hold [accuracy, n] per number of "
-                f"steps, not {_brief(by_steps)}",
+                f"{where} 'accuracy_by_steps' of '{task}' must contain [accuracy, n] for each "
+                f"number of steps, not {_brief(by_steps)}",
                 code="report.not-a-result",
                 key="accuracy_by_steps",
             )
         if not (isinstance(peak, dict) and _is_number(peak.get("bytes", 0))):
             raise KavaError(
-                f"{where} 'peak_memory' of '{task}' must hold bytes, not {_brief(peak)}",
+                f"{where} 'peak_memory' of '{task}' must contain a number of bytes, not "
+                f"{_brief(peak)}",
                 code="report.not-a-result",
                 key="peak_memory",
             )

@@ -150,7 +150,7 @@ def results_table(groups: Sequence[Group], tasks: Sequence[str] = ()) -> Table:
     tasks = list(tasks) or known
     if not tasks:
         raise KavaError(
-            "table: none of the runs was scored yet; kava eval RUN --task ... does that",
+            "table: none of the runs has been scored yet; use kava eval RUN --task ...",
             code="report.nothing-scored",
         )
     for task in tasks:
