@@ -469,7 +469,7 @@ def test_a_measurement_of_a_gpu_goes_on_and_tells_what_failed(measured, monkeypa
     broken = gpu.Measurement("train", ("bench/cot",), words=("--question", "9:5"))
     monkeypatch.setitem(gpu.ALL, "broken", broken)
     monkeypatch.setattr(gpu, "TRIAL", ())
-    assert "broken: failed: kava: '9:5': a length is" in measured("broken", name)
+    assert "broken: failed: kava: '9:5': a length must be" in measured("broken", name)
     assert json.loads((tmp_path / "broken.json").read_text())["call"][:3] == ["-m", "kava", "bench"]
     assert "broken: there already, failed: " in measured("broken")
     assert "there already" not in measured("broken", "--again")

@@ -88,7 +88,7 @@ def bench_generate(
         KavaError: an invalid recipe, run, shape or batch size.
     """
     if any(size < 1 for size in batch_sizes):
-        raise KavaError("--batch are numbers above 0", code="bench.not-above-0", key="--batch")
+        raise KavaError("--batch must be greater than 0", code="bench.not-above-0", key="--batch")
     device, paths = torch.device(default_device()), recipe_paths(paths, console)
     reasoners = {name: _reasoner(path, settings, plan, device) for name, path in paths.items()}
     rates = {name: _rate(r.recipe, device, r.lm.dtype) for name, r in reasoners.items()}
@@ -137,7 +137,7 @@ def _reasoner(name: str, settings: Sequence[str], plan: Plan, device: torch.devi
         return random_reasoner(recipe, plan.shape or recipe.backbone, device)
     if settings or plan.shape:
         raise KavaError(
-            f"{name} is a run: --set and --shape are for recipes",
+            f"{name} is a run; --set and --shape can only be used with recipes",
             code="bench.settings-of-a-run",
             key=name,
         )

@@ -120,8 +120,8 @@ def _check(lm: Any) -> None:
         own = [weight for weight in module.parameters(recurse=False) if weight.dim() > 1]
         if own and not isinstance(module, inside):
             raise KavaError(
-                f"FLOPs of this {lm.config.model_type} cannot be counted: {name} is no linear "
-                "layer; give a backbone without experts",
+                f"FLOPs of this {lm.config.model_type} cannot be counted: {name} is not a linear "
+                "layer; use a backbone without experts",
                 code="bench.flops-not-counted",
                 key=name,
             )

@@ -50,12 +50,12 @@ def bench_memory(
     """
     if device not in DEVICES:
         raise KavaError(
-            f"--device {device}: {' or '.join(DEVICES)}",
+            f"--device {device}: must be {' or '.join(DEVICES)}",
             code="bench.unknown-device",
             key="--device",
         )
     if any(size < 1 for size in sizes):
-        raise KavaError("--rows are numbers above 0", code="bench.not-above-0", key="--rows")
+        raise KavaError("--rows must be greater than 0", code="bench.not-above-0", key="--rows")
     recipes = {
         name: load_resolved(path, list(settings))
         for name, path in recipe_paths(paths, console).items()

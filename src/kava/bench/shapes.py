@@ -60,7 +60,7 @@ def configuration(shape: str) -> Any:
     folder = assets.folder_with(shape, "config.json")
     if not (named or folder or ":" in shape):
         raise KavaError(
-            f"shape '{shape}' is not known; known are {', '.join(SHAPES)}, a folder with a "
+            f"unknown shape '{shape}'; use {', '.join(SHAPES)}, a folder with a "
             "config.json, or family:name=value,... such as llama:hidden_size=256",
             code="bench.unknown-shape",
             key=shape,
@@ -76,7 +76,7 @@ def configuration(shape: str) -> Any:
     except Exception as error:  # classes outside kava may fail in any way
         line = " ".join(str(error).split())[:200]
         raise KavaError(
-            f"shape '{shape}': transformers refuses it ({type(error).__name__}: {line})",
+            f"shape '{shape}': transformers rejects it ({type(error).__name__}: {line})",
             code="bench.shape-refused",
             key=shape,
         ) from None
@@ -89,7 +89,7 @@ def _written(shape: str) -> dict[str, Any]:
     pairs = [pair.partition("=") for pair in values.split(",")]
     if not all(name and value for name, _, value in pairs):
         raise KavaError(
-            "sizes are written name=value, with commas between, as in hidden_size=256",
+            "sizes must have the form name=value, separated by commas, as in hidden_size=256",
             code="bench.size-not-written-so",
             key=shape,
         )
@@ -119,10 +119,10 @@ def _try(config: Any) -> None:
         model = pretrained.new_model(copy.deepcopy(config), attn_implementation=IMPLEMENTATION_NAME)
         layers = structure.layers(model)
     if not layers:
-        raise KavaError("it has no layers", code="bench.no-layers", key=config.model_type)
+        raise KavaError("the model has no layers", code="bench.no-layers", key=config.model_type)
     if not all(any(map(_is_causal, layer.modules())) for layer in layers):
         raise KavaError(
-            f"the layers of {config.model_type} do not all have causal attention; give a "
+            f"the layers of {config.model_type} do not all have causal attention; use a "
             "decoder-only language model",
             code="bench.not-causal",
             key=config.model_type,
@@ -130,7 +130,7 @@ def _try(config: Any) -> None:
     heads = config.num_attention_heads
     if heads % (groups := getattr(config, "num_key_value_heads", None) or heads):
         raise KavaError(
-            f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}",
+            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}",
             code="bench.heads-not-a-multiple",
             key="num_attention_heads",
         )
@@ -233,7 +233,7 @@ class Lengths:
     def __post_init__(self) -> None:
         if self.question[0] < 1:
             raise KavaError(
-                "a question has a token or more: BOS",
+                "a question needs at least one token: BOS",
                 code="bench.question-too-short",
                 key="question",
             )
@@ -248,7 +248,7 @@ def parse_range(text: str) -> tuple[int, int]:
     ends = text.split(":")
     if len(ends) > 2 or not all(end.isdecimal() for end in ends) or int(ends[0]) > int(ends[-1]):
         raise KavaError(
-            f"'{text}': a length is a number or two, fewest:most, as in 59:70",
+            f"'{text}': a length must be a number or a range minimum:maximum, as in 59:70",
             code="bench.length-not-written-so",
             key=text,
         )
@@ -264,7 +264,7 @@ def random_rows(reasoner: Reasoner, lengths: Lengths, count: int, seed: int = 0)
     prompt, eos = reasoner.encoder.prompt, reasoner.tokenizer.eos_token_id
     if lengths.answer[0] < len(prompt) + 2:
         raise KavaError(
-            f"an answer has {len(prompt) + 2} tokens or more: its prompt, it and EOS",
+            f"an answer needs at least {len(prompt) + 2} tokens: its prompt, one token and EOS",
             code="bench.answer-too-short",
             key="answer",
         )
