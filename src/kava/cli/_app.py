@@ -25,16 +25,17 @@ Overrides = Annotated[
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="run folder to write")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue from the last checkpoint")]
 Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE...", help="for every recipe")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE...", help="override for every recipe"),
 ]
 TaskFile = Annotated[str | None, typer.Option(help="local copy of the task's rows")]
 TaskFiles = Annotated[
     list[str] | None,
     typer.Option(
-        "--file", help="local copy of the task's rows; with several tasks one for each, in order"
+        "--file", help="local copy of the task's rows; for several tasks, one for each, in order"
     ),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="only the task's first rows")]
+Limit = Annotated[int | None, typer.Option(min=1, help="use only the first rows of the task")]
 
 
 class ManyWords(TyperCommand):
@@ -79,7 +80,7 @@ def names(text: str | None, option: str = "--task") -> list[str]:
     found = [] if text is None else [name.strip() for name in text.split(",")]
     if not all(found):
         raise KavaError(
-            f"{option} '{text}': a name is empty; give one, or several with commas",
+            f"{option} '{text}': a name is empty; pass one name, or several separated by commas",
             code="cli.empty-name",
             key=option,
         )

@@ -22,22 +22,27 @@ from kava.cli._app import Limit, ManyWords, Output, TaskFile, app, examples, mak
 )
 def ask(
     run: Annotated[str | None, typer.Argument(help="run or checkpoint folder")] = None,
-    question: Annotated[str | None, typer.Argument(help="read from input if not given")] = None,
+    question: Annotated[
+        str | None, typer.Argument(help="read from standard input if not given")
+    ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="of --compress, such as budget=128"),
+        typer.Argument(metavar="[KEY=VALUE]...", help="settings of --compress, such as budget=128"),
     ] = None,
     backbone: Annotated[
-        str | None, typer.Option(help="a plain model instead, or where the run's backbone lies now")
+        str | None,
+        typer.Option(help="a plain model instead of a run, or new location of the run's backbone"),
     ] = None,
     compress: Annotated[
         str | None,
-        typer.Option(metavar="EVICTION", help="keep the cache small, such as rkv_decoding"),
+        typer.Option(metavar="EVICTION", help="compress the KV cache, such as with rkv_decoding"),
     ] = None,
     show_thoughts: Annotated[
-        bool, typer.Option("--show-thoughts", help="what each latent decodes to")
+        bool, typer.Option("--show-thoughts", help="show what each latent decodes to")
     ] = False,
-    iterations: Annotated[int | None, typer.Option(min=0, help="T, if not the recipe's")] = None,
+    iterations: Annotated[
+        int | None, typer.Option(min=0, help="number of iterations T; the recipe's if not given")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
 ) -> None:
     """Ask a question, or one per line from the terminal or a pipe."""
@@ -50,7 +55,7 @@ def ask(
     run, question = (*words, None, None)[:2]
     if run is None and backbone is None:
         raise KavaError(
-            "ask: give a run folder, or a model with --backbone",
+            "ask: pass a run folder, or a model with --backbone",
             code="cli.no-model",
             key="--backbone",
         )
@@ -78,32 +83,43 @@ def ask(
 )
 def inspect(
     run: Annotated[str, typer.Argument(help="run or checkpoint folder")],
-    question: Annotated[str | None, typer.Argument(help="or a row: --task TASK --id ROW")] = None,
+    question: Annotated[
+        str | None, typer.Argument(help="question in quotes; or use --task TASK --id ROW")
+    ] = None,
     steps: Annotated[
         list[str] | None,
-        typer.Option(metavar="STEP...", help="written steps; the model writes them if not given"),
+        typer.Option(
+            metavar="STEP...",
+            help="steps of the chain of thought; the model writes them if not given",
+        ),
     ] = None,
     answer: Annotated[
-        str | None, typer.Option(help="the right one; the model's own if not given")
+        str | None, typer.Option(help="correct answer; the model's own if not given")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="a row of this task, named by --id")] = None,
+    task: Annotated[str | None, typer.Option(help="task that contains the row")] = None,
     file: Annotated[
-        str | None, typer.Option(help="local copy of the task's rows, or examples of your own")
+        str | None,
+        typer.Option(help="local copy of the task's rows, or a file of your own examples"),
     ] = None,
     id: Annotated[
-        str | None, typer.Option(metavar="ROW", help="of --task, or of the examples in --file")
+        str | None, typer.Option(metavar="ROW", help="id of a row of --task or --file")
     ] = None,
-    iterations: Annotated[int | None, typer.Option(min=0, help="T, if not the recipe's")] = None,
+    iterations: Annotated[
+        int | None, typer.Option(min=0, help="number of iterations T; the recipe's if not given")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="page to write; RUN/inspect/... if not given"),
     ] = None,
     as_json: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="write the numbers too")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="also write the numbers to this file"),
     ] = None,
     open_page: Annotated[bool, typer.Option("--open", help="open the page in a browser")] = False,
-    backbone: Annotated[str | None, typer.Option(help="where the backbone lies now")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="new location of the backbone, if it has moved")
+    ] = None,
 ) -> None:
     """Look inside one answer: a page and a view in the terminal.
 
@@ -139,19 +155,23 @@ def inspect(
 )
 def ablate(
     run: str,
-    task: Annotated[str, typer.Option(help="whose questions are answered")],
+    task: Annotated[str, typer.Option(help="task whose questions are answered")],
     file: TaskFile = None,
     limit: Limit = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="questions answered together")
+        int | None, typer.Option(min=1, help="number of questions per batch")
     ] = None,
-    option: Annotated[list[str] | None, typer.Option(help="key=value of the task")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="of noise, orders and partners")] = 0,
+    option: Annotated[
+        list[str] | None, typer.Option(help="option of the task, as key=value")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="random seed of the interventions")] = 0,
     output: Output = None,
-    backbone: Annotated[str | None, typer.Option(help="where the backbone lies now")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="new location of the backbone, if it has moved")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
 ) -> None:
-    """Does it think? Accuracy when latents are zeroed or swapped."""
+    """Measure the accuracy when latents are zeroed or swapped."""
     from kava.data.tasks import load_task, read_options
     from kava.evaluation.ablation import PLOT, ablate_task, check
     from kava.evaluation.command import result_folder, task_options
@@ -180,7 +200,9 @@ def ablate(
 )
 def watch(
     run: Path,
-    once: Annotated[bool, typer.Option("--once", help="show it as it is now, and end")] = False,
+    once: Annotated[
+        bool, typer.Option("--once", help="show the current state once, then exit")
+    ] = False,
 ) -> None:
     """Watch a running training in the terminal."""
     from kava.runs.watch import watch as follow

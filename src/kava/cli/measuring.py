@@ -20,15 +20,15 @@ app.add_typer(bench_app, name="bench")
 Shape = Annotated[
     str | None,
     typer.Option(
-        help="of the backbone: small, llama-3.2-1b, a folder with config.json, or "
+        help="shape of the backbone: small, llama-3.2-1b, a folder with config.json, or "
         "llama:hidden_size=256,...; each recipe's own if not given"
     ),
 ]
-Question = Annotated[str, typer.Option(help="tokens of a question, fewest:most")]
-Reasoning = Annotated[str, typer.Option(help="tokens of the steps")]
-Answer = Annotated[str, typer.Option(help="tokens of the answer with its prompt and EOS")]
-Repeats = Annotated[int, typer.Option(min=1, help="timed rounds")]
-WarmUp = Annotated[int, typer.Option(min=0, help="rounds before, not timed")]
+Question = Annotated[str, typer.Option(help="tokens of a question, as a number or minimum:maximum")]
+Reasoning = Annotated[str, typer.Option(help="tokens of the chain of thought")]
+Answer = Annotated[str, typer.Option(help="tokens of the answer, including its prompt and EOS")]
+Repeats = Annotated[int, typer.Option(min=1, help="number of timed rounds")]
+WarmUp = Annotated[int, typer.Option(min=0, help="number of warm-up rounds, which are not timed")]
 
 
 def _writable(output: Path | None) -> Path | None:
@@ -63,7 +63,10 @@ def train(
     settings: Settings = None,
     output: Result = None,
 ) -> None:
-    """Time a training step of each recipe, in turns, beside the least that it needs."""
+    """Time a training step of each recipe, in turns.
+
+    The work of a step is compared with the minimum that its method needs.
+    """
     from kava.bench.command import bench_train
 
     plan = _plan((question, reasoning, answer), shape, repeats, warm_up, output)
@@ -91,7 +94,10 @@ def generate(
     settings: Settings = None,
     output: Result = None,
 ) -> None:
-    """Time answers with written steps, without any and with latents, in turns."""
+    """Time answers with a chain of thought, without, and with latents.
+
+    The runs and recipes are timed in turns.
+    """
     from kava.bench.command import bench_generate
 
     plan = _plan((question, reasoning, answer), shape, repeats, warm_up, output)
@@ -109,7 +115,7 @@ def memory(
     recipe: Annotated[list[str], typer.Argument(metavar="RECIPE", help="YAML file")],
     rows: Annotated[
         list[int] | None,
-        typer.Option(metavar="N...", help="rows at once; the recipe's micro-batch if not given"),
+        typer.Option(metavar="N...", help="micro-batch sizes; the recipe's if not given"),
     ] = None,
     shape: Shape = None,
     question: Question = "59:70",
@@ -121,7 +127,7 @@ def memory(
     settings: Settings = None,
     output: Result = None,
 ) -> None:
-    """Count the memory of a training step, for a GPU that need not be there.
+    """Count the memory of a training step, without needing the GPU.
 
     The step runs on tensors with sizes but without values; the storage that exists at the same time
     is added up.

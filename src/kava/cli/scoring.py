@@ -14,7 +14,9 @@ from kava.system.text import printable
 
 data_app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(data_app, name="data")
-Options = Annotated[list[str] | None, typer.Option("--option", help="key=value of the task")]
+Options = Annotated[
+    list[str] | None, typer.Option("--option", help="option of the task, as key=value")
+]
 
 
 @app.command(
@@ -26,15 +28,17 @@ Options = Annotated[list[str] | None, typer.Option("--option", help="key=value o
 )
 def evaluate(
     run: str,
-    task: Annotated[str, typer.Option(help="one task or several, with commas between")],
+    task: Annotated[str, typer.Option(help="one task or several, separated by commas")],
     file: TaskFiles = None,
     limit: Limit = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="questions answered together")
+        int | None, typer.Option(min=1, help="number of questions per batch")
     ] = None,
     option: Options = None,
     output: Output = None,
-    backbone: Annotated[str | None, typer.Option(help="where the backbone lies now")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="new location of the backbone, if it has moved")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the scores as JSON")] = False,
 ) -> None:
     """Score a run, a checkpoint or a plain backbone on tasks."""
@@ -56,7 +60,8 @@ def evaluate(
 
 
 Results = Annotated[
-    list[str], typer.Argument(metavar="RESULTS...", help="run folders, or folders that hold them")
+    list[str],
+    typer.Argument(metavar="RESULTS...", help="run folders, or folders that contain them"),
 ]
 
 
@@ -69,9 +74,10 @@ Results = Annotated[
 def table(
     results: Results,
     paper: Annotated[
-        bool, typer.Option("--paper", help="the paper's tables, published numbers beside ours")
+        bool,
+        typer.Option("--paper", help="the paper's tables, with published numbers next to ours"),
     ] = False,
-    task: Annotated[str | None, typer.Option(help="only these tasks, with commas between")] = None,
+    task: Annotated[str | None, typer.Option(help="only these tasks, separated by commas")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="folder for .md, .csv and .tex")
     ] = None,
@@ -83,7 +89,7 @@ def table(
 
     if paper and task:
         raise KavaError(
-            "table: --paper shows every task of the paper; leave out --task",
+            "table: --paper shows every task of the paper; remove --task",
             code="cli.task-with-paper",
             key="--task",
         )
@@ -103,7 +109,7 @@ def table(
 )
 def plot(
     results: Results,
-    task: Annotated[str | None, typer.Option(help="only these tasks, with commas between")] = None,
+    task: Annotated[str | None, typer.Option(help="only these tasks, separated by commas")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="folder for the pictures")] = Path(
         "plots"
     ),
@@ -125,9 +131,13 @@ def plot(
 def compare(
     run_a: str,
     run_b: str,
-    task: Annotated[str | None, typer.Option(help="if the runs were scored on several")] = None,
-    rule: Annotated[str, typer.Option(help="of reading an answer")] = "numeric",
-    seed: Annotated[int, typer.Option(min=0, help="of the bootstrap")] = 0,
+    task: Annotated[
+        str | None, typer.Option(help="task to compare, if the runs were scored on several")
+    ] = None,
+    rule: Annotated[
+        str, typer.Option(help="rule for extracting and comparing answers")
+    ] = "numeric",
+    seed: Annotated[int, typer.Option(min=0, help="random seed of the bootstrap")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="print the numbers as JSON")] = False,
 ) -> None:
     """Compare two runs on the same questions.
@@ -143,7 +153,7 @@ def compare(
     for path in paths:
         if not path.exists():
             raise KavaError(
-                f"{path}: no such run folder or file of predictions",
+                f"{path}: no such run folder or predictions file",
                 code="cli.no-such-file",
                 key=str(path),
             )
@@ -153,7 +163,7 @@ def compare(
         if len(shared) != 1:
             scored = "; ".join(f"{f}: {', '.join(tasks_of(f)) or 'none'}" for f in folders)
             raise KavaError(
-                f"compare: say which --task both were scored on ({scored})",
+                f"compare: choose a --task that both were scored on ({scored})",
                 code="cli.which-task",
                 key="--task",
             )
@@ -172,10 +182,13 @@ def compare(
     )
 )
 def score(
-    predictions: Annotated[Path, typer.Argument(help="JSONL with `prediction`, perhaps `id`")],
-    task: Annotated[str | None, typer.Option(help="what they answer")] = None,
+    predictions: Annotated[
+        Path, typer.Argument(help="JSONL file with `prediction` and optionally `id`")
+    ],
+    task: Annotated[str | None, typer.Option(help="task that the predictions answer")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="or rows with `question`, `answer`, perhaps `id`")
+        Path | None,
+        typer.Option(help="or a file of rows with `question`, `answer` and optionally `id`"),
     ] = None,
     file: TaskFile = None,
     limit: Limit = None,
@@ -198,7 +211,7 @@ def score(
 
 @data_app.callback()
 def data() -> None:
-    """Look at rows before they are trained on."""
+    """Check training rows before training."""
 
 
 @data_app.command(
@@ -209,19 +222,21 @@ def data() -> None:
     ),
 )
 def check_data(
-    file: Annotated[str, typer.Argument(help="training rows: a file, or a data set's name")],
-    against: Annotated[str, typer.Option(help="one task or several, with commas between")],
+    file: Annotated[
+        str, typer.Argument(help="training examples: a file, or the name of a data set")
+    ],
+    against: Annotated[str, typer.Option(help="one task or several, separated by commas")],
     against_file: Annotated[
         list[str] | None,
         typer.Option(
             "--against-file",
             "--file",
-            help="local copy of the task's rows; with several tasks one for each, in order",
+            help="local copy of the task's rows; for several tasks, one for each, in order",
         ),
     ] = None,
     option: Options = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="equal up to numbers is a leak too")
+        bool, typer.Option("--strict", help="rows that differ only in numbers are leaks too")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print every leak as JSON")] = False,
 ) -> None:

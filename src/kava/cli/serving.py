@@ -14,7 +14,7 @@ AllowHost = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="another name in the Host header under which it may be asked; may be repeated",
+        help="additional host name to accept in the Host header; may be repeated",
     ),
 ]
 
@@ -30,30 +30,38 @@ def serve(
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     api_key: Annotated[
-        str | None, typer.Option(envvar="KAVA_API_KEY", help="which clients must give")
+        str | None, typer.Option(envvar="KAVA_API_KEY", help="key that clients must send")
     ] = None,
     api_key_file: Annotated[
-        Path | None, typer.Option(help="file with that key, which no list of processes shows")
+        Path | None, typer.Option(help="file with the key, to keep it out of process lists")
     ] = None,
     allow_no_key: Annotated[
-        bool, typer.Option("--allow-no-key", help="let anybody ask, on any address")
+        bool, typer.Option("--allow-no-key", help="allow access without a key on any address")
     ] = False,
     allow_host: AllowHost = None,
     name: Annotated[
-        str | None, typer.Option(help="of the model; the run's own if not given")
+        str | None, typer.Option(help="name of the model; the run's if not given")
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="where the backbone lies now")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="questions answered together")] = 32,
+    backbone: Annotated[
+        str | None, typer.Option(help="new location of the backbone, if it has moved")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="maximum number of questions per batch")
+    ] = 32,
     delay_ms: Annotated[
-        float, typer.Option(min=0, max=1000, help="how long to wait for more questions")
+        float, typer.Option(min=0, max=1000, help="milliseconds to wait for more questions")
     ] = 2.0,
-    queue_length: Annotated[int, typer.Option(min=1, help="questions that may wait")] = 256,
+    queue_length: Annotated[
+        int, typer.Option(min=1, help="maximum number of waiting questions")
+    ] = 256,
     max_question_tokens: Annotated[int, typer.Option(min=1)] = 1024,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
     max_body_bytes: Annotated[int, typer.Option(min=1024)] = 1_000_000,
-    timeout: Annotated[float, typer.Option(min=0.1, help="seconds for an answer")] = 60.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="maximum number of seconds for an answer")
+    ] = 60.0,
 ) -> None:
-    """Answer questions over HTTP, the way OpenAI's clients ask them."""
+    """Answer questions over an OpenAI-compatible HTTP API."""
     from kava.serve.command import Address
     from kava.serve.command import serve as start
     from kava.serve.limits import Limits
@@ -84,27 +92,32 @@ def demo(
     ] = None,
     written: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="the model beside it, which writes its steps"),
+        typer.Option(
+            metavar="FOLDER", help="model to compare with, which writes a chain of thought"
+        ),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="whose questions can be picked")] = None,
+    task: Annotated[str | None, typer.Option(help="task whose questions can be chosen")] = None,
     file: TaskFile = None,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any that is free")] = 7860,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 chooses any free port")] = 7860,
     password: Annotated[
-        str | None, typer.Option(envvar="KAVA_DEMO_PASSWORD", help="of the user 'kava'")
+        str | None, typer.Option(envvar="KAVA_DEMO_PASSWORD", help="password of the user 'kava'")
     ] = None,
     password_file: Annotated[
-        Path | None, typer.Option(help="file with it, which no list of processes shows")
+        Path | None, typer.Option(help="file with the password, to keep it out of process lists")
     ] = None,
     allow_no_password: Annotated[
-        bool, typer.Option("--allow-no-password", help="let anybody in, on any address")
+        bool,
+        typer.Option("--allow-no-password", help="allow access without a password on any address"),
     ] = False,
     allow_host: AllowHost = None,
-    backbone: Annotated[str | None, typer.Option(help="where the run's backbone lies now")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="new location of the run's backbone, if it has moved")
+    ] = None,
     max_question_tokens: Annotated[int, typer.Option(min=1)] = 1024,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
 ) -> None:
-    """A web page: written steps and latents answer side by side."""
+    """Serve a web page to compare chain of thought and latents."""
     from kava.demo.command import Address
     from kava.demo.command import serve as start
     from kava.demo.questions import Limits
@@ -125,7 +138,7 @@ def _secret(option: str, given: str | None, file: Path | None) -> str | None:
         return given
     if given is not None:
         raise KavaError(
-            f"{option}-file: {option} or its environment variable is given too; give one of them",
+            f"{option}-file: {option} or its environment variable is set too; use only one of them",
             code="cli.secret-twice",
             key=f"{option}-file",
         )
@@ -133,7 +146,7 @@ def _secret(option: str, given: str | None, file: Path | None) -> str | None:
         with file.open(encoding="utf-8") as opened:
             return opened.readline(10_000).rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text in UTF-8"
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise KavaError(
             f"{option}-file {file}: cannot be read: {reason}",
             code="cli.secret-not-read",

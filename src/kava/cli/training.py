@@ -35,14 +35,16 @@ app.add_typer(recipe_app, name="recipes")
 )
 def quickstart(
     output: Output = None,
-    full: Annotated[bool, typer.Option("--full", help="every method, three seeds: hours")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="every method with three seeds, which takes hours")
+    ] = False,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="a few steps, to see that it runs")
+        bool, typer.Option("--smoke", help="only a few steps, to check that it runs")
     ] = False,
     seed: Annotated[list[int] | None, typer.Option(help="seed; may be repeated")] = None,
     method: Annotated[list[str] | None, typer.Option(help="only these methods")] = None,
 ) -> None:
-    """Train KaVa and two baselines here and now, and compare them."""
+    """Train KaVa and two baselines here, and compare them."""
     from kava import quickstart as command
 
     console = make_console()
@@ -61,7 +63,8 @@ def train(
     output: Output = None,
     resume: Resume = False,
     smoke: Annotated[
-        bool, typer.Option("--smoke", help="a few steps on a tiny random backbone of its family")
+        bool,
+        typer.Option("--smoke", help="a few steps on a tiny random backbone of the same family"),
     ] = False,
 ) -> None:
     """Train a recipe (YAML) into a run folder."""
@@ -69,7 +72,7 @@ def train(
 
     if smoke and resume:
         raise KavaError(
-            "train: --smoke always begins anew; leave out --resume",
+            "train: --smoke always starts a new run; remove --resume",
             code="cli.resume-with-smoke",
             key="--resume",
         )
@@ -110,13 +113,14 @@ def sweep(
         typer.Argument(metavar="RECIPE", help="YAML file; with --status, a sweep's folder"),
     ] = None,
     seeds: Annotated[
-        list[int] | None, typer.Option(metavar="SEED...", help="each recipe's own if not given")
+        list[int] | None,
+        typer.Option(metavar="SEED...", help="seeds; each recipe's own if not given"),
     ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="folder of all runs and the summary")
     ] = Path("runs/sweep"),
     task: Annotated[
-        str | None, typer.Option(help="score on one task or several, with commas between")
+        str | None, typer.Option(help="score on one task or several, separated by commas")
     ] = None,
     file: TaskFiles = None,
     limit: Limit = None,
@@ -125,10 +129,11 @@ def sweep(
         bool, typer.Option("--dry-run", help="list what would run and what each would cost")
     ] = False,
     status: Annotated[
-        bool, typer.Option("--status", help="list how each run gets on; starts nothing")
+        bool, typer.Option("--status", help="list the state of each run, without starting any")
     ] = False,
     launcher: Annotated[
-        str, typer.Option(help="local: here, one after the other; slurm: a job for each run")
+        str,
+        typer.Option(help="local: on this machine, one after the other; slurm: one job per run"),
     ] = "local",
     partition: Annotated[str | None, typer.Option(help="SLURM partition")] = None,
     account: Annotated[str | None, typer.Option(help="SLURM account")] = None,
@@ -139,7 +144,9 @@ def sweep(
         str | None, typer.Option(help="wall-clock limit per job: minutes, H:MM:SS or D-HH:MM:SS")
     ] = None,
     nodes: Annotated[int | None, typer.Option(help="nodes per job")] = None,
-    gpus: Annotated[int | None, typer.Option(help="GPUs per node; one process for each")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="GPUs per node, with one process per GPU")
+    ] = None,
     processes: Annotated[
         int | None, typer.Option(help="processes per node, on nodes without GPUs")
     ] = None,
@@ -150,7 +157,7 @@ def sweep(
 
     Runs are trained one after the other, or each as a SLURM job with the resources of its recipe,
     where several processes, on one node or more, train it together. Finished runs are skipped and
-    interrupted runs are continued, so the same command can be given again. The exit status is 1 if
+    interrupted runs are continued, so the same command can be run again. The exit status is 1 if
     a run failed (or would fail, with --dry-run). With --status, it is 0 if all runs are finished, 1
     if some failed, and 3 if none failed and some are not finished yet.
     """
@@ -168,14 +175,14 @@ def sweep(
     if launcher != "slurm" and not status and (wishes or partition or account or array_limit):
         raise KavaError(
             "sweep: --partition, --account, --array-limit, --time, --nodes, --gpus, --processes, "
-            "--cpus and --memory are of jobs; give --launcher slurm too",
+            "--cpus and --memory are for SLURM jobs; add --launcher slurm",
             code="cli.job-option-without-slurm",
             key="--launcher",
         )
     tasks = names(task)
     if limit and not tasks:
         raise KavaError(
-            "sweep: --limit is of a task; name it with --task",
+            "sweep: --limit requires a task; name it with --task",
             code="cli.limit-without-task",
             key="--limit",
         )
@@ -185,7 +192,7 @@ def sweep(
         raise typer.Exit(_status(recipe or [], seeds, settings, output, scoring, console))
     if not recipe:
         raise KavaError(
-            "sweep: name recipes, such as recipes/quickstart/kava.yaml", code="cli.no-recipe"
+            "sweep: pass recipes, such as recipes/quickstart/kava.yaml", code="cli.no-recipe"
         )
     settings = [*(settings or []), *(f"resources.{key}={value}" for key, value in wishes.items())]
     runs = command.plan(recipe, seeds or [], settings, output, console)
@@ -218,7 +225,7 @@ def _status(
     if folders or not words:
         if len(words) > 1:
             raise KavaError(
-                f"sweep: --status {folders[0]}: give one folder, or recipes",
+                f"sweep: --status {folders[0]}: pass either one folder or recipes",
                 code="cli.status-of-several",
                 key="--status",
             )
@@ -238,7 +245,7 @@ def _status(
 def prefetch(
     recipe: Annotated[list[str], typer.Argument(metavar="RECIPE", help="YAML file")],
     task: Annotated[
-        str | None, typer.Option(help="the rows of these tasks too, with commas between")
+        str | None, typer.Option(help="also the rows of these tasks, separated by commas")
     ] = None,
     settings: Settings = None,
 ) -> None:
@@ -261,7 +268,7 @@ def prefetch(
 def pretrain(
     recipe: str, overrides: Overrides = None, output: Output = None, resume: Resume = False
 ) -> None:
-    """Make a small backbone that writes its steps out."""
+    """Train a small backbone that writes a chain of thought."""
     from kava.recipe import schema
     from kava.recipe.load import load_recipe
 
@@ -316,10 +323,11 @@ def check_recipes(
 )
 def compare_recipes(
     folder: Annotated[
-        Path | None, typer.Argument(help="with SETTING/kava.yaml in it; the shipped ones if none")
+        Path | None,
+        typer.Argument(help="folder with SETTING/kava.yaml; the shipped recipes if not given"),
     ] = None,
 ) -> None:
-    """Print each value of the paper's Table 6 beside the recipe's."""
+    """Print each value of the paper's Table 6 next to the recipe's."""
     from kava.sweeps.table6 import show
 
     raise typer.Exit(0 if show(folder, make_console()) else 1)
