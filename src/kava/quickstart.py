@@ -94,7 +94,7 @@ def run_matrix(plan: Plan, console: Console) -> None:
     failed = [outcome.run.folder.name for outcome in outcomes if not outcome.counts]
     if failed:
         raise KavaError(
-            f"quickstart: no result of {', '.join(failed)}; the reasons stand above",
+            f"quickstart: no result for {', '.join(failed)}; see the errors above",
             code="quickstart.runs-failed",
             key=failed[0],
         )
