@@ -21,6 +21,7 @@ from kava.runs import folder as folders
 from kava.sweeps import record
 from kava.system import links, lock
 from kava.system.files import check_writable, write_json, write_whole
+from kava.system.links import check_tree
 
 ROOT = Path(__file__).resolve().parent.parent
 REFUSED = "system.symbolic-link"
@@ -174,6 +175,17 @@ def test_nor_a_lock(home, tmp_path):
     link = plant(tmp_path / "out/lock", home / "nothing")
     with refused(REFUSED, str(link)), lock.acquire(link, Console(quiet=True)):
         pass
+
+
+def test_links_of_a_library_may_lead_beside_themselves_alone(home, tmp_path):
+    (tmp_path / "script.sh").touch()
+    (tmp_path / ".own_1.sh").symlink_to(tmp_path / "script.sh")
+    check_tree(tmp_path, apart_from=".own_*.sh")
+    with refused(REFUSED, str(tmp_path / ".own_1.sh")):
+        check_tree(tmp_path)
+    link = plant(tmp_path / ".own_2.sh", home / "file")
+    with refused(REFUSED, str(link)):
+        check_tree(tmp_path, apart_from=".own_*.sh")
 
 
 def test_a_result_that_is_a_link_is_refused_before_it_is_measured(home, tmp_path):

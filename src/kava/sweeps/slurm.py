@@ -356,7 +356,8 @@ def _submit_group(
     limit: int,
     console: Console,
 ) -> None:
-    links.check_tree(output / record.FOLDER)
+    # submitit leaves a link of this name beside each script that it has submitted.
+    links.check_tree(output / record.FOLDER, apart_from=".submission_file_*.sh")
     folder = (output / record.FOLDER).resolve()
     wanted = runs[0].recipe.resources
     work = [Work.of(run, scoring) for run in runs]

@@ -90,5 +90,6 @@ def write_whole(file: Path, content: str | bytes, below: Path | None = None) -> 
             then unchanged.
     """
     with writing(file):
+        links.check(file, below)
         links.make_folder(file.parent)
         links.replace(file, content.encode() if isinstance(content, str) else content)

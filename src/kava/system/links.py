@@ -32,18 +32,33 @@ def check(path: Path, below: Path | None = None) -> None:
             raise _refused(at)
 
 
-def check_tree(folder: Path) -> None:
-    """Raise an error if a folder to write to is a symbolic link, or contains one at any depth.
+def check_tree(folder: Path, apart_from: str | None = None) -> None:
+    """Refuse a folder to write into that is a link or contains one at any depth.
 
-    This is for files that libraries write, under names that kava does not choose.
+    Used for folders that libraries write into, with file names of their own.
+
+    Args:
+        apart_from: pattern of the names of links that such a library makes itself. They are
+            accepted if they lead to a file beside them.
 
     Raises:
-        KavaError: with the link.
+        KavaError: with the path of the link.
     """
     check(folder)
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
-            check(Path(place, name))
+            link = Path(place, name)
+            if apart_from and fnmatch(name, apart_from) and _leads_beside(link):
+                continue
+            check(link)
+
+
+def _leads_beside(link: Path) -> bool:
+    """Whether a link leads to a regular file in its own folder that is no link itself."""
+    if not link.is_symlink():
+        return True
+    target = link.parent / os.readlink(link)
+    return target.parent == link.parent and target.is_file() and not target.is_symlink()
 
 
 def check_named(folder: Path, patterns: tuple[str, ...]) -> None:
