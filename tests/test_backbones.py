@@ -8,6 +8,7 @@ import copy
 import json
 import math
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -398,6 +399,7 @@ SHAPE = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize(
     "family,code,reason",
     (
@@ -414,10 +416,10 @@ SHAPE = {
         ("cohere", "other-head", ""),  # logits are scaled
     ),
 )
-def test_a_backbone_that_cannot_think_here_is_refused_by_name(family, code, reason):
+def test_a_backbone_that_cannot_think_here_is_refused_by_name(family, code, reason, dtype):
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **SHAPE)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with pytest.raises(KavaError) as caught:
         loading.prepare(model)
     message = str(caught.value)
@@ -503,14 +505,94 @@ def test_large_keys_in_low_precision_are_turned_back():
     rope.check(model, "kv.keys: pre_rope", "use post_rope")
 
 
-def test_a_model_that_ignores_positions_is_refused(monkeypatch):
-    model = bare("gpt2")
+def massive(seed=0, dtype=torch.bfloat16):
+    """Its first layer makes states that are 10,000 times as large, in a direction of no token.
+
+    That is what published models do: rounding what is large spoils the rest in half precision.
+    """
+    model = bare("qwen2", seed)
+    direction = torch.ones(32) / 32**0.5
+    head = model.lm_head.weight
+    with torch.no_grad():
+        model.model.layers[0].self_attn.o_proj.weight.add_(1e4 * torch.outer(direction, direction))
+        head.sub_(torch.outer(head @ direction, direction))
+    return model.to(dtype)
+
+
+@torch.no_grad()
+def gap_of_its_own_attentions(model):
+    found = []
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        found.append(model(torch.arange(1, compatibility.TOKENS + 1)[None]).logits.float())
+    return ((found[0] - found[1]).square().mean().sqrt() / found[0].std()).item()
+
+
+def test_massive_activations_in_low_precision_pass_the_check():
+    """As SmolLM2-135M's, whose own attentions differ by 0.97 of the spread of its logits."""
+    assert gap_of_its_own_attentions(massive(dtype=torch.float32)) < 1e-3
+    assert max(gap_of_its_own_attentions(massive(seed)) for seed in range(4)) > 0.2
+    for seed in range(4):
+        compatibility.check(massive(seed))
+
+
+def ignore_positions(model, monkeypatch):
     honest = model.base_model.forward
     monkeypatch.setattr(
         model.base_model, "forward", lambda *a, position_ids=None, **k: honest(*a, **k)
     )
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_a_model_that_ignores_positions_is_refused(dtype, monkeypatch):
+    model = bare("gpt2").to(dtype)
+    ignore_positions(model, monkeypatch)
     with refused("backbones.other-logits", "gpt2"):
         loading.prepare(model)
+
+
+def test_a_model_with_massive_activations_that_ignores_positions_is_refused(monkeypatch):
+    model = massive()
+    ignore_positions(model, monkeypatch)
+    with refused("backbones.other-logits", "qwen2"):
+        compatibility.check(model)
+
+
+@pytest.mark.parametrize("wrong", (False, True))
+def test_the_check_leaves_weights_in_low_precision_as_they_were(wrong, monkeypatch):
+    model = bare("llama", num_hidden_layers=3).to(torch.bfloat16)
+    if wrong:
+        ignore_positions(model, monkeypatch)
+    before = {name: (weight.data_ptr(), weight.clone()) for name, weight in state_of(model)}
+    wide = []
+
+    def count(*_):
+        layers = model.base_model.layers
+        wide.append([next(one.parameters()).dtype == torch.float32 for one in layers])
+
+    hooks = [layer.register_forward_pre_hook(count) for layer in model.base_model.layers]
+    with refused("backbones.other-logits") if wrong else nullcontext():
+        compatibility.check(model)
+    for hook in hooks:
+        hook.remove()
+    assert max(map(sum, wide)) == 1  # a layer at a time
+    for name, weight in state_of(model):
+        place, value = before[name]
+        assert weight.data_ptr() == place and torch.equal(weight, value), name
+    assert not any(one._forward_pre_hooks or one._forward_hooks for one in model.modules())
+
+
+def state_of(model):
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def test_logits_that_half_precision_cannot_hold_are_refused_though_fp32_can():
+    model = bare("llama", tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e5 / model.lm_head.weight.abs().max() * 0.6)
+    compatibility.check(model)
+    with refused("backbones.not-finite"):
+        compatibility.check(model.half())
 
 
 def test_a_layer_whose_window_is_not_the_configurations_is_refused():
