@@ -206,7 +206,7 @@ def test_methods_that_were_not_scored_alike_share_no_column(tmp_path, change, sa
     for made in (table.results_table, lambda them: list(draw.draw(them, ["synthetic"], tmp_path))):
         with refused("report.not-scored-alike", "synthetic") as told:
             made(groups)
-        assert f" ({said}); " in str(told.value)
+        assert f" ({said})" in str(told.value)
 
 
 def test_a_source_counts_by_the_name_of_its_file(tmp_path):

@@ -137,7 +137,8 @@ def _in_fp32(model: PreTrainedModel) -> Iterator[None]:
         torch.set_float32_matmul_precision("highest")  # TF32 has three more bits than bf16
         for tensor, data in outside:
             tensor.data = data.float()
-        yield
+        with torch.autocast(model.device.type, enabled=False):  # the caller's would round again
+            yield
     finally:
         torch.set_float32_matmul_precision(precision)
         for hook in hooks:
