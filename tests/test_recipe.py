@@ -14,7 +14,7 @@ from refusals import refused
 
 from kava.backbones import loading
 from kava.data import is_file, load_examples
-from kava.reasoning.resolve import load_resolved, validate_resolved
+from kava.reasoning.resolve import load_resolved, resolve, validate_resolved
 from kava.recipe.load import load_recipe
 from kava.recipe.schema import BackboneRecipe, Recipe, dump
 from kava.system import assets
@@ -462,3 +462,17 @@ def test_the_weight_of_a_loss_that_a_method_does_not_have_is_refused(written, me
     values = f"{key} 2.0", f"'{method}'"
     refuses(written(), "reasoning.no-such-loss", key, *values, overrides=given_it)
     load_resolved(written(), [*given, f"{section}.weight=0"])
+
+
+def test_a_method_sets_what_a_recipe_leaves_open(written):
+    """A recipe is read as it is written; what its method sets is added under it, once."""
+    tree = "method: codi\nbackbone: b\ndata: {train: t}\ntrain: {steps: 1, learning_rate: 1e-3}\n"
+    read = load_recipe(written(tree))
+    assert not read.is_resolved and (read.num_latents, read.codi.weight) == (24, 0)
+    with pytest.raises(ValueError, match="not resolved"):
+        dump(read)
+    whole = resolve(read)
+    assert (whole.num_latents, whole.codi.weight, whole.codi.loss) == (6, 20, "smooth_l1")
+    assert resolve(whole) is whole
+    own = resolve(load_recipe(written(tree + "num_latents: 9\ncodi: {weight: 3}\n")))
+    assert (own.num_latents, own.codi.weight, own.codi.loss) == (9, 3, "smooth_l1")
