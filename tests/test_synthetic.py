@@ -56,7 +56,7 @@ def solve(question):
     seed=st.integers(0, 1000),
     steps=st.tuples(st.integers(1, 5), st.integers(1, 5)).map(sorted),
     max_value=st.integers(6, 40),
-    form=st.sampled_from(("equation", "natural")),
+    form=st.sampled_from(("equation", "natural", "sentences")),
 )
 def test_every_step_is_true_and_the_chain_ends_in_the_answer(split, seed, steps, max_value, form):
     examples = generate(
@@ -158,6 +158,26 @@ def test_natural_form_says_the_same_in_sentences():
         for step, words in zip(equation.steps, sentence.steps, strict=True):
             assert step == f"<<{TWO_NUMBERS.search(words).group()}>>"
             assert re.fullmatch(r"[A-Z][a-z]+ [a-z]+ \S+=\d+ [a-z]+\.", words)
+
+
+def test_sentences_add_words_to_the_same_problems():
+    equations = generate("validation", 200, form="equation")
+    sentences = generate("validation", 200, form="sentences")
+    lengths = []
+    for equation, sentence in zip(equations, sentences, strict=True):
+        assert (equation.question, equation.answer) == (sentence.question, sentence.answer)
+        for step, words in zip(equation.steps, sentence.steps, strict=True):
+            assert [step] == [f"<<{match.group()}>>" for match in TWO_NUMBERS.finditer(words)]
+            lengths.append(len(re.findall(r"\d+|[A-Za-z]+|[^\s\w]", words)))
+    assert min(lengths) >= 12 and max(lengths) <= 30
+    # The wording varies, so the opening words do too.
+    assert len({step.split()[0] for example in sentences for step in example.steps}) > 10
+
+
+def test_sentences_depend_on_their_own_question_alone():
+    few = generate("test", 20, form="sentences")
+    many = generate("test", 40, form="sentences")
+    assert many[:20] == few
 
 
 def test_the_vocabulary_covers_all_that_is_written():

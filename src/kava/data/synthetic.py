@@ -22,49 +22,17 @@ from __future__ import annotations
 
 import hashlib
 import random
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from kava.data import _sentences as sentences
+from kava.data._steps import DAYS, NAMES, THINGS, Step, noun
 from kava.types import Example
 
 Split = Literal["train", "validation", "test"]
-Form = Literal["equation", "natural"]
+Form = Literal["equation", "natural", "sentences"]
 
-NAMES = ("Ann", "Bob", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ian", "Jo", "Kim", "Leo")
-DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-THINGS = ("coins", "shells", "pens", "apples", "plums", "roses", "books", "cards", "lamps", "kites")
 _SHARES = {"test": (0,), "validation": (1,), "train": tuple(range(2, 10))}  # tenths of the problems
 _PATIENCE = 20_000  # failed draws in a row after which a request counts as impossible
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operation, which leads from the value `before` to `after` by means of `number`."""
-
-    kind: Literal["more", "fewer", "together", "twice"]
-    number: int
-    before: int
-    after: int
-
-    @property
-    def equation(self) -> str:
-        """Return the step as arithmetic, such as `4+3=7`."""
-        left = {
-            "more": f"{self.before}+{self.number}",
-            "fewer": f"{self.before}-{self.number}",
-            "together": f"{self.number}-{self.before}",
-            "twice": f"{self.before}*{self.number}",
-        }[self.kind]
-        return f"{left}={self.after}"
-
-    def tell(self, day: str, eve: str) -> str:
-        """Return the step in words: how `day` follows from `eve`, the day before."""
-        return {
-            "more": f"{day} brought {self.number} more than {eve}.",
-            "fewer": f"{day} brought {self.number} fewer than {eve}.",
-            "together": f"{day} and {eve} brought {self.number} together.",
-            "twice": f"{day} brought twice as many as {eve}.",
-        }[self.kind]
 
 
 def generate(
@@ -90,8 +58,10 @@ def generate(
         split: "train", "validation" or "test".
         count: number of problems.
         seed: another seed gives another sample of the same split.
-        form: how steps are written, `<<4+3=7>>` ("equation", as in GSM8k-Aug) or
-            `Tuesday brought 4+3=7 pens.` ("natural", as in GSM8k-Aug-NL).
+        form: how steps are written: `<<4+3=7>>` ("equation", as in GSM8k-Aug),
+            `Tuesday brought 4+3=7 pens.` ("natural", as in GSM8k-Aug-NL), or full sentences in
+            varied words, most of which the answer does not need ("sentences"; see
+            `kava.data._sentences`). The questions are the same in every form.
         min_steps, max_steps: smallest and largest number of operations in a problem.
         max_value: every number in the question or in a step lies in 1..max_value.
         distractors: number of days told after the one asked about, which the answer does not need.
@@ -134,7 +104,7 @@ def canonical(chain: list[Step]) -> str:
 
 
 def vocabulary(max_value: int = 9) -> list[str]:
-    """Return every word, number and sign used in questions, steps (both forms) and answers.
+    """Return every word, number and sign used in questions, answers and the two short forms.
 
     Numbers are whole words. Together with `The answer is:`, this is all that a word-level tokenizer
     for these problems needs; blanks carry no information.
@@ -142,7 +112,7 @@ def vocabulary(max_value: int = 9) -> list[str]:
     signs = [".", "?", "<<", ">>", "+", "-", "*", "="]
     words = ["brought", "bring", "more", "fewer", "than", "and", "together"]
     words += ["twice", "as", "many", "How", "did"]
-    things = [_noun(number, thing) for thing in THINGS for number in (1, 2)]
+    things = [noun(number, thing) for thing in THINGS for number in (1, 2)]
     return [*signs, *map(str, range(1, max_value + 1)), *words, *DAYS, *NAMES, *things]
 
 
@@ -150,7 +120,7 @@ def _check(split, count, form, min_steps, max_steps, max_value, distractors) -> 
     days = max_steps + 1 + distractors
     for true, words in (
         (split in _SHARES, f"split must be one of {sorted(_SHARES)}, not {split!r}"),
-        (form in ("equation", "natural"), f"form must be 'equation' or 'natural', not {form!r}"),
+        (form in get_args(Form), f"form must be one of {sorted(get_args(Form))}, not {form!r}"),
         (count >= 0 and distractors >= 0, "count and distractors must not be negative"),
         (1 <= min_steps <= max_steps, "1 <= min_steps <= max_steps must hold"),
         (max_value >= 4, f"max_value must be at least 4, not {max_value}"),
@@ -196,14 +166,16 @@ def _word(
     week = list(chain)
     for _ in range(distractors):
         week.append(_draw_step(rng, week[-1].after, max_value))
-    facts = [f"{DAYS[0]} brought {name} {start} {_noun(start, things)}."]
+    facts = [f"{DAYS[0]} brought {name} {start} {noun(start, things)}."]
     facts += [step.tell(DAYS[i + 1], DAYS[i]) for i, step in enumerate(week)]
     told = [facts[i] for i in _order(rng, len(chain) + 1, distractors)]
     question = " ".join([*told, f"How many {things} did {asked} bring {name}?"])
     if form == "equation":
         return question, tuple(f"<<{step.equation}>>" for step in chain)
+    if form == "sentences":
+        return question, sentences.write(chain, question, name, things)
     return question, tuple(
-        f"{day} brought {step.equation} {_noun(step.after, things)}."
+        f"{day} brought {step.equation} {noun(step.after, things)}."
         for day, step in zip(DAYS[1:], chain, strict=False)
     )
 
@@ -220,7 +192,3 @@ def _order(rng: random.Random, needed: int, spare: int) -> list[int]:
         told = [i for i in order if i < needed]
         if needed < 3 or told != sorted(told):  # a single step may be told in either order
             return order
-
-
-def _noun(number: int, things: str) -> str:
-    return things[:-1] if number == 1 else things
