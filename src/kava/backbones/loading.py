@@ -16,7 +16,7 @@ from kava.backbones.attention import IMPLEMENTATION_NAME
 from kava.errors import KavaError, out_of_memory
 from kava.recipe.schema import Recipe
 from kava.system import assets, hub
-from kava.system.progress import no_bars
+from kava.system.progress import no_bars, no_report
 from kava.types import ANSWER_PROMPT
 
 ACCESS_HINT = (
@@ -142,7 +142,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         compatibility.check_config(config)
         for name, value in _OUTPUTS.items():
             setattr(config, name, value)
-        with no_bars():
+        with no_bars(), no_report():
             model, info = pretrained.load_model(
                 folder,
                 config=config,
@@ -156,6 +156,8 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         raise
     except Exception as error:  # of transformers, of Python, or of libraries that it uses
         raise _unusable(folder, error) from None
+    # An exported folder has weights of kava beside those of the backbone, see OWN_PREFIX.
+    info["unexpected_keys"] = {k for k in info["unexpected_keys"] if not k.startswith(OWN_PREFIX)}
     problems = {key: sorted(map(str, info[key])) for key in _LOADING_PROBLEMS if info.get(key)}
     if problems:
         raise KavaError(
@@ -168,6 +170,8 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 #: Settings that a config.json may contain and that would change what a model returns.
 _OUTPUTS = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+#: Prefix of kava's own weights in the files of an exported backbone (`kava.reasoning.export`).
+OWN_PREFIX = "kava."
 _LOADING_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
 

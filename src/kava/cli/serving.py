@@ -1,4 +1,4 @@
-"""Commands that serve models to others: `kava serve` and `kava demo`."""
+"""Commands that serve models to others: `kava serve`, `kava demo` and `kava export`."""
 
 from __future__ import annotations
 
@@ -126,6 +126,28 @@ def demo(
     address = Address(host, port, word, allow_no_password, tuple(allow_host or ()))
     limits = Limits(max_question_tokens, max_new_tokens)
     start(run, written, address, limits, task, file, backbone, make_console())
+
+
+@app.command(
+    epilog=examples(
+        "kava export runs/mine -o exported",
+        "kava export checkpoints/quickstart/kava -o exported",
+    )
+)
+def export(
+    run: str,
+    output: Annotated[Path, typer.Option("--output", "-o", help="new folder to write")],
+    backbone: Annotated[
+        str | None, typer.Option(help="new location of the backbone, if it has moved")
+    ] = None,
+) -> None:
+    """Write a run as one folder that transformers and engines can load."""
+    from kava.reasoning.export import export as write
+    from kava.reasoning.reasoner import Reasoner
+    from kava.system.text import printable
+
+    folder = write(Reasoner.from_pretrained(run, backbone), output)
+    print(printable(f"written: {folder}"))
 
 
 def _secret(option: str, given: str | None, file: Path | None) -> str | None:

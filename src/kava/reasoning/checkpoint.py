@@ -7,19 +7,24 @@ kava.safetensors    embeddings of the three special tokens, the projection, the 
 adapter/            in the format of peft           (adapter: lora)
 backbone/           in the format of transformers   (adapter: full)
 tokenizer.json ...  the tokenizer with the three special tokens
+
+An exported folder (`kava.reasoning.export`) differs in that the backbone's files are in the folder
+itself, and the weights of kava.safetensors are in those files, as `kava.*`.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -101,6 +106,15 @@ def write(
             _tidy(folder / "adapter", reasoner.identity["name"])
         else:
             save_lm(reasoner, folder / "backbone", weights)
+    write_description(reasoner, folder)
+
+
+def write_description(reasoner: ReasonerProtocol, folder: Path, exported: bool = False) -> None:
+    """Write everything of a checkpoint but the weights.
+
+    Args:
+        exported: whether the folder is one of `kava.reasoning.export`.
+    """
     reasoner.tokenizer.save_pretrained(folder)
     write_whole(folder / "recipe.yaml", schema.dump(reasoner.recipe))
     description = {
@@ -108,6 +122,7 @@ def write(
         "method": reasoner.recipe.method,
         "adapter": reasoner.recipe.adapter,
         "merged": reasoner.merged,
+        **({"exported": True} if exported else {}),
         "backbone": reasoner.identity,
         "tokenizer_size": len(reasoner.tokenizer),
         "versions": versions(*_PACKAGES),
@@ -193,6 +208,7 @@ class Saved:
         identity: identity of the backbone that the checkpoint was trained on.
         record: measured results, as in `result.json`; None if there are none yet.
         merged: whether the weights are a backbone with a merged adapter.
+        exported: whether the folder is one of `kava.reasoning.export`.
     """
 
     folder: Path
@@ -201,6 +217,12 @@ class Saved:
     identity: dict[str, Any]
     record: dict[str, Any] | None
     merged: bool
+    exported: bool
+
+    @property
+    def backbone(self) -> Path:
+        """The folder of the backbone, if the checkpoint contains one."""
+        return self.folder if self.exported else self.folder / "backbone"
 
 
 def read(folder: str | Path, revision: str | None = None) -> Saved:
@@ -219,8 +241,15 @@ def read(folder: str | Path, revision: str | None = None) -> Saved:
             code="reasoning.other-tokenizer",
             key=str(folder),
         )
-    record, merged = described.get("record"), described.get("merged", False)
-    return Saved(folder, resolved, tokenizer, described["backbone"], record, merged)
+    return Saved(
+        folder,
+        resolved,
+        tokenizer,
+        described["backbone"],
+        record=described.get("record"),
+        merged=described.get("merged", False),
+        exported=described.get("exported", False) is True,
+    )
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -318,10 +347,15 @@ def load_weights(reasoner: ReasonerProtocol, folder: str | Path) -> None:
         fill(dict(reasoner.lm.named_parameters()), dict(model.named_parameters()), str(folder))
 
 
-def load_added(reasoner: ReasonerProtocol, folder: Path) -> None:
-    """Load the weights that a reasoner adds to its backbone: the adapter and `own_weights`."""
+def load_added(reasoner: ReasonerProtocol, folder: Path, exported: bool = False) -> None:
+    """Load the weights that a reasoner adds to its backbone: the adapter and `own_weights`.
+
+    Args:
+        exported: whether the folder is one of `kava.reasoning.export`.
+    """
     file = folder / "kava.safetensors"
-    fill(own_weights(reasoner), _read(file), str(file))
+    own = _read(file) if not exported else _read_exported(folder)
+    fill(own_weights(reasoner), own, str(folder if exported else file))
     if reasoner.recipe.adapter == "lora":
         file = folder / "adapter" / "adapter_model.safetensors"
         weights = _read(file)
@@ -385,8 +419,28 @@ def _read(file: Path) -> dict[str, Tensor]:
             code="reasoning.file-missing",
             key=str(file),
         )
-    try:
+    with _undamaged(file):
         return load_file(file)
+
+
+def _read_exported(folder: Path) -> dict[str, Tensor]:
+    """Read kava's own weights from the safetensors files of an exported folder.
+
+    Raises:
+        KavaError: a file is corrupt.
+    """
+    weights: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        with _undamaged(file), safe_open(file, framework="pt") as opened:
+            names = [name for name in opened.keys() if name.startswith(loading.OWN_PREFIX)]  # noqa: SIM118
+            weights |= {n.removeprefix(loading.OWN_PREFIX): opened.get_tensor(n) for n in names}
+    return weights
+
+
+@contextmanager
+def _undamaged(file: Path) -> Iterator[None]:
+    try:
+        yield
     except SafetensorError as error:
         raise KavaError(
             f"{file}: damaged: {error}", code="reasoning.damaged", key=str(file)

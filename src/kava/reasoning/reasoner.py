@@ -127,12 +127,12 @@ class Reasoner(nn.Module):
                     code="reasoning.backbone-unwanted",
                     key=str(backbone),
                 )
-            model = loading.load_model(saved.folder / "backbone", wanted or torch.float32)
+            model = loading.load_model(saved.backbone, wanted or torch.float32)
         else:
             dtype = wanted or loading.choose_dtype(saved.recipe, device)
             model = _load_backbone_of(saved, backbone, dtype)
         reasoner = cls(_moved(model, device), saved.tokenizer, saved.recipe, saved.identity)
-        checkpoint.load_added(reasoner, saved.folder)
+        checkpoint.load_added(reasoner, saved.folder, saved.exported)
         reasoner.record, reasoner.merged = saved.record, saved.merged
         return reasoner.eval()
 

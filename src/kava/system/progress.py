@@ -26,6 +26,21 @@ def no_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@contextmanager
+def no_report() -> Iterator[None]:
+    """Inside the block, hide transformers' report of unexpected weights, which kava checks itself.
+
+    It would list kava's own weights in an exported folder at each load.
+    """
+    logger = logging.get_logger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 _SHORT = {"student_ce": "ce", "teacher_ce": "teacher", "codi": "codi", "kv": "kv"}
 
 

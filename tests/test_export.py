@@ -1,0 +1,94 @@
+"""An exported folder: transformers reads the backbone, kava reads the same checkpoint."""
+
+import json
+
+import pytest
+import torch
+from refusals import refused
+from safetensors import safe_open
+from test_checkpoint import QUESTIONS, build, outputs
+from transformers import AutoModelForCausalLM
+
+from kava.reasoning.export import export
+from kava.reasoning.reasoner import Reasoner
+from kava.recipe import registry
+
+KAVA = "checkpoints/quickstart/kava"
+
+
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+@pytest.mark.parametrize("method", registry.names("methods"))
+def test_an_exported_checkpoint_answers_as_before(tmp_path, method, adapter):
+    reasoner = build(tmp_path, "llama", adapter, method).merge()
+    terms, ids = outputs(reasoner)
+    folder = export(reasoner, tmp_path / "exported")
+    read = Reasoner.from_pretrained(folder)
+    again, ids_again = outputs(read)
+    assert torch.equal(ids, ids_again)
+    for name, value in terms.items():
+        torch.testing.assert_close(again[name], value, rtol=1e-6, atol=1e-6)
+    assert read.merged is reasoner.merged
+
+
+def test_transformers_reads_the_merged_backbone(tmp_path, family):
+    reasoner = build(tmp_path, family, "lora")
+    folder = export(reasoner, tmp_path / "exported")
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    assert plain.config.model_type == reasoner.lm.config.model_type
+    ids = torch.tensor([[5, 6, 7, 8]])
+    expected = reasoner.lm(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    torch.testing.assert_close(plain(ids).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_embeddings_of_a_question_lead_any_engine_to_the_same_answer(tmp_path):
+    folder = export(build(tmp_path, "llama", "full"), tmp_path / "exported")
+    reasoner, plain = Reasoner.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    (answer,) = reasoner.continue_from(reasoner.think(QUESTIONS[:1]), 6).tolist()
+    embeds = reasoner.prompt_embeds(QUESTIONS[0])
+    found = []
+    for _ in answer:  # greedily, without a cache
+        logits = plain(inputs_embeds=embeds).logits[0, -1]
+        logits[reasoner.unreadable_ids] = -torch.inf
+        found.append(int(logits.argmax()))
+        embeds = torch.cat((embeds, plain.get_input_embeddings()(logits.argmax()[None, None])), 1)
+    assert found == answer
+
+
+def test_config_json_says_what_an_engine_needs(tmp_path):
+    reasoner = build(tmp_path, "llama", "lora")
+    folder = export(reasoner, tmp_path / "exported")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    assert config["architectures"] == ["KavaLlamaForCausalLM"]
+    section = config["kava"]
+    assert section["method"] == "kava" and section["format"] == 1
+    assert section["num_latents"] == reasoner.recipe.num_latents
+    assert section["num_iterations"] == reasoner.recipe.num_iterations
+    assert section["prompt_ids"] == reasoner.encoder.prompt
+    with safe_open(folder / "model.safetensors", framework="pt") as opened:
+        own = {name for name in opened.keys() if name.startswith("kava.")}  # noqa: SIM118
+    assert {f"kava.special_tokens.{name}" for name in ("bot", "latent", "eot")} <= own
+
+
+def test_the_command_exports_a_run_and_ask_reads_it(tmp_path, kava):
+    assert kava("export", KAVA, "-o", tmp_path / "exported")[0] == 0
+    question = "Monday brought Ann 4 pens. Tuesday brought 3 more than Monday. "
+    question += "How many pens did Tuesday bring Ann?"
+    status, said = kava("ask", tmp_path / "exported", question)
+    assert status == 0 and said.splitlines()[0].endswith("7")
+    assert "kava.special_tokens" not in said
+
+
+def test_an_existing_folder_is_kept(tmp_path, kava):
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "mine").write_text("mine", encoding="utf-8")
+    with refused("reasoning.export-exists"):
+        export(Reasoner.from_pretrained(KAVA), tmp_path / "exported")
+    assert (tmp_path / "exported" / "mine").read_text(encoding="utf-8") == "mine"
+    assert not (tmp_path / "exported.partial").exists()
+
+
+def test_a_checkpoint_that_lost_its_own_weights_is_refused(tmp_path):
+    folder = export(build(tmp_path, "llama", "full"), tmp_path / "exported")
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)  # the backbone alone
+    with refused("reasoning.weight-missing"):
+        Reasoner.from_pretrained(folder)
