@@ -1,26 +1,20 @@
 """What a training costs: counted on a tiny model, and the same by hand."""
 
-import contextlib
 import json
-import math
 import re
 from pathlib import Path
 
 import pytest
-import torch
 from refusals import refused
 from tiny import weights
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from kava.backbones import loading
 from kava.data import load_examples
 from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import load_resolved
 from kava.recipe.schema import Recipe
-from kava.sweeps import cost, memory
-from kava.sweeps.cost import ANSWER, QUESTION, REASONING, Estimator, rows_seen, total_steps
-from kava.sweeps.dry_run import _parts, _told
-from kava.system.text import format_bytes
+from kava.sweeps.cost import ANSWER, QUESTION, REASONING, Estimator, rows_seen
+from kava.sweeps.dry_run import _told
 
 M, T = 4, 2
 
@@ -96,11 +90,15 @@ def test_pads_of_a_micro_batch_count(backbone, rows):
 
 
 def test_rows_are_seen_as_the_trainer_deals_them(backbone, rows):
-    assert [rows_seen(steps, 7, 3) for steps in range(7)] == [0, 3, 6, 7, 10, 13, 14]
-    assert total_steps(recipe("cot", backbone, rows), 7) == 8
-    train = {"epochs": 0.5, "batch_size": 2, "learning_rate": 1}
-    assert total_steps(recipe("cot", backbone, rows, train=train), 7) == 2
-    assert total_steps(recipe("cot", backbone, rows), None) is None
+    of_three, half, few = (
+        recipe("cot", backbone, rows, train={"learning_rate": 1, **train}).train
+        for train in (
+            {"epochs": 2, "batch_size": 3}, {"epochs": 0.5, "batch_size": 2}, {"steps": 3}
+        )
+    )  # fmt: skip
+    assert [rows_seen(steps, 7, of_three) for steps in range(7)] == [0, 3, 6, 7, 10, 13, 14]
+    assert [train.total_steps(7) for train in (of_three, half, few)] == [6, 2, 3]
+    assert (of_three.steps_per_epoch(6), of_three.steps_per_epoch(7)) == (2, 3)
 
 
 def test_each_stage_of_a_curriculum_counts_for_itself(backbone, tmp_path):
@@ -119,7 +117,7 @@ def test_each_stage_of_a_curriculum_counts_for_itself(backbone, tmp_path):
 
 def test_without_rows_or_tokenizer_the_assumed_lengths_are_told(backbone, rows):
     known = load_resolved("recipes/llama1b_aug/kava.yaml")
-    found = Estimator("cuda").cost(known)
+    found = Estimator().cost(known)
     assert found.steps == 30_130
     kept = 2 * REASONING // 3  # the last of three steps is dropped
     row = QUESTION + (kept + ANSWER) + (1 + 24) + 3 * 24 + (1 + ANSWER)
@@ -132,12 +130,11 @@ def test_without_rows_or_tokenizer_the_assumed_lengths_are_told(backbone, rows):
         assert len(lines) == 3 and {tuple(re.split(r"  +", line)) for line in lines} == {
             _told(found)
         }
-        assert f"kava: {found.notes[0]}\nkava: {_parts(found.memory)}\n" in page.read_text()
+        assert f"kava: {found.notes[0]}\n" in page.read_text(encoding="utf-8")
 
     found = Estimator().cost(recipe("cot", "nobody/nothing", rows, family="llama"))
     assert found.token_forwards == 2 * 7 * (QUESTION + REASONING + ANSWER)
     assert "the tokenizer of nobody/nothing" in found.notes[0]
-    assert found.memory is None and "config.json" in found.notes[1]
 
     found = Estimator().cost(recipe("cot", "nobody/nothing", "nobody/rows", family="llama"))
     assert (found.steps, found.token_forwards) == (None, None)
@@ -145,102 +142,6 @@ def test_without_rows_or_tokenizer_the_assumed_lengths_are_told(backbone, rows):
 
     found = Estimator().cost(recipe("cot", "nobody/nothing", rows))
     assert found.token_forwards is None and "'family'" in found.notes[1]
-
-
-@pytest.mark.parametrize(
-    ("name", "weights"),  # as its authors' model cards have them: 1.23, 3.21 and 0.49 billion
-    [
-        ("meta-llama/Llama-3.2-1B-Instruct", 1_235_814_400),
-        ("meta-llama/Llama-3.2-3B-Instruct", 3_212_749_824),
-        ("Qwen/Qwen2.5-0.5B-Instruct", 494_032_768),
-    ],
-)
-def test_known_shapes_have_the_published_number_of_weights(name, weights):
-    bare = memory.without_values(recipe("cot", name, "synthetic", adapter="full"))
-    assert sum(p.numel() for p in bare.parameters()) == weights
-
-
-def test_weights_gradients_and_optimiser_are_those_of_the_model(backbone, rows):
-    for changes in ({}, {"adapter": "full"}):
-        wanted = recipe("kava", backbone, rows, **changes)
-        built = Reasoner.build(wanted)
-        trained = sum(p.numel() for p in built.parameters() if p.requires_grad)
-        whole = sum(p.numel() for p in built.parameters())
-        found = memory.estimate(wanted, memory.Traffic(), "cpu")
-        assert found.weights == 4 * whole
-        assert (found.gradients, found.optimiser) == (4 * trained, 8 * trained)
-        assert found.total == 4 * whole + 12 * trained
-        train = {**wanted.train.model_dump(), "precision": "bf16"}
-        half = memory.estimate(
-            wanted.model_copy(update={"train": type(wanted.train)(**train)}),
-            memory.Traffic(), "cpu",
-        )  # fmt: skip
-        frozen = whole - trained
-        assert half.weights == (6 * whole if changes else 4 * trained + 2 * frozen)
-
-
-@pytest.mark.parametrize("adapter", ["lora", "full"])
-@pytest.mark.parametrize("autocast", [False, True])
-def test_activations_are_about_what_autograd_keeps(adapter, autocast, backbone, rows):
-    width = 256
-    wanted = recipe(
-        "kava", backbone, rows, adapter=adapter, lora={"r": 16}, num_latents=24,
-        train={"steps": 1, "batch_size": 32, "learning_rate": 1e-3,
-               "precision": "bf16" if autocast else "fp32"},
-    )  # fmt: skip
-    tokenizer = loading.load_tokenizer(backbone)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width,
-        num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=2,
-    )  # fmt: skip
-    dtype = loading.choose_dtype(wanted, "cpu")
-    model = loading.prepare(LlamaForCausalLM(config).to(dtype))
-    reasoner = Reasoner(model, tokenizer, wanted, loading.identity(model, "x", None))
-    (batch,) = cost.sample(reasoner, load_examples("synthetic", "train", limit=32))
-    seen = cost.traffic(reasoner, [batch], math.inf)
-    estimated = memory.activation_bytes(wanted, reasoner.lm, seen, autocast, "cpu")
-
-    weights = {p.untyped_storage().data_ptr() for p in reasoner.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def pack(tensor):
-        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
-
-    casts = torch.autocast("cpu", torch.bfloat16) if autocast else contextlib.nullcontext()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), casts:
-        reasoner.train()(**batch)
-    sizes = (t.untyped_storage().nbytes() for at, t in kept.items() if at not in weights)
-    assert estimated == pytest.approx(sum(sizes), rel=0.15)
-
-
-def test_of_a_job_the_memory_is_that_of_one_process_on_its_gpu(backbone, rows, tmp_path, capsys):
-    from rich.console import Console
-
-    from kava.sweeps.dry_run import list_runs
-    from kava.sweeps.slurm import Options
-    from kava.sweeps.sweep import Scoring, plan
-
-    file, out, console = tmp_path / "kava.yaml", tmp_path / "out", Console(width=200)
-    train = {"steps": 1, "batch_size": 4, "learning_rate": 1e-3}
-
-    def told(jobs, **resources):
-        wanted = recipe("kava", backbone, rows, train=train, resources=resources)
-        file.write_text(wanted.model_dump_json(by_alias=True))
-        assert list_runs(plan([str(file)], [1], [], out, console), Scoring(), console, jobs, out)
-        said = capsys.readouterr().out
-        return re.search(r"would run .* ([\d.]+ [MG]B)", said)[1], said
-
-    estimators = [Estimator(device) for device in ("cpu", "cuda")]
-    wanted = recipe("kava", backbone, rows, train=train)
-    here, gpu = (format_bytes(one.cost(wanted).memory.total) for one in estimators)
-    half = format_bytes(estimators[1].cost(wanted, 2).memory.total)
-    assert len({here, gpu, half}) == 3
-    assert told(None, gpus=2)[0] == here, "on this machine it is one process"
-    assert told(Options(), gpus=1)[0] == gpu and told(Options(), gpus=2)[0] == half
-    assert told(Options(), gpus=0)[0] == here
-    assert "one process on a CPU" in told(Options(), gpus=0)[1]
-    assert "one process on a GPU" in told(Options())[1]
 
 
 @pytest.mark.parametrize("method", ["icot", "coconut"])
@@ -258,7 +159,7 @@ def test_a_training_that_ends_before_its_last_stage_is_foreseen(method, backbone
         )
         for end in ({"epochs": 7}, {"steps": 1})
     )
-    estimator = Estimator("cpu")
+    estimator = Estimator()
     assert estimator.cost(long).refusal == ""
     refusal = estimator.cost(short).refusal
     assert f"'{method}'" in refusal and f" {needed:.2f} " in refusal
@@ -284,8 +185,8 @@ def test_a_dry_run_lists_every_run_and_writes_nothing(backbone, rows, tmp_path, 
     assert list_runs(plan([str(file)], [1, 2], [], out, console), Scoring(), console)
     said = capsys.readouterr().out
     tokens = 2 * sum(by_hand("kava", *row) for row in lengths(backbone, rows))
-    assert re.search(rf"kava-seed1 +done +8 +{tokens:,} +[\d.]+ MB", said)
-    assert re.search(rf"kava-seed2 +would run +8 +{tokens:,} +[\d.]+ MB", said)
+    assert re.search(rf"kava-seed1 +done +8 +{tokens:,} *\n", said)
+    assert re.search(rf"kava-seed2 +would run +8 +{tokens:,} *\n", said)
     assert f"2 runs: 1 done, 1 would run; {tokens:,} token-forwards to go" in said
     assert list_runs(done, Scoring(["synthetic"]), console)
     assert "would be scored" in capsys.readouterr().out

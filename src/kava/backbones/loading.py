@@ -52,11 +52,8 @@ def choose_dtype(recipe: Recipe, device: str | torch.device) -> torch.dtype:
     By default this is bf16 for a frozen backbone on a GPU, and fp32 on the CPU. A backbone that is
     trained is always in fp32.
     """
-    wanted = recipe.train.precision
-    on_gpu = torch.device(device).type == "cuda"
-    if recipe.adapter == "full" or wanted == "fp32" or (wanted == "auto" and not on_gpu):
-        return torch.float32
-    return torch.bfloat16
+    half = recipe.adapter != "full" and recipe.train.autocasts(torch.device(device).type)
+    return torch.bfloat16 if half else torch.float32
 
 
 def read_dtype(given: str | torch.dtype | None) -> torch.dtype | None:

@@ -23,7 +23,6 @@ from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import load_resolved
 from kava.recipe.schema import Recipe
 from kava.sweeps import sweep
-from kava.sweeps.memory import autocasts
 from kava.system import assets
 from kava.system.environment import default_device, provenance
 from kava.system.files import write_json
@@ -158,7 +157,7 @@ def _timed(pieces: dict[str, Any], plan: Plan, device: torch.device, console: Co
 
 def _rate(recipe: Recipe, device: torch.device, dtype: torch.dtype | None = None) -> float:
     if dtype is None:
-        bf16 = autocasts(recipe, device.type)
+        bf16 = recipe.train.autocasts(device.type)
         dtype = torch.bfloat16 if bf16 else loading.choose_dtype(recipe, device)
     return matrix_rate(device, dtype)
 

@@ -80,26 +80,17 @@ class Cost:
 
 
 def cost(reasoner: Reasoner, training: bool) -> Cost:
-    """Return the minimum cost of each unit of work for a reasoner."""
-    return cost_of(reasoner.lm, reasoner.projection, training)
-
-
-def cost_of(lm: Any, projection: nn.Module, training: bool) -> Cost:
     """Return the minimum cost of each unit of work, from the backbone's shape and the adapter.
 
     A matrix product costs two FLOPs per weight in the forward pass. In training, the gradient of
     its input costs as much again, and so does the gradient of its weight if that is trained.
     Attention is two products in the forward pass and five in the backward pass: attention weights
     are recomputed there, since they may not be kept. Grouped heads cost as much as other heads.
-    Only shapes are read, so the weights may be without values.
-
-    Args:
-        lm: the backbone, with its adapter's layers inside.
-        projection: P.
 
     Raises:
         KavaError: layers with matrix products other than `nn.Linear`, such as mixtures of experts.
     """
+    lm = reasoner.lm
     _check(lm)
     head = lm.get_output_embeddings().weight
     of_layers = _products(lm.base_model, training)
@@ -110,7 +101,7 @@ def cost_of(lm: Any, projection: nn.Module, training: bool) -> Cost:
         column=of_layers,
         pair=pair,
         label=2 * head.numel() * _times(head, training),
-        latent=_products(projection, training),
+        latent=_products(reasoner.projection, training),
     )
 
 

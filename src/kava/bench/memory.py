@@ -12,7 +12,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,21 @@ from kava.backbones import attention, loading
 from kava.bench.shapes import Lengths, reasoner_of_sizes
 from kava.bench.train import Training, optimiser
 from kava.recipe.schema import Recipe
-from kava.sweeps.memory import Memory, autocasts
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory at the peak of a training step, in bytes."""
+
+    weights: float
+    gradients: float
+    optimiser: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """Return the total number of bytes."""
+        return self.weights + self.gradients + self.optimiser + self.activations
 
 
 class Living(TorchDispatchMode):
@@ -81,7 +95,7 @@ def count(recipe: Recipe, shape: str, lengths: Lengths, rows: int, device: str) 
     train = {"batch_size": 2 * rows if more else rows, "micro_batch_size": rows, "compile": False}
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
     reasoner = reasoner_of_sizes(recipe, shape, loading.choose_dtype(recipe, device))
-    training = Training.of(reasoner, lengths, autocasts(recipe, device))
+    training = Training.of(reasoner, lengths, recipe.train.autocasts(device))
     with ExitStack() as stack:
         if device == "cuda":
             stack.enter_context(attention.as_on_gpus())

@@ -11,11 +11,11 @@ from rich.console import Console
 
 from kava.bench import memory
 from kava.bench.command import recipe_paths, settings_of
+from kava.bench.memory import Memory
 from kava.bench.shapes import Lengths
 from kava.bench.table import table
 from kava.errors import KavaError
 from kava.reasoning.resolve import load_resolved
-from kava.sweeps.memory import Memory
 from kava.system.environment import provenance
 from kava.system.files import write_json
 from kava.system.text import format_bytes, format_count, print_text

@@ -21,8 +21,7 @@ from kava.reasoning import batching
 from kava.reasoning.batching import Row
 from kava.reasoning.reasoner import Reasoner
 from kava.recipe.schema import Recipe
-from kava.sweeps import memory
-from kava.sweeps.cost import traffic
+from kava.sweeps.cost import token_forwards
 from kava.system.memory import peak_memory
 from kava.training.sampler import POOL
 
@@ -47,7 +46,7 @@ class Training:
         """
         reasoner = random_reasoner(recipe, shape, device)
         flops.cost(reasoner, training=True)  # raises before anything is timed
-        return cls.of(reasoner, lengths, memory.autocasts(recipe, device.type))
+        return cls.of(reasoner, lengths, recipe.train.autocasts(device.type))
 
     @classmethod
     def of(cls, reasoner: Reasoner, lengths: Lengths, autocast: bool) -> Training:
@@ -99,7 +98,7 @@ class Training:
             counted = flops.count_flops(self.gradients)
         self.optimiser.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            seen = traffic(self.reasoner, without, float("inf"))
+            seen = token_forwards(self.reasoner, without, float("inf"))
         tokens = sum(
             int(batch[f"{part}_mask"].sum())
             for batch in self.micro_batches
@@ -108,7 +107,7 @@ class Training:
         return {
             "rows": sum(batch["question"].shape[0] for batch in without),
             "tokens": tokens,
-            "token_forwards": seen.tokens,
+            "token_forwards": seen,
             "token_forwards_least": sum(work.columns for work in works) if known else None,
             "flops": counted,
             "flops_least": round(least) if known else None,

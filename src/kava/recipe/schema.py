@@ -8,6 +8,7 @@ the checkpoint.
 from __future__ import annotations
 
 import difflib
+import math
 import reprlib
 from itertools import takewhile
 from typing import Annotated, Any, Literal, cast
@@ -193,10 +194,17 @@ class Train(Section):
             )
         return self
 
-    @property
-    def accumulation(self) -> int:
-        """Gradient accumulation: number of micro-batches per optimizer step on one process."""
-        return self.batch_size // (self.micro_batch_size or self.batch_size)
+    def autocasts(self, device: str) -> bool:
+        """Whether training on a device of this type, `cpu` or `cuda`, computes in bf16 autocast."""
+        return self.precision == "bf16" or (self.precision == "auto" and device == "cuda")
+
+    def steps_per_epoch(self, rows: int) -> int:
+        """Return the optimizer steps of an epoch of `rows` examples; the last may be smaller."""
+        return math.ceil(rows / self.batch_size)
+
+    def total_steps(self, rows: int) -> int:
+        """Return the optimizer steps of a whole training on `rows` examples."""
+        return self.steps or math.ceil((self.epochs or 0) * self.steps_per_epoch(rows))
 
 
 class Evaluation(Section):

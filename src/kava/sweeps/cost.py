@@ -1,4 +1,4 @@
-"""Estimate the cost of a training run without training: steps, token-forwards and memory.
+"""Estimate the cost of a training run without training: steps and token-forwards.
 
 A token-forward is one column of one example that passes forward through the backbone, including
 padding (which costs the same as a token). A latent counts once per forward pass. They are counted
@@ -9,7 +9,6 @@ is not included.
 
 from __future__ import annotations
 
-import math
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -31,12 +30,9 @@ from kava.errors import KavaError
 from kava.reasoning import batching, checkpoint
 from kava.reasoning.reasoner import Reasoner
 from kava.recipe import registry
-from kava.recipe.schema import Data, Recipe
-from kava.sweeps import memory as memories
-from kava.sweeps.memory import Call, Memory, Traffic
+from kava.recipe.schema import Data, Recipe, Train
 from kava.system import hub
-from kava.system.environment import default_device
-from kava.training.arguments import check_schedule, rows_at_once
+from kava.training.arguments import check_schedule, rows_at_once, stage_begins
 from kava.training.smoke import family
 from kava.types import Example
 
@@ -64,7 +60,6 @@ class Cost:
 
     steps: int | None
     token_forwards: int | None
-    memory: Memory | None
     notes: tuple[str, ...] = ()
     refusal: str = ""
 
@@ -80,12 +75,8 @@ class Rows:
 
 @dataclass
 class Estimator:
-    """Estimates the cost of recipes, doing shared work once. It downloads nothing.
+    """Estimates the cost of recipes, doing shared work once. It downloads nothing."""
 
-    device: the device whose memory is estimated, `cpu` or `cuda`; by default that of this machine.
-    """
-
-    device: str | None = None
     _rows: dict[str, Rows] = field(default_factory=dict)
     _costs: dict[str, Cost] = field(default_factory=dict)
 
@@ -93,14 +84,12 @@ class Estimator:
         """Estimate the cost of training by `recipe`; the seed makes no difference.
 
         Args:
-            processes: number of processes that share a batch; the memory is that of one of them.
+            processes: number of processes that share a batch, and so pad its parts separately.
         """
         key = repr((recipe.model_copy(update={"seed": 0}), processes))
         if key not in self._costs:
-            device = self.device or default_device()
             with hub.offline():
-                rows = self.rows(recipe.data)
-                self._costs[key] = _cost(recipe, rows, device, processes)
+                self._costs[key] = _cost(recipe, self.rows(recipe.data), processes)
         return self._costs[key]
 
     def rows(self, data: Data) -> Rows:
@@ -111,31 +100,25 @@ class Estimator:
         return self._rows[key]
 
 
-def _cost(recipe: Recipe, rows: Rows, device: str, processes: int) -> Cost:
+def _cost(recipe: Recipe, rows: Rows, processes: int) -> Cost:
     notes: list[str] = []
-    steps = total_steps(recipe, rows.count)
+    train = recipe.train
+    steps = train.steps if rows.count is None else train.total_steps(rows.count)
     if steps is None:
         notes.append(f"steps not known: {rows.why_not}")
     tokenizer, examples = text(recipe, rows, notes)
-    forwards = memory = None
-    refusal = ""
+    forwards, refusal = None, ""
     try:
         with tiny_reasoner(recipe, tokenizer) as reasoner:
-            batches = sample(reasoner, examples, rows_at_once(recipe.train, processes))
+            batches = sample(reasoner, examples, rows_at_once(train, processes))
             if steps is not None:
                 forwards = count(reasoner, batches, steps, rows.count or len(examples))
             if rows.count:
                 known = batches if examples is rows.examples else []
                 refusal = _refusal(reasoner, known, rows.count)
-            seen = peak(reasoner, batches)
     except KavaError as error:
         notes.append(f"not counted: {error}")
-    else:
-        try:
-            memory = memories.estimate(recipe, seen, device)
-        except KavaError as error:
-            notes.append(f"memory not known: {error}")
-    return Cost(steps, forwards, memory, tuple(notes), refusal)
+    return Cost(steps, forwards, tuple(notes), refusal)
 
 
 def _refusal(reasoner: Reasoner, batches: Sequence[Batch], rows: int) -> str:
@@ -154,18 +137,10 @@ def _refusal(reasoner: Reasoner, batches: Sequence[Batch], rows: int) -> str:
 # -- steps and token-forwards --------------------------------------------------------------------
 
 
-def total_steps(recipe: Recipe, rows: int | None) -> int | None:
-    """Return the number of optimizer steps; None if it depends on an unknown number of examples."""
-    train = recipe.train
-    if train.steps or rows is None:
-        return train.steps
-    return math.ceil(train.epochs * math.ceil(rows / train.batch_size))
-
-
-def rows_seen(steps: int, rows: int, batch_size: int) -> int:
+def rows_seen(steps: int, rows: int, train: Train) -> int:
     """Return the number of examples in `steps` batches; an epoch's last batch may be smaller."""
-    epochs, rest = divmod(steps, math.ceil(rows / batch_size))
-    return epochs * rows + min(rest * batch_size, rows)
+    epochs, rest = divmod(steps, train.steps_per_epoch(rows))
+    return epochs * rows + min(rest * train.batch_size, rows)
 
 
 def count(reasoner: Reasoner, batches: Sequence[Batch], steps: int, rows: int) -> int:
@@ -173,73 +148,34 @@ def count(reasoner: Reasoner, batches: Sequence[Batch], steps: int, rows: int) -
 
     A method with stages is counted stage by stage, each weighted by the number of its examples.
     """
-    batch_size = reasoner.recipe.train.batch_size
-    spans = stages(reasoner, steps, rows)
+    train = reasoner.recipe.train
+    spans = list(pairwise([*stage_begins(reasoner, steps, rows), steps]))
     each = len(batches) if len(spans) == 1 else max(1, STAGED // len(spans))
     total = 0.0
     for i, (begin, end) in enumerate(spans):
         chosen = [batches[(i + j) % len(batches)] for j in range(min(each, len(batches)))]
-        tokens = traffic(reasoner, chosen, begin / math.ceil(rows / batch_size)).tokens
-        seen = rows_seen(end, rows, batch_size) - rows_seen(begin, rows, batch_size)
+        tokens = token_forwards(reasoner, chosen, begin / train.steps_per_epoch(rows))
+        seen = rows_seen(end, rows, train) - rows_seen(begin, rows, train)
         total += seen * tokens / sum(batch["question"].shape[0] for batch in chosen)
     return round(total)
 
 
-def stages(reasoner: Reasoner, steps: int, rows: int) -> list[tuple[int, int]]:
-    """Return the intervals of steps, each without its end, in which the method stays the same."""
-    per_epoch = math.ceil(rows / reasoner.recipe.train.batch_size)
-    found = [reasoner.method.stage(step / per_epoch) for step in range(steps)]
-    changes = [step for step in range(1, steps) if found[step] != found[step - 1]]
-    return list(pairwise([0, *changes, steps]))
-
-
 @torch.no_grad()
-def traffic(reasoner: Reasoner, batches: Sequence[Batch], epoch: float) -> Traffic:
-    """Compute the loss of each batch at a point of the training; return the backbone's inputs."""
-    calls, labels = [], []
+def token_forwards(reasoner: Reasoner, batches: Sequence[Batch], epoch: float) -> int:
+    """Compute the loss of each batch at a point of the training; count the backbone's inputs."""
+    columns: list[int] = []
 
     def enters(module: nn.Module, args: tuple, inputs: Batch) -> None:
-        rows, columns = inputs["inputs_embeds"].shape[:2]
-        mask = inputs["attention_mask"]
-        if isinstance(mask, dict):  # one mask per kind of layer, all of one shape
-            mask = next(iter(mask.values()))
-        calls.append(Call(rows, columns, mask.shape[-1]))
+        columns.append(inputs["inputs_embeds"].shape[:2].numel())
 
-    def is_read(module: nn.Module, args: tuple) -> None:
-        labels.append(args[0].shape[:-1].numel())
-
-    hooks = [
-        reasoner.lm.base_model.register_forward_pre_hook(enters, with_kwargs=True),
-        reasoner.lm.get_output_embeddings().register_forward_pre_hook(is_read),
-    ]
+    hook = reasoner.lm.base_model.register_forward_pre_hook(enters, with_kwargs=True)
     try:
         for batch in batches:
-            _loss(reasoner, batch, epoch)
+            staged = reasoner.apply_stage(batch, epoch)
+            reasoner(counts=reasoner.method.counts(staged), **staged)
     finally:
-        for hook in hooks:
-            hook.remove()
-    return Traffic(calls, sum(labels))
-
-
-def _loss(reasoner: Reasoner, batch: Batch, epoch: float) -> None:
-    batch = reasoner.apply_stage(batch, epoch)
-    reasoner(counts=reasoner.method.counts(batch), **batch)
-
-
-def peak(reasoner: Reasoner, batches: Sequence[Batch]) -> Traffic:
-    """Return the traffic of the widest micro-batch, at the start or end of training.
-
-    The one with more tokens counts.
-    """
-    one = widest(batches)
-    return max(
-        (traffic(reasoner, [one], epoch) for epoch in (0.0, math.inf)), key=lambda t: t.tokens
-    )
-
-
-def widest(batches: Sequence[Batch]) -> Batch:
-    """Return the micro-batch with the most columns."""
-    return max(batches, key=lambda b: sum(b[k].numel() for k in ("question", "steps", "answer")))
+        hook.remove()
+    return sum(columns)
 
 
 @contextmanager

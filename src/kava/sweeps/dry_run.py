@@ -15,10 +15,8 @@ from kava.runs.folder import read_result
 from kava.sweeps import slurm
 from kava.sweeps.attempt import DONE, RESUME, SCORE, START, Run, Scoring, state
 from kava.sweeps.cost import Cost, Estimator
-from kava.sweeps.memory import Memory
 from kava.system import hub, lock
-from kava.system.environment import default_device
-from kava.system.text import format_bytes, format_count, print_text
+from kava.system.text import format_count, print_text
 
 LOCKED, REFUSED = "locked by another process", "would fail"
 
@@ -45,11 +43,9 @@ def list_runs(
     """
     for name in scoring.names:
         registry.check("tasks", name)
-    on_gpus = bool(jobs) and any(run.recipe.resources.gpus for run in runs)
-    device = "cuda" if on_gpus else "cpu" if jobs else default_device()
-    estimator, notes, left = Estimator(device), Notes(), 0
+    estimator, notes, left = Estimator(), Notes(), 0
     table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for heading in ("run", "state", "steps", "token-forwards", "memory"):
+    for heading in ("run", "state", "steps", "token-forwards"):
         table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
     states, to_submit = [], []
     queued = slurm.with_queue_state(runs, output) if jobs else ((run, "") for run in runs)
@@ -67,7 +63,7 @@ def list_runs(
             states.append(now)
             left += (cost.token_forwards or 0) * (now in (START, RESUME))
             notes.add(run.folder.name, why)
-            for note in (*cost.notes, _parts(cost.memory)):
+            for note in cost.notes:
                 notes.add(run.name, note)
             table.add_row(run.folder.name, now, *_told(cost))
     console.print(table)
@@ -81,7 +77,7 @@ def list_runs(
         wanted = slurm.describe_resources(group[0].recipe.resources)
         print_text(console, f"{len(group)} as jobs of SLURM, {limit} at a time; each {wanted}")
     console.print()
-    print_text(console, _LEGEND.format(where=_WHERE[device]))
+    print_text(console, _LEGEND)
     for words in notes.lines():
         print_text(console, words)
     return REFUSED not in states
@@ -89,9 +85,8 @@ def list_runs(
 
 _LEGEND = (
     "token-forwards: columns that enter the backbone in the whole training, with pads, without "
-    "validation\nmemory: an estimate for a training step of one process on {where}"
+    "validation\nmemory of a training step: kava bench memory RECIPE"
 )
-_WHERE = {"cuda": "a GPU", "cpu": "a CPU"}
 
 
 class Notes:
@@ -138,23 +133,10 @@ def _unfit(run: Run, now: str) -> str:
     return ""
 
 
-def _told(cost: Cost) -> tuple[str, str, str]:
+def _told(cost: Cost) -> tuple[str, str]:
     return (
         "?" if cost.steps is None else f"{cost.steps:,}",
         "?" if cost.token_forwards is None else format_large_number(cost.token_forwards),
-        "?" if cost.memory is None else format_bytes(cost.memory.total),
-    )
-
-
-def _parts(memory: Memory | None) -> str:
-    if memory is None:
-        return ""
-    weights, gradients, optimiser, activations = map(
-        format_bytes, (memory.weights, memory.gradients, memory.optimiser, memory.activations)
-    )
-    return (
-        f"{weights} weights + {gradients} gradients + {optimiser} optimiser state + {activations} "
-        "activations of a micro-batch"
     )
 
 

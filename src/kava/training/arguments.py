@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -51,7 +49,7 @@ def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -
         lr_scheduler_type=_SCHEDULES.get(settings.schedule, settings.schedule),
         warmup_steps=settings.warmup,
         max_grad_norm=settings.clip,
-        bf16=settings.precision == "bf16" or (settings.precision == "auto" and on_gpu),
+        bf16=settings.autocasts(device.type),
         use_cpu=not on_gpu,
         seed=recipe.seed,
         data_seed=recipe.seed,
@@ -113,7 +111,7 @@ def check_schedule(reasoner: Reasoner, longest: int, rows: int) -> None:
         KavaError: says how many epochs the stages need.
     """
     recipe, needed = reasoner.recipe, reasoner.method.last_stage_at(longest)
-    per_epoch = math.ceil(rows / recipe.train.batch_size)
+    per_epoch = recipe.train.steps_per_epoch(rows)
     epochs = recipe.train.epochs or recipe.train.steps / per_epoch
     if needed and epochs <= needed:
         raise KavaError(
@@ -169,7 +167,9 @@ def check_lengths(reasoner: Reasoner, rows: Sequence[batching.Row], console: Con
     if there is None:
         return
     long = [row for row in rows if row.columns + latents > there]  # the most that a pass can hold
-    epochs = _stage_begins(reasoner, len(rows)) if long else []
+    train = recipe.train
+    begins = stage_begins(reasoner, train.total_steps(len(rows)), len(rows)) if long else []
+    epochs = [step / train.steps_per_epoch(len(rows)) for step in begins]
     taken = ((row, n) for row, n in _positions(reasoner, long, epochs) if n > there)
     row, most = next(taken, (None, 0))
     if row is None:
@@ -189,13 +189,11 @@ def check_lengths(reasoner: Reasoner, rows: Sequence[batching.Row], console: Con
     console.print(f"{line}: {note}", highlight=False, markup=False)
 
 
-def _stage_begins(reasoner: Reasoner, rows: int) -> list[float]:
-    """Return the epochs at which training on this number of examples enters each of its stages."""
-    train, stage = reasoner.recipe.train, reasoner.method.stage
-    per_epoch = math.ceil(rows / train.batch_size)
-    steps = train.steps or math.ceil(train.epochs * per_epoch)
-    at = [step / per_epoch for step in range(steps)]
-    return at[:1] + [now for before, now in pairwise(at) if stage(now) != stage(before)]
+def stage_begins(reasoner: Reasoner, steps: int, rows: int) -> list[int]:
+    """Return the steps at which a training on this number of examples enters each of its stages."""
+    per_epoch = reasoner.recipe.train.steps_per_epoch(rows)
+    stages = [reasoner.method.stage(step / per_epoch) for step in range(steps)]
+    return [step for step in range(steps) if step == 0 or stages[step] != stages[step - 1]]
 
 
 def _positions(

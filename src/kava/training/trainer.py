@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -89,7 +88,7 @@ class StepTrainer(Trainer):
 
     def epoch_of(self, step: int) -> float:
         """Return how many epochs precede an optimizer step."""
-        return step / math.ceil(len(self.train_dataset) / self.model.recipe.train.batch_size)
+        return step / self.model.recipe.train.steps_per_epoch(len(self.train_dataset))
 
     def _enter_stage(self) -> None:
         # Depends on the step only, so that a resumed run equals an uninterrupted one.
