@@ -1,9 +1,11 @@
 """Rooms, their order and the page that describes them are one and the same."""
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,14 @@ def test_few_things_lie_at_the_top():
     modules = [file for file in PACKAGE.glob("*.py")]
     rooms = [folder for folder in PACKAGE.iterdir() if (folder / "__init__.py").is_file()]
     assert len(modules) <= 6 and len(rooms) <= 19
+
+
+def test_no_two_classes_share_a_name():
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in PACKAGE.rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    counts = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
+    assert len(counts) > 150
+    assert [name for name, count in counts.items() if count > 1] == []
 
 
 def test_a_recipe_is_read_without_torch():

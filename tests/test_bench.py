@@ -23,7 +23,7 @@ from torch import nn
 import kava
 from kava.backbones import cache, structure
 from kava.bench import flops, shapes, timing
-from kava.bench.command import Plan, bench_generate, bench_train, recipe_paths
+from kava.bench.command import BenchSettings, bench_generate, bench_train, recipe_paths
 from kava.bench.generate import Generation
 from kava.bench.memory_command import bench_memory
 from kava.bench.shapes import (
@@ -341,7 +341,7 @@ def test_a_length_is_a_number_or_two(text):
 def test_a_question_and_a_batch_are_not_empty():
     with refused("bench.question-too-short", "question"):
         Lengths(question=(0, 3))
-    plan = Plan(TINY, SHORT, repeats=1, warm_up=0, output=None)
+    plan = BenchSettings(TINY, SHORT, repeats=1, warm_up=0, output=None)
     for sizes in ([0], [2, -1]):
         with refused("bench.not-above-0", "--batch"):
             bench_generate(["recipes/bench/cot.yaml"], [], plan, sizes, Console(quiet=True))
@@ -356,7 +356,7 @@ def test_recipes_are_told_apart_by_their_folders(tmp_path):
     console = Console(file=StringIO(), soft_wrap=True)
     assert recipe_paths(given, console) == {"a/q/x": given[0], "b/q/x": given[1], "cot": given[3]}
     assert console.file.getvalue() == f"{given[2]}: named twice, taken once\n"
-    plan = Plan(TINY, SHORT, repeats=1, warm_up=0, output=None)
+    plan = BenchSettings(TINY, SHORT, repeats=1, warm_up=0, output=None)
     settings = ["train.batch_size=1"]
     told = bench_train(given[:2], settings, plan, Console(quiet=True))
     assert [told["recipes"][name]["method"] for name in told["rows"]] == ["cot", "no_cot"]
@@ -388,7 +388,7 @@ def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path):
 
 
 def test_commands_write_what_they_measured(tmp_path):
-    plan = Plan(TINY, SHORT, repeats=2, warm_up=0, output=tmp_path / "train.json")
+    plan = BenchSettings(TINY, SHORT, repeats=2, warm_up=0, output=tmp_path / "train.json")
     recipes = [f"recipes/bench/{method}.yaml" for method in ("cot", "kava")]
     settings = ["train.batch_size=4", "train.micro_batch_size=2", "num_latents=3"]
     console = Console(quiet=True)
@@ -398,7 +398,7 @@ def test_commands_write_what_they_measured(tmp_path):
     row = told["rows"]["kava"]
     assert row["rows"] == 4 and row["micro_batches"] == 2 and row["repeats"] == 2
     assert row["flops"] >= row["flops_least"] > 0 and row["peak_memory"]["bytes"] > 0
-    plan = Plan(TINY, SHORT, repeats=1, warm_up=0, output=tmp_path / "generate.json")
+    plan = BenchSettings(TINY, SHORT, repeats=1, warm_up=0, output=tmp_path / "generate.json")
     bench_generate(recipes, ["num_latents=3"], plan, [1, 3], console)
     rows = json.loads(plan.output.read_text())["rows"]
     assert [row["batch_size"] for row in rows["kava"]] == [1, 3]
@@ -410,9 +410,9 @@ def test_it_does_without_the_packages_for_rows_figures_and_answers(tmp_path):
     """As on a machine that lacks them; a name that is None in `sys.modules` cannot be imported."""
     lacking = "datasets", "pandas", "matplotlib", "math_verify"
     start = f"import sys; sys.modules |= dict.fromkeys({lacking})"
-    plan = f"Plan({TINY!r}, Lengths((5, 9), (6, 6), (7, 7)), 1, 0, None)"
+    plan = f"BenchSettings({TINY!r}, Lengths((5, 9), (6, 6), (7, 7)), 1, 0, None)"
     call = f"bench_train(['recipes/bench/kava.yaml'], ['train.batch_size=1'], {plan}, Console())"
-    imports = "from kava.bench.command import Console, Lengths, Plan, bench_train"
+    imports = "from kava.bench.command import Console, Lengths, BenchSettings, bench_train"
     words = [sys.executable, "-c", "\n".join((start, imports, call))]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and "kava" in done.stdout, done.stderr
@@ -422,7 +422,7 @@ def test_it_does_without_the_packages_for_rows_figures_and_answers(tmp_path):
 
 def test_a_pattern_that_the_shell_left_is_that_of_shipped_recipes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plan = Plan(TINY, SHORT, repeats=1, warm_up=0, output=None)
+    plan = BenchSettings(TINY, SHORT, repeats=1, warm_up=0, output=None)
     settings = ["train.batch_size=2"]
     told = bench_train(["recipes/bench/*cot.yaml"], settings, plan, Console(quiet=True))
     assert told["rows"].keys() == {"cot", "no_cot", "pccot"}

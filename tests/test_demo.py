@@ -18,10 +18,10 @@ from refusals import refused
 from rich.console import Console
 
 from kava.demo import command, panels, questions, sizes
-from kava.demo.command import Address, _its_writer, serve, server
+from kava.demo.command import PageAddress, _its_writer, serve, server
 from kava.demo.happening import as_it_happens
 from kava.demo.progress import answering
-from kava.demo.questions import Limits, Questions, to_pick
+from kava.demo.questions import PageLimits, Questions, to_pick
 from kava.errors import KavaError
 from kava.inspect.decoded import decode_passes, decode_states
 from kava.quickstart import BACKBONE, CHECKPOINT
@@ -34,7 +34,7 @@ from kava.serve.hosts import Hosts
 gradio = pytest.importorskip("gradio", reason="kava[demo] is not installed")
 
 from kava.demo import door  # noqa: E402
-from kava.demo.page import Demo, Model  # noqa: E402
+from kava.demo.page import Demo, PageModel  # noqa: E402
 
 # gradio's own, of what pandas 3 drops
 pytestmark = [
@@ -49,9 +49,9 @@ EVIL = "</section><img src=x onerror='window.broken=1'>{{value}}${1+1}&lt;`\\"
 
 @pytest.fixture(scope="module")
 def quick():
-    thinker, writer = Model(open_reasoner(CHECKPOINT), CHECKPOINT), open_reasoner(BACKBONE)
+    thinker, writer = PageModel(open_reasoner(CHECKPOINT), CHECKPOINT), open_reasoner(BACKBONE)
     pick = to_pick(thinker.reasoner.recipe, None, None)
-    return Demo(thinker, Model(writer, BACKBONE), pick, Limits())
+    return Demo(thinker, PageModel(writer, BACKBONE), pick, PageLimits())
 
 
 # -- what is told ------------------------------------------------------------------------------
@@ -269,16 +269,16 @@ def test_questions_to_pick_are_those_of_the_task(quick):
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.2", "::", "example.org"])
 def test_others_are_let_in_only_with_a_password_or_on_purpose(host):
     with refused("demo.no-password", "--password"):
-        Address(host).check()
-    Address(host, password="secret").check()
-    Address(host, allow_no_password=True).check()
+        PageAddress(host).check()
+    PageAddress(host, password="secret").check()
+    PageAddress(host, allow_no_password=True).check()
 
 
 def test_this_machine_alone_needs_none_and_no_password_is_empty():
     for host in ("127.0.0.1", "localhost", "::1"):
-        Address(host).check()
+        PageAddress(host).check()
     with refused("demo.empty-password", "--password"):
-        Address(password=" ").check()
+        PageAddress(password=" ").check()
 
 
 def test_an_address_that_is_taken_is_named():
@@ -292,7 +292,7 @@ def test_an_address_that_is_taken_is_named():
 
 def test_of_another_backbone_the_writer_has_to_be_named():
     with refused("demo.no-writer", "--written") as told:
-        _its_writer(Model(tiny.reasoner(), "runs/mine"))
+        _its_writer(PageModel(tiny.reasoner(), "runs/mine"))
     assert "runs/mine " in str(told.value) and " tiny;" in str(told.value)
 
 
@@ -307,7 +307,16 @@ def test_blanks_of_a_token_are_seen(token, shown):
 def run_command(run=None, written=None, port=0, **more):
     """`kava demo` to the point where it listens, and its end."""
     told = io.StringIO()
-    serve(run, written, Address(port=port), Limits(), None, None, None, Console(file=told, **more))
+    serve(
+        run,
+        written,
+        PageAddress(port=port),
+        PageLimits(),
+        None,
+        None,
+        None,
+        Console(file=told, **more),
+    )
     return told.getvalue()
 
 
@@ -339,7 +348,7 @@ def opened(demo, address=None, hosts=None):
     made = []
 
     def run():  # playwright's own event loop is running in this thread, so not here
-        made.append(server(demo, address or Address(), hosts or Hosts()))
+        made.append(server(demo, address or PageAddress(), hosts or Hosts()))
         made[0].run(sockets=[listening])
 
     with bind("demo", "127.0.0.1", 0) as listening:
@@ -536,8 +545,8 @@ def test_other_methods_show_what_they_have_and_texts_are_never_markup(
         socket, "getaddrinfo", lambda host, *more: looked_up.append(host) or look_up(host, *more)
     )
     thinker = tiny.reasoner("llama", method)
-    writer = Model(tiny.reasoner("llama", "cot"), EVIL)
-    demo = Demo(Model(thinker, EVIL), writer, Questions(), Limits(new_tokens=6))
+    writer = PageModel(tiny.reasoner("llama", "cot"), EVIL)
+    demo = Demo(PageModel(thinker, EVIL), writer, Questions(), PageLimits(new_tokens=6))
     with opened(demo) as url:
         tab = Tab(browser_page, url)
         assert numbers(tab.ask(QUESTION))[0] == offline(thinker).forward_passes
@@ -559,7 +568,7 @@ def test_other_methods_show_what_they_have_and_texts_are_never_markup(
 def test_with_a_password_the_page_is_closed_without_it(quick):
     import httpx
 
-    with opened(quick, Address(password="secret")) as url, httpx.Client(base_url=url) as client:
+    with opened(quick, PageAddress(password="secret")) as url, httpx.Client(base_url=url) as client:
         assert client.get("/config").status_code == 401
         assert quick.pick.first not in client.get("/").text
         body = {"username": "kava", "password": "wrong"}
@@ -585,7 +594,7 @@ def visitor(request, quick):
     import httpx
 
     with (
-        opened(quick, Address(password=request.param)) as url,
+        opened(quick, PageAddress(password=request.param)) as url,
         httpx.Client(base_url=url) as client,
     ):
         if request.param:

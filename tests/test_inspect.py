@@ -497,7 +497,7 @@ def inspect(monkeypatch, tmp_path, quick):
     def call(question=None, run=str(QUICK), rows=None, output=None, as_json=None, **given):
         console = Console(file=io.StringIO(), soft_wrap=True)
         steps, answer = given.get("steps"), given.get("answer")
-        rest = (rows or command.Rows(), output, as_json, None, 8, None, console)
+        rest = (rows or command.RowChoice(), output, as_json, None, 8, None, console)
         page = command.inspect(run, question, steps, answer, *rest)
         return page, console.file.getvalue()
 
@@ -545,16 +545,16 @@ def test_a_runs_pages_lie_in_it_by_question(inspect):
 
 def test_rows_come_from_a_task_or_a_file(inspect):
     row = load_task("synthetic", limit=5).examples[4]
-    _, said = inspect(rows=command.Rows("synthetic", None, row.id))
+    _, said = inspect(rows=command.RowChoice("synthetic", None, row.id))
     assert said.startswith(row.question) and f"row {row.id}" in said
     mine = {"id": "a", "question": QUESTION, "steps": [], "answer": "4"}
     Path("rows.jsonl").write_text(json.dumps(mine) + "\n")
-    _, said = inspect(rows=command.Rows(None, "rows.jsonl", "a"))
+    _, said = inspect(rows=command.RowChoice(None, "rows.jsonl", "a"))
     assert said.startswith(QUESTION) and "not here: the teacher read no step" in said
     for asked, hints in (
-        (command.Rows(None, "rows.jsonl", "b"), ["rows.jsonl", " a"]),
-        (command.Rows("synthetic", None, "synthetic-test-10000"), ["'synthetic-test-100"]),
-        (command.Rows("synthetic", None, "x"), [" synthetic-test-0 ", " synthetic-test-999"]),
+        (command.RowChoice(None, "rows.jsonl", "b"), ["rows.jsonl", " a"]),
+        (command.RowChoice("synthetic", None, "synthetic-test-10000"), ["'synthetic-test-100"]),
+        (command.RowChoice("synthetic", None, "x"), [" synthetic-test-0 ", " synthetic-test-999"]),
     ):
         with refused("inspect.unknown-row", asked.id) as told:
             inspect(rows=asked)
@@ -566,10 +566,11 @@ def test_rows_come_from_a_task_or_a_file(inspect):
     "given, code, key",
     (
         ({}, "no-question", "question"),
-        ({"rows": command.Rows("synthetic")}, "no-row", "--id"),
-        ({"question": "q", "rows": command.Rows("synthetic", None, "a")}, "question-and-row", None),
-        ({"question": "q", "rows": command.Rows(None, None, "a")}, "question-and-row", None),
-        ({"rows": command.Rows("synthetic", None, "a"), "steps": ["b"]}, "steps-of-a-row",
+        ({"rows": command.RowChoice("synthetic")}, "no-row", "--id"),
+        ({"question": "q", "rows": command.RowChoice("synthetic", None, "a")},
+         "question-and-row", None),
+        ({"question": "q", "rows": command.RowChoice(None, None, "a")}, "question-and-row", None),
+        ({"rows": command.RowChoice("synthetic", None, "a"), "steps": ["b"]}, "steps-of-a-row",
          "--steps"),
         ({"question": " "}, "empty-question", "question"),
     ),
@@ -588,4 +589,4 @@ def test_the_command_line_takes_all_steps_that_follow(monkeypatch, tmp_path):
     assert done.exit_code == 0, done.output
     run, question, steps, answer, rows, output, *_ = calls[0]
     assert (run, question, steps, answer) == ("run", "q", ["<<1+1=2>>", "It is 3."], None)
-    assert rows == command.Rows() and output == Path("page.html")
+    assert rows == command.RowChoice() and output == Path("page.html")

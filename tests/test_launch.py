@@ -63,7 +63,7 @@ def test_no_line_of_a_script_comes_from_a_name(option, name, backbone, tmp_path,
     code, said = kava(*words, "--dry-run")
     assert (code, said.code, said.key) == (2, "sweeps.not-a-name", option), said
     assert said.count("\n") == 1 and not out.exists()
-    slurm.Options(**{option[2:]: "gpu-a,gpu_b.2:x@y+z"})
+    slurm.SubmitOptions(**{option[2:]: "gpu-a,gpu_b.2:x@y+z"})
 
 
 @pytest.mark.parametrize("name", LINES)
@@ -164,7 +164,7 @@ def test_each_gpu_has_a_process(asked, per_node, together, told, tmp_path):
     assert (wanted.processes_per_node, wanted.all_processes) == (per_node, together)
     assert slurm.describe_resources(wanted) == told
     submitit = pytest.importorskip("submitit")
-    executor = slurm._executor(tmp_path, wanted, "a", slurm.Options(cluster="debug"), 1)
+    executor = slurm._executor(tmp_path, wanted, "a", slurm.SubmitOptions(cluster="debug"), 1)
     assert isinstance(executor, submitit.AutoExecutor)
     given = executor.parameters
     assert (given["nodes"], given["tasks_per_node"]) == (wanted.nodes, per_node)
@@ -278,7 +278,7 @@ def test_the_status_of_a_sweep_on_this_machine(kava, backbone, tmp_path, monkeyp
 )  # fmt: skip
 def test_a_damaged_run_is_told_as_failed_beside_the_others(file, text, wrong, backbone, tmp_path):
     given, out = load_resolved(write(tmp_path, backbone)), tmp_path / "out"
-    asked = [record.Asked(Run("a", given, out / f"a-seed{n}"), Scoring()) for n in (1, 2)]
+    asked = [record.PlannedRun(Run("a", given, out / f"a-seed{n}"), Scoring()) for n in (1, 2)]
     asked[0].run.folder.mkdir(parents=True)
     (asked[0].run.folder / "recipe.yaml").write_text((tmp_path / "a.yaml").read_text())
     (asked[0].run.folder / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5}\n')
@@ -341,9 +341,9 @@ def test_a_plan_names_no_run_elsewhere(name, where, backbone, tmp_path, kava):
 )
 def test_a_job_has_a_number_and_a_log_beside_it(job, log, tmp_path):
     (tmp_path / "slurm").mkdir()
-    record.add_jobs(tmp_path, [record.Job("a-seed1", "7_3", "7_3_0_log.out")])
+    record.add_jobs(tmp_path, [record.SlurmJob("a-seed1", "7_3", "7_3_0_log.out")])
     assert record.jobs(tmp_path)["a-seed1"].job == "7_3"
-    record.add_jobs(tmp_path, [record.Job("a-seed1", job, log)])
+    record.add_jobs(tmp_path, [record.SlurmJob("a-seed1", job, log)])
     with refused("sweeps.not-a-job") as caught:
         record.jobs(tmp_path)
     assert "line 2" in str(caught.value)
@@ -363,13 +363,13 @@ def test_what_slurm_says_of_a_job_is_what_its_run_does(
     run = Run("a", load_resolved(write(tmp_path, backbone)), out / "a-seed1")
     (out / "slurm").mkdir(parents=True)
     (out / "slurm" / "7_0_log.out").write_text("hello\nslurmstepd: error: too slow\n\n")
-    record.add_jobs(out, [record.Job("a-seed1", "7", "7_0_log.out")])
+    record.add_jobs(out, [record.SlurmJob("a-seed1", "7", "7_0_log.out")])
     if begun:
         run.folder.mkdir()
         (run.folder / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5}\n')
         (run.folder / "recipe.yaml").write_text((tmp_path / "a.yaml").read_text())
     monkeypatch.setattr(slurm_queue, "states", lambda jobs: {"7": in_queue} if in_queue else {})
-    (line,) = status.look([record.Asked(run, Scoring())], out)
+    (line,) = status.look([record.PlannedRun(run, Scoring())], out)
     assert (line.state, line.job) == (state, "7")
     assert (line.step, line.steps, line.loss) == ((3, 4, 1.5) if begun else (None, 4, None))
     assert line.log == str(out / "slurm" / "7_0_log.out")
@@ -402,7 +402,7 @@ def test_a_job_queues_itself_again_unless_it_is_taken_away(
         asked.append(number)
         sys.exit(-1)
 
-    monkeypatch.setattr(slurm.Work, "_attempt", struck)
+    monkeypatch.setattr(slurm.JobWork, "_attempt", struck)
     monkeypatch.setattr(slurm_queue, "states", lambda jobs: dict.fromkeys(jobs, in_queue))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     if in_queue:
@@ -410,7 +410,7 @@ def test_a_job_queues_itself_again_unless_it_is_taken_away(
     before = signal.signal(signal.SIGUSR2, submitit)
     try:
         with pytest.raises(SystemExit) as ended:
-            slurm.Work.of(run, Scoring())()
+            slurm.JobWork.of(run, Scoring())()
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert asked == [signal.SIGUSR2] * again

@@ -167,7 +167,7 @@ def test_nor_a_sweep(kava, written, home, tmp_path):
 def test_nor_jobs(home, tmp_path):
     link = plant(tmp_path / "out/slurm/jobs.jsonl", home / "file")
     with refused(REFUSED, str(link)):
-        record.add_jobs(tmp_path / "out", [record.Job("run", "1", "log")])
+        record.add_jobs(tmp_path / "out", [record.SlurmJob("run", "1", "log")])
 
 
 def test_nor_a_lock(home, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from kava import __main__ as kava_main
 from kava.sweeps.attempt import Run, Scoring
-from kava.sweeps.slurm import Work
+from kava.sweeps.slurm import JobWork
 from kava.system.environment import command
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,6 +103,6 @@ def test_a_job_takes_along_what_may_be_told(monkeypatch, tmp_path):
     }  # fmt: skip
     run = Run("a", validate_resolved(tree, "a"), tmp_path)
     monkeypatch.setattr(sys, "argv", ["kava", "sweep", "--hf-token", "s3"])
-    assert Work.of(run, Scoring((), (), None)).words == ("sweep", "--hf-token", "***")
+    assert JobWork.of(run, Scoring((), (), None)).words == ("sweep", "--hf-token", "***")
     monkeypatch.setattr(sys, "argv", ["service.py", "--customer", "7"])
-    assert Work.of(run, Scoring((), (), None)).words is None
+    assert JobWork.of(run, Scoring((), (), None)).words is None

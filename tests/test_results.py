@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from kava.cli import app
 from kava.evaluation.answers import standard_error
 from kava.evaluation.compare import compare
-from kava.evaluation.runner import Evaluation
+from kava.evaluation.runner import EvaluationResult
 from kava.reasoning.resolve import load_resolved
 from kava.recipe import registry, schema
 from kava.report import draw, published, results, table
@@ -471,7 +471,7 @@ def test_what_eval_wrote_is_read_whatever_its_questions_hold(tmp_path):
         record = {"id": "q0", "question": "a\u2028b\u0085c\x0bd", "answer": "1", "num_steps": 0}
         record |= {"correct": {"numeric": right}, "finished": True}
         file = folder / "predictions" / "gsm8k.jsonl"
-        Evaluation([record], {}).write_predictions(file)
+        EvaluationResult([record], {}).write_predictions(file)
         assert len(file.read_text("utf-8").splitlines()) > 1
     assert (found := compare(*folders, "gsm8k")).only_a == found.n == 1
 

@@ -279,7 +279,7 @@ def test_a_job_of_the_local_executor_does_the_same(backbone, whole, tmp_path, mo
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     out, console = tmp_path / "out", Console(quiet=True)
     runs = planned(out, [write(tmp_path, "long", backbone, LONG)], 1)
-    options = slurm.Options(cluster="local")
+    options = slurm.SubmitOptions(cluster="local")
     outcomes = sweep.sweep(runs, Scoring(), out, console, options)
     assert [outcome.what for outcome in outcomes] == [SUBMITTED]
     process = int(record.jobs(out)["long-seed1"].job)
@@ -323,7 +323,7 @@ def shared(backbone, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-        sweep.sweep(runs, SCORED, out, Console(quiet=True), slurm.Options(cluster="local"))
+        sweep.sweep(runs, SCORED, out, Console(quiet=True), slurm.SubmitOptions(cluster="local"))
     assert os.waitpid(int(record.jobs(out)["long-seed1"].job), 0)[1] == 0
     return out
 
@@ -332,7 +332,7 @@ def test_the_local_executor_has_one_node(backbone, tmp_path):
     out = tmp_path / "out"
     runs = planned(out, [write(tmp_path, "a", backbone, resources={"nodes": 2, "gpus": 0})], 1)
     with refused("sweeps.one-node", "resources.nodes"):
-        sweep.sweep(runs, Scoring(), out, Console(quiet=True), slurm.Options(cluster="local"))
+        sweep.sweep(runs, Scoring(), out, Console(quiet=True), slurm.SubmitOptions(cluster="local"))
     assert not out.exists()
 
 

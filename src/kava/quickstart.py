@@ -46,7 +46,7 @@ SMOKE = [
 
 
 @dataclass(frozen=True)
-class Plan:
+class QuickstartPlan:
     """What one call does; `length` is `short`, `full` or `smoke`."""
 
     length: str
@@ -65,7 +65,7 @@ class Plan:
         return self.folder / (f"{method}-seed{seed}" if many else method)
 
 
-def run(plan: Plan, console: Console) -> None:
+def run(plan: QuickstartPlan, console: Console) -> None:
     """Train and evaluate all models, write the results, and show them.
 
     Raises:
@@ -85,7 +85,7 @@ def run(plan: Plan, console: Console) -> None:
     conclude(plan, rows, task, console)
 
 
-def run_matrix(plan: Plan, console: Console) -> None:
+def run_matrix(plan: QuickstartPlan, console: Console) -> None:
     """Run the full length: a sweep of the quickstart's recipes (as `kava sweep`), and two plots."""
     files = [f"recipes/quickstart/{method}.yaml" for method in plan.methods]
     runs = sweeps.plan(files, plan.seeds, [], plan.folder, console)
@@ -114,7 +114,7 @@ def make_plan(
     seeds: list[int] | None,
     methods: list[str] | None,
     console: Console,
-) -> Plan:
+) -> QuickstartPlan:
     """Choose lengths and folders; an earlier short result is moved aside, never overwritten.
 
     Raises:
@@ -129,10 +129,10 @@ def make_plan(
     if not full:
         back_up(folder, console)
     chosen = tuple(seeds or (SEEDS if full else SEEDS[:1]))
-    return Plan(length, folder, chosen, tuple(methods or known))
+    return QuickstartPlan(length, folder, chosen, tuple(methods or known))
 
 
-def introduce(plan: Plan, console: Console) -> None:
+def introduce(plan: QuickstartPlan, console: Console) -> None:
     """Print what is about to happen."""
     first = plan.recipe(plan.methods[0], plan.seeds[0])
     made = json.loads((assets.find(BACKBONE) / RESULT).read_text(encoding="utf-8"))
@@ -149,31 +149,35 @@ def introduce(plan: Plan, console: Console) -> None:
         console.print("smoke: only to see that it runs; nothing it measures is a result")
 
 
-def held_out(plan: Plan) -> Task:
+def held_out(plan: QuickstartPlan) -> Task:
     """Return the test problems; those of the short run are the first ones of the full run's."""
     options = plan.recipe(plan.methods[0], plan.seeds[0]).data.options
     return load_task("synthetic", limit=QUESTIONS[plan.length], options=options)
 
 
-def train_and_score(plan: Plan, method: str, seed: int, task: Task, console: Console) -> None:
+def train_and_score(
+    plan: QuickstartPlan, method: str, seed: int, task: Task, console: Console
+) -> None:
     """Train and score one method with one seed."""
     folder = plan.run(method, seed)
     train_run(plan.recipe(method, seed), folder, console)
     score(plan, Reasoner.from_pretrained(folder), task, folder, console)
 
 
-def score_backbone(plan: Plan, task: Task, console: Console) -> None:
+def score_backbone(plan: QuickstartPlan, task: Task, console: Console) -> None:
     """Score the backbone itself, which writes a chain of thought (CoT)."""
     score(plan, Reasoner.from_backbone(BACKBONE), task, plan.folder / "cot", console)
 
 
-def score(plan: Plan, reasoner: Reasoner, task: Task, folder: Path, console: Console) -> None:
+def score(
+    plan: QuickstartPlan, reasoner: Reasoner, task: Task, folder: Path, console: Console
+) -> None:
     """Score one model and print its result."""
     result = score_run(reasoner, task, folder, timed_alone=TIMED_ALONE[plan.length])
     console.print(f"{folder.name}: {line(task.name, result.summary)}", highlight=False, style="dim")
 
 
-def collect(plan: Plan, task: str) -> list[dict[str, Any]]:
+def collect(plan: QuickstartPlan, task: str) -> list[dict[str, Any]]:
     """Return one row per method, over its seeds."""
     rows = [make_row("cot", {None: read_result(plan.folder / "cot")}, task)]
     for method in plan.methods:
@@ -182,7 +186,7 @@ def collect(plan: Plan, task: str) -> list[dict[str, Any]]:
     return rows
 
 
-def write_results(plan: Plan, rows: list[dict[str, Any]]) -> None:
+def write_results(plan: QuickstartPlan, rows: list[dict[str, Any]]) -> None:
     """Write `result.json`, all metrics in one file, and two plots."""
     told = {"length": plan.length, "seeds": list(plan.seeds), "rows": rows, **provenance()}
     write_json(plan.folder / RESULT, told)
@@ -195,7 +199,7 @@ def write_results(plan: Plan, rows: list[dict[str, Any]]) -> None:
     plot(plan, rows)
 
 
-def plot(plan: Plan, rows: list[dict[str, Any]]) -> None:
+def plot(plan: QuickstartPlan, rows: list[dict[str, Any]]) -> None:
     """Draw accuracy against forward passes, and the loss terms of the quickstart's methods."""
     shown = [method for method in plan.methods if method in METHODS]
     series = {method: read_metrics(plan.run(method, plan.seeds[0])) for method in shown}
@@ -204,7 +208,9 @@ def plot(plan: Plan, rows: list[dict[str, Any]]) -> None:
         loss_parts(series, plan.folder / "loss_parts.png")
 
 
-def conclude(plan: Plan, rows: list[dict[str, Any]], task: Task, console: Console) -> None:
+def conclude(
+    plan: QuickstartPlan, rows: list[dict[str, Any]], task: Task, console: Console
+) -> None:
     """The table, three questions, and where everything lies."""
     made = f"\n[bold]Made just now[/bold] ({plan.length} length)"
     console.print(made, highlight=False, markup=True)
@@ -238,7 +244,7 @@ def show_committed(console: Console) -> None:
     console.print(quickstart_table(summary["rows"]))
 
 
-def ask_three(plan: Plan, task: Task, console: Console) -> None:
+def ask_three(plan: QuickstartPlan, task: Task, console: Console) -> None:
     """Print three held-out questions with the answers of up to three models."""
     models = {
         "written steps (the backbone)": open_reasoner(BACKBONE),

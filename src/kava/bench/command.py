@@ -29,7 +29,7 @@ from kava.system.files import write_json
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class BenchSettings:
     """Settings shared by both commands.
 
     shape: shape of the backbone; None is each recipe's own.
@@ -43,7 +43,7 @@ class Plan:
 
 
 def bench_train(
-    paths: Sequence[str], settings: Sequence[str], plan: Plan, console: Console
+    paths: Sequence[str], settings: Sequence[str], plan: BenchSettings, console: Console
 ) -> dict[str, Any]:
     """Time a training step of each recipe, interleaved; print and write the results.
 
@@ -77,7 +77,7 @@ def bench_train(
 def bench_generate(
     paths: Sequence[str],
     settings: Sequence[str],
-    plan: Plan,
+    plan: BenchSettings,
     batch_sizes: Sequence[int],
     console: Console,
 ) -> dict[str, Any]:
@@ -130,7 +130,9 @@ def recipe_paths(given: Sequence[str], console: Console) -> dict[str, str]:
     return dict(zip(sweep.names(list(paths), "/"), paths.values(), strict=True))
 
 
-def _reasoner(name: str, settings: Sequence[str], plan: Plan, device: torch.device) -> Reasoner:
+def _reasoner(
+    name: str, settings: Sequence[str], plan: BenchSettings, device: torch.device
+) -> Reasoner:
     if name.endswith((".yaml", ".yml")):
         recipe = load_resolved(name, list(settings))
         return random_reasoner(recipe, plan.shape or recipe.backbone, device)
@@ -143,7 +145,9 @@ def _reasoner(name: str, settings: Sequence[str], plan: Plan, device: torch.devi
     return Reasoner.from_pretrained(name, device=device)
 
 
-def _timed(pieces: dict[str, Any], plan: Plan, device: torch.device, console: Console) -> Any:
+def _timed(
+    pieces: dict[str, Any], plan: BenchSettings, device: torch.device, console: Console
+) -> Any:
     rounds = plan.warm_up + plan.repeats
     with console.status(f"round 0 of {rounds}") as status:
         return time_interleaved(
@@ -168,7 +172,7 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     return {k: v for k, v in tree.items() if k not in ("data", "eval", "description", "family")}
 
 
-def _write(told: dict[str, Any], plan: Plan, console: Console) -> dict[str, Any]:
+def _write(told: dict[str, Any], plan: BenchSettings, console: Console) -> dict[str, Any]:
     told |= provenance()
     if plan.output:
         write_json(plan.output, told)

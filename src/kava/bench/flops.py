@@ -55,7 +55,7 @@ def count_flops(work: Callable[[], Any], attention: bool = True) -> int:
 
 
 @dataclass(frozen=True)
-class Cost:
+class UnitCost:
     """FLOPs of one unit of each kind of work, including the backward pass if `training`.
 
     column: one column through the layers.
@@ -79,7 +79,7 @@ class Cost:
         )
 
 
-def cost(reasoner: Reasoner, training: bool) -> Cost:
+def cost(reasoner: Reasoner, training: bool) -> UnitCost:
     """Return the minimum cost of each unit of work, from the backbone's shape and the adapter.
 
     A matrix product costs two FLOPs per weight in the forward pass. In training, the gradient of
@@ -97,7 +97,7 @@ def cost(reasoner: Reasoner, training: bool) -> Cost:
     shape = lm.config.get_text_config()
     size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     pair = 2 * size * shape.num_attention_heads * shape.num_hidden_layers * (7 if training else 2)
-    return Cost(
+    return UnitCost(
         column=of_layers,
         pair=pair,
         label=2 * head.numel() * _times(head, training),

@@ -129,7 +129,7 @@ def inspect(
     """
     from kava.inspect import command
 
-    rows = command.Rows(task, file, id)
+    rows = command.RowChoice(task, file, id)
     page = command.inspect(
         run,
         question,

@@ -142,7 +142,7 @@ def memory(
 def _plan(
     lengths: tuple[str, ...], shape: str | None, repeats: int, warm_up: int, output: Path | None
 ) -> Any:
-    from kava.bench.command import Plan
+    from kava.bench.command import BenchSettings
     from kava.bench.shapes import Lengths, parse_range
 
-    return Plan(shape, Lengths(*map(parse_range, lengths)), repeats, warm_up, output)
+    return BenchSettings(shape, Lengths(*map(parse_range, lengths)), repeats, warm_up, output)

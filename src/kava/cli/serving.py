@@ -118,13 +118,13 @@ def demo(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
 ) -> None:
     """Serve a web page to compare chain of thought and latents."""
-    from kava.demo.command import Address
+    from kava.demo.command import PageAddress
     from kava.demo.command import serve as start
-    from kava.demo.questions import Limits
+    from kava.demo.questions import PageLimits
 
     word = _secret("--password", password, password_file)
-    address = Address(host, port, word, allow_no_password, tuple(allow_host or ()))
-    limits = Limits(max_question_tokens, max_new_tokens)
+    address = PageAddress(host, port, word, allow_no_password, tuple(allow_host or ()))
+    limits = PageLimits(max_question_tokens, max_new_tokens)
     start(run, written, address, limits, task, file, backbone, make_console())
 
 

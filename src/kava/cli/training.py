@@ -196,7 +196,7 @@ def sweep(
         )
     settings = [*(settings or []), *(f"resources.{key}={value}" for key, value in wishes.items())]
     runs = command.plan(recipe, seeds or [], settings, output, console)
-    jobs = slurm.Options(partition, account, array_limit) if launcher == "slurm" else None
+    jobs = slurm.SubmitOptions(partition, account, array_limit) if launcher == "slurm" else None
     if dry_run:
         from kava.sweeps.dry_run import list_runs
 
@@ -232,7 +232,7 @@ def _status(
         output = Path(folders[0]) if folders else output
         return status.show(record.recall(output), output, console)
     runs = command.plan(words, seeds or [], settings or [], output, console)
-    return status.show([record.Asked(run, scoring) for run in runs], output, console)
+    return status.show([record.PlannedRun(run, scoring) for run in runs], output, console)
 
 
 @app.command(

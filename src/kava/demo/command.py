@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     import uvicorn
     from fastapi import FastAPI
 
-    from kava.demo.page import Demo, Model
-    from kava.demo.questions import Limits
+    from kava.demo.page import Demo, PageModel
+    from kava.demo.questions import PageLimits
 
 USER = "kava"
 
 
 @dataclass(frozen=True)
-class Address:
+class PageAddress:
     """Where the page is served, who may open it, and which additional host names it accepts."""
 
     host: str = "127.0.0.1"
@@ -64,8 +64,8 @@ class Address:
 def serve(
     run: str | None,
     written: str | None,
-    address: Address,
-    limits: Limits,
+    address: PageAddress,
+    limits: PageLimits,
     task: str | None,
     file: str | None,
     backbone: str | None,
@@ -84,7 +84,7 @@ def serve(
     """
     address.check()
     try:
-        from kava.demo.page import Demo, Model
+        from kava.demo.page import Demo, PageModel
     except ImportError as error:
         raise KavaError(
             f"demo requires additional libraries ({error.name}); {install('demo')}",
@@ -94,9 +94,9 @@ def serve(
     from kava.demo.questions import to_pick
 
     with bind("demo", address.host, address.port) as listening:
-        thinker = Model(open_reasoner(run or CHECKPOINT, backbone), run or CHECKPOINT)
+        thinker = PageModel(open_reasoner(run or CHECKPOINT, backbone), run or CHECKPOINT)
         written = written or _its_writer(thinker)
-        writer = Model(open_reasoner(written), written)
+        writer = PageModel(open_reasoner(written), written)
         if writer.reasoner.method.uses_latents:
             raise KavaError(
                 f"demo: --written {written}: method '{writer.reasoner.recipe.method}' reasons in "
@@ -122,7 +122,7 @@ def serve(
             server(demo, address, hosts).run(sockets=[listening])
 
 
-def server(demo: Demo, address: Address, hosts: Hosts) -> uvicorn.Server:
+def server(demo: Demo, address: PageAddress, hosts: Hosts) -> uvicorn.Server:
     """Return the HTTP server of the page, not yet running."""
     import uvicorn
 
@@ -136,7 +136,7 @@ def server(demo: Demo, address: Address, hosts: Hosts) -> uvicorn.Server:
     )
 
 
-async def _mounted(demo: Demo, address: Address, hosts: Hosts) -> FastAPI:
+async def _mounted(demo: Demo, address: PageAddress, hosts: Hosts) -> FastAPI:
     """Build the FastAPI application.
 
     It makes no external requests: no telemetry, no tunnel, no fonts or scripts from elsewhere. It
@@ -170,7 +170,7 @@ async def _mounted(demo: Demo, address: Address, hosts: Hosts) -> FastAPI:
     )
 
 
-def _its_writer(thinker: Model) -> str:
+def _its_writer(thinker: PageModel) -> str:
     """Return the model that writes the chain of thought, known only for the quickstart's backbone.
 
     Raises:

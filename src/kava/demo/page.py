@@ -10,8 +10,8 @@ from typing import Any
 import gradio as gr
 
 from kava.demo import panels, questions, sizes
-from kava.demo.progress import Progress, answering
-from kava.demo.questions import Limits, Questions
+from kava.demo.progress import AnswerProgress, answering
+from kava.demo.questions import PageLimits, Questions
 from kava.errors import KavaError
 from kava.reasoning.context_window import max_question_tokens
 from kava.reasoning.reasoner import Reasoner
@@ -31,7 +31,7 @@ WITHOUT = "The other has no latent tokens to think in."
 
 
 @dataclass(frozen=True)
-class Model:
+class PageModel:
     """A reasoner and its name on the page."""
 
     reasoner: Reasoner
@@ -64,7 +64,7 @@ class Demo:
         KavaError: a question does not fit into a backbone's context window.
     """
 
-    def __init__(self, thinker: Model, writer: Model, pick: Questions, limits: Limits):
+    def __init__(self, thinker: PageModel, writer: PageModel, pick: Questions, limits: PageLimits):
         self.thinker, self.writer, self.pick, self.limits = thinker, writer, pick, limits
         self.most = min(
             max_question_tokens(model.reasoner, "demo", limits.new_tokens, limits.question_tokens)
@@ -116,7 +116,7 @@ class Demo:
 
     def write_card(
         self,
-        progress: Progress | None = None,
+        progress: AnswerProgress | None = None,
         gold: str | None = None,
         before: str = panels.NOTHING,
     ) -> str:
@@ -125,7 +125,7 @@ class Demo:
 
     def think_card(
         self,
-        progress: Progress | None = None,
+        progress: AnswerProgress | None = None,
         gold: str | None = None,
         num_latents: int | None = None,
         num_iterations: int | None = None,
@@ -144,7 +144,7 @@ class Demo:
             other = TOGETHER if self.iterations else ONE_BY_ONE
         return LEAD.format(other=other)
 
-    def latents_card(self, progress: Progress | None = None) -> str:
+    def latents_card(self, progress: AnswerProgress | None = None) -> str:
         """Return the card that shows what the latents decode to so far."""
         reasoner = self.thinker.reasoner
         if not reasoner.method.uses_latents:

@@ -1,4 +1,4 @@
-"""Render a `Progress` as HTML; texts written by models are always escaped."""
+"""Render an `AnswerProgress` as HTML; texts written by models are always escaped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kava.demo.progress import Progress
+from kava.demo.progress import AnswerProgress
 from kava.evaluation.answers import numeric, split_at_marker
 from kava.inspect.decoded import Top
 from kava.inspect.trace import split_steps
@@ -30,7 +30,7 @@ class Told:
 def answer_card(
     title: str,
     told: Told,
-    progress: Progress | None = None,
+    progress: AnswerProgress | None = None,
     gold: str | None = None,
     before: str = NOTHING,
 ) -> str:
@@ -52,7 +52,7 @@ def answer_card(
     )
 
 
-def comparison(asked: Progress, written: Progress) -> str:
+def comparison(asked: AnswerProgress, written: AnswerProgress) -> str:
     """Return a line that compares the cost of both models' answers.
 
     Args:
@@ -124,7 +124,7 @@ def _soft(value: str) -> str:
     return f'<p class="soft">{text(value)}</p>'
 
 
-def _verdict(progress: Progress, gold: str | None) -> str:
+def _verdict(progress: AnswerProgress, gold: str | None) -> str:
     if progress.answer is None or gold is None:
         return ""
     if numeric(progress.text, gold):
@@ -132,7 +132,7 @@ def _verdict(progress: Progress, gold: str | None) -> str:
     return f' <span class="wrong">✗ wrong, it is {text(gold)}</span>'
 
 
-def _facts(progress: Progress) -> str:
+def _facts(progress: AnswerProgress) -> str:
     facts = {"forward passes": f"{progress.forward_passes}", "time": _time(progress.seconds)}
     if progress.answer is not None:
         facts["tokens written"] = f"{progress.answer.generated_tokens}"
@@ -140,7 +140,7 @@ def _facts(progress: Progress) -> str:
     return f'<dl class="facts">{parts}</dl>'
 
 
-def _cut_off(progress: Progress) -> str:
+def _cut_off(progress: AnswerProgress) -> str:
     if progress.answer is None or progress.answer.finished:
         return ""
     return _soft("It was cut off: no more tokens are allowed.")
@@ -151,7 +151,7 @@ def _steps(written: str) -> str:
     return f"{_soft('written before it')}<ol>{steps}</ol>" if steps else ""
 
 
-def _reading(progress: Progress) -> str:
+def _reading(progress: AnswerProgress) -> str:
     if not progress.passes:
         return ""
     read = "".join(top[0][0] for top in progress.passes[-1])

@@ -20,7 +20,7 @@ from kava.reasoning.reasoner import Reasoner
 
 
 @dataclass(frozen=True)
-class Progress:
+class AnswerProgress:
     """The state of a model's answer while it is generated.
 
     passes: what the latents decode to after each pass so far, `passes[t][i]` as in
@@ -48,8 +48,8 @@ def answering(
     max_new_tokens: int = 256,
     every: float = 0.1,
     again: float = 2.0,
-) -> Iterator[Progress]:
-    """Answer a question; yield a `Progress` after each pass of the latents and as tokens come.
+) -> Iterator[AnswerProgress]:
+    """Answer a question; yield its progress after each pass of the latents and token.
 
     The last one holds the answer that `reasoner.answer(reasoner.think([question]))` returns.
 
@@ -65,12 +65,12 @@ def answering(
         KavaError: see `Reasoner.think`.
     """
 
-    def work(tell: Callable[[Progress], None]) -> None:
+    def work(tell: Callable[[AnswerProgress], None]) -> None:
         report = _Report(reasoner, tell, every)
         with watch_passes(report.passed):
             thinking = reasoner.think([question], num_iterations)
         report.thought(thinking)
-        follow = StoppingCriteriaList([_Follow(report)])
+        follow = StoppingCriteriaList([_FollowRow(report)])
         (answer,) = reasoner.answer(thinking, max_new_tokens, stopping_criteria=follow)
         seconds = report.seconds
         if seconds < again:
@@ -84,7 +84,7 @@ def answering(
 class _Report:
     """Reports progress, with the clock stopped while it does so."""
 
-    def __init__(self, reasoner: Reasoner, tell: Callable[[Progress], None], every: float):
+    def __init__(self, reasoner: Reasoner, tell: Callable[[AnswerProgress], None], every: float):
         self.reasoner, self.tell, self.every = reasoner, tell, every
         self.passes: list[list[Top]] = []
         self.tokens: list[int] = []
@@ -102,7 +102,7 @@ class _Report:
                 self.passes[0] = [*self.passes[0], *tops]
             iterated = self.reasoner.method.iterates
             passes = len(self.passes) - 1 if iterated else len(self.passes[0])
-            self.tell(Progress(list(self.passes), "", passes, seconds))
+            self.tell(AnswerProgress(list(self.passes), "", passes, seconds))
 
     def thought(self, thinking: ReasoningResult) -> None:
         """Store the result of the reasoning: the latents are complete."""
@@ -117,12 +117,12 @@ class _Report:
             text = self.reasoner.tokenizer.decode(self.tokens, skip_special_tokens=True)
             passes = self.thinking.forward_passes + len(self.tokens)
             text = self.thinking.prompt_text + text
-            self.tell(Progress(list(self.passes), text, passes, seconds))
+            self.tell(AnswerProgress(list(self.passes), text, passes, seconds))
 
     def ended(self, answer: Answer, seconds: float) -> None:
         """Report that the answer is complete."""
         passes = list(self.passes)
-        self.tell(Progress(passes, answer.text, answer.forward_passes, seconds, answer))
+        self.tell(AnswerProgress(passes, answer.text, answer.forward_passes, seconds, answer))
 
     @property
     def seconds(self) -> float:
@@ -139,7 +139,7 @@ class _Report:
         self.paused += self.told - stopped
 
 
-class _Follow(StoppingCriteria):
+class _FollowRow(StoppingCriteria):
     """Stopping criterion that reads each new token of a single row and never stops generation."""
 
     def __init__(self, report: _Report):

@@ -17,7 +17,7 @@ from kava.types import Example
 
 
 @dataclass(frozen=True)
-class Limits:
+class PageLimits:
     """Maximum numbers of tokens: `question_tokens` in a question, `new_tokens` in an answer."""
 
     question_tokens: int = 1024

@@ -29,7 +29,7 @@ from kava.types import Example
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationResult:
     """The result of an evaluation.
 
     predictions: one record per example, in the order of the examples.
@@ -59,7 +59,7 @@ def evaluate(
     timed_alone: int = 0,
     on_batch: Callable[[int], None] | None = None,
     rules: Sequence[str] = tuple(RULES),
-) -> Evaluation:
+) -> EvaluationResult:
     """Answer every example and score it under every rule, or under `rules`.
 
     Several processes share the batches, and all return the same evaluation. Times are measured
@@ -107,7 +107,7 @@ def evaluate(
         summary["ms_per_question"] = distributed.on_main_rank(timed)
         summary["ms_per_question_n"] = len(alone)
     reasoner.train(training)
-    return Evaluation(predictions, summary)
+    return EvaluationResult(predictions, summary)
 
 
 def check_room(reasoner: Reasoner, examples: Sequence[Example]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from kava.data import rows_hash
 from kava.data.tasks import Task
-from kava.evaluation.runner import Evaluation, evaluate
+from kava.evaluation.runner import EvaluationResult, evaluate
 from kava.reasoning import checkpoint
 from kava.reasoning.reasoner import Reasoner
 from kava.runs.folder import check_scores, read_result, score_lock
@@ -24,7 +24,7 @@ def score_run(
     batch_size: int | None = None,
     timed_alone: int = 50,
     on_batch: Any = None,
-) -> Evaluation:
+) -> EvaluationResult:
     """Evaluate a reasoner on a task; write predictions and scores to the run folder.
 
     Raises:

@@ -36,7 +36,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowChoice:
     """Where an example comes from: a task, a file (the task's, or one of examples), and its id."""
 
     task: str | None = None
@@ -49,7 +49,7 @@ def inspect(
     question: str | None,
     steps: Sequence[str] | None,
     answer: str | None,
-    rows: Rows,
+    rows: RowChoice,
     output: Path | None,
     as_json: Path | None,
     num_iterations: int | None,
@@ -91,7 +91,7 @@ def inspect(
 
 
 def check(
-    question: str | None, steps: Sequence[str] | None, answer: str | None, rows: Rows
+    question: str | None, steps: Sequence[str] | None, answer: str | None, rows: RowChoice
 ) -> None:
     """Raise a KavaError if the arguments do not name exactly one valid question."""
     from_rows = rows.task or rows.file
@@ -125,7 +125,7 @@ def check(
         check_text(step, f"inspect: step {number}")
 
 
-def find(reasoner: Reasoner, rows: Rows) -> Asked:
+def find(reasoner: Reasoner, rows: RowChoice) -> Asked:
     """Return the example with the given id.
 
     Raises:

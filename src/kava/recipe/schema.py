@@ -62,7 +62,7 @@ class Codi(Section):
     include_embeddings: bool = False
 
 
-class Eviction(Section):
+class EvictionSettings(Section):
     """Compression of the KV cache of the teacher's chain of thought to `num_latents` slots."""
 
     name: str = "rkv"
@@ -81,7 +81,7 @@ class Kv(Section):
     weight: float = Field(default=0.0, ge=0)
     loss: Distance = "smooth_l1"
     layerwise_std: bool = True
-    eviction: Eviction = Eviction()
+    eviction: EvictionSettings = EvictionSettings()
     supervise: Literal["last", "all"] = "last"
     keys: Literal["post_rope", "pre_rope"] = "post_rope"
     answer: bool = False

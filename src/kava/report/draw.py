@@ -15,7 +15,7 @@ from kava.report.plots import (
     spread_words,
 )
 from kava.report.results import Group, check_column
-from kava.report.rows import VALIDATION, Row
+from kava.report.rows import VALIDATION, TableRow
 from kava.report.table import group_label
 
 LINES = 9  # maximum number of lines in one plot of training curves
@@ -47,14 +47,14 @@ def draw(groups: Sequence[Group], tasks: Sequence[str], folder: Path) -> Iterato
     yield from _curves(groups, folder)
 
 
-def _passes(rows: list[tuple[Group, Row]], path: Path) -> str:
+def _passes(rows: list[tuple[Group, TableRow]], path: Path) -> str:
     known = [row for _, row in rows if row["forward_passes"] is not None]
     if not known:
         return f"{path.name} not drawn: forward passes were not counted"
     return f"written {accuracy_against_passes(known, path)}"
 
 
-def _by_steps(rows: list[tuple[Group, Row]], path: Path) -> str:
+def _by_steps(rows: list[tuple[Group, TableRow]], path: Path) -> str:
     series = {
         _name(group): [(float(k), value, None) for k, value in row["accuracy_by_steps"].items()]
         for group, row in rows
@@ -66,9 +66,9 @@ def _by_steps(rows: list[tuple[Group, Row]], path: Path) -> str:
     return f"written {lines(series, path, 'Steps of the written solution', title)}"
 
 
-def _sweep(rows: list[tuple[Group, Row]], key: str, path: Path) -> str:
+def _sweep(rows: list[tuple[Group, TableRow]], key: str, path: Path) -> str:
     """Draw a line for each set of runs that differ only in `key`."""
-    families: dict[str, list[tuple[Group, Row]]] = {}
+    families: dict[str, list[tuple[Group, TableRow]]] = {}
     for group, row in rows:
         if group.recipe is not None and row[key] is not None:
             rest = schema.dump(group.recipe.model_copy(update={key: 1, "seed": 0}))
@@ -106,7 +106,7 @@ def _name(group: Group) -> str:
     return group.method if group_label(group) != group.name else group.name
 
 
-def _counted(rows: list[tuple[Group, Row]], with_spread: bool = False) -> str:
+def _counted(rows: list[tuple[Group, TableRow]], with_spread: bool = False) -> str:
     counts = " or ".join(f"{n:,}" for n in sorted({row["n"] for _, row in rows}))
     many = max(len(row["seeds"]) for _, row in rows)
     mean = f", mean of {many} seeds" if many > 1 else ""

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kava.reasoning.methods import label_of
+from kava.report.rows import TableRow
 from kava.system.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Record = dict[str, Any]
 Point = tuple[float, float, float | None]
 
 
@@ -34,7 +34,7 @@ class Dot(NamedTuple):
     high: float
 
 
-class Look(NamedTuple):
+class Style(NamedTuple):
     """How a method is drawn: its label, colour, marker and dashes are the same in every plot."""
 
     label: str
@@ -68,33 +68,33 @@ _INK, _GREY = "#1A1A1A", "#4A4A4A"
 _DPI = 150
 
 
-def look(method: str) -> Look:
+def look(method: str) -> Style:
     """Return the look of a method; a method without a colour of its own is drawn grey."""
-    return Look(label_of(method), *_STYLES.get(method, _GREY_STYLE))
+    return Style(label_of(method), *_STYLES.get(method, _GREY_STYLE))
 
 
 #: For names other than methods: dark enough for print, and distinct from the methods' hues.
 _MORE = ("#5E3C99", "#8C510A", "#01665E", "#A50F15", "#737300")
 
 
-def looks(names: Sequence[str]) -> dict[str, Look]:
+def looks(names: Sequence[str]) -> dict[str, Style]:
     """Return a look for each name: a method's own, or one from a further set for other names."""
     markers, dashes = "*hd<>1234", ("-", "--", "-.", ":")
     found = {name: look(name) for name in names if name in _STYLES}
     for place, name in enumerate(name for name in dict.fromkeys(names) if name not in _STYLES):
         colour = _MORE[place % len(_MORE)]
         style = markers[place % len(markers)], dashes[place % len(dashes)]
-        found[name] = Look(name, colour, *style)
+        found[name] = Style(name, colour, *style)
     return found
 
 
-def label(row: Record) -> str:
+def label(row: TableRow) -> str:
     """Return the label of a row: its method's label, or its own name if that is different."""
     name = row.get("name", row["method"])
     return look(row["method"]).label if name == row["method"] else name
 
 
-def spread(row: Record) -> float:
+def spread(row: TableRow) -> float:
     """Return the value after ±: the standard deviation over seeds if there are several.
 
     For a single seed it is the standard error.
@@ -102,7 +102,7 @@ def spread(row: Record) -> float:
     return row["accuracy_std"] if len(row.get("seeds") or ()) > 1 else row["accuracy_se"]
 
 
-def spread_words(rows: Sequence[Record]) -> str:
+def spread_words(rows: Sequence[TableRow]) -> str:
     """Describe what ± means in these rows; rows without an accuracy are ignored."""
     counts = {len(row.get("seeds") or ()) for row in rows if row["accuracy"] is not None}
     many = max(counts, default=0)
@@ -112,7 +112,7 @@ def spread_words(rows: Sequence[Record]) -> str:
     return words if min(counts) > 1 else f"{words}, one standard error for a single run"
 
 
-def accuracy_against_passes(rows: Sequence[Record], path: str | Path) -> Path:
+def accuracy_against_passes(rows: Sequence[TableRow], path: str | Path) -> Path:
     """Draw accuracy against forward passes, one point with an error bar per method.
 
     Args:
@@ -174,7 +174,7 @@ def dots(
     return _save(figure, path)
 
 
-def _dots(axes: Axes, dots: Sequence[Dot], lines: dict[str, int], name: str, look: Look) -> None:
+def _dots(axes: Axes, dots: Sequence[Dot], lines: dict[str, int], name: str, look: Style) -> None:
     axes.errorbar(
         [dot.value for dot in dots],
         [lines[dot.label] for dot in dots],
@@ -190,7 +190,7 @@ def _dots(axes: Axes, dots: Sequence[Dot], lines: dict[str, int], name: str, loo
     )
 
 
-def loss_parts(series: dict[str, Sequence[Record]], path: str | Path) -> Path:
+def loss_parts(series: dict[str, Sequence[dict[str, Any]]], path: str | Path) -> Path:
     """Draw every loss term over training steps, a panel per term and a line per method.
 
     Args:
@@ -252,7 +252,7 @@ def lines(
     return _save(figure, path)
 
 
-def _point(axes: Axes, row: Record) -> None:
+def _point(axes: Axes, row: TableRow) -> None:
     """Draw a marker with its error bar; it is hollow for a variant of a method."""
     _, colour, marker, _ = look(row["method"])
     plain = row.get("name", row["method"]) == row["method"]
@@ -274,7 +274,7 @@ def _point(axes: Axes, row: Record) -> None:
 
 
 def _panel(
-    axes: Axes, series: dict[str, Sequence[Record]], styles: dict[str, Look], term: str
+    axes: Axes, series: dict[str, Sequence[dict[str, Any]]], styles: dict[str, Style], term: str
 ) -> None:
     _tidy(axes)
     _title(axes, PANELS[term])
@@ -303,7 +303,7 @@ def _panel(
         _plain_logs(axes)
 
 
-def _points(records: Sequence[Record], term: str) -> tuple[list[float], list[float]]:
+def _points(records: Sequence[dict[str, Any]], term: str) -> tuple[list[float], list[float]]:
     """Return the steps at which a term was logged as a finite number, and its values."""
     kept = [(r["step"], r[term]) for r in records if r.get(term) is not None]
     kept = [(step, value) for step, value in kept if math.isfinite(value)]
@@ -332,7 +332,7 @@ def _plain_logs(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend(figure: Figure, styles: list[Look]) -> None:
+def _legend(figure: Figure, styles: list[Style]) -> None:
     """Draw one legend below all panels, since a method may be missing from the first panel."""
     from matplotlib.lines import Line2D
 

@@ -13,7 +13,7 @@ from kava.reasoning.resolve import load_resolved
 from kava.recipe import schema
 from kava.recipe.schema import Recipe
 from kava.report import published
-from kava.report.rows import COMPARED, Row, check_alike, check_result, make_row
+from kava.report.rows import COMPARED, TableRow, check_alike, check_result, make_row
 from kava.runs.folder import read_metrics, read_result_json
 from kava.runs.layout import METRICS, RESULT
 from kava.system import assets
@@ -60,7 +60,7 @@ class Group:
                 return read_metrics(folder)
         return []
 
-    def row(self, task: str, seeds: Sequence[int] = ()) -> Row:
+    def row(self, task: str, seeds: Sequence[int] = ()) -> TableRow:
         """Return the row of a task, see `make_row`; `seeds` without a run count as missing."""
         wanted = {seed: None for seed in seeds} if self.recipe else {}
         return make_row(self.name, {**wanted, **self.results}, task, self.recipe, self.runs)

@@ -12,7 +12,7 @@ from kava.evaluation.answers import standard_error
 from kava.recipe import registry
 from kava.recipe.schema import Recipe
 
-Row = dict[str, Any]
+TableRow = dict[str, Any]
 Result = dict[str, Any]
 VALIDATION = "validation"
 #: Costs of answers: means over questions and then over seeds.
@@ -31,7 +31,7 @@ def make_row(
     task: str,
     recipe: Recipe | None = None,
     folders: Mapping[int | None, Path] | None = None,
-) -> Row:
+) -> TableRow:
     """Return one row of a table or a plot.
 
     Args:

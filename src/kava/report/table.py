@@ -16,7 +16,7 @@ from kava.recipe import registry
 from kava.report import published
 from kava.report.plots import look, spread, spread_words
 from kava.report.results import Group, changes, check_column, seeds, setting
-from kava.report.rows import Row
+from kava.report.rows import TableRow
 from kava.system import assets
 from kava.system.files import write_whole
 
@@ -207,7 +207,7 @@ def _paper_table(
     counted = [group for where, group in placed if where]
     tasks = list(dict.fromkeys(["gsm8k", *(task for group in counted for task in group.tasks)]))
     rows: list[tuple[Cell, ...]] = []
-    shown: list[Row] = []
+    shown: list[TableRow] = []
     for where in published.settings():
         groups = [group for at, group in placed if at == where]
         for task in tasks:
@@ -234,7 +234,7 @@ def _paper_rows(
     task: str,
     groups: Sequence[Group],
     all_seeds: Sequence[int],
-    shown: list[Row],
+    shown: list[TableRow],
 ) -> Iterable[tuple[Cell, ...]]:
     for method in _by_paper():
         shipped = load_resolved(assets.find(f"recipes/{where}/{method}.yaml"))
@@ -259,7 +259,7 @@ def _paper_row(
     groups: Sequence[Group],
     other: published.Number | None,
     all_seeds: Sequence[int],
-    shown: list[Row],
+    shown: list[TableRow],
 ) -> tuple[Cell, ...]:
     if len(groups) > 1:
         folders = ", ".join(str(next(iter(group.runs.values()))) for group in groups)
@@ -285,7 +285,7 @@ def _paper_row(
     )
 
 
-def accuracy(row: Row) -> Measured:
+def accuracy(row: TableRow) -> Measured:
     """Return a row's accuracy with its spread."""
     counted, missing = row.get("seeds") or (), row.get("missing_seeds") or ()
     share = f" ({len(counted)}/{len(counted) + len(missing)})" if missing else ""
@@ -297,7 +297,7 @@ def group_label(group: Group) -> str:
     return look(group.method).label if group.name == group.method else group.name
 
 
-def _caption(rows: Sequence[Row]) -> str:
+def _caption(rows: Sequence[TableRow]) -> str:
     counts = sorted({row["n"] for row in rows if row["n"] is not None})
     words = " or ".join(f"{n:,}" for n in counts)
     share = "; (k/m): only k of m seeds" if any(row.get("missing_seeds") for row in rows) else ""

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kava.report.plots import label, spread, spread_words
+from kava.report.rows import TableRow
 from kava.system.text import format_duration
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-Row = dict[str, Any]
 HEADINGS = ("method", "accuracy (%)", "forward passes", "ms per question", "training time")
 UNTRAINED = "the backbone itself"
 
 
-def quickstart_table(rows: Sequence[Row], title: str | None = None) -> Table:
+def quickstart_table(rows: Sequence[TableRow], title: str | None = None) -> Table:
     """Return a table for a rich console, with one row per method.
 
     Args:
@@ -38,14 +38,14 @@ def quickstart_table(rows: Sequence[Row], title: str | None = None) -> Table:
     return table
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
+def markdown_table(rows: Sequence[TableRow]) -> str:
     """Return the rows of `quickstart_table` as a Markdown table, with the meaning of ± below."""
     lines = [HEADINGS, ("---", "---:", "---:", "---:", "---"), *map(cells, rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{table}\n\n{caption(rows)}\n"
 
 
-def cells(row: Row) -> tuple[str, ...]:
+def cells(row: TableRow) -> tuple[str, ...]:
     """Return a row as text, in the order of `HEADINGS`."""
     return (
         label(row),
@@ -56,7 +56,7 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def caption(rows: Sequence[Row]) -> str:
+def caption(rows: Sequence[TableRow]) -> str:
     """Return the table's caption: the number of problems, and what ± means."""
     counts = sorted({row["n"] for row in rows if row["n"] is not None})
     problems = " or ".join(f"{n:,}" for n in counts) or "no"
@@ -64,7 +64,7 @@ def caption(rows: Sequence[Row]) -> str:
     return f"n = {problems} held-out problems; ± is {spread_words(rows)}{share}"
 
 
-def _accuracy(row: Row) -> str:
+def _accuracy(row: TableRow) -> str:
     seeds, missing = row.get("seeds") or (), row.get("missing_seeds") or ()
     share = f" ({len(seeds)}/{len(seeds) + len(missing)})" if missing else ""
     if row["accuracy"] is None:
@@ -72,7 +72,7 @@ def _accuracy(row: Row) -> str:
     return f"{row['accuracy']:.1f} ± {spread(row):.1f}{share}"
 
 
-def _training_time(row: Row) -> str:
+def _training_time(row: TableRow) -> str:
     if row["train_seconds"] is not None:
         return format_duration(row["train_seconds"])
     return "-" if row.get("seeds") or row.get("missing_seeds") else UNTRAINED

@@ -65,7 +65,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Rows:
+class TrainingRows:
     """The training examples of a recipe, or only their number, if known, when they are not here."""
 
     examples: Sequence[Example] | None
@@ -77,7 +77,7 @@ class Rows:
 class Estimator:
     """Estimates the cost of recipes, doing shared work once. It downloads nothing."""
 
-    _rows: dict[str, Rows] = field(default_factory=dict)
+    _rows: dict[str, TrainingRows] = field(default_factory=dict)
     _costs: dict[str, Cost] = field(default_factory=dict)
 
     def cost(self, recipe: Recipe, processes: int = 1) -> Cost:
@@ -92,7 +92,7 @@ class Estimator:
                 self._costs[key] = _cost(recipe, self.rows(recipe.data), processes)
         return self._costs[key]
 
-    def rows(self, data: Data) -> Rows:
+    def rows(self, data: Data) -> TrainingRows:
         """Return the training examples, which are read once."""
         key = repr((data.train, data.train_rows, data.options))
         if key not in self._rows:
@@ -100,7 +100,7 @@ class Estimator:
         return self._rows[key]
 
 
-def _cost(recipe: Recipe, rows: Rows, processes: int) -> Cost:
+def _cost(recipe: Recipe, rows: TrainingRows, processes: int) -> Cost:
     notes: list[str] = []
     train = recipe.train
     steps = train.steps if rows.count is None else train.total_steps(rows.count)
@@ -211,12 +211,12 @@ def sample(reasoner: Reasoner, examples: Sequence[Example], size: int | None = N
 # -- rows and their lengths ----------------------------------------------------------------------
 
 
-def _read(data: Data) -> Rows:
+def _read(data: Data) -> TrainingRows:
     try:
         examples = load_examples(data.train, "train", limit=data.train_rows, options=data.options)
-        return Rows(examples, len(examples))
+        return TrainingRows(examples, len(examples))
     except KavaError as error:
-        return Rows(None, _published_rows(data), str(error))
+        return TrainingRows(None, _published_rows(data), str(error))
 
 
 def _published_rows(data: Data) -> int | None:
@@ -227,7 +227,7 @@ def _published_rows(data: Data) -> int | None:
     return min(rows, data.train_rows or rows) if rows else None
 
 
-def text(recipe: Recipe, rows: Rows, notes: list[str]) -> tuple[Any, Sequence[Example]]:
+def text(recipe: Recipe, rows: TrainingRows, notes: list[str]) -> tuple[Any, Sequence[Example]]:
     """Return a tokenizer and examples to count with; made up unless both are on this machine."""
     if rows.examples is None:
         lacking = f"the rows of {recipe.data.train} are"

@@ -25,7 +25,7 @@ def list_runs(
     runs: Sequence[Run],
     scoring: Scoring,
     console: Console,
-    jobs: slurm.Options | None = None,
+    jobs: slurm.SubmitOptions | None = None,
     output: Path = Path(),
 ) -> bool:
     """List what `sweep` would do, with the cost of each run; nothing is written or downloaded.

@@ -26,7 +26,7 @@ PLAN, FOLDER, JOBS = "sweep.json", "slurm", "jobs.jsonl"
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlannedRun:
     """A run, and the tasks that it is to be scored on."""
 
     run: Run
@@ -34,7 +34,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """A job that was submitted for a run.
 
     run: name of the run's folder.
@@ -58,7 +58,7 @@ def remember(output: Path, runs: Sequence[Run], scoring: Scoring) -> None:
         write_json(output / PLAN, {"runs": {**plan, **new}})
 
 
-def recall(output: Path) -> list[Asked]:
+def recall(output: Path) -> list[PlannedRun]:
     """Return every run of the folder's plan, in the order in which they were requested.
 
     Raises:
@@ -77,17 +77,17 @@ def recall(output: Path) -> list[Asked]:
         recipe = validate_resolved(entry["recipe"], f"{where}, {name}")
         asked = entry["tasks"], entry["files"], entry["limit"]
         scoring = scorings.setdefault(repr(asked), Scoring(*asked))
-        found.append(Asked(Run(entry["name"], recipe, output / name), scoring))
+        found.append(PlannedRun(Run(entry["name"], recipe, output / name), scoring))
     return found
 
 
-def add_jobs(output: Path, jobs: Iterable[Job]) -> None:
+def add_jobs(output: Path, jobs: Iterable[SlurmJob]) -> None:
     """Append submitted jobs to the folder's list."""
     lines = "".join(json.dumps(asdict(job)) + "\n" for job in jobs)
     links.append(output / FOLDER / JOBS, lines, output)
 
 
-def jobs(output: Path) -> dict[str, Job]:
+def jobs(output: Path) -> dict[str, SlurmJob]:
     """Return the last job of each run, by the name of its folder.
 
     Raises:
@@ -99,7 +99,7 @@ def jobs(output: Path) -> dict[str, Job]:
     found = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            job = Job(**json.loads(line))
+            job = SlurmJob(**json.loads(line))
             if not (_is_name(job.log) and re.fullmatch(r"[0-9]+(_[0-9]+)?", job.job)):
                 raise ValueError
         except (ValueError, TypeError):

@@ -9,7 +9,7 @@ OUTPUT/slurm/JOB_0_result.pkl      its result; nothing else reads them
 
 A job with several processes has a SLURM task for each, on one or more nodes. A job that is
 preempted or runs out of time stops at a step boundary, saves a checkpoint, and is requeued
-(`Work`). A job that is killed resumes from its last checkpoint when SLURM starts it again.
+(`JobWork`). A job that is killed resumes from its last checkpoint when SLURM starts it again.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from kava.sweeps.attempt import (
     attempt,
     state,
 )
-from kava.sweeps.record import Job
+from kava.sweeps.record import SlurmJob
 from kava.system import distributed, environment, links, lock, signals, slurm_queue
 from kava.system.text import PlainConsole, one_line, print_text
 from kava.training.arguments import rows_at_once
@@ -65,7 +65,7 @@ _QUIET = "export TORCH_CPP_LOG_LEVEL=ERROR"
 
 
 @dataclass(frozen=True)
-class Options:
+class SubmitOptions:
     """Where jobs are submitted. The resources of each job are in its recipe (`resources`).
 
     array_limit: so many at a time. cluster: submitit's; its `local` starts a process for each
@@ -91,7 +91,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Work:
+class JobWork:
     """The work of one job: a run, as `kava sweep` would do it on this machine.
 
     Each process of the job calls it, and they share the work (`kava.system.distributed`).
@@ -109,7 +109,7 @@ class Work:
     words: tuple[str, ...] | None = None
 
     @classmethod
-    def of(cls, run: Run, scoring: Scoring) -> Work:
+    def of(cls, run: Run, scoring: Scoring) -> JobWork:
         """Make the work of a run."""
         tree = run.recipe.model_dump(by_alias=True)
         asked = tuple(scoring.names), tuple(scoring.files), scoring.limit
@@ -170,7 +170,7 @@ class Work:
 
 
 def submit(
-    runs: Sequence[Run], scoring: Scoring, output: Path, options: Options, console: Console
+    runs: Sequence[Run], scoring: Scoring, output: Path, options: SubmitOptions, console: Console
 ) -> list[Outcome]:
     """Submit every run that is neither done nor in the queue; return the outcome of each.
 
@@ -352,7 +352,7 @@ def _submit_group(
     runs: Sequence[Run],
     scoring: Scoring,
     output: Path,
-    options: Options,
+    options: SubmitOptions,
     limit: int,
     console: Console,
 ) -> None:
@@ -360,7 +360,7 @@ def _submit_group(
     links.check_tree(output / record.FOLDER, apart_from=".submission_file_*.sh")
     folder = (output / record.FOLDER).resolve()
     wanted = runs[0].recipe.resources
-    work = [Work.of(run, scoring) for run in runs]
+    work = [JobWork.of(run, scoring) for run in runs]
     with _nothing_left_by_failure(folder):
         executor = _executor(folder, wanted, output.resolve().name, options, limit)
         submitted = executor.submit_array(work)
@@ -368,7 +368,7 @@ def _submit_group(
     record.add_jobs(
         output,
         [
-            Job(run.folder.name, job.job_id, job.paths.stdout.name, options.cluster, now)
+            SlurmJob(run.folder.name, job.job_id, job.paths.stdout.name, options.cluster, now)
             for run, job in zip(runs, submitted, strict=True)
         ],
     )
@@ -377,7 +377,9 @@ def _submit_group(
     print_text(console, f"{len(runs)} submitted as {array}; each {describe_resources(wanted)}")
 
 
-def _executor(folder: Path, wanted: Resources, name: str, options: Options, limit: int) -> Any:
+def _executor(
+    folder: Path, wanted: Resources, name: str, options: SubmitOptions, limit: int
+) -> Any:
     import submitit
 
     executor = submitit.AutoExecutor(

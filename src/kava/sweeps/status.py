@@ -22,7 +22,7 @@ from kava.runs.folder import differences, holds_run, read_result
 from kava.sweeps import record
 from kava.sweeps import sweep as sweeps
 from kava.sweeps.attempt import ERROR, SKIPPED, Outcome, is_scored
-from kava.sweeps.record import Asked, Job
+from kava.sweeps.record import PlannedRun, SlurmJob
 from kava.system import hub, lock, slurm_queue
 from kava.system.text import format_count, print_columns, print_text
 
@@ -33,7 +33,7 @@ ALL_DONE, SOME_FAILED, UNDERWAY = 0, 1, 3
 
 
 @dataclass(frozen=True)
-class Line:
+class RunStatus:
     """The state of one run.
 
     step, steps, loss: as last logged; None if nothing was logged, or the length is not known yet.
@@ -51,7 +51,7 @@ class Line:
     why: str = ""
 
 
-def show(asked: Sequence[Asked], output: Path, console: Console) -> int:
+def show(asked: Sequence[PlannedRun], output: Path, console: Console) -> int:
     """Print a line for each run, and return the exit status.
 
     If all runs are done and the summary does not show it yet, the summary is written.
@@ -75,7 +75,7 @@ def show(asked: Sequence[Asked], output: Path, console: Console) -> int:
     return SOME_FAILED if FAILED in names else UNDERWAY
 
 
-def look(asked: Sequence[Asked], output: Path) -> list[Line]:
+def look(asked: Sequence[PlannedRun], output: Path) -> list[RunStatus]:
     """Return the current state of each run."""
     jobs = record.jobs(output)
     known = [jobs.get(one.run.folder.name) for one in asked]
@@ -86,7 +86,7 @@ def look(asked: Sequence[Asked], output: Path) -> list[Line]:
     ]
 
 
-def _line(asked: Asked, job: Job | None, in_queue: str | None, output: Path) -> Line:
+def _line(asked: PlannedRun, job: SlurmJob | None, in_queue: str | None, output: Path) -> RunStatus:
     run = asked.run
     log = str(output / record.FOLDER / job.log) if job else ""
     if not job and (run.folder / ERROR).is_file():
@@ -97,10 +97,12 @@ def _line(asked: Asked, job: Job | None, in_queue: str | None, output: Path) -> 
     except KavaError as error:  # concerns this folder only; the other runs are still shown
         step, steps, loss = None, None, None
         state, why = FAILED, str(error)
-    return Line(run.folder.name, state, step, steps, loss, job.job if job else "", log, why)
+    return RunStatus(run.folder.name, state, step, steps, loss, job.job if job else "", log, why)
 
 
-def _state(asked: Asked, job: Job | None, in_queue: str | None, log: str) -> tuple[str, str]:
+def _state(
+    asked: PlannedRun, job: SlurmJob | None, in_queue: str | None, log: str
+) -> tuple[str, str]:
     folder = asked.run.folder
     if holds_run(folder) and (different := differences(folder, asked.run.recipe)):
         return FAILED, f"its folder holds a run of another recipe ({different})"
@@ -124,7 +126,7 @@ def _state(asked: Asked, job: Job | None, in_queue: str | None, log: str) -> tup
     return (PREEMPTED if holds_run(folder) else WAITING), ""
 
 
-def _is_scored(asked: Asked, result: dict[str, Any]) -> bool:
+def _is_scored(asked: PlannedRun, result: dict[str, Any]) -> bool:
     """Whether the requested tasks are scored, on the rows that they have now.
 
     If their rows cannot be loaded without the Hub, scores of these tasks count that are present by
@@ -142,7 +144,7 @@ def _is_scored(asked: Asked, result: dict[str, Any]) -> bool:
     return all(is_scored(result, task) for task in tasks)
 
 
-def _progress(asked: Asked) -> tuple[int | None, int | None, float | None]:
+def _progress(asked: PlannedRun) -> tuple[int | None, int | None, float | None]:
     """Return the step, the total number of steps, and the last loss."""
     result = read_result(asked.run.folder) or {}
     step = steps = result.get("steps")
@@ -156,7 +158,7 @@ def _progress(asked: Asked) -> tuple[int | None, int | None, float | None]:
     return step, steps, losses[-1] if losses else None
 
 
-def _sum_up(asked: Sequence[Asked], output: Path, console: Console) -> None:
+def _sum_up(asked: Sequence[PlannedRun], output: Path, console: Console) -> None:
     scorings = {
         (tuple(one.scoring.names), tuple(one.scoring.files), one.scoring.limit): one.scoring
         for one in asked
@@ -189,7 +191,7 @@ def _last_line(file: Path) -> str:
     return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
 
 
-def _cells(line: Line) -> tuple[str, ...]:
+def _cells(line: RunStatus) -> tuple[str, ...]:
     total = "" if line.steps is None else f" of {line.steps:,}"
     step = f"{line.step or 0:,}{total}"
     loss = "" if line.loss is None else f"{line.loss:.4g}"

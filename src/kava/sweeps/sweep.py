@@ -23,7 +23,7 @@ from kava.errors import KavaError
 from kava.reasoning.resolve import load_resolved
 from kava.recipe.load import load_recipe
 from kava.recipe.schema import BackboneRecipe
-from kava.report.rows import VALIDATION, Row, make_row
+from kava.report.rows import VALIDATION, TableRow, make_row
 from kava.report.terminal import quickstart_table
 from kava.runs.folder import read_result
 from kava.sweeps import local, record, slurm
@@ -143,7 +143,7 @@ def sweep(
     scoring: Scoring,
     output: Path,
     console: Console,
-    jobs: slurm.Options | None = None,
+    jobs: slurm.SubmitOptions | None = None,
 ) -> list[Outcome]:
     """Do every run, print a report, and write the summary.
 
@@ -187,7 +187,7 @@ def sum_up(
 
 
 def write_summary(
-    outcomes: Sequence[Outcome], rows: Sequence[Row], output: Path, console: Console
+    outcomes: Sequence[Outcome], rows: Sequence[TableRow], output: Path, console: Console
 ) -> None:
     """Write the summary, and print a report."""
     write_json(output / SUMMARY, summary(outcomes, rows))
@@ -195,7 +195,7 @@ def write_summary(
     print_text(console, f"summary in {output / SUMMARY}")
 
 
-def summary(outcomes: Sequence[Outcome], rows: Sequence[Row]) -> dict[str, Any]:
+def summary(outcomes: Sequence[Outcome], rows: Sequence[TableRow]) -> dict[str, Any]:
     """Return the content of `summary.json`."""
     return {
         "seeds": list(dict.fromkeys(outcome.run.recipe.seed for outcome in outcomes)),
@@ -207,7 +207,7 @@ def summary(outcomes: Sequence[Outcome], rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def report(outcomes: Sequence[Outcome], rows: Sequence[Row], console: Console) -> None:
+def report(outcomes: Sequence[Outcome], rows: Sequence[TableRow], console: Console) -> None:
     """Print the tables, the number of runs by outcome, and what was not done and why."""
     for task in dict.fromkeys(row["task"] for row in rows):
         console.print("\nvalidation rows" if task == VALIDATION else f"\ntask {task}")
@@ -236,7 +236,7 @@ _TOLD = {
 }
 
 
-def collect(outcomes: Sequence[Outcome], tasks: Sequence[str]) -> list[Row]:
+def collect(outcomes: Sequence[Outcome], tasks: Sequence[str]) -> list[TableRow]:
     """Return a row per task and recipe; a run that failed or is locked counts as missing."""
     by_name: dict[str, list[Outcome]] = {}
     for outcome in outcomes:

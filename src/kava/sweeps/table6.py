@@ -42,7 +42,7 @@ KEYS = {
 
 
 @dataclass(frozen=True)
-class Line:
+class PaperValue:
     """One value of the table, in one setting, and the recipe's value of `key`."""
 
     setting: str
@@ -57,7 +57,7 @@ class Line:
         return self.recipe in self.paper if self.name == "seeds" else self.recipe == self.paper
 
 
-def compare(folder: Path | None = None) -> list[Line]:
+def compare(folder: Path | None = None) -> list[PaperValue]:
     """Compare every value of Table 6 with that of `SETTING/kava.yaml`.
 
     Args:
@@ -73,7 +73,9 @@ def compare(folder: Path | None = None) -> list[Line]:
         recipe = load_resolved(folder / setting / "kava.yaml").model_dump(by_alias=True)
         for name, paper in {**own, **table["common"]}.items():
             lines += [
-                Line(setting, name, key, paper, _in_the_papers_words(name, _value(recipe, key)))
+                PaperValue(
+                    setting, name, key, paper, _in_the_papers_words(name, _value(recipe, key))
+                )
                 for key in KEYS[name]
             ]
     return lines
@@ -116,5 +118,5 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _verdict(line: Line) -> str:
+def _verdict(line: PaperValue) -> str:
     return "ok" if line.same else "DIFFERS"

@@ -18,7 +18,7 @@ from kava.reasoning import batching
 from kava.reasoning.batching import Row
 
 
-class Rows(Dataset):
+class EncodedRows(Dataset):
     """Encoded examples by index; indices beyond the last example are blanks (None)."""
 
     def __init__(self, rows: Sequence[Row]):

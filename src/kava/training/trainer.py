@@ -30,7 +30,7 @@ from kava.system.files import writing
 from kava.system.progress import Progress
 from kava.training.arguments import arguments, check_lengths, check_schedule, check_steps
 from kava.training.callbacks import GO_ON, Record, StopWhenAsked
-from kava.training.sampler import EpochOrder, Rows, collate
+from kava.training.sampler import EncodedRows, EpochOrder, collate
 from kava.types import Example
 
 
@@ -381,7 +381,7 @@ def train(
     trainer = StepTrainer(
         model=reasoner,
         args=arguments(recipe, run, reasoner.device, validate=bool(validation)),
-        train_dataset=Rows(rows),
+        train_dataset=EncodedRows(rows),
         eval_dataset=list(validation),
         data_collator=partial(collate, pad_id=reasoner.tokenizer.pad_token_id, stand_in=rows[0]),
         callbacks=[Record(run / METRICS, progress), stop],

@@ -31,7 +31,7 @@ from kava.reasoning.methods._work import Call, Work, chain, lengths, one_by_one
 from kava.reasoning.states import LatentState
 
 
-class Options(Curriculum):
+class CoconutOptions(Curriculum):
     """Training stages of Coconut (Hao et al., arXiv:2412.06769); defaults are theirs for GSM8K.
 
     latents_per_stage: c, the number of latents that replace one step.
@@ -48,7 +48,7 @@ class Options(Curriculum):
     epochs_per_stage: float = Field(default=3.0, gt=0)
     uniform_prob: float = Field(default=0.0, ge=0, le=1)
 
-    def scale_epochs(self, factor: float) -> Options:
+    def scale_epochs(self, factor: float) -> CoconutOptions:
         """Return the same schedule stretched to `factor` times as many epochs."""
         return self.model_copy(update={"epochs_per_stage": self.epochs_per_stage * factor})
 
@@ -63,7 +63,7 @@ class Coconut(LatentMethod):
 
     label = "Coconut"
     paper = "2412.06769"
-    Options = Options
+    Options = CoconutOptions
     defaults = {"drop_last_step": False, "projection": "none", "num_latents": 6}
 
     def check(self, reasoner) -> None:

@@ -27,7 +27,7 @@ from kava.reasoning.methods._work import Work, chain, lengths
 from kava.reasoning.methods.no_cot import NoCoT
 
 
-class Options(Curriculum):
+class ICoTOptions(Curriculum):
     """Removal schedule (Deng, Choi, Shieber, arXiv:2405.14838); the defaults are theirs.
 
     tokens_per_epoch: Delta, the number of tokens removed per epoch, one by one at equal
@@ -42,7 +42,7 @@ class Options(Curriculum):
     smoothing: float | None = Field(default=4.0, gt=0)
     remove_all_beyond: int | None = Field(default=None, ge=1)
 
-    def scale_epochs(self, factor: float) -> Options:
+    def scale_epochs(self, factor: float) -> ICoTOptions:
         """Return the same schedule stretched to `factor` times as many epochs."""
         return self.model_copy(update={"tokens_per_epoch": self.tokens_per_epoch / factor})
 
@@ -52,7 +52,7 @@ class ICoT(NoCoT):
 
     label = "iCoT"
     paper = "2405.14838"
-    Options = Options
+    Options = ICoTOptions
     uses_steps = True
     defaults = {"drop_last_step": False}
 

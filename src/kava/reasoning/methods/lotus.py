@@ -33,7 +33,7 @@ from kava.reasoning.states import LatentState
 from kava.recipe.schema import Recipe
 
 
-class Options(Curriculum):
+class LotusOptions(Curriculum):
     """Curriculum of LOTUS: each stage replaces one more step by latents and adds one more loop.
 
     epochs_per_stage: number of epochs of each stage.
@@ -43,7 +43,7 @@ class Options(Curriculum):
     epochs_per_stage: float = Field(default=1.0, gt=0)
     reset_optimizer: bool = False
 
-    def scale_epochs(self, factor: float) -> Options:
+    def scale_epochs(self, factor: float) -> LotusOptions:
         """Return the same schedule stretched to `factor` times as many epochs."""
         return self.model_copy(update={"epochs_per_stage": self.epochs_per_stage * factor})
 
@@ -63,7 +63,7 @@ class Lotus(LatentMethod):
 
     label = "LOTUS"
     paper = "2606.31779"
-    Options = Options
+    Options = LotusOptions
     iterates = True
     losses = ("kv", "latent_readout")
     defaults = {
