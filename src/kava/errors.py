@@ -32,6 +32,16 @@ def shown(text: str, longest: int = 80) -> str:
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
+def first_line(error: object, longest: int = 300) -> str:
+    """Return the first line of another library's error, shortened; empty if it has none."""
+    return shown(str(error).strip().partition("\n")[0], longest)
+
+
+def on_one_line(error: object, longest: int = 300) -> str:
+    """Return the whole text of another library's error, whose first line says too little."""
+    return shown(" ".join(str(error).split()), longest)
+
+
 def unknown(
     kind: str, name: str, known: Iterable[str], more: str = "", *, code: str = "unknown-name"
 ) -> KavaError:
@@ -64,7 +74,7 @@ def out_of_memory(error: BaseException) -> str | None:
     told = str(error).strip()
     if not told or not any(sign in told for sign in _MEMORY):
         return None
-    reason = told.splitlines()[0].rpartition("DefaultCPUAllocator: ")[2][:200]
+    reason = shown(first_line(told, 400).rpartition("DefaultCPUAllocator: ")[2], 200)
     return (
         f"out of memory: {reason}; lower train.micro_batch_size, eval.batch_size or --batch, "
         "or set train.gradient_checkpointing=true"

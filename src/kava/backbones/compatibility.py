@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from kava.backbones import masks, structure
 from kava.backbones.attention import IMPLEMENTATION_NAME, QueryRecord, record_queries
 from kava.backbones.thought import Thought
-from kava.errors import KavaError
+from kava.errors import KavaError, first_line
 
 TOKENS = 6
 #: Largest allowed root-mean-square difference of the same logits computed in two ways, relative to
@@ -69,10 +69,9 @@ def check(model: PreTrainedModel) -> None:
     except KavaError:
         raise
     except Exception as error:  # the forward pass of an unknown model may raise anything
-        line = str(error).strip().split("\n")[0][:200]
         raise KavaError(
             f"{what}: cannot continue a KV cache with the masks and positions of the caller "
-            f"({type(error).__name__}: {line})",
+            f"({type(error).__name__}: {first_line(error)})",
             code="backbones.no-continuation",
             key=model.config.model_type,
         ) from None

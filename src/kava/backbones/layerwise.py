@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from kava.backbones import attention, cache, structure
-from kava.errors import KavaError
+from kava.errors import KavaError, first_line
 
 BACKEND = "inductor"  # backend of torch.compile
 #: Maximum number of compiled versions of a layer: with and without a cache before it, with queries
@@ -122,10 +122,9 @@ def _check_compiler(device: torch.device) -> None:
     try:
         torch.compile(torch.sin, backend=BACKEND)(torch.zeros(2, device=device))
     except Exception as error:  # a missing compiler raises various types of errors
-        (first, *_) = str(error).strip().splitlines() or [type(error).__name__]
         raise KavaError(
-            f"train.compile: torch cannot compile on this machine ({first[:200]}); it needs a C++ "
-            "compiler and the Python headers, and Triton on GPUs; otherwise set "
+            f"train.compile: torch cannot compile on this machine ({first_line(error)}); it "
+            "needs a C++ compiler and the Python headers, and Triton on GPUs; otherwise set "
             "train.compile=false",
             code="backbones.no-compiler",
             key="train.compile",

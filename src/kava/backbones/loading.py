@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from kava.backbones import compatibility, pretrained
 from kava.backbones.attention import IMPLEMENTATION_NAME
-from kava.errors import KavaError, out_of_memory
+from kava.errors import KavaError, on_one_line, out_of_memory
 from kava.recipe.schema import Recipe
 from kava.system import assets, hub
 from kava.system.progress import no_bars, no_report
@@ -271,6 +271,6 @@ def _unusable(folder: Path, error: Exception) -> Exception:
 
 
 def _in_a_line(error: Exception) -> str:
-    line = " ".join(str(error).split())[:256]
+    line = on_one_line(error)
     known = isinstance(error, OSError | ValueError | ImportError | SafetensorError)
     return line if known else f"{type(error).__name__}: {line}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from kava.errors import KavaError
+from kava.errors import KavaError, first_line
 from kava.recipe.schema import Recipe
 
 #: The four projections of attention, by the names that most model families use.
@@ -70,7 +70,7 @@ def add(model: PreTrainedModel, recipe: Recipe) -> PeftModel | PreTrainedModel:
             adapted = get_peft_model(model, config)
     except ValueError as error:
         raise KavaError(
-            f"lora.targets {lora.targets}: {str(error).splitlines()[0]}",
+            f"lora.targets {lora.targets}: {first_line(error)}",
             code="backbones.bad-targets",
             key="lora.targets",
         ) from None

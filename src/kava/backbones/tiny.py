@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from kava.backbones import loading, pretrained
 from kava.backbones.tokenizer import train_tokenizer
 from kava.data import load_examples
-from kava.errors import KavaError
+from kava.errors import KavaError, on_one_line
 from kava.system.progress import no_bars
 from kava.types import ANSWER_PROMPT
 
@@ -62,9 +62,8 @@ def tiny_backbone(model_type: str, folder: Path, seed: int = 0) -> int:
                 code="backbones.unknown-family",
                 key=model_type,
             ) from None
-        line = " ".join(str(error).split())[:200]
         raise KavaError(
-            f"family: cannot create a tiny '{model_type}' for --smoke: {line}",
+            f"family: cannot create a tiny '{model_type}' for --smoke: {on_one_line(error)}",
             code="backbones.no-tiny",
             key=model_type,
         ) from None

@@ -23,7 +23,7 @@ from transformers import (
 from kava.backbones import compatibility, loading, pretrained, structure
 from kava.backbones.attention import IMPLEMENTATION_NAME
 from kava.backbones.published import PUBLISHED
-from kava.errors import KavaError, unknown
+from kava.errors import KavaError, on_one_line, unknown
 from kava.reasoning.batching import Row
 from kava.reasoning.reasoner import Reasoner
 from kava.recipe.load import parse
@@ -74,9 +74,9 @@ def configuration(shape: str) -> Any:
     except KavaError as error:
         raise error.within(f"shape '{shape}'") from None
     except Exception as error:  # classes outside kava may fail in any way
-        line = " ".join(str(error).split())[:200]
         raise KavaError(
-            f"shape '{shape}': transformers rejects it ({type(error).__name__}: {line})",
+            f"shape '{shape}': transformers rejects it "
+            f"({type(error).__name__}: {on_one_line(error)})",
             code="bench.shape-refused",
             key=shape,
         ) from None

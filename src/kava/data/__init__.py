@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from kava.data import files
-from kava.errors import KavaError, unknown
+from kava.errors import KavaError, first_line, unknown
 from kava.recipe import registry
 from kava.system import assets, hub
 from kava.types import Example
@@ -132,9 +132,9 @@ def hub_rows(
     try:
         table = datasets.load_dataset(name, config, split=split)
     except Exception as error:
-        why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise KavaError(
-            f"cannot load split '{split}' of '{name}' from the Hugging Face Hub ({why}); go online,"
+            f"cannot load split '{split}' of '{name}' from the Hugging Face Hub "
+            f"({first_line(error) or type(error).__name__}); go online,"
             f" log in with `hf auth login` and accept the licence at"
             f" https://huggingface.co/datasets/{name}, or pass {instead}",
             code="data.not-had",

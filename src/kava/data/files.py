@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from kava.errors import KavaError
+from kava.errors import KavaError, first_line
 from kava.system.text import check_text
 from kava.types import Example
 
@@ -296,7 +296,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                     number += 1
                     yield f"{path}, row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
-        why = str(error).strip().partition("\n")[0]
+        why = first_line(error)
         raise KavaError(
             f"{path}: not a readable Parquet file ({why})", code="data.bad-parquet", key=str(path)
         ) from error

@@ -9,7 +9,7 @@ from typing import Any, overload
 
 import torch
 
-from kava.errors import KavaError
+from kava.errors import KavaError, first_line
 from kava.reasoning.generate import check_whole_number
 from kava.reasoning.open import open_reasoner
 from kava.reasoning.reasoner import Reasoner
@@ -188,9 +188,8 @@ def _move(model: Reasoner, device: int | str | torch.device) -> None:
     try:
         model.to(place)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
-        why = str(error).strip().partition("\n")[0]
         raise KavaError(
-            f"pipeline: device {device!r} cannot be used: {why}",
+            f"pipeline: device {device!r} cannot be used: {first_line(error)}",
             code="inference.no-device",
             key=str(device),
         ) from None

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from kava.errors import KavaError, shown
+from kava.errors import KavaError, on_one_line, shown
 from kava.recipe.schema import Recipe, Section, merge, validate
 from kava.system import assets
 
@@ -194,7 +194,7 @@ def parse(text: str, where: str) -> Any:
 
 
 def _problem(error: Exception) -> str:
-    return shown(getattr(error, "problem", None) or " ".join(str(error).split()), 300)
+    return on_one_line(getattr(error, "problem", None) or error)
 
 
 def _code(error: Exception, key: str) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from kava.reasoning.resolve import load_resolved
 from kava.recipe.load import load_recipe, read
 from kava.recipe.schema import BackboneRecipe
 from kava.system import assets
-from kava.system.text import format_count, print_columns, print_plain
+from kava.system.text import format_count, one_line, print_columns, print_plain
 
 if TYPE_CHECKING:
     from kava.types import Example
@@ -80,7 +80,7 @@ def check(paths: list[str], console: Console) -> bool:
             try:
                 word, said = "ok", " ".join(bench.run(entry))
             except Exception as error:  # any error is a finding
-                word, said = "FAILED", _one_line(error)
+                word, said = "FAILED", one_line(error)
                 failed.append(entry.path)
             seconds = f"{time.perf_counter() - begin:.1f} s"
             print_plain(console, f"{entry.path:<{width}}  {word:<6}  {seconds:>6}  {said}")
@@ -207,8 +207,3 @@ def _order(path: str) -> list:
         [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
         for name in Path(path).parts
     ]
-
-
-def _one_line(error: Exception) -> str:
-    text = str(error).strip().partition("\n")[0]
-    return text if isinstance(error, KavaError) else f"{type(error).__name__}: {text}"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kava.errors import KavaError
+from kava.errors import KavaError, first_line
 from kava.system import links
 
 
@@ -34,7 +34,7 @@ def writing(path: Path, then: str = "free some space and start again") -> Iterat
     except Exception as error:
         if not isinstance(error, OSError) and not any(sign in str(error) for sign in _DISK):
             raise
-        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0][:200]
+        reason = getattr(error, "strerror", None) or first_line(error)
         code = "system.not-written"
         if getattr(error, "errno", None) in _NOT_SPACE:
             then, code = "choose another location", "system.not-writable"

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
-from kava.errors import KavaError
+from kava.errors import KavaError, first_line
 
 
 class NotAvailable(KavaError):
@@ -129,8 +129,7 @@ def download(name: str, revision: str | None, patterns: list[str], what: str, in
         why = "the Hugging Face Hub cannot be reached and there is no local copy"
         raise _nowhere(name, why, what, instead) from None
     except (OSError, ValueError, HfHubHTTPError) as error:
-        line = str(error).strip().split("\n")[0][:300]
-        raise _nowhere(name, line, what, instead) from None
+        raise _nowhere(name, first_line(error), what, instead) from None
     record_download(name, what, sorted(file for file in Path(folder).iterdir() if file.is_file()))
     return Path(folder)
 
@@ -180,9 +179,9 @@ def push(folder: Path, name: str, message: str, private: bool | None, token: str
         api.create_repo(name, private=private, exist_ok=True)
         done = api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
     except (OSError, HfHubHTTPError, HFValidationError) as error:
-        line = str(error).strip().split("\n")[0][:300]
         raise KavaError(
-            f"push to {name}: {line}; log in with `hf auth login` and a token with write access",
+            f"push to {name}: {first_line(error)}; log in with `hf auth login` and a token with "
+            "write access",
             code="system.not-pushed",
             key=name,
         ) from None

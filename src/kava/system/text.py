@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.segment import Segment
 
-from kava.errors import KavaError
+from kava.errors import KavaError, first_line
 
 
 def check_text(text: str, what: str) -> None:
@@ -82,7 +82,7 @@ def print_text(console: Console, *parts: str) -> None:
 
 def one_line(error: Exception) -> str:
     """Return the first line of an error, with its type unless it is a message to the user."""
-    first = (str(error).strip().splitlines() or [""])[0][:300]
+    first = first_line(error)
     return first if isinstance(error, KavaError) else f"{type(error).__name__}: {first}"
 
 

@@ -18,7 +18,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from kava.backbones import layerwise
-from kava.errors import KavaError, out_of_memory
+from kava.errors import KavaError, on_one_line, out_of_memory
 from kava.evaluation.answers import HEADLINE
 from kava.evaluation.runner import evaluate
 from kava.reasoning import checkpoint
@@ -298,7 +298,7 @@ class StepTrainer(Trainer):
             except _UNFIT as error:
                 if out_of_memory(error):
                     raise
-                line = " ".join(str(error).split())[:200]
+                line = on_one_line(error)
                 raise KavaError(
                     f"{file}: does not match this training run: {type(error).__name__}: {line}",
                     code="training.other-checkpoint",
