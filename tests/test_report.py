@@ -8,9 +8,10 @@ from rich.console import Console
 
 from kava.recipe import registry
 from kava.report.plots import accuracy_against_passes, look, loss_parts
-from kava.report.terminal import UNTRAINED, markdown_table, quickstart_table
+from kava.report.terminal import UNTRAINED, quickstart_table
 from kava.system.text import format_duration
 from tools.picture import draw
+from tools.readme import quickstart_markdown
 
 PNG = b"\x89PNG\r\n\x1a\n"
 LIMIT = 300_000
@@ -106,7 +107,7 @@ def test_terminal_table_shows_each_row_on_one_line_of_80_columns():
 
 
 def test_markdown_table_has_the_same_cells():
-    lines = markdown_table(ROWS).splitlines()
+    lines = quickstart_markdown(ROWS).splitlines()
     assert [line.count("|") for line in lines[:6]] == [6] * 6
     assert lines[2] == f"| CoT | 98.5 ± 2.4 | 38.2 | 95.6 | {UNTRAINED} |"
     assert lines[5].startswith("| KaVa | 55.5 ± 2.4 | 10.0 | 25.0 |")
@@ -114,22 +115,22 @@ def test_markdown_table_has_the_same_cells():
 
 
 def test_tables_name_different_numbers_of_problems():
-    assert "n = 300 or 400 held-out" in markdown_table([*ROWS, {**ROWS[0], "n": 300}])
+    assert "n = 300 or 400 held-out" in quickstart_markdown([*ROWS, {**ROWS[0], "n": 300}])
 
 
 def test_several_seeds_show_their_deviation():
     seeds = {"seeds": [42, 123, 456], "accuracy_std": 7.25}
     rows = [{**ROWS[0], "seeds": []}, {**ROWS[3], **seeds}]
-    text = markdown_table(rows)
+    text = quickstart_markdown(rows)
     assert "98.5 ± 2.4" in text and "55.5 ± 7.2" in text
     assert "deviation over 3 seeds, one standard error for a single run" in text
-    assert "standard error" not in markdown_table(rows[1:])
-    assert "standard error" in markdown_table([{**rows[1], "seeds": [42]}])
+    assert "standard error" not in quickstart_markdown(rows[1:])
+    assert "standard error" in quickstart_markdown([{**rows[1], "seeds": [42]}])
 
 
 def test_tables_without_rows_or_times():
-    assert "n = no" in markdown_table([])
-    assert "| - |" in markdown_table([{**ROWS[0], "ms_per_question": None}])
+    assert "n = no" in quickstart_markdown([])
+    assert "| - |" in quickstart_markdown([{**ROWS[0], "ms_per_question": None}])
     assert render(quickstart_table([]))
 
 

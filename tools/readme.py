@@ -17,9 +17,11 @@ from typing import Any
 from kava.errors import KavaError, unknown
 from kava.report.ablation import MEANINGS, label
 from kava.report.results import find
+from kava.report.rows import TableRow
 from kava.report.table import Table, results_table
-from kava.report.terminal import markdown_table
+from kava.report.terminal import HEADINGS, LEFT, caption, cells
 from kava.system.files import write_whole
+from kava.system.tables import markdown_table
 from tools import scale
 
 #: Rows of the ablation of latents that are shown.
@@ -33,7 +35,12 @@ def quickstart(root: Path) -> str:
     """Every method of the quickstart, the best first."""
     file = root / "results/quickstart/summary.json"
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
-    return markdown_table(sorted(rows, key=lambda row: -row["accuracy"]))
+    return quickstart_markdown(sorted(rows, key=lambda row: -row["accuracy"]))
+
+
+def quickstart_markdown(rows: Sequence[TableRow]) -> str:
+    """The rows of the quickstart's table, with the meaning of ± below."""
+    return f"{markdown_table(HEADINGS, list(map(cells, rows)), LEFT)}\n\n{caption(rows)}\n"
 
 
 #: Recipes of `recipes/quickstart/ablations` in the order of the table, and what each adds.
@@ -86,20 +93,21 @@ def latents(file: Path) -> str:
     """What becomes of answers when latents are changed."""
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     by_name = {row["name"]: row for row in found["rows"]}
-    lines = ["| latents | accuracy (%) | difference, 95 % interval |", "| --- | ---: | ---: |"]
+    lines = []
     for name in SHOWN:
         row = by_name[name]
         low, high = row["difference_interval"] if name != "as_they_are" else (None, None)
         gap = "" if low is None else f"{row['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
         told = MEANINGS.get(name, label(name))
-        lines.append(f"| {told} | {row['accuracy']:.1f} ± {row['accuracy_se']:.1f} | {gap} |")
+        lines.append((told, f"{row['accuracy']:.1f} ± {row['accuracy_se']:.1f}", gap))
     swapped, chance = by_name["swapped"], found["chance"]["other_question"]
     end = (
         f"n = {swapped['n']:,}; ± is one standard error; chance is {chance:.1f} %. With the "
         f"latents of another question, {swapped['partner_accuracy']:.1f} % of the answers are "
         "correct for that other question."
     )
-    return "\n".join(lines) + f"\n\n{end}\n"
+    headings = ("latents", "accuracy (%)", "difference, 95 % interval")
+    return f"{markdown_table(headings, lines)}\n\n{end}\n"
 
 
 def beside_paper(file: Path) -> str:

@@ -28,6 +28,7 @@ from kava.recipe.load import load_recipe
 from kava.recipe.registry import PLACES
 from kava.recipe.schema import BackboneRecipe, Recipe, Section, flatten
 from kava.system.files import write_whole
+from kava.system.tables import markdown_table
 from tools.keys import told
 
 WIDTH = 96
@@ -79,12 +80,13 @@ def pieces() -> str:
     """What can be named in a recipe or a command, by the folder that a new one goes into."""
     parts = ["# Pieces\n\nEach is one file of `src/kava`.\n"]
     for folder, chosen in _FOLDERS.items():
-        lines = [f"## {folder}\n", f"{chosen}\n", "| name | what it is |", "| --- | --- |"]
+        rows = []
         for name in _files(folder):
             doc = inspect.getdoc(importlib.import_module(f"kava.{PLACES[folder]}.{name}")) or ""
             first = " ".join(_plain(doc).split("\n\n")[0].split())
-            lines.append(f"| `{name}` | {first.replace('|', chr(92) + '|')} |")
-        parts.append("\n".join(lines) + "\n")
+            rows.append((f"`{name}`", first.replace("|", "\\|")))
+        table = markdown_table(("name", "what it is"), rows, left=(0, 1))
+        parts.append(f"## {folder}\n\n{chosen}\n\n{table}\n")
     return "\n".join(parts)
 
 
@@ -218,11 +220,11 @@ def _section(kind: type[Section], above: str, root: str) -> str:
             inner.append((section, key))
             continue
         values = _type(field.annotation) + _bounds(field)
-        rows.append(f"| `{key}` | {told(root, key)} | {values} | {_default(field)} |")
+        rows.append((f"`{key}`", told(root, key), values, _default(field)))
     parts = [doc, ""] if doc else []
     if rows:
-        heading = "| key | what it is | values | default |"
-        parts += [heading, "| --- | --- | --- | --- |", *rows, ""]
+        headings = ("key", "what it is", "values", "default")
+        parts += [markdown_table(headings, rows, left=range(len(headings))), ""]
     for section, key in inner:
         parts += [f"**`{key}`**\n", _section(section, f"{key}.", root)]
     return "\n".join(parts)

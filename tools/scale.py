@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kava.sweeps.dry_run import format_large_number
+from kava.system.tables import Lines, markdown_table
 from kava.system.text import format_bytes
 
 #: A share of a GPU's rate, and that rate in FLOP/s, to show the arithmetic with; nothing has been
@@ -336,11 +337,8 @@ def _said(text: str) -> str:
     return f"\n{textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)}\n"
 
 
-def _table(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)
-) -> str:
-    marks = ["---" if place in left else "---:" for place in range(len(headings))]
-    return "".join(f"| {' | '.join(line)} |\n" for line in (headings, marks, *rows))
+def _table(headings: Sequence[str], rows: Lines, left: Sequence[int] = (0,)) -> str:
+    return markdown_table(headings, rows, left) + "\n"
 
 
 #: By the name of its place in the page.

@@ -15,7 +15,6 @@ from kava.backbones import loading
 from kava.bench import generate, train
 from kava.bench.generate import Generation
 from kava.bench.shapes import Lengths, random_reasoner
-from kava.bench.table import table
 from kava.bench.timing import matrix_rate, time_interleaved
 from kava.bench.train import Training
 from kava.errors import KavaError
@@ -26,6 +25,7 @@ from kava.sweeps import sweep
 from kava.system import assets
 from kava.system.environment import default_device, provenance
 from kava.system.files import write_json
+from kava.system.tables import terminal_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _train_tables(rows: dict[str, dict[str, Any]]) -> list[Table]:
                 f"{row['peak_memory']['bytes'] / 1e6:,.0f}",
             ]
         )
-    return [table(_TRAIN_TIME, time), table(_TRAIN_WORK, work)]
+    return [terminal_table(_TRAIN_TIME, time), terminal_table(_TRAIN_WORK, work)]
 
 
 _TRAIN_TIME = (
@@ -248,7 +248,7 @@ def _generate_tables(rows: dict[str, list[dict[str, Any]]]) -> list[Table]:
                     _known(row["mfu"], "{:.1f} %", 100),
                 ]
             )
-    return [table(_GENERATE_TIME, time), table(_GENERATE_WORK, work)]
+    return [terminal_table(_GENERATE_TIME, time), terminal_table(_GENERATE_WORK, work)]
 
 
 _GENERATE_TIME = (

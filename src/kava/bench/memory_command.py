@@ -13,11 +13,11 @@ from kava.bench import memory
 from kava.bench.command import recipe_paths, settings_of
 from kava.bench.memory import Memory
 from kava.bench.shapes import Lengths
-from kava.bench.table import table
 from kava.errors import KavaError
 from kava.reasoning.resolve import load_resolved
 from kava.system.environment import provenance
 from kava.system.files import write_json
+from kava.system.tables import terminal_table
 from kava.system.text import format_bytes, format_count, print_text
 
 DEVICES = ("cuda", "cpu")
@@ -69,7 +69,7 @@ def bench_memory(
                 status.update(f"counting {name}, {format_count(size, 'row')}")
                 on = shape or recipe.backbone
                 rows[name][size] = memory.count(recipe, on, lengths, size, device)
-    console.print(table(_HEADINGS, _lines(rows)))
+    console.print(terminal_table(_HEADINGS, _lines(rows)))
     print_text(console, LEFT_OUT)
     told = {
         "what": f"bytes that one training step holds at its peak, as on {device}",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.table import Table
 
 from kava.data.files import read_rows, to_examples
 from kava.data.tasks import load_task
@@ -18,10 +20,8 @@ from kava.evaluation.answers import (
     score,
     standard_error,
 )
+from kava.system.tables import terminal_table
 from kava.types import Example
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 Prediction = tuple[str, str | None, str]  # its location; its id, if it has one; the text
 
@@ -152,23 +152,18 @@ def table(result: dict[str, Any], title: str) -> Table:
 
     The headline rule comes first, marked and bold. The note, if there is one, is below the table.
     """
-    from rich import box
-    from rich.table import Table
-
     n, note = result["n"], f"\n{result['note']}" if "note" in result else ""
-    shown = Table(
-        title=title,
-        caption=f"n = {n:,}; ± is one standard error; * the headline{note}",
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-    )
-    for heading, side in (("rule", "left"), ("correct", "right"), ("accuracy (%)", "right")):
-        shown.add_column(heading, justify=side)
-    for rule, hits in result["correct"].items():
-        mark = "*" if rule == HEADLINE else " "
-        accuracy = f"{percent(hits, n):.2f} ± {standard_error(hits, n):.2f}"
-        shown.add_row(f"{rule} {mark}", f"{hits:,}", accuracy, style="bold" if mark == "*" else "")
-    return shown
+    lines = [
+        (
+            f"{rule} {'*' if rule == HEADLINE else ' '}",
+            f"{hits:,}",
+            f"{percent(hits, n):.2f} ± {standard_error(hits, n):.2f}",
+        )
+        for rule, hits in result["correct"].items()
+    ]
+    caption = f"n = {n:,}; ± is one standard error; * the headline{note}"
+    bold = [place for place, rule in enumerate(result["correct"]) if rule == HEADLINE]
+    return terminal_table(("rule", "correct", "accuracy (%)"), lines, (0,), title, caption, bold)
 
 
 def _by_order(

@@ -13,6 +13,7 @@ import yaml
 
 from kava.reasoning.methods import label_of, paper_of
 from kava.recipe.schema import Recipe, dump
+from kava.system.tables import markdown_table
 
 UNMEASURED = (
     "Anything that the tables above do not name: other tasks, other languages, sampling in place "
@@ -40,7 +41,8 @@ def card(
         f"# {_text(recipe.method)} on {_text(identity['name'])}",
         _what(recipe),
         "## How to use it\n\n" + _use(),
-        "## What it was made from\n\n" + _table(_origin(recipe, identity, record, merged)),
+        "## What it was made from\n\n"
+        + markdown_table(None, _origin(recipe, identity, record, merged), left=(0, 1)),
         "## What was measured\n\n" + _scores(record),
         f"## What was not measured\n\n{UNMEASURED}",
         "## Recipe\n\n" + _block(dump(recipe)),
@@ -154,7 +156,7 @@ def _scores(record: dict[str, Any]) -> str:
             rules,
             score["forward_passes"],
         )
-        lines.append(f"| {' | '.join(map(_text, told))} |")
+        lines.append(list(map(_text, told)))
     accuracy = record.get("validation_accuracy")
     if accuracy is not None:
         of = f"{_text(accuracy)} % of {_text(record['validation_n'])}"
@@ -163,14 +165,10 @@ def _scores(record: dict[str, Any]) -> str:
         told = "No validation rows."
     if not lines:
         return f"No task was scored yet (`kava eval`). {told}"
-    head = "| task | accuracy (%) | n | rule | by rule | forward passes |"
-    table = "\n".join([head, "| --- | ---: | ---: | --- | --- | ---: |", *lines])
+    headings = ("task", "accuracy (%)", "n", "rule", "by rule", "forward passes")
+    table = markdown_table(headings, lines, left=(0, 3, 4))
     note = "± is one standard error of one training; greedy decoding."
     return f"{table}\n\n{note} {told}"
-
-
-def _table(lines: list[tuple[str, str]]) -> str:
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in lines)])
 
 
 def _line(value: Any) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.table import Table
 
 from kava.report.plots import Dot, dots, look
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from kava.system.tables import terminal_table
 
 MEANINGS = {
     "noise": "noise of the same norm",
@@ -25,17 +25,8 @@ def label(name: str) -> str:
 
 def ablation_table(table: dict[str, Any]) -> Table:
     """Return the contents of `ablation.json` as a table for a rich console."""
-    from rich import box
-    from rich.table import Table
-
-    # Without outer edges, the table fits into a terminal of 80 columns.
-    shown = Table(caption=caption(table), box=box.SIMPLE_HEAD, show_edge=False)
-    shown.add_column("latents")
-    for heading in ("accuracy (%)", "difference", "95 %", "p", "passes"):
-        shown.add_column(heading, justify="right")
-    for row in table["rows"]:
-        shown.add_row(*_cells(row))
-    return shown
+    headings = ("latents", "accuracy (%)", "difference", "95 %", "p", "passes")
+    return terminal_table(headings, list(map(_cells, table["rows"])), caption=caption(table))
 
 
 def caption(table: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from kava.report.results import Group, changes, check_column, seeds, setting
 from kava.report.rows import TableRow
 from kava.system import assets
 from kava.system.files import write_whole
+from kava.system.tables import markdown_table
 
 GAP = "-"
 #: Costs of one answer with the headings of their columns; see `report.rows`.
@@ -78,14 +79,9 @@ class Table:
 
     def markdown(self) -> str:
         """Return a Markdown table with its caption below."""
-        rule = ["---:" if number else "---" for number in self.numbers]
-        lines = [
-            [_markdown(heading) for heading in self.headings],
-            rule,
-            *([_markdown(_text(c)) for c in r] for r in self.rows),
-        ]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return f"{table}\n\n{self.caption}\n"
+        head, *lines = ([_markdown(_text(c)) for c in r] for r in (self.headings, *self.rows))
+        left = [place for place, number in enumerate(self.numbers) if not number]
+        return f"{markdown_table(head, lines, left)}\n\n{self.caption}\n"
 
     def csv(self) -> str:
         """Comma-separated values; numbers unrounded, empty where there is none.

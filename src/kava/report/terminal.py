@@ -1,18 +1,18 @@
-"""The quickstart's table, for the terminal and as Markdown, from the same cells."""
+"""The quickstart's table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from rich.table import Table
 
 from kava.report.plots import label, spread, spread_words
 from kava.report.rows import TableRow
+from kava.system.tables import terminal_table
 from kava.system.text import format_duration
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 HEADINGS = ("method", "accuracy (%)", "forward passes", "ms per question", "training time")
+LEFT = (0, 4)  # the columns that hold no numbers
 UNTRAINED = "the backbone itself"
 
 
@@ -26,23 +26,9 @@ def quickstart_table(rows: Sequence[TableRow], title: str | None = None) -> Tabl
             `missing_seeds`, the number of seeds that count is shown; without any seed, the numbers
             are None. A `name` other than the method's is shown instead of it. See `report.rows`.
     """
-    from rich import box
-    from rich.table import Table
-
-    # Without outer edges, the table fits into a terminal of 80 columns.
-    table = Table(title=title, caption=caption(rows), box=box.SIMPLE_HEAD, show_edge=False)
-    for place, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="right" if place in (1, 2, 3) else "left")
-    for row in rows:
-        table.add_row(*cells(row), style="bold" if label(row) == "KaVa" else None)
-    return table
-
-
-def markdown_table(rows: Sequence[TableRow]) -> str:
-    """Return the rows of `quickstart_table` as a Markdown table, with the meaning of ± below."""
-    lines = [HEADINGS, ("---", "---:", "---:", "---:", "---"), *map(cells, rows)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{table}\n\n{caption(rows)}\n"
+    bold = [place for place, row in enumerate(rows) if label(row) == "KaVa"]
+    lines = list(map(cells, rows))
+    return terminal_table(HEADINGS, lines, LEFT, title, caption(rows), bold)
 
 
 def cells(row: TableRow) -> tuple[str, ...]:

@@ -19,6 +19,8 @@ from rich.console import Console
 from kava.errors import KavaError
 from kava.runs.layout import METRICS, RECIPE, RESULT
 from kava.runs.metrics import is_finite, is_number, read_records
+from kava.system.tables import terminal_table
+from kava.system.text import format_duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -90,26 +92,17 @@ def watch(run: Path, console: Console, once: bool = False, every: float = 1.0) -
 
 def view(state: State) -> RenderableType:
     """Show the progress and, for each logged quantity, its last value, range and course."""
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for heading, justify in (
-        ("", "left"),
-        ("last", "right"),
-        ("lowest", "right"),
-        ("highest", "right"),
-    ):
-        table.add_column(heading, justify=justify)
-    table.add_column("course", no_wrap=True)
+    lines = []
     for key in _keys(state.records):
         logged = [record[key] for record in state.records if is_number(record.get(key))]
         values = [value for value in logged if is_finite(value)]
         name = f"{key}, log" if is_wide(values) else key
         ends = map(_told, (min(values), max(values))) if values else ("-", "-")
-        table.add_row(name, _told(logged[-1]), *ends, sparkline(values))
+        lines.append((name, _told(logged[-1]), *ends, sparkline(values)))
+    table = terminal_table(("", "last", "lowest", "highest", "course"), lines, left=(0, 4))
     return Group(Text(headline(state), style="bold"), table)
 
 
@@ -120,8 +113,8 @@ def headline(state: State) -> str:
     if state.finished:
         return f"{words}, finished"
     left = seconds_left(state)
-    more = f", about {_duration(left)} left" if left is not None else ""
-    quiet = f"; nothing logged for {_duration(state.age)}" if state.age > 60 else ""
+    more = f", about {format_duration(left)} left" if left is not None else ""
+    quiet = f"; nothing logged for {format_duration(state.age)}" if state.age > 60 else ""
     return words + more + quiet
 
 
@@ -195,9 +188,3 @@ def _steps(run: Path, records: Sequence[dict[str, Any]]) -> int | None:
 
 def _told(value: float) -> str:
     return f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    from kava.system.text import format_duration
-
-    return format_duration(seconds)

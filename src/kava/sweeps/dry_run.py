@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from kava.errors import KavaError
 from kava.recipe import registry
@@ -16,6 +14,7 @@ from kava.sweeps import slurm
 from kava.sweeps.attempt import DONE, RESUME, SCORE, START, Run, Scoring, state
 from kava.sweeps.cost import Cost, Estimator
 from kava.system import hub, lock
+from kava.system.tables import terminal_table
 from kava.system.text import format_count, print_text
 
 LOCKED, REFUSED = "locked by another process", "would fail"
@@ -44,10 +43,7 @@ def list_runs(
     for name in scoring.names:
         registry.check("tasks", name)
     estimator, notes, left = Estimator(), Notes(), 0
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
-    for heading in ("run", "state", "steps", "token-forwards"):
-        table.add_column(heading, justify="left" if heading in ("run", "state") else "right")
-    states, to_submit = [], []
+    lines, states, to_submit = [], [], []
     queued = slurm.with_queue_state(runs, output) if jobs else ((run, "") for run in runs)
     with console.status("counting"):
         for run, in_queue in queued:
@@ -65,8 +61,9 @@ def list_runs(
             notes.add(run.folder.name, why)
             for note in cost.notes:
                 notes.add(run.name, note)
-            table.add_row(run.folder.name, now, *_told(cost))
-    console.print(table)
+            lines.append((run.folder.name, now, *_told(cost)))
+    headings = ("run", "state", "steps", "token-forwards")
+    console.print(terminal_table(headings, lines, left=(0, 1)))
     counts = ", ".join(f"{states.count(now)} {now}" for now in dict.fromkeys(states))
     print_text(
         console,
