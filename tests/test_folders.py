@@ -136,7 +136,7 @@ def test_a_folder_is_the_same_by_whatever_path(backbone, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to("run")
     for other in (tmp_path / "link", tmp_path / "run" / ".." / "link"):
-        with exclusive_lock(tmp_path / "run", QUIET), refused("runs.in-use", str(other)):
+        with exclusive_lock(tmp_path / "run"), refused("runs.in-use", str(other)):
             train(recipe, other)
     train(recipe, tmp_path / "link")
     assert len(read_metrics(tmp_path / "run")) == 2
@@ -280,11 +280,11 @@ def test_scores_of_two_at_once_are_both_kept(backbone, tmp_path, monkeypatch):
 
 
 def test_scores_wait_for_a_folder_only_so_long(backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder, "_TURN", 0.0)
+    monkeypatch.setattr(run_folder, "_PATIENCE", 0.0)
     reasoner = Reasoner.from_backbone(str(backbone), device="cpu")
     task = load_task("synthetic", limit=1)
     in_use = refused("runs.scores-in-use", str(tmp_path))
-    with lock.acquire(tmp_path / "scores.lock", QUIET), in_use:
+    with lock.acquire(tmp_path / "scores.lock"), in_use:
         score_run(reasoner, task, tmp_path, timed_alone=0)
     score_run(reasoner, task, tmp_path, timed_alone=0)
     assert read_result(tmp_path)["scores"].keys() == {"synthetic"}

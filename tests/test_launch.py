@@ -12,7 +12,6 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
-from rich.console import Console
 
 from kava.reasoning.resolve import load_resolved
 from kava.recipe.schema import Recipe, Resources
@@ -244,7 +243,7 @@ def test_the_status_of_a_sweep_on_this_machine(kava, backbone, tmp_path, monkeyp
     assert lines[4] == "a-seed1 failed: RuntimeError: out of memory"
     assert lines[5] == "3 runs: 1 done, 1 preempted, 1 failed"
 
-    with lock.acquire(out / "a-seed3.lock", Console()):
+    with lock.acquire(out / "a-seed3.lock"):
         assert "a-seed3  running" in kava("sweep", "--status", out)[1]
     assert kava(*words, "--status")[1].splitlines()[:4] == lines[:4]  # by the recipes, the same
     code, said = kava("sweep", recipe, "--seeds", 4, 2, "--status", "-o", out)

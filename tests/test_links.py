@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 from refusals import refused
-from rich.console import Console
 from tiny import lora, recipe
 
 from kava.evaluation.ablation import PLOT
@@ -173,7 +172,7 @@ def test_nor_jobs(home, tmp_path):
 def test_nor_a_lock(home, tmp_path):
     """A link to nothing was taken for a lock that somebody has just let go of, over and over."""
     link = plant(tmp_path / "out/lock", home / "nothing")
-    with refused(REFUSED, str(link)), lock.acquire(link, Console(quiet=True)):
+    with refused(REFUSED, str(link)), lock.acquire(link):
         pass
 
 
@@ -271,7 +270,7 @@ def test_lines_are_added(tmp_path):
 #: Files that write without `kava.system.links`, and why they may.
 OTHERS = {
     "links.py": "it is what the others call",
-    "lock.py": "makes its file anew, or not at all",
+    "lock.py": "its own file, which filelock has opened, and no link",
     "memory.py": "a file of the system",
     "_symbolic_worker.py": "what was open already",
     "smoke.py": "makes its folder anew, or not at all",
@@ -402,7 +401,7 @@ def test_a_folder_in_the_shared_temporary_folder_is_its_users_alone(private, tmp
     before = os.umask(0)
     try:
         write_json(tmp_path / "a" / "b" / "c.json", {})
-        with lock.acquire(tmp_path / "d" / "e.lock", Console(quiet=True)):
+        with lock.acquire(tmp_path / "d" / "e.lock"):
             modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "a/b", "d")]
     finally:
         os.umask(before)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -28,7 +27,6 @@ from kava.runs.metrics import read_records
 from kava.runs.resume import has_checkpoint
 from kava.system import distributed, links, lock
 from kava.system.files import write_json, write_whole
-from kava.system.text import PlainConsole
 
 BEGUN, LOCK = "begun.json", "scores.lock"
 
@@ -266,7 +264,7 @@ def clear(run: Path) -> None:
 
 
 @contextmanager
-def exclusive_lock(run: Path, console: Console) -> Iterator[None]:
+def exclusive_lock(run: Path) -> Iterator[None]:
     """Keep all other processes out of a run folder, whatever path they use for it.
 
     Raises:
@@ -285,7 +283,7 @@ def exclusive_lock(run: Path, console: Console) -> Iterator[None]:
 
         def lock_it() -> None:
             try:
-                stack.enter_context(lock.acquire(file, console))
+                stack.enter_context(lock.acquire(file))
             except lock.LockHeld as held:
                 raise KavaError(
                     f"{run}: in use: {held}", code="runs.in-use", key=str(run)
@@ -303,22 +301,16 @@ def score_lock(run: Path) -> Iterator[None]:
         KavaError: if another process holds the lock for longer than writing takes.
     """
     with ExitStack() as stack:
-        for left in reversed(range(300)):
-            try:
-                stack.enter_context(lock.acquire(run / LOCK, PlainConsole(stderr=True)))
-                break
-            except lock.LockHeld as held:
-                if not left:
-                    raise KavaError(
-                        f"{run}: its scores are in use: {held}",
-                        code="runs.scores-in-use",
-                        key=str(run),
-                    ) from None
-                time.sleep(_TURN)
+        try:
+            stack.enter_context(lock.acquire(run / LOCK, _PATIENCE))
+        except lock.LockHeld as held:
+            raise KavaError(
+                f"{run}: its scores are in use: {held}", code="runs.scores-in-use", key=str(run)
+            ) from None
         yield
 
 
-_TURN = 0.1  # seconds; writing takes about 0.01
+_PATIENCE = 30.0  # seconds; writing takes about 0.01
 
 
 def read_result(run: Path) -> dict[str, Any] | None:

@@ -163,7 +163,7 @@ def attempt(run: Run, scoring: Scoring, say: Callable[[str], None], console: Con
         Preempted: if the process was asked to stop (`kava.system.signals`); the run can be resumed.
     """
     try:
-        with _held(run.lock, console):
+        with _held(run.lock):
             outcome = _carry_out(run, scoring, say, console)
     except lock.LockHeld as held:
         outcome = Outcome(run, ELSEWHERE, str(held))
@@ -173,7 +173,7 @@ def attempt(run: Run, scoring: Scoring, say: Callable[[str], None], console: Con
 
 
 @contextmanager
-def _held(file: Path, console: Console) -> Iterator[None]:
+def _held(file: Path) -> Iterator[None]:
     """Hold a lock inside the block (`lock.acquire`), on the main process for all.
 
     Raises:
@@ -183,7 +183,7 @@ def _held(file: Path, console: Console) -> Iterator[None]:
 
         def hold() -> str:
             try:
-                stack.enter_context(lock.acquire(file, console))
+                stack.enter_context(lock.acquire(file))
             except lock.LockHeld as held:
                 return str(held)
             return ""

@@ -188,7 +188,7 @@ def submit(
         )
     there = output.exists()
     try:
-        with lock.acquire(output / "submit.lock", console):
+        with lock.acquire(output / "submit.lock"):
             outcomes = [
                 predicted_state(run, scoring, reason)
                 for run, reason in with_queue_state(runs, output)

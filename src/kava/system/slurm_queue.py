@@ -52,11 +52,3 @@ def states(jobs: Iterable[str]) -> dict[str, str]:
 def is_active(state: str | None) -> bool:
     """Whether a job in this state waits, runs or is about to run."""
     return state is not None and state not in ENDED
-
-
-def lives(job: str) -> bool | None:
-    """Whether the job with this number waits or runs; None if SLURM cannot be asked."""
-    try:
-        return is_active(states([job]).get(job))
-    except KavaError:
-        return None

@@ -48,7 +48,7 @@ def pretrain(
     # The initial random weights are not compared on resuming: a checkpoint contains all weights.
     inputs = {"data": data_record(resolved.data, rows, validation)}
     distributed.on_main_rank(lambda: check_reports(resolved.train.report_to))
-    with exclusive_lock(folder, console), create_or_resume(folder, resolved, resume, inputs):
+    with exclusive_lock(folder), create_or_resume(folder, resolved, resume, inputs):
         title = f"backbone {resolved.name}"
         measured = train(reasoner, rows, validation, folder, resume, Progress(title, console))
         result = {

@@ -73,7 +73,7 @@ def train_reasoner(
     """
     inputs = {"data": data, "backbone": reasoner.identity}
     distributed.on_main_rank(lambda: check_reports(resolved.train.report_to))
-    with exclusive_lock(run, console), create_or_resume(run, resolved, resume, inputs):
+    with exclusive_lock(run), create_or_resume(run, resolved, resume, inputs):
         if announce:
             console.print(announce, highlight=False, markup=False)
         title = f"{resolved.method} (seed {resolved.seed})"
