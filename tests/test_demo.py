@@ -26,7 +26,7 @@ from kava.errors import KavaError
 from kava.inspect.decoded import decode_passes, decode_states
 from kava.quickstart import BACKBONE, CHECKPOINT
 from kava.reasoning.context_window import max_question_tokens
-from kava.reasoning.methods import prefill_question
+from kava.reasoning.methods import eot_suffix, prefill_question
 from kava.reasoning.open import open_reasoner
 from kava.serve.command import bind
 from kava.serve.hosts import Hosts
@@ -419,7 +419,9 @@ def states(thinker, question, num_iterations):
     asked = {"question": ids, "question_mask": torch.ones_like(ids, dtype=torch.bool)}
     with torch.no_grad():
         context, _ = prefill_question(thinker, asked)
-        return thinker.method.think_on(thinker, context, num_iterations, keep_all=True)
+        return thinker.method.latents(
+            thinker, context, eot_suffix(thinker, context), num_iterations, keep_all=True
+        )
 
 
 def words(thinker, question, num_iterations):

@@ -164,7 +164,5 @@ def test_the_states_of_the_latents_are_those_that_the_head_would_read(thinker, s
             "looped": lambda: looped.think(thinker, start[0], M, 2, start[1]),
             "sequential": lambda: sequential.think(thinker, start[0], M, start[1]),
         }[rule]()
-        again, _ = thinker.extend_latents(
-            state.thought.crop(start[0].columns + 1), state.inputs[-1], None
-        )
+        again, _ = thinker.extend(state.thought.crop(start[0].columns + 1), state.inputs[-1])
     assert close(state.latents, again.last_hidden_state)

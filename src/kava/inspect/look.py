@@ -19,7 +19,13 @@ from kava.inspect.movement import Movement, movement
 from kava.inspect.similarity import Similarity
 from kava.inspect.trace import Trace, find_trace
 from kava.reasoning import batching, context_window
-from kava.reasoning.methods import Batch, LatentMethod, prefill_question, teacher_forward
+from kava.reasoning.methods import (
+    Batch,
+    LatentMethod,
+    eot_suffix,
+    prefill_question,
+    teacher_forward,
+)
 from kava.recipe import registry
 
 if TYPE_CHECKING:
@@ -110,7 +116,9 @@ def look(
     ids = torch.tensor([encoded], device=reasoner.device)
     asked = {"question": ids, "question_mask": torch.ones_like(ids, dtype=torch.bool)}
     context = prefill_question(reasoner, asked)
-    state = method.think_on(reasoner, context[0], iterations, keep_all=True)
+    state = method.latents(
+        reasoner, context[0], eot_suffix(reasoner, context[0]), iterations, keep_all=True
+    )
     thinking = method.finish_thinking(reasoner, state, iterations)
     new = reasoner.continue_from(thinking, max_new_tokens)
     trace, encoded = find_trace(reasoner, question, context[0], steps, answer, row, max_new_tokens)

@@ -88,34 +88,24 @@ class ReasonerProtocol(Protocol):
         ...
 
     def extend(
-        self, thought: Thought, embeds: Tensor, mask: Tensor, hidden_states: bool = False
+        self,
+        thought: Thought,
+        embeds: Tensor,
+        mask: Tensor | None = None,
+        hidden_states: bool = False,
+        suffix: Suffix | None = None,
     ) -> tuple[Output, Thought]:
-        """Run the backbone on new columns that follow a thought.
+        """Run the backbone on new columns that follow a thought, which is not changed.
 
         Args:
             thought: the KV cache to continue from.
             embeds: [batch, columns, hidden], input embeddings.
-            mask: [batch, columns], true at real columns.
+            mask: [batch, columns], true at real columns; by default, all columns are real.
             hidden_states: whether the output includes the hidden states of all layers.
-        """
-        ...
+            suffix: what follows these columns; it says itself whether hidden states are needed.
 
-    def extend_latents(
-        self, thought: Thought, embeds: Tensor, suffix: Suffix | None
-    ) -> tuple[Output, Thought]:
-        """Run the backbone on columns that are real in every example, and on the suffix, if any."""
-        ...
-
-    def extend_with(
-        self, thought: Thought, embeds: Tensor, mask: Tensor, suffix: Suffix | None
-    ) -> tuple[Output, Thought]:
-        """Run the backbone on new columns with a mask, and on the suffix, if any.
-
-        Args:
-            thought: the KV cache to continue from.
-            embeds: [batch, columns, hidden], input embeddings.
-            mask: [batch, columns], true at real columns.
-            suffix: what follows these columns.
+        Returns:
+            The output over the new columns, and the thought with these columns appended.
         """
         ...
 

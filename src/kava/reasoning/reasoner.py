@@ -20,7 +20,8 @@ from kava.errors import KavaError
 from kava.reasoning import batching, checkpoint, context_window
 from kava.reasoning.answers import Answer, Generated, ReasoningResult
 from kava.reasoning.generate import Continuation, check_whole_number, continue_thought
-from kava.reasoning.methods import LatentMethod, Method, prefill_question
+from kava.reasoning.interface import SPECIAL_TOKENS
+from kava.reasoning.methods import LatentMethod, Method, eot_suffix, prefill_question
 from kava.reasoning.projection import Projection
 from kava.reasoning.resolve import resolve
 from kava.reasoning.states import Suffix
@@ -29,8 +30,6 @@ from kava.recipe.schema import Data, Recipe, Train
 from kava.system import hub
 from kava.system.text import check_text
 from kava.types import ANSWER_PROMPT, Example
-
-SPECIAL_TOKENS = {"bot": "<bot>", "latent": "<latent>", "eot": "<eot>"}
 
 
 class Reasoner(nn.Module):
@@ -266,43 +265,31 @@ class Reasoner(nn.Module):
         return structure.logits(self.lm, hidden)
 
     def extend(
-        self, thought: Thought, embeds: Tensor, mask: Tensor, hidden_states: bool = False
+        self,
+        thought: Thought,
+        embeds: Tensor,
+        mask: Tensor | None = None,
+        hidden_states: bool = False,
+        suffix: Suffix | None = None,
     ) -> tuple[Output, Thought]:
         """Run the backbone on new columns that follow a thought, which is not changed.
 
         Args:
             thought: the KV cache to continue from.
             embeds: [batch, columns, hidden], input embeddings.
-            mask: [batch, columns], true at real columns.
+            mask: [batch, columns], true at real columns; by default, all columns are real.
             hidden_states: whether the output includes the hidden states of all layers.
+            suffix: what follows these columns; it says itself whether hidden states are needed.
 
         Returns:
             The output over the new columns, and the thought with these columns appended.
         """
+        if mask is None:
+            mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        if suffix is not None:
+            embeds = torch.cat((embeds, suffix.embeds), dim=1)
+            mask, hidden_states = torch.cat((mask, suffix.mask), dim=1), suffix.hidden_states
         return structure.extend(self.lm, self.windows, thought, embeds, mask, hidden_states)
-
-    def extend_latents(
-        self, thought: Thought, embeds: Tensor, suffix: Suffix | None
-    ) -> tuple[Output, Thought]:
-        """Run the backbone on columns that are real in every example, and on the suffix, if any."""
-        mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-        return self.extend_with(thought, embeds, mask, suffix)
-
-    def extend_with(
-        self, thought: Thought, embeds: Tensor, mask: Tensor, suffix: Suffix | None
-    ) -> tuple[Output, Thought]:
-        """Run the backbone on new columns with a mask, and on the suffix, if any.
-
-        Args:
-            thought: the KV cache to continue from.
-            embeds: [batch, columns, hidden], input embeddings.
-            mask: [batch, columns], true at real columns.
-            suffix: what follows these columns.
-        """
-        if suffix is None:
-            return self.extend(thought, embeds, mask)
-        embeds = torch.cat((embeds, suffix.embeds), dim=1)
-        return self.extend(thought, embeds, torch.cat((mask, suffix.mask), 1), suffix.hidden_states)
 
     def colon_states(self, output: Output, start: int) -> Tensor:
         """Return the hidden states of all layers at the last token of the answer prompt.
@@ -508,7 +495,8 @@ class Reasoner(nn.Module):
         if isinstance(self.method, LatentMethod):
             iterations = self.recipe.num_iterations if num_iterations is None else num_iterations
             context, _ = prefill_question(self, {"question": tokens, "question_mask": mask})
-            state = self.method.think_on(self, context, iterations)
+            suffix = eot_suffix(self, context)
+            state = self.method.latents(self, context, suffix, iterations)
             thinking = self.method.finish_thinking(self, state, iterations)
             bot, eot = (self.special(name).expand(1, 1, -1) for name in ("bot", "eot"))
             parts = [self.embed(tokens), bot, state.inputs[-1], eot]

@@ -53,7 +53,7 @@ def iterate(
     history, trajectory, states = [], [inputs], []
     for t in range(num_iterations + 1):
         last = t == num_iterations
-        output, after = reasoner.extend_latents(context, embeds, suffix if last else None)
+        output, after = reasoner.extend(context, embeds, suffix=suffix if last else None)
         reached = output.last_hidden_state[:, offset : offset + num_latents]
         report_pass(reached)
         if last or keep_all:

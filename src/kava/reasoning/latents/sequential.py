@@ -51,7 +51,7 @@ def think(
             report_pass(states[-1])
         embeds, mask = reasoner.project(states[-1]), real[:, i : i + 1]
         inputs.append(embeds)
-    output, after = reasoner.extend_with(after, embeds, mask, suffix)
+    output, after = reasoner.extend(after, embeds, mask, suffix=suffix)
     states.append(output.last_hidden_state[:, :1])
     if num_latents:
         report_pass(states[-1])

@@ -252,21 +252,8 @@ class LatentMethod(Method):
         """Prefill the question and generate the latents; no teacher is involved."""
         iterations = self.recipe.num_iterations if num_iterations is None else num_iterations
         context, _ = prefill_question(reasoner, {"question": question, "question_mask": mask})
-        state = self.think_on(reasoner, context, iterations)
+        state = self.latents(reasoner, context, eot_suffix(reasoner, context), iterations)
         return self.finish_thinking(reasoner, state, iterations)
-
-    def think_on(
-        self,
-        reasoner: ReasonerProtocol,
-        question: Thought,
-        num_iterations: int,
-        keep_all: bool = False,
-    ) -> LatentState:
-        """Generate <bot>, the latents and <eot> after a prefilled question, as at inference."""
-        mask = question.attention_mask
-        batch = mask.shape[0]
-        eot = Suffix(reasoner.special("eot").expand(batch, 1, -1), mask.new_ones(batch, 1))
-        return self.latents(reasoner, question, eot, num_iterations, keep_all)
 
     def finish_thinking(
         self, reasoner: ReasonerProtocol, state: LatentState, num_iterations: int
@@ -354,6 +341,12 @@ def label_loss(
     """
     states = hidden[batch[f"{name}_rows"], batch[f"{name}_columns"]]
     return cross_entropy(reasoner, states, batch[f"{name}_ids"], count)
+
+
+def eot_suffix(reasoner: ReasonerProtocol, question: Thought) -> Suffix:
+    """Return what follows the latents at inference: <eot> alone."""
+    mask = question.attention_mask.new_ones(question.attention_mask.shape[0], 1)
+    return Suffix(reasoner.special("eot").expand(*mask.shape, -1), mask)
 
 
 def student_suffix(
