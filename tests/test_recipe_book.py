@@ -3,6 +3,7 @@
 import io
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from refusals import refused
@@ -13,7 +14,8 @@ from kava.data.gsm8k_aug import NAMES
 from kava.reasoning.resolve import load_resolved
 from kava.recipe import registry
 from kava.report import published
-from kava.sweeps import recipes, table6
+from kava.sweeps import recipes
+from tools import paper
 
 SETTINGS = [f"{b}_{d}" for b in ("llama1b", "llama3b", "qwen05b") for d in ("aug", "aug_nl")]
 METHODS = ["coconut", "codi", "cot", "icot", "kava", "lotus", "no_cot", "pccot"]
@@ -150,12 +152,12 @@ def test_check_of_nothing(tmp_path):
 
 
 def test_the_recipes_are_table_6():
-    text, same = said(table6.show, None)
+    text, same = said(paper.show, None)
     assert same, text
     table = published.load()["table6"]
     assert sorted(table["settings"]) == sorted(SETTINGS)
     for setting, own in table["settings"].items():
-        found = {line.name for line in table6.compare() if line.setting == setting}
+        found = {line.name for line in paper.compare() if line.setting == setting}
         assert found == {*own, *table["common"]}
 
 
@@ -184,7 +186,7 @@ def test_a_value_that_is_not_table_6s_is_named(tmp_path, key):
     text = file.read_text(encoding="utf-8")
     assert before in text
     file.write_text(text.replace(before, after), encoding="utf-8")
-    printed, same = said(table6.show, tmp_path)
+    printed, same = said(paper.show, tmp_path)
     assert not same
     assert printed.splitlines()[-1].endswith(f" 1 differ: llama3b_aug_nl {key}")
     (wrong,) = [line for line in printed.splitlines() if line.endswith("DIFFERS")]
@@ -204,10 +206,12 @@ def test_a_list_shows_the_description_or_else_the_first_line(tmp_path):
 def test_the_commands_and_their_exit_status(kava, tmp_path):
     status, listed = kava("recipes")
     assert status == 0 and len(listed.splitlines()) == len(ENTRIES)
-    assert kava("recipes", "paper")[0] == 0
     bad = tmp_path / "bad.yaml"
     bad.write_text("method: kva\n")
     status, checked = kava("recipes", "check", bad)
     assert status == 1 and "'kva'" in checked and "'kava'" in checked
-    status, said = kava("recipes", "paper", "nowhere")
-    assert (status, said.code) == (2, "system.no-such-file") and said.key.startswith("nowhere/")
+
+
+def test_a_folder_without_the_papers_settings():
+    with refused("system.no-such-file"):
+        paper.compare(Path("nowhere"))

@@ -289,7 +289,7 @@ def pretrain(
 
 @recipe_app.callback(invoke_without_command=True)
 def recipes(context: typer.Context) -> None:
-    """List recipes, try them out, compare them with the paper."""
+    """List recipes, and try them out."""
     if context.invoked_subcommand is None:
         from kava.sweeps.recipes import show
 
@@ -312,25 +312,6 @@ def check_recipes(
     from kava.sweeps.recipes import check
 
     raise typer.Exit(0 if check(paths or [], make_console()) else 1)
-
-
-@recipe_app.command(
-    "paper",
-    epilog=examples(
-        "kava recipes paper",
-        "kava recipes paper recipes",
-    ),
-)
-def compare_recipes(
-    folder: Annotated[
-        Path | None,
-        typer.Argument(help="folder with SETTING/kava.yaml; the shipped recipes if not given"),
-    ] = None,
-) -> None:
-    """Print each value of the paper's Table 6 next to the recipe's."""
-    from kava.sweeps.table6 import show
-
-    raise typer.Exit(0 if show(folder, make_console()) else 1)
 
 
 def _recipe_name(recipe: str) -> str:

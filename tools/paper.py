@@ -1,17 +1,19 @@
-"""`kava recipes paper`: compare the recipes with Table 6 of the KaVa paper."""
+"""Compare the recipes with Table 6 of the KaVa paper: `python -m tools.paper [FOLDER]`."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from kava.errors import KavaError
 from kava.reasoning.resolve import load_resolved
 from kava.report import published
 from kava.sweeps.recipes import shipped_folder
-from kava.system.text import print_columns, print_plain
+from kava.system.text import PlainConsole, print_columns, print_plain
 
 #: The values of the paper, and the recipe keys that correspond to them.
 KEYS = {
@@ -120,3 +122,12 @@ def _text(value: Any) -> str:
 
 def _verdict(line: PaperValue) -> str:
     return "ok" if line.same else "DIFFERS"
+
+
+if __name__ == "__main__":
+    try:
+        same = show(Path(sys.argv[1]) if sys.argv[1:] else None, PlainConsole(soft_wrap=True))
+    except KavaError as error:
+        print(f"paper: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0 if same else 1)
