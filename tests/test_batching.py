@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refused
-from tiny import WORDS, batch, example, reasoner, recipe, tokenizer
+from tiny import WORDS, reasoner, recipe, tokenizer
 
 from kava.backbones import masks
 from kava.reasoning import batching
@@ -223,14 +223,3 @@ def test_a_tokenizer_without_eos_is_refused():
     broken.eos_token = None
     with refused("reasoning.no-eos", "eos_token"):
         Encoder(broken, drop_last_step=False)
-
-
-def test_the_picture_shows_each_segment_and_its_pads():
-    thinker = reasoner()
-    data = batch(thinker, [example(1, 2), example(3, 0, 1, "1 2")])
-    lines = batching.to_ascii(data, thinker.tokenizer).split("\n")
-    assert [line.count("|") for line in lines] == [2, 2]
-    for line, row in zip(lines, range(2), strict=True):
-        parts = [part.split() for part in line.split("|")]
-        for part, name in zip(parts, ("question", "steps", "answer"), strict=True):
-            assert [word != "." for word in part] == data[f"{name}_mask"][row].tolist()

@@ -24,8 +24,6 @@ from kava.backbones.masks import pad
 from kava.errors import KavaError
 from kava.types import ANSWER_PROMPT, Example
 
-IGNORE = -100
-
 
 @dataclass(frozen=True)
 class Row:
@@ -228,19 +226,3 @@ def tokens_of_steps(batch: dict[str, Any], steps: Tensor) -> Tensor:
         steps: [batch], number of steps to count.
     """
     return (batch["steps_mask"] & (batch["step_of"] < steps[:, None])).sum(1)
-
-
-def to_ascii(batch: dict[str, Any], tokenizer: Any, width: int = 6) -> str:
-    """Render a batch in ASCII, one line per example: `|` between segments, `.` for padding."""
-    lines = []
-    for i in range(len(batch["ids"])):
-        parts = []
-        for name in ("question", "steps", "answer"):
-            ids, mask = batch[name][i].tolist(), batch[f"{name}_mask"][i].tolist()
-            words = [
-                tokenizer.decode([token]).strip() or "_" if real else "."
-                for token, real in zip(ids, mask, strict=True)
-            ]
-            parts.append(" ".join(word[:width].ljust(width) for word in words))
-        lines.append(" | ".join(parts))
-    return "\n".join(lines)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from kava.errors import KavaError
+from pydantic import BaseModel, Field, ValidationError
+
+from kava.errors import KavaError, shown
 from kava.evaluation.answers import standard_error
 from kava.recipe import registry
 from kava.recipe.schema import Recipe
@@ -15,14 +17,51 @@ from kava.recipe.schema import Recipe
 TableRow = dict[str, Any]
 Result = dict[str, Any]
 VALIDATION = "validation"
-#: Costs of answers: means over questions and then over seeds.
-COSTS = (
-    "forward_passes", "prefill_passes", "generated_tokens", "ms_per_question",
-    "ms_per_question_in_batch", "tokens_per_second",
-)  # fmt: skip
 #: Keys that must be equal for scores of a task to be compared, and to be averaged.
 COMPARED = ("version", "rule", "split", "source")
 AVERAGED = ("n", *COMPARED)
+
+
+FiniteNumber = Annotated[
+    float,
+    Field(strict=True, allow_inf_nan=False, ge=-sys.float_info.max, le=sys.float_info.max),
+]
+
+
+class _Costs(BaseModel):
+    """Costs of answers: means over questions and then over seeds."""
+
+    forward_passes: FiniteNumber | None = None
+    prefill_passes: FiniteNumber | None = None
+    generated_tokens: FiniteNumber | None = None
+    ms_per_question: FiniteNumber | None = None
+    ms_per_question_in_batch: FiniteNumber | None = None
+    tokens_per_second: FiniteNumber | None = None
+
+
+COSTS = tuple(_Costs.model_fields)
+
+
+class _PeakMemory(BaseModel):
+    bytes: FiniteNumber = 0
+
+
+class _TaskScore(_Costs):
+    """What a row is made of; a score has more."""
+
+    accuracy: FiniteNumber
+    accuracy_se: FiniteNumber
+    n: FiniteNumber
+    accuracy_by_steps: dict[str, tuple[FiniteNumber, FiniteNumber]] = {}
+    peak_memory: _PeakMemory = _PeakMemory()
+
+
+class _RunResult(BaseModel):
+    method: str
+    scores: dict[str, _TaskScore]
+    validation_accuracy: FiniteNumber | None = None
+    validation_n: FiniteNumber | None = None
+    train_seconds: FiniteNumber | None = None
 
 
 def make_row(
@@ -134,71 +173,20 @@ def check_result(result: Any, file: Path) -> None:
     Raises:
         KavaError: names the file, and what differs from the format that `kava eval` writes.
     """
-    scores, where = result["scores"], f"{file}: not a kava result:"
-    if not isinstance(result["method"], str):
+    try:
+        _RunResult.model_validate(result)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"][:3]]  # scores, task, key
+        value = result
+        for part in path:
+            value = value.get(part)
+        told = " of ".join(f"'{part}'" for part in reversed(path[1:] or path))
         raise KavaError(
-            f"{where} 'method' must be a name, not {_brief(result['method'])}",
+            f"{file}: not a kava result: {told}: {first['msg']}, not {shown(repr(value), 60)}",
             code="report.not-a-result",
-            key="method",
-        )
-    if not isinstance(scores, dict):
-        raise KavaError(
-            f"{where} 'scores' must contain an object for each task, not {_brief(scores)}",
-            code="report.not-a-result",
-            key="scores",
-        )
-    for task, score in scores.items():
-        if not isinstance(score, dict):
-            raise KavaError(
-                f"{where} the score of '{task}' must be an object, not {_brief(score)}",
-                code="report.not-a-result",
-                key=task,
-            )
-        for key in ("accuracy", "accuracy_se", "n", *COSTS):
-            value = score.get(key)
-            if not (_is_number(value) or (value is None and key in COSTS)):
-                raise KavaError(
-                    f"{where} '{key}' of '{task}' must be a number, not {value!r}",
-                    code="report.not-a-result",
-                    key=key,
-                )
-        by_steps, peak = score.get("accuracy_by_steps", {}), score.get("peak_memory", {})
-        if not (isinstance(by_steps, dict) and all(map(_is_pair, by_steps.values()))):
-            raise KavaError(
-                f"{where} 'accuracy_by_steps' of '{task}' must contain [accuracy, n] for each "
-                f"number of steps, not {_brief(by_steps)}",
-                code="report.not-a-result",
-                key="accuracy_by_steps",
-            )
-        if not (isinstance(peak, dict) and _is_number(peak.get("bytes", 0))):
-            raise KavaError(
-                f"{where} 'peak_memory' of '{task}' must contain a number of bytes, not "
-                f"{_brief(peak)}",
-                code="report.not-a-result",
-                key="peak_memory",
-            )
-    for key in ("validation_accuracy", "validation_n", "train_seconds"):
-        value = result.get(key)
-        if value is not None and not _is_number(value):
-            raise KavaError(
-                f"{where} '{key}' must be a number, not {_brief(value)}",
-                code="report.not-a-result",
-                key=key,
-            )
-
-
-def _is_number(value: Any) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and abs(value) <= sys.float_info.max
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+            key=path[-1],
+        ) from None
 
 
 def _score(result: Result | None, task: str) -> dict[str, Any] | None:
