@@ -19,10 +19,10 @@ CHECKED = (
 
 
 def checked(defined):
-    """Check each call of a function. A `ReasonerProtocol` may be anything, as a stand-in is."""
+    """Check each call of a function. A `ReasonerBase` may be anything, as a stand-in is."""
     interface = sys.modules.get("kava.reasoning.interface")
-    protocol = getattr(interface, "ReasonerProtocol", None)
-    anything = FrozenDict({protocol: Any} if protocol else {})
+    base = getattr(interface, "ReasonerBase", None)
+    anything = FrozenDict({base: Any} if base else {})
     return beartype(conf=BeartypeConf(hint_overrides=anything))(defined)
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from kava.backbones import loading
 from kava.errors import KavaError
-from kava.reasoning.interface import ReasonerProtocol
+from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.model_card import card
 from kava.reasoning.resolve import load_resolved
 from kava.recipe import schema
@@ -44,7 +44,7 @@ _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors")
 
 
 def save(
-    reasoner: ReasonerProtocol,
+    reasoner: ReasonerBase,
     folder: str | Path,
     weights: dict[str, Tensor] | None = None,
     below: Path | None = None,
@@ -84,9 +84,7 @@ def save(
     parts.rename(folder)
 
 
-def write(
-    reasoner: ReasonerProtocol, folder: Path, weights: dict[str, Tensor] | None = None
-) -> None:
+def write(reasoner: ReasonerBase, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
     """Write the files of a checkpoint into an existing folder.
 
     Args:
@@ -109,7 +107,7 @@ def write(
     write_description(reasoner, folder)
 
 
-def write_description(reasoner: ReasonerProtocol, folder: Path, exported: bool = False) -> None:
+def write_description(reasoner: ReasonerBase, folder: Path, exported: bool = False) -> None:
     """Write everything of a checkpoint but the weights.
 
     Args:
@@ -141,9 +139,7 @@ def _tidy(adapter: Path, backbone: str) -> None:
     write_whole(file, json.dumps(told, indent=2) + "\n")
 
 
-def save_lm(
-    reasoner: ReasonerProtocol, folder: Path, weights: dict[str, Tensor] | None = None
-) -> None:
+def save_lm(reasoner: ReasonerBase, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
     """Save the language model in the format of transformers; for `weights` see `write`."""
     reasoner.lm.save_pretrained(folder, state_dict=_below("backbone.", weights))
 
@@ -315,7 +311,7 @@ def describe(folder: Path) -> dict[str, Any]:
     return described
 
 
-def check_finite(reasoner: ReasonerProtocol, weights: dict[str, Tensor] | None, run: Path) -> None:
+def check_finite(reasoner: ReasonerBase, weights: dict[str, Tensor] | None, run: Path) -> None:
     """Check that all trained weights are finite before they are saved.
 
     The loss would only show it in the next step.
@@ -338,7 +334,7 @@ def check_finite(reasoner: ReasonerProtocol, weights: dict[str, Tensor] | None, 
             )
 
 
-def load_weights(reasoner: ReasonerProtocol, folder: str | Path) -> None:
+def load_weights(reasoner: ReasonerBase, folder: str | Path) -> None:
     """Load the weights of a checkpoint into an existing reasoner of the same shape, strictly."""
     folder = Path(folder)
     load_added(reasoner, folder)
@@ -347,7 +343,7 @@ def load_weights(reasoner: ReasonerProtocol, folder: str | Path) -> None:
         fill(dict(reasoner.lm.named_parameters()), dict(model.named_parameters()), str(folder))
 
 
-def load_added(reasoner: ReasonerProtocol, folder: Path, exported: bool = False) -> None:
+def load_added(reasoner: ReasonerBase, folder: Path, exported: bool = False) -> None:
     """Load the weights that a reasoner adds to its backbone: the adapter and `own_weights`.
 
     Args:
@@ -363,7 +359,7 @@ def load_added(reasoner: ReasonerProtocol, folder: Path, exported: bool = False)
         set_peft_model_state_dict(reasoner.backbone, weights)
 
 
-def own_weights(reasoner: ReasonerProtocol) -> dict[str, Tensor]:
+def own_weights(reasoner: ReasonerBase) -> dict[str, Tensor]:
     """Return the special-token embeddings, the projection and the method's own weights by name."""
     return {
         f"{part}.{name}": weight.detach()

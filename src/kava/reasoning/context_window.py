@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kava.errors import KavaError
-from kava.reasoning.interface import ReasonerProtocol
+from kava.reasoning.interface import ReasonerBase
 
 #: A question with more characters than this per allowed token is rejected before tokenization.
 LETTERS_PER_TOKEN = 32
 
 
-def max_positions(reasoner: ReasonerProtocol) -> int | None:
+def max_positions(reasoner: ReasonerBase) -> int | None:
     """Return the number of positions of the backbone, or None if its config states none."""
     return getattr(reasoner.lm.config.get_text_config(), "max_position_embeddings", None)
 
 
-def reserved_tokens(reasoner: ReasonerProtocol) -> int:
+def reserved_tokens(reasoner: ReasonerBase) -> int:
     """Return the number of tokens between a question and its answer.
 
     These are <bot>, the latents, <eot> and the answer prompt. The prompt also counts for a method
@@ -32,7 +32,7 @@ def reserved_tokens(reasoner: ReasonerProtocol) -> int:
 
 
 def check(
-    reasoner: ReasonerProtocol,
+    reasoner: ReasonerBase,
     questions: Sequence[Sequence[int]],
     names: Sequence[str] | None = None,
 ) -> None:
@@ -62,9 +62,7 @@ def check(
             )
 
 
-def max_question_tokens(
-    reasoner: ReasonerProtocol, command: str, new_tokens: int, wanted: int
-) -> int:
+def max_question_tokens(reasoner: ReasonerBase, command: str, new_tokens: int, wanted: int) -> int:
     """Return the maximum number of tokens of a question.
 
     This is `wanted`, or less if the backbone does not have enough positions.

@@ -24,7 +24,7 @@ from kava.backbones import cache
 from kava.errors import KavaError
 from kava.reasoning import context_window
 from kava.reasoning.answers import ReasoningResult
-from kava.reasoning.interface import ReasonerProtocol
+from kava.reasoning.interface import ReasonerBase
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def drop_neutral_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def continue_thought(
-    reasoner: ReasonerProtocol,
+    reasoner: ReasonerBase,
     thinking: ReasoningResult,
     max_new_tokens: int,
     options: dict[str, Any],
@@ -176,7 +176,7 @@ def continue_thought(
     return ends.found(new[:, prompt.shape[1] :])
 
 
-def _left(reasoner: ReasonerProtocol, mask: Tensor, max_new_tokens: int) -> list[int]:
+def _left(reasoner: ReasonerBase, mask: Tensor, max_new_tokens: int) -> list[int]:
     """Return the maximum number of new tokens of each row.
 
     This is `max_new_tokens`, or less if the backbone does not have enough positions.

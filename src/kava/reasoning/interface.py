@@ -1,91 +1,100 @@
-"""Interface of the reasoner (`kava.Reasoner`) to methods, latents, losses and checkpoints."""
+"""What methods, latents, losses and checkpoints use of a reasoner (`kava.Reasoner`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from kava.backbones import cache, masks, structure
 from kava.backbones.structure import Output
 from kava.backbones.thought import Thought
+from kava.reasoning.batching import Encoder
+from kava.reasoning.states import Suffix
 from kava.recipe.schema import Recipe
-
-if TYPE_CHECKING:
-    from kava.reasoning.batching import Encoder
-    from kava.reasoning.states import Suffix
+from kava.types import ANSWER_PROMPT
 
 #: Special tokens that every reasoner adds to its tokenizer, by the names used in the code.
 SPECIAL_TOKENS = {"bot": "<bot>", "latent": "<latent>", "eot": "<eot>"}
 
 
-class ReasonerProtocol(Protocol):
+class ReasonerBase(nn.Module):
     """A backbone with special tokens and a latent projection, as used by the parts of a method.
 
-    It is implemented by `kava.reasoning.reasoner.Reasoner`, which none of these parts imports.
+    `kava.reasoning.reasoner.Reasoner` fills it and adds training and inference. None of the parts
+    imports that one.
     """
 
     recipe: Recipe
     tokenizer: Any
     encoder: Encoder
     identity: dict[str, Any]
+    #: Measured results (`result.json`) for the model card; None before there are any.
     record: dict[str, Any] | None
+    #: Whether the weights are a backbone with a merged LoRA adapter, and not trained since.
     merged: bool
     unreadable_ids: list[int]
+    windows: masks.Windows
     special_tokens: nn.ParameterDict
+    #: The training method, a `kava.reasoning.methods.Method`.
+    method: Any
+    #: The modules that only the method has.
     method_modules: nn.ModuleDict
+    #: Projection P from the hidden state of a latent to the input of the next latent.
+    projection: nn.Module
+    #: The language model, or the peft model that wraps it.
     backbone: Any
 
     @property
-    def method(self) -> Any:
-        """The training method, a `kava.reasoning.methods.Method`."""
-        ...
-
-    @property
-    def projection(self) -> nn.Module:
-        """Projection P from the hidden state of a latent to the input of the next latent."""
-        ...
-
-    @property
-    def lm(self) -> Any:
+    def lm(self) -> PreTrainedModel:
         """The causal language model of transformers, including adapter layers."""
-        ...
+        peft = hasattr(self.backbone, "get_base_model")
+        return self.backbone.get_base_model() if peft else self.backbone
 
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        ...
+        return self.special_tokens["bot"].device
 
     @property
     def has_sliding_window(self) -> bool:
         """Whether any layer has a sliding window."""
-        ...
+        by_kind = self.windows.values() if isinstance(self.windows, dict) else [self.windows]
+        return any(window is not None for window in by_kind)
 
     @property
     def prompt_text(self) -> str:
-        """Text of the answer prompt."""
-        ...
+        """Text of the answer prompt, which latent methods process but do not generate."""
+        return ANSWER_PROMPT
 
     def special(self, name: str) -> Tensor:
         """Return the embedding [hidden] of `bot`, `latent` or `eot`, in the backbone's dtype."""
-        ...
+        return self.special_tokens[name].to(self.lm.dtype)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Map token ids [batch, columns] to input embeddings [batch, columns, hidden]."""
-        ...
+        return self.lm.get_input_embeddings()(ids)
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Map hidden states to latent inputs, both [batch, columns, hidden]."""
-        ...
+        """Map hidden states [batch, columns, hidden] to latent inputs with the projection P.
+
+        The result has the shape of the input and the backbone's dtype.
+        """
+        return self.projection(hidden).to(self.lm.dtype)
+
+    @torch.no_grad()
+    def cache_shapes(self) -> list[tuple[int, int]]:
+        """Return (kv_heads, head_dim) of each layer's cache."""
+        one = torch.zeros((1, 1), dtype=torch.long, device=self.lm.device)
+        start = Thought.empty(1, one.device)
+        _, thought = self.extend(start, self.embed(one), torch.ones_like(one, dtype=torch.bool))
+        return [(k.shape[1], k.shape[3]) for k, _ in cache.key_values(thought.past_key_values)]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states [..., hidden] to logits [..., vocabulary]."""
-        ...
-
-    def cache_shapes(self) -> list[tuple[int, int]]:
-        """Return the number of key/value heads and the head size of each layer's cache."""
-        ...
+        return structure.logits(self.lm, hidden)
 
     def extend(
         self,
@@ -107,20 +116,23 @@ class ReasonerProtocol(Protocol):
         Returns:
             The output over the new columns, and the thought with these columns appended.
         """
-        ...
+        if mask is None:
+            mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        if suffix is not None:
+            embeds = torch.cat((embeds, suffix.embeds), dim=1)
+            mask, hidden_states = torch.cat((mask, suffix.mask), dim=1), suffix.hidden_states
+        return structure.extend(self.lm, self.windows, thought, embeds, mask, hidden_states)
 
     def colon_states(self, output: Output, start: int) -> Tensor:
         """Return the hidden states of all layers at the last token of the answer prompt.
 
         Args:
             output: output of a forward pass with the hidden states of all layers.
-            start: the column at which the answer prompt begins.
+            start: the column at which the answer segment begins.
 
         Returns:
-            [layers, batch, hidden].
+            [layers, batch, hidden]; with `codi.include_embeddings`, the embeddings come first.
         """
-        ...
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Iterate over the weights and their names."""
-        ...
+        states = output.hidden_states[0 if self.recipe.codi.include_embeddings else 1 :]
+        column = start + len(self.encoder.prompt) - 1
+        return torch.stack([state[:, column] for state in states])

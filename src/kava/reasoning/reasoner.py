@@ -13,26 +13,23 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kava.backbones import cache, loading, lora, masks, structure
-from kava.backbones.structure import Output
-from kava.backbones.thought import Thought
+from kava.backbones import loading, lora, masks, structure
 from kava.errors import KavaError
 from kava.reasoning import batching, checkpoint, context_window
 from kava.reasoning.answers import Answer, Generated, ReasoningResult
 from kava.reasoning.generate import Continuation, check_whole_number, continue_thought
-from kava.reasoning.interface import SPECIAL_TOKENS
+from kava.reasoning.interface import SPECIAL_TOKENS, ReasonerBase
 from kava.reasoning.methods import LatentMethod, Method, eot_suffix, prefill_question
 from kava.reasoning.projection import Projection
 from kava.reasoning.resolve import resolve
-from kava.reasoning.states import Suffix
 from kava.recipe import registry
 from kava.recipe.schema import Data, Recipe, Train
 from kava.system import hub
 from kava.system.text import check_text
-from kava.types import ANSWER_PROMPT, Example
+from kava.types import Example
 
 
-class Reasoner(nn.Module):
+class Reasoner(ReasonerBase):
     """A causal language model that can reason in latent tokens.
 
     Args:
@@ -48,17 +45,13 @@ class Reasoner(nn.Module):
         super().__init__()
         recipe = lora.resolve(model, resolve(recipe))
         self.recipe, self.tokenizer, self.identity = recipe, tokenizer, identity
-        #: Measured results (`result.json`) for the model card; None before there are any.
-        self.record: dict[str, Any] | None = None
-        #: Whether the weights are a backbone with a merged LoRA adapter, and not trained since.
-        self.merged = False
+        self.record, self.merged = None, False
         tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS.values())})
         self.encoder = batching.Encoder(tokenizer, recipe.drop_last_step)
         self.unreadable_ids = structure.unreadable_ids(model, tokenizer, SPECIAL_TOKENS.values())
         self.windows = structure.windows(model)
         self.method: Method = registry.find("methods", recipe.method)(recipe)
-        #: The language model, or the peft model that wraps it.
-        self.backbone: Any = lora.add(model, recipe)
+        self.backbone = lora.add(model, recipe)
         weight = structure.embeddings(self.lm)
         scale = float(weight.square().mean().sqrt())
         self.special_tokens = nn.ParameterDict(
@@ -212,98 +205,6 @@ class Reasoner(nn.Module):
             folder = Path(scratch) / "checkpoint"
             self.save_pretrained(folder)
             return hub.push(folder, name, message, private, token)
-
-    # -- building blocks of methods and latent rules --------------------------------------------
-
-    @property
-    def lm(self) -> PreTrainedModel:
-        """The causal language model of transformers, including adapter layers."""
-        peft = hasattr(self.backbone, "get_base_model")
-        return self.backbone.get_base_model() if peft else self.backbone
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the weights."""
-        return self.special_tokens["bot"].device
-
-    @property
-    def has_sliding_window(self) -> bool:
-        """Whether any layer has a sliding window."""
-        by_kind = self.windows.values() if isinstance(self.windows, dict) else [self.windows]
-        return any(window is not None for window in by_kind)
-
-    @property
-    def prompt_text(self) -> str:
-        """Text of the answer prompt, which latent methods process but do not generate."""
-        return ANSWER_PROMPT
-
-    def special(self, name: str) -> Tensor:
-        """Return the embedding [hidden] of `bot`, `latent` or `eot`, in the backbone's dtype."""
-        return self.special_tokens[name].to(self.lm.dtype)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Map token ids [batch, columns] to input embeddings [batch, columns, hidden]."""
-        return self.lm.get_input_embeddings()(ids)
-
-    def project(self, hidden: Tensor) -> Tensor:
-        """Map hidden states [batch, columns, hidden] to latent inputs with the projection P.
-
-        The result has the shape of the input and the backbone's dtype.
-        """
-        return self.projection(hidden).to(self.lm.dtype)
-
-    @torch.no_grad()
-    def cache_shapes(self) -> list[tuple[int, int]]:
-        """Return (kv_heads, head_dim) of each layer's cache."""
-        one = torch.zeros((1, 1), dtype=torch.long, device=self.lm.device)
-        start = Thought.empty(1, one.device)
-        _, thought = self.extend(start, self.embed(one), torch.ones_like(one, dtype=torch.bool))
-        return [(k.shape[1], k.shape[3]) for k, _ in cache.key_values(thought.past_key_values)]
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Map hidden states [..., hidden] to logits [..., vocabulary]."""
-        return structure.logits(self.lm, hidden)
-
-    def extend(
-        self,
-        thought: Thought,
-        embeds: Tensor,
-        mask: Tensor | None = None,
-        hidden_states: bool = False,
-        suffix: Suffix | None = None,
-    ) -> tuple[Output, Thought]:
-        """Run the backbone on new columns that follow a thought, which is not changed.
-
-        Args:
-            thought: the KV cache to continue from.
-            embeds: [batch, columns, hidden], input embeddings.
-            mask: [batch, columns], true at real columns; by default, all columns are real.
-            hidden_states: whether the output includes the hidden states of all layers.
-            suffix: what follows these columns; it says itself whether hidden states are needed.
-
-        Returns:
-            The output over the new columns, and the thought with these columns appended.
-        """
-        if mask is None:
-            mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-        if suffix is not None:
-            embeds = torch.cat((embeds, suffix.embeds), dim=1)
-            mask, hidden_states = torch.cat((mask, suffix.mask), dim=1), suffix.hidden_states
-        return structure.extend(self.lm, self.windows, thought, embeds, mask, hidden_states)
-
-    def colon_states(self, output: Output, start: int) -> Tensor:
-        """Return the hidden states of all layers at the last token of the answer prompt.
-
-        Args:
-            output: output of a forward pass with the hidden states of all layers.
-            start: the column at which the answer segment begins.
-
-        Returns:
-            [layers, batch, hidden]; with `codi.include_embeddings`, the embeddings come first.
-        """
-        states = output.hidden_states[0 if self.recipe.codi.include_embeddings else 1 :]
-        column = start + len(self.encoder.prompt) - 1
-        return torch.stack([state[:, column] for state in states])
 
     # -- training --------------------------------------------------------------------------------
 

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from kava.backbones import cache
 from kava.backbones.thought import Thought
-from kava.reasoning.interface import ReasonerProtocol
+from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.latents._watch import report_pass
 from kava.reasoning.states import LatentState, Suffix
 from kava.shapes import Float
 
 
 def iterate(
-    reasoner: ReasonerProtocol,
+    reasoner: ReasonerBase,
     question: Thought,
     num_latents: int,
     num_iterations: int,

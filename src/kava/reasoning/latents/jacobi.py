@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from kava.backbones.thought import Thought
-from kava.reasoning.interface import ReasonerProtocol
+from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.latents._iterate import iterate
 from kava.reasoning.states import LatentState, Suffix
 from kava.shapes import Float
 
 
 def think(
-    reasoner: ReasonerProtocol,
+    reasoner: ReasonerBase,
     question: Thought,
     num_latents: int,
     num_iterations: int,

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kava.reasoning.interface import ReasonerProtocol
+from kava.reasoning.interface import ReasonerBase
 from kava.shapes import Float, Int, Num
 
 #: Maximum number of logits in memory at once: for Llama-3 the logits of 523 labels, which is enough
@@ -26,7 +26,7 @@ LOGITS_AT_ONCE = 2**26
 
 
 def cross_entropy(
-    reasoner: ReasonerProtocol,
+    reasoner: ReasonerBase,
     hidden: Float[Tensor, "labels hidden"],
     ids: Int[Tensor, "labels"],
     count: Num[Tensor, ""],
@@ -59,7 +59,7 @@ def labels_at_once(model: Any) -> int | None:
 
 
 def _all_at_once(
-    reasoner: ReasonerProtocol,
+    reasoner: ReasonerBase,
     hidden: Float[Tensor, "labels hidden"],
     ids: Int[Tensor, "labels"],
     count: Num[Tensor, ""],
@@ -69,7 +69,7 @@ def _all_at_once(
 
 
 def _in_parts(
-    reasoner: ReasonerProtocol,
+    reasoner: ReasonerBase,
     labels: int,
     hidden: Float[Tensor, "labels hidden"],
     ids: Int[Tensor, "labels"],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kava.reasoning.interface import ReasonerProtocol
+from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.losses.cross_entropy import cross_entropy
 from kava.shapes import Bool, Float, Int, Num
 
@@ -83,7 +83,7 @@ def readout_labels(
 
 
 def latent_readout_loss(
-    reasoner: ReasonerProtocol,
+    reasoner: ReasonerBase,
     hidden: Float[Tensor, "labels hidden"],
     ids: Int[Tensor, "labels"],
     count: Num[Tensor, ""],

@@ -17,7 +17,7 @@ from kava.backbones.cache import KeyValues
 from kava.backbones.thought import Thought
 from kava.reasoning.answers import ReasoningResult
 from kava.reasoning.batching import Row
-from kava.reasoning.interface import ReasonerProtocol
+from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.losses.cross_entropy import cross_entropy
 from kava.reasoning.methods._work import Call, Work, chain
 from kava.reasoning.states import LatentState, Suffix
@@ -69,7 +69,7 @@ class Method(ABC):
         self.recipe = recipe
         self.options: Any = self.Options.model_validate(recipe.method_options)
 
-    def check(self, reasoner: ReasonerProtocol) -> None:  # noqa: B027
+    def check(self, reasoner: ReasonerBase) -> None:  # noqa: B027
         """Check that the backbone and the recipe fit the method.
 
         Raises:
@@ -83,7 +83,7 @@ class Method(ABC):
             KavaError: they do not.
         """
 
-    def modules(self, reasoner: ReasonerProtocol) -> nn.ModuleDict:
+    def modules(self, reasoner: ReasonerBase) -> nn.ModuleDict:
         """Return the modules that only this method has; they are trained and saved as well."""
         return nn.ModuleDict()
 
@@ -136,7 +136,7 @@ class Method(ABC):
     # -- what a method is ------------------------------------------------------------------------
 
     @abstractmethod
-    def loss(self, reasoner: ReasonerProtocol, batch: Batch, counts: Terms) -> Terms:
+    def loss(self, reasoner: ReasonerBase, batch: Batch, counts: Terms) -> Terms:
         """Run the forward passes of a training step and return `loss` and all logged terms.
 
         Args:
@@ -160,7 +160,7 @@ class Method(ABC):
     @abstractmethod
     def think(
         self,
-        reasoner: ReasonerProtocol,
+        reasoner: ReasonerBase,
         question: Tensor,
         mask: Tensor,
         num_iterations: int | None = None,
@@ -199,7 +199,7 @@ class LatentMethod(Method):
     @abstractmethod
     def latents(
         self,
-        reasoner: ReasonerProtocol,
+        reasoner: ReasonerBase,
         question: Thought,
         suffix: Suffix,
         num_iterations: int,
@@ -244,7 +244,7 @@ class LatentMethod(Method):
 
     def think(
         self,
-        reasoner: ReasonerProtocol,
+        reasoner: ReasonerBase,
         question: Tensor,
         mask: Tensor,
         num_iterations: int | None = None,
@@ -256,7 +256,7 @@ class LatentMethod(Method):
         return self.finish_thinking(reasoner, state, iterations)
 
     def finish_thinking(
-        self, reasoner: ReasonerProtocol, state: LatentState, num_iterations: int
+        self, reasoner: ReasonerBase, state: LatentState, num_iterations: int
     ) -> ReasoningResult:
         """Return the state from which the answer is generated."""
         mask = state.thought.attention_mask
@@ -285,7 +285,7 @@ class TeacherOutput:
     queries: QueryRecord | None
 
 
-def prefill_question(reasoner: ReasonerProtocol, batch: Batch) -> tuple[Thought, Tensor]:
+def prefill_question(reasoner: ReasonerBase, batch: Batch) -> tuple[Thought, Tensor]:
     """Prefill the question once, for teacher and student.
 
     Returns:
@@ -299,7 +299,7 @@ def prefill_question(reasoner: ReasonerProtocol, batch: Batch) -> tuple[Thought,
 
 
 def teacher_forward(
-    reasoner: ReasonerProtocol,
+    reasoner: ReasonerBase,
     question: tuple[Thought, Tensor],
     batch: Batch,
     layers: bool = False,
@@ -329,7 +329,7 @@ def teacher_forward(
 
 
 def label_loss(
-    reasoner: ReasonerProtocol, hidden: Tensor, batch: Batch, name: str, count: Tensor
+    reasoner: ReasonerBase, hidden: Tensor, batch: Batch, name: str, count: Tensor
 ) -> Tensor:
     """Return the cross-entropy over a set of labels; logits are computed at these positions only.
 
@@ -343,14 +343,14 @@ def label_loss(
     return cross_entropy(reasoner, states, batch[f"{name}_ids"], count)
 
 
-def eot_suffix(reasoner: ReasonerProtocol, question: Thought) -> Suffix:
+def eot_suffix(reasoner: ReasonerBase, question: Thought) -> Suffix:
     """Return what follows the latents at inference: <eot> alone."""
     mask = question.attention_mask.new_ones(question.attention_mask.shape[0], 1)
     return Suffix(reasoner.special("eot").expand(*mask.shape, -1), mask)
 
 
 def student_suffix(
-    reasoner: ReasonerProtocol, batch: Batch, layers: bool = False, steps: bool = False
+    reasoner: ReasonerBase, batch: Batch, layers: bool = False, steps: bool = False
 ) -> Suffix:
     """Return what follows the student's latents: <eot> and the answer.
 
@@ -368,6 +368,6 @@ def student_suffix(
     return Suffix(torch.cat((eot, reasoner.embed(ids)), dim=1), mask, layers)
 
 
-def prompt_ids(reasoner: ReasonerProtocol, batch: int, device: torch.device) -> Tensor:
+def prompt_ids(reasoner: ReasonerBase, batch: int, device: torch.device) -> Tensor:
     """Return the token ids of "The answer is:" for every example, [batch, prompt]."""
     return torch.tensor(reasoner.encoder.prompt, device=device).expand(batch, -1)

@@ -15,7 +15,7 @@ from kava.backbones.attention import answer_attention
 from kava.backbones.cache import KeyValues
 from kava.reasoning.batching import Row
 from kava.reasoning.evictions._base import Eviction, EvictionInputs, gather, select_top_k
-from kava.reasoning.interface import ReasonerProtocol
+from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.losses.kv_cache import denominator, kv_cache_loss
 from kava.reasoning.methods._base import Batch, TeacherOutput, Terms
 from kava.reasoning.projection import KvProjection
@@ -57,7 +57,7 @@ class KvDistillation:
         self.eviction = registry.find("evictions", eviction.name)(lam=eviction.lam)
         self.needs_queries = self.eviction.needs_attention
 
-    def check(self, reasoner: ReasonerProtocol) -> None:
+    def check(self, reasoner: ReasonerBase) -> None:
         """Check that the backbone supports `kv.keys`.
 
         Raises:
@@ -80,7 +80,7 @@ class KvDistillation:
         sizes = [Counter(step for step in row.step_of if step in compressed) for row in rows]
         self.eviction.check(max(max(size.values(), default=0) for size in sizes), self.width)
 
-    def modules(self, reasoner: ReasonerProtocol) -> nn.ModuleDict:
+    def modules(self, reasoner: ReasonerBase) -> nn.ModuleDict:
         """Return the projection of keys and values, if the recipe has one."""
         if self.kv.projection == "none":
             return nn.ModuleDict()
@@ -115,7 +115,7 @@ class KvDistillation:
 
     def terms(
         self,
-        reasoner: ReasonerProtocol,
+        reasoner: ReasonerBase,
         batch: Batch,
         counts: Terms,
         teacher: TeacherOutput,
@@ -174,7 +174,7 @@ class KvDistillation:
         return self.kv.weight * (terms["kv"] + terms.get("kv_answer", 0))
 
     def student_kv_for_loss(
-        self, reasoner: ReasonerProtocol, pairs: KeyValues, past: Tensor, mask: Tensor
+        self, reasoner: ReasonerBase, pairs: KeyValues, past: Tensor, mask: Tensor
     ) -> KeyValues:
         """Return the student's keys and values in the form in which the loss compares them.
 
@@ -186,7 +186,7 @@ class KvDistillation:
         return reasoner.method_modules["kv_projection"](pairs)
 
     def keys_for_loss(
-        self, reasoner: ReasonerProtocol, pairs: KeyValues, past: Tensor, mask: Tensor
+        self, reasoner: ReasonerBase, pairs: KeyValues, past: Tensor, mask: Tensor
     ) -> KeyValues:
         """Return keys and values with the keys before or after the rotary embedding (`kv.keys`).
 

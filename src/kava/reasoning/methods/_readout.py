@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kava.errors import KavaError
-from kava.reasoning.interface import ReasonerProtocol
+from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.losses.latent_readout import latent_readout_loss, readout_labels
 from kava.reasoning.methods._base import Batch, Terms
 from kava.recipe.schema import Recipe
@@ -57,9 +57,7 @@ class Readout:
         ids = batch["readout_ids"]
         return {"readout": torch.full((), ids.numel(), dtype=torch.long, device=ids.device)}
 
-    def loss(
-        self, reasoner: ReasonerProtocol, batch: Batch, counts: Terms, states: Tensor
-    ) -> Tensor:
+    def loss(self, reasoner: ReasonerBase, batch: Batch, counts: Terms, states: Tensor) -> Tensor:
         """Return the mean cross-entropy over supervised latents.
 
         Args:
