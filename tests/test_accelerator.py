@@ -16,8 +16,8 @@ from refusals import refused
 from safetensors.torch import load_file
 from tiny import FAMILIES, batch, example, lora, reasoner, recipe, stepped, words
 
-from kava.bench.shapes import to_device
 from kava.reasoning import open as open_
+from kava.reasoning.batching import to_device
 from kava.recipe import registry
 from kava.runs.folder import read_metrics
 from kava.system import environment

@@ -13,7 +13,7 @@ from kava.errors import KavaError
 from kava.reasoning.resolve import load_resolved
 from kava.report import published
 from kava.sweeps.recipes import shipped_folder
-from kava.system.text import PlainConsole, print_columns, print_plain
+from kava.system.text import PlainConsole, print_columns, print_text
 
 #: The values of the paper, and the recipe keys that correspond to them.
 KEYS = {
@@ -93,7 +93,7 @@ def show(folder: Path | None, console: Console) -> bool:
     print_columns(console, [("setting", "value", "recipe key", "paper", "recipe", ""), *rows])
     wrong = [f"{line.setting} {line.key}" for line in lines if not line.same]
     end = f"{len(wrong)} differ: {', '.join(wrong)}" if wrong else "all as in the paper"
-    print_plain(console, f"{len(lines)} values of Table 6 (KaVa, arXiv:2510.02312), {end}")
+    print_text(console, f"{len(lines)} values of Table 6 (KaVa, arXiv:2510.02312), {end}")
     return not wrong
 
 

@@ -282,8 +282,3 @@ def random_rows(reasoner: Reasoner, lengths: Lengths, count: int, seed: int = 0)
         end = [*prompt, *tokens(answer - len(prompt) - 1), eos]
         rows.append(Row(f"random-{i}", tokens(question), tokens(reasoning), steps, end))
     return rows
-
-
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Move the tensors of a micro-batch to a device."""
-    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}

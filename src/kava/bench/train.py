@@ -15,7 +15,7 @@ import torch
 
 from kava.backbones import layerwise
 from kava.bench import flops
-from kava.bench.shapes import Lengths, random_reasoner, random_rows, to_device
+from kava.bench.shapes import Lengths, random_reasoner, random_rows
 from kava.bench.timing import Piece, spread
 from kava.reasoning import batching
 from kava.reasoning.batching import Row
@@ -56,7 +56,9 @@ class Training:
         rows, micro = _batch(reasoner.train(), lengths), settings.micro_batch_size
         pad, micro = reasoner.tokenizer.pad_token_id, micro or settings.batch_size
         parts = (batching.collate(rows[at : at + micro], pad) for at in range(0, len(rows), micro))
-        batches = [reasoner.apply_stage(to_device(part, reasoner.device)) for part in parts]
+        batches = [
+            reasoner.apply_stage(batching.to_device(part, reasoner.device)) for part in parts
+        ]
         found = [reasoner.method.counts(batch) for batch in batches]
         counts = {name: sum(part[name] for part in found) for name in found[0]}
         batches = [{**batch, "counts": counts} for batch in batches]

@@ -20,7 +20,6 @@ from kava.inspect.similarity import Similarity
 from kava.inspect.trace import Trace, find_trace
 from kava.reasoning import batching, context_window
 from kava.reasoning.methods import (
-    Batch,
     LatentMethod,
     eot_suffix,
     prefill_question,
@@ -122,7 +121,8 @@ def look(
     thinking = method.finish_thinking(reasoner, state, iterations)
     new = reasoner.continue_from(thinking, max_new_tokens)
     trace, encoded = find_trace(reasoner, question, context[0], steps, answer, row, max_new_tokens)
-    batch = _on(reasoner.device, batching.collate([encoded], reasoner.tokenizer.pad_token_id))
+    batch = batching.collate([encoded], reasoner.tokenizer.pad_token_id)
+    batch = batching.to_device(batch, reasoner.device)
     teacher = teacher_forward(reasoner, context, batch, queries=True)
     text = reasoner.tokenizer.decode(new[0], skip_special_tokens=True).strip()
     said = f"{reasoner.prompt_text} {text}"
@@ -176,7 +176,3 @@ def _one_at_a_time(reasoner: Reasoner) -> Absent:
         f"method '{reasoner.recipe.method}' makes its latents one at a time: there are no "
         "iterations to move in"
     )
-
-
-def _on(device: torch.device, batch: dict[str, Any]) -> Batch:
-    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}

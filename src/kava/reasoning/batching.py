@@ -186,6 +186,11 @@ def collate(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Move the tensors of a batch to a device."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
 def _labels(steps: Tensor, steps_mask: Tensor, answer: Tensor, answer_mask: Tensor) -> dict:
     """Return the `teacher_*` and `answer_*` labels of a batch, see `collate`."""
     written = next_token_labels(

@@ -21,7 +21,7 @@ from kava.reasoning.resolve import load_resolved
 from kava.recipe.load import load_recipe, read
 from kava.recipe.schema import BackboneRecipe
 from kava.system import assets
-from kava.system.text import format_count, one_line, print_columns, print_plain
+from kava.system.text import format_count, one_line, print_columns, print_text
 
 if TYPE_CHECKING:
     from kava.types import Example
@@ -83,9 +83,9 @@ def check(paths: list[str], console: Console) -> bool:
                 word, said = "FAILED", one_line(error)
                 failed.append(entry.path)
             seconds = f"{time.perf_counter() - begin:.1f} s"
-            print_plain(console, f"{entry.path:<{width}}  {word:<6}  {seconds:>6}  {said}")
+            print_text(console, f"{entry.path:<{width}}  {word:<6}  {seconds:>6}  {said}")
     end = f"; failed: {', '.join(failed)}" if failed else ", all run"
-    print_plain(console, f"{format_count(len(found), 'recipe')}{end}")
+    print_text(console, f"{format_count(len(found), 'recipe')}{end}")
     return not failed
 
 

@@ -91,9 +91,4 @@ def print_columns(console: Console, rows: list[tuple[str, ...]]) -> None:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        print_plain(console, "  ".join(cells).rstrip())
-
-
-def print_plain(console: Console, text: str) -> None:
-    """Print one line unchanged."""
-    console.print(text, highlight=False, markup=False)
+        print_text(console, "  ".join(cells).rstrip())

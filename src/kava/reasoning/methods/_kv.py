@@ -17,7 +17,8 @@ from kava.reasoning.batching import Row
 from kava.reasoning.evictions._base import Eviction, EvictionInputs, gather, select_top_k
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.losses.kv_cache import denominator, kv_cache_loss
-from kava.reasoning.methods._base import Batch, TeacherOutput, Terms
+from kava.reasoning.methods._base import Batch, LatentMethod, TeacherOutput, Terms
+from kava.reasoning.methods._readout import Readout
 from kava.reasoning.projection import KvProjection
 from kava.reasoning.states import LatentState
 from kava.recipe import registry
@@ -296,3 +297,35 @@ def visible_steps(batch: Batch, mask: Tensor, window: int | None) -> Tensor:
     answer = masks.positions(before, batch["answer_mask"])
     steps = masks.positions(batch["question_mask"], batch["steps_mask"])
     return masks.within_window(answer, steps, window) & mask[:, None]
+
+
+class KvMethod(LatentMethod):
+    """Base class of latent methods with L_KV, which is computed if `kv.weight` is above 0."""
+
+    def __init__(self, recipe: Recipe, width: int | None = None):
+        super().__init__(recipe)
+        self.kv, self.readout = KvDistillation(recipe, width), Readout(recipe)
+        self.distils = recipe.kv.weight > 0
+
+    def check(self, reasoner: ReasonerBase) -> None:
+        """Check that the backbone supports `kv.keys`, and that the latents come in whole blocks.
+
+        Raises:
+            KavaError: it does not, or they do not.
+        """
+        if self.distils:
+            self.kv.check(reasoner)
+        self.readout.check()
+
+    def check_rows(self, rows: Sequence[Row]) -> None:
+        """Check that no chain of thought, or no step of one, is too long for the eviction method.
+
+        Raises:
+            KavaError: one is too long.
+        """
+        if self.distils:
+            self.kv.check_rows(rows)
+
+    def modules(self, reasoner: ReasonerBase) -> nn.ModuleDict:
+        """Return the projection of keys and values, if there is one."""
+        return self.kv.modules(reasoner) if self.distils else nn.ModuleDict()

@@ -20,15 +20,14 @@ from kava.reasoning.latents import sequential
 from kava.reasoning.methods._base import (
     Batch,
     Curriculum,
-    LatentMethod,
     Terms,
     Uniform,
     label_loss,
     prefill_question,
     student_suffix,
 )
-from kava.reasoning.methods._work import Call, Work, chain, lengths, one_by_one
-from kava.reasoning.states import LatentState
+from kava.reasoning.methods._sequential import SequentialMethod
+from kava.reasoning.methods._work import Work, chain, lengths, one_by_one
 
 
 class CoconutOptions(Curriculum):
@@ -53,7 +52,7 @@ class CoconutOptions(Curriculum):
         return self.model_copy(update={"epochs_per_stage": self.epochs_per_stage * factor})
 
 
-class Coconut(LatentMethod):
+class Coconut(SequentialMethod):
     """Coconut (Hao et al., arXiv:2412.06769).
 
     A latent is the hidden state before it, without a projection. Each latent takes one forward pass
@@ -85,22 +84,6 @@ class Coconut(LatentMethod):
     def block(self) -> int:
         """Number of latents per stage, c."""
         return self.options.latents_per_stage
-
-    def latents(self, reasoner, question, suffix, num_iterations, keep_all=False) -> LatentState:
-        """Generate the latents one at a time, with one forward pass each."""
-        return sequential.think(reasoner, question, self.recipe.num_latents, suffix)
-
-    def latent_calls(self, question, num_iterations, suffix) -> list[Call]:
-        """Return the forward passes: <bot> and each latent have a pass of their own."""
-        return one_by_one(question, self.recipe.num_latents, suffix)
-
-    def projected_latents(self, num_iterations: int) -> int:
-        """Return the number of projected latent states: each latent once, if projected at all."""
-        return super().projected_latents(1)
-
-    def passes(self, num_iterations: int) -> int:
-        """Return M, since the forward pass of <bot> belongs to the prefill."""
-        return self.recipe.num_latents
 
     def stage(self, epoch: float) -> int:
         """Return the stage at `epoch`, from 0 (chain of thought) to `max_stage + 1` (no steps)."""

@@ -7,18 +7,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import nn
-
 from kava.reasoning.methods._base import Batch, TeacherOutput, Terms, Uniform
-from kava.reasoning.methods._kv import KvDistillation
-from kava.reasoning.methods._readout import Readout
+from kava.reasoning.methods._kv import KvMethod
 from kava.reasoning.methods._work import Work
 from kava.reasoning.methods.pccot import PCCoT
 from kava.reasoning.states import LatentState
 from kava.recipe.schema import Recipe
 
 
-class KaVa(PCCoT):
+class KaVa(KvMethod, PCCoT):
     """KaVa (Kuzina, Pioro, Whatmough, Bejnordi, arXiv:2510.02312).
 
     With `latent_readout.weight`, each latent is also trained to predict a reasoning token. This is
@@ -32,32 +29,8 @@ class KaVa(PCCoT):
 
     def __init__(self, recipe: Recipe):
         super().__init__(recipe)
-        self.kv, self.readout = KvDistillation(recipe), Readout(recipe)
-        self.distils, self.reads = recipe.kv.weight > 0, recipe.latent_readout.weight > 0
+        self.reads = recipe.latent_readout.weight > 0
         self.needs_queries = self.distils and self.kv.needs_queries
-
-    def check(self, reasoner) -> None:
-        """Check that the backbone and the recipe fit the method.
-
-        Raises:
-            KavaError: they do not.
-        """
-        if self.distils:
-            self.kv.check(reasoner)
-        self.readout.check()
-
-    def check_rows(self, rows) -> None:
-        """Check that no chain of thought is too long for the eviction method.
-
-        Raises:
-            KavaError: one is too long.
-        """
-        if self.distils:
-            self.kv.check_rows(rows)
-
-    def modules(self, reasoner) -> nn.ModuleDict:
-        """Return the projection of keys and values, if there is one."""
-        return self.kv.modules(reasoner) if self.distils else nn.ModuleDict()
 
     def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
         """Return the batch, with labels for the latents added if the latent readout is used."""

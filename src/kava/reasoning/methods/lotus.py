@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 from pydantic import Field
-from torch import nn
 
 from kava.errors import KavaError
 from kava.reasoning import batching
@@ -18,7 +17,6 @@ from kava.reasoning.latents import looped
 from kava.reasoning.methods._base import (
     Batch,
     Curriculum,
-    LatentMethod,
     Terms,
     Uniform,
     label_loss,
@@ -26,8 +24,7 @@ from kava.reasoning.methods._base import (
     student_suffix,
     teacher_forward,
 )
-from kava.reasoning.methods._kv import KvDistillation
-from kava.reasoning.methods._readout import Readout
+from kava.reasoning.methods._kv import KvMethod
 from kava.reasoning.methods._work import Call, Work, chain, lengths, refined
 from kava.reasoning.states import LatentState
 from kava.recipe.schema import Recipe
@@ -48,7 +45,7 @@ class LotusOptions(Curriculum):
         return self.model_copy(update={"epochs_per_stage": self.epochs_per_stage * factor})
 
 
-class Lotus(LatentMethod):
+class Lotus(KvMethod):
     """LOTUS (arXiv:2606.31779): latent j of block i predicts token j of reasoning step i.
 
     In stage e (counted from 1), the first min(e, K) steps are replaced by latents, which are
@@ -75,10 +72,8 @@ class Lotus(LatentMethod):
     }
 
     def __init__(self, recipe: Recipe):
-        super().__init__(recipe)
         self.width = recipe.latent_readout.width or recipe.num_latents
-        self.kv, self.readout = KvDistillation(recipe, self.width), Readout(recipe)
-        self.distils = recipe.kv.weight > 0
+        super().__init__(recipe, self.width)
 
     def check(self, reasoner) -> None:
         """Check that the recipe sets a block width and that the latents come in whole blocks.
@@ -92,22 +87,7 @@ class Lotus(LatentMethod):
                 code="reasoning.no-width",
                 key="latent_readout.width",
             )
-        self.readout.check()
-        if self.distils:
-            self.kv.check(reasoner)
-
-    def check_rows(self, rows) -> None:
-        """Check that no reasoning step is too long for the eviction method.
-
-        Raises:
-            KavaError: one is too long.
-        """
-        if self.distils:
-            self.kv.check_rows(rows)
-
-    def modules(self, reasoner) -> nn.ModuleDict:
-        """Return the projection of keys and values, if there is one."""
-        return self.kv.modules(reasoner) if self.distils else nn.ModuleDict()
+        super().check(reasoner)
 
     @property
     def blocks(self) -> int:
