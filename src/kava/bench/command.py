@@ -71,7 +71,7 @@ def bench_train(
         "matrix_flops_per_second": {name: round(rate) for name, rate in rates.items()},
         "rows": rows,
     }
-    return _write(told, plan, console)
+    return write_result(told, plan.output, console)
 
 
 def bench_generate(
@@ -110,7 +110,7 @@ def bench_generate(
         "matrix_flops_per_second": {name: round(rate) for name, rate in rates.items()},
         "rows": rows,
     }
-    return _write(told, plan, console)
+    return write_result(told, plan.output, console)
 
 
 def recipe_paths(given: Sequence[str], console: Console) -> dict[str, str]:
@@ -172,11 +172,12 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     return {k: v for k, v in tree.items() if k not in ("data", "eval", "description", "family")}
 
 
-def _write(told: dict[str, Any], plan: BenchSettings, console: Console) -> dict[str, Any]:
+def write_result(told: dict[str, Any], output: Path | None, console: Console) -> dict[str, Any]:
+    """Add versions and machine to a result, and write it if there is a file for it."""
     told |= provenance()
-    if plan.output:
-        write_json(plan.output, told)
-        console.print(f"written {plan.output}", highlight=False)
+    if output:
+        write_json(output, told)
+        console.print(f"written {output}", highlight=False)
     return told
 
 

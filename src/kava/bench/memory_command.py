@@ -10,13 +10,11 @@ from typing import Any
 from rich.console import Console
 
 from kava.bench import memory
-from kava.bench.command import recipe_paths, settings_of
+from kava.bench.command import recipe_paths, settings_of, write_result
 from kava.bench.memory import Memory
 from kava.bench.shapes import Lengths
 from kava.errors import KavaError
 from kava.reasoning.resolve import load_resolved
-from kava.system.environment import provenance
-from kava.system.files import write_json
 from kava.system.tables import terminal_table
 from kava.system.text import format_bytes, format_count, print_text
 
@@ -82,12 +80,8 @@ def bench_memory(
             name: {str(size): {**asdict(one), "peak": one.total} for size, one in by_size.items()}
             for name, by_size in rows.items()
         },
-        **provenance(),
     }
-    if output:
-        write_json(output, told)
-        console.print(f"written {output}", highlight=False)
-    return told
+    return write_result(told, output, console)
 
 
 def _lines(rows: dict[str, dict[int, Memory]]) -> list[list[str]]:

@@ -145,20 +145,17 @@ def changes(group: Group, recipe: Recipe) -> dict[str, Any]:
 
 def _named_apart(groups: list[Group]) -> list[Group]:
     """Make the names of groups unique by prefixing as much of their folders' path as needed."""
-    folders = [next(iter(group.runs.values())).resolve().parent.parts for group in groups]
-    names = [group.name for group in groups]
-    for depth in range(1, max((len(parts) for parts in folders), default=0) + 1):
-        clashing = [i for i, name in enumerate(names) if names.count(name) > 1]
-        for i in clashing:
-            names[i] = "/".join([*folders[i][-depth:], groups[i].name])
-    for i, name in enumerate(names):
-        if names.count(name) > 1:
-            raise KavaError(
-                f"{folders[i][-1]}: two recipes have the same name '{groups[i].name}'; "
-                "rename one of the runs",
-                code="report.same-name",
-                key=groups[i].name,
-            )
+    folders = [next(iter(group.runs.values())).resolve().parent for group in groups]
+    paths = [folder / group.name for folder, group in zip(folders, groups, strict=True)]
+    names, clashing = assets.distinct_names(paths, "/")
+    if clashing:
+        first = paths[clashing[0]]
+        raise KavaError(
+            f"{first.parent.name}: two recipes have the same name '{first.name}'; rename one of "
+            "the runs",
+            code="report.same-name",
+            key=first.name,
+        )
     return [replace(group, name=name) for group, name in zip(groups, names, strict=True)]
 
 

@@ -120,22 +120,13 @@ def names(files: Sequence[Path], between: str = "-") -> list[str]:
     Raises:
         KavaError: if paths differ only in a hyphen in place of a slash, or in their extensions.
     """
-    parts = [file.resolve().with_suffix("").parts for file in files]
-    taken = [1] * len(files)
-    while True:
-        found = [between.join(p[-n:]) for p, n in zip(parts, taken, strict=True)]
-        clashing = [i for i, name in enumerate(found) if found.count(name) > 1]
-        longer = [i for i in clashing if taken[i] < len(parts[i]) - 1]
-        if not clashing:
-            return found
-        if not longer:
-            raise KavaError(
-                f"{files[clashing[0]]}: another recipe has the same name",
-                code="sweeps.same-name",
-                key=str(files[clashing[0]]),
-            )
-        for i in longer:
-            taken[i] += 1
+    found, clashing = assets.distinct_names([f.resolve().with_suffix("") for f in files], between)
+    if clashing:
+        first = str(files[clashing[0]])
+        raise KavaError(
+            f"{first}: another recipe has the same name", code="sweeps.same-name", key=first
+        )
+    return found
 
 
 def sweep(
