@@ -1,6 +1,6 @@
-"""A tokenizer for a small backbone, trained on its training examples.
+"""Tokenizers for small backbones: trained on their examples, or with a token for each word.
 
-It is a byte-level BPE, so every text can be encoded. A space before a number is not encoded:
+The first is a byte-level BPE, so every text can be encoded. A space before a number is not encoded:
 `has 4` and `<<4+` contain the same token for 4, which a small model would otherwise have to learn
 twice. Decoded text therefore lacks that space (`has4`); this does not affect answers.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 
 
 def train_tokenizer(texts: Iterable[str], size: int, digits: str) -> PreTrainedTokenizerFast:
@@ -43,4 +43,14 @@ def train_tokenizer(texts: Iterable[str], size: int, digits: str) -> PreTrainedT
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS
+    )
+
+
+def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Make a tokenizer with one token per word or sign; those not among `words` are unknown."""
+    vocabulary = dict.fromkeys([PAD, BOS, EOS, UNKNOWN, *words])
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, UNKNOWN))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token=PAD, bos_token=BOS, eos_token=EOS, unk_token=UNKNOWN
     )

@@ -12,7 +12,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -23,6 +22,7 @@ from transformers import (
 from kava.backbones import compatibility, loading, pretrained, structure
 from kava.backbones.attention import IMPLEMENTATION_NAME
 from kava.backbones.published import PUBLISHED
+from kava.backbones.tokenizer import word_tokenizer
 from kava.errors import KavaError, on_one_line, unknown
 from kava.reasoning.batching import Row
 from kava.reasoning.reasoner import Reasoner
@@ -182,8 +182,12 @@ def reasoner_of_sizes(recipe: Recipe, shape: str, dtype: torch.dtype) -> Reasone
     return Reasoner(model, tokenizer, recipe, {"name": shape, "revision": None})
 
 
+#: All other token ids are random.
+_PROMPT = ANSWER_PROMPT.replace(":", " :").split()
+
+
 def _fitting(shape: str) -> tuple[Any, PreTrainedTokenizerFast]:
-    config, tokenizer = configuration(shape), _tokenizer()
+    config, tokenizer = configuration(shape), word_tokenizer(_PROMPT)
     if config.get_text_config().vocab_size < len(tokenizer) + 3:
         raise KavaError(
             f"shape '{shape}': vocab_size must be {len(tokenizer) + 3} or more",
@@ -196,23 +200,6 @@ def _fitting(shape: str) -> tuple[Any, PreTrainedTokenizerFast]:
 def _made(config: Any, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     with torch.device(device):
         return pretrained.new_model(config, dtype=dtype, attn_implementation=IMPLEMENTATION_NAME)
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer with the words of the answer prompt; all other token ids are random."""
-    words = [
-        "<pad>",
-        "<s>",
-        "</s>",
-        "<unk>",
-        *dict.fromkeys(ANSWER_PROMPT.replace(":", " :").split()),
-    ]
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)

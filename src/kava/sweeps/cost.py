@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
 from kava.backbones import loading
 from kava.backbones.tiny import tiny_backbone
+from kava.backbones.tokenizer import word_tokenizer
 from kava.data import data_sets, load_examples
 from kava.errors import KavaError
 from kava.reasoning import batching, checkpoint
@@ -247,22 +246,14 @@ def text(recipe: Recipe, rows: TrainingRows, notes: list[str]) -> tuple[Any, Seq
         f"{lacking} not on this machine; assumed: {number} of question {QUESTION}, reasoning "
         f"{tokens} in {STEPS} steps{dropped}, answer {ANSWER} tokens (GSM8k-Aug)"
     )
-    return _words(), [_assumed(tokens)] * SAMPLE
+    return word_tokenizer(()), [_assumed(tokens)] * SAMPLE
 
 
 def _assumed(reasoning: int) -> Example:
-    """Make an example of the assumed lengths, in words; see `_words`."""
+    """Make an example of the assumed lengths, in words."""
     bounds = [reasoning * i // STEPS for i in range(STEPS + 1)]
     steps = tuple(" ".join("w" * (end - begin)) for begin, end in pairwise(bounds))
     beside = 5  # "The", "answer", "is", ":" and EOS
     return Example(
         "assumed", " ".join("w" * (QUESTION - 1)), steps, " ".join("w" * (ANSWER - beside))
     )
-
-
-def _words() -> PreTrainedTokenizerFast:
-    """Make a tokenizer with one token per word or sign."""
-    inner = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, "<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
-    return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
