@@ -28,7 +28,6 @@ from serve import growth
 from service import QUESTIONS, serving
 from tokenizers import normalizers
 
-from kava.serve.batcher import Sampling
 from kava.serve.described import (
     ChatAnswer,
     ChatChunk,
@@ -39,6 +38,7 @@ from kava.serve.described import (
     TextAnswer,
     TextChunk,
 )
+from kava.serve.jobs import Sampling
 from kava.serve.limits import Limits
 from kava.serve.protocol import ChatRequest, CompletionRequest
 

@@ -25,11 +25,13 @@ from service import LIMITS, QUESTIONS, serving
 
 from kava.quickstart import CHECKPOINT
 from kava.serve.app import fit_limits
-from kava.serve.batcher import Batcher, Job, QueueFull, Sampling, _Draw
+from kava.serve.batcher import Batcher, QueueFull
 from kava.serve.command import Address, bind, check, is_loopback, listen, serve
 from kava.serve.hosts import Hosts, check_names
+from kava.serve.jobs import Job, Sampling
 from kava.serve.limits import Limits
 from kava.serve.protocol import ChatRequest, CompletionRequest, Refused
+from kava.serve.sampling import Draw
 
 
 @pytest.fixture(scope="module")
@@ -243,8 +245,9 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(temperature, top_p):
         if len(kept) == 5:
             break
     rows = 20_000
-    draw = _Draw(Sampling(temperature, top_p, seed=1), torch.device("cpu"))
-    left = draw(torch.zeros(rows, 1, dtype=torch.long), logits.expand(rows, 6))
+    draw = Draw([Sampling(temperature, top_p, seed=i) for i in range(100)], torch.device("cpu"))
+    ids = torch.zeros(100, 1, dtype=torch.long)
+    left = torch.cat([draw(ids, logits.expand(100, 6)) for _ in range(rows // 100)])
     assert ((left == 0).sum(1) == 1).all() and ((left == -torch.inf).sum(1) == 5).all()
     counts = left.argmax(1).bincount(minlength=6).tolist()
     for i, count in enumerate(counts):
@@ -273,7 +276,7 @@ BAD = [
     ({"model": "tiny", "prompt": "w1", "n": 10**9}, 400, "n: "),
     ({"model": "tiny", "prompt": "w1", "stop": ["a"] * 9}, 400, "stop: List should have at most 4"),
     ({"model": "tiny", "prompt": "w1", "stop": ""}, 400, "stop.0: String should have at least 1"),
-    ({"model": "tiny", "prompt": "w1", "num_iterations": 10**6}, 400, "num_iterations"),
+    ({"model": "tiny", "prompt": "w1", "num_iterations": 10**6}, 400, "at most 4 latent"),
     ({"model": "tiny", "prompt": "w1", "tools": [{}]}, 400, "'tools' is not supported"),
     ({"model": "tiny", "prompt": "w1", "promt": "w2"}, 400, "'promt' is not a field"),
     ({"model": "tiny", "prompt": "w1 " * 65}, 400, "has 66 tokens; the limit is 64"),

@@ -56,6 +56,12 @@ def serve(
     ] = 256,
     max_question_tokens: Annotated[int, typer.Option(min=1)] = 1024,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    max_iterations: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="maximum number of latent iterations; twice the recipe's if not given"
+        ),
+    ] = None,
     max_body_bytes: Annotated[int, typer.Option(min=1024)] = 1_000_000,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="maximum number of seconds for an answer")
@@ -71,6 +77,7 @@ def serve(
     limits = Limits(
         question_tokens=max_question_tokens,
         new_tokens=max_new_tokens,
+        num_iterations=max_iterations,
         body_bytes=max_body_bytes,
         timeout=timeout,
         batch_size=batch_size,

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,10 +21,11 @@ from starlette.exceptions import HTTPException
 from kava.errors import KavaError
 from kava.reasoning.context_window import LETTERS_PER_TOKEN, max_question_tokens
 from kava.reasoning.reasoner import Reasoner
-from kava.serve.batcher import ERROR, TIMEOUT, Batcher, Job, Piece, QueueFull
+from kava.serve.batcher import Batcher, QueueFull
 from kava.serve.described import ANSWERS, describe
 from kava.serve.gate import Gate
 from kava.serve.hosts import Hosts
+from kava.serve.jobs import ERROR, TIMEOUT, Job, Piece
 from kava.serve.limits import Limits
 from kava.serve.metrics import Metrics
 from kava.serve.protocol import (
@@ -88,13 +90,19 @@ def create_app(
 
 
 def fit_limits(reasoner: Reasoner, limits: Limits) -> Limits:
-    """Return the limits, with `question_tokens` lowered to what the backbone's positions allow.
+    """Return the limits of this model.
+
+    `question_tokens` is lowered to what the backbone's positions allow, and `num_iterations` gets
+    its default.
 
     Raises:
         KavaError: no positions are left for a question.
     """
     most = max_question_tokens(reasoner, "serve", limits.new_tokens, limits.question_tokens)
-    return Limits(**{**vars(limits), "question_tokens": most})
+    iterations = limits.num_iterations
+    if iterations is None:
+        iterations = max(2 * reasoner.recipe.num_iterations, 1)
+    return replace(limits, question_tokens=most, num_iterations=iterations)
 
 
 class _Service:
@@ -128,7 +136,7 @@ class _Service:
         most = self.limits.queue_length
         if len(questions) * each > most:
             raise Refused(400, f"at most {most:,} answers per request", "n")
-        self._check_iterations(request)
+        num_iterations = self._num_iterations(request)
         new_tokens = self._new_tokens(request)
         if sum(map(len, questions)) > QUICK:
             encoded = await asyncio.to_thread(self._encode, questions)
@@ -143,7 +151,7 @@ class _Service:
                 max_new_tokens=new_tokens,
                 stop=request.stops,
                 sampling=request.sampling.choice(k),
-                num_iterations=request.num_iterations,
+                num_iterations=num_iterations,
                 stream=bool(request.stream),
                 deadline=deadline,
             )
@@ -164,7 +172,7 @@ class _Service:
         return await self._whole(form, jobs, answers, len(questions), http)
 
     def _emit(self, answers: _Answers, index: int, piece: Piece) -> None:
-        """Pass a piece on to the request that waits for it; called from the model's thread."""
+        """Pass a piece on to the request that waits for it; called from any thread."""
         if piece.reason:
             self.metrics.answered(piece)
         answers.put(index, piece)
@@ -236,12 +244,19 @@ class _Service:
                 raise _too_long(f"{len(tokens):,} tokens", allowed)
         return encoded
 
-    def _check_iterations(self, request: Request) -> None:
-        if request.num_iterations is not None and not self.reasoner.method.iterates:
-            method = self.reasoner.recipe.method
+    def _num_iterations(self, request: Request) -> int | None:
+        """Return the requested number of iterations, or None if it is the recipe's."""
+        wanted, allowed = request.num_iterations, self.limits.num_iterations
+        recipe = self.reasoner.recipe
+        if wanted is not None and not self.reasoner.method.iterates:
             raise Refused(
-                400, f"the method '{method}' of this model does not iterate", "num_iterations"
+                400,
+                f"the method '{recipe.method}' of this model does not iterate",
+                "num_iterations",
             )
+        if wanted is not None and allowed is not None and wanted > allowed:
+            raise Refused(400, f"at most {allowed} latent iterations", "num_iterations")
+        return None if wanted == recipe.num_iterations else wanted
 
     def _new_tokens(self, request: Request) -> int:
         wanted, allowed = request.limit(), self.limits.new_tokens

@@ -256,7 +256,9 @@ def _narrow(fields: dict[str, Any], name: str, limits: Limits, iterates: bool) -
     for tokens in ("max_tokens", "max_completion_tokens"):
         if tokens in fields:
             fields[tokens]["anyOf"][0]["maximum"] = limits.new_tokens
-    if not iterates:
+    if iterates:
+        fields["num_iterations"]["anyOf"][0]["maximum"] = limits.num_iterations
+    else:
         fields["num_iterations"] = {"type": "null"}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client import generate_latest as written
 
-from kava.serve.batcher import LENGTH, STOP, Batcher, Piece
+from kava.serve.batcher import Batcher
+from kava.serve.jobs import LENGTH, STOP, Piece
 
 _ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
 
@@ -45,7 +46,7 @@ class Metrics:
         self.seconds.observe(seconds)
 
     def answered(self, last: Piece) -> None:
-        """Count an answer by its last piece, however it ended; called from the model's thread."""
+        """Count an answer by its last piece, however it ended; called from any thread."""
         self.answers.labels(last.reason).inc()
         if last.reason in (STOP, LENGTH):
             self.tokens.inc(last.generated_tokens)

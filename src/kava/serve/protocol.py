@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from kava.serve.batcher import LENGTH, Piece, Sampling
+from kava.serve.jobs import LENGTH, Piece, Sampling
 
 
 class Refused(Exception):
@@ -133,7 +133,7 @@ class Request(BaseModel):
     )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    num_iterations: Annotated[int, Field(ge=0, le=64)] | None = None
+    num_iterations: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
 
     @property
     def sampling(self) -> Sampling:
