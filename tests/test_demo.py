@@ -34,6 +34,7 @@ from kava.serve.hosts import Hosts
 gradio = pytest.importorskip("gradio", reason="kava[demo] is not installed")
 
 from kava.demo import door  # noqa: E402
+from kava.demo.brake import Brake  # noqa: E402
 from kava.demo.page import Demo, PageModel  # noqa: E402
 
 # gradio's own, of what pandas 3 drops
@@ -567,16 +568,67 @@ def test_other_methods_show_what_they_have_and_texts_are_never_markup(
     assert looked_up == []  # nor did the server ask anybody: no telemetry
 
 
-def test_with_a_password_the_page_is_closed_without_it(quick):
+def test_with_a_password_the_page_is_closed_without_it(quick, monkeypatch):
     import httpx
 
+    now = [0.0]
+    monkeypatch.setattr(door, "Brake", lambda: Brake(2, 60.0, clock=lambda: now[0]))
     with opened(quick, PageAddress(password="secret")) as url, httpx.Client(base_url=url) as client:
         assert client.get("/config").status_code == 401
         assert quick.pick.first not in client.get("/").text
-        body = {"username": "kava", "password": "wrong"}
-        assert client.post("/login", data=body).status_code == 400
-        assert client.post("/login", data=body | {"password": "secret"}).status_code == 200
+        for path in ("/openapi.json", "/docs", "/redoc", "/gradio_api/openapi.json"):
+            assert client.get(path).status_code == 404
+        wrong = {"username": "kava", "password": "wrong"}
+        right = wrong | {"password": "secret"}
+        assert client.post("/login", data=wrong).status_code == 400
+        assert client.post("/login/", data=wrong).status_code == 400
+        for body in (wrong, right):  # a right one is not looked at either, else it could be found
+            answer = client.post("/login", data=body)
+            assert (answer.status_code, answer.headers["retry-after"]) == (429, "60")
+        assert client.get("/config").status_code == 401
+        now[0] += 60.0
+        for _ in range(4):  # right ones cost nothing
+            assert client.post("/login", data=right).status_code == 200
         assert client.get("/config").status_code == 200
+
+
+def test_wrong_passwords_of_one_address_hold_up_that_one():
+    now = [0.0]
+    brake = Brake(3, 10.0, slots=1 << 16, clock=lambda: now[0])
+    brake._salt = b"always the same"
+    assert [brake.attempt("10.0.0.1") for _ in range(5)] == [0, 0, 0, 10, 10]
+    assert brake.attempt("10.0.0.2") == 0
+    now[0] = 10.0
+    assert [brake.attempt("10.0.0.1") for _ in range(2)] == [0, 10]
+    now[0] = 1000.0
+    assert [brake.attempt("10.0.0.1") for _ in range(4)] == [0, 0, 0, 10]
+    brake.forgive("10.0.0.1")
+    assert [brake.attempt("10.0.0.1") for _ in range(2)] == [0, 10]
+    # One client has all addresses of an IPv6 network.
+    assert [brake.attempt(f"2001:db8::{i}") for i in range(4)] == [0, 0, 0, 10]
+    assert brake.attempt("2001:db8:0:1::1") == 0 == brake.attempt("")
+    few = Brake(1, 10.0, slots=4, clock=lambda: 0.0)
+    assert sum(few.attempt(f"10.0.0.{i}") == 0 for i in range(100)) == 4
+
+
+def test_two_lengths_of_one_body_end_the_connection(url):
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 5) as raw:
+        head = "POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n"
+        raw.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1".encode())
+        answer = b""
+        with suppress(ConnectionResetError):
+            while part := raw.recv(4096):
+                answer += part
+    assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1") == 1
+    assert b"connection: close" in answer.lower() and b"both Content-Length" in answer
+
+
+def test_visitors_see_the_name_of_a_folder_and_not_its_path(tmp_path):
+    folder = tmp_path / "private" / "mine"
+    folder.mkdir(parents=True)
+    thinker = tiny.reasoner("llama", "kava")
+    assert PageModel(thinker, str(folder)).told().name == "mine"
+    assert PageModel(thinker, "owner/name").told().name == "owner/name"
 
 
 # -- what the page does not need -----------------------------------------------------------------
@@ -683,6 +735,8 @@ def test_what_else_gradio_serves_is_closed(visitor, private):
             answer = visitor.request(method, f"{api}/{path}")
             assert answer.status_code == 404
             assert ("is not served" in answer.text) == (method == "GET")
+    for path in ("/openapi.json", "/docs", "/redoc"):
+        assert visitor.get(path).status_code == 404
     for method in ("PUT", "DELETE", "PATCH"):
         assert visitor.request(method, JOIN, json=body).status_code == 404
 

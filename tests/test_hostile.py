@@ -296,6 +296,25 @@ def test_bodies_together_are_bounded(reasoner):
         assert ask(address[1], prompt="w1 " * 60).status_code == 200
 
 
+def test_two_lengths_of_one_body_end_the_connection(port):
+    """A proxy may read the body by the other one; what follows is then no request."""
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+        "Content-Type: application/json\r\n"
+    )
+    both = ("Content-Length: 4\r\n", "Transfer-Encoding: chunked\r\n")
+    for first, second in (both, reversed(both)):
+        with socket.create_connection(("127.0.0.1", port), 5) as raw:
+            request = f"{head}{first}{second}\r\n0\r\n\r\n"
+            raw.sendall((request + "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").encode())
+            answer = b""
+            with suppress(ConnectionResetError):  # it ends with bytes that nobody reads
+                while part := raw.recv(4096):
+                    answer += part
+        assert answer.startswith(b"HTTP/1.1 400 ") and answer.count(b"HTTP/1.1") == 1
+        assert b"connection: close" in answer.lower() and b"both Content-Length" in answer
+
+
 # -- requests ------------------------------------------------------------------------------------
 
 

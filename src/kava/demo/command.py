@@ -131,7 +131,12 @@ def server(demo: Demo, address: PageAddress, hosts: Hosts) -> uvicorn.Server:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     return uvicorn.Server(
         uvicorn.Config(
-            app, ws="none", access_log=False, log_level="warning", timeout_graceful_shutdown=2
+            app,
+            http="h11",
+            ws="none",
+            access_log=False,
+            log_level="warning",
+            timeout_graceful_shutdown=2,
         )
     )
 

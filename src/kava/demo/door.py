@@ -9,11 +9,13 @@ that routes added by later versions of gradio are closed too; data is checked by
 from __future__ import annotations
 
 import json
+from math import ceil
 from typing import Any
 
 from starlette.responses import PlainTextResponse
 
-from kava.serve.asgi import Receive, Scope, Send, replay
+from kava.demo.brake import Brake
+from kava.serve.asgi import CLOSE, Receive, Scope, Send, replay, unclear_length
 from kava.serve.hosts import Hosts
 
 BODY_BYTES = 1_000_000
@@ -25,25 +27,28 @@ READ = {
     "/gradio_api/queue/data", "/gradio_api/queue/status", "/gradio_api/startup-events",
 }  # fmt: skip
 BELOW = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
-WRITTEN = {"/login", "/login/", JOIN, "/gradio_api/cancel", "/gradio_api/reset"}
+LOGIN = {"/login", "/login/"}
+WRITTEN = {*LOGIN, JOIN, "/gradio_api/cancel", "/gradio_api/reset"}
 
 
 class Closed(Exception):
     """A request that is refused, with an HTTP status and a message of one line."""
 
-    def __init__(self, status: int, message: str):
+    def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
         super().__init__(message)
-        self.status = status
+        self.status, self.headers = status, headers
 
 
 class Door:
     """ASGI middleware that refuses foreign Hosts and Origins, and whatever the page does not need.
 
-    The page needs only certain routes, and only plain values as data.
+    The page needs only certain routes, and only plain values as data. Passwords can be guessed only
+    as fast as `Brake` allows.
     """
 
     def __init__(self, app: Any, hosts: Hosts):
         self.app, self.hosts = app, hosts
+        self.brake = Brake()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check an ASGI request, then pass it on to gradio or refuse it."""
@@ -51,6 +56,8 @@ class Door:
             await self.app(scope, receive, send)
             return
         try:
+            if wrong := unclear_length(scope):
+                raise Closed(400, wrong, CLOSE)
             if wrong := self.hosts.refusal(scope):
                 raise Closed(400, wrong)
             if wrong := self.hosts.strange(scope):
@@ -61,11 +68,34 @@ class Door:
                 if scope["path"] == JOIN:
                     check_data(body)
                 receive = replay(body, receive)
+                if scope["path"] in LOGIN:
+                    send = self._brake(scope, send)
         except Closed as closed:
-            refusal = PlainTextResponse(f"kava demo: {closed}\n", closed.status)
+            refusal = PlainTextResponse(f"kava demo: {closed}\n", closed.status, closed.headers)
             await refusal(scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+    def _brake(self, scope: Scope, send: Send) -> Send:
+        """Count an attempt to log in; return a `send` that takes it back if it succeeds.
+
+        Raises:
+            Closed: there were too many wrong passwords.
+        """
+        address = (scope.get("client") or ("",))[0]
+        if wait := ceil(self.brake.attempt(address)):
+            raise Closed(
+                429,
+                f"too many wrong passwords; try again in {wait} s",
+                {"Retry-After": str(wait)},
+            )
+
+        async def watched(message: Any) -> None:
+            if message["type"] == "http.response.start" and message["status"] < 400:
+                self.brake.forgive(address)
+            await send(message)
+
+        return watched
 
 
 def check_route(scope: Scope) -> None:

@@ -32,10 +32,16 @@ WITHOUT = "The other has no latent tokens to think in."
 
 @dataclass(frozen=True)
 class PageModel:
-    """A reasoner and its name on the page."""
+    """A reasoner, and the folder or the name on the Hub that it was loaded from."""
 
     reasoner: Reasoner
     name: str
+
+    @property
+    def label(self) -> str:
+        """The name for visitors of the page: of a folder only the last part of its path."""
+        folder = Path(self.name)
+        return folder.resolve().name if folder.is_dir() else self.name
 
     def told(
         self, num_latents: int | None = None, num_iterations: int | None = None
@@ -43,13 +49,13 @@ class PageModel:
         """Return the model's description with this M and T; None stands for the recipe's value."""
         reasoner, method = self.reasoner, self.reasoner.recipe.method
         if not reasoner.method.uses_latents:
-            return panels.Told(self.name, f"{method}, no latents")
+            return panels.Told(self.label, f"{method}, no latents")
         latents = num_latents or reasoner.recipe.num_latents
         size = f"{method}, {_count(latents, 'latent')}"
         if reasoner.method.iterates:
             chosen = reasoner.recipe.num_iterations if num_iterations is None else num_iterations
             size += f", {_count(chosen, 'iteration')}"
-        return panels.Told(self.name, size)
+        return panels.Told(self.label, size)
 
 
 class Demo:

@@ -1,4 +1,4 @@
-"""ASGI types, and a helper for middleware that has already read the request body."""
+"""ASGI types, and what both services do with a request before it is routed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ Scope, Receive, Send = (
     Callable[[], Awaitable[Any]],
     Callable[[Any], Awaitable[None]],
 )
+
+
+#: Closes a connection after a response: whatever follows on it may not be the next request.
+CLOSE = {"Connection": "close"}
+
+
+def unclear_length(scope: Scope) -> str | None:
+    """Return what is wrong with the length of the body, or None.
+
+    Content-Length beside Transfer-Encoding is how requests are smuggled: a proxy may read the body
+    by one of them and this service by the other, and then disagree on where the next request begins
+    (RFC 9112, section 6.3).
+    """
+    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+        return "a request must not have both Content-Length and Transfer-Encoding"
+    return None
 
 
 def replay(body: bytes, receive: Receive) -> Receive:

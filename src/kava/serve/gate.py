@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from kava.serve.asgi import Receive, Scope, Send, replay
+from kava.serve.asgi import CLOSE, Receive, Scope, Send, replay, unclear_length
 from kava.serve.hosts import Hosts
 from kava.serve.limits import Limits
 from kava.serve.metrics import Metrics
@@ -43,6 +43,8 @@ class Gate:
 
         body = bytearray()
         try:
+            if wrong := unclear_length(scope):
+                raise Refused(400, wrong, headers=CLOSE)
             if wrong := self.hosts.refusal(scope):
                 raise Refused(400, wrong)
             self._check_key(scope)
