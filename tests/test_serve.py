@@ -266,7 +266,7 @@ BAD = [
     ({"model": "other", "prompt": "w1"}, 404, "there is no model 'other'; this service has 'tiny'"),
     ({"model": "tiny", "prompt": ""}, 400, "the question is empty"),
     ({"model": "tiny", "prompt": []}, 400, "prompt"),
-    ({"model": "tiny", "prompt": [1, 2]}, 400, "prompt.0: Input should be a valid string"),
+    ({"model": "tiny", "prompt": [1, 2]}, 400, "in lm-eval, set tokenized_requests=False"),
     ({"model": "tiny", "prompt": {}}, 400, "prompt: must be a text or a list"),
     (b'{"model": "tiny", "prompt": "\\ud800"}', 400, "invalid characters"),
     (b'{"model": "tiny", "prompt": "w1", "temperature": NaN}', 400, "temperature"),

@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from kava.serve.fields import CHAT_NEUTRAL, COMPLETION_NEUTRAL, IGNORED, NEUTRAL, asks_for_nothing
 from kava.serve.jobs import LENGTH, Piece, Sampling
 
 
@@ -41,25 +42,10 @@ class Refused(Exception):
         return {"error": error}
 
 
-#: Accepted without effect: they say who asks and where data is stored, not how to answer.
-IGNORED = {
-    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
-    "prompt_cache_retention", "prompt_cache_options", "parallel_tool_calls",
-}  # fmt: skip
-#: Accepted only with these values (or null), with which they request nothing.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,), "presence_penalty": (0,), "logprobs": (False,), "best_of": (1,),
-    "echo": (False,), "logit_bias": ({},), "suffix": ("",), "response_format": ({"type": "text"},),
-    "tools": ([],), "tool_choice": ("none", "auto"), "top_logprobs": (0,),
-    "modalities": (["text"],), "functions": ([],), "function_call": ("none", "auto"),
-    "reasoning_effort": (), "verbosity": (), "audio": (), "prediction": (),
-    "web_search_options": (), "moderation": (),
-}  # fmt: skip
-
 #: Dividing logits by a lower temperature overflows; such an answer would be greedy in effect.
 COLDEST = 1e-3
 
-Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 StopStrings = Annotated[list[StopString], Field(max_length=4)]
 Prompts = Annotated[list[str], Field(min_length=1, max_length=256)]
@@ -77,17 +63,40 @@ def _listed(given: Any) -> list[Any]:
     raise PydanticCustomError("text_or_list", "must be a text or a list")
 
 
+def _prompts(given: Any) -> list[Any]:
+    """Return a list of prompts.
+
+    Token ids are refused: a question is encoded as it was in training, whatever the client does.
+    """
+    prompts = _listed(given)
+    if any(isinstance(one, list) or type(one) is int for one in prompts[:1]):
+        raise PydanticCustomError(
+            "token_ids", "must be text, not token ids; in lm-eval, set tokenized_requests=False"
+        )
+    return prompts
+
+
+def _unlimited(given: Any) -> Any:
+    """Return None for -1, with which clients of llama.cpp ask for no limit of their own."""
+    return None if type(given) is int and given == -1 else given
+
+
+Tokens = Annotated[
+    Count | None, BeforeValidator(_unlimited, json_schema_input_type=Count | Literal[-1] | None)
+]
+
+
 def _content(given: Any) -> list[Any]:
     """Return the content of a message as a list of parts; a string becomes one text part."""
     return [{"type": "text", "text": given}] if isinstance(given, str) else _listed(given)
 
 
-def _closed(schema: dict[str, Any]) -> None:
+def _closed(schema: dict[str, Any], request: type[Request]) -> None:
     """Add to the JSON schema the extra fields that `Request.check` allows."""
     schema["additionalProperties"] = False
     for name in sorted(IGNORED):
         schema["properties"][name] = {"description": "accepted, without effect"}
-    for name, values in NEUTRAL.items():
+    for name, values in request.neutral.items():
         schema["properties"][name] = {"enum": [*values, None], "description": "nothing else"}
 
 
@@ -109,8 +118,10 @@ class Request(BaseModel):
         extra="allow", strict=True, protected_namespaces=(), json_schema_extra=_closed
     )
 
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = NEUTRAL
+
     model: Annotated[str, Field(max_length=256)]
-    max_tokens: Tokens | None = None
+    max_tokens: Tokens = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = Field(
         None, description="greedy if not given; then `top_p` and `seed` are without effect"
     )
@@ -163,16 +174,11 @@ class Request(BaseModel):
             Refused: names the unsupported field.
         """
         for name, value in (self.model_extra or {}).items():
-            known = name in NEUTRAL
-            if name in IGNORED or (known and _neutral(value, NEUTRAL[name])):
+            known = name in self.neutral
+            if name in IGNORED or (known and asks_for_nothing(value, self.neutral[name])):
                 continue
             why = "is not supported by this model" if known else "is not a field of this request"
             raise Refused(400, f"'{name[:64]}' {why}", name[:64])
-
-
-def _neutral(value: Any, values: tuple[Any, ...]) -> bool:
-    truth = isinstance(value, bool)  # in Python, True == 1 and False == 0
-    return value is None or any(value == v and truth == isinstance(v, bool) for v in values)
 
 
 class TextPart(BaseModel):
@@ -187,22 +193,33 @@ class TextPart(BaseModel):
 Parts = Annotated[list[TextPart], Field(max_length=64)]
 
 
+SYSTEM = ("system", "developer")
+
+
 class Message(BaseModel):
-    """A chat message; only messages with the role `user` can be answered."""
+    """A chat message.
+
+    Only a message with the role `user` can be answered; an empty one of the system is ignored.
+    """
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    role: Annotated[str, Field(max_length=32, json_schema_extra={"enum": ["user"]})]
+    role: Annotated[str, Field(max_length=32, json_schema_extra={"enum": ["user", *SYSTEM]})]
     content: Annotated[Parts, BeforeValidator(_content, json_schema_input_type=str | Parts)]
+
+    @property
+    def text(self) -> str:
+        """The text of all parts."""
+        return "".join(part.text for part in self.content)
 
 
 class ChatRequest(Request):
     """Request body of `/v1/chat/completions`."""
 
-    messages: Annotated[
-        list[Message], Field(min_length=1, max_length=64, json_schema_extra={"maxItems": 1})
-    ]
-    max_completion_tokens: Tokens | None = None
+    neutral = CHAT_NEUTRAL
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=64)]
+    max_completion_tokens: Tokens = None
 
     def limit(self) -> int | None:
         """Return `max_completion_tokens`, or its older name `max_tokens`."""
@@ -212,9 +229,11 @@ class ChatRequest(Request):
         """Return the one question, as a list.
 
         Raises:
-            Refused: the request is not exactly one message with the role `user`.
+            Refused: the request is not exactly one message with the role `user`, beside empty
+                messages of the system.
         """
-        if len(self.messages) != 1 or self.messages[0].role != "user":
+        messages = [one for one in self.messages if one.role not in SYSTEM or one.text.strip()]
+        if [message.role for message in messages] != ["user"]:
             roles = ", ".join(message.role for message in self.messages[:4])
             raise Refused(
                 400,
@@ -222,13 +241,15 @@ class ChatRequest(Request):
                 f"'user' (got: {roles})",
                 "messages",
             )
-        return ["".join(part.text for part in self.messages[0].content)]
+        return [messages[0].text]
 
 
 class CompletionRequest(Request):
     """Request body of `/v1/completions`; each prompt in a list is a question of its own."""
 
-    prompt: Annotated[Prompts, BeforeValidator(_listed, json_schema_input_type=str | Prompts)]
+    neutral = COMPLETION_NEUTRAL
+
+    prompt: Annotated[Prompts, BeforeValidator(_prompts, json_schema_input_type=str | Prompts)]
 
     def questions(self) -> list[str]:
         """Return all questions of the request."""
