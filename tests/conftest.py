@@ -99,6 +99,6 @@ def kava(monkeypatch, capsys):
         with pytest.raises(SystemExit) as ended:
             kava_main.main()
         said = capsys.readouterr()
-        return ended.value.code or 0, Said(said.out + said.err, errors[-1] if errors else None)
+        return ended.value.code or 0, Said(said.out, said.err, errors[-1] if errors else None)
 
     return call

@@ -8,10 +8,14 @@ from kava.errors import KavaError
 
 
 class Said(str):
-    """What a command printed, with the code and the key of its error."""
+    """What a command printed, with the code and the key of its error.
 
-    def __new__(cls, text, error):
-        said = super().__new__(cls, text)
+    `out`: what it printed for the next program, without its messages.
+    """
+
+    def __new__(cls, out, messages, error):
+        said = super().__new__(cls, out + messages)
+        said.out = out
         said.code, said.key = (error.code, error.key) if error else (None, None)
         return said
 

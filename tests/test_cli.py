@@ -13,40 +13,43 @@ from refusals import refused
 from kava.inference import compressed
 from kava.inspect import ask
 
+#: Its answers are short; math-verify takes its whole second over what a random backbone writes.
+TRAINED = Path(__file__).parents[1] / "checkpoints" / "quickstart" / "kava"
 QUESTION = "Monday brought Ann 4 pens. How many pens did Monday bring Ann?"
 
 
-def kava(
-    *words: object, stdin: str = "", folder: Path | None = None
-) -> subprocess.CompletedProcess:
+def printed(*words: object, stdin: str = "") -> str:
+    """What a process prints, as it is started by a shell."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "kava", *map(str, words)],
-        input=stdin, capture_output=True, text=True, env=env, cwd=folder, timeout=600,
-    )  # fmt: skip
+    done = subprocess.run(words, input=stdin, capture_output=True, text=True, env=env, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-def test_help_names_each_command_with_its_purpose():
-    done = kava("--help")
-    assert done.returncode == 0
+def test_help_names_each_command_with_its_purpose(kava):
+    status, said = kava("--help")
+    assert status == 0
     commands = "quickstart train sweep pretrain eval table plot compare score ask inspect ablate"
     for command in (*commands.split(), "prefetch", "watch", "serve", "demo", "recipes", "data"):
-        line = next(row for row in done.stdout.splitlines() if row.split()[:1] == [command])
+        line = next(row for row in said.splitlines() if row.split()[:1] == [command])
         assert len(line.split()) > 4 and not line.endswith("...")
 
 
+@pytest.mark.processes
 def test_the_console_script_is_the_module():
     script = Path(sys.executable).with_name("kava")
-    done = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=60)
-    assert done.stdout == kava("--help").stdout
+    assert printed(script, "--help") == printed(sys.executable, "-m", "kava", "--help")
 
 
-@pytest.mark.parametrize("code", ["import kava", "import kava.cli", "import kava.__main__"])
-def test_nothing_heavy_is_imported_before_it_is_needed(code):
+@pytest.mark.processes
+def test_nothing_heavy_is_imported_before_it_is_needed():
+    """Of three modules, each of which imports more than the one before."""
     heavy = "{'torch', 'transformers', 'datasets', 'matplotlib', 'math_verify', 'sympy'}"
-    check = f"{code}; import sys; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
+    check = f"print(sorted({heavy} & set(sys.modules)))"
+    code = ["import sys"]
+    for module in ("kava", "kava.cli", "kava.__main__"):
+        code += [f"import {module}", check]
+    assert printed(sys.executable, "-c", "\n".join(code)) == "[]\n" * 3
 
 
 def test_public_names_load_on_first_use():
@@ -255,22 +258,24 @@ def test_a_broken_row_is_named_by_file_and_line(kava, tmp_path, monkeypatch):
     assert len(said.splitlines()) == 1, "the recipe is told when all is well"
 
 
-def test_ask_answers_a_question_given_or_piped(backbone):
+@pytest.mark.processes
+def test_ask_answers_a_question_given_or_piped(backbone, kava):
     long = " ".join([QUESTION] * 12)  # longer than a file's name may be
     assert len(long) > 255
-    given = kava("ask", "--backbone", backbone, long, "--max-new-tokens", 5)
-    piped = kava("ask", backbone, "--max-new-tokens", 5, stdin=f"{long}\n\n{QUESTION}\n")
-    assert given.returncode == piped.returncode == 0, given.stderr + piped.stderr
-    assert given.stdout.count("forward passes") == 1
-    assert piped.stdout.count("forward passes") == 2
-    assert piped.stdout.splitlines()[0] == given.stdout.splitlines()[0]
+    status, given = kava("ask", "--backbone", backbone, long, "--max-new-tokens", 5)
+    assert status == 0, given
+    words = ("-m", "kava", "ask", backbone, "--max-new-tokens", "5")
+    piped = printed(sys.executable, *words, stdin=f"{long}\n\n{QUESTION}\n")
+    assert given.out.count("forward passes") == 1
+    assert piped.count("forward passes") == 2
+    assert piped.splitlines()[0] == given.out.splitlines()[0]
 
 
-def test_ask_can_compress_the_cache(backbone):
+def test_ask_can_compress_the_cache(backbone, kava):
     words = ("ask", "--backbone", backbone, "--max-new-tokens", 40, "--compress", "rkv_decoding")
-    done = kava(*words, "budget=20", "buffer=8", "window=4", "lambda=0.3", QUESTION)
-    assert done.returncode == 0, done.stderr
-    held, seen = re.search(r"cache: at most (\d+) columns of (\d+)", done.stdout).groups()
+    status, said = kava(*words, "budget=20", "buffer=8", "window=4", "lambda=0.3", QUESTION)
+    assert status == 0, said
+    held, seen = re.search(r"cache: at most (\d+) columns of (\d+)", said.out).groups()
     assert int(seen) > 60 > int(held)
 
 
@@ -292,37 +297,39 @@ def test_words_are_parted_into_run_question_and_settings(unchecked):
         assert value in str(told.value)
 
 
-def test_smoke_runs_the_papers_recipe_and_its_checkpoint_shows_its_thoughts(tmp_path):
-    root = Path(__file__).parents[1]
+def test_smoke_runs_the_papers_recipe_and_its_checkpoint_shows_its_thoughts(
+    tmp_path, kava, monkeypatch
+):
+    monkeypatch.chdir(Path(__file__).parents[1])
     run = tmp_path / "run"
-    done = kava("train", "recipes/llama1b_aug/kava.yaml", "--smoke", "-o", run, folder=root)
-    assert done.returncode == 0, done.stderr
-    assert "nothing here is a result" in done.stdout
-    asked = kava("ask", run, QUESTION, "--backbone", run / "backbone", "--show-thoughts")
-    assert asked.returncode == 0, asked.stderr
-    latents = [line for line in asked.stdout.splitlines() if line.startswith("latent ")]
+    status, said = kava("train", "recipes/llama1b_aug/kava.yaml", "--smoke", "-o", run)
+    assert status == 0, said
+    assert "nothing here is a result" in said.out
+    status, asked = kava("ask", run, QUESTION, "--backbone", run / "backbone", "--show-thoughts")
+    assert status == 0, asked
+    latents = [line for line in asked.out.splitlines() if line.startswith("latent ")]
     assert len(latents) == 24  # M of the recipe
     assert all(len(line.split("  ")) >= 6 for line in latents)  # five tokens each
 
 
-def test_eval_says_how_many_right_answers_the_headline_cannot_read(backbone, tmp_path):
+def test_eval_says_how_many_right_answers_the_headline_cannot_read(tmp_path, kava):
     rows = tmp_path / "rows.jsonl"
     asked = [{"question": "Is 4 even?", "answer": "yes"}, {"question": "2 and 2?", "answer": "4"}]
     rows.write_text("".join(json.dumps(row) + "\n" for row in asked))
-    done = kava("eval", backbone, "--task", "rows", "--file", rows, "-o", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert "1 of 2 right answers hold no number, such as 'yes'" in done.stdout
+    status, said = kava("eval", TRAINED, "--task", "rows", "--file", rows, "-o", tmp_path / "out")
+    assert status == 0, said
+    assert "1 of 2 right answers hold no number, such as 'yes'" in said.out
 
 
-def test_eval_scores_several_local_files_with_one_model(backbone, tmp_path):
+def test_eval_scores_several_local_files_with_one_model(tmp_path, kava):
     for name, answers in (("own", "1"), ("more", "12")):
         rows = [{"question": f"{n} and 2?", "answer": n} for n in answers]
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     own, more = tmp_path / "own.jsonl", tmp_path / "more.jsonl"
-    words = ["eval", backbone, "--limit", 3, "-o", tmp_path / "out", "--task"]
-    done = kava(*words, "gsm8k,rows", "--file", more, "--file", own, "--json")
-    assert done.returncode == 0, done.stderr
-    scores = json.loads(done.stdout)
+    words = ["eval", TRAINED, "--limit", 3, "-o", tmp_path / "out", "--task"]
+    status, said = kava(*words, "gsm8k,rows", "--file", more, "--file", own, "--json")
+    assert status == 0, said
+    scores = json.loads(said.out)
     assert {name: score["n"] for name, score in scores.items()} == {"gsm8k": 2, "rows-own": 1}
     kept = json.loads((tmp_path / "out" / "result.json").read_text())["scores"]
     assert {name: score["source"] for name, score in kept.items()} == {
@@ -330,10 +337,11 @@ def test_eval_scores_several_local_files_with_one_model(backbone, tmp_path):
     }  # fmt: skip
 
 
-def test_eval_writes_scores_and_predictions(backbone, tmp_path):
-    done = kava("eval", backbone, "--task", "synthetic", "--limit", 12, "-o", tmp_path, "--json")
-    assert done.returncode == 0, done.stderr
-    scores = json.loads(done.stdout)["synthetic"]
+def test_eval_writes_scores_and_predictions(tmp_path, kava):
+    words = ("--task", "synthetic", "--limit", 12, "--json")
+    status, said = kava("eval", TRAINED, "-o", tmp_path, *words)
+    assert status == 0, said
+    scores = json.loads(said.out)["synthetic"]
     predictions = (tmp_path / "predictions" / "synthetic.jsonl").read_text().splitlines()
     assert scores["n"] == 12 == len(predictions)
     first = json.loads(predictions[0])
@@ -341,8 +349,7 @@ def test_eval_writes_scores_and_predictions(backbone, tmp_path):
     kept = json.loads((tmp_path / "result.json").read_text())["scores"]["synthetic"]
     assert kept["accuracy"] == scores["accuracy"] and "accuracy_se" in kept
     file = tmp_path / "predictions" / "synthetic.jsonl"  # as it is, it can be scored again
-    again = kava("score", file, "--task", "synthetic", "--limit", 12, "--json")
-    counts = json.loads(again.stdout)
+    counts = json.loads(kava("score", file, *words)[1].out)
     assert counts["n"] == 12
     assert {k: round(100 * v / 12, 2) for k, v in counts["correct"].items()} == (
         scores["accuracy_by_rule"]
