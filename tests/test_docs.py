@@ -293,10 +293,10 @@ def test_without_a_name_every_page_is_filled(tmp_path, monkeypatch, capsys):
     readme.main([])
     assert capsys.readouterr().out.split() == list(readme.PAGES)
     assert filled() == {page: set(names) for page, names in readme.PAGES.items()}
-    words = [sys.executable, "-m", "tools.readme", "nothere.md"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    monkeypatch.setattr(sys, "argv", ["readme", "nothere.md"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(readme.__file__, run_name="__main__")
+    assert ended.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
 
 
 @pytest.mark.parametrize("page", [page for page in readme.PAGES if page != "README.md"])
