@@ -1,11 +1,8 @@
 """The quickstart runs from end to end, and what is committed of it is true."""
 
 import json
-import os
 import re
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -30,16 +27,6 @@ pytestmark = pytest.mark.skipif(
 LIMIT = 8 * 1024 * 1024
 
 
-def kava(*words: object, folder: Path = ROOT) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "kava", *map(str, words)],
-        capture_output=True, text=True, cwd=folder, timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def lines(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
@@ -48,8 +35,13 @@ def read(file: Path) -> dict:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def test_smoke_leaves_every_file_and_says_what_is_new_and_what_is_committed(tmp_path):
-    said = kava("quickstart", "--smoke", "-o", "run", folder=tmp_path)
+def test_smoke_leaves_every_file_and_says_what_is_new_and_what_is_committed(
+    tmp_path, kava, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    status, said = kava("quickstart", "--smoke", "-o", "run")
+    assert status == 0, said
     assert "Made just now" in said and "Committed" in said and "kava ask" in said
     assert said.count("[right: ") == 3
     run = tmp_path / "run"
@@ -69,8 +61,8 @@ def test_smoke_leaves_every_file_and_says_what_is_new_and_what_is_committed(tmp_
         predictions = lines(run / method / "predictions" / "synthetic.jsonl")
         assert len(predictions) == 20 == len({p["id"] for p in predictions})
     assert len(list(run.glob("*.png"))) == 2
-    again = kava("quickstart", "--smoke", "-o", "run", "--method", "no_cot", folder=tmp_path)
-    assert "run-1" in again  # the earlier result is kept
+    _, again = kava("quickstart", "--smoke", "-o", "run", "--method", "no_cot")
+    assert "run-1" in again.out  # the earlier result is kept
     assert read(tmp_path / "run-1" / "result.json") == result
 
 

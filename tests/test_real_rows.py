@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,28 +18,21 @@ SHORT = ["train.steps=3", "train.batch_size=8", "train.log_every=1", "eval.every
          "data.train_rows=200", "data.validation_rows=8"]  # fmt: skip
 
 
-def kava(*words, folder):
-    done = subprocess.run(
-        [sys.executable, "-m", "kava", *map(str, words)],
-        capture_output=True, text=True, cwd=folder, timeout=600,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_pretrain_train_eval_on_real_rows(tmp_path):
+def test_pretrain_train_eval_on_real_rows(tmp_path, kava, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     rows = [f"data.train={SHARED / 'gsm8k_aug_train_subset.jsonl'}",
             f"data.validation={SHARED / 'gsm8k_aug_valid.jsonl'}"]  # fmt: skip
-    kava("pretrain", "recipes/gsm8k_small/backbone.yaml", *rows, *SHORT,
-         "-o", "backbone", folder=tmp_path)  # fmt: skip
-    kava("train", "recipes/gsm8k_small/kava.yaml", "backbone=backbone", *rows, *SHORT,
-         "-o", "run", folder=tmp_path)  # fmt: skip
+    words = ("recipes/gsm8k_small/backbone.yaml", *rows, *SHORT, "-o", "backbone")
+    status, said = kava("pretrain", *words)
+    assert status == 0, said
+    words = ("recipes/gsm8k_small/kava.yaml", "backbone=backbone", *rows, *SHORT, "-o", "run")
+    status, said = kava("train", *words)
+    assert status == 0, said
     terms = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert {"loss", "student_ce", "teacher_ce", "codi", "kv"} <= terms.keys()
-    said = kava("eval", "run", "--task", "gsm8k", "--file", SHARED / "gsm8k_test.jsonl",
-                "--limit", 20, folder=tmp_path)  # fmt: skip
-    assert "gsm8k: " in said and "% of 20" in said
+    words = ("--task", "gsm8k", "--file", SHARED / "gsm8k_test.jsonl", "--limit", 20)
+    status, said = kava("eval", "run", *words)
+    assert status == 0 and "gsm8k: " in said.out and "% of 20" in said.out
     predictions = (tmp_path / "run" / "predictions" / "gsm8k.jsonl").read_text().splitlines()
     assert len(predictions) == 20 and json.loads(predictions[0])["answer"] == "18"
 

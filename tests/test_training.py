@@ -14,7 +14,9 @@ import yaml
 from refusals import refused
 from rich.console import Console
 from transformers import get_scheduler
+from typer.testing import CliRunner
 
+from kava.cli import app
 from kava.reasoning.resolve import load_resolved
 from kava.runs.folder import read_metrics, read_result
 from kava.training.arguments import arguments
@@ -48,19 +50,6 @@ def write_recipe(folder: Path, backbone: Path, **changes) -> Path:
     return file
 
 
-def kava(*words: object, **options) -> subprocess.Popen:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "kava", *map(str, words)]
-    return subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=600)
-    return process.returncode, out, err
-
-
 def trajectory(run: Path) -> list[dict]:
     return [{k: v for k, v in r.items() if k not in VOLATILE} for r in read_metrics(run)]
 
@@ -70,9 +59,9 @@ def whole(backbone, tmp_path_factory):
     """An uninterrupted run of 12 steps; LoRA dropout is on, so random states matter."""
     folder = tmp_path_factory.mktemp("whole")
     recipe = write_recipe(folder, backbone)
-    status, out, err = finish(kava("train", recipe, "-o", folder / "run"))
-    assert status == 0, err
-    return folder / "run", recipe, out
+    done = CliRunner().invoke(app, ["train", str(recipe), "-o", str(folder / "run")])
+    assert done.exit_code == 0, done.output
+    return folder / "run", recipe, done.stdout
 
 
 def test_every_term_is_logged_at_every_logging_step(whole):
@@ -88,28 +77,25 @@ def test_every_term_is_logged_at_every_logging_step(whole):
     assert parts["loss"] == pytest.approx(total, rel=1e-5)
 
 
-def test_the_first_step_and_the_last_are_logged_however_few_there_are(backbone, tmp_path):
+def test_the_first_step_and_the_last_are_logged_however_few_there_are(backbone, tmp_path, kava):
     recipe, run = write_recipe(tmp_path, backbone), tmp_path / "run"
     words = ["train.log_every=100", "train.steps=4", "eval.every=2"]
-    status, out, err = finish(kava("train", recipe, *words, "-o", run))
-    assert status == 0, err
+    status, said = kava("train", recipe, *words, "-o", run)
+    assert status == 0, said
     first, last = (r for r in read_metrics(run) if "loss" in r)
     assert (first["step"], last["step"]) == (1, 4)
-    shown = [line for line in out.splitlines() if "  step " in line]
+    shown = [line for line in said.out.splitlines() if "  step " in line]
     told = [f"step {step}  ce {of['student_ce']:.3f}" for step, of in ((2, first), (4, last))]
     assert [text in line for text, line in zip(told, shown, strict=True)] == [True, True]
 
 
-def test_every_term_goes_to_tensorboard_where_asked(backbone, tmp_path):
+def test_every_term_goes_to_tensorboard_where_asked(backbone, tmp_path, kava):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     recipe = write_recipe(tmp_path, backbone)
-    status, _, err = finish(
-        kava(
-            "train", recipe, "train.report_to=[tensorboard]", "train.steps=2", "-o", tmp_path / "r"
-        )
-    )
-    assert status == 0, err
+    words = ["train.report_to=[tensorboard]", "train.steps=2"]
+    status, said = kava("train", recipe, *words, "-o", tmp_path / "r")
+    assert status == 0, said
     events = EventAccumulator(str(tmp_path / "r" / "tensorboard"))
     events.Reload()
     logged = read_metrics(tmp_path / "r")[0]
@@ -155,22 +141,26 @@ def test_the_result_says_how_it_came_about(whole):
     assert {"versions", "machine", "command", "time"} <= result.keys()
 
 
-def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
+@pytest.mark.processes
+def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path, kava):
     run, recipe, _ = whole
-    process = kava("train", recipe, "-o", tmp_path / "run")
+    command = [sys.executable, "-m", "kava", "train", recipe, "-o", tmp_path / "run"]
+    process = subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL
+    )
     saved = tmp_path / "run" / "checkpoints" / "checkpoint-4" / "trainer_state.json"
     deadline = time.monotonic() + 300
     while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()
     assert process.returncode == -signal.SIGKILL, "finished before it could be killed"
     assert not (tmp_path / "run" / "result.json").exists()
     with (tmp_path / "run" / "metrics.jsonl").open("a") as metrics:  # as a later kill leaves it
         metrics.write(json.dumps({"step": 11, "loss": 0.0}) + '\n{"step": 12, "lo')
 
-    status, _, err = finish(kava("train", recipe, "-o", tmp_path / "run", "--resume"))
-    assert status == 0, err
+    status, said = kava("train", recipe, "-o", tmp_path / "run", "--resume")
+    assert status == 0, said
     assert trajectory(tmp_path / "run") == trajectory(run)  # bitwise: the same decimals
     weights = "checkpoint/kava.safetensors"
     assert (tmp_path / "run" / weights).read_bytes() == (run / weights).read_bytes()
