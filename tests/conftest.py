@@ -1,5 +1,6 @@
 """One thread, fixed seeds, no deadline: a test says true or false, never how fast."""
 
+import subprocess
 import sys
 
 import shapes_checked
@@ -38,13 +39,62 @@ LONG = (
 )  # fmt: skip
 
 
+#: Files of the mathematics and the command line: `pytest -m fast` runs them, but for what starts
+#: processes or browsers, and imports no other. Together they take less than a minute.
+FAST = (
+    "test_attention", "test_batching", "test_cli", "test_codes", "test_console",
+    "test_continuation", "test_curricula", "test_evictions", "test_generation", "test_latents",
+    "test_losses", "test_order", "test_padding", "test_paired", "test_recipe", "test_registry",
+    "test_step",
+)  # fmt: skip
+#: A test that uses the fixture has the marker.
+BY_FIXTURE = {"browser": "browser", "cluster": "slurm"}
+NOT_FAST = {*BY_FIXTURE.values(), "processes", "gpu"}
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Without the imports of files whose tests would be left out anyway."""
+    test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    if config.option.markexpr == "fast" and test and collection_path.stem not in FAST:
+        return True
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem not in LONG)
+    for item in items:
+        for fixture in BY_FIXTURE.keys() & set(item.fixturenames):
+            item.add_marker(BY_FIXTURE[fixture])
+        if item.path.stem in FAST and not any(map(item.get_closest_marker, NOT_FAST)):
+            item.add_marker("fast")
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no GPU on this machine")
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _without_processes(request, monkeypatch):
+    """A fast test starts no Python: it would take seconds to import the package again."""
+    begin = subprocess.Popen.__init__
+
+    def refuse(self, words, *rest, **options):
+        if words[0] == sys.executable and MATH_VERIFY not in words:
+            pytest.fail("a test that starts Python is to be marked `processes`")
+        begin(self, words, *rest, **options)
+
+    if request.node.get_closest_marker("fast"):
+        monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
+
+
+#: Started by kava, once in a test session.
+MATH_VERIFY = "kava.evaluation._symbolic_worker"
 
 
 @pytest.fixture

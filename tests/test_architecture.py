@@ -58,6 +58,7 @@ def test_no_two_classes_share_a_name():
     assert [name for name, count in counts.items() if count > 1] == []
 
 
+@pytest.mark.processes
 def test_a_recipe_is_read_without_torch():
     code = (
         "import sys, kava; kava.load_recipe('recipes/quickstart/kava.yaml');"

@@ -406,6 +406,7 @@ def test_commands_write_what_they_measured(tmp_path):
         bench_generate(["checkpoints/quickstart/kava"], [], plan, [1], console)
 
 
+@pytest.mark.processes
 def test_it_does_without_the_packages_for_rows_figures_and_answers(tmp_path):
     """As on a machine that lacks them; a name that is None in `sys.modules` cannot be imported."""
     lacking = "datasets", "pandas", "matplotlib", "math_verify"

@@ -241,6 +241,7 @@ def test_gsm8k_aug_from_a_file():
     assert len(gsm8k_aug.load("test", file=SHARED / "gsm8k_aug_test.txt")) == 1319
 
 
+@pytest.mark.processes
 def test_import_is_light():
     code = (
         "import sys, kava.data, kava.data.tasks; from kava.evaluation import answers;"

@@ -463,6 +463,7 @@ needs_mkdocs = pytest.mark.skipif(
 )
 
 
+@pytest.mark.processes
 @needs_mkdocs
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_outside(tmp_path):
     words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
@@ -477,6 +478,7 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_outside(tmp_pa
     assert list((tmp_path / "site" / "results").rglob("*.png")), "pictures of the results"
 
 
+@pytest.mark.processes
 @needs_mkdocs
 def test_a_broken_link_breaks_the_build(tmp_path):
     """`--strict` counts warnings only if they are shown and the settings make them warnings."""

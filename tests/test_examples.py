@@ -11,6 +11,7 @@ NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="part of a checkout only")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 def test_a_notebook_runs_from_top_to_bottom(file, tmp_path):
     notebook = nbformat.read(file, as_version=4)

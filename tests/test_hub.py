@@ -145,6 +145,7 @@ def train(address: str, folder: Path, **more: str) -> subprocess.CompletedProces
     return kava(address, folder, "train", recipe, "seed=42", *short, "-o", folder / "run", **more)
 
 
+@pytest.mark.processes
 def test_the_papers_recipe_downloads_its_backbone_and_rows_and_trains(hub, tmp_path):
     address, _, asked = hub
     done = train(address, tmp_path)
@@ -158,6 +159,7 @@ def test_the_papers_recipe_downloads_its_backbone_and_rows_and_trains(hub, tmp_p
     assert described["backbone"]["revision"] == COMMIT
 
 
+@pytest.mark.processes
 def test_a_gated_backbone_is_one_line_that_says_what_to_do(hub, tmp_path):
     address, gated, _ = hub
     gated.add(BACKBONE)
@@ -197,6 +199,7 @@ FETCH = ["prefetch", "recipes/llama1b_aug/kava.yaml", "recipes/llama1b_aug/cot.y
          "data.train_rows=32", "data.validation_rows=4"]  # fmt: skip
 
 
+@pytest.mark.processes
 def test_what_was_prefetched_is_enough_without_a_network(server, hub, tmp_path):
     address, _, asked = hub
     done = kava(address, tmp_path, *FETCH)
@@ -222,6 +225,7 @@ def test_what_was_prefetched_is_enough_without_a_network(server, hub, tmp_path):
     assert "of 32 training questions 0 equal one of the 1,319 of gsm8k_aug" in done.stdout
 
 
+@pytest.mark.processes
 def test_a_prefetch_that_is_refused_says_what_to_do(hub, tmp_path):
     address, gated, _ = hub
     gated.add(BACKBONE)

@@ -205,6 +205,7 @@ def test_a_training_is_compiled_for_real(kava, recipe, tmp_path):
             assert one[name] == pytest.approx(other[name], rel=1e-5)
 
 
+@pytest.mark.processes
 def test_a_machine_without_a_compiler_is_told(recipe, tmp_path):
     env = {**os.environ, "CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "none")}
     command = [sys.executable, "-m", "kava", "train", recipe, "train.compile=true"]

@@ -58,6 +58,7 @@ def files(tmp_path_factory):
     return found
 
 
+@pytest.mark.processes
 def test_its_command_line_gives_the_scores_of_kava_eval(files, tmp_path):
     metadata = {f"{task}_file": str(file) for task, file in files.items()}
     metadata |= {f"{task}_limit": ROWS for task in TASKS}

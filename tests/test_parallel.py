@@ -187,6 +187,7 @@ def lonely(recipes):
     raise AssertionError("every token is in two rows")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", SAME)
 def test_the_trajectory_is_that_of_one_process(name, ddp, alone):
     folder, outcomes = ddp
@@ -196,6 +197,7 @@ def test_the_trajectory_is_that_of_one_process(name, ddp, alone):
     assert result["processes"] == 2 and result["rows"] == 26
 
 
+@pytest.mark.processes
 def test_one_processs_checkpoint_is_resumed_by_two(ddp, alone):
     folder, outcomes = ddp
     assert outcomes["resumed"] == ""
@@ -203,6 +205,7 @@ def test_one_processs_checkpoint_is_resumed_by_two(ddp, alone):
     assert_same_run(folder / "resumed", alone / "lora")
 
 
+@pytest.mark.processes
 def test_a_loss_that_is_not_finite_is_told_with_its_step_terms_and_rows(ddp, lonely):
     folder, outcomes = ddp
     order = EpochOrder(26, 42, 4)
@@ -222,6 +225,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_step_terms_and_rows(ddp, lon
     assert [r["step"] for r in logged(folder / "cut")] == list(range(1, bad))
 
 
+@pytest.mark.processes
 def test_two_processes_checkpoint_is_resumed_by_one_also_after_such_a_loss(ddp, alone, recipes):
     folder, _ = ddp
     run = folder / "cut"
@@ -230,6 +234,7 @@ def test_two_processes_checkpoint_is_resumed_by_one_also_after_such_a_loss(ddp, 
     assert_same_run(run, alone / "lora")
 
 
+@pytest.mark.processes
 def test_a_full_disk_ends_both_and_leaves_the_checkpoint_before(ddp, recipes, alone):
     folder, outcomes = ddp
     run = folder / "full disk"
@@ -241,6 +246,7 @@ def test_a_full_disk_ends_both_and_leaves_the_checkpoint_before(ddp, recipes, al
     assert_same_run(run, alone / "lora")
 
 
+@pytest.mark.processes
 def test_where_one_is_asked_to_stop_both_do_after_the_same_step(ddp):
     folder, outcomes = ddp
     # of both, as `together` compares them
@@ -252,6 +258,7 @@ def test_where_one_is_asked_to_stop_both_do_after_the_same_step(ddp):
         assert file.read_bytes() == (run / file.relative_to(folder / "lora")).read_bytes()
 
 
+@pytest.mark.processes
 def test_in_an_evaluation_both_stop_after_the_same_turn(ddp):
     folder, outcomes = ddp
     assert outcomes["asked in its evaluation"] == "SIGUSR2 after 1; predictions: False"
@@ -272,6 +279,7 @@ def workers(process: subprocess.Popen) -> dict[int, int]:
     return found
 
 
+@pytest.mark.processes
 def test_when_one_process_is_killed_the_other_ends_and_resume_goes_on(recipes, alone, tmp_path):
     long = ("train.steps=24", "-o", tmp_path / "run")
     process = launch("-m", "kava", "train", recipes["lora"], *long)
@@ -294,6 +302,7 @@ def test_when_one_process_is_killed_the_other_ends_and_resume_goes_on(recipes, a
     assert_same_run(tmp_path / "run", tmp_path / "expected")
 
 
+@pytest.mark.processes
 def test_accelerate_launches_a_training_as_torchrun_does(recipes, alone, tmp_path):
     process = launch(
         "-m", "kava", "train", recipes["full"], "-o", tmp_path / "run",
@@ -325,6 +334,7 @@ except KavaError as error:
 """
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("layers", "turned_away"),
     [
@@ -344,6 +354,7 @@ def test_what_accelerate_starts_as_one_of_several_is_refused(layers, turned_away
     assert done.stderr.splitlines() == wanted
 
 
+@pytest.mark.processes
 def test_an_evaluation_by_two_is_that_of_one(recipes, alone, tmp_path):
     config = tmp_path / "accelerate.yaml"
     config.write_text("{distributed_type: MULTI_GPU, num_machines: 1, num_processes: 2}\n")
@@ -374,6 +385,7 @@ def test_an_evaluation_by_two_is_that_of_one(recipes, alone, tmp_path):
         assert scores[0][key] == scores[1][key], key
 
 
+@pytest.mark.processes
 def test_of_several_processes_none_waits_for_python_to_take_itself_apart():
     """A thread of torch may abort a process there; what is registered for the end still runs."""
     code = (
@@ -389,6 +401,7 @@ def test_of_several_processes_none_waits_for_python_to_take_itself_apart():
         assert done.stdout.split() == told.split()
 
 
+@pytest.mark.processes
 def test_bad_input_is_told_once_and_ends_both(recipes, tmp_path):
     process = launch("-m", "kava", "train", recipes["lora"], "train.stps=8", "-o", tmp_path / "run")
     _, err = process.communicate(timeout=120)
@@ -398,6 +411,7 @@ def test_bad_input_is_told_once_and_ends_both(recipes, tmp_path):
     assert "kava/__main__" not in err and not (tmp_path / "run").exists()
 
 
+@pytest.mark.processes
 def test_a_batch_that_cannot_be_held_is_refused_by_both(ddp):
     folder, outcomes = ddp
     code, key, told = outcomes["uneven"]
@@ -512,6 +526,7 @@ def fsdp(recipes, tmp_path_factory):
     return folder, together(folder, jobs)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", ("lora", "sharded", "resumed"))
 def test_split_weights_give_the_same_trajectory_and_the_same_files(name, fsdp, alone):
     folder, outcomes = fsdp
@@ -519,6 +534,7 @@ def test_split_weights_give_the_same_trajectory_and_the_same_files(name, fsdp, a
     assert_same_run(folder / name, alone / ("sharded" if name == "resumed" else name))
 
 
+@pytest.mark.processes
 def test_a_checkpoint_of_split_weights_is_resumed_by_one_process(fsdp, alone, recipes):
     folder, _ = fsdp
     train(recipes["sharded"], folder / "cut", resume=True)

@@ -42,6 +42,7 @@ def test_the_words_of_another_program_are_not(called, program):
     assert called(program, "--hf-token", "hf_abc", "customer-7") == "called from Python"
 
 
+@pytest.mark.processes
 def test_nor_are_those_of_a_script_that_imports_kava(tmp_path):
     script = tmp_path / "mine.py"
     script.write_text(

@@ -166,6 +166,7 @@ ALIASES = "method: [x]\n" + "".join(
 )
 
 
+@pytest.mark.processes
 def test_a_few_bytes_of_aliases_are_refused_at_once(written):
     file = written(ALIASES)
     assert len(ALIASES) < 503
@@ -178,6 +179,7 @@ def test_a_few_bytes_of_aliases_are_refused_at_once(written):
     assert load_resolved(written(), ["description='*a'"]).description == "*a"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "text,code",
     (
@@ -200,6 +202,7 @@ def test_a_recipe_that_takes_long_to_read_is_refused_soon(written, text, code):
     assert read_in_time(written(text)).startswith(code)
 
 
+@pytest.mark.processes
 def test_what_never_ends_or_begins_is_no_recipe(written, tmp_path):
     assert read_in_time("/dev/zero").startswith("recipe.not-a-file /dev/zero: ")
     os.mkfifo(tmp_path / "pipe")

@@ -51,6 +51,7 @@ def test_a_thought_and_what_follows_it_hold_masks():
         report_pass(torch.randn(2, 8))
 
 
+@pytest.mark.processes
 def test_the_package_needs_no_checker():
     code = (
         "import sys; sys.modules.update(jaxtyping=None, beartype=None)\n"

@@ -149,6 +149,7 @@ except KavaError as error:
 """
 
 
+@pytest.mark.processes
 def test_there_and_back(store, tmp_path):
     address, made = store
     thinker = reasoner("llama", "kava")
@@ -164,6 +165,7 @@ def test_there_and_back(store, tmp_path):
     assert {f.name for f in stored.iterdir()} >= {"kava.json", "recipe.yaml", "kava.safetensors"}
 
 
+@pytest.mark.processes
 def test_a_token_that_may_not_write(store, tmp_path):
     address, made = store
     reasoner("llama", "kava").save_pretrained(tmp_path / "there")

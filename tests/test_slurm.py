@@ -248,6 +248,7 @@ def numbers(job: str) -> str:
 # -- submitit's local executor -------------------------------------------------------------------
 
 
+@pytest.mark.processes
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 def test_a_job_of_the_local_executor_does_the_same(backbone, whole, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -311,6 +312,7 @@ def test_the_local_executor_has_one_node(backbone, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.processes
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 def test_two_processes_of_a_job_do_what_one_does(shared, backbone, tmp_path):
     (wanted,) = planned(tmp_path, [write(tmp_path, "long", backbone, **SHARED)], 1)
@@ -337,6 +339,7 @@ def test_two_processes_of_a_job_do_what_one_does(shared, backbone, tmp_path):
     assert (line.state, line.step, Path(line.log).read_text()) == ("done", LONG, main)
 
 
+@pytest.mark.processes
 @pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 def test_two_processes_stop_together_and_one_that_is_killed_ends_the_job(
     cluster, shared, backbone, tmp_path, kava

@@ -348,6 +348,7 @@ def test_a_run_in_other_hands_is_left_to_them(kava, backbone, tmp_path):
     assert row["missing_seeds"] == [1] and "elsewhere" in row["missing_because"]["1"]
 
 
+@pytest.mark.processes
 def test_two_sweeps_at_once_share_a_matrix(backbone, tmp_path):
     recipe, out = write(tmp_path, "a", backbone), tmp_path / "out"
     command = [sys.executable, "-m", "kava", "sweep", recipe, "--seeds", *"123", "-o", out]
@@ -377,6 +378,7 @@ with lock.acquire(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.processes
 def test_a_lock_ends_with_its_process_however_that_ends(tmp_path):
     file = tmp_path / "run.lock"
     other = subprocess.Popen(
