@@ -11,7 +11,7 @@ import torch
 from conftest import PAIRS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import all_passes, to_textbook, token_embeds
+from reference import all_passes, needs_oracle, to_textbook, token_embeds
 from refusals import refused
 from tiny import example, reasoner, wrap
 from transformers import (
@@ -149,6 +149,7 @@ def slow_latents(thinker, question, shifts):
     The whole sequence stands as many positions further on. Rotary embeddings see distances alone,
     so that every state is as it was, and the keys are those of the other place.
     """
+    needs_oracle(thinker.recipe.method)
     slow = to_textbook(copy.deepcopy(thinker))
     text = token_embeds(slow, slow.encoder.question(question))
     latents = all_passes(slow, text)[-1]
