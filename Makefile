@@ -71,7 +71,7 @@ test-kvpress: .venv-kvpress/ready
 
 .venv/ready-to-test: .venv/ready
 	@echo "Setting up .venv (once): test tools"
-	@$(INSTALL) -e '.[serve,demo,docs,slurm,test]'
+	@$(INSTALL) -e '.[serve,demo,docs,gguf,slurm,test]'
 	@touch $@
 
 clean:

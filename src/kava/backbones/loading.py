@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from kava.backbones import compatibility, pretrained
+from kava.backbones import compatibility, gguf, pretrained
 from kava.backbones.attention import IMPLEMENTATION_NAME
 from kava.errors import KavaError, on_one_line, out_of_memory
 from kava.recipe.schema import Recipe
@@ -28,7 +28,7 @@ ACCESS_HINT = (
 def load(
     name: str, revision: str | None, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, Any, dict[str, Any]]:
-    """Load a backbone, its tokenizer and its identity from a folder or the Hub.
+    """Load a backbone, its tokenizer and its identity from a folder, a GGUF file or the Hub.
 
     Weights must be in safetensors and remote code is never run. Missing or unexpected weights are
     an error.
@@ -38,7 +38,10 @@ def load(
     """
     folder, commit = locate(name, revision)
     model, tokenizer = load_model(folder, dtype), load_tokenizer(folder)
-    return model, tokenizer, identity(model, portable_name(name, folder, commit), commit)
+    found = identity(model, portable_name(name, folder, commit), commit)
+    if gguf.is_file(folder):
+        found["sha256"] = gguf.sha256(folder)
+    return model, tokenizer, found
 
 
 def portable_name(name: str, folder: Path, commit: str | None) -> str:
@@ -104,11 +107,11 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
     try:
         return assets.find(name), None
     except KavaError:
-        if not hub.is_name(name):
+        if gguf.names_file(name) or not hub.is_name(name):
             raise hub.NotAvailable(
                 f"backbone: {name}: no such folder; give a folder with config.json and "
-                "model.safetensors, a finished run of method cot, or a Hub name such as "
-                "meta-llama/Llama-3.2-1B-Instruct",
+                "model.safetensors, a GGUF file, a finished run of method cot, or a Hub name such "
+                "as meta-llama/Llama-3.2-1B-Instruct",
                 told=f"{name}: no such folder",
                 code="backbones.no-such-folder",
                 key=name,
@@ -121,7 +124,7 @@ _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the model without its tokenizer; see `load`.
+    """Load the model of a folder or a GGUF file without its tokenizer; see `load`.
 
     Raises:
         KavaError: the folder contains an adapter, the model cannot be loaded, or its weights do not
@@ -148,6 +151,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # so that they are reported in `info`
                 output_loading_info=True,
+                **(gguf.weight_options() if gguf.is_file(folder) else {}),
             )
     except KavaError:
         raise
@@ -162,7 +166,24 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             code="backbones.other-weights",
             key=str(folder),
         )
+    if gguf.is_file(folder):
+        gguf.check_whole(folder, model)
+        model = _unquantised(model)
     return prepare(model)
+
+
+def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a plain model with the weights of one that was read from a GGUF file.
+
+    transformers 5.23 does not save what it has read from a GGUF file, even dequantised.
+    """
+    config = model.config
+    config.name_or_path = ""  # a title that the file gives itself; peft would ask the Hub for it
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = pretrained.new_model(config, dtype=model.dtype, attn_implementation=IMPLEMENTATION_NAME)
+    plain.load_state_dict(model.state_dict(), strict=True)
+    return plain.eval()
 
 
 #: Settings that a config.json may contain and that would change what a model returns.
@@ -223,7 +244,8 @@ _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 def identity(model: PreTrainedModel, name: str, revision: str | None) -> dict[str, Any]:
     """What a checkpoint remembers of its backbone, to notice another one that was given by mistake.
 
-    It proves nothing of a backbone that was made to pass, see `fingerprint`.
+    It proves nothing of a backbone that was made to pass, see `fingerprint`; for a GGUF file,
+    `load` adds the SHA-256 of the file, which does.
     """
     config = model.config.get_text_config()
     return {
@@ -256,6 +278,9 @@ def describe_difference(saved: dict[str, Any], found: dict[str, Any]) -> str | N
     for key in ("model_type", "hidden_size", "num_layers", "vocab_size", "fingerprint"):
         if saved[key] != found[key]:
             return f"{key} is {found[key]}, but the checkpoint was trained with {saved[key]}"
+    files = saved.get("sha256"), found.get("sha256")
+    if all(files) and files[0] != files[1]:
+        return f"its SHA-256 is {files[1]}, but the checkpoint was trained with {files[0]}"
     return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +21,49 @@ from transformers import (
     PreTrainedModel,
 )
 
+from kava.backbones import gguf
 from kava.errors import KavaError
 
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 
 
-def load_config(folder: Path) -> PreTrainedConfig:
-    """Load the config of a model from a folder.
+def load_config(place: Path) -> PreTrainedConfig:
+    """Load the config of a model from a folder or a GGUF file.
 
     Raises:
         KavaError: the config can only be read by code in the folder.
         OSError, ValueError: transformers cannot read the config.
     """
-    with _without_code(folder, CONFIG):
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with _without_code(place, CONFIG), _source(place) as source:
+        return AutoConfig.from_pretrained(**source, **_LOCAL)
 
 
-def load_model(folder: Path, **options: Any) -> Any:
+def load_model(place: Path, **options: Any) -> Any:
     """Load a model with `AutoModelForCausalLM.from_pretrained`.
 
     Raises the errors of `load_config` and of that function.
     """
-    with _without_code(folder, CONFIG):
-        return AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, **options
-        )
+    with _without_code(place, CONFIG), _source(place) as source:
+        return AutoModelForCausalLM.from_pretrained(**source, **_LOCAL, **options)
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(place: Path) -> Any:
     """Load a tokenizer with `AutoTokenizer.from_pretrained`.
 
     Raises the errors of `load_config` and of that function.
     """
-    with _without_code(folder, TOKENIZER, CONFIG):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with _without_code(place, TOKENIZER, CONFIG), _source(place) as source:
+        return AutoTokenizer.from_pretrained(**source, **_LOCAL)
+
+
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
+
+
+def _source(place: Path) -> AbstractContextManager[dict[str, Any]]:
+    """Return the arguments of `from_pretrained` that name a folder or a GGUF file."""
+    if gguf.is_file(place):
+        return gguf.alone(place)
+    return nullcontext({"pretrained_model_name_or_path": place})
 
 
 def new_model(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:

@@ -31,7 +31,9 @@ def ask(
     ] = None,
     backbone: Annotated[
         str | None,
-        typer.Option(help="a plain model instead of a run, or new location of the run's backbone"),
+        typer.Option(
+            help="a plain model (folder, GGUF file or Hub name) instead of a run, or new location of the run's backbone"
+        ),
     ] = None,
     compress: Annotated[
         str | None,

@@ -117,7 +117,9 @@ def _origin(
 
 def _backbone(identity: dict[str, Any]) -> str:
     revision = identity.get("revision")
-    at = f" at revision {_code(revision)}" if revision else ", a local folder: no revision"
+    digest = identity.get("sha256")
+    local = f", SHA-256 {_code(digest)}" if digest else ", a local folder: no revision"
+    at = f" at revision {_code(revision)}" if revision else local
     shape = (
         f"{_text(identity['model_type'])}, {_text(identity['num_layers'])} layers, width "
         f"{_text(identity['hidden_size'])}, fingerprint {_code(identity['fingerprint'])}"

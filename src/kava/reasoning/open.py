@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from kava.backbones import gguf
 from kava.errors import KavaError
 from kava.reasoning import checkpoint
 from kava.reasoning.reasoner import Reasoner
@@ -46,7 +47,7 @@ def open_reasoner(
             ) from None
     if checkpoint.is_checkpoint(folder):
         return Reasoner.from_pretrained(path, backbone, device=device, dtype=dtype)
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or gguf.is_file(folder):
         if backbone:
             raise KavaError(
                 f"{folder}: is a transformers model, not an adapter; omit {backbone}",

@@ -1,0 +1,101 @@
+"""Read a GGUF file, the format of llama.cpp, as a backbone (the extra `gguf`).
+
+The weights are dequantised: whatever follows, training and merging included, is that of a plain
+model of transformers, which has rounded weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import PreTrainedModel
+
+from kava.errors import KavaError, install
+
+SUFFIX = ".gguf"
+
+
+def names_file(name: str | Path) -> bool:
+    """Whether a name is that of a GGUF file, by its ending."""
+    return str(name).lower().endswith(SUFFIX)
+
+
+def is_file(place: Path) -> bool:
+    """Whether a path is that of a GGUF file that exists."""
+    return names_file(place) and place.is_file()
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@contextmanager
+def alone(file: Path) -> Iterator[dict[str, Any]]:
+    """Return the arguments with which `from_pretrained` reads nothing but this file.
+
+    transformers also reads tokenizer_config.json, tokenizer.json and adapter_config.json beside a
+    GGUF file. In a folder of downloads these may be another model's, so the file is linked into a
+    folder of its own.
+
+    Raises:
+        KavaError: the package gguf is not installed.
+    """
+    if find_spec("gguf") is None:
+        raise KavaError(
+            f"{file}: a GGUF file is read with the package gguf; {install('gguf')}",
+            code="backbones.gguf-not-installed",
+            key=str(file),
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / f"model{SUFFIX}").symlink_to(file.resolve())
+        # The bar of dequantisation is drawn by tqdm itself, whatever transformers was told.
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield {"pretrained_model_name_or_path": folder, "gguf_file": f"model{SUFFIX}"}
+
+
+def weight_options() -> dict[str, Any]:
+    """Return options of `from_pretrained` for dequantised weights.
+
+    Since transformers 5.23, some architectures would otherwise keep them in blocks where a kernel
+    is installed.
+    """
+    packed = getattr(transformers, "GgufConfig", None)
+    return {"quantization_config": packed(dequantize=True)} if packed else {}
+
+
+def check_whole(file: Path, model: PreTrainedModel) -> None:
+    """Check that a model has as many numbers as its file.
+
+    transformers leaves out tensors that it does not know. `rope_freqs.weight` is one of them:
+    without it, a Llama 3.1 or 3.2 would rotate its keys by other angles than it was trained with.
+
+    Raises:
+        KavaError: the file has more numbers, or fewer.
+    """
+    from gguf import GGUFReader
+
+    tensors = {
+        tensor.name: math.prod(map(int, tensor.shape)) for tensor in GGUFReader(file).tensors
+    }
+    there, read = sum(tensors.values()), model.num_parameters()
+    if there != read:
+        rotary = [name for name in tensors if name.startswith("rope_")]
+        which = f", among them {rotary[0]}" if rotary else ""
+        raise KavaError(
+            f"{file}: transformers reads {read:,} of the file's {there:,} numbers{which}; use the "
+            "model in safetensors, from which the file was made",
+            code="backbones.gguf-not-whole",
+            key=str(file),
+        )
