@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import HEADS, KV_HEADS, bare, batch, example, reasoner
 
-from kava.backbones import attention
+from kava.backbones import attention, loading
 from kava.backbones.attention import (
     answer_attention,
     grouped_logits,
@@ -169,6 +169,17 @@ def test_nobody_records_where_nobody_reads():
     thinker.lm.base_model.register_forward_pre_hook(lambda *_: seen.append(attention._recorders))
     thinker(**batch(thinker, [example(4, 6), example(3, 2, 1)]))
     assert seen and not any(seen)
+
+
+@pytest.mark.parametrize(("wanted", "kept"), [(None, False), ("0", False), ("1", True)])
+def test_loading_a_backbone_excludes_cudnn_unless_it_is_wanted(wanted, kept, monkeypatch):
+    switched = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", switched.append)
+    monkeypatch.delenv(attention.CUDNN, raising=False)
+    if wanted is not None:
+        monkeypatch.setenv(attention.CUDNN, wanted)
+    loading.prepare(bare("llama"))
+    assert switched == ([] if kept else [False])
 
 
 def test_the_tiny_backbones_have_grouped_heads():

@@ -10,6 +10,7 @@ rows at a time.
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -28,6 +29,20 @@ from transformers.masking_utils import sdpa_mask
 
 # The name must not contain "sdpa": transformers would then require the model to support SDPA.
 IMPLEMENTATION_NAME = "kava"
+#: Environment variable that keeps cuDNN's attention, if it is 1.
+CUDNN = "KAVA_CUDNN_ATTENTION"
+
+
+def choose_kernels() -> None:
+    """Exclude cuDNN's attention in this process, unless `KAVA_CUDNN_ATTENTION` is 1.
+
+    From version 2.11 on, torch prefers it on Hopper GPUs if there is a mask, as there always is
+    here. Its backward pass returns NaN for some lengths and masks (query lengths of 64 modulo 128
+    with very negative logits, seen in Qwen2.5-0.5B), and it plans each new shape anew, while each
+    batch has a shape of its own. Without it, torch uses its memory-efficient kernel.
+    """
+    if os.environ.get(CUDNN) != "1":
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 @dataclass

@@ -11,8 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from kava.backbones import compatibility, gguf, pretrained
-from kava.backbones.attention import IMPLEMENTATION_NAME
+from kava.backbones import attention, compatibility, gguf, pretrained
 from kava.errors import KavaError, on_one_line, out_of_memory
 from kava.recipe.schema import Recipe
 from kava.system import assets, hub
@@ -147,7 +146,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
                 folder,
                 config=config,
                 dtype=dtype,
-                attn_implementation=IMPLEMENTATION_NAME,
+                attn_implementation=attention.IMPLEMENTATION_NAME,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # so that they are reported in `info`
                 output_loading_info=True,
@@ -181,7 +180,7 @@ def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
     config.name_or_path = ""  # a title that the file gives itself; peft would ask the Hub for it
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    plain = pretrained.new_model(config, dtype=model.dtype, attn_implementation=IMPLEMENTATION_NAME)
+    plain = pretrained.new_model(config, dtype=model.dtype, attn_implementation=attention.IMPLEMENTATION_NAME)
     plain.load_state_dict(model.state_dict(), strict=True)
     return plain.eval()
 
@@ -223,7 +222,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def prepare(model: PreTrainedModel) -> PreTrainedModel:
-    """Prepare a loaded model: set our attention, reset its generation config, and test it.
+    """Prepare a loaded model: choose attention kernels, reset its generation config, and test it.
 
     Raises:
         KavaError: the backbone does not support external masks and positions
@@ -232,6 +231,7 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
     # A published generation_config.json may contain penalties and sampling options, and a
     # config.json saved after a training may contain `use_cache: false`. `generate` would use them
     # as defaults: greedy answers would not be greedy, or would ignore the thought.
+    attention.choose_kernels()
     ids = {name: getattr(model.config, name, None) for name in _TOKEN_IDS}
     model.generation_config = GenerationConfig(**ids)
     compatibility.check(model)
