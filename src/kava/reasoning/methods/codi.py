@@ -15,9 +15,10 @@ from kava.reasoning.methods.pccot import PCCoT
 class CODI(SequentialMethod, PCCoT):
     """CODI (Shen et al., arXiv:2502.21074), with question and teacher computed once per step.
 
-    Six latents and a weight of 20 for L_CODI, as theirs on Llama-1B. Their code also compares the
-    embeddings (`codi.include_embeddings`); by default, L_CODI does not include them here (see
-    docs/papers.md, CODI). Their code also runs the teacher twice per step.
+    Six latents and a weight of 20 for L_CODI, as theirs on Llama-1B. In their code, the mean over
+    layers includes the embeddings (`codi.include_embeddings`), and the recipes set this. It is off
+    by default, and the same weight is then (L + 1) / L times as large for each of the L layers.
+    Their code also runs the teacher twice per step.
     """
 
     label = "CODI"
