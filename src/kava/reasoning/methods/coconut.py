@@ -2,9 +2,9 @@
 
 Q <bot> z_1 -> ... -> z_{k c} <eot> | C without its first k steps | "The answer is:" a EOS
 
-The loss is the cross-entropy on the remaining steps and the answer. Stage 0 has the whole chain of
-thought and no latents. Stage k has k c latents in place of the first k steps. The last stage has
-all latents and no steps.
+The loss is the cross-entropy on the remaining steps and the answer. Stage 0 is plain chain of
+thought, with neither latents nor <bot> and <eot>. Stage k has k c latents in place of the first k
+steps. The last stage has all latents and no steps.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from kava.reasoning.methods._base import (
     label_loss,
     prefill_question,
     student_suffix,
+    teacher_forward,
 )
 from kava.reasoning.methods._sequential import SequentialMethod
 from kava.reasoning.methods._work import Work, chain, lengths, one_by_one
@@ -38,7 +39,7 @@ class CoconutOptions(Curriculum):
     max_stage: number of stages with both latents and steps; a last stage without steps follows.
     uniform_prob: share of examples that are trained in another stage than the current one. That
         stage is drawn uniformly from 0 to the example's number of steps, so that earlier stages
-        are not forgotten.
+        are not forgotten. Stage 0 itself, which the authors train as plain CoT, is not mixed.
     reset_optimizer: reset the moments of AdamW at each new stage.
     """
 
@@ -99,9 +100,11 @@ class Coconut(SequentialMethod):
     def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
         """Return the batch without the steps that latents replace in its stage.
 
-        The batch gains `latents` [batch], the number of latents of each example, and
-        `most_latents`, the largest of these numbers.
+        Except in stage 0, the batch gains `latents` [batch], the number of latents of each example,
+        and `most_latents`, the largest of these numbers.
         """
+        if self.stage(epoch) == 0:
+            return batch
         device, rows = batch["steps"].device, batch["steps"].shape[0]
         stage = torch.full((rows,), self.stage(epoch))
         if self.options.uniform_prob > 0 and epoch < math.inf:
@@ -119,10 +122,14 @@ class Coconut(SequentialMethod):
 
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
         """Return the cross-entropy over the remaining steps and the answer."""
-        question, _ = prefill_question(reasoner, batch)
+        question = prefill_question(reasoner, batch)
+        if "latents" not in batch:  # stage 0
+            written = teacher_forward(reasoner, question, batch)
+            ce = label_loss(reasoner, written.hidden, batch, "teacher", counts["written"])
+            return {"loss": ce, "student_ce": ce}
         state = sequential.think(
             reasoner,
-            question,
+            question[0],
             batch["most_latents"],
             student_suffix(reasoner, batch, steps=True),
             batch["latents"],
@@ -133,6 +140,8 @@ class Coconut(SequentialMethod):
     def work(self, batch: Batch) -> Work:
         """Return the minimum work: question, latents, remaining steps and answer."""
         question, steps, answer = lengths(batch)
+        if "latents" not in batch:
+            return Work(chain(question, steps + answer), batch["teacher_ids"].numel())
         latents = batch["latents"]
         student = one_by_one(question, latents, 1 + steps + answer)
         projected = 0 if self.recipe.projection == "none" else int(latents.sum())
