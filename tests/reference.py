@@ -354,6 +354,9 @@ def _after_latents(reasoner: Reasoner, row, inputs: Tensor, left: list[int]) -> 
 
 def _coconut(reasoner: Reasoner, rows: list, stage: int | None) -> dict[str, Tensor]:
     options, labels = reasoner.method.options, []
+    if stage == 0:
+        ce = cross_entropy([_written(reasoner, row, row.steps)[1] for row in rows])
+        return {"loss": ce, "student_ce": ce}
     for row in rows:
         blocks = options.max_stage if stage is None else min(stage, options.max_stage)
         gone = 99 if stage is None or stage > options.max_stage else stage
@@ -369,7 +372,10 @@ def _lotus(reasoner: Reasoner, rows: list, stage: int | None) -> dict[str, Tenso
     recipe, width = reasoner.recipe, reasoner.recipe.latent_readout.width
     blocks = recipe.num_latents // width
     now = blocks if stage is None else stage
-    loops = recipe.num_iterations if now == blocks else min(now, recipe.num_iterations)
+    at_loop = [math.ceil(recipe.num_iterations * (i + 1) / blocks) for i in range(now)]
+    loops = at_loop[-1] if now else 0
+    during = reasoner.method.options.readout_after == "own_loop"
+    before = recipe.latent_readout.target == "slot"
     student_ce, teacher_ce, readout, students, taught = [], [], [], [], []
     for row in rows:
         question = token_embeds(reasoner, row.question)
@@ -381,19 +387,22 @@ def _lotus(reasoner: Reasoner, rows: list, stage: int | None) -> dict[str, Tenso
         students.append([one for one, _ in seen])
         for number in range(now):
             tokens = [token for token, n in numbered if n == number][:width]
-            at = len(row.question) + 1 + number * width
-            readout.append((seen[-1][0].scores[at : at + len(tokens)], tokens))
+            at = len(row.question) + 1 + number * width - before
+            read = seen[at_loop[number] if during else -1][0]
+            readout.append((read.scores[at : at + len(tokens)], tokens))
         whole, labels = _written(reasoner, row, row.steps)
         teacher_ce.append(labels)
         taught.append((whole, len(row.question), len(row.steps), len(row.answer)))
-    terms = {"student_ce": cross_entropy(student_ce), "readout": cross_entropy(readout)}
+    supervised = cross_entropy(readout) if readout else torch.zeros(())
+    terms = {"student_ce": cross_entropy(student_ce), "readout": supervised}
     loss = terms["student_ce"] + recipe.latent_readout.weight * terms["readout"]
     if recipe.kv.weight:
         terms["teacher_ce"] = cross_entropy(teacher_ce)
         blocks_of = [
             [[i for i, n in enumerate(row.step_of) if n == b] for b in range(now)] for row in rows
         ]
-        terms |= _kv_terms(reasoner, taught, students, blocks_of, width)
+        nothing = {"kv": torch.zeros(())}
+        terms |= _kv_terms(reasoner, taught, students, blocks_of, width) if now else nothing
         loss = loss + recipe.teacher_ce_weight * terms["teacher_ce"]
         loss = loss + recipe.kv.weight * terms["kv"]
     return {"loss": loss, **terms}
@@ -417,8 +426,8 @@ def _distilled(reasoner: Reasoner, rows: list, stage: None) -> dict[str, Tensor]
         student_colon.append([h[q + 1 + M + 1 + colon] for h in states[0][first:]])
         teacher_colon.append([h[q + c + colon].detach() for h in states[1][first:]])
         tokens = row.steps[1:] if recipe.latent_readout.target == "next" else row.steps
-        tokens = tokens[:M]
-        readout.append((last.scores[q + 1 : q + 1 + len(tokens)], tokens))
+        tokens, at = tokens[:M], q + 1 - (recipe.latent_readout.target == "slot")
+        readout.append((last.scores[at : at + len(tokens)], tokens))
 
     terms = {"student_ce": cross_entropy(answer_ce), "teacher_ce": cross_entropy(teacher_ce)}
     loss = terms["student_ce"] + recipe.teacher_ce_weight * terms["teacher_ce"]
@@ -557,13 +566,21 @@ def prefix(reasoner: Reasoner, question: list[int], prompt: list[int]) -> Tensor
     if method in ("no_cot", "icot"):
         return torch.cat((embeds, token_embeds(reasoner, prompt)))
     latents = all_passes(reasoner, embeds)[-1]
-    return student_embeds(reasoner, embeds, latents, token_embeds(reasoner, prompt))
+    fed = [] if method == "lotus" else prompt
+    return student_embeds(reasoner, embeds, latents, token_embeds(reasoner, fed))
 
 
 def generate(reasoner: Reasoner, embeds: Tensor, steps: int, eos: int) -> list[int]:
-    """Greedy, the whole sequence again for each token; ends after EOS."""
+    """Greedy, the whole sequence again for each token; ends after EOS.
+
+    With lotus, which decodes everything after <eot>, there is a first token that comes with the
+    pass of <eot> and is not EOS, and `steps` more.
+    """
     tokens: list[int] = []
+    steps += reasoner.recipe.method == "lotus"
     while len(tokens) < steps and eos not in tokens:
-        scores = run(reasoner, torch.cat((embeds, token_embeds(reasoner, tokens)))).scores
-        tokens.append(int(scores[-1].argmax()))
+        scores = run(reasoner, torch.cat((embeds, token_embeds(reasoner, tokens)))).scores[-1]
+        if reasoner.recipe.method == "lotus" and not tokens:
+            scores = scores.index_fill(0, torch.tensor(eos), -math.inf)
+        tokens.append(int(scores.argmax()))
     return tokens

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import step, to_textbook
+from reference import generate, prefix, step, to_textbook
 from refusals import refused
 from rich.console import Console
 from test_step import assert_same_gradients, assert_same_terms, gradients
@@ -182,20 +182,20 @@ def test_mixed_stages_are_drawn_from_none_to_all_steps_of_a_row():
     thinker = coconut(uniform_prob=0.5)
     seen = [Counter() for _ in EXAMPLES]
     for draw in range(400):
-        data = thinker.apply_stage(batch(thinker, EXAMPLES), 0.5, draw)
+        data = thinker.apply_stage(batch(thinker, EXAMPLES), 1.5, draw)
         for counter, left in zip(seen, data["steps_mask"].sum(1).tolist(), strict=True):
             counter[left] += 1
-    # Row 0 (steps of 3, 2, 4 tokens): stage 0 half of the time and a quarter of the other half,
-    # stages 1, 2, and the last one with nothing left.
+    # Row 0 (steps of 3, 2, 4 tokens): stage 1 half of the time and a quarter of the other half,
+    # stages 0, 2, and the last one with nothing left.
     assert sorted(seen[0]) == [0, 4, 6, 9]
-    assert seen[0][9] / 400 == pytest.approx(0.5 + 0.5 / 4, abs=0.08)
+    assert seen[0][6] / 400 == pytest.approx(0.5 + 0.5 / 4, abs=0.08)
     assert seen[0][0] / 400 == pytest.approx(0.5 / 4, abs=0.06)
     assert sorted(seen[1]) == [0, 5, 7] and sorted(seen[2]) == [0] and sorted(seen[3]) == [0, 4]
 
 
 def test_without_mixing_all_rows_have_the_same_latents():
     thinker = coconut()
-    for epoch, latents in ((0.5, 0), (1.5, 2), (2.5, 4), (3.5, 4)):
+    for epoch, latents in ((1.5, 2), (2.5, 4), (3.5, 4)):
         data = thinker.apply_stage(batch(thinker, EXAMPLES), epoch)
         assert data["latents"].tolist() == [latents] * len(EXAMPLES)
 
@@ -210,22 +210,74 @@ def test_latents_must_be_those_of_the_last_stage():
 # -- LOTUS ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("distil", (False, True))
-@pytest.mark.parametrize("stage", (1, 2, 3))
-def test_each_stage_of_lotus_equals_the_slow_reference(stage, distil):
-    thinker = reasoner(
-        "llama", "lotus", num_latents=9, num_iterations=3, drop_last_step=False,
-        kv={"weight": 0.5 * distil, "loss": "l1"}, method_options={"epochs_per_stage": 2},
-    )  # fmt: skip
-    compare(thinker, stage, epoch=2 * (stage - 0.5))
+LOTUS = {"num_latents": 9, "kv": {"weight": 0.0}}
+WAYS = {
+    "paper": {},
+    "L_KV": {"kv": {"weight": 0.5, "loss": "l1"}},
+    "more loops than blocks": {"num_iterations": 6},
+    "fewer loops than blocks": {"num_iterations": 2},
+    "the file for 1B": {
+        "latent_readout": {"weight": 0.3, "width": 3, "target": "slot"},
+        "method_options": {"epochs_per_stage": 2, "readout_after": "own_loop"},
+    },
+    "each block after its own loop, with L_KV": {
+        "num_iterations": 6, "kv": {"weight": 0.5},
+        "method_options": {"epochs_per_stage": 2, "readout_after": "own_loop"},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("stage", (0, 1, 2, 3))
+def test_each_stage_of_lotus_equals_the_slow_reference(stage, way):
+    usual = {"num_iterations": 3, "method_options": {"epochs_per_stage": 2}}
+    thinker = reasoner("llama", "lotus", **{**LOTUS, **usual, **WAYS[way]})
+    compare(thinker, stage, epoch=2 * (stage + 0.5))
+
+
+def test_nothing_is_matched_before_there_are_latents():
+    thinker = reasoner("llama", "lotus", **{**LOTUS, **WAYS["L_KV"]})
+    data = thinker.apply_stage(batch(thinker, EXAMPLES), 0.0)
+    terms = thinker(counts=thinker.method.counts(data), **data)
+    assert terms["kv"] == terms["readout"] == 0 and terms["teacher_ce"] > 0
+    gradients(thinker, terms["loss"])
+    assert thinker.special_tokens["latent"].grad.eq(0).all()
 
 
 def test_blocks_come_in_one_by_one():
-    method = reasoner(
-        "llama", "lotus", num_latents=9, method_options={"epochs_per_stage": 2}
-    ).method
-    assert [method.stage(e) for e in (0, 1.9, 2, 3.9, 4, 99, math.inf)] == [1, 1, 2, 2, 3, 3, 3]
-    assert method.last_stage_at(10) == 4
+    method = reasoner("llama", "lotus", **LOTUS, method_options={"epochs_per_stage": 2}).method
+    assert [method.stage(e) for e in (0, 1.9, 2, 3.9, 4, 5.9, 6, 99, math.inf)] == [
+        0, 0, 1, 1, 2, 2, 3, 3, 3,
+    ]  # fmt: skip
+    assert method.last_stage_at(10) == 6
+
+
+@pytest.mark.parametrize(
+    "loops,expected", ((3, [0, 1, 2, 3]), (6, [0, 2, 4, 6]), (2, [0, 1, 2, 2]), (0, [0, 0, 0, 0]))
+)
+def test_each_block_takes_its_share_of_the_loops(loops, expected):
+    method = reasoner("llama", "lotus", **LOTUS, num_iterations=loops).method
+    assert [method.loops(stage) for stage in range(4)] == expected
+
+
+def test_after_the_latents_lotus_writes_freely():
+    thinker = reasoner("llama", "lotus", num_latents=6)
+    questions = [example(4, 0).question, example(9, 0, 1).question]
+    thinking = thinker.think(questions)
+    asked = thinker.answer(thinking, 5)
+    for i, question in enumerate(questions):
+        ids = thinker.encoder.question(question)
+        with torch.no_grad():
+            start = prefix(thinker, ids, thinker.encoder.prompt)
+            tokens = generate(thinker, start, 5, thinker.tokenizer.eos_token_id)
+        assert asked[i].text == thinker.tokenizer.decode(tokens, skip_special_tokens=True)
+        # The first token comes with the pass of <eot>; each other one takes a pass of its own.
+        loops = thinker.recipe.num_iterations
+        assert asked[i].forward_passes == loops + len(tokens) - 1
+    several = thinker.answer(thinking, 5, num_beams=2, num_return_sequences=2)
+    firsts = [one.text.split()[0] for one in several]
+    assert firsts == [text.split()[0] for text in (asked[0].text, asked[0].text, asked[1].text,
+                                                   asked[1].text)]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -258,7 +310,7 @@ STAGED = {
     },
     "lotus": {
         "num_latents": 12, "num_iterations": 2, "latent_readout": {"weight": 0.1, "width": 4},
-        "method_options": {"epochs_per_stage": 0.25},
+        "method_options": {"epochs_per_stage": 0.125},
     },
 }  # fmt: skip
 

@@ -36,6 +36,10 @@ CASES = {
         "method": "codi", "num_latents": 3, "codi": {"weight": 0.7, "include_embeddings": True},
     },
     "lotus": {"method": "lotus", **LOTUS},
+    "lotus, its file for 1B": {
+        "method": "lotus", **LOTUS, "method_options": {"readout_after": "own_loop"},
+        "latent_readout": {"weight": 0.6, "width": 4, "target": "slot"},
+    },
     "lotus with L_KV": {
         "method": "lotus", **LOTUS, "projection": "mlp",
         "kv": {"weight": 0.8, "supervise": "all", "keys": "pre_rope"},
@@ -48,7 +52,7 @@ CASES = {
                "reduction": "row", "supervise": "all"},
     },
     "kava, sums": {
-        "latent_readout": {"weight": 0.4},
+        "latent_readout": {"weight": 0.4, "target": "slot"},
         "kv": {"weight": 0.1, "answer": True, "keys": "pre_rope", "projection": "linear",
                "reduction": "sum"},
     },

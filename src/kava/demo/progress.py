@@ -114,9 +114,8 @@ class _Report:
         if time.perf_counter() - self.told < self.every:
             return
         with self._clock_stopped() as seconds:
-            text = self.reasoner.tokenizer.decode(self.tokens, skip_special_tokens=True)
             passes = self.thinking.forward_passes + len(self.tokens)
-            text = self.thinking.prompt_text + text
+            text = self.thinking.text(self.reasoner.tokenizer, 0, self.tokens)
             self.tell(AnswerProgress(list(self.passes), text, passes, seconds))
 
     def ended(self, answer: Answer, seconds: float) -> None:

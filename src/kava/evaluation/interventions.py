@@ -14,6 +14,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from kava.backbones import cache, rope
 from kava.backbones.cache import KeyValues
 from kava.backbones.thought import Thought
 from kava.reasoning.answers import ReasoningResult
+from kava.reasoning.methods import LatentMethod
 from kava.reasoning.reasoner import Reasoner
 
 
@@ -162,8 +164,10 @@ def replace_latents(
         torch.cat((known, known.new_ones(len(known), pairs[0][0].shape[2])), dim=1),
     )
     eot = reasoner.special("eot").expand(len(known), 1, -1)
-    _, after = reasoner.extend(changed, eot, known.new_ones(len(known), 1))
-    return dataclasses.replace(thinking, thought=after)
+    output, after = reasoner.extend(changed, eot, known.new_ones(len(known), 1))
+    method = cast(LatentMethod, reasoner.method)  # `ablation.check` refuses the others
+    prompt, text = method.begin_answer(reasoner, output.last_hidden_state[:, -1])
+    return dataclasses.replace(thinking, thought=after, prompt=prompt, prompt_text=text)
 
 
 def partners(count: int, seed: int) -> list[int]:

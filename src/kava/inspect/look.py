@@ -124,9 +124,9 @@ def look(
     batch = batching.collate([encoded], reasoner.tokenizer.pad_token_id)
     batch = batching.to_device(batch, reasoner.device)
     teacher = teacher_forward(reasoner, context, batch, queries=True)
-    text = reasoner.tokenizer.decode(new[0], skip_special_tokens=True).strip()
-    said = f"{reasoner.prompt_text} {text}"
     written = new[:, : int((new != reasoner.tokenizer.eos_token_id).sum())]
+    said = thinking.text(reasoner.tokenizer, 0, written[0].tolist())
+    text = said.removeprefix(thinking.prompt_text or "").strip()
     shapes = reasoner.cache_shapes()
     compared, kept = compression(reasoner, batch, teacher, state)
     return Look(

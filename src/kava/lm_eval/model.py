@@ -15,6 +15,7 @@ from tqdm import tqdm
 from kava.backbones import masks
 from kava.errors import KavaError, unknown
 from kava.lm_eval.rows import whole
+from kava.reasoning.methods import prompt_ids
 from kava.reasoning.open import open_reasoner
 
 T = TypeVar("T")
@@ -99,7 +100,7 @@ class KavaLM(LM):
             contexts = [request.args[0] for request in group]
             thinking = self.reasoner.think(contexts, self.num_iterations)
             answers = self.reasoner.answer(thinking, longest)
-            fed = len(thinking.prompt_text)
+            fed = len(thinking.prompt_text or "")
             return [
                 _before(found.text, request.args[1].get("until"), fed)
                 for request, found in zip(group, answers, strict=True)
@@ -183,6 +184,8 @@ class KavaLM(LM):
         )["input_ids"]
         ids, mask = (t.to(reasoner.device) for t in masks.pad(encoded, "right"))
         prompt = thinking.prompt
+        if thinking.prompt_text is None:  # a continuation is scored after "The answer is:"
+            prompt = prompt_ids(reasoner, len(ids), ids.device)
         output, _ = reasoner.extend(
             thinking.thought,
             reasoner.embed(torch.cat((prompt, ids), dim=1)),

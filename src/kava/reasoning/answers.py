@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -18,7 +19,7 @@ class Answer:
     forward_passes: number of sequential forward passes of the backbone from the end of the
         question's prefill to the end of the answer (see docs/papers.md, Evaluation).
     prefill_passes: number of forward passes that belong to the prefill.
-    generated_tokens: number of generated tokens, including EOS.
+    generated_tokens: number of tokens generated after the prompt, including EOS.
     finished: false if `max_new_tokens` or the backbone's positions cut the answer off.
     """
 
@@ -46,7 +47,8 @@ class ReasoningResult:
 
     thought: the KV cache that the answer continues from.
     prompt: [batch, prompt], token ids that are processed first.
-    prompt_text: the part of the answer's text that is already in the prompt.
+    prompt_text: the part of the answer's text that is already in the prompt; None if the prompt is
+        the first token that the method generates after <eot>, which each question has its own of.
     forward_passes: number of sequential forward passes after the question's prefill (T for
         KaVa; see docs/papers.md, Evaluation).
     prefill_passes: number of forward passes that belong to the prefill.
@@ -56,7 +58,19 @@ class ReasoningResult:
 
     thought: Thought
     prompt: Tensor
-    prompt_text: str
+    prompt_text: str | None
     forward_passes: int
     prefill_passes: int
     latent_states: Tensor | None = None
+
+    def text(self, tokenizer: Any, row: int, ids: Sequence[int]) -> str:
+        """Return the text of an answer, including the prompt.
+
+        Args:
+            tokenizer: the reasoner's tokenizer.
+            row: index of the question in the batch.
+            ids: token ids generated after the prompt.
+        """
+        before = self.prompt[row].tolist() if self.prompt_text is None else []
+        text: str = tokenizer.decode([*before, *ids], skip_special_tokens=True)
+        return (self.prompt_text or "") + text

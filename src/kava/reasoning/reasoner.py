@@ -415,16 +415,16 @@ class Reasoner(ReasonerBase):
         """
         found = self._continued(thinking, max_new_tokens, options)
         parts = (found.ids.tolist(), found.lengths.tolist(), found.finished.tolist())
+        copies = len(found.lengths) // len(thinking.prompt)
         return [
             Answer(
-                text=thinking.prompt_text
-                + self.tokenizer.decode(row[:length], skip_special_tokens=True),
+                text=thinking.text(self.tokenizer, i // copies, row[:length]),
                 forward_passes=thinking.forward_passes + length,
                 prefill_passes=thinking.prefill_passes,
                 generated_tokens=length,
                 finished=finished,
             )
-            for row, length, finished in zip(*parts, strict=True)
+            for i, (row, length, finished) in enumerate(zip(*parts, strict=True))
         ]
 
     def continue_from(

@@ -40,6 +40,8 @@ class LatentState:
         inputs: for each pass, the latents' input embeddings [batch, latents, hidden].
         states: for each pass of `key_values`, the latents' hidden states of the last layer,
             [batch, latents, hidden].
+        bot: hidden state of <bot> in the last layer, [batch, 1, hidden]; the same in every pass,
+            since <bot> stands before the latents.
     """
 
     thought: Thought
@@ -48,6 +50,7 @@ class LatentState:
     key_values: list[KeyValues]
     inputs: list[Float[Tensor, "batch latents hidden"]]
     states: list[Float[Tensor, "batch latents hidden"]]
+    bot: Float[Tensor, "batch 1 hidden"]
 
     @property
     def latents(self) -> Float[Tensor, "batch latents hidden"]:

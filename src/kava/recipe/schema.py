@@ -93,14 +93,16 @@ class LatentReadout(Section):
     """Cross-entropy of each latent with a reasoning token, read by the LM head (LOTUS).
 
     With `width` c, latents come in blocks of c: latent j of block i predicts token j of step i.
-    Without it, latent i predicts token i of the whole chain of thought. With `target: next`, each
-    latent predicts the token after its own instead, as the hidden state of a language model at that
-    token would (our addition).
+    Without it, latent i predicts token i of the whole chain of thought. `target` says where the
+    head reads: `own` at the latent itself (the equation of LOTUS), `slot` at the position before
+    it, <bot> for the first latent (the code of LOTUS and its released weights). With `next`, the
+    head reads at the latent and expects the token after its own, as a language model at that token
+    would (our addition).
     """
 
     weight: float = Field(default=0.0, ge=0)
     width: int | None = Field(default=None, ge=1)
-    target: Literal["own", "next"] = "own"
+    target: Literal["own", "slot", "next"] = "own"
 
 
 class Data(Section):

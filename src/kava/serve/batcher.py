@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from kava.errors import KavaError
+from kava.reasoning.answers import ReasoningResult
 from kava.reasoning.latents._watch import watch_passes
 from kava.reasoning.reasoner import Reasoner
 from kava.serve.jobs import ERROR, LENGTH, STOP, Job, Piece
@@ -170,7 +171,7 @@ def _answer(reasoner: Reasoner, batch: list[_Watched]) -> None:
         thinking = reasoner.think_about([job.question for job in jobs], jobs[0].num_iterations)
     latents = 0 if thinking.latent_states is None else thinking.latent_states.shape[1]
     costs = [{"latents": latents, "question_tokens": len(job.question)} for job in jobs]
-    follow = _Follow(reasoner, batch, thinking.prompt_text, thinking.forward_passes, costs)
+    follow = _Follow(reasoner.tokenizer, batch, thinking, costs)
     sampled = any(job.sampling.temperature for job in jobs)
     draw = [Draw([job.sampling for job in jobs], reasoner.device)] if sampled else []
     reasoner.continue_from(
@@ -186,14 +187,13 @@ class _Follow(StoppingCriteria):
 
     def __init__(
         self,
-        reasoner: Reasoner,
+        tokenizer: Any,
         batch: list[_Watched],
-        prompt: str,
-        passes: int,
+        thinking: ReasoningResult,
         costs: list[dict[str, int]],
     ):
-        self.tokenizer, self.batch, self.prompt = reasoner.tokenizer, batch, prompt
-        self.passes, self.costs = passes, costs
+        self.tokenizer, self.batch, self.thinking = tokenizer, batch, thinking
+        self.costs = costs
         self.tokens: list[list[int]] = [[] for _ in batch]
         self.ended = [False] * len(batch)
 
@@ -215,16 +215,15 @@ class _Follow(StoppingCriteria):
             reason = LENGTH
         if not (job.stream or job.stop or reason):
             return
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        if job.stop:
-            found = [at for stop in job.stop if (at := text.find(stop)) >= 0]
-            if found:
-                text, reason = text[: min(found)], reason or STOP
-        text = self.prompt + text
+        text = self.thinking.text(self.tokenizer, row, tokens)
+        fed = len(self.thinking.prompt_text or "")
+        found = [at for stop in job.stop if (at := text.find(stop, fed)) >= 0]
+        if found:
+            text, reason = text[: min(found)], reason or STOP
         self.ended[row] = reason is not None
         cost = {
             **self.costs[row],
             "generated_tokens": len(tokens),
-            "forward_passes": self.passes + len(tokens),
+            "forward_passes": self.thinking.forward_passes + len(tokens),
         }
         watched.tell(text, reason, cost)

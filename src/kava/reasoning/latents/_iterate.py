@@ -55,12 +55,16 @@ def iterate(
         last = t == num_iterations
         output, after = reasoner.extend(context, embeds, suffix=suffix if last else None)
         reached = output.last_hidden_state[:, offset : offset + num_latents]
+        if t == 0:
+            of_bot = output.last_hidden_state[:, :1]
         report_pass(reached)
         if last or keep_all:
             history.append(cache.key_values(after.past_key_values, *columns))
             states.append(reached)
         if last:
-            return LatentState(after, output, offset + num_latents, history, trajectory, states)
+            return LatentState(
+                after, output, offset + num_latents, history, trajectory, states, of_bot
+            )
         embeds = following(output.last_hidden_state)
         trajectory.append(embeds)
         if t == 0:

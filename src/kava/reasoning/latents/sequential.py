@@ -62,4 +62,5 @@ def think(
         key_values=[cache.key_values(after.past_key_values, start + 1, start + 1 + num_latents)],
         inputs=[torch.cat(inputs, dim=1) if inputs else embeds[:, :0]],
         states=[torch.cat(states[1:], dim=1) if inputs else states[0][:, :0]],
+        bot=states[0],
     )

@@ -1,8 +1,8 @@
 """Latent readout: a cross-entropy loss that trains each latent to predict a reasoning token.
 
-The language-model head reads the state of each latent (LOTUS, arXiv:2606.31779; see
-docs/papers.md). In LOTUS, latents come in blocks, one block for each reasoning step. Latents
-without blocks, and the next token as the target, are our additions.
+The language-model head reads the state of each latent, or the state before it (LOTUS,
+arXiv:2606.31779; see docs/papers.md). In LOTUS, latents come in blocks, one block for each
+reasoning step. Latents without blocks, and the next token as the target, are our additions.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def readout_labels(
         step_of: [batch, steps], the index of the reasoning step of each token, -1 at padding.
         num_latents: M, the number of latents.
         width: see `slots`.
-        target: `own` for the token assigned to the latent, or `next` for the token after it in the
-            chain of thought (the last latent then has no label).
+        target: `own` or `slot` for the token assigned to the latent, or `next` for the token after
+            it in the chain of thought (the last latent then has no label).
 
     Returns:
         rows, latents, ids: [labels] each; the example, the latent and the token id of each label.

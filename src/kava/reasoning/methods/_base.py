@@ -259,10 +259,22 @@ class LatentMethod(Method):
         self, reasoner: ReasonerBase, state: LatentState, num_iterations: int
     ) -> ReasoningResult:
         """Return the state from which the answer is generated."""
-        mask = state.thought.attention_mask
-        prompt = prompt_ids(reasoner, mask.shape[0], mask.device)
-        text, passes = reasoner.prompt_text, self.passes(num_iterations)
+        prompt, text = self.begin_answer(reasoner, state.suffix[:, -1])
+        passes = self.passes(num_iterations)
         return ReasoningResult(state.thought, prompt, text, passes, 2, state.latents)
+
+    def begin_answer(self, reasoner: ReasonerBase, eot: Tensor) -> tuple[Tensor, str | None]:
+        """Return the token ids that an answer begins with, and their text (`ReasoningResult`).
+
+        These are "The answer is:", unless the method decodes everything after <eot> itself.
+
+        Args:
+            eot: [batch, hidden], hidden state of <eot> in the last layer.
+
+        Returns:
+            Token ids, [batch, prompt], and the text.
+        """
+        return prompt_ids(reasoner, len(eot), eot.device), reasoner.prompt_text
 
 
 @dataclass(frozen=True)

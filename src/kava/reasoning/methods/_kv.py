@@ -95,7 +95,8 @@ class KvDistillation:
             batch: see `kava.reasoning.batching.collate`.
             latents: number of latents in use, if not all M.
         """
-        rows, latents = batch["steps_mask"].shape[0], latents or self.recipe.num_latents
+        rows = batch["steps_mask"].shape[0]
+        latents = self.recipe.num_latents if latents is None else latents
         if self.recipe.short_traces == "zeros":
             slots = batch["steps_mask"].new_full((rows,), latents, dtype=torch.long)
         else:
@@ -133,10 +134,8 @@ class KvDistillation:
         first = batch["question_mask"].shape[1] + 1  # <bot> stands before the latents
         latents = student.key_values[0][0][0].shape[2]
         real = before[:, first : first + latents]
-        ours = [
-            self.student_kv_for_loss(reasoner, one, before[:, :first], real)
-            for one in student.key_values
-        ]
+        passes = student.key_values if kv.supervise == "all" else student.key_values[-1:]
+        ours = [self.student_kv_for_loss(reasoner, one, before[:, :first], real) for one in passes]
         written = self.keys_for_loss(
             reasoner, teacher.steps, batch["question_mask"], batch["steps_mask"]
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from kava.errors import KavaError
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.losses.latent_readout import latent_readout_loss, readout_labels
 from kava.reasoning.methods._base import Batch, Terms
+from kava.reasoning.states import LatentState
 from kava.recipe.schema import Recipe
 
 
@@ -57,11 +60,41 @@ class Readout:
         ids = batch["readout_ids"]
         return {"readout": torch.full((), ids.numel(), dtype=torch.long, device=ids.device)}
 
-    def loss(self, reasoner: ReasonerBase, batch: Batch, counts: Terms, states: Tensor) -> Tensor:
+    def loss(
+        self,
+        reasoner: ReasonerBase,
+        batch: Batch,
+        counts: Terms,
+        state: LatentState,
+        passes: Sequence[int] | None = None,
+    ) -> Tensor:
         """Return the mean cross-entropy over supervised latents.
 
         Args:
-            states: [batch, latents, hidden], hidden states of all latents.
+            state: the student's latents; with `passes`, the states of all passes.
+            passes: for each block of latents, the pass whose states are read; by default, the last
+                pass for all.
         """
-        read = states[batch["readout_rows"], batch["readout_latents"]]
+        rows, latents = batch["readout_rows"], batch["readout_latents"]
+        if passes is None:
+            read = states_read(state, -1, self.settings.target)[rows, latents]
+        else:
+            every = range(len(state.states))
+            states = torch.stack([states_read(state, t, self.settings.target) for t in every])
+            of_block = torch.tensor(passes, dtype=torch.long, device=rows.device)
+            read = states[of_block[latents // self.settings.width], rows, latents]
         return latent_readout_loss(reasoner, read, batch["readout_ids"], counts["readout"])
+
+
+def states_read(state: LatentState, t: int, target: str) -> Tensor:
+    """Return the states that the head reads for each latent in pass `t`.
+
+    These are those of the latents, or with `slot` as the target those of the positions before them.
+
+    Returns:
+        [batch, latents, hidden].
+    """
+    states = state.states[t]
+    if target != "slot":
+        return states
+    return torch.cat((state.bot, states), dim=1)[:, : states.shape[1]]

@@ -61,7 +61,7 @@ class KaVa(KvMethod, PCCoT):
             terms |= self.kv.terms(reasoner, batch, counts, teacher, student)
             terms["loss"] = terms["loss"] + self.kv.weighted_loss(terms)
         if self.reads:
-            terms["readout"] = self.readout.loss(reasoner, batch, counts, student.latents)
+            terms["readout"] = self.readout.loss(reasoner, batch, counts, student)
             terms["loss"] = terms["loss"] + self.readout.weight * terms["readout"]
         return terms
 

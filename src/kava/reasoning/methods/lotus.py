@@ -8,8 +8,11 @@ L = CE on the answer + lambda CE of each latent with its own reasoning token
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Literal
 
 from pydantic import Field
+from torch import Tensor
 
 from kava.errors import KavaError
 from kava.reasoning import batching
@@ -31,13 +34,17 @@ from kava.recipe.schema import Recipe
 
 
 class LotusOptions(Curriculum):
-    """Curriculum of LOTUS: each stage replaces one more step by latents and adds one more loop.
+    """Curriculum of LOTUS: each stage replaces one more step by latents, which take more loops.
 
-    epochs_per_stage: number of epochs of each stage.
+    epochs_per_stage: E, the number of epochs of each stage before the last.
+    readout_after: when block t of the latents is supervised. `loops`: after all loops, as in the
+        paper and in its authors' file for the 3B model. `own_loop`: after loop t (loop t R / K if
+        R is not K), as in their file for the 1B model.
     reset_optimizer: reset the moments of AdamW at each new stage.
     """
 
     epochs_per_stage: float = Field(default=1.0, gt=0)
+    readout_after: Literal["loops", "own_loop"] = "loops"
     reset_optimizer: bool = False
 
     def scale_epochs(self, factor: float) -> LotusOptions:
@@ -48,10 +55,13 @@ class LotusOptions(Curriculum):
 class Lotus(KvMethod):
     """LOTUS (arXiv:2606.31779): latent j of block i predicts token j of reasoning step i.
 
-    In stage e (counted from 1), the first min(e, K) steps are replaced by latents, which are
-    refined in min(e, R) loops. The remaining steps stay in the text before the answer. An example
-    with more than K steps keeps the surplus steps in its text to the end of training; at inference
-    the answer nevertheless follows directly after <eot>.
+    In stage s = min(floor(e / E), K) at epoch e, the first s steps are replaced by s blocks of
+    latents, which are refined in s loops (s R / K if R is not K). The remaining steps stay in the
+    text between <eot> and the answer; stage 0 is plain chain of thought behind <bot> <eot>. An
+    example with more than K steps keeps the surplus steps in its text to the end of the training.
+    At inference, everything after <eot> is therefore generated: surplus steps, if any, then "The
+    answer is:" and the answer, in `eval.max_new_tokens` (64) tokens. The first of these tokens is
+    the likeliest one, even if the answer is sampled.
 
     With `kv.weight`, each block also matches the keys and values of its step in the teacher's KV
     cache, compressed to c tokens (L_KV; its use here is our addition). The teacher is then trained
@@ -69,6 +79,7 @@ class Lotus(KvMethod):
         "num_latents": 150,
         "num_iterations": 6,
         "latent_readout": {"weight": 0.05, "width": 25},
+        "eval": {"max_new_tokens": 64},
     }
 
     def __init__(self, recipe: Recipe):
@@ -109,15 +120,26 @@ class Lotus(KvMethod):
         """Return the forward passes: pass 0 and R loops over all blocks."""
         return refined(question, self.recipe.num_latents, num_iterations, suffix)
 
+    def begin_answer(self, reasoner, eot: Tensor) -> tuple[Tensor, None]:
+        """Return the likeliest token after <eot>, with which each answer begins."""
+        scores = reasoner.logits(eot).float()
+        scores[:, [*reasoner.unreadable_ids, reasoner.tokenizer.eos_token_id]] = -math.inf
+        return scores.argmax(dim=-1, keepdim=True), None
+
+    def thinking_work(self, question: Tensor, num_iterations: int) -> Work | None:
+        """Return the minimum work, which includes the logits of the first token after <eot>."""
+        work = super().thinking_work(question, num_iterations)
+        return work and replace(work, labels=len(question))
+
     def stage(self, epoch: float) -> int:
-        """Return the stage, which is the number of steps replaced by latents, from 1 to K."""
+        """Return the stage, which is the number of steps replaced by latents, from 0 to K."""
         if epoch >= self.last_stage_at(0):
             return self.blocks
-        return 1 + math.floor(epoch / self.options.epochs_per_stage + 1e-9)
+        return math.floor(epoch / self.options.epochs_per_stage + 1e-9)
 
     def last_stage_at(self, longest: int) -> float:
         """Return the epoch at which the last block of latents is added."""
-        return (self.blocks - 1) * self.options.epochs_per_stage
+        return self.blocks * self.options.epochs_per_stage
 
     def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
         """Return the batch with its stage and the labels of the latents.
@@ -129,7 +151,8 @@ class Lotus(KvMethod):
         steps = batch["steps"].new_full((batch["steps"].shape[0],), stage)
         left = batching.drop_first_tokens(batch, batching.tokens_of_steps(batch, steps))
         batch = {**batch, "stage": stage, "left": left}
-        return self.readout.add_targets(batch, self.supervised(batch), stage * self.width)
+        seen, latents = self.supervised(batch), stage * self.width
+        return self.readout.add_targets(batch, seen, latents)
 
     def counts(self, batch: Batch) -> Terms:
         """Return the denominators: labels after <eot>, supervised latents, and those of L_KV."""
@@ -145,9 +168,8 @@ class Lotus(KvMethod):
         return {**batch, "step_of": batch["step_of"].masked_fill(~now, -1)}
 
     def loops(self, stage: int) -> int:
-        """Return the number of loops in a stage."""
-        most = self.recipe.num_iterations
-        return min(stage, most) if stage < self.blocks else most
+        """Return the number of loops with `stage` blocks of latents: R / K for each, rounded up."""
+        return -(-self.recipe.num_iterations * stage // self.blocks)
 
     def work(self, batch: Batch) -> Work:
         """Return the minimum work of a step in its stage.
@@ -170,6 +192,7 @@ class Lotus(KvMethod):
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
         """Run the forward passes of a training step and return `loss` and all logged terms."""
         recipe, stage = self.recipe, batch["stage"]
+        by_loop = stage > 0 and self.options.readout_after == "own_loop"
         question = prefill_question(reasoner, batch)
         left = batch["left"]
         state = looped.think(
@@ -178,11 +201,12 @@ class Lotus(KvMethod):
             stage * self.width,
             self.loops(stage),
             student_suffix(reasoner, left, steps=True),
-            keep_all=self.distils and recipe.kv.supervise == "all",
+            keep_all=by_loop or (self.distils and recipe.kv.supervise == "all"),
         )
+        passes = [self.loops(block + 1) for block in range(stage)] if by_loop else None
         terms = {
             "student_ce": label_loss(reasoner, state.suffix, left, "teacher", counts["student"]),
-            "readout": self.readout.loss(reasoner, batch, counts, state.latents),
+            "readout": self.readout.loss(reasoner, batch, counts, state, passes),
         }
         loss = terms["student_ce"] + self.readout.weight * terms["readout"]
         if self.distils:
