@@ -15,6 +15,7 @@ TRAINING = {
     "num_iterations": "T, the number of Jacobi iterations",
     "projection": "P, the projection from a hidden state to the next latent input",
     "projection_dim": "inner width of P; the hidden size if null",
+    "latent_update": "replace the inputs of the latents by P(h), or add it to them",
     "drop_last_step": "leave the last step out of the chain of thought",
     "short_traces": "slots that a short chain of thought does not fill: masked in L_KV, or zeros",
     "teacher_ce_weight": "w_t, the weight of the teacher's cross-entropy",
@@ -39,7 +40,12 @@ TRAINING = {
     "kv.eviction.lambda": "λ: 1 uses importance only, 0 redundancy only",
     "latent_readout.weight": "weight of each latent's cross-entropy with its token; 0 disables it",
     "latent_readout.width": "c, the latents of each step; if null, all steps form one sequence",
-    "latent_readout.target": "predict the latent's own token, or the next one",
+    "latent_readout.target": "predict the latent's own token, at the latent or (`slot`) before it, "
+    "or the next token",
+    "multiplex.weight": "β, the weight of each latent's divergence from its span; 0 disables it",
+    "multiplex.tau": "τ, the temperature of what a latent predicts",
+    "multiplex.decay": "weight of a token relative to the one before it in its span",
+    "multiplex.target": "read the position before the latent, or the latent itself",
     "eval.every": "steps between two validations; only at the end if null",
     "eval.batch_size": "number of questions per batch",
     "eval.max_new_tokens": "maximum number of new tokens of an answer",
@@ -114,6 +120,8 @@ OPTIONS = {
     "uniform_prob": "fraction of the examples trained in a randomly drawn stage",
     "tokens_per_epoch": "chain-of-thought tokens removed per epoch",
     "smoothing": "λ of the number of additional tokens removed at random; none if null",
+    "readout_after": "supervise each block of latents after all loops, or after its own loop",
+    "step_weight": "weight of the decoder's cross-entropy",
     "remove_all_beyond": "remove all tokens after this many have been removed",
 }
 

@@ -18,7 +18,7 @@ from kava.recipe.load import load_recipe
 from kava.recipe.schema import Recipe, merge, refusal, validate
 
 #: Recipe sections that set the weight and the form of a distillation loss.
-_LOSSES = ("codi", "kv", "latent_readout")
+_LOSSES = ("codi", "kv", "latent_readout", "multiplex")
 
 
 def resolve(recipe: Recipe, where: str = "recipe") -> Recipe:
@@ -31,8 +31,8 @@ def resolve(recipe: Recipe, where: str = "recipe") -> Recipe:
         where: name of the recipe in error messages, such as its file.
 
     Raises:
-        KavaError: the recipe weights a loss that the method does not have, or sets options that the
-            method rejects; the error names the key.
+        KavaError: the recipe weights a loss or sets an update that the method does not have, or
+            sets options that the method rejects; the error names the key.
     """
     if recipe.is_resolved:
         return recipe
@@ -48,6 +48,13 @@ def resolve(recipe: Recipe, where: str = "recipe") -> Recipe:
                 code="reasoning.no-such-loss",
                 key=f"{name}.weight",
             )
+    if whole.latent_update == "residual" and not method.can_add:
+        raise KavaError(
+            f"{where}: latent_update residual: method '{whole.method}' has no such update; "
+            "leave it at replace",
+            code="reasoning.no-such-update",
+            key="latent_update",
+        )
     try:
         options = method.Options.model_validate(whole.method_options)
     except ValidationError as error:

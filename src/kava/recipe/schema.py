@@ -105,6 +105,21 @@ class LatentReadout(Section):
     target: Literal["own", "slot", "next"] = "own"
 
 
+class Multiplex(Section):
+    """Divergence of what each latent predicts from a span of the chain of thought (MUX).
+
+    The tokens of the chain of thought are cut into one span for each latent, at random places. The
+    target of a latent mixes the tokens of its span, each weighted `decay` times the one before it;
+    `tau` divides the logits. `target` says where the LM head reads: `slot` at the position before
+    the latent, whose state becomes the latent, or `own` at the latent itself.
+    """
+
+    weight: float = Field(default=0.0, ge=0)
+    tau: float = Field(default=1.0, gt=0)
+    decay: float = Field(default=0.9, gt=0, le=1)
+    target: Literal["slot", "own"] = "slot"
+
+
 class Data(Section):
     """Source of the examples: a data set of this package, a file, or the name of a Hub data set.
 
@@ -263,7 +278,8 @@ class Recipe(Section):
     `family` is the backbone's `model_type` in transformers; `kava train --smoke` builds a tiny
     random backbone of this family. `method_options` are the keys that only one method has, defined
     by `Options` in its file. A method may also define defaults (`defaults` in its file), which a
-    recipe overrides; `kava.reasoning.resolve` adds them.
+    recipe overrides; `kava.reasoning.resolve` adds them. With `latent_update: residual`, an
+    iteration adds P(h) to the inputs of the latents instead of replacing them (our addition).
     """
 
     method: str
@@ -278,12 +294,14 @@ class Recipe(Section):
     num_iterations: int = Field(default=3, ge=0)
     projection: Literal["none", "mlp", "mlp_layernorm"] = "mlp_layernorm"
     projection_dim: int | None = Field(default=None, ge=1)
+    latent_update: Literal["replace", "residual"] = "replace"
     drop_last_step: bool = True
     short_traces: Literal["mask", "zeros"] = "mask"
     teacher_ce_weight: float = Field(default=1.0, ge=0)
     codi: Codi = Codi()
     kv: Kv = Kv()
     latent_readout: LatentReadout = LatentReadout()
+    multiplex: Multiplex = Multiplex()
     data: Data
     train: Train
     eval: Evaluation = Evaluation()

@@ -50,20 +50,20 @@ def iterate(
     bot = reasoner.special("bot").expand(batch, 1, -1)
     context, embeds, offset = question, torch.cat((bot, inputs), dim=1), 1
     columns = start + 1, start + 1 + num_latents
-    history, trajectory, states = [], [inputs], []
+    history, trajectory, states, of_bot = [], [inputs], [], []
     for t in range(num_iterations + 1):
         last = t == num_iterations
         output, after = reasoner.extend(context, embeds, suffix=suffix if last else None)
         reached = output.last_hidden_state[:, offset : offset + num_latents]
         if t == 0:
-            of_bot = output.last_hidden_state[:, :1]
+            of_bot.append(output.last_hidden_state[:, :1])
         report_pass(reached)
         if last or keep_all:
             history.append(cache.key_values(after.past_key_values, *columns))
             states.append(reached)
         if last:
             return LatentState(
-                after, output, offset + num_latents, history, trajectory, states, of_bot
+                after, output, offset + num_latents, history, trajectory, states, of_bot[0]
             )
         embeds = following(output.last_hidden_state)
         trajectory.append(embeds)

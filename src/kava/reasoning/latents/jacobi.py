@@ -3,6 +3,9 @@
 pass 0      h^0 = f([<bot>, <latent> x M] | KV(Q));  X^1_i = P(h^0_{i-1})
 t = 1..T    h^t = f(X^t | KV(Q, <bot>));             X^{t+1} = [X^1_1, P(h^t_1) ...]
 
+With `latent_update: residual` (our addition), these are added to X^t in place of replacing it; X^0
+are the <latent> embeddings.
+
 See docs/papers.md, Latents.
 """
 
@@ -30,16 +33,21 @@ def think(
 
     The arguments are described in `iterate`.
     """
+    residual = reasoner.recipe.latent_update == "residual"
+    inputs = reasoner.special("latent")
     first: Float[Tensor, "batch 1 hidden"] | None = None
 
     def following(
         states: Float[Tensor, "batch columns hidden"],
     ) -> Float[Tensor, "batch latents hidden"]:
-        nonlocal first
+        nonlocal first, inputs
         projected = reasoner.project(states)
         if first is None:  # pass 0, where <bot> is the first column
             first = projected[:, :1]
-            return projected[:, :num_latents]
-        return torch.cat((first, projected[:, : num_latents - 1]), dim=1)
+            update = projected[:, :num_latents]
+        else:
+            update = torch.cat((first, projected[:, : num_latents - 1]), dim=1)
+        inputs = inputs + update if residual else update
+        return inputs
 
     return iterate(reasoner, question, num_latents, num_iterations, suffix, keep_all, following)

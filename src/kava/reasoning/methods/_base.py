@@ -58,6 +58,8 @@ class Method(ABC):
     uses_steps = True
     #: Whether the number of iterations T can be chosen at inference.
     iterates = False
+    #: Whether an iteration may add to the latents instead of replacing them (`latent_update`).
+    can_add = False
     #: Recipe sections whose loss this method has; the `weight` of all other losses must stay 0.
     losses: ClassVar[tuple[str, ...]] = ()
     #: Recipe keys for which this method has other defaults; a recipe overrides them.
@@ -85,6 +87,14 @@ class Method(ABC):
 
     def modules(self, reasoner: ReasonerBase) -> nn.ModuleDict:
         """Return the modules that only this method has; they are trained and saved as well."""
+        return nn.ModuleDict()
+
+    def training_modules(self, reasoner: ReasonerProtocol) -> nn.ModuleDict:
+        """Return the modules that only the loss of this method needs.
+
+        They are trained, and saved in the checkpoints from which a training is resumed, but not in
+        the final one.
+        """
         return nn.ModuleDict()
 
     # -- curriculum ------------------------------------------------------------------------------

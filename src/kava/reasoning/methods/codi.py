@@ -24,6 +24,8 @@ class CODI(SequentialMethod, PCCoT):
     label = "CODI"
     paper = "2502.21074"
     iterates = False
+    can_add = False
+    losses = ("codi",)
     defaults = {"num_latents": 6, "codi": {"weight": 20.0, "loss": "smooth_l1"}}
 
 

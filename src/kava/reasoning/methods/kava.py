@@ -24,7 +24,7 @@ class KaVa(KvMethod, PCCoT):
 
     label = "KaVa"
     paper = "2510.02312"
-    losses = ("codi", "kv", "latent_readout")
+    losses = ("codi", "kv", "latent_readout", "multiplex")
     defaults = {}
 
     def __init__(self, recipe: Recipe):
@@ -33,7 +33,8 @@ class KaVa(KvMethod, PCCoT):
         self.needs_queries = self.distils and self.kv.needs_queries
 
     def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
-        """Return the batch, with labels for the latents added if the latent readout is used."""
+        """Return the batch, with labels of the latents added for each loss that needs them."""
+        batch = super().apply_stage(batch, epoch, uniform)
         return (
             self.readout.add_targets(batch, batch, self.recipe.num_latents) if self.reads else batch
         )

@@ -28,6 +28,7 @@ from kava.reasoning.methods._base import (
     teacher_forward,
 )
 from kava.reasoning.methods._kv import KvMethod
+from kava.reasoning.methods._multiplex import Multiplex
 from kava.reasoning.methods._work import Call, Work, chain, lengths, refined
 from kava.reasoning.states import LatentState
 from kava.recipe.schema import Recipe
@@ -72,7 +73,7 @@ class Lotus(KvMethod):
     paper = "2606.31779"
     Options = LotusOptions
     iterates = True
-    losses = ("kv", "latent_readout")
+    losses = ("kv", "latent_readout", "multiplex")
     defaults = {
         "drop_last_step": False,
         "projection": "none",
@@ -85,6 +86,7 @@ class Lotus(KvMethod):
     def __init__(self, recipe: Recipe):
         self.width = recipe.latent_readout.width or recipe.num_latents
         super().__init__(recipe, self.width)
+        self.multiplex = Multiplex(recipe)
 
     def check(self, reasoner) -> None:
         """Check that the recipe sets a block width and that the latents come in whole blocks.
@@ -152,12 +154,14 @@ class Lotus(KvMethod):
         left = batching.drop_first_tokens(batch, batching.tokens_of_steps(batch, steps))
         batch = {**batch, "stage": stage, "left": left}
         seen, latents = self.supervised(batch), stage * self.width
+        batch = self.multiplex.add_spans(batch, seen, latents, uniform)
         return self.readout.add_targets(batch, seen, latents)
 
     def counts(self, batch: Batch) -> Terms:
         """Return the denominators: labels after <eot>, supervised latents, and those of L_KV."""
         left = super().counts(batch["left"])
         found = {**super().counts(batch), "student": left["written"], **self.readout.counts(batch)}
+        found |= self.multiplex.counts(batch)
         if self.distils:
             found |= self.kv.counts(self.supervised(batch), batch["stage"] * self.width)
         return found
@@ -182,6 +186,7 @@ class Lotus(KvMethod):
         loops, latents = self.loops(stage), stage * self.width
         calls = [*chain(question), *refined(question, latents, loops, 1 + left + answer)]
         labels = batch["left"]["teacher_ids"].numel() + batch["readout_ids"].numel()
+        labels += self.multiplex.labels(batch)
         if self.distils:
             _, steps, _ = lengths(batch)
             calls += chain(steps + answer, after=question)
@@ -209,6 +214,8 @@ class Lotus(KvMethod):
             "readout": self.readout.loss(reasoner, batch, counts, state, passes),
         }
         loss = terms["student_ce"] + self.readout.weight * terms["readout"]
+        added, weighted = self.multiplex.terms(reasoner, batch, counts, state)
+        terms, loss = terms | added, loss + weighted
         if self.distils:
             teacher = teacher_forward(reasoner, question, batch, queries=self.kv.needs_queries)
             terms["teacher_ce"] = label_loss(

@@ -19,24 +19,36 @@ from kava.reasoning.methods._base import (
     LatentMethod,
     TeacherOutput,
     Terms,
+    Uniform,
     label_loss,
     prefill_question,
     student_suffix,
     teacher_forward,
 )
+from kava.reasoning.methods._multiplex import Multiplex
 from kava.reasoning.methods._work import Call, Work, chain, lengths, refined
 from kava.reasoning.states import LatentState
+from kava.recipe.schema import Recipe
 
 
 class PCCoT(LatentMethod):
-    """PCCoT (Wu, Teng, Tu, arXiv:2506.18582), with the question computed once per step."""
+    """PCCoT (Wu, Teng, Tu, arXiv:2506.18582), with the question computed once per step.
+
+    With `multiplex.weight`, each latent is also trained to predict a span of the chain of thought.
+    This is the loss of MUX; its use here is our addition.
+    """
 
     label = "PCCoT"
     paper = "2506.18582"
     iterates = True
-    losses = ("codi",)
+    can_add = True
+    losses = ("codi", "multiplex")
     needs_queries = False
     defaults = {"codi": {"loss": "smooth_l1"}}  # as in the authors' code
+
+    def __init__(self, recipe: Recipe):
+        super().__init__(recipe)
+        self.multiplex = Multiplex(recipe)
 
     def latents(self, reasoner, question, suffix, num_iterations, keep_all=False) -> LatentState:
         """Generate all latents in parallel and refine them in T iterations."""
@@ -47,6 +59,14 @@ class PCCoT(LatentMethod):
     def latent_calls(self, question, num_iterations, suffix) -> list[Call]:
         """Return the forward passes: pass 0 and T passes over all latents."""
         return refined(question, self.recipe.num_latents, num_iterations, suffix)
+
+    def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
+        """Return the batch, with a span for each latent added if the loss of MUX is used."""
+        return self.multiplex.add_spans(batch, batch, self.recipe.num_latents, uniform)
+
+    def counts(self, batch: Batch) -> Terms:
+        """Return the denominators of all losses."""
+        return super().counts(batch) | self.multiplex.counts(batch)
 
     def work(self, batch: Batch) -> Work:
         """Return the minimum work of a training step.
@@ -59,6 +79,7 @@ class PCCoT(LatentMethod):
         iterations = self.recipe.num_iterations
         student = self.latent_calls(question, iterations, 1 + answer)
         labels = batch["answer_ids"].numel() + batch["teacher_ids"].numel()
+        labels += self.multiplex.labels(batch)
         projected = len(question) * self.projected_latents(iterations)
         return Work([*chain(question, steps + answer), *student], labels, projected)
 
@@ -103,7 +124,8 @@ class PCCoT(LatentMethod):
                 counts["rows"],
             )
             loss = loss + codi.weight * terms["codi"]
-        return {"loss": loss, **terms}
+        added, weighted = self.multiplex.terms(reasoner, batch, counts, student)
+        return {"loss": loss + weighted, **terms, **added}
 
 
 IMPLEMENTATION = PCCoT

@@ -1,0 +1,68 @@
+"""Multiplexed tokens as part of a method: each latent predicts a span of the chain of thought."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+from torch import Tensor
+
+from kava.reasoning.interface import ReasonerProtocol
+from kava.reasoning.losses.multiplex import Spans, cut_into_spans, multiplex_loss, random_cuts
+from kava.reasoning.methods._base import Batch, Terms, Uniform
+from kava.reasoning.methods._readout import states_read
+from kava.reasoning.states import LatentState
+from kava.recipe.schema import Recipe
+
+
+class Multiplex:
+    """The loss of MUX as set by the recipe's section `multiplex` (arXiv:2607.18264)."""
+
+    def __init__(self, recipe: Recipe):
+        self.settings = recipe.multiplex
+        self.weight = recipe.multiplex.weight
+        self.used = recipe.multiplex.weight > 0
+
+    def add_spans(self, batch: Batch, seen: Batch, latents: int, uniform: Uniform) -> Batch:
+        """Return the batch with the spans of the latents added as `spans_*`, see `Spans`.
+
+        Args:
+            batch: the batch to which the spans are added.
+            seen: the batch whose chain of thought the latents should predict.
+            latents: number of latents in use.
+            uniform: source of the random cuts.
+        """
+        if not self.used:
+            return batch
+        mask = seen["step_of"] >= 0
+        mask = mask if latents else torch.zeros_like(mask)
+        cuts = random_cuts(mask.sum(1).cpu(), latents, uniform)
+        spans = cut_into_spans(seen["steps"], mask, cuts, self.settings.decay)
+        return {**batch, **{f"spans_{f.name}": getattr(spans, f.name) for f in fields(Spans)}}
+
+    def counts(self, batch: Batch) -> Terms:
+        """Return the number of spans, the denominator of the loss."""
+        if not self.used:
+            return {}
+        rows = batch["spans_rows"]
+        return {"spans": torch.full((), rows.numel(), dtype=torch.long, device=rows.device)}
+
+    def labels(self, batch: Batch) -> int:
+        """Return the number of states whose logits the loss needs."""
+        return batch["spans_rows"].numel() if self.used else 0
+
+    def terms(
+        self, reasoner: ReasonerProtocol, batch: Batch, counts: Terms, state: LatentState
+    ) -> tuple[Terms, Tensor | float]:
+        """Return the loss term `multiplex`, and its weighted value; nothing and 0 if not used.
+
+        Args:
+            state: the student's latents.
+        """
+        if not self.used:
+            return {}, 0.0
+        spans = Spans(*(batch[f"spans_{f.name}"] for f in fields(Spans)))
+        states = states_read(state, -1, self.settings.target)
+        read = states[spans.rows, spans.latents]
+        loss = multiplex_loss(reasoner, read, spans, self.settings.tau, counts["spans"])
+        return {"multiplex": loss}, self.weight * loss
