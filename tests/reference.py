@@ -23,7 +23,9 @@ from kava.reasoning.reasoner import Reasoner
 
 LOGITS: dict[int, Tensor] = {}
 #: Methods whose equations are written out below.
-METHODS = ("cot", "no_cot", "icot", "coconut", "codi", "pccot", "kava", "lotus")
+METHODS = (
+    "cot", "no_cot", "icot", "coconut", "codi", "pccot", "kava", "lotus", "mux", "simcot",
+)  # fmt: skip
 
 
 def needs_oracle(method: str) -> None:
@@ -126,14 +128,19 @@ def token_embeds(reasoner: Reasoner, ids: list[int]) -> Tensor:
 
 
 def jacobi_inputs(reasoner: Reasoner, question: Tensor, latents: int, passes: int) -> list[Tensor]:
-    """X^0 .. X^T, [M, d] each: X^t_1 = P(h(<bot>)), X^t_{i+1} = P(h^{t-1}_i)."""
+    """X^0 .. X^T, [M, d] each: X^t_1 = P(h(<bot>)), X^t_{i+1} = P(h^{t-1}_i).
+
+    With residual updates, these are added to X^{t-1}.
+    """
     bot, blank = reasoner.special_tokens["bot"][None], reasoner.special_tokens["latent"][None]
     trajectory = [blank.repeat(latents, 1)]
     for _ in range(passes):
         seen = run(reasoner, torch.cat((question, bot, trajectory[-1]))).last
         # state of <bot> and of latents 1 .. M-1 become latents 1 .. M
         before = seen[len(question) : len(question) + latents]
-        trajectory.append(reasoner.projection(before))
+        update = reasoner.projection(before)
+        adds = reasoner.recipe.latent_update == "residual"
+        trajectory.append(trajectory[-1] + update if adds else update)
     return trajectory
 
 
@@ -160,7 +167,7 @@ def looped_inputs(reasoner: Reasoner, question: Tensor, latents: int, loops: int
 def all_passes(reasoner: Reasoner, question: Tensor) -> list[Tensor]:
     """Inputs of the latents in every pass, by the recipe's method at the end of its stages."""
     recipe, method = reasoner.recipe, reasoner.recipe.method
-    if method in ("codi", "coconut"):
+    if method in ("codi", "coconut", "mux", "simcot"):
         return [sequential_inputs(reasoner, question, recipe.num_latents)]
     think = looped_inputs if method == "lotus" else jacobi_inputs
     return think(reasoner, question, recipe.num_latents, recipe.num_iterations)
@@ -313,14 +320,57 @@ def cross_entropy(rows: list[tuple[Tensor, list[int]]]) -> Tensor:
 # -- a whole training step -----------------------------------------------------------------------
 
 
-def step(reasoner: Reasoner, rows: list, stage: int | None = None) -> dict[str, Tensor]:
+def step(
+    reasoner: Reasoner, rows: list, stage: int | None = None, spans: list | None = None
+) -> dict[str, Tensor]:
     """Loss and terms of the recipe's method over encoded rows.
 
     `stage`: tokens removed (icot), stage (coconut) or blocks (lotus); None is the end.
+    `spans[row][latent]`: the tokens that a latent stands for (mux), since they are drawn.
     """
-    return {
+    written_out = {
         "cot": _cot, "no_cot": _icot, "icot": _icot, "coconut": _coconut, "lotus": _lotus,
-    }.get(reasoner.recipe.method, _distilled)(reasoner, rows, stage)  # fmt: skip
+    }.get(reasoner.recipe.method, _distilled)  # fmt: skip
+    terms = written_out(reasoner, rows, stage)
+    seen = terms.pop("seen", None)
+    if spans is not None:
+        terms["multiplex"] = _multiplex(reasoner, rows, seen, spans)
+        terms["loss"] = terms["loss"] + reasoner.recipe.multiplex.weight * terms["multiplex"]
+    return terms
+
+
+def _multiplex(reasoner: Reasoner, rows: list, seen: list[Run], spans: list) -> Tensor:
+    """Mean over all latents with a span of KL(q || softmax(W x / tau))."""
+    settings, gaps = reasoner.recipe.multiplex, []
+    for row, one, of_row in zip(rows, seen, spans, strict=True):
+        for i, tokens in enumerate(of_row):
+            q = torch.zeros(one.scores.shape[-1])
+            for j, token in enumerate(tokens):
+                q[token] += settings.decay**j
+            q = q / sum(settings.decay**j for j in range(len(tokens)))
+            at = len(row.question) + 1 + i - (settings.target == "slot")
+            p = (one.scores[at] / settings.tau).softmax(-1)
+            real = q > 0
+            gaps.append((q[real] * (q[real] / p[real]).log()).sum())
+    return torch.stack(gaps).mean() if gaps else torch.zeros(())
+
+
+def _decoded(reasoner: Reasoner, rows: list, latents: list[Tensor]) -> Tensor:
+    """Mean over latents of the mean CE of their steps, written after the latent by the decoder."""
+    decoder = reasoner.training_modules["decoder"]
+    decoder.set_attn_implementation("textbook")
+    most, eos, found = reasoner.recipe.num_latents, reasoner.tokenizer.eos_token_id, {}
+    for row, inputs in zip(rows, latents, strict=True):
+        steps: dict[int, list[int]] = {}
+        for token, number in zip(row.steps, row.step_of, strict=True):
+            steps.setdefault(min(number, most - 1), []).append(token)
+        for i, tokens in steps.items():
+            embeds = torch.cat((inputs[i : i + 1], token_embeds(reasoner, tokens)))
+            # A cache of its own would drop what is outside of a sliding window.
+            out = decoder.base_model(inputs_embeds=embeds[None], past_key_values=DynamicCache())
+            scores = reasoner.logits(out.last_hidden_state[0])
+            found.setdefault(i, []).append((scores, [*tokens, eos]))
+    return torch.stack([cross_entropy(one) for one in found.values()]).mean()
 
 
 def _written(reasoner: Reasoner, row, steps: list[int]) -> tuple[Run, tuple]:
@@ -405,19 +455,21 @@ def _lotus(reasoner: Reasoner, rows: list, stage: int | None) -> dict[str, Tenso
         terms |= _kv_terms(reasoner, taught, students, blocks_of, width) if now else nothing
         loss = loss + recipe.teacher_ce_weight * terms["teacher_ce"]
         loss = loss + recipe.kv.weight * terms["kv"]
-    return {"loss": loss, **terms}
+    return {"loss": loss, **terms, "seen": [one[-1] for one in students]}
 
 
 def _distilled(reasoner: Reasoner, rows: list, stage: None) -> dict[str, Tensor]:
     recipe, colon = reasoner.recipe, len(reasoner.encoder.prompt) - 1  # of the answer segment
     teacher_ce, answer_ce, readout, taught = [], [], [], []
     M, student_colon, teacher_colon, students = recipe.num_latents, [], [], []
+    latents = []
     for row in rows:
         whole, labels = _written(reasoner, row, row.steps)
         teacher_ce.append(labels)
         q, c, a = len(row.question), len(row.steps), len(row.answer)
         taught.append((whole, q, c, a))
         passes = all_passes(reasoner, token_embeds(reasoner, row.question))
+        latents.append(passes[-1])
         seen = [_after_latents(reasoner, row, inputs, []) for inputs in passes]
         students.append([one for one, _ in seen])
         answer_ce.append(seen[-1][1])
@@ -443,7 +495,10 @@ def _distilled(reasoner: Reasoner, rows: list, stage: None) -> dict[str, Tensor]
         if recipe.latent_readout.weight:
             terms["readout"] = cross_entropy(readout)
             loss = loss + recipe.latent_readout.weight * terms["readout"]
-    return {"loss": loss, **terms}
+    if recipe.method == "simcot":
+        terms["step_ce"] = _decoded(reasoner, rows, latents)
+        loss = loss + reasoner.method.options.step_weight * terms["step_ce"]
+    return {"loss": loss, **terms, "seen": [one[-1] for one in students]}
 
 
 def _kv_terms(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reference import generate, prefix, step, to_textbook
 from refusals import refused
 from rich.console import Console
-from test_step import assert_same_gradients, assert_same_terms, gradients
+from test_step import assert_same_gradients, assert_same_terms, gradients, spans_of
 from tiny import batch, example, reasoner, stepped
 
 import kava.training.callbacks
@@ -142,7 +142,7 @@ def compare(thinker, stage, epoch):
     slow = to_textbook(copy.deepcopy(thinker))
     data = thinker.apply_stage(batch(thinker, EXAMPLES), epoch)
     ours = thinker(counts=thinker.method.counts(data), **data)
-    theirs = step(slow, [thinker.encoder.row(e) for e in EXAMPLES], stage)
+    theirs = step(slow, [thinker.encoder.row(e) for e in EXAMPLES], stage, spans_of(data))
     assert_same_terms(ours, theirs)
     assert_same_gradients(gradients(thinker, ours["loss"]), gradients(slow, theirs["loss"]))
 
@@ -214,7 +214,7 @@ LOTUS = {"num_latents": 9, "kv": {"weight": 0.0}}
 WAYS = {
     "paper": {},
     "L_KV": {"kv": {"weight": 0.5, "loss": "l1"}},
-    "more loops than blocks": {"num_iterations": 6},
+    "more loops than blocks": {"num_iterations": 6, "multiplex": {"weight": 0.7}},
     "fewer loops than blocks": {"num_iterations": 2},
     "the file for 1B": {
         "latent_readout": {"weight": 0.3, "width": 3, "target": "slot"},

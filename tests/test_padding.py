@@ -51,9 +51,17 @@ def supervised_rows(thinker, data):
         return [data["left"]["teacher_rows"], data["readout_rows"], data["teacher_rows"]]
     if method in ("cot", "icot", "coconut"):
         return [data["teacher_rows"]]
-    return (
+    rows = (
         [data["answer_rows"]] if method == "no_cot" else [data["answer_rows"], data["teacher_rows"]]
     )
+    if method == "mux":
+        rows.append(data["spans_rows"])
+    if method == "simcot":
+        of, mask = data["decoder_latents"], data["decoder_mask"]
+        for i in range(thinker.recipe.num_latents):
+            which = (mask & (of == i)[:, None]).nonzero(as_tuple=True)[0]
+            rows.append(data["decoder_rows"][which])
+    return rows
 
 
 def label_logits(thinker, data, row):

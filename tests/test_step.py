@@ -51,6 +51,18 @@ CASES = {
         "kv": {"weight": 1.0, "answer": True, "projection": "linear_layernorm",
                "reduction": "row", "supervise": "all"},
     },
+    "mux": {"method": "mux", "num_latents": 3, "codi": {"weight": 0.7}},
+    "mux, everything set": {
+        "method": "mux", "num_latents": 3, "codi": {"weight": 0.0},
+        "multiplex": {"weight": 0.8, "tau": 0.6, "decay": 0.5, "target": "own"},
+    },
+    "simcot": {"method": "simcot", "num_latents": 2, "codi": {"weight": 0.7}},
+    "lotus with the loss of MUX": {
+        "method": "lotus", **LOTUS, "multiplex": {"weight": 0.7, "tau": 2.0},
+    },
+    "kava with the loss of MUX, residual": {
+        "multiplex": {"weight": 0.7}, "latent_update": "residual", "num_iterations": 3,
+    },
     "kava, sums": {
         "latent_readout": {"weight": 0.4, "target": "slot"},
         "kv": {"weight": 0.1, "answer": True, "keys": "pre_rope", "projection": "linear",
@@ -100,10 +112,24 @@ def assert_same_terms(ours, theirs):
         torch.testing.assert_close(ours[name], expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def spans_of(data):
+    """The tokens of each latent's span by row, None where the loss of MUX is not used."""
+    if "spans_rows" not in data:
+        return None
+    found = [[] for _ in data["ids"]]
+    for n, row in enumerate(data["spans_rows"].tolist()):
+        assert data["spans_latents"][n] == len(found[row])  # the first latents, in order
+        found[row].append(data["spans_ids"][data["spans_of"] == n].tolist())
+    return found
+
+
 def assert_equals_reference(thinker):
+    thinker.prepare_training()
     slow = to_textbook(copy.deepcopy(thinker))
     rows = [thinker.encoder.row(e) for e in EXAMPLES]
-    ours, theirs = thinker(**batch(thinker, EXAMPLES)), step(slow, rows)
+    data = thinker.apply_stage(batch(thinker, EXAMPLES))
+    ours = thinker(counts=thinker.method.counts(data), **data)
+    theirs = step(slow, rows, spans=spans_of(data))
     assert_same_terms(ours, theirs)
     assert_same_gradients(gradients(thinker, ours["loss"]), gradients(slow, theirs["loss"]))
 
@@ -125,7 +151,7 @@ def test_loss_terms_and_gradients_equal_the_slow_reference(family, case):
 @pytest.mark.parametrize("logits", (2**26, 60), ids=("all_labels", "labels_in_parts"))
 @pytest.mark.parametrize("family,case", [
     ("llama", "cot"), ("llama", "no_cot"), ("llama", "pccot"), ("llama", "lotus"),
-    ("llama", "kava, every pass"), ("gemma2", "kava"),
+    ("llama", "simcot"), ("llama", "kava, every pass"), ("gemma2", "kava"),
 ])  # fmt: skip
 def test_the_same_with_an_adapter(family, case, logits, monkeypatch):
     monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", logits)
@@ -149,7 +175,10 @@ def test_every_method_that_exists_is_compared(method):
 def split(thinker):
     """Counts of the whole batch, and its two unequal micro-batches."""
     whole = thinker.apply_stage(batch(thinker, EXAMPLES))
-    parts = [thinker.apply_stage(batch(thinker, part)) for part in (EXAMPLES[:1], EXAMPLES[1:])]
+    parts = [
+        thinker.apply_stage(batch(thinker, part), draw=draw)
+        for draw, part in ((0, EXAMPLES[:1]), (1, EXAMPLES[1:]))
+    ]
     counts, count = thinker.method.counts(whole), thinker.method.counts
     assert counts == {name: sum(count(part)[name] for part in parts) for name in counts}
     return whole, parts, counts
@@ -168,7 +197,9 @@ def accumulated(thinker):
     return (terms, at_once), ({k: sum(t[k] for t in per_part) for k in terms}, added)
 
 
-@pytest.mark.parametrize("case", ("cot", "no_cot", "icot", "coconut", "lotus"))
+@pytest.mark.parametrize(
+    "case", ("cot", "no_cot", "icot", "coconut", "lotus", "mux, everything set")
+)
 def test_accumulated_equals_whole(case):
     (terms, whole), (sums, added) = accumulated(reasoner(**CASES[case]))
     assert_same_terms(sums, terms)
@@ -179,6 +210,7 @@ def test_accumulated_equals_whole(case):
     "case",
     (
         "codi",
+        "simcot",
         "pccot",
         "lotus with L_KV",
         "kava",

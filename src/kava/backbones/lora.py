@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from types import MethodType
 from typing import cast
@@ -97,6 +98,22 @@ def base_model(model: PeftModel | PreTrainedModel) -> PreTrainedModel:
     if isinstance(model, PeftModel):
         return cast(PreTrainedModel, model.get_base_model())
     return model
+
+
+def copy_of_layers(model: PeftModel | PreTrainedModel) -> PreTrainedModel:
+    """Return a copy of a language model without its adapter, embeddings and head.
+
+    It takes input embeddings. All its weights are trained, and therefore in fp32.
+    """
+    lm = base_model(model)
+    tables = (lm.get_input_embeddings(), cast(nn.Module, lm.get_output_embeddings()))
+    shared = {id(weight): weight for table in tables for weight in table.parameters()}
+    copied = copy.deepcopy(model, shared)  # the large tables are not copied, and dropped below
+    if isinstance(copied, PeftModel):
+        copied = cast(PreTrainedModel, copied.unload())
+    copied.set_input_embeddings(nn.Identity())
+    copied.set_output_embeddings(nn.Identity())
+    return copied.float().requires_grad_(True)
 
 
 def backbone_parameters(model: PeftModel | PreTrainedModel) -> list[nn.Parameter]:

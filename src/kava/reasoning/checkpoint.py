@@ -350,7 +350,9 @@ def load_added(reasoner: ReasonerBase, folder: Path, exported: bool = False) -> 
         exported: whether the folder is one of `kava.reasoning.export`.
     """
     file = folder / "kava.safetensors"
-    own = _read(file) if not exported else _read_exported(folder)
+    own = _read_exported(folder) if exported else _read(file)
+    if not reasoner.training_modules:  # a checkpoint of a training, opened for something else
+        own = {k: v for k, v in own.items() if not k.startswith("training_modules.")}
     fill(own_weights(reasoner), own, str(folder if exported else file))
     if reasoner.recipe.adapter == "lora":
         file = folder / "adapter" / "adapter_model.safetensors"
@@ -360,10 +362,13 @@ def load_added(reasoner: ReasonerBase, folder: Path, exported: bool = False) -> 
 
 
 def own_weights(reasoner: ReasonerBase) -> dict[str, Tensor]:
-    """Return the special-token embeddings, the projection and the method's own weights by name."""
+    """Return the special-token embeddings, the projection and the method's own weights by name.
+
+    During a training, these include the weights that only the loss needs.
+    """
     return {
         f"{part}.{name}": weight.detach()
-        for part in ("special_tokens", "projection", "method_modules")
+        for part in ("special_tokens", "projection", "method_modules", "training_modules")
         for name, weight in getattr(reasoner, part).state_dict().items()
     }
 

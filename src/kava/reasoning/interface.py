@@ -42,6 +42,8 @@ class ReasonerBase(nn.Module):
     method: Any
     #: The modules that only the method has.
     method_modules: nn.ModuleDict
+    #: The modules that only the method's loss needs; there are none outside of a training.
+    training_modules: nn.ModuleDict
     #: Projection P from the hidden state of a latent to the input of the next latent.
     projection: nn.Module
     #: The language model, or the peft model that wraps it.

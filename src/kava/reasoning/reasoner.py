@@ -62,6 +62,8 @@ class Reasoner(ReasonerBase):
         self.projection = Projection(kind, size, recipe.projection_dim, scale)
         self.method.check(self)
         self.method_modules = self.method.modules(self)
+        #: Modules of the loss alone; empty except during a training (`prepare_training`).
+        self.training_modules = nn.ModuleDict()
         self.to(self.lm.device)
 
     @classmethod
@@ -208,6 +210,12 @@ class Reasoner(ReasonerBase):
 
     # -- training --------------------------------------------------------------------------------
 
+    def prepare_training(self) -> None:
+        """Build the modules that only the loss of the method needs, unless they exist already."""
+        if not self.training_modules:
+            for name, module in self.method.training_modules(self).items():
+                self.training_modules[name] = module.to(self.device)
+
     def forward(self, counts: dict[str, Tensor] | None = None, **batch: Any) -> dict[str, Tensor]:
         """Run a training step of the recipe's method; return `loss` and its terms as scalars.
 
@@ -217,6 +225,7 @@ class Reasoner(ReasonerBase):
                 after the last stage of the method's curriculum.
             batch: see `kava.reasoning.batching.collate`.
         """
+        self.prepare_training()
         if counts is None:
             batch = self.apply_stage(batch)
             counts = self.method.counts(batch)

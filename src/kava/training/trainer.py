@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
@@ -373,7 +373,10 @@ def train(
     reasoner.method.check_rows(rows)
     check_steps(reasoner, examples, rows, progress.console)
     check_lengths(reasoner, rows, progress.console)
-    layerwise.enable(reasoner.lm, recipe.train.gradient_checkpointing, recipe.train.compile)
+    reasoner.prepare_training()
+    for model in (reasoner.lm, *reasoner.training_modules.values()):
+        if isinstance(model, PreTrainedModel):
+            layerwise.enable(model, recipe.train.gradient_checkpointing, recipe.train.compile)
     start = distributed.from_main_rank(lambda: last_checkpoint(run)) if resume else None
     if start:
         checkpoint.load_weights(reasoner, start)
@@ -401,6 +404,7 @@ def train(
         if validation and trainer.validated_at != trainer.state.global_step:
             trainer.evaluate()
     seconds = time.perf_counter() - begin - trainer.seconds_in_validation
+    reasoner.training_modules.clear()
     reasoner.eval()
     resumed = {"resumed_from": int(start.rpartition("-")[2])} if start else {}
     return {

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kava.reasoning.interface import ReasonerProtocol
+from kava.reasoning.interface import ReasonerBase
 from kava.shapes import Bool, Float, Int, Num
 
 
@@ -95,7 +95,7 @@ def cut_into_spans(
 
 
 def multiplex_loss(
-    reasoner: ReasonerProtocol,
+    reasoner: ReasonerBase,
     hidden: Float[Tensor, "spans hidden"],
     spans: Spans,
     tau: float,

@@ -89,7 +89,7 @@ class Method(ABC):
         """Return the modules that only this method has; they are trained and saved as well."""
         return nn.ModuleDict()
 
-    def training_modules(self, reasoner: ReasonerProtocol) -> nn.ModuleDict:
+    def training_modules(self, reasoner: ReasonerBase) -> nn.ModuleDict:
         """Return the modules that only the loss of this method needs.
 
         They are trained, and saved in the checkpoints from which a training is resumed, but not in

@@ -7,7 +7,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from kava.reasoning.interface import ReasonerProtocol
+from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.losses.multiplex import Spans, cut_into_spans, multiplex_loss, random_cuts
 from kava.reasoning.methods._base import Batch, Terms, Uniform
 from kava.reasoning.methods._readout import states_read
@@ -52,7 +52,7 @@ class Multiplex:
         return batch["spans_rows"].numel() if self.used else 0
 
     def terms(
-        self, reasoner: ReasonerProtocol, batch: Batch, counts: Terms, state: LatentState
+        self, reasoner: ReasonerBase, batch: Batch, counts: Terms, state: LatentState
     ) -> tuple[Terms, Tensor | float]:
         """Return the loss term `multiplex`, and its weighted value; nothing and 0 if not used.
 
