@@ -18,7 +18,9 @@ from kava.sweeps import recipes
 from tools import paper
 
 SETTINGS = [f"{b}_{d}" for b in ("llama1b", "llama3b", "qwen05b") for d in ("aug", "aug_nl")]
-METHODS = ["coconut", "codi", "cot", "icot", "kava", "lotus", "no_cot", "pccot"]
+METHODS = [
+    "coconut", "codi", "cot", "icot", "kava", "lotus", "mux", "no_cot", "pccot", "simcot",
+]  # fmt: skip
 FULL = {"adapter": "full", "train": {"micro_batch_size": 8}}
 ABLATIONS = {  # the recipe that it extends, and what differs
     "without_codi": ("kava", {"codi": {"weight": 0}}),
@@ -50,7 +52,7 @@ def said(command, *arguments):
     return console.file.getvalue(), result
 
 
-def test_six_settings_by_eight_methods_are_there():
+def test_six_settings_by_ten_methods_are_there():
     assert set(METHODS) <= set(registry.names("methods"))
     wanted = {
         f"recipes/{setting}/{method}.yaml": method for setting in SETTINGS for method in METHODS
