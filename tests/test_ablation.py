@@ -346,7 +346,7 @@ def test_chance_is_what_other_questions_answers_score():
         100 * sum(a == b for a, b in others) / len(others), abs=0.01
     )
     assert level["most_frequent"] == 50
-    # By the headline nothing is right where the answer holds no number.
+    # By the headline nothing is right where the answer is no number.
     worded = [example(3, 0, i, gold) for i, gold in enumerate(("yes", "yes", "4", "4"))]
     hits = [numeric("The answer is: yes", one.answer) for one in worded]
     assert not any(hits) and ablation.chance(worded) == {
@@ -410,7 +410,7 @@ def test_without_json_the_table_is_shown_and_the_run_folder_gets_it(run, capsys)
     assert [line.split()[0] for line in said.splitlines()[2:8]] == ["as", *list(INTERVENTIONS)[1:]]
     assert "by chance" in said and str(run) in said.replace("\n", "")
     assert (run / "ablation.json").is_file()
-    assert "hold no number" not in said
+    assert "not plain numbers" not in said
     with refused("evaluation.other-task", "synthetic") as told:
         other = Task("other", 1, "test", EXAMPLES, "made up")
         ablation.ablate_task(reasoner(), other, run)
@@ -422,7 +422,7 @@ def test_answers_without_a_number_are_said_below_the_table(run, tmp_path, capsys
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command("ablate", run, "--task", "rows", "--file", tmp_path / "own.jsonl", "-o", tmp_path)
     said = " ".join(capsys.readouterr().out.split())
-    assert "2 of 2 right answers hold no number, such as 'yes'" in said
+    assert "2 of 2 right answers are not plain numbers, such as 'yes'" in said
 
 
 def test_bad_input_says_what_would_be_right(run, tmp_path):

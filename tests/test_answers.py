@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
+from kava.data.answers import canonical, read_answer, read_number
 from kava.evaluation import symbolic
 from kava.evaluation.answers import (
     RULES,
@@ -21,7 +23,6 @@ from kava.evaluation.answers import (
     math_verify,
     note_on_unreadable_golds,
     numeric,
-    read_number,
     score,
 )
 
@@ -74,7 +75,7 @@ def test_read_number(text, number):
     assert read_number(text) == number
 
 
-@pytest.mark.parametrize("text", ["", "none", "1/0", "1e99999", "9" * 5000, "-", "$", ".", "٣"])
+@pytest.mark.parametrize("text", ["", "none", "1/0", "1e99999", "9" * 5000, "-", "$", "."])
 def test_no_number(text):
     assert read_number(text) is None
     assert not any(score(f"The answer is: {text}", "1", OF_OURS).values())
@@ -113,13 +114,103 @@ def test_right_answers_without_a_number_are_said():
         note_on_unreadable_golds(["18", "-.5", "2/5", "5 eggs"]) is None
         and note_on_unreadable_golds([]) is None
     )
-    assert note_on_unreadable_golds(["18", "yes", "no", "4"]) == (
-        "2 of 4 right answers hold no number, such as 'yes': by 'numeric', the headline, nothing "
-        "is right there; 'string' compares texts"
+    note = note_on_unreadable_golds(["18", "yes", "no", "4", "yes", r"\frac{1}{2}", "0,5"])
+    assert note.startswith("5 of 7 ") and "'yes' and 'no'" in note and "'numeric'" in note
+    assert (
+        "'math_verify' reads 1 " in note and "'string' compares 3 " in note and " 1 other" in note
     )
     assert score("The answer is: yes", "yes", OF_OURS) == {
         "numeric": False, "last_number": False, "string": True
     }  # fmt: skip
+
+
+F = Fraction
+GOLDS = {
+    "number": {
+        "18": 18, "18.": 18, "-7": -7, "−7": -7, "+5": 5, ".5": F(1, 2), "2/5": F(2, 5),
+        "1.5e3": 1500, "$1,234.50": F(2469, 2), "-$5": -5, "$-5": -5, "50%": 50, r"18\%": 18,
+        "5 eggs": 5, "18eggs": 18, "5 km/h": 5, "12 m^2": 12, "12 cm²": 12, "$5 per hour": 5,
+        "1,234": 1234, "12,34,567": 1234567, "1 234": 1234, "1\u202f234": 1234, "9\u00a0500": 9500,
+        "1'234": 1234, "1’234": 1234, "9{,}500": 9500, r"9,\!500": 9500, r"9\,500": 9500,
+        "1.234.567": 1234567, "١٨": 18, "１８": 18, "१८": 18, "١٬٢٣٤٫٥": F(2469, 2),
+        "3 1/2": F(7, 2), "3½": F(7, 2), "½": F(1, 2), "3 1/2 cups": F(7, 2), "Rs. 500": 500,
+        "$18$": 18, r"\(18\)": 18, r"\[18\]": 18, r"\boxed{18}": 18, r"$\boxed{-18}$.": -18,
+        r"18\text{ cm}": 18, r"5\ \text{meters}": 5, r"90^{\circ}": 90, r"90^\circ": 90,
+        "**18**": 18,
+    },
+    "expression": [
+        r"\frac{1}{2}", r"\dfrac12", r"$\frac{1}{2}$", r"2\sqrt{3}", r"\sqrt{2}", "√2", "2^{10}",
+        "10^5", "x²", "(1,2)", r"\left(3, \frac{\pi}{2}\right)", "[0,1)", r"\{1,2\}", "x = 5", "5x",
+        r"2\pi", "10-5=5", "7-18", "1, 2", "1,2,3", "5!", "2×3", r"3 \times 10^5", "sin(5)",
+    ],
+    "words": [
+        "yes", "Monday", "C", "(C)", "True", r"\text{even}", r"\text{(C)}", "twenty-five", "3:30",
+        "3:30 pm", "5 p.m.", "5 am", "3:4", "2024-01-05", "12/05/2023", "5 million", "2 dozen",
+        "about 5", "June 5", "5 and a half", "5 apples and 6 pears", "5 or 6", "18 of the 20 eggs",
+    ],
+    "unreadable": [
+        "", "0,5", "12,34", "1,2345", "1.234,5", "1/0", "3 5/2", "- 5", "1 2", "1e9999", "9" * 1200,
+        "16-3-4 = 9\n#### 18", "The answer is: 18",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GOLDS)
+def test_what_a_right_answer_is(kind):
+    golds = GOLDS[kind]
+    values = golds if isinstance(golds, dict) else dict.fromkeys(golds)
+    for gold, value in values.items():
+        assert (read_answer(gold).kind, read_answer(gold).value) == (kind, value), gold
+
+
+@pytest.mark.parametrize("kind", [kind for kind in GOLDS if kind != "number"])
+def test_what_is_not_a_number_is_never_compared_by_a_part(kind):
+    for gold in GOLDS[kind]:
+        for part in [gold, *re.findall(r"[0-9]+", gold[:40])]:
+            said = score(f"The answer is: {part}", gold, ("numeric", "last_number"))
+            assert said == {"numeric": False, "last_number": False}, (gold, part)
+
+
+def test_every_way_to_write_a_number_is_read_in_a_prediction_too():
+    for gold, value in GOLDS["number"].items():
+        assert numeric(f"The answer is: {gold}", gold), gold
+        assert numeric(f"#### {value}", gold) and not numeric(f"#### {value + 1}", gold), gold
+
+
+BY_MATH_VERIFY = (
+    (r"\frac{1}{2}", r"\frac{1}{2}", r"\frac{1}{3}"),
+    (r"2\sqrt{3}", r"2\sqrt{3}", r"2\sqrt{2}"),
+    ("2^{10}", "1024", "2"),
+    ("(1,2)", "(1, 2)", "(1, 3)"),
+    ("2", "2", r"2\sqrt{3}"),
+    ("9{,}500", "9{,}500", "9"),
+)
+
+
+@pytest.mark.parametrize(("gold", "right", "wrong"), BY_MATH_VERIFY)
+def test_math_verify_reads_an_expression_as_a_whole(gold, right, wrong):
+    for marker in ("The answer is:", "####"):
+        assert math_verify(f"{marker} {right}", gold)
+        assert not math_verify(f"{marker} {wrong}", gold)
+
+
+def test_canonical_form():
+    changed = {"1,234": "1234", "1\u202f234": "1234", "9{,}500": "9500", "-1'234.5": "-1234.5",
+               "１８": "18", "١٨": "18"}  # fmt: skip
+    for text in (
+        "18",
+        "18.0",
+        ".5",
+        "12,34",
+        "0,5",
+        "$1,234",
+        "5 eggs",
+        "3:30",
+        "½",
+        r"\boxed{18}",
+    ):
+        changed[text] = text
+    assert {text: canonical(text) for text in changed} == changed
 
 
 SIGNS = st.sampled_from(["", "$", "€", "£ "])
@@ -376,14 +467,15 @@ def test_a_broken_installation_is_an_error_and_not_a_wrong_answer(tmp_path, monk
 
 
 def table_rows():
-    rows = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    part = DOCS.read_text(encoding="utf-8").partition("## Examples")[2].partition("\n## ")[0]
+    rows = [line for line in part.splitlines() if line[:1] == "|"]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
 
 
 def test_the_table_of_the_docs_is_what_the_rules_say():
     heading, _, *rows = table_rows()
     assert heading == ["text", "right answer", *(f"`{rule}`" for rule in RULES)]
-    assert len({tuple(row) for row in rows}) == len(rows) == 29
+    assert len({tuple(row) for row in rows}) == len(rows) == 39
     for written, gold, *cells in rows:
         text = written.strip("`").replace(" ↵ ", "\n")
         said = score(text, gold.strip("`"))
@@ -399,4 +491,5 @@ def test_every_real_answer_is_a_number():
     unread = [r["id"] for r in rows if not RULES["numeric"](f"#### {r['answer']}", r["answer"])]
     assert unread == [] and len(rows) > 20_000
     # Nothing of an answer is left unread: it equals what Python makes of the whole text.
-    assert all(read_number(r["answer"]) == Fraction(r["answer"]) for r in rows)
+    assert all(read_answer(r["answer"]).value == Fraction(r["answer"]) for r in rows)
+    assert all(canonical(r["answer"]) == r["answer"] for r in rows)

@@ -318,7 +318,7 @@ def test_eval_says_how_many_right_answers_the_headline_cannot_read(tmp_path, kav
     rows.write_text("".join(json.dumps(row) + "\n" for row in asked))
     status, said = kava("eval", TRAINED, "--task", "rows", "--file", rows, "-o", tmp_path / "out")
     assert status == 0, said
-    assert "1 of 2 right answers hold no number, such as 'yes'" in said.out
+    assert "1 of 2 right answers are not plain numbers, such as 'yes'" in said.out
 
 
 def test_eval_scores_several_local_files_with_one_model(tmp_path, kava):

@@ -145,6 +145,13 @@ def test_a_folder_that_is_taken_and_nothing_to_resume(backbone, tmp_path):
         model.train_on(ROWS, output=tmp_path / "run", resume=True, quiet=True)
 
 
+def test_a_validation_without_numbers_is_said(backbone, capsys):
+    worded = [Example("v", "Is it so?", (), "yes"), Example("w", "How many?", (), "3")]
+    Reasoner.build(recipe(backbone)).train_on(ROWS, validation=worded)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "data.validation: 1 of 2 right answers are not plain numbers, such as 'yes'" in said
+
+
 @pytest.mark.parametrize("every", (None, 1, 2, 3, 5))
 def test_the_last_step_is_validated_once(backbone, tmp_path, every):
     settings = {"eval": {"max_new_tokens": 2, "every": every}}

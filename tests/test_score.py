@@ -77,10 +77,8 @@ def test_right_answers_without_a_number_are_counted(tmp_path):
     file = write(tmp_path / "p.jsonl", texts)
     told = json.loads(run(file, "--data", data, "--json"))
     assert told["correct"]["numeric"] == 1 and told["correct"]["string"] == 2
-    assert told["note"].startswith(
-        "2 of 3 right answers hold no number, such as 'yes': by 'numeric'"
-    )
-    assert "2 of 3 right answers hold no number" in run(file, "--data", data)
+    assert told["note"].startswith("2 of 3 right answers are not plain numbers, such as 'yes' and")
+    assert "2 of 3 right answers are not plain numbers" in run(file, "--data", data)
 
 
 def changed(rows, index, **fields):

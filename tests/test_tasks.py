@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from refusals import refused
 from tiny import Table
 
-from kava.data.files import plain_number
+from kava.data.answers import plain_number
 from kava.data.tasks import load_task, read_options
 from kava.recipe import registry
 

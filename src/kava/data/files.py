@@ -12,13 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from kava.data.answers import canonical, plain_number
 from kava.errors import KavaError, first_line
 from kava.system.text import check_text
 from kava.types import Example
 
 Row = tuple[str, dict[str, Any]]  # location for error messages; fields
-
-_THOUSANDS = re.compile(r"[-+]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]*)?")
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -147,18 +146,6 @@ def _check_field(row: dict[str, Any], field: str, where: str, told: str | None =
         )
 
 
-def plain_number(value: Decimal) -> str:
-    """Write a number exactly, in digits only: 2e-05 is `0.00002`, 18.0 is `18`, 2.50 stays `2.50`.
-
-    A number with a thousand digits or more, which only hostile data contains, keeps its exponent.
-    """
-    if not value.is_finite() or abs(value.adjusted()) > 999:
-        return str(value)
-    if value == value.to_integral_value():
-        return str(int(value))
-    return f"{value:f}"
-
-
 def _answer(value: Any, where: str) -> str:
     if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
         return plain_number(Decimal(value))
@@ -170,8 +157,7 @@ def _answer(value: Any, where: str) -> str:
             code="data.bad-field",
             key="answer",
         )
-    value = value.strip()
-    return value.replace(",", "") if _THOUSANDS.fullmatch(value) else value
+    return canonical(value.strip())
 
 
 def _text(value: Any) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kava.backbones import rope
+from kava.data.answers import read_answer
 from kava.data.tasks import Task
 from kava.errors import KavaError
 from kava.evaluation import paired
@@ -22,7 +23,6 @@ from kava.evaluation.answers import (
     RULES,
     note_on_unreadable_golds,
     percent,
-    read_number,
     standard_error,
 )
 from kava.evaluation.interventions import (
@@ -179,7 +179,7 @@ def chance(examples: Sequence[Example]) -> dict[str, float]:
     other_question: always give the correct answer to another question, drawn from all the others.
     most_frequent: always give the answer that is correct most often.
     """
-    numbers = (read_number(example.answer) for example in examples)
+    numbers = (read_answer(example.answer).value for example in examples)
     counts = Counter(number for number in numbers if number is not None).values()
     n = len(examples)
     alike = sum(count * (count - 1) for count in counts)

@@ -10,61 +10,41 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
-from kava.data.files import plain_number
+from kava.data.answers import canonical, plain_number, read_answer, read_number
 from kava.evaluation import symbolic
+from kava.system.text import format_count
 
 _MARKER = re.compile(r"the\s+answer\s+is\s*:|####", re.IGNORECASE)
-_UNSIGNED = r"(?:[0-9]+(?:,[0-9]+)*(?:\.[0-9]*)?|\.[0-9]+)"
-# Includes hyphens and the en dash, which editors insert in place of a minus.
-_MINUS = r"(?<![\w)])[-−\u2010-\u2013]"
-_NUMBER = re.compile(
-    rf"(?P<sign>{_MINUS})?(?:\\?[$€£¥]\s?)?(?P<inner>{_MINUS})?"
-    rf"(?P<above>{_UNSIGNED}(?:[eE](?P<power>[-+]?[0-9]+))?)"
-    rf"(?:\s?/\s?(?P<below>{_UNSIGNED}))?"
-)
 _CODI_NUMBER = re.compile(r"-?\d+\.?\d*")
-# Beyond these limits a number is noise from a rambling model, and exact arithmetic is slow.
-_LONGEST, _HIGHEST_POWER = 1000, 999
-
-
-def read_number(text: str) -> Fraction | None:
-    """Return the first number in `text` as an exact fraction, or None.
-
-    It reads decimals (`.5`, `5.`), fractions (`2/5`), powers (`1.2e-06`) and a minus (`-`, `−`, a
-    hyphen or en dash; before or after a currency sign). Commas between digits are removed, whatever
-    they group (`1,234`, `12,34`). Currency and percent signs are ignored, so `50%` is 50, as in the
-    answers of GSM8K. A dash that is followed by a blank is not part of the number (`- 5` is 5: an
-    item of a list). For a mixed number, the first number counts (`3 1/2` is 3). The result is None
-    for a division by zero, for more than 1,000 characters, and for powers of ten beyond 999.
-    """
-    match = _NUMBER.search(text)
-    if match is None or len(match.group()) > _LONGEST:
-        return None
-    if match["power"] and abs(int(match["power"])) > _HIGHEST_POWER:
-        return None
-    value = _exact(match["above"])
-    if match["below"]:
-        below = _exact(match["below"])
-        if below == 0:
-            return None
-        value /= below
-    return -value if match["sign"] or match["inner"] else value
+#: LaTeX without `$`, of which math-verify would read the first number.
+_LATEX = re.compile(r"\\[a-zA-Z{]|\^")
 
 
 def note_on_unreadable_golds(golds: Iterable[str]) -> str | None:
-    """Explain how the headline rule treats gold answers without a number; None if all have one."""
+    """Explain how the headline rule treats right answers that are not numbers; None if all are."""
     golds = list(golds)
-    found = [gold for gold in golds if read_number(gold) is None]
-    if not found:
+    kinds = {gold: read_answer(gold).kind for gold in dict.fromkeys(golds)}
+    found = Counter(kinds[gold] for gold in golds)
+    if not (others := len(golds) - found["number"]):
         return None
+    shown = [repr(gold[:40]) for gold, kind in kinds.items() if kind != "number"][:2]
+    readers = (
+        ("expression", "'math_verify' reads", "expression"),
+        ("words", "'string' compares", "text"),
+        ("unreadable", "no rule reads", "other"),
+    )
+    told = [
+        f"{rule} {format_count(found[kind], thing)}" for kind, rule, thing in readers if found[kind]
+    ]
     return (
-        f"{len(found):,} of {len(golds):,} right answers hold no number, such as "
-        f"{found[0][:40]!r}: by '{HEADLINE}', the headline, nothing is right there; 'string' "
-        "compares texts"
+        f"{others:,} of {len(golds):,} right answers are not plain numbers, such as "
+        f"{' and '.join(shown)}; by '{HEADLINE}', the headline, nothing is right there; "
+        + ", ".join(told)
     )
 
 
@@ -86,10 +66,13 @@ def split_at_marker(text: str) -> tuple[str, str | None]:
 
 
 def numeric(text: str, gold: str) -> bool:
-    """Whether the first number after the last marker equals `gold` exactly; no number is wrong."""
-    tail = after_marker(text)
-    number = None if tail is None else read_number(tail)
-    return number is not None and number == read_number(gold)
+    """Whether the number after the last marker equals `gold` exactly.
+
+    If the line after the marker is a number as a whole (`3 1/2`), that is it, otherwise the first
+    number there. No number is wrong, and so is anything if `gold` is not a number (`read_answer`).
+    """
+    value, tail = read_answer(gold).value, after_marker(text)
+    return value is not None and tail is not None and _number_after_marker(tail) == value
 
 
 def last_number(text: str, gold: str) -> bool:
@@ -100,7 +83,7 @@ def last_number(text: str, gold: str) -> bool:
     """
     found = _CODI_NUMBER.findall(text.replace(",", ""))
     number = read_number(found[-1]) if found else None
-    return number is not None and number == read_number(gold)
+    return number is not None and number == read_answer(gold).value
 
 
 def string(text: str, gold: str) -> bool:
@@ -115,9 +98,13 @@ def math_verify(text: str, gold: str) -> bool:
     for an answer (it does not find the 18 of `The answer is:18`, which has no blank). Of a text
     longer than 2,000 characters, it gets the first 2,000 after a marker, or the last 2,000 without
     a marker, cut at a blank. math-verify rounds to 6 decimals and uses the last of several numbers;
-    50 % equals 50. The gold number is first written out (`-.5` as `-0.5`), because math-verify
-    would not read it otherwise.
+    50 % equals 50. The gold number is first written out (`-.5` as `-0.5`), and LaTeX without `$` is
+    put between two, because math-verify would read a part of it otherwise (the 2 of `2\\sqrt{3}`).
+    Words are not compared.
     """
+    kind = read_answer(gold).kind
+    if kind not in ("number", "expression"):
+        return False
     read = after_marker(text)
     if read is None:
         read = text
@@ -125,7 +112,10 @@ def math_verify(text: str, gold: str) -> bool:
             read = read[-symbolic.LONGEST :].partition(" ")[2]
     elif len(read) > symbolic.LONGEST:
         read = read[: symbolic.LONGEST].rpartition(" ")[0]
-    return bool(read) and symbolic.agrees(read, _written_out(gold))
+    if after_marker(text) is not None:
+        read = _for_math_verify(read)
+    gold = _written_out(gold) if kind == "number" else _for_math_verify(gold)
+    return bool(read) and symbolic.agrees(read, gold)
 
 
 HEADLINE = "numeric"
@@ -142,11 +132,28 @@ def score(text: str, gold: str, rules: Sequence[str] = tuple(RULES)) -> dict[str
     return {name: RULES[name](text, gold) for name in rules}
 
 
+def _number_after_marker(tail: str) -> Fraction | None:
+    line = tail.partition("\n")[0].strip()
+    whole = read_answer(line)
+    if whole.kind == "expression" and _LATEX.search(line):
+        return None  # the 2 of \frac{2}{5} is not its value
+    return read_number(tail) if whole.value is None else whole.value
+
+
+def _for_math_verify(text: str) -> str:
+    """Put an expression between `$`, and write a number without separators between thousands."""
+    if "$" not in text and read_answer(text).kind == "expression":
+        return f"${text}$"
+    return canonical(text)
+
+
 def _written_out(gold: str) -> str:
+    """Write a number in digits, or as a fraction; a per cent sign is left to math-verify."""
+    gold = canonical(gold)
     try:
         return plain_number(Decimal(gold))
-    except InvalidOperation:  # a fraction, or not a number
-        return gold
+    except InvalidOperation:  # a fraction, or a number with a unit
+        return gold if "%" in gold else str(read_answer(gold).value)
 
 
 def accuracy_by_rule(correct: Sequence[dict[str, bool]]) -> dict[str, float]:
@@ -169,7 +176,3 @@ def standard_error(hits: int, n: int) -> float:
         return 0.0
     share = hits / n
     return round(100 * math.sqrt(share * (1 - share) / n), 4)
-
-
-def _exact(number: str) -> Fraction:
-    return Fraction(number.replace(",", ""))

@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from kava.backbones import layerwise
 from kava.errors import KavaError, on_one_line, out_of_memory
-from kava.evaluation.answers import HEADLINE
+from kava.evaluation.answers import HEADLINE, note_on_unreadable_golds
 from kava.evaluation.runner import evaluate
 from kava.reasoning import checkpoint
 from kava.reasoning.reasoner import Reasoner
@@ -373,6 +373,8 @@ def train(
     reasoner.method.check_rows(rows)
     check_steps(reasoner, examples, rows, progress.console)
     check_lengths(reasoner, rows, progress.console)
+    if note := note_on_unreadable_golds(example.answer for example in validation):
+        progress.console.print(f"data.validation: {note}", highlight=False, markup=False)
     reasoner.prepare_training()
     for model in (reasoner.lm, *reasoner.training_modules.values()):
         if isinstance(model, PreTrainedModel):

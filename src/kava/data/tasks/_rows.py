@@ -10,7 +10,8 @@ from decimal import Decimal, InvalidOperation
 from itertools import chain
 
 from kava.data import hub_rows
-from kava.data.files import Row, plain_number, read_rows, to_examples
+from kava.data.answers import plain_number
+from kava.data.files import Row, read_rows, to_examples
 from kava.errors import KavaError
 from kava.system import assets
 from kava.types import Example
