@@ -459,7 +459,6 @@ def test_what_is_no_plain_language_model_is_refused_before_its_weights_are_read(
     [
         ({"hidden_size": 33}, "backbones.unusable", "(33)"),
         ({"hidden_act": "zzz"}, "backbones.unusable", "KeyError: 'zzz'"),
-        ({"vocab_size": 400}, "backbones.other-weights", "400, 32"),
         (
             {"quantization_config": {"quant_method": "gptq", "bits": 4}},
             "backbones.unusable",

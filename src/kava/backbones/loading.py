@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from kava.backbones import attention, compatibility, gguf, pretrained
+from kava.backbones import attention, compatibility, gguf, headers, pretrained
+from kava.backbones.encode import PROBES, encode
 from kava.errors import KavaError, on_one_line, out_of_memory
 from kava.recipe.schema import Recipe
 from kava.system import assets, hub
@@ -137,8 +138,11 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             key=str(folder),
         )
     try:
+        stored = headers.read(folder)
+        headers.check_layers(folder, stored)
         config = pretrained.load_config(folder)
         compatibility.check_config(config)
+        headers.check_shapes(folder, stored, config)
         for name, value in _OUTPUTS.items():
             setattr(config, name, value)
         with no_bars(), no_report():
@@ -196,14 +200,15 @@ def load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer; if it has no pad token, EOS is used (padding is always masked).
 
     Raises:
-        KavaError: the tokenizer's files are missing, or can only be read by code of the folder. For
-            some families, transformers creates a tokenizer without a vocabulary if files are
-            missing; every text would then become empty or the unknown token.
+        KavaError: the tokenizer's files are missing, can only be read by code of the folder, or
+            have a pattern that takes forever. For some families, transformers creates a tokenizer
+            without a vocabulary if files are missing; every text would then become empty or the
+            unknown token.
     """
     known, why, tokenizer = set(), "", None
     try:
         tokenizer = pretrained.load_tokenizer(folder)
-        ids = tokenizer(ANSWER_PROMPT, add_special_tokens=False).input_ids
+        ids = encode(tokenizer, [ANSWER_PROMPT, *PROBES])[0]
         known = set(ids) - {tokenizer.unk_token_id}
     except KavaError:
         raise

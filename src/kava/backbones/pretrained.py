@@ -22,18 +22,21 @@ from transformers import (
 )
 
 from kava.backbones import gguf
+from kava.backbones.encode import catching_panics
 from kava.errors import KavaError
 
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
+JSON_BYTES = 256 << 20  # of a JSON file; the largest published tokenizers have 35 MB
 
 
 def load_config(place: Path) -> PreTrainedConfig:
     """Load the config of a model from a folder or a GGUF file.
 
     Raises:
-        KavaError: the config can only be read by code in the folder.
+        KavaError: the config can only be read by code in the folder, or a file is too large.
         OSError, ValueError: transformers cannot read the config.
     """
+    check_sizes(place)
     with _without_code(place, CONFIG), _source(place) as source:
         return AutoConfig.from_pretrained(**source, **_LOCAL)
 
@@ -52,6 +55,7 @@ def load_tokenizer(place: Path) -> Any:
 
     Raises the errors of `load_config` and of that function.
     """
+    check_sizes(place)
     with _without_code(place, TOKENIZER, CONFIG), _source(place) as source:
         return AutoTokenizer.from_pretrained(**source, **_LOCAL)
 
@@ -75,9 +79,27 @@ def new_model(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
 
+def check_sizes(folder: Path) -> None:
+    """Check that no JSON file of a model is too large to be read.
+
+    Raises:
+        KavaError: one is; its key is the file.
+    """
+    for file in sorted(folder.glob("*.json")):
+        if file.stat().st_size > JSON_BYTES:
+            raise KavaError(
+                f"{file}: {file.stat().st_size:,} bytes; a JSON file of a model has at most "
+                f"{JSON_BYTES:,}",
+                code="backbones.file-too-large",
+                key=str(file),
+            )
+
+
 @contextmanager
 def _without_code(folder: Path, *files: str) -> Iterator[None]:
     """Convert the error of transformers about remote code to a KavaError of one line.
+
+    A panic of the tokenizers or safetensors library becomes an `Exception`.
 
     Args:
         folder: the model's folder.
@@ -87,7 +109,8 @@ def _without_code(folder: Path, *files: str) -> Iterator[None]:
         KavaError: the model requires remote code.
     """
     try:
-        yield
+        with catching_panics():
+            yield
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise

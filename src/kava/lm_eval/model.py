@@ -13,6 +13,7 @@ from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 from kava.backbones import masks
+from kava.backbones.encode import encode
 from kava.errors import KavaError, unknown
 from kava.lm_eval.rows import whole
 from kava.reasoning.methods import prompt_ids
@@ -179,9 +180,7 @@ class KavaLM(LM):
     def _likelihoods(self, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
         reasoner = self.reasoner
         thinking = reasoner.think([context for context, _ in pairs], self.num_iterations)
-        encoded = reasoner.tokenizer(
-            [text for _, text in pairs], add_special_tokens=False, split_special_tokens=True
-        )["input_ids"]
+        encoded = encode(reasoner.tokenizer, [text for _, text in pairs])
         ids, mask = (t.to(reasoner.device) for t in masks.pad(encoded, "right"))
         prompt = thinking.prompt
         if thinking.prompt_text is None:  # a continuation is scored after "The answer is:"

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kava.backbones.encode import encode
 from kava.backbones.masks import pad
 from kava.errors import KavaError
 from kava.types import ANSWER_PROMPT, Example
@@ -109,12 +110,7 @@ class Encoder:
         return example.steps[:-1] if self.drop_last_step else example.steps
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        # A question may contain the text of a special token; it is tokenized as ordinary text.
-        if not texts:
-            return []
-        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
+        return encode(self.tokenizer, texts)
 
 
 def _spaced(step: str) -> str:

@@ -1,0 +1,175 @@
+"""Compare a model's config with the headers of its safetensors files, before a model is built.
+
+A config is a few lines, and can ask for any number of layers or tokens; transformers would create
+them, with random weights where the files have none, before it reports that they do not fit. The
+headers say what is really there. The safetensors library checks that they agree with the size of
+their files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedConfig
+
+from kava.backbones import pretrained
+from kava.errors import KavaError, shown
+
+LAYERS = 1000  # of any model; building a layer takes milliseconds
+_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+#: How configs of transformers call the number of layers.
+_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+_PACKED = 8  # weights in one number of the file, with a quantization of 4 bits
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a safetensors file, without its values."""
+
+    file: Path
+    shape: tuple[int, ...]
+
+
+def read(folder: Path) -> dict[str, Stored]:
+    """Read the names and shapes of a model's tensors; empty without safetensors files.
+
+    Raises:
+        KavaError: the index is too large, not valid, or names a file outside of the folder.
+        OSError, SafetensorError: a file cannot be read or is damaged.
+    """
+    if (folder / _WHOLE).is_file():
+        files = [folder / _WHOLE]
+    elif (folder / _INDEX).is_file():
+        files = _shards(folder / _INDEX)
+    else:
+        return {}
+    found: dict[str, Stored] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                found[name] = Stored(file, tuple(tensors.get_slice(name).get_shape()))
+    return found
+
+
+def check_layers(folder: Path, stored: Mapping[str, Stored]) -> None:
+    """Check the number of layers before transformers reads the config, which makes lists of them.
+
+    Raises:
+        KavaError: config.json asks for more layers than the files have, or than any model.
+    """
+    pretrained.check_sizes(folder)
+    layers = _layers(stored) if stored else LAYERS
+    for key, value in _whole_numbers(_config(folder)):
+        if key not in _LAYER_KEYS or value <= min(layers, LAYERS):
+            continue
+        there = (
+            f"the weights in {next(iter(stored.values())).file.name} have {layers:,}"
+            if layers < min(value, LAYERS)
+            else f"kava loads at most {LAYERS:,}"
+        )
+        raise _mismatch(folder, key, f"{value:,}", f"{there} layers")
+
+
+def check_shapes(folder: Path, stored: Mapping[str, Stored], config: PreTrainedConfig) -> None:
+    """Check that the tensors of a model with this config have the shapes of those in the files.
+
+    The model is built without memory for its weights, after `check_layers`. Names that transformers
+    converts while loading are not compared one by one; all together may not be more than twice the
+    size of what the files have (eight times, if the config says that they are quantized).
+
+    Raises:
+        KavaError: a shape differs, the head is neither stored nor tied to the embeddings, or the
+            model is too large for its files.
+    """
+    if not stored:
+        return
+    with torch.device("meta"):
+        model = pretrained.new_model(config)
+    prefix = f"{model.base_model_prefix}."
+    raw = _config(folder)
+    for name, weight in model.state_dict().items():
+        there = stored.get(name) or stored.get(name.removeprefix(prefix))
+        if there is not None and there.shape != tuple(weight.shape):
+            raise _other_shape(folder, raw, name, tuple(weight.shape), there)
+    head = model.get_output_embeddings()
+    if head is not None and not config.tie_word_embeddings:
+        shape = tuple(head.weight.shape)
+        if sum(tensor.shape == shape for tensor in stored.values()) < 2:
+            told = f"the weights have no head of shape {shape} beside the embeddings"
+            raise _mismatch(folder, "tie_word_embeddings", "false", told)
+    wanted = sum(weight.numel() for weight in model.parameters())
+    have = sum(math.prod(tensor.shape) for tensor in stored.values())
+    if wanted > have * (_PACKED if raw.get("quantization_config") else 2):
+        raise KavaError(
+            f"{folder / pretrained.CONFIG}: describes a model of {wanted:,} weights, but the files "
+            f"have {have:,}; use the config that belongs to the weights",
+            code="backbones.config-mismatch",
+            key=str(folder / pretrained.CONFIG),
+        )
+
+
+def _layers(stored: Mapping[str, Stored]) -> int:
+    """The number of layers by the names of tensors: the first number in each is its layer."""
+    numbers = (re.search(r"\.(\d{1,9})\.", name) for name in stored)
+    return max((int(number[1]) + 1 for number in numbers if number), default=0)
+
+
+def _shards(index: Path) -> list[Path]:
+    pretrained.check_sizes(index.parent)
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if outside := [name for name in names if name != Path(name).name]:
+            raise ValueError(f"it names '{shown(outside[0])}'")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise KavaError(
+            f"{index}: not an index of files in its folder ({type(error).__name__}: {error})",
+            code="backbones.bad-index",
+            key=str(index),
+        ) from None
+    return sorted(index.parent / name for name in names)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The content of config.json; empty if it is not valid, which `load_config` reports."""
+    try:
+        found = json.loads((folder / pretrained.CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _whole_numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield the keys of a config with whole numbers, and those of the configs inside it."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _whole_numbers(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield key, value
+
+
+def _other_shape(
+    folder: Path, raw: Mapping[str, Any], name: str, shape: tuple[int, ...], there: Stored
+) -> KavaError:
+    """The error for a tensor of another shape: it names the key of the config with that number."""
+    pairs = zip(shape, there.shape, strict=False)
+    number = next((asked for asked, found in pairs if asked != found), None)
+    key = next((key for key, value in _whole_numbers(raw) if value == number), None)
+    told = f"'{name}' in {there.file.name} has shape {there.shape}, not {shape}"
+    return _mismatch(folder, key or name, "of another size" if key is None else f"{number:,}", told)
+
+
+def _mismatch(folder: Path, key: str, value: str, told: str) -> KavaError:
+    return KavaError(
+        f"{folder / pretrained.CONFIG}: {shown(key)} is {value}, but {told}; use the config that "
+        "belongs to the weights",
+        code="backbones.config-mismatch",
+        key=key,
+    )
