@@ -23,10 +23,13 @@ from kava.training.run import train_run
 HEADS = {"q_proj": 4, "k_proj": 2}
 
 
-def write(folder, file, more=()):
-    """Write the llama of a folder as llama.cpp's converter does; `more` are further tensors."""
+def write(folder, file, more=(), **changes):
+    """Write the llama of a folder as llama.cpp's converter does.
+
+    `more` are further tensors, `changes` other values of config.json.
+    """
     library = pytest.importorskip("gguf", reason="kava[gguf] is not installed")
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text()) | changes
     words = json.loads((folder / "tokenizer.json").read_text())["model"]
     weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     names = library.get_tensor_name_map(library.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
@@ -148,3 +151,12 @@ def test_a_broken_file_is_one_line(file, tmp_path, left, kava):
     (tmp_path / "cut.gguf").write_bytes(file.read_bytes()[:left])
     status, said = kava("ask", "--backbone", tmp_path / "cut.gguf", "question")
     assert (status, said.code, said.count("\n")) == (2, "backbones.unusable", 1)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_hidden_layers": 100_000}, {"hidden_size": 1_000_000_000}], ids=str
+)
+def test_metadata_that_ask_for_more_than_the_tensors_are_refused(backbone, tmp_path, changes):
+    hostile = write(backbone, tmp_path / "hostile.gguf", **changes)
+    with refused("backbones.config-mismatch"):
+        loading.load_model(hostile, torch.float32)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from kava.errors import KavaError, install
 
@@ -75,6 +75,36 @@ def weight_options() -> dict[str, Any]:
     return {"quantization_config": packed(dequantize=True)} if packed else {}
 
 
+def check_size(file: Path, config: PreTrainedConfig) -> None:
+    """Check that a config read from a file asks for no more layers and numbers than the file has.
+
+    transformers would otherwise create the rest with random weights, whatever their size.
+
+    Raises:
+        KavaError: it does.
+    """
+    text, sizes = config.get_text_config(), _sizes(file)
+    blocks = {name.split(".")[1] for name in sizes if name.startswith("blk.")}
+    for key, value, most in (
+        ("num_hidden_layers", text.num_hidden_layers, len(blocks)),
+        ("vocab_size", text.vocab_size * text.hidden_size, sum(sizes.values())),
+    ):
+        if value > most:
+            raise KavaError(
+                f"{file}: its metadata ask for {key} {getattr(text, key):,}, but its tensors are "
+                "for fewer; use another file",
+                code="backbones.config-mismatch",
+                key=key,
+            )
+
+
+def _sizes(file: Path) -> dict[str, int]:
+    """Return the number of weights of each tensor of a file."""
+    from gguf import GGUFReader
+
+    return {tensor.name: math.prod(map(int, tensor.shape)) for tensor in GGUFReader(file).tensors}
+
+
 def check_whole(file: Path, model: PreTrainedModel) -> None:
     """Check that a model has as many numbers as its file.
 
@@ -84,11 +114,7 @@ def check_whole(file: Path, model: PreTrainedModel) -> None:
     Raises:
         KavaError: the file has more numbers, or fewer.
     """
-    from gguf import GGUFReader
-
-    tensors = {
-        tensor.name: math.prod(map(int, tensor.shape)) for tensor in GGUFReader(file).tensors
-    }
+    tensors = _sizes(file)
     there, read = sum(tensors.values()), model.num_parameters()
     if there != read:
         rotary = [name for name in tensors if name.startswith("rope_")]

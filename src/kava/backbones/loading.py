@@ -142,6 +142,8 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         headers.check_layers(folder, stored)
         config = pretrained.load_config(folder)
         compatibility.check_config(config)
+        if gguf.is_file(folder):
+            gguf.check_size(folder, config)
         headers.check_shapes(folder, stored, config)
         for name, value in _OUTPUTS.items():
             setattr(config, name, value)
@@ -184,7 +186,9 @@ def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
     config.name_or_path = ""  # a title that the file gives itself; peft would ask the Hub for it
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    plain = pretrained.new_model(config, dtype=model.dtype, attn_implementation=attention.IMPLEMENTATION_NAME)
+    plain = pretrained.new_model(
+        config, dtype=model.dtype, attn_implementation=attention.IMPLEMENTATION_NAME
+    )
     plain.load_state_dict(model.state_dict(), strict=True)
     return plain.eval()
 
