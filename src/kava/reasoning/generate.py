@@ -163,7 +163,7 @@ def continue_thought(
     most = context_window.max_positions(reasoner)
     uneven = min(left) < max(left)
     with nullcontext() if most is None or not uneven else _no_position_from(reasoner.lm, most):
-        new = reasoner.lm.generate(
+        new = cast(Any, reasoner.lm).generate(  # its stubs say that it is a tensor
             input_ids=prompt,
             attention_mask=mask.long(),
             past_key_values=past,
