@@ -280,16 +280,10 @@ def exclusive_lock(run: Path) -> Iterator[None]:
         )
     file = folder.with_name(f"{folder.name}.training")
     with ExitStack() as stack:
-
-        def lock_it() -> None:
-            try:
-                stack.enter_context(lock.acquire(file))
-            except lock.LockHeld as held:
-                raise KavaError(
-                    f"{run}: in use: {held}", code="runs.in-use", key=str(run)
-                ) from None
-
-        distributed.on_main_rank(lock_it)
+        try:
+            stack.enter_context(lock.acquire_for_all(file))
+        except lock.LockHeld as held:
+            raise KavaError(f"{run}: in use: {held}", code="runs.in-use", key=str(run)) from None
         yield
 
 

@@ -8,8 +8,7 @@ decides and writes.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -163,34 +162,13 @@ def attempt(run: Run, scoring: Scoring, say: Callable[[str], None], console: Con
         Preempted: if the process was asked to stop (`kava.system.signals`); the run can be resumed.
     """
     try:
-        with _held(run.lock):
+        with lock.acquire_for_all(run.lock):
             outcome = _carry_out(run, scoring, say, console)
     except lock.LockHeld as held:
         outcome = Outcome(run, ELSEWHERE, str(held))
     if outcome.what in (SKIPPED, ELSEWHERE, FAILED):
         say(f"{outcome.what}: {outcome.reason}" if outcome.reason else "done before, skipped")
     return outcome
-
-
-@contextmanager
-def _held(file: Path) -> Iterator[None]:
-    """Hold a lock inside the block (`lock.acquire`), on the main process for all.
-
-    Raises:
-        LockHeld: on all processes.
-    """
-    with ExitStack() as stack:
-
-        def hold() -> str:
-            try:
-                stack.enter_context(lock.acquire(file))
-            except lock.LockHeld as held:
-                return str(held)
-            return ""
-
-        if reason := distributed.from_main_rank(hold):
-            raise lock.LockHeld(reason)
-        yield
 
 
 def _carry_out(run: Run, scoring: Scoring, say: Callable[[str], None], console: Console) -> Outcome:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from kava.system import links
+from kava.system import distributed, links
 
 #: Seconds in which a lock is tried, since `holder` takes it for a moment.
 _MOMENT = 0.2
@@ -51,6 +51,27 @@ def acquire(file: Path, patience: float = _MOMENT) -> Iterator[None]:
     finally:
         file.unlink(missing_ok=True)  # whoever has opened it already sees that it is gone
         lock.release()
+
+
+@contextmanager
+def acquire_for_all(file: Path) -> Iterator[None]:
+    """Hold a lock inside the block, on the main process for all that work together.
+
+    Raises:
+        LockHeld: on all processes.
+    """
+    with ExitStack() as stack:
+
+        def hold() -> str:
+            try:
+                stack.enter_context(acquire(file))
+            except LockHeld as held:
+                return str(held)
+            return ""
+
+        if reason := distributed.from_main_rank(hold):
+            raise LockHeld(reason)
+        yield
 
 
 def holder(file: Path) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from kava.errors import KavaError, on_one_line, out_of_memory
 from kava.evaluation.answers import HEADLINE, note_on_unreadable_golds
 from kava.evaluation.runner import evaluate
 from kava.reasoning import checkpoint
+from kava.reasoning.batching import Row
 from kava.reasoning.reasoner import Reasoner
 from kava.runs.layout import METRICS
 from kava.runs.resume import last_checkpoint, write_checksums
@@ -56,9 +57,19 @@ class StepTrainer(Trainer):
         self.validated_at: int | None = None  # the last step that was validated
         self.seconds_in_validation = 0.0
 
+    @property
+    def reasoner(self) -> Reasoner:
+        """What is trained; `model` of the Trainer may be any module."""
+        return cast(Reasoner, self.model)
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """The encoded training examples."""
+        return cast(EncodedRows, self.train_dataset).rows
+
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
         together = self.args.per_device_train_batch_size * self.args.world_size
-        rows, settings = self.train_dataset.rows, self.model.recipe.train
+        rows, settings = self.rows, self.reasoner.recipe.train
         lengths = [row.columns for row in rows] if settings.group_by_length else None
         size = len(rows), self.args.seed, together
         self.order = EpochOrder(*size, lengths, settings.batch_size)
@@ -74,7 +85,7 @@ class StepTrainer(Trainer):
         if batches:
             self._enter_stage()
             batches = [self._staged(batch, i) for i, batch in enumerate(batches)]
-            count_in = self.model.method.counts
+            count_in = self.reasoner.method.counts
             parts = [
                 {name: count * batch["weight"] for name, count in count_in(batch).items()}
                 for batch in batches
@@ -88,11 +99,11 @@ class StepTrainer(Trainer):
 
     def epoch_of(self, step: int) -> float:
         """Return how many epochs precede an optimizer step."""
-        return step / self.model.recipe.train.steps_per_epoch(len(self.train_dataset))
+        return step / self.reasoner.recipe.train.steps_per_epoch(len(self.rows))
 
     def _enter_stage(self) -> None:
         # Depends on the step only, so that a resumed run equals an uninterrupted one.
-        method, step = self.model.method, self.state.global_step
+        method, step = self.reasoner.method, self.state.global_step
         stage = method.stage(self.epoch_of(step))
         if stage is None or step == 0 or stage == method.stage(self.epoch_of(step - 1)):
             return
@@ -100,14 +111,14 @@ class StepTrainer(Trainer):
             self.optimizer.state.clear()
 
     def _staged(self, batch: dict[str, Any], index: int) -> dict[str, Any]:
-        return self.model.apply_stage(
+        return self.reasoner.apply_stage(
             batch, self.epoch_of(self.state.global_step), self._first_row(index)
         )
 
     def _first_row(self, index: int) -> int:
         """Return the position in the training of the first example of micro-batch `index`."""
         place = index * self.accelerator.num_processes + self.accelerator.process_index
-        step = self.state.global_step * self.model.recipe.train.batch_size
+        step = self.state.global_step * self.reasoner.recipe.train.batch_size
         return step + place * self.args.per_device_train_batch_size
 
     def compute_loss(
@@ -142,7 +153,9 @@ class StepTrainer(Trainer):
     @property
     def _shared(self) -> bool:
         """Whether the processes share one micro-batch, because the recipe's is the whole batch."""
-        return self.accelerator.num_processes > 1 and not self.model.recipe.train.micro_batch_size
+        return (
+            self.accelerator.num_processes > 1 and not self.reasoner.recipe.train.micro_batch_size
+        )
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
         norm = sharded.unshard(super()._clip_grad_norm(model))
@@ -177,7 +190,7 @@ class StepTrainer(Trainer):
             tokens = torch.as_tensor(self._tokens, dtype=torch.float64, device=self.args.device)
             tokens = float(self.accelerator.reduce(tokens, "sum"))
             seconds = time.perf_counter() - self._since
-            stage = self.model.method.stage(self.epoch_of(self.state.global_step - 1))
+            stage = self.reasoner.method.stage(self.epoch_of(self.state.global_step - 1))
             if stage is not None:
                 logs["stage"] = stage
             logs["tokens_per_second"] = round(tokens / seconds, 1)
@@ -191,11 +204,11 @@ class StepTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Compute the accuracy on the validation examples by greedy generation, not a loss."""
         begin = time.perf_counter()
-        settings = self.model.recipe.eval
-        with sharded.unsharded(self.model):
+        settings = self.reasoner.recipe.eval
+        with sharded.unsharded(self.reasoner):
             result = evaluate(
-                self.model,
-                self.eval_dataset,
+                self.reasoner,
+                cast(Sequence[Example], self.eval_dataset),
                 settings.batch_size,
                 settings.max_new_tokens,
                 rules=(HEADLINE,),
@@ -239,14 +252,14 @@ class StepTrainer(Trainer):
         Raises:
             KavaError: on all processes, if it cannot be written. Earlier checkpoints are kept.
         """
-        self._weights = sharded.gather_weights(self.model)  # collective calls, none below
+        self._weights = sharded.gather_weights(self.reasoner)  # collective calls, none below
         self._optimizer_state = sharded.gather_optimizer(self.optimizer)
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         save = partial(super()._save_checkpoint, model, trial)
 
         def write() -> None:
             if self.args.should_save:
-                checkpoint.check_finite(self.model, self._weights, folder)
+                checkpoint.check_finite(self.reasoner, self._weights, folder)
             with writing(folder, GO_ON):
                 save()
                 if self.args.should_save:
@@ -266,7 +279,7 @@ class StepTrainer(Trainer):
         if self.args.should_save:
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            checkpoint.write(self.model, folder, self._weights)
+            checkpoint.write(self.reasoner, folder, self._weights)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
