@@ -19,7 +19,7 @@ from kava.report.ablation import MEANINGS, label
 from kava.report.results import find
 from kava.report.rows import TableRow
 from kava.report.table import Table, results_table
-from kava.report.terminal import HEADINGS, LEFT, caption, cells
+from kava.report.terminal import HEADINGS, LEFT, cells, quickstart_caption
 from kava.system.files import write_whole
 from kava.system.tables import markdown_table
 from tools import scale
@@ -40,7 +40,9 @@ def quickstart(root: Path) -> str:
 
 def quickstart_markdown(rows: Sequence[TableRow]) -> str:
     """The rows of the quickstart's table, with the meaning of ± below."""
-    return f"{markdown_table(HEADINGS, list(map(cells, rows)), LEFT)}\n\n{caption(rows)}\n"
+    return (
+        f"{markdown_table(HEADINGS, list(map(cells, rows)), LEFT)}\n\n{quickstart_caption(rows)}\n"
+    )
 
 
 #: Recipes of `recipes/quickstart/ablations` in the order of the table, and what each adds.

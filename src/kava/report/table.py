@@ -176,7 +176,7 @@ def results_table(groups: Sequence[Group], tasks: Sequence[str] = ()) -> Table:
     headings = ("method", *(f"{task} (%)" for task in tasks), *COSTS.values(), "peak memory (MB)")
     flat = [row for found in by_group for row in found]
     cost = f"; costs on {tasks[0]}" if len(tasks) > 1 else ""
-    return Table("results", _caption(flat) + cost, headings, rows)
+    return Table("results", caption(flat) + cost, headings, rows)
 
 
 def paper_tables(groups: Sequence[Group]) -> list[Table]:
@@ -211,12 +211,12 @@ def _paper_table(
     for task in tasks:
         check_column(counted, task)
     title = {"accuracy": "Accuracy (%)", "forward_passes": "Forward passes per answer"}[quantity]
-    measured = _caption(shown) if any(row["n"] for row in shown) else "no run of ours yet"
-    caption = (
+    measured = caption(shown) if any(row["n"] for row in shown) else "no run of ours yet"
+    told = (
         f"{title}; ours: {measured}; published: by others, second-hand; - where there is none{note}"
     )
     headings = ("setting", "task", "method", "ours", "published", "difference", "source")
-    return Table(name, caption, headings, rows)
+    return Table(name, told, headings, rows)
 
 
 def _by_paper() -> list[str]:
@@ -293,11 +293,16 @@ def group_label(group: Group) -> str:
     return look(group.method).label if group.name == group.method else group.name
 
 
-def _caption(rows: Sequence[TableRow]) -> str:
+def caption(rows: Sequence[TableRow], of: str = "") -> str:
+    """Return a table's caption: the number of problems, and what ± means.
+
+    Args:
+        of: what the problems are, such as ` held-out problems`.
+    """
     counts = sorted({row["n"] for row in rows if row["n"] is not None})
-    words = " or ".join(f"{n:,}" for n in counts)
+    words = " or ".join(f"{n:,}" for n in counts) or "no"
     share = "; (k/m): only k of m seeds" if any(row.get("missing_seeds") for row in rows) else ""
-    return f"n = {words}; ± is {spread_words(rows)}{share}"
+    return f"n = {words}{of}; ± is {spread_words(rows)}{share}"
 
 
 def _text(cell: Cell) -> str:

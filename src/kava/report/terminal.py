@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from kava.report.plots import label, spread, spread_words
+from kava.report.plots import label
 from kava.report.rows import TableRow
+from kava.report.table import Measured, accuracy, caption
 from kava.system.tables import terminal_table
 from kava.system.text import format_duration
 
@@ -28,41 +29,26 @@ def quickstart_table(rows: Sequence[TableRow], title: str | None = None) -> Tabl
     """
     bold = [place for place, row in enumerate(rows) if label(row) == "KaVa"]
     lines = list(map(cells, rows))
-    return terminal_table(HEADINGS, lines, LEFT, title, caption(rows), bold)
+    return terminal_table(HEADINGS, lines, LEFT, title, quickstart_caption(rows), bold)
 
 
 def cells(row: TableRow) -> tuple[str, ...]:
     """Return a row as text, in the order of `HEADINGS`."""
     return (
         label(row),
-        _accuracy(row),
-        _number(row["forward_passes"]),
-        _number(row["ms_per_question"]),
+        accuracy(row).text(),
+        Measured(row["forward_passes"]).text(),
+        Measured(row["ms_per_question"]).text(),
         _training_time(row),
     )
 
 
-def caption(rows: Sequence[TableRow]) -> str:
+def quickstart_caption(rows: Sequence[TableRow]) -> str:
     """Return the table's caption: the number of problems, and what ± means."""
-    counts = sorted({row["n"] for row in rows if row["n"] is not None})
-    problems = " or ".join(f"{n:,}" for n in counts) or "no"
-    share = "; (k/m): only k of m seeds" if any(row.get("missing_seeds") for row in rows) else ""
-    return f"n = {problems} held-out problems; ± is {spread_words(rows)}{share}"
-
-
-def _accuracy(row: TableRow) -> str:
-    seeds, missing = row.get("seeds") or (), row.get("missing_seeds") or ()
-    share = f" ({len(seeds)}/{len(seeds) + len(missing)})" if missing else ""
-    if row["accuracy"] is None:
-        return f"-{share}"
-    return f"{row['accuracy']:.1f} ± {spread(row):.1f}{share}"
+    return caption(rows, " held-out problems")
 
 
 def _training_time(row: TableRow) -> str:
     if row["train_seconds"] is not None:
         return format_duration(row["train_seconds"])
     return "-" if row.get("seeds") or row.get("missing_seeds") else UNTRAINED
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
