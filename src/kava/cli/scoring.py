@@ -17,6 +17,10 @@ app.add_typer(data_app, name="data")
 Options = Annotated[
     list[str] | None, typer.Option("--option", help="option of the task, as key=value")
 ]
+DataOptions = Annotated[
+    list[str] | None,
+    typer.Option("--data-option", help="option of the training examples, as data.options"),
+]
 
 
 @app.command(
@@ -187,7 +191,7 @@ def score(
     ],
     task: Annotated[str | None, typer.Option(help="task that the predictions answer")] = None,
     data: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="or a file of rows with `question`, `answer` and optionally `id`"),
     ] = None,
     file: TaskFile = None,
@@ -235,6 +239,7 @@ def check_data(
         ),
     ] = None,
     option: Options = None,
+    data_option: DataOptions = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="rows that differ only in numbers are leaks too")
     ] = False,
@@ -249,8 +254,6 @@ def check_data(
     from kava.training.leaks import check
 
     given = read_options("data check", option or [])
-    raise typer.Exit(
-        check(
-            file, names(against, "--against"), against_file, given, strict, as_json, make_console()
-        )
-    )
+    own = read_options("data check", data_option or [])
+    tasks = names(against, "--against")
+    raise typer.Exit(check(file, tasks, against_file, given, strict, as_json, make_console(), own))

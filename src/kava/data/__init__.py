@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from kava.data import files
+from kava.data import files, rows, shards
 from kava.errors import KavaError, first_line, unknown
 from kava.recipe import registry
 from kava.system import assets, hub
@@ -23,7 +23,7 @@ from kava.types import Example
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # A Hub name may contain a dot (`v1.5`), so only known file extensions count as such.
-_FILE_ENDINGS = {*files.FORMATS, ".csv", ".tsv", ".gz", ".zip", ".xlsx", ".arrow", ".yaml"}
+_FILE_ENDINGS = {*files.FORMATS, ".gz", ".zip", ".xlsx", ".yaml"}
 
 
 def load_examples(
@@ -36,14 +36,15 @@ def load_examples(
     """Load the examples of one split, in order; no example is left out.
 
     Args:
-        source: a data set of this package (`gsm8k_aug`), a file (`rows.jsonl`, `.json` with a list
-            or one object per line, `.parquet`, or `.txt` with `question||steps #### answer`), or a
-            Hub data set (`owner/name`). If several match, the first in this order is used.
-        split: `train`, `validation` or `test`. A file is a single split, so `split` is ignored.
+        source: a data set of this package (`gsm8k_aug`), a file or several
+            (`kava.data.files.read_rows`), or a Hub data set (`owner/name`). If several match, the
+            first in this order is used.
+        split: `train`, `validation` or `test`; ignored for a file and for a folder without splits.
         limit: load only the first `limit` examples; for generated data, the number to generate.
-        options: keyword arguments of the data set. A file and a Hub data set take `steps`, the name
-            of the field with the chain of thought if it is neither `steps` nor `cot`; a Hub data
-            set also takes `config`.
+        options: keyword arguments of the data set. A file and a Hub data set take `question`,
+            `answer` and `steps`, the names of the fields if they are not the usual ones, and
+            `annotations` (`kava.data.rows.Columns`); a file also takes `field`
+            (`kava.data.files.read_rows`), and a Hub data set `config`.
 
     Raises:
         KavaError: if the source, an option or the split is unknown; if the file or the Hub cannot
@@ -58,7 +59,8 @@ def load_examples(
     if source in data_sets():
         return _load_named(source, split, limit, options)
     if is_file(source):
-        return call(load_file, source, {"path": source, "limit": limit}, options)
+        given = {"path": source, "limit": limit, "split": split, "need_steps": True}
+        return call(load_file, source, given, options)
     if _HUB_NAME.fullmatch(source):
         return call(load_hub, source, {"name": source, "split": split, "limit": limit}, options)
     raise unknown(
@@ -79,22 +81,38 @@ def is_file(source: str) -> bool:
     """Whether `source` means a file or folder, existing or not, rather than a Hub name."""
     path = assets.expand_user(source)
     return (
-        path.exists()
+        source.startswith(shards.HUB)
+        or path.exists()
         or path.suffix.lower() in _FILE_ENDINGS
         or ("/" in source and not _HUB_NAME.fullmatch(source))
     )
 
 
 def load_file(
-    path: str | Path, *, limit: int | None = None, steps: str | None = None
+    path: str | Path,
+    *,
+    limit: int | None = None,
+    split: str | None = None,
+    field: str | None = None,
+    question: str | None = None,
+    answer: str | None = None,
+    steps: str | None = None,
+    annotations: rows.Annotations = "remove",
+    need_steps: bool = True,
 ) -> list[Example]:
-    """Load all examples of a local file, or its first `limit`.
+    """Load all examples of a local file or of several, or the first `limit`.
+
+    Args:
+        need_steps: whether a row must state its chain of thought, which may be empty.
+        split, field, question, answer, steps, annotations: see `load_examples`.
 
     Raises:
         KavaError: as `load_examples`.
     """
-    path = assets.expand_user(path)
-    return files.to_examples(files.read_rows(path), str(path), path.stem, limit, steps)
+    path = path if str(path).startswith(shards.HUB) else assets.expand_user(path)
+    columns = rows.Columns(question, answer, steps, annotations)
+    found = files.read_rows(path, split, field)
+    return rows.to_examples(found, str(path), files.stem_of(path), limit, columns, need_steps)
 
 
 def load_hub(
@@ -103,21 +121,25 @@ def load_hub(
     *,
     limit: int | None = None,
     config: str | None = None,
+    question: str | None = None,
+    answer: str | None = None,
     steps: str | None = None,
+    annotations: rows.Annotations = "remove",
 ) -> list[Example]:
     """Load all examples of one split of a Hub data set, or its first `limit`.
 
     Raises:
         KavaError: as `load_examples`.
     """
-    rows = hub_rows(name, split, config)
+    columns = rows.Columns(question, answer, steps, annotations)
+    found = hub_rows(name, split, config)
     stem = f"{name.rpartition('/')[2]}-{split}"
-    return files.to_examples(rows, f"{name}, split {split}", stem, limit, steps)
+    return rows.to_examples(found, f"{name}, split {split}", stem, limit, columns, True)
 
 
 def hub_rows(
     name: str, split: str, config: str | None = None, instead: str = "data.train=FILE"
-) -> Iterator[files.Row]:
+) -> Iterator[rows.Row]:
     """Iterate lazily over the rows of a Hub data set, each with its location for error messages.
 
     Raises:
@@ -145,8 +167,8 @@ def hub_rows(
     hub.record_download(
         name, f"split '{split}'", [Path(file["filename"]) for file in table.cache_files]
     )
-    rows = cast("Iterable[dict[str, Any]]", table)
-    return ((f"{name}, split {split}, row {n}", row) for n, row in enumerate(rows, 1))
+    found = cast("Iterable[dict[str, Any]]", table)
+    return ((f"{name}, split {split}, row {n}", row) for n, row in enumerate(found, 1))
 
 
 def revision(source: str, options: dict[str, Any]) -> str | None:

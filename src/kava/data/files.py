@@ -1,178 +1,81 @@
-"""Read rows from local files (JSON lines, Parquet, one-line text) and turn rows into examples."""
+"""Read the rows of local files: JSON, Parquet, Arrow, CSV, one-line text; one file or several."""
 
 from __future__ import annotations
 
+import csv
+import gzip
 import json
-import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
-from itertools import islice
+from io import TextIOWrapper
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from kava.data.answers import canonical, plain_number
-from kava.errors import KavaError, first_line
-from kava.system.text import check_text
-from kava.types import Example
-
-Row = tuple[str, dict[str, Any]]  # location for error messages; fields
+from kava.data.rows import ROW_FIELDS, Row
+from kava.data.shards import find_files
+from kava.errors import KavaError, first_line, shown
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """Iterate lazily over the rows of a file, in order.
+def read_rows(
+    source: str | Path, split: str | None = None, field: str | None = None
+) -> Iterator[Row]:
+    """Iterate lazily over the rows of a file or of several, in order.
+
+    Args:
+        source: a file, a folder of shards, a folder of `save_to_disk`, a pattern (`part-*.jsonl`),
+            several files separated by commas, or `hf://datasets/owner/name/file`.
+        split: the split to read of a folder that has several.
+        field: the field of a `.json` file that holds the list of rows, if there are several lists.
 
     Raises:
-        KavaError: if the file does not exist, is a folder, or has an extension that is not in
+        KavaError: if a file does not exist, cannot be read, or has an extension that is not in
             `FORMATS`; while iterating, if a row is not UTF-8 or malformed (names file and line).
     """
-    if not path.exists():
-        raise KavaError(f"{path}: no such file", code="data.no-file", key=str(path))
-    if path.is_dir():
-        raise KavaError(
-            f"{path} is a folder; give a single file ({', '.join(FORMATS)})",
-            code="data.is-folder",
-            key=str(path),
-        )
+    files = find_files(source, split, FORMATS)
+    return chain.from_iterable(_rows_of(file, field) for file in files)
+
+
+def stem_of(source: str | Path) -> str:
+    """Return the name of a source without its endings, for the ids of rows: `a` of `a.jsonl.gz`."""
+    name = Path(str(source)).name.removesuffix(".gz")
+    return Path(name).stem
+
+
+def _rows_of(path: Path, field: str | None) -> Iterator[Row]:
     if not os.access(path, os.R_OK):
         raise KavaError(
             f"{path}: permission denied; change its permissions",
             code="data.unreadable",
             key=str(path),
         )
-    reader = FORMATS.get(path.suffix.lower())
+    reader = FORMATS.get(Path(path.name.lower().removesuffix(".gz")).suffix)
     if reader is None:
         raise KavaError(
-            f"{path}: a data file must end in one of {', '.join(FORMATS)}",
+            f"{path}: a data file must end in one of {', '.join(FORMATS)}, or in one of them and "
+            ".gz",
             code="data.unknown-format",
             key=str(path),
         )
-    return reader(path)
-
-
-def to_examples(
-    rows: Iterable[Row], source: str, stem: str, limit: int | None = None, steps: str | None = None
-) -> list[Example]:
-    """Convert the first `limit` rows, or all rows, to examples.
-
-    A row without an id gets the id `<stem>-<index>`, with the index counted from 0. Fields other
-    than the id, question, steps and answer go into `extra` as text.
-
-    Raises:
-        KavaError: if a field is missing or invalid (names the row); if an id is repeated; or if
-            there are no rows.
-    """
-    seen: dict[str, str] = {}
-    examples = []
-    for index, (where, row) in enumerate(islice(rows, limit)):
-        example = to_example(row, where, f"{stem}-{index}", steps)
-        if example.id in seen:
-            raise KavaError(
-                f"{where}: id '{example.id}' is already used by {seen[example.id]}",
-                code="data.repeated-id",
-                key=example.id,
-            )
-        seen[example.id] = where
-        examples.append(example)
-    if not examples:
-        raise KavaError(f"{source} contains no rows", code="data.no-rows", key=source)
-    return examples
-
-
-def to_example(
-    row: dict[str, Any], where: str, default_id: str, steps: str | None = None
-) -> Example:
-    """Validate one row and return it as an example.
-
-    Args:
-        steps: the name of the field with the chain of thought. By default `steps` if the row has
-            it, otherwise `cot`.
-
-    Returns:
-        The example. Its answer may be a number or a text in the row; commas between thousands are
-        removed. All other text stays unchanged.
-
-    Raises:
-        KavaError: if a field is missing, empty, of the wrong type, or not valid Unicode.
-    """
-    field = steps or ("steps" if "steps" in row else "cot")
-    _check_field(row, "question", where)
-    _check_field(row, "answer", where)
-    _check_field(row, field, where, steps or "steps' or 'cot")
-    question = question_of(row, where)
-    written = row[field]
-    if not isinstance(written, list) or not all(isinstance(step, str) for step in written):
+    try:
+        yield from _json_list(path, field) if reader is _json_list else reader(path)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise KavaError(
-            f"{where}: '{field}' must be a list of strings, not {_brief(written)}",
-            code="data.bad-field",
-            key=field,
-        )
-    used = {"id", "question", "answer", field}
-    extra = {key: _text(value) for key, value in row.items() if key not in used}
-    identity = default_id if row.get("id") is None else str(row["id"])
-    example = Example(identity, question, tuple(written), _answer(row["answer"], where), extra)
-    parts = {"id": [identity], "question": [question], field: written, "answer": [example.answer]}
-    for name, texts in parts.items():
-        for text in texts:
-            check_text(text, f"{where}: '{name}'")
-    return example
+            f"{path}: not a readable gzip file ({error})", code="data.bad-gzip", key=str(path)
+        ) from None
 
 
-def question_of(row: dict[str, Any], where: str) -> str:
-    """Return the question of a row.
-
-    Raises:
-        KavaError: if the question is missing, empty or not a text.
-    """
-    _check_field(row, "question", where)
-    question = row["question"]
-    if not isinstance(question, str) or not question.strip():
-        raise KavaError(
-            f"{where}: 'question' must be a non-empty string, not {question!r}",
-            code="data.bad-field",
-            key="question",
-        )
-    return question
-
-
-def _check_field(row: dict[str, Any], field: str, where: str, told: str | None = None) -> None:
-    if field not in row:
-        there = ", ".join(map(str, row)) or "none"
-        raise KavaError(
-            f"{where}: no field '{told or field}'; the row has: {there}",
-            code="data.missing-field",
-            key=field,
-        )
-
-
-def _answer(value: Any, where: str) -> str:
-    if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
-        return plain_number(Decimal(value))
-    if isinstance(value, float) and math.isfinite(value):
-        return plain_number(Decimal(repr(value)))  # the digits as written, without binary noise
-    if not isinstance(value, str) or not value.strip():
-        raise KavaError(
-            f"{where}: 'answer' must be a number or a string, not {_brief(value)}",
-            code="data.bad-field",
-            key="answer",
-        )
-    return canonical(value.strip())
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """Yield each line with its location. Only a line feed ends one: a text may contain U+2028."""
     blank = None
-    with path.open("rb") as file:
+    with _open(path) as file:
         for number, raw in enumerate(file, 1):
             where = f"{path}, line {number}"
             try:
@@ -201,29 +104,90 @@ def _json_rows(path: Path) -> Iterator[Row]:
         yield where, _object(_parse(line, where, "one object per line"), where)
 
 
-def _json_list(path: Path) -> Iterator[Row]:
-    """Yield the rows of a `.json` file: one list of objects, or one object per line."""
-    with path.open("rb") as file:
+def _json_list(path: Path, field: str | None = None) -> Iterator[Row]:
+    """Yield the rows of a `.json` file: a list, one object per line, or an object with a list."""
+    with _open(path) as file:
         start = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not start.startswith(b"["):
+    if start.startswith(b"[") or field is not None:
+        yield from _numbered(_whole(path), path, field)
+    elif (only := _one_object(path)) is None:
         yield from _json_rows(path)
-        return
+    elif (name := _list_in(only, path)) is None:
+        yield f"{path}, line 1", only
+    else:
+        yield from _numbered(only, path, name)
+
+
+def _whole(path: Path) -> Any:
+    with _open(path) as file:
+        content = file.read()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise KavaError(
             f"{path}: not UTF-8 (byte {error.start + 1}); save it as UTF-8",
             code="data.not-utf8",
             key=str(path),
         ) from error
-    for number, row in enumerate(_parse(text, str(path), "a list of objects"), 1):
+    return _parse(text, str(path), "a list of objects")
+
+
+def _one_object(path: Path) -> dict[str, Any] | None:
+    """Return the object that is all of a file; None if it has an object on each line."""
+    lines = _lines(path)
+    where, first = next(lines, ("", ""))
+    if not first or (first.endswith("}") and next(lines, None)):
+        return None
+    if first.endswith("}"):
+        return _object(_parse(first, where, "one object per line"), where)
+    try:
+        found = _whole(path)
+    except KavaError:
+        return None  # one object per line, of which the first is broken
+    return found if isinstance(found, dict) else None
+
+
+def _list_in(found: dict[str, Any], path: Path) -> str | None:
+    """Return the field of an object that holds the rows; None if the object is a row itself."""
+    if any(name in found for name in ROW_FIELDS):
+        return None
+    lists = [
+        name
+        for name, value in found.items()
+        if isinstance(value, list) and value and isinstance(value[0], dict)
+    ]
+    if len(lists) > 1:
+        raise KavaError(
+            f"{path}: several fields hold lists of rows ({', '.join(lists)}); choose one with the "
+            "option field, data.options={field: NAME}",
+            code="data.which-field",
+            key="field",
+        )
+    return lists[0] if lists else None
+
+
+def _numbered(found: Any, path: Path, field: str | None) -> Iterator[Row]:
+    for part in field.split(".") if field else ():
+        if not isinstance(found, dict) or part not in found:
+            there = ", ".join(found) if isinstance(found, dict) else "a list"
+            raise KavaError(
+                f"{path}: no field '{shown(part)}'; the file has: {there}",
+                code="data.missing-field",
+                key=part,
+            )
+        found = found[part]
+    if not isinstance(found, list):
+        raise KavaError(
+            f"{path}: field '{field}' is not a list of rows", code="data.bad-field", key=field
+        )
+    for number, row in enumerate(found, 1):
         yield f"{path}, row {number}", _object(row, f"{path}, row {number}")
 
 
 def _parse(text: str, where: str, form: str) -> Any:
     try:
         # Decimal keeps the digits of an answer as they are in the file.
-        return json.loads(text, parse_float=Decimal, parse_constant=_refuse)
+        return json.loads(text, parse_float=Decimal, parse_constant=float)
     except InvalidOperation:
         raise KavaError(
             f"{where}: a number has an exponent that is too large; {form}",
@@ -239,15 +203,11 @@ def _parse(text: str, where: str, form: str) -> Any:
 def _object(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise KavaError(
-            f"{where}: expected a JSON object, got {_brief(row)}; write one object per line",
+            f"{where}: expected a JSON object, not {shown(repr(row), 60)}; write one per line",
             code="data.not-an-object",
             key=where,
         )
     return row
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
 
 
 def _text_rows(path: Path) -> Iterator[Row]:
@@ -288,9 +248,59 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         ) from error
 
 
+def _arrow_rows(path: Path) -> Iterator[Row]:
+    """Yield the rows of an Arrow stream, as `datasets` saves it."""
+    import pyarrow
+
+    number = 0
+    try:
+        with pyarrow.OSFile(str(path)) as file, pyarrow.ipc.open_stream(file) as table:
+            for batch in table:
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}, row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        why = str(error).strip().partition("\n")[0]
+        raise KavaError(
+            f"{path}: not a readable Arrow file ({why})", code="data.bad-arrow", key=str(path)
+        ) from error
+
+
+def _table_rows(path: Path, separator: str) -> Iterator[Row]:
+    """Yield the rows of a table of text, whose first line has the names of the fields."""
+    number = 0
+    try:
+        with _open(path) as raw, TextIOWrapper(raw, "utf-8-sig", newline="") as file:
+            table = csv.reader(file, delimiter=separator, strict=True)
+            names = next(table, [])
+            for number, cells in enumerate(filter(None, table), 1):
+                if len(cells) != len(names) or len(set(names)) != len(names):
+                    raise csv.Error(f"{len(cells)} cells for {len(set(names))} different names")
+                yield f"{path}, row {number}", dict(zip(names, cells, strict=True))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise KavaError(
+            f"{path}, row {number}: not a table in UTF-8 with the names of its fields in the first "
+            f"line ({error})",
+            code="data.bad-table",
+            key=str(path),
+        ) from None
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    return _table_rows(path, ",")
+
+
+def _tsv_rows(path: Path) -> Iterator[Row]:
+    return _table_rows(path, "\t")
+
+
 FORMATS = {
     ".jsonl": _json_rows,
     ".json": _json_list,
+    ".ndjson": _json_rows,
     ".parquet": _parquet_rows,
+    ".arrow": _arrow_rows,
+    ".csv": _csv_rows,
+    ".tsv": _tsv_rows,
     ".txt": _text_rows,
 }

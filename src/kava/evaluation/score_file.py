@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from kava.data.files import read_rows, to_examples
+from kava.data import call, load_file
+from kava.data.files import read_rows
 from kava.data.tasks import load_task
-from kava.data.tasks._rows import unfold
 from kava.errors import KavaError
 from kava.evaluation.answers import (
     HEADLINE,
@@ -29,7 +29,7 @@ Prediction = tuple[str, str | None, str]  # its location; its id, if it has one;
 def score_file(
     predictions: Path,
     task: str | None,
-    data: Path | None,
+    data: str | None,
     file: str | None,
     limit: int | None,
     options: dict[str, Any],
@@ -56,15 +56,15 @@ def score_file(
             code="evaluation.task-or-data",
             key="--task",
         )
-    if data and (file or options):
+    if data and file:
         raise KavaError(
-            "score: --file and --option are for --task; they cannot be used with --data",
+            "score: --file is for --task; it cannot be used with --data",
             code="evaluation.options-of-task",
             key="--data",
         )
     if data:
-        source = str(data)
-        examples = to_examples(unfold(read_rows(data)), source, data.stem, limit)
+        source, given = data, {"path": data, "limit": limit, "need_steps": False}
+        examples = call(load_file, source, given, {"split": "test", **options})
     else:
         loaded = load_task(task, file=file, limit=limit, options=options)
         source, examples = f"task {loaded.name} ({loaded.source})", loaded.examples

@@ -24,7 +24,7 @@ PLACES = {
     "tasks": "data.tasks",
     "data": "data",
 }
-_NOT_DATA_SETS = {"answers", "files"}
+_NOT_DATA_SETS = {"answers", "files", "rows", "shards"}
 _PACKAGE = Path(__file__).resolve().parent.parent
 _outside: dict[tuple[str, str], Any] = {}
 

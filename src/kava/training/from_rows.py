@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from kava.data import files, rows_hash
+from kava.data import rows_hash
+from kava.data.rows import columns_of, to_examples
 from kava.errors import KavaError
 from kava.reasoning import batching
 from kava.reasoning.reasoner import Reasoner
@@ -45,10 +46,12 @@ def train_on(
             code="training.no-output",
             key="output",
         )
-    examples = as_examples(rows, "rows")
-    held_out = as_examples(validation, "validation") if validation else []
+    resolved = _resolved(reasoner, recipe)
+    options = resolved.data.options
+    examples = as_examples(rows, "rows", options)
+    held_out = as_examples(validation, "validation", options) if len(validation) else []
     check_no_overlap(examples, held_out)
-    use_recipe(reasoner, _resolved(reasoner, recipe))
+    use_recipe(reasoner, resolved)
     with ExitStack() as stack:
         # Outside of the project's folders, because it is deleted.
         run = Path(output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run")
@@ -59,30 +62,36 @@ def train_on(
     return result
 
 
-def as_examples(rows: Iterable[Example | Mapping[str, Any]], what: str) -> list[Example]:
+def as_examples(
+    rows: Iterable[Example | Mapping[str, Any]], what: str, options: Mapping[str, Any] | None = None
+) -> list[Example]:
     """Validate rows, given as `Example` or as mappings, and return them as examples.
+
+    Args:
+        options: `data.options` of the recipe; those that say how a row is read are used.
 
     Raises:
         KavaError: if there are no rows, or a row has another type or is invalid (names its index in
             `what`).
     """
-    return files.to_examples(_numbered(rows, what), what, what)
+    columns, _ = columns_of(options or {})
+    located = ((f"{what}[{place}]", row) for place, row in enumerate(rows))
+    return to_examples(map(_as_mapping, located), what, what, None, columns, True)
 
 
-def _numbered(rows: Iterable[Any], what: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    for place, row in enumerate(rows):
-        where = f"{what}[{place}]"
-        if isinstance(row, Example):
-            steps = list(row.steps)
-            row = {"id": row.id, "question": row.question, "steps": steps, "answer": row.answer}
-        elif not isinstance(row, Mapping):
-            raise KavaError(
-                f"{where}: a row must be a mapping with 'question', 'steps' and 'answer', not "
-                f"{type(row).__name__}",
-                code="training.not-a-row",
-                key=where,
-            )
-        yield where, dict(row)
+def _as_mapping(located: tuple[str, Any]) -> tuple[str, dict[str, Any]]:
+    where, row = located
+    if isinstance(row, Example):
+        steps = list(row.steps)
+        row = {"id": row.id, "question": row.question, "steps": steps, "answer": row.answer}
+    elif not isinstance(row, Mapping):
+        raise KavaError(
+            f"{where}: a row must be a mapping with 'question', 'steps' and 'answer', not "
+            f"{type(row).__name__}",
+            code="training.not-a-row",
+            key=where,
+        )
+    return where, dict(row)
 
 
 def use_recipe(reasoner: Reasoner, recipe: Recipe) -> None:

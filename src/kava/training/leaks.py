@@ -16,12 +16,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from kava.data import is_file, load_examples
-from kava.data.files import question_of, read_rows
+from kava.data import call, is_file, load_examples
+from kava.data.files import read_rows
+from kava.data.rows import columns_of, question_of
 from kava.data.tasks import Task, load_task, local_copies
-from kava.data.tasks._rows import unfold
 from kava.errors import KavaError
-from kava.system import assets
 from kava.system.text import printable
 from kava.types import Example
 
@@ -165,12 +164,14 @@ def check(
     strict: bool,
     as_json: bool,
     console: Console,
+    source_options: dict[str, Any] | None = None,
 ) -> int:
     """Compare a file, or the training rows of a data set, with tasks, and print the leaks.
 
     Args:
         files: local copies of the tasks' rows, one for each task in the same order.
         options: options of the tasks.
+        source_options: options of `source`, as `data.options` of a recipe.
         strict: whether a question that equals a test question up to numbers is a leak too.
 
     Returns:
@@ -182,7 +183,7 @@ def check(
     """
     copies = zip(tasks, local_copies("data check", tasks, files), strict=True)
     loaded = [load_task(name, file=file, options=options) for name, file in copies]
-    rows = list(_questions(source))
+    rows = list(_questions(source, source_options or {}))
     found = {task.name: list(find_leaks(rows, task)) for task in loaded}
     leaks = [leak for of_task in found.values() for leak in of_task]
     if as_json:
@@ -212,15 +213,16 @@ def format_summary(leaks: list[Leak], rows: int, task: Task) -> str:
     )
 
 
-def _questions(source: str) -> Iterator[tuple[str, str]]:
+def _questions(source: str, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the location and question of each row; other fields of a file are not checked."""
     if not is_file(source):
-        yield from ((e.id, e.question) for e in load_examples(source, "train"))
+        yield from ((e.id, e.question) for e in load_examples(source, "train", options=options))
         return
+    columns, others = columns_of(options)
     empty = True
-    for where, row in unfold(read_rows(assets.expand_user(source))):
+    for where, row in call(read_rows, source, {"source": source}, {"split": "train", **others}):
         empty = False
-        yield where, question_of(row, where)
+        yield where, question_of(row, where, columns)
     if empty:
         raise KavaError(f"{source} contains no rows", code="data.no-rows", key=source)
 

@@ -8,11 +8,13 @@ still identical, word for word, to those of GSM8K test.
 from __future__ import annotations
 
 from kava.data.tasks import Task
-from kava.data.tasks._rows import Source, with_plain_answers
+from kava.data.tasks._rows import Source
 
 VERSION = 1
 # The Hub has a single split, which is called train; nothing is trained on it.
-SOURCE = Source("GSM-Hard", "gsm-hard", 1_319, "reasoning-machines/gsm-hard", ("train",))
+SOURCE = Source(
+    "GSM-Hard", "gsm-hard", 1_319, "reasoning-machines/gsm-hard", ("train",), by_program=True
+)
 
 
 def load(file: str | None = None, limit: int | None = None) -> Task:
@@ -21,4 +23,4 @@ def load(file: str | None = None, limit: int | None = None) -> Task:
     Raises:
         KavaError: if a row is invalid; or, without `limit`, if there are not 1,319 rows.
     """
-    return Task("gsm_hard", VERSION, "test", *SOURCE.load(file, limit, with_plain_answers))
+    return Task("gsm_hard", VERSION, "test", *SOURCE.load(file, limit))

@@ -5,14 +5,14 @@ The set has 600 rows. CODI and KaVa evaluate on the 180 rows of the Hub's test s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from kava.data.files import Row
+from kava.data.rows import Row
 from kava.data.tasks import Task
-from kava.data.tasks._rows import Source, with_plain_answers
+from kava.data.tasks._rows import Source
 
 VERSION = 1
-SOURCE = Source("MultiArith test", "multiarith", 180, "ChilleD/MultiArith")
+SOURCE = Source("MultiArith test", "multiarith", 180, "ChilleD/MultiArith", by_program=True)
 
 
 def load(file: str | None = None, limit: int | None = None) -> Task:
@@ -24,5 +24,5 @@ def load(file: str | None = None, limit: int | None = None) -> Task:
     return Task("multiarith", VERSION, "test", *SOURCE.load(file, limit, _read))
 
 
-def _read(rows: Iterable[Row]) -> Iterator[Row]:
-    return with_plain_answers(row for row in rows if row[1].get("split", "test") == "test")
+def _read(rows: Iterable[Row]) -> Iterable[Row]:
+    return (row for row in rows if row[1].get("split", "test") == "test")

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from kava.data.files import read_rows, to_examples
+from typing import Any
+
+from kava.data import call, load_file
+from kava.data.files import stem_of
 from kava.data.tasks import Task
-from kava.data.tasks._rows import unfold
 from kava.errors import KavaError
-from kava.system import assets
 
 VERSION = 1
 
 
-def load(file: str | None = None, limit: int | None = None) -> Task:
-    """Load the rows of `file` in any format for training; chains of thought may be missing.
+def load(
+    file: str | None = None, limit: int | None = None, split: str = "test", **options: Any
+) -> Task:
+    """Load the rows of `file` in any form that can be trained on; chains of thought may be missing.
 
     The task is named `rows-` plus the stem of the file, so that scores on two files never share a
     column.
 
+    Args:
+        split: the split to read of a folder that has several.
+        options: those of a file in `data.options` of a recipe, such as `question`.
+
     Raises:
-        KavaError: if no file is given, or a row is invalid.
+        KavaError: if no file is given, an option is unknown, or a row is invalid.
     """
     if file is None:
         raise KavaError(
@@ -26,6 +33,6 @@ def load(file: str | None = None, limit: int | None = None) -> Task:
             code="data.file-needed",
             key="file",
         )
-    path = assets.expand_user(file)
-    examples = to_examples(unfold(read_rows(path)), str(path), path.stem, limit)
-    return Task(f"rows-{path.stem}", VERSION, "test", examples, str(path))
+    given = {"path": file, "limit": limit, "split": split, "need_steps": False}
+    examples = call(load_file, "task rows", given, options)
+    return Task(f"rows-{stem_of(file)}", VERSION, "test", examples, file)

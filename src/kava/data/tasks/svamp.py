@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from kava.data.files import Row
+from kava.data.rows import Row
 from kava.data.tasks import Task
-from kava.data.tasks._rows import Source, with_plain_answers
+from kava.data.tasks._rows import Source
 
 VERSION = 1
-SOURCE = Source("SVAMP", "svamp", 1_000, "ChilleD/SVAMP", ("train", "test"))
+SOURCE = Source("SVAMP", "svamp", 1_000, "ChilleD/SVAMP", ("train", "test"), by_program=True)
 
 
 def load(file: str | None = None, limit: int | None = None) -> Task:
@@ -26,7 +26,7 @@ def load(file: str | None = None, limit: int | None = None) -> Task:
 
 
 def _read(rows: Iterable[Row]) -> Iterator[Row]:
-    return with_plain_answers(map(_joined, rows))
+    return map(_joined, rows)
 
 
 def _joined(located: Row) -> Row:
