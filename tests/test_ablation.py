@@ -27,12 +27,13 @@ from kava.backbones import cache, rope
 from kava.backbones.thought import Thought
 from kava.cli import app
 from kava.data.tasks import Task
-from kava.evaluation import ablation, interventions
+from kava.evaluation import ablation, interventions, slices
 from kava.evaluation.answers import numeric
 from kava.evaluation.command import result_folder
 from kava.evaluation.interventions import (
     INTERVENTIONS,
     Latents,
+    Mean,
     Scene,
     left_out,
     partners,
@@ -139,7 +140,11 @@ def scene_of(thinker, own, other, seed=0):
     thinking = thinker.think([e.question for e in own])
     theirs = Latents.of(thinker.think([e.question for e in other]))
     draws = [random.Random(f"{seed}/{e.id}") for e in own]
-    return Scene(thinker.lm, Latents.of(thinking), theirs, draws), thinking
+    average, ours = Mean(), Latents.of(thinking)
+    for latents in (ours, theirs):
+        average.add(thinker.lm, latents)
+    averaged = average.at(thinker.lm, ours)
+    return Scene(thinker.lm, ours, theirs, averaged, draws), thinking
 
 
 @torch.no_grad()
@@ -263,8 +268,8 @@ AttentionMaskInterface.register("planted", eager_mask)
 
 
 @torch.no_grad()
-def slow_scores(thinker, question, pairs):
-    """Logits after "The answer is:", whole sequence at once; `pairs` [H, M, D] for the latents.
+def slow_scores(thinker, question, pairs, prompt):
+    """Logits after the prompt, whole sequence at once; `pairs` [H, M, D] for the latents.
 
     The latents' own inputs do not matter: nothing but their keys and values is read.
     """
@@ -275,14 +280,14 @@ def slow_scores(thinker, question, pairs):
     columns = slice(len(text) + 1, len(text) + 1 + count)
     PLANTED.update(columns=columns, pairs=pairs)
     blank = torch.zeros(count, text.shape[1])
-    prompt = token_embeds(slow, slow.encoder.prompt)
+    prompt = token_embeds(slow, prompt)
     whole = torch.cat((text, special["bot"][None], blank, special["eot"][None], prompt))
     return slow.lm(inputs_embeds=whole[None], past_key_values=DynamicCache()).logits[0, -1]
 
 
 @torch.no_grad()
 def scores(thinker, thinking):
-    """Logits [B, vocabulary] after "The answer is:"."""
+    """Logits [B, vocabulary] after the prompt, "The answer is:" or a method's own first token."""
     real = torch.ones_like(thinking.prompt, dtype=torch.bool)
     output, _ = thinker.extend(thinking.thought, thinker.embed(thinking.prompt), real)
     return thinker.logits(output.last_hidden_state[:, -1])
@@ -294,9 +299,11 @@ def test_the_answer_reads_what_was_put_there(thinker):
     without_effect = {"as_they_are", *left_out(thinker.lm)}
     for name, intervene in INTERVENTIONS.items():
         pairs = intervene(scene)
-        ours = scores(thinker, replace_latents(thinker, thinking, scene.own, pairs))
+        changed = replace_latents(thinker, thinking, scene.own, pairs)
+        ours = scores(thinker, changed)
         for row, one in enumerate(EXAMPLES[:2]):
-            expected = slow_scores(thinker, one.question, [(k[row], v[row]) for k, v in pairs])
+            here, prompt = [(k[row], v[row]) for k, v in pairs], changed.prompt[row].tolist()
+            expected = slow_scores(thinker, one.question, here, prompt)
             assert close(ours[row], expected, 1e-3), name
         assert close(ours, before, 1e-3) == (name in without_effect), name
 
@@ -317,6 +324,89 @@ def test_removed_latents_are_latents_behind_a_mask(thinker):
         close(a, b) for p in zip(columns, ours, strict=True) for a, b in zip(*p, strict=True)
     )
     assert torch.equal(thought.next_position, gone.thought.next_position)
+
+
+# -- the mean, and slices ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ("llama", "gpt2"))
+def test_the_mean_is_that_of_every_question_at_one_place(family):
+    thinker = reasoner(family)
+    asked = [EXAMPLES[i] for i in (1, 0, 2, 3)]  # the longest first: the others move further on
+    scene, _ = scene_of(thinker, asked[:2], asked[2:])
+    here = len(thinker.encoder.question(asked[0].question))
+    every = []
+    for one in asked:
+        shift = here - len(thinker.encoder.question(one.question)) if family == "llama" else 0
+        every.append(slow_latents(thinker, one.question, [shift])[shift])
+    for layer, (keys, values) in enumerate(INTERVENTIONS["mean"](scene)):
+        assert close(keys[0], torch.stack([pairs[layer][0] for pairs in every]).mean(0))
+        assert close(values[0], torch.stack([pairs[layer][1] for pairs in every]).mean(0))
+
+
+def test_a_slice_is_exchanged_and_nothing_else():
+    own, other = ([(torch.full((1, 1, 2, 3), v + i), torch.full((1, 1, 2, 3), v + i + 0.5))
+                   for i in range(4)] for v in (0, 10))  # fmt: skip
+    found = slices.read_slice("values:1-2", 4).put(other, own)
+    assert [(k[0, 0, 0, 0].item(), v[0, 0, 0, 0].item()) for k, v in found] == [
+        (0, 0.5), (1, 11.5), (2, 12.5), (3, 3.5),
+    ]  # fmt: skip
+    names = list(slices.rows([slices.read_slice("keys:3", 4)], own, other, own))
+    assert names == ["swapped_keys_3", "swapped_all_but_keys_3", "mean_keys_3"]
+    usual = slices.usual_slices(3)
+    assert [one.name for one in usual] == ["keys", "values", "both_0-0", "both_1-2"]
+    assert not any("all_but" in name for name in slices.rows(usual, own[:3], other[:3], own[:3]))
+
+
+@pytest.mark.parametrize(
+    "text,code", (("key", "bad-slice"), ("keys:", "bad-slice"), ("keys:1-", "bad-slice"),
+                  ("keys:4", "no-such-layer"), ("both:2-1", "no-such-layer")),
+)  # fmt: skip
+def test_a_slice_that_is_none_is_refused(text, code):
+    with refused(f"evaluation.{code}", text):
+        slices.read_slice(text, 4)
+
+
+def test_the_shares_of_a_slice_are_counted_by_hand():
+    values = slices.read_slice("values", 1)
+    partner_of = [1, 2, 3, 0]
+    answers = {
+        "as_they_are": [says(n) for n in (1, 2, 3, 3)],  # row 2 says what its partner says
+        "swapped": [says(n) for n in (2, 3, 9, 1)],
+        "swapped_values": [says(n) for n in (2, "3.0", 3, 9)],
+        "swapped_all_but_values": [says(n) for n in (1, 3, 9, 3)],
+        "mean": [says(n) for n in (1, 0, 0, 0)],
+        "mean_values": [says(n) for n in (1, 2, 0, 0)],
+    }
+    gold = (1, 2, 3, 4)
+    right = {
+        name: [one.text == f"The answer is: {g}" for one, g in zip(given, gold, strict=True)]
+        for name, given in answers.items()
+    }
+    whole, part = slices.measure_slices([values], 1, answers, right, partner_of)
+    third = pytest.approx(1 / 3, abs=1e-4)
+    two_thirds, counted = pytest.approx(2 / 3, abs=1e-4), {"n": 3, "n_right": 3}
+    assert whole == counted | {
+        "name": "latents", "sufficiency": 1.0, "selectivity": 0.0, "necessity": two_thirds,
+        "passes": True,
+    }  # fmt: skip
+    assert part == counted | {
+        "name": "values", "sufficiency": two_thirds, "selectivity": third, "necessity": third,
+        "passes": False,
+    }  # fmt: skip
+    nothing = {name: [says(1)] * 4 for name in answers}
+    wrong = {name: [False] * 4 for name in answers}
+    (_, part) = slices.measure_slices([values], 1, nothing, wrong, partner_of)
+    assert part["sufficiency"] is part["necessity"] is None and not part["passes"]
+
+
+def test_all_slices_together_are_the_latents_of_the_other_question():
+    thinker = reasoner()
+    everything = [slices.read_slice("both", 2)]
+    found = texts(ablation.ablate(thinker, EXAMPLES[:3], 2, LONGEST, parts=everything))
+    assert found["swapped_both"] == found["swapped"]
+    assert found["swapped_all_but_both"] == found["as_they_are"]
+    assert found["mean_both"] == found["mean"]
 
 
 # -- partners, chance, rows ----------------------------------------------------------------------
@@ -392,7 +482,12 @@ def test_the_command_writes_table_plot_and_predictions(run, tmp_path, capsys):
     assert table == printed and table["task"] == "synthetic"
     assert {"versions", "machine", "command", "commit"} <= table.keys()
     names = [row["name"] for row in table["rows"]]
-    assert names == [*INTERVENTIONS, "iterations_0", "iterations_1", "iterations_2"]
+    parts = ["keys", "values", "both_0-0", "both_1-1"]
+    of_slices = [f"{what}_{part}" for part in parts for what in ("swapped", "mean")]
+    assert sorted(names) == sorted(
+        [*INTERVENTIONS, *of_slices, "iterations_0", "iterations_1", "iterations_2"]
+    )
+    assert [one["name"] for one in table["slices"]] == ["latents", *parts]
     for row in table["rows"]:
         lines = (tmp_path / "predictions" / "ablation" / f"{row['name']}.jsonl").read_text()
         records = [json.loads(line) for line in lines.splitlines()]
@@ -407,7 +502,8 @@ def test_the_command_writes_table_plot_and_predictions(run, tmp_path, capsys):
 def test_without_json_the_table_is_shown_and_the_run_folder_gets_it(run, capsys):
     command("ablate", run, "--task", "synthetic", "--limit", 3, "--batch-size", 2)
     said = capsys.readouterr().out
-    assert [line.split()[0] for line in said.splitlines()[2:8]] == ["as", *list(INTERVENTIONS)[1:]]
+    assert [line.split()[0] for line in said.splitlines()[2:9]] == ["as", *list(INTERVENTIONS)[1:]]
+    assert all(word in said for word in ("sufficiency", "selectivity", "necessity", "0.80"))
     assert "by chance" in said and str(run) in said.replace("\n", "")
     assert (run / "ablation.json").is_file()
     assert "not plain numbers" not in said

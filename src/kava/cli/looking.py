@@ -167,6 +167,14 @@ def ablate(
     option: Annotated[
         list[str] | None, typer.Option(help="option of the task, as key=value")
     ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--slice",
+            help="part of the latents' cache to exchange, such as keys, values:4 or both:0-3; "
+            "by default keys, values and each half of the layers",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="random seed of the interventions")] = 0,
     output: Output = None,
     backbone: Annotated[
@@ -174,12 +182,12 @@ def ablate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
 ) -> None:
-    """Measure the accuracy when latents are zeroed or swapped."""
+    """Measure the accuracy when latents, or slices of their cache, are changed."""
     from kava.data.tasks import load_task, read_options
     from kava.evaluation.ablation import PLOT, ablate_task, check
     from kava.evaluation.command import result_folder, task_options
     from kava.reasoning.open import open_reasoner
-    from kava.report.ablation import ablation_table, draw
+    from kava.report.ablation import ablation_table, draw, slices_table
 
     given, console = read_options("ablate", option or []), make_console(as_json)
     reasoner = open_reasoner(run, backbone)
@@ -187,11 +195,12 @@ def ablate(
     folder = result_folder("ablate", run, output)
     options = task_options(reasoner.recipe, task, given)
     loaded = load_task(task, file=file, limit=limit, options=options)
-    table = ablate_task(reasoner, loaded, folder, batch_size, seed)
+    table = ablate_task(reasoner, loaded, folder, batch_size, seed, parts=part or ())
     draw(table, folder / PLOT)
     if as_json:
         print(json.dumps(table, indent=1))
     console.print(ablation_table(table))
+    console.print(slices_table(table))
     console.print(f"table, plot and predictions in {folder}", highlight=False)
 
 

@@ -17,7 +17,7 @@ from kava.backbones import rope
 from kava.data.answers import read_answer
 from kava.data.tasks import Task
 from kava.errors import KavaError
-from kava.evaluation import paired
+from kava.evaluation import paired, slices
 from kava.evaluation.answers import (
     HEADLINE,
     RULES,
@@ -28,12 +28,14 @@ from kava.evaluation.answers import (
 from kava.evaluation.interventions import (
     INTERVENTIONS,
     Latents,
+    Mean,
     Scene,
     left_out,
     partners,
     replace_latents,
 )
 from kava.evaluation.runner import batches
+from kava.evaluation.slices import Slice
 from kava.reasoning.answers import Answer
 from kava.reasoning.reasoner import Reasoner
 from kava.recipe import registry
@@ -69,8 +71,9 @@ def ablate(
     max_new_tokens: int,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
+    parts: Sequence[Slice] = (),
 ) -> Answers:
-    """Answer every example under each intervention, and with 0 to T iterations.
+    """Answer every example under each intervention, for each slice, and with 0 to T iterations.
 
     An intervention that has no meaning for the backbone is skipped (`interventions.left_out`).
     Iterations apply to methods that have them, up to the recipe's T, which is `as_they_are`.
@@ -78,6 +81,7 @@ def ablate(
     Args:
         seed: seed of all random draws.
         on_batch: called with the number of examples done.
+        parts: slices of the cache that are exchanged on their own, see `slices`.
 
     Returns:
         For each intervention, the answers in the order of the examples. They depend neither on
@@ -98,9 +102,14 @@ def ablate(
     found: dict[str, dict[int, Answer]] = {}
     training, done = reasoner.training, 0
     reasoner.eval()
+    average = Mean()
     for chosen in batches(examples, batch_size):
+        thinking = reasoner.think([examples[i].question for i in chosen])
+        average.add(reasoner.lm, Latents.of(thinking))
+    for chosen in batches(examples, batch_size):
+        partners_of = [examples[partner_of[i]].question for i in chosen]
         for name, answers in _batch(
-            reasoner, examples, chosen, partner_of, max_new_tokens, seed
+            reasoner, examples, chosen, partners_of, average, max_new_tokens, seed, parts
         ).items():
             found.setdefault(name, {}).update(zip(chosen, answers, strict=True))
         done += len(chosen)
@@ -114,22 +123,34 @@ def _batch(
     reasoner: Reasoner,
     examples: Sequence[Example],
     chosen: list[int],
-    partner_of: list[int],
+    partners_of: list[str],
+    average: Mean,
     max_new_tokens: int,
     seed: int,
+    parts: Sequence[Slice],
 ) -> Answers:
-    """Compute all rows of the table for some of the examples."""
+    """Compute all rows of the table for some of the examples.
+
+    Args:
+        chosen: indices of the examples.
+        partners_of: the questions of their partners.
+    """
     questions = [examples[i].question for i in chosen]
     thinking = reasoner.think(questions)
     own = Latents.of(thinking)
-    other = Latents.of(reasoner.think([examples[partner_of[i]].question for i in chosen]))
+    other = Latents.of(reasoner.think(partners_of))
+    averaged = average.at(reasoner.lm, own)
     answers: Answers = {}
     for name, intervene in INTERVENTIONS.items():
         if name in left_out(reasoner.lm):
             continue
         draws = [random.Random(f"{name}/{seed}/{i}") for i in chosen]
-        pairs = intervene(Scene(reasoner.lm, own, other, draws))
+        pairs = intervene(Scene(reasoner.lm, own, other, averaged, draws))
         changed = replace_latents(reasoner, thinking, own, pairs)
+        answers[name] = reasoner.answer(changed, max_new_tokens)
+    theirs = other.moved(reasoner.lm, own.positions)
+    for name, put in slices.rows(parts, own.key_values, theirs, averaged).items():
+        changed = replace_latents(reasoner, thinking, own, put())
         answers[name] = reasoner.answer(changed, max_new_tokens)
     last = reasoner.recipe.num_iterations if reasoner.method.iterates else -1
     for t in range(last + 1):
@@ -149,7 +170,13 @@ def iterations(count: int) -> str:
     return f"iterations_{count}"
 
 
-def measure(examples: Sequence[Example], answers: Answers, seed: int = 0) -> dict[str, Any]:
+def measure(
+    examples: Sequence[Example],
+    answers: Answers,
+    seed: int = 0,
+    parts: Sequence[Slice] = (),
+    layers: int = 0,
+) -> dict[str, Any]:
     """Compute the table rows and chance levels from answers in the order of the examples.
 
     Returns:
@@ -158,7 +185,7 @@ def measure(examples: Sequence[Example], answers: Answers, seed: int = 0) -> dic
         bootstrap) and McNemar's exact p; `changed`, the percentage of questions whose answer text
         is different; `forward_passes`, as `kava eval` counts them. The row `swapped` also has
         `partner_accuracy`, the percentage of answers that are correct for the other question.
-        `chance`: see `chance`.
+        `chance`: see `chance`. With `parts`, also `slices`: see `slices.measure_slices`.
     """
     partner_of = partners(len(examples), seed)
     hits = {name: _hits(examples, given) for name, given in answers.items()}
@@ -170,7 +197,10 @@ def measure(examples: Sequence[Example], answers: Answers, seed: int = 0) -> dic
             row["partner_accuracy"] = percent(theirs, len(given))
             row["partner_accuracy_interval"] = _rounded(paired.wilson(theirs, len(given)))
         rows.append(row)
-    return {"rows": rows, "chance": chance(examples)}
+    table = {"rows": rows, "chance": chance(examples)}
+    if parts:
+        table["slices"] = slices.measure_slices(parts, layers, answers, hits, partner_of)
+    return table
 
 
 def chance(examples: Sequence[Example]) -> dict[str, float]:
@@ -233,8 +263,13 @@ def ablate_task(
     batch_size: int | None = None,
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
+    parts: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run the ablation on a task, write the table and the predictions, and return the table.
+
+    Args:
+        parts: slices of the cache to exchange, see `slices.read_slice`; by default keys, values and
+            each half of the layers.
 
     Raises:
         KavaError: see `ablate`; or if the folder contains the ablation of another task, or the seed
@@ -247,7 +282,10 @@ def ablate_task(
     _check_folder(folder, task.name)
     settings, recipe = reasoner.recipe.eval, reasoner.recipe
     batch_size = batch_size or settings.batch_size
-    answers = ablate(reasoner, task.examples, batch_size, settings.max_new_tokens, seed, on_batch)
+    layers = len(reasoner.cache_shapes())
+    chosen = [slices.read_slice(text, layers) for text in parts] or slices.usual_slices(layers)
+    tokens = settings.max_new_tokens
+    answers = ablate(reasoner, task.examples, batch_size, tokens, seed, on_batch, chosen)
     table = {
         "method": recipe.method,
         "num_latents": recipe.num_latents,
@@ -259,7 +297,7 @@ def ablate_task(
         "rule": HEADLINE,
         "seed": seed,
         "batch_size": batch_size,
-        **measure(task.examples, answers, seed),
+        **measure(task.examples, answers, seed, chosen, layers),
         "left_out": left_out(reasoner.lm),
         "note": note_on_unreadable_golds(example.answer for example in task.examples),
         **provenance(),

@@ -65,12 +65,14 @@ class Scene:
     """What an intervention may use. `own` and `other` have the same shapes, row by row.
 
     other: latents of each row's partner, which is another question.
+    mean: keys and values averaged over all questions, at the positions of this row's latents.
     draws: a random number generator for each row.
     """
 
     model: PreTrainedModel
     own: Latents
     other: Latents
+    mean: KeyValues
     draws: Sequence[random.Random]
 
 
@@ -85,6 +87,11 @@ def as_they_are(scene: Scene) -> KeyValues:
 def zeroed(scene: Scene) -> KeyValues:
     """Return keys and values of zero: they still receive attention, but contribute nothing."""
     return [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in scene.own.key_values]
+
+
+def mean(scene: Scene) -> KeyValues:
+    """Return the mean over all questions, with keys moved to the positions of this question's."""
+    return scene.mean
 
 
 def noise(scene: Scene) -> KeyValues:
@@ -131,7 +138,7 @@ def removed(scene: Scene) -> KeyValues:
 #: Interventions by the name of their row in the table.
 INTERVENTIONS: dict[str, Intervention] = {
     function.__name__: function
-    for function in (as_they_are, zeroed, noise, shuffled, swapped, removed)
+    for function in (as_they_are, zeroed, mean, noise, shuffled, swapped, removed)
 }
 
 
@@ -143,6 +150,42 @@ def left_out(model: PreTrainedModel) -> dict[str, str]:
         "shuffled": f"keys of {model.config.model_type} are not rotated, so that an answer reads "
         "the latents as a set, without an order"
     }
+
+
+class Mean:
+    """Mean of the latents' keys and values over all questions, whatever the sizes of the batches.
+
+    Keys are averaged at positions counted from the first latent on: those of another question stand
+    elsewhere, where the rotary embedding has turned them otherwise.
+    """
+
+    def __init__(self) -> None:
+        self.sums: list[tuple[Tensor, Tensor]] = []
+        self.count = 0
+
+    def add(self, model: PreTrainedModel, latents: Latents) -> None:
+        """Add the latents of a batch."""
+        pairs = latents.moved(model, _from_zero(latents.positions))
+        sums = [(k.double().sum(0), v.double().sum(0)) for k, v in pairs]
+        if self.sums:
+            both = zip(self.sums, sums, strict=True)
+            sums = [(k + more_k, v + more_v) for (k, v), (more_k, more_v) in both]
+        self.sums, self.count = sums, self.count + len(latents.positions)
+
+    def at(self, model: PreTrainedModel, like: Latents) -> KeyValues:
+        """Return the mean at the positions of other latents, and in their shape and dtype."""
+        pairs = [
+            tuple(
+                (total / self.count).to(own.dtype).expand_as(own)
+                for total, own in zip(sums, of_layer, strict=True)
+            )
+            for sums, of_layer in zip(self.sums, like.key_values, strict=True)
+        ]
+        return rope.reposition_keys(model, pairs, _from_zero(like.positions), like.positions)
+
+
+def _from_zero(positions: Tensor) -> Tensor:
+    return torch.arange(positions.shape[1], device=positions.device).expand_as(positions)
 
 
 @torch.no_grad()

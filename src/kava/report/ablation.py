@@ -7,10 +7,12 @@ from typing import Any
 
 from rich.table import Table
 
+from kava.evaluation.slices import NECESSARY, SELECTIVE, SUFFICIENT
 from kava.report.plots import Dot, dots, look
 from kava.system.tables import terminal_table
 
 MEANINGS = {
+    "mean": "mean over all questions",
     "noise": "noise of the same norm",
     "shuffled": "shuffled in order",
     "swapped": "swapped with another question's",
@@ -27,6 +29,28 @@ def ablation_table(table: dict[str, Any]) -> Table:
     """Return the contents of `ablation.json` as a table for a rich console."""
     headings = ("latents", "accuracy (%)", "difference", "95 %", "p", "passes")
     return terminal_table(headings, list(map(_cells, table["rows"])), caption=caption(table))
+
+
+def slices_table(table: dict[str, Any]) -> Table:
+    """Return sufficiency, selectivity and necessity of each slice as a table."""
+    from rich import box
+    from rich.table import Table
+
+    asks = f">= {SUFFICIENT:.2f}", f"<= {SELECTIVE:.2f}", f">= {NECESSARY:.2f}"
+    first = table["slices"][0]
+    note = (
+        f"shares of {first['n']:,} questions whose answer is not their partner's, and of "
+        f"{first['n_right']:,} answered correctly; asked: {', '.join(asks)} (arXiv:2608.27265)"
+    )
+    shown = Table(caption=note, box=box.SIMPLE_HEAD, show_edge=False)
+    shown.add_column("slice")
+    for heading in ("sufficiency", "selectivity", "necessity", "passes"):
+        shown.add_column(heading, justify="right")
+    for row in table["slices"]:
+        shares = (row[name] for name in ("sufficiency", "selectivity", "necessity"))
+        told = ("" if share is None else f"{share:.2f}" for share in shares)
+        shown.add_row(label(row["name"]), *told, "yes" if row["passes"] else "no")
+    return shown
 
 
 def caption(table: dict[str, Any]) -> str:
@@ -64,14 +88,16 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 def draw(table: dict[str, Any], path: Path) -> Path:
     """Draw a dot with its 95 % interval per row, and the share that answers the other question.
 
-    The other question is the one whose latents were swapped in.
+    The other question is the one whose latents were swapped in. Slices have a table of their own.
     """
 
     def named(name: str) -> str:
         return MEANINGS.get(name, label(name))
 
     found = [
-        Dot(named(row["name"]), row["accuracy"], *row["accuracy_interval"]) for row in table["rows"]
+        Dot(named(row["name"]), row["accuracy"], *row["accuracy_interval"])
+        for row in table["rows"]
+        if not row["name"].startswith(("swapped_", "mean_"))
     ]
     swapped = next(row for row in table["rows"] if row["name"] == "swapped")
     partner = Dot(
