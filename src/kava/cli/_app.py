@@ -87,6 +87,35 @@ def names(text: str | None, option: str = "--task") -> list[str]:
     return found
 
 
+def iterations_or_auto(text: str) -> Any:
+    """Read a number of iterations T, or `auto`.
+
+    Raises:
+        KavaError: it is neither.
+    """
+    if text == "auto":
+        return text
+    if not text.isascii() or not text.isdigit():
+        raise KavaError(
+            f"--iterations {text}: give a whole number from 0 on, or auto",
+            code="cli.bad-iterations",
+            key="--iterations",
+        )
+    return int(text)
+
+
+#: T, or `auto`; typer converts the text with `iterations_or_auto`.
+Iterations = Annotated[
+    Any,
+    typer.Option(
+        parser=iterations_or_auto,
+        metavar="T|auto",
+        help="number of iterations T, or auto: until the latents no longer change; the recipe's T "
+        "if not given",
+    ),
+]
+
+
 def make_console(quiet: bool = False) -> Any:
     """A console for everything that a command says; of several processes the main one speaks."""
     from kava.system import distributed

@@ -11,7 +11,16 @@ from typing import Annotated
 
 import typer
 
-from kava.cli._app import Limit, ManyWords, Output, TaskFile, app, examples, make_console
+from kava.cli._app import (
+    Iterations,
+    Limit,
+    ManyWords,
+    Output,
+    TaskFile,
+    app,
+    examples,
+    make_console,
+)
 
 
 @app.command(
@@ -43,9 +52,7 @@ def ask(
     show_thoughts: Annotated[
         bool, typer.Option("--show-thoughts", help="show what each latent decodes to")
     ] = False,
-    iterations: Annotated[
-        int | None, typer.Option(min=0, help="number of iterations T; the recipe's if not given")
-    ] = None,
+    iterations: Iterations = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
 ) -> None:
     """Ask a question, or one per line from the terminal or a pipe."""

@@ -8,7 +8,17 @@ from typing import Annotated
 
 import typer
 
-from kava.cli._app import Limit, Output, TaskFile, TaskFiles, app, examples, make_console, names
+from kava.cli._app import (
+    Iterations,
+    Limit,
+    Output,
+    TaskFile,
+    TaskFiles,
+    app,
+    examples,
+    make_console,
+    names,
+)
 from kava.system import distributed
 from kava.system.text import printable
 
@@ -39,6 +49,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="number of questions per batch")
     ] = None,
     option: Options = None,
+    iterations: Iterations = None,
     output: Output = None,
     backbone: Annotated[
         str | None, typer.Option(help="new location of the backbone, if it has moved")
@@ -58,6 +69,7 @@ def evaluate(
         output,
         backbone,
         make_console(as_json),
+        iterations,
     )
     if as_json and distributed.is_main():
         print(json.dumps(summaries, indent=1))

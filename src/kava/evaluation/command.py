@@ -32,12 +32,14 @@ def evaluate_tasks(
     output: Path | None,
     backbone: str | None,
     console: Console,
+    iterations: Any = None,
 ) -> dict[str, dict[str, Any]]:
     """Score a reasoner on tasks and print the scores; they are saved in the run folder or `output`.
 
     Args:
         files: local copies of the tasks' rows, one for each task in the same order; by default the
             rows come from the Hub.
+        iterations: T, or `auto`; by default that of the recipe.
 
     Raises:
         KavaError: if there is no task, or a task is unknown or named twice; if rows cannot be
@@ -60,6 +62,15 @@ def evaluate_tasks(
     copies = local_copies("eval", tasks, files)
     given = read_options("eval", options)
     reasoner = distributed.main_rank_first(lambda: open_reasoner(run, backbone))
+    if iterations is not None:
+        reasoner.check_iterations(iterations)
+        if output is None:
+            raise KavaError(
+                f"eval: with --iterations {iterations}, scores are not those of the run itself; "
+                "set another folder for them with -o FOLDER",
+                code="evaluation.other-iterations",
+                key="--iterations",
+            )
     folder = result_folder("eval", run, output)
 
     def load(name: str, file: str | None) -> Task:
@@ -74,7 +85,7 @@ def evaluate_tasks(
         distributed.on_main_rank(partial(check_scores, folder, task.name))
     summaries = {}
     for task in loaded:
-        summary = score_run(reasoner, task, folder, batch_size).summary
+        summary = score_run(reasoner, task, folder, batch_size, num_iterations=iterations).summary
         summaries[task.name] = summary
         console.print(line(task.name, summary), highlight=False)
         if note := note_on_unreadable_golds(example.answer for example in task.examples):

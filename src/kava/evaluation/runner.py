@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from kava.evaluation.answers import (
     HEADLINE,
@@ -55,7 +55,7 @@ def evaluate(
     examples: Sequence[Example],
     batch_size: int,
     max_new_tokens: int,
-    num_iterations: int | None = None,
+    num_iterations: int | Literal["auto"] | None = None,
     timed_alone: int = 0,
     on_batch: Callable[[int], None] | None = None,
     rules: Sequence[str] = tuple(RULES),
@@ -130,7 +130,7 @@ def time_alone(
     reasoner: Reasoner,
     questions: list[str],
     max_new_tokens: int,
-    num_iterations: int | None = None,
+    num_iterations: int | Literal["auto"] | None = None,
 ) -> float:
     """Return the median milliseconds from question to answer at batch size 1, after a warm-up."""
     times = []

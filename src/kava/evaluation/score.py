@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from kava.data import rows_hash
 from kava.data.tasks import Task
@@ -24,6 +24,7 @@ def score_run(
     batch_size: int | None = None,
     timed_alone: int = 50,
     on_batch: Any = None,
+    num_iterations: int | Literal["auto"] | None = None,
 ) -> EvaluationResult:
     """Evaluate a reasoner on a task; write predictions and scores to the run folder.
 
@@ -37,6 +38,7 @@ def score_run(
         task.examples,
         batch_size or settings.batch_size,
         settings.max_new_tokens,
+        num_iterations,
         timed_alone=timed_alone,
         on_batch=on_batch,
     )
@@ -47,6 +49,7 @@ def score_run(
             "split": task.split,
             "source": task.source,
             "sha256": rows_hash(task.examples),
+            **({} if num_iterations is None else {"num_iterations": num_iterations}),
             **result.summary,
             **provenance(),
         }

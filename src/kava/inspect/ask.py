@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 
@@ -24,12 +24,12 @@ from kava.recipe.load import parse
 class Settings:
     """Settings for answering a question.
 
-    num_iterations: T; None is the recipe's value.
+    num_iterations: T, or `auto`; None is the recipe's value.
     compress: how to compress the KV cache; None leaves it unchanged.
     """
 
     show_thoughts: bool = False
-    num_iterations: int | None = None
+    num_iterations: int | Literal["auto"] | None = None
     max_new_tokens: int = 256
     compress: compressed.Plan | None = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ def decode_passes(reasoner: Reasoner, state: LatentState) -> DecodedLatents:
 
 
 def decode_latents(
-    reasoner: Reasoner, question: str, num_iterations: int | None = None
+    reasoner: Reasoner, question: str, num_iterations: int | Literal["auto"] | None = None
 ) -> list[Top]:
     """Decode each latent after the last iteration; empty for a method without latents."""
     states = reasoner.think([question], num_iterations).latent_states

@@ -50,10 +50,11 @@ class ReasoningResult:
     prompt_text: the part of the answer's text that is already in the prompt; None if the prompt is
         the first token that the method generates after <eot>, which each question has its own of.
     forward_passes: number of sequential forward passes after the question's prefill (T for
-        KaVa; see docs/papers.md, Evaluation).
+        KaVa; see docs/papers.md, Evaluation). With `iterations`, the largest of these.
     prefill_passes: number of forward passes that belong to the prefill.
     latent_states: [batch, latents, hidden], hidden states of the latents in the last layer
         after the last pass; None for methods without latents.
+    iterations: T of each question, if each has found its own.
     """
 
     thought: Thought
@@ -62,6 +63,11 @@ class ReasoningResult:
     forward_passes: int
     prefill_passes: int
     latent_states: Tensor | None = None
+    iterations: list[int] | None = None
+
+    def passes(self, row: int) -> int:
+        """Return the number of forward passes of the question with this index in the batch."""
+        return self.forward_passes if self.iterations is None else self.iterations[row]
 
     def text(self, tokenizer: Any, row: int, ids: Sequence[int]) -> str:
         """Return the text of an answer, including the prompt.

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -292,7 +292,7 @@ class Reasoner(ReasonerBase):
         self,
         questions: str | Sequence[str],
         max_new_tokens: int = 256,
-        num_iterations: int | None = None,
+        num_iterations: int | Literal["auto"] | None = None,
         return_thoughts: bool = False,
         **options: Any,
     ) -> str | list[str] | list[list[str]] | Generated:
@@ -302,7 +302,8 @@ class Reasoner(ReasonerBase):
             questions: a question, or a list of questions.
             max_new_tokens: maximum number of tokens of an answer; it ends earlier if the backbone
                 has no more positions (see `continue_from`).
-            num_iterations: T; by default that of the recipe.
+            num_iterations: T; by default that of the recipe. With "auto", each question iterates
+                until its latents no longer change: `tolerance` and `max_iterations` of the recipe.
             return_thoughts: also return the reasoning result.
             options: see `continue_from`.
 
@@ -322,7 +323,9 @@ class Reasoner(ReasonerBase):
         return Generated(text, thinking) if return_thoughts else text
 
     def think(
-        self, questions: str | Sequence[str], num_iterations: int | None = None
+        self,
+        questions: str | Sequence[str],
+        num_iterations: int | Literal["auto"] | None = None,
     ) -> ReasoningResult:
         """Prefill questions and reason about them, without answering yet.
 
@@ -342,7 +345,9 @@ class Reasoner(ReasonerBase):
 
     @torch.no_grad()
     def think_about(
-        self, encoded: Sequence[Sequence[int]], num_iterations: int | None = None
+        self,
+        encoded: Sequence[Sequence[int]],
+        num_iterations: int | Literal["auto"] | None = None,
     ) -> ReasoningResult:
         """Reason about questions that are already token ids (see `Encoder.questions`).
 
@@ -355,13 +360,15 @@ class Reasoner(ReasonerBase):
         ids, mask = masks.pad(encoded, "left", self.tokenizer.pad_token_id)
         return self.method.think(self, ids.to(self.device), mask.to(self.device), num_iterations)
 
-    def check_iterations(self, num_iterations: int = 0) -> None:
+    def check_iterations(self, num_iterations: int | Literal["auto"] = 0) -> None:
         """Check that the method iterates and that the number of iterations is valid.
 
         Raises:
-            KavaError: the method does not iterate, or the number is not a whole number from 0 on.
+            KavaError: the method does not iterate, or the number is neither "auto" nor a whole
+                number from 0 on.
         """
-        check_whole_number("num_iterations", num_iterations, 0)
+        if num_iterations != "auto":
+            check_whole_number("num_iterations", num_iterations, 0)
         if not self.method.iterates:
             raise KavaError(
                 f"method '{self.recipe.method}' does not iterate; the number of iterations cannot "
@@ -428,7 +435,7 @@ class Reasoner(ReasonerBase):
         return [
             Answer(
                 text=thinking.text(self.tokenizer, i // copies, row[:length]),
-                forward_passes=thinking.forward_passes + length,
+                forward_passes=thinking.passes(i // copies) + length,
                 prefill_passes=thinking.prefill_passes,
                 generated_tokens=length,
                 finished=finished,

@@ -48,13 +48,7 @@ def resolve(recipe: Recipe, where: str = "recipe") -> Recipe:
                 code="reasoning.no-such-loss",
                 key=f"{name}.weight",
             )
-    if whole.latent_update == "residual" and not method.can_add:
-        raise KavaError(
-            f"{where}: latent_update residual: method '{whole.method}' has no such update; "
-            "leave it at replace",
-            code="reasoning.no-such-update",
-            key="latent_update",
-        )
+    _check_iterations(whole, method, where)
     try:
         options = method.Options.model_validate(whole.method_options)
     except ValidationError as error:
@@ -62,6 +56,28 @@ def resolve(recipe: Recipe, where: str = "recipe") -> Recipe:
         raise refused.within(f"{where}: method_options of '{whole.method}'") from None
     whole.method_options = options.model_dump(by_alias=True)
     return whole.mark_resolved()
+
+
+def _check_iterations(recipe: Recipe, method: Any, where: str) -> None:
+    """Raise a KavaError if the recipe changes iterations in a way that the method does not have."""
+    changed = {
+        "latent_update": recipe.latent_update == "residual",
+        "random_iterations": recipe.random_iterations is not None,
+    }
+    for key in (key for key, given in changed.items() if given and not method.jacobi):
+        raise KavaError(
+            f"{where}: {key}: the latents of method '{recipe.method}' are not refined by Jacobi "
+            f"iteration; omit {key}",
+            code="reasoning.no-such-update",
+            key=key,
+        )
+    if recipe.random_iterations and recipe.kv.weight and recipe.kv.supervise == "all":
+        raise KavaError(
+            f"{where}: kv.supervise all logs each pass, and random_iterations changes their "
+            "number; use kv.supervise: last",
+            code="reasoning.uneven-passes",
+            key="kv.supervise",
+        )
 
 
 def load_resolved(path: str | Path, overrides: Sequence[str] = (), saved: bool = False) -> Recipe:

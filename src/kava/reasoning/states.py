@@ -9,7 +9,7 @@ from torch import Tensor
 from kava.backbones.cache import KeyValues
 from kava.backbones.structure import Output
 from kava.backbones.thought import Thought
-from kava.shapes import Bool, Float
+from kava.shapes import Bool, Float, Int
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,19 @@ class Suffix:
 
 
 @dataclass(frozen=True)
+class Auto:
+    """A number of iterations that each example finds itself, see `kava.reasoning.latents._settle`.
+
+    Args:
+        most: an upper bound.
+        tolerance: largest change of a latent's input, relative to its norm, that counts as none.
+    """
+
+    most: int
+    tolerance: float
+
+
+@dataclass(frozen=True)
 class LatentState:
     """State after all latents and the suffix have been processed.
 
@@ -42,6 +55,7 @@ class LatentState:
             [batch, latents, hidden].
         bot: hidden state of <bot> in the last layer, [batch, 1, hidden]; the same in every pass,
             since <bot> stands before the latents.
+        iterations: [batch], T of each example, if each has found its own.
     """
 
     thought: Thought
@@ -51,6 +65,7 @@ class LatentState:
     inputs: list[Float[Tensor, "batch latents hidden"]]
     states: list[Float[Tensor, "batch latents hidden"]]
     bot: Float[Tensor, "batch 1 hidden"]
+    iterations: Int[Tensor, "batch"] | None = None
 
     @property
     def latents(self) -> Float[Tensor, "batch latents hidden"]:

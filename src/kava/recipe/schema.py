@@ -14,7 +14,15 @@ from itertools import takewhile
 from typing import Annotated, Any, Literal, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from kava.errors import KavaError, shown, unknown
 from kava.recipe import registry
@@ -280,6 +288,9 @@ class Recipe(Section):
     by `Options` in its file. A method may also define defaults (`defaults` in its file), which a
     recipe overrides; `kava.reasoning.resolve` adds them. With `latent_update: residual`, an
     iteration adds P(h) to the inputs of the latents instead of replacing them (our addition).
+    `random_iterations` gives the least and the largest T that a training draws anew for each step;
+    answers use `num_iterations`. If T is `auto`, an answer iterates until no latent's input changes
+    by more than `tolerance` of its norm, at most `max_iterations` times (our additions).
     """
 
     method: str
@@ -292,6 +303,9 @@ class Recipe(Section):
     lora: Lora = Lora()
     num_latents: int = Field(default=24, ge=1)
     num_iterations: int = Field(default=3, ge=0)
+    random_iterations: tuple[int, int] | None = None
+    max_iterations: int = Field(default=32, ge=1)
+    tolerance: float = Field(default=0.01, ge=0)
     projection: Literal["none", "mlp", "mlp_layernorm"] = "mlp_layernorm"
     projection_dim: int | None = Field(default=None, ge=1)
     latent_update: Literal["replace", "residual"] = "replace"
@@ -316,6 +330,20 @@ class Recipe(Section):
         if isinstance(tree, dict) and isinstance(tree.get("method"), str):
             registry.check("methods", tree["method"])
         return tree
+
+    @field_validator("random_iterations")
+    @classmethod
+    def _in_order(cls, bounds: tuple[int, int] | None) -> tuple[int, int] | None:
+        if bounds is not None and not 0 <= bounds[0] <= bounds[1]:
+            raise ValueError(
+                KavaError(
+                    f"random_iterations is {list(bounds)}; give the least and the largest number "
+                    "of iterations, such as [1, 8]",
+                    code="recipe.bad-range",
+                    key="random_iterations",
+                )
+            )
+        return bounds
 
     @property
     def is_resolved(self) -> bool:

@@ -224,6 +224,6 @@ class _Follow(StoppingCriteria):
         cost = {
             **self.costs[row],
             "generated_tokens": len(tokens),
-            "forward_passes": self.thinking.forward_passes + len(tokens),
+            "forward_passes": self.thinking.passes(row) + len(tokens),
         }
         watched.tell(text, reason, cost)

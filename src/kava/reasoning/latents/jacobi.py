@@ -17,7 +17,8 @@ from torch import Tensor
 from kava.backbones.thought import Thought
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.latents._iterate import iterate
-from kava.reasoning.states import LatentState, Suffix
+from kava.reasoning.latents._settle import settle
+from kava.reasoning.states import Auto, LatentState, Suffix
 from kava.shapes import Float
 
 
@@ -25,13 +26,14 @@ def think(
     reasoner: ReasonerBase,
     question: Thought,
     num_latents: int,
-    num_iterations: int,
+    num_iterations: int | Auto,
     suffix: Suffix,
     keep_all: bool = False,
 ) -> LatentState:
     """Refine `num_latents` latents in parallel, in `num_iterations` passes after pass 0.
 
-    The arguments are described in `iterate`.
+    The arguments are described in `iterate`. With `Auto`, each example has its own number of
+    iterations, and `keep_all` has no effect.
     """
     residual = reasoner.recipe.latent_update == "residual"
     inputs = reasoner.special("latent")
@@ -50,4 +52,6 @@ def think(
         inputs = inputs + update if residual else update
         return inputs
 
+    if isinstance(num_iterations, Auto):
+        return settle(reasoner, question, num_latents, num_iterations, suffix, following)
     return iterate(reasoner, question, num_latents, num_iterations, suffix, keep_all, following)

@@ -14,7 +14,8 @@ from torch import Tensor
 from kava.backbones.thought import Thought
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.latents._iterate import iterate
-from kava.reasoning.states import LatentState, Suffix
+from kava.reasoning.latents._settle import settle
+from kava.reasoning.states import Auto, LatentState, Suffix
 from kava.shapes import Float
 
 
@@ -22,7 +23,7 @@ def think(
     reasoner: ReasonerBase,
     question: Thought,
     num_latents: int,
-    num_iterations: int,
+    num_iterations: int | Auto,
     suffix: Suffix,
     keep_all: bool = False,
 ) -> LatentState:
@@ -36,4 +37,6 @@ def think(
     ) -> Float[Tensor, "batch latents hidden"]:
         return reasoner.special("latent") + reasoner.project(states[:, -num_latents:])
 
+    if isinstance(num_iterations, Auto):
+        return settle(reasoner, question, num_latents, num_iterations, suffix, following)
     return iterate(reasoner, question, num_latents, num_iterations, suffix, keep_all, following)

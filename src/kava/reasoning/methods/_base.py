@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from kava.reasoning.batching import Row
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.losses.cross_entropy import cross_entropy
 from kava.reasoning.methods._work import Call, Work, chain
-from kava.reasoning.states import LatentState, Suffix
+from kava.reasoning.states import Auto, LatentState, Suffix
 from kava.recipe.schema import Recipe, Section
 
 #: Tensors by name (see `kava.reasoning.batching.collate`), and the entries that a curriculum adds.
@@ -58,8 +58,9 @@ class Method(ABC):
     uses_steps = True
     #: Whether the number of iterations T can be chosen at inference.
     iterates = False
-    #: Whether an iteration may add to the latents instead of replacing them (`latent_update`).
-    can_add = False
+    #: Whether latents are refined by Jacobi iteration, to which `latent_update` and
+    #: `random_iterations` apply.
+    jacobi = False
     #: Recipe sections whose loss this method has; the `weight` of all other losses must stay 0.
     losses: ClassVar[tuple[str, ...]] = ()
     #: Recipe keys for which this method has other defaults; a recipe overrides them.
@@ -173,14 +174,14 @@ class Method(ABC):
         reasoner: ReasonerBase,
         question: Tensor,
         mask: Tensor,
-        num_iterations: int | None = None,
+        num_iterations: int | Literal["auto"] | None = None,
     ) -> ReasoningResult:
         """Prefill the question and reason, up to the point where the answer begins.
 
         Args:
             question: [batch, question], token ids, padded on the left.
             mask: [batch, question], true at real tokens.
-            num_iterations: T; by default that of the recipe.
+            num_iterations: T, or `auto`; by default that of the recipe.
         """
 
     def thinking_work(self, question: Tensor, num_iterations: int) -> Work | None:
@@ -212,7 +213,7 @@ class LatentMethod(Method):
         reasoner: ReasonerBase,
         question: Thought,
         suffix: Suffix,
-        num_iterations: int,
+        num_iterations: int | Auto,
         keep_all: bool = False,
     ) -> LatentState:
         """Generate all latents after the question.
@@ -257,21 +258,27 @@ class LatentMethod(Method):
         reasoner: ReasonerBase,
         question: Tensor,
         mask: Tensor,
-        num_iterations: int | None = None,
+        num_iterations: int | Literal["auto"] | None = None,
     ) -> ReasoningResult:
         """Prefill the question and generate the latents; no teacher is involved."""
-        iterations = self.recipe.num_iterations if num_iterations is None else num_iterations
+        recipe = self.recipe
+        iterations = recipe.num_iterations if num_iterations is None else num_iterations
+        if iterations == "auto":
+            iterations = Auto(recipe.max_iterations, recipe.tolerance)
         context, _ = prefill_question(reasoner, {"question": question, "question_mask": mask})
         state = self.latents(reasoner, context, eot_suffix(reasoner, context), iterations)
         return self.finish_thinking(reasoner, state, iterations)
 
     def finish_thinking(
-        self, reasoner: ReasonerBase, state: LatentState, num_iterations: int
+        self, reasoner: ReasonerBase, state: LatentState, num_iterations: int | Auto
     ) -> ReasoningResult:
         """Return the state from which the answer is generated."""
         prompt, text = self.begin_answer(reasoner, state.suffix[:, -1])
-        passes = self.passes(num_iterations)
-        return ReasoningResult(state.thought, prompt, text, passes, 2, state.latents)
+        found = None if state.iterations is None else state.iterations.tolist()
+        passes = (
+            self.passes(num_iterations) if isinstance(num_iterations, int) else max(found or ())
+        )
+        return ReasoningResult(state.thought, prompt, text, passes, 2, state.latents, found)
 
     def begin_answer(self, reasoner: ReasonerBase, eot: Tensor) -> tuple[Tensor, str | None]:
         """Return the token ids that an answer begins with, and their text (`ReasoningResult`).

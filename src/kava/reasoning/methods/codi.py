@@ -24,7 +24,7 @@ class CODI(SequentialMethod, PCCoT):
     label = "CODI"
     paper = "2502.21074"
     iterates = False
-    can_add = False
+    jacobi = False
     losses = ("codi",)
     defaults = {"num_latents": 6, "codi": {"weight": 20.0, "loss": "smooth_l1"}}
 

@@ -8,6 +8,8 @@ L = CE_student + w_t CE_teacher + a1 L_CODI
 
 from __future__ import annotations
 
+import math
+import random
 from typing import cast
 
 from torch import Tensor
@@ -41,7 +43,7 @@ class PCCoT(LatentMethod):
     label = "PCCoT"
     paper = "2506.18582"
     iterates = True
-    can_add = True
+    jacobi = True
     losses = ("codi", "multiplex")
     needs_queries = False
     defaults = {"codi": {"loss": "smooth_l1"}}  # as in the authors' code
@@ -61,7 +63,15 @@ class PCCoT(LatentMethod):
         return refined(question, self.recipe.num_latents, num_iterations, suffix)
 
     def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
-        """Return the batch, with a span for each latent added if the loss of MUX is used."""
+        """Return the batch, with what is drawn for it.
+
+        These are T as `iterations` (`random_iterations`; the same for all parts of a step), and a
+        span for each latent if the loss of MUX is used.
+        """
+        bounds = self.recipe.random_iterations
+        if bounds and epoch < math.inf:
+            drawn = random.Random(f"{self.recipe.seed}/iterations/{epoch!r}").randint(*bounds)
+            batch = {**batch, "iterations": drawn}
         return self.multiplex.add_spans(batch, batch, self.recipe.num_latents, uniform)
 
     def counts(self, batch: Batch) -> Terms:
@@ -76,7 +86,7 @@ class PCCoT(LatentMethod):
         compressing the cache a negligible one.
         """
         question, steps, answer = lengths(batch)
-        iterations = self.recipe.num_iterations
+        iterations = batch.get("iterations", self.recipe.num_iterations)
         student = self.latent_calls(question, iterations, 1 + answer)
         labels = batch["answer_ids"].numel() + batch["teacher_ids"].numel()
         labels += self.multiplex.labels(batch)
@@ -93,7 +103,7 @@ class PCCoT(LatentMethod):
             reasoner,
             question[0],
             student_suffix(reasoner, batch, layers),
-            recipe.num_iterations,
+            batch.get("iterations", recipe.num_iterations),
             keep_all=recipe.kv.supervise == "all",
         )
         return self.combine(reasoner, batch, counts, teacher, student)
