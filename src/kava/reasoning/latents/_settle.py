@@ -15,14 +15,14 @@ from torch import Tensor
 
 from kava.backbones import cache
 from kava.backbones.thought import Thought
-from kava.reasoning.interface import ReasonerProtocol
+from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.latents._watch import report_pass
 from kava.reasoning.states import Auto, LatentState, Suffix
 from kava.shapes import Float, Int
 
 
 def settle(
-    reasoner: ReasonerProtocol,
+    reasoner: ReasonerBase,
     question: Thought,
     num_latents: int,
     limits: Auto,
