@@ -15,6 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
+from kava.data import parquet
 from kava.data.rows import ROW_FIELDS, Row
 from kava.data.shards import find_files
 from kava.errors import KavaError, first_line, shown
@@ -230,24 +231,6 @@ def _text_rows(path: Path) -> Iterator[Row]:
         yield where, {"question": " ".join(question.split()), "steps": written, "answer": answer}
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            for batch in table.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
-        why = first_line(error)
-        raise KavaError(
-            f"{path}: not a readable Parquet file ({why})", code="data.bad-parquet", key=str(path)
-        ) from error
-
-
 def _arrow_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of an Arrow stream, as `datasets` saves it."""
     import pyarrow
@@ -260,7 +243,7 @@ def _arrow_rows(path: Path) -> Iterator[Row]:
                     number += 1
                     yield f"{path}, row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
-        why = str(error).strip().partition("\n")[0]
+        why = first_line(error)
         raise KavaError(
             f"{path}: not a readable Arrow file ({why})", code="data.bad-arrow", key=str(path)
         ) from error
@@ -298,7 +281,7 @@ FORMATS = {
     ".jsonl": _json_rows,
     ".json": _json_list,
     ".ndjson": _json_rows,
-    ".parquet": _parquet_rows,
+    ".parquet": parquet.rows,
     ".arrow": _arrow_rows,
     ".csv": _csv_rows,
     ".tsv": _tsv_rows,
