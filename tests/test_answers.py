@@ -25,6 +25,7 @@ from kava.evaluation.answers import (
     numeric,
     score,
 )
+from kava.evaluation.score_file import score_file, table
 
 OF_OURS = ("numeric", "last_number", "string")
 DOCS = Path(__file__).parents[1] / "docs" / "answers.md"
@@ -440,6 +441,63 @@ def test_time_is_bounded_and_counted_in_processor_time():
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert 1 <= used < 4  # one second, and its start
     assert math_verify("#### 5", "5")
+
+
+def test_the_clock_ends_a_process_that_uses_no_processor(monkeypatch):
+    assert math_verify("#### 5", "5")
+    monkeypatch.setattr(symbolic, "WALL_SECONDS", 0.2)
+    stopped = symbolic._worker.process
+    os.kill(stopped.pid, signal.SIGSTOP)
+    with symbolic.counting() as judged:
+        assert not math_verify("#### 5", "5")
+    assert (judged.timed_out, judged.skipped) == (1, 0) and stopped.returncode == -signal.SIGKILL
+    monkeypatch.undo()
+    assert math_verify("#### 5", "5")
+
+
+def test_the_process_gets_nothing_of_the_environment(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr(symbolic, "_worker", None)
+    assert math_verify("#### 5", "5")
+    given = Path(f"/proc/{symbolic._worker.process.pid}/environ")
+    if not given.exists():
+        pytest.skip("this system has no /proc")
+    names = {entry.partition(b"=")[0] for entry in given.read_bytes().split(b"\0") if entry}
+    symbolic._worker.close()
+    allowed = {b"PYTHONPATH", b"PYTHONSAFEPATH", b"PYTHONHASHSEED", b"PYTHONWARNINGS"}
+    assert names <= allowed | {b"LD_LIBRARY_PATH", b"DYLD_LIBRARY_PATH"}
+
+
+class Slow:
+    """A process that a question ends by its time."""
+
+    owner, stalled = os.getpid(), False
+
+    def ask(self, text, gold):
+        return None
+
+    def close(self):
+        return -signal.SIGPROF
+
+
+def test_after_many_time_outs_no_more_are_judged(tmp_path, monkeypatch):
+    """What a model answers can be made to take hours; how many were not judged is reported."""
+    started = []
+    monkeypatch.setattr(symbolic, "_worker", None)
+    monkeypatch.setattr(symbolic, "_Worker", lambda: started.append(1) or Slow())
+    rows = [{"id": str(i), "question": "w1", "answer": "5", "steps": []} for i in range(50)]
+    data, told = tmp_path / "rows.jsonl", tmp_path / "answers.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told.write_text(
+        "".join(json.dumps({"id": r["id"], "prediction": "#### 5"}) + "\n" for r in rows)
+    )
+    given = (told, None, data, None, None, {})
+    result = score_file(*given)
+    assert len(started) == symbolic.TIME_OUTS and result["correct"]["math_verify"] == 0
+    assert result["correct"]["numeric"] == 50
+    assert "20 answers took too long" in result["note"] and "30 more were not" in result["note"]
+    assert result["note"] in table(result, "t").caption
+    assert score_file(*given)["note"] == result["note"]  # each is counted for itself
 
 
 def test_what_is_cut_off_is_no_number():

@@ -136,6 +136,7 @@ def line(task: str, summary: dict[str, Any]) -> str:
         f"({summary['tokens_per_second']} tokens/s, at most "
         f"{format_bytes(summary['peak_memory']['bytes'])} of {summary['peak_memory']['of']} memory)"
         + (f"; {summary['unfinished']} cut off" if summary["unfinished"] else "")
+        + (f"; {summary['math_verify']['note']}" if "math_verify" in summary else "")
     )
 
 

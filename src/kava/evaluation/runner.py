@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from kava.evaluation import symbolic
 from kava.evaluation.answers import (
     HEADLINE,
     RULES,
@@ -93,8 +94,11 @@ def evaluate(
         for others in distributed.gather(answers):
             answers.update(others)
     seconds = time.perf_counter() - begin
-    predictions = [_record(e, answers[i], rules) for i, e in enumerate(examples)]
+    with symbolic.counting() as judged:
+        predictions = [_record(e, answers[i], rules) for i, e in enumerate(examples)]
     summary = summarise(predictions)
+    if judged.timed_out:
+        summary["math_verify"] = {**asdict(judged), "note": judged.note()}
     summary["batch_size"] = batch_size
     summary["ms_per_question_in_batch"] = round(1000 * seconds / max(len(examples), 1), 3)
     tokens = sum(answer.generated_tokens for answer in answers.values())

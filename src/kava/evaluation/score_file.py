@@ -12,6 +12,7 @@ from kava.data import call, load_file
 from kava.data.files import read_rows
 from kava.data.tasks import load_task
 from kava.errors import KavaError
+from kava.evaluation import symbolic
 from kava.evaluation.answers import (
     HEADLINE,
     RULES,
@@ -36,7 +37,8 @@ def score_file(
 ) -> dict[str, Any]:
     """Count the correct predictions by rule: `{"n": ..., "correct": {rule: count}}`.
 
-    The result also has a `note` if gold answers contain no number (`note_on_unreadable_golds`).
+    The result also has a `note` if gold answers contain no number (`note_on_unreadable_golds`), or
+    if math-verify did not judge all predictions (`symbolic.Judged`).
 
     Args:
         predictions: file of rows with `prediction`, a text, and optionally `id`, as written by
@@ -69,8 +71,10 @@ def score_file(
         loaded = load_task(task, file=file, limit=limit, options=options)
         source, examples = f"task {loaded.name} ({loaded.source})", loaded.examples
     pairs = paired(read_predictions(predictions), examples, str(predictions), source)
-    correct = [score(text, example.answer) for example, text in pairs]
-    note = note_on_unreadable_golds(example.answer for example in examples)
+    with symbolic.counting() as judged:
+        correct = [score(text, example.answer) for example, text in pairs]
+    notes = note_on_unreadable_golds(example.answer for example in examples), judged.note()
+    note = "\n".join(filter(None, notes))
     return {
         "n": len(pairs),
         "correct": {rule: sum(c[rule] for c in correct) for rule in RULES},

@@ -12,41 +12,88 @@ import atexit
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from threading import Lock
 
 from kava.errors import KavaError
 
 LONGEST = 2_000  # maximum number of characters of a text
+WALL_SECONDS = 30.0  # for one text, on a machine of any load; processor time usually ends first
+START_SECONDS = 120.0
+TIME_OUTS = 20  # in the answers that are scored together; then no more are judged
 
 _lock = Lock()
 _worker: _Worker | None = None
 
 
+@dataclass
+class Judged:
+    """What became of the texts in a block of `counting`.
+
+    Args:
+        timed_out: texts that took too long or ended the process, and count as wrong.
+        skipped: texts after `TIME_OUTS` of those, which were not judged and count as wrong.
+    """
+
+    timed_out: int = 0
+    skipped: int = 0
+
+    def note(self) -> str | None:
+        """Return how many texts were not judged, or None if all were."""
+        if not self.timed_out:
+            return None
+        ended = f"math_verify: {self.timed_out:,} answers took too long to judge"
+        if self.skipped:
+            ended += f", and then {self.skipped:,} more were not judged"
+        return f"{ended}; all of them count as incorrect"
+
+
+_judged: Judged | None = None
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[Judged]:
+    """Inside the block, count the time-outs of `agrees`, which stops after `TIME_OUTS` of them."""
+    global _judged
+    before, _judged = _judged, Judged()
+    try:
+        yield _judged
+    finally:
+        _judged = before
+
+
 def agrees(text: str, gold: str) -> bool:
     """Whether math-verify finds `gold` in `text`.
 
-    The result is False if it takes more than a second of processor time or 4 GiB, or ends the
-    process.
+    The result is False if it takes more than a second of processor time, 30 seconds on the clock or
+    4 GiB, or ends the process; and, inside `counting`, after `TIME_OUTS` time-outs.
 
     Raises:
         KavaError: if math-verify cannot be started at all.
     """
     global _worker
     with _lock:
+        if _judged is not None and _judged.timed_out >= TIME_OUTS:
+            _judged.skipped += 1
+            return False
         for _ in range(2):  # retries once with a new process, if something else ended the old one
             if _worker is None or _worker.owner != os.getpid():  # a forked process needs its own
                 _worker = _Worker()
             answer = _worker.ask(text, gold)
             if answer is not None:
                 return answer
-            over_time = _worker.close() == -signal.SIGPROF
+            over_time = _worker.close() == -signal.SIGPROF or _worker.stalled
             _worker = None
             if over_time:
-                return False
+                break
+        if _judged is not None:
+            _judged.timed_out += 1
         return False
 
 
@@ -55,6 +102,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self.owner = os.getpid()
+        self.stalled = False
         with tempfile.TemporaryFile() as complaints:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "kava.evaluation._symbolic_worker"],
@@ -64,7 +112,7 @@ class _Worker:
                 env=_environment(),
                 start_new_session=True,  # Ctrl-C must not reach it
             )
-            if self.process.stdout.readline() != b"ready\n":
+            if self._line(START_SECONDS) != b"ready\n":
                 self.close()
                 complaints.seek(0)
                 last = complaints.read().decode(errors="replace").strip().rpartition("\n")[2]
@@ -79,10 +127,18 @@ class _Worker:
         try:
             self.process.stdin.write(json.dumps([text, gold]).encode() + b"\n")
             self.process.stdin.flush()
-            line = self.process.stdout.readline()
+            line = self._line(WALL_SECONDS)
         except OSError:
             return None
         return json.loads(line) if line.endswith(b"\n") else None
+
+    def _line(self, seconds: float) -> bytes:
+        """Read a line; end the process and return nothing if there is none within the time."""
+        if not select.select([self.process.stdout], [], [], seconds)[0]:
+            self.stalled = True
+            self.process.kill()
+            return b""
+        return self.process.stdout.readline()
 
     def close(self) -> int:
         """End the process, if it has not ended, and return its exit status."""
@@ -93,10 +149,17 @@ class _Worker:
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment, with its import path and a fixed hash seed."""
+    """Return an environment of import path and fixed hash seed, without tokens of the user.
+
+    Where to find shared libraries is kept: Python itself may need it to start.
+    """
     path = os.pathsep.join(place or os.getcwd() for place in sys.path)
     fixed = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONHASHSEED": "0"}
-    return {**os.environ, **fixed, "PYTHONWARNINGS": "ignore"}
+    kept = {name: os.environ[name] for name in _LIBRARIES if name in os.environ}
+    return {**kept, **fixed, "PYTHONWARNINGS": "ignore"}
+
+
+_LIBRARIES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
 @atexit.register
