@@ -194,6 +194,9 @@ def test_sentences_are_parted_by_a_blank_and_equations_touch():
         def __call__(self, texts, **_):
             return {"input_ids": [[ord(c) for c in text] for text in texts]}
 
+        def convert_ids_to_tokens(self, ids):
+            return [chr(i) for i in ids]
+
     def steps(*texts):
         row = Encoder(Letters(), drop_last_step=False).row(Example("1", "q", texts, "5"))
         return "".join(map(chr, row.steps)), row

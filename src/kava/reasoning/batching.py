@@ -23,6 +23,7 @@ from torch import Tensor
 from kava.backbones.encode import encode
 from kava.backbones.masks import pad
 from kava.errors import KavaError
+from kava.reasoning import whole_text
 from kava.types import ANSWER_PROMPT, Example
 
 
@@ -55,7 +56,8 @@ class Encoder:
 
     The question is BOS (if the tokenizer has one) and the text. Each step is tokenized separately,
     as in the data; steps that are sentences are separated by a space. The answer is the answer
-    prompt, a space, the answer and EOS.
+    prompt, a space, the answer and EOS. With a tokenizer that writes a blank before each text, the
+    steps have the ids of the whole chain of thought, and the answer those of prompt and answer.
 
     Raises:
         KavaError: the tokenizer has no EOS token.
@@ -64,13 +66,15 @@ class Encoder:
     def __init__(self, tokenizer: Any, drop_last_step: bool):
         if tokenizer.eos_token_id is None:
             raise KavaError(
-                "the tokenizer has no end-of-sequence token; set tokenizer.eos_token",
+                f"{tokenizer.name_or_path or 'tokenizer'}: has no end-of-sequence token; add "
+                '"eos_token" to its tokenizer_config.json, or set tokenizer.eos_token in Python',
                 code="reasoning.no-eos",
                 key="eos_token",
             )
         self.tokenizer = tokenizer
         self.drop_last_step = drop_last_step
         self.prompt = self._encode([ANSWER_PROMPT])[0]
+        self._whole = whole_text.prepends_blank(self._encode, tokenizer.convert_ids_to_tokens)
 
     def question(self, text: str) -> list[int]:
         """Return the token ids of a question, with BOS if the tokenizer has one."""
@@ -87,24 +91,45 @@ class Encoder:
         return self.rows([example])[0]
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
-        """Tokenize examples; each distinct step and answer is encoded only once."""
-        traces = [[_spaced(s) for s in self._kept(e)] for e in examples]
-        answers = [" " + e.answer for e in examples]
-        parts = list(dict.fromkeys([*answers, *(step for trace in traces for step in trace)]))
-        ids = dict(zip(parts, self._encode(parts), strict=True))
+        """Tokenize examples: question, chain of thought and answer of each."""
+        texts = [[*map(_spaced, self._kept(e))] for e in examples]
+        traces = self._parts(texts)
+        answers = self._answers([" " + e.answer for e in examples])
         questions = self.questions([e.question for e in examples])
         return [
             Row(
                 id=example.id,
                 question=question,
-                steps=[token for step in trace for token in ids[step]],
-                step_of=[i for i, step in enumerate(trace) for _ in ids[step]],
-                answer=[*self.prompt, *ids[answer], self.tokenizer.eos_token_id],
+                steps=[token for step in trace for token in step],
+                step_of=[i for i, step in enumerate(trace) for _ in step],
+                answer=[*self.prompt, *answer, self.tokenizer.eos_token_id],
             )
             for example, question, trace, answer in zip(
                 examples, questions, traces, answers, strict=True
             )
         ]
+
+    def _answers(self, answers: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each answer, as they follow the answer prompt."""
+        alone = [parts[0] for parts in self._parts([[answer] for answer in answers])]
+        if not self._whole:
+            return alone
+        pairs = self._parts([[ANSWER_PROMPT, answer] for answer in answers])
+        # Inference continues the prompt's own ids. If a token spans prompt and answer, the answer
+        # cannot have the ids of the whole text.
+        return [
+            after if prompt == self.prompt else answer
+            for (prompt, after), answer in zip(pairs, alone, strict=True)
+        ]
+
+    def _parts(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+        """Return the token ids of each part of each text; each distinct part is encoded once."""
+        pieces = [whole_text.beginnings(parts) if self._whole else parts for parts in texts]
+        distinct = list(dict.fromkeys(piece for parts in pieces for piece in parts))
+        ids = dict(zip(distinct, self._encode(distinct), strict=True))
+        if self._whole:
+            return [whole_text.split(parts, ids) for parts in texts]
+        return [[ids[part] for part in parts] for parts in texts]
 
     def _kept(self, example: Example) -> tuple[str, ...]:
         return example.steps[:-1] if self.drop_last_step else example.steps
