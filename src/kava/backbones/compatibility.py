@@ -20,6 +20,7 @@ from kava.backbones import masks, structure
 from kava.backbones.attention import IMPLEMENTATION_NAME, QueryRecord, record_queries
 from kava.backbones.thought import Thought
 from kava.errors import KavaError, first_line
+from kava.system.progress import no_warnings
 
 TOKENS = 6
 #: Largest allowed root-mean-square difference of the same logits computed in two ways, relative to
@@ -62,8 +63,9 @@ def check(model: PreTrainedModel) -> None:
     training = model.training
     model.eval()  # dropout would make the logits differ
     try:
-        plain = _plain(model)[0]
-        with _in_fp32(model):
+        with no_warnings():
+            plain = _plain(model)[0]
+        with _in_fp32(model), no_warnings():
             theirs, read = _plain(model)
             ours, record = _in_pieces(model, kinds)
     except KavaError:

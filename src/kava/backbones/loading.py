@@ -11,12 +11,12 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from kava.backbones import attention, compatibility, gguf, headers, pretrained
+from kava.backbones import attention, compatibility, faults, gguf, headers, pretrained
 from kava.backbones.encode import PROBES, encode
 from kava.errors import KavaError, on_one_line, out_of_memory
 from kava.recipe.schema import Recipe
 from kava.system import assets, hub
-from kava.system.progress import no_bars, no_report
+from kava.system.progress import no_bars, no_warnings
 from kava.types import ANSWER_PROMPT
 
 ACCESS_HINT = (
@@ -127,16 +127,10 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Load the model of a folder or a GGUF file without its tokenizer; see `load`.
 
     Raises:
-        KavaError: the folder contains an adapter, the model cannot be loaded, or its weights do not
-            fit its architecture.
+        KavaError: the folder is none of a model (`kava.backbones.faults`), the model cannot be
+            loaded, or its weights do not fit its architecture.
     """
-    if (folder / "adapter_config.json").is_file():
-        raise KavaError(
-            f"backbone {folder}: the folder contains a PEFT adapter; merge it into its model "
-            "(merge_and_unload), and give a folder that contains only the merged model",
-            code="backbones.is-adapter",
-            key=str(folder),
-        )
+    faults.check(folder)
     try:
         stored = headers.read(folder)
         headers.check_layers(folder, stored)
@@ -147,12 +141,12 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
         headers.check_shapes(folder, stored, config)
         for name, value in _OUTPUTS.items():
             setattr(config, name, value)
-        with no_bars(), no_report():
+        with no_bars(), no_warnings():
             model, info = pretrained.load_model(
                 folder,
                 config=config,
                 dtype=dtype,
-                attn_implementation=attention.IMPLEMENTATION_NAME,
+                attn_implementation="eager",  # which every family has; `prepare` sets ours
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # so that they are reported in `info`
                 output_loading_info=True,
@@ -166,11 +160,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     info["unexpected_keys"] = {k for k in info["unexpected_keys"] if not k.startswith(OWN_PREFIX)}
     problems = {key: sorted(map(str, info[key])) for key in _LOADING_PROBLEMS if info.get(key)}
     if problems:
-        raise KavaError(
-            f"backbone {folder}: weights do not fit the architecture: {problems}",
-            code="backbones.other-weights",
-            key=str(folder),
-        )
+        raise faults.other_weights(folder, problems)
     if gguf.is_file(folder):
         gguf.check_whole(folder, model)
         model = _unquantised(model)
@@ -186,9 +176,7 @@ def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
     config.name_or_path = ""  # a title that the file gives itself; peft would ask the Hub for it
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    plain = pretrained.new_model(
-        config, dtype=model.dtype, attn_implementation=attention.IMPLEMENTATION_NAME
-    )
+    plain = pretrained.new_model(config, dtype=model.dtype, attn_implementation="eager")
     plain.load_state_dict(model.state_dict(), strict=True)
     return plain.eval()
 
@@ -227,6 +215,7 @@ def load_tokenizer(folder: Path) -> Any:
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.name_or_path = str(folder)  # for a GGUF file, it was a temporary folder
     return tokenizer
 
 

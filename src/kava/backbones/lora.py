@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -36,10 +37,42 @@ def resolve(model: PreTrainedModel, recipe: Recipe) -> Recipe:
         return recipe
     targets = recipe.lora.targets
     if targets is None:
-        targets = TARGETS.get(model.config.model_type, USUAL_TARGETS)
+        targets = default_targets(model)
     if isinstance(targets, list):
         _check(model, targets)
     return recipe.model_copy(update={"lora": recipe.lora.model_copy(update={"targets": targets})})
+
+
+def default_targets(model: PreTrainedModel) -> list[str] | str:
+    """Return the targets for a model if the recipe names none.
+
+    They are the four attention projections by their usual names or by those of the family. If a
+    layer has another name, they are peft's own for the family, and otherwise all linear layers.
+    """
+    family = model.config.model_type
+    for names in (TARGETS.get(family, USUAL_TARGETS), PEFT_TARGETS.get(family)):
+        if isinstance(names, list) and all(_linear(model, [name]) for name in names):
+            return names
+    return "all-linear"
+
+
+def describe_default(given: Recipe, resolved: Recipe, family: str) -> str:
+    """Say in a line which targets were taken if the recipe names none and they are unusual.
+
+    Args:
+        given: the recipe as it was given.
+        resolved: the same recipe, resolved.
+        family: the `model_type` of the backbone.
+    """
+    chosen = resolved.lora.targets
+    usual = (None, USUAL_TARGETS, TARGETS.get(family))
+    if given.adapter != "lora" or given.lora.targets is not None or chosen in usual:
+        return ""
+    told = "all-linear" if chosen == "all-linear" else f"[{', '.join(chosen)}], as in peft"
+    return (
+        f"lora.targets: a {family} has not all of {', '.join(USUAL_TARGETS)}; the adapter is on "
+        f"{told}"
+    )
 
 
 def add(model: PreTrainedModel, recipe: Recipe) -> PeftModel | PreTrainedModel:

@@ -41,8 +41,8 @@ def ask(
     backbone: Annotated[
         str | None,
         typer.Option(
-            help="a plain model (folder, GGUF file or Hub name) instead of a run, or new "
-            "location of the run's backbone"
+            help="a plain model (folder, GGUF file or Hub name) instead of a run, or new location "
+            "of the run's backbone"
         ),
     ] = None,
     compress: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from kava.backbones import gguf
+from kava.backbones import faults, gguf
 from kava.errors import KavaError
 from kava.reasoning import checkpoint
 from kava.reasoning.reasoner import Reasoner
@@ -55,6 +55,7 @@ def open_reasoner(
                 key=str(backbone),
             )
         return Reasoner.from_backbone(path, device=device, dtype=dtype)
+    faults.check(folder)
     raise KavaError(
         f"{folder}: neither a kava run or checkpoint (kava.json) nor a transformers model "
         "(config.json)",

@@ -27,18 +27,14 @@ def no_bars() -> Iterator[None]:
 
 
 @contextmanager
-def no_report() -> Iterator[None]:
-    """Inside the block, hide transformers' report of unexpected weights, which kava checks itself.
-
-    It would list kava's own weights in an exported folder at each load.
-    """
-    logger = logging.get_logger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def no_warnings() -> Iterator[None]:
+    """Inside the block, hide transformers' warnings, where kava reports the same in one line."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logging.set_verbosity(level)
 
 
 _SHORT = {"student_ce": "ce", "teacher_ce": "teacher", "codi": "codi", "kv": "kv"}

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from kava.backbones import lora
 from kava.reasoning import checkpoint
 from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import resolve
@@ -49,6 +50,8 @@ def train_run(
     reasoner = distributed.main_rank_first(lambda: Reasoner.build(resolved, where))
     rows, validation = distributed.main_rank_first(lambda: read_rows(resolved.data, console))
     data = data_record(resolved.data, rows, validation)
+    targets = lora.describe_default(resolved, reasoner.recipe, reasoner.lm.config.model_type)
+    announce = "\n".join(filter(None, (announce, targets)))
     return train_reasoner(
         reasoner, (rows, validation), data, resolved, run, console, resume, announce
     )

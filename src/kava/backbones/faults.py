@@ -1,0 +1,209 @@
+"""What is usually wrong with a folder that should hold a model, and what to do about it.
+
+transformers reports these cases as files that are missing or not readable, or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from kava.backbones import gguf
+from kava.errors import KavaError, shown
+from kava.system.text import printable
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_POINTER = b"version https://git-lfs.github.com/spec/"
+#: What a prefix of all names of weights comes from.
+_PREFIXES = {
+    "_orig_mod.": "a compiled model",
+    "module.": "a model in DataParallel",
+    "base_model.model.": "a model in peft; use its merge_and_unload()",
+}
+
+
+def check(place: Path) -> None:
+    """Check that a folder or a GGUF file is not one of the usual things that are not a model.
+
+    Nothing is checked of a folder with none of these; transformers reads it.
+
+    Raises:
+        KavaError: a file is a Git LFS pointer; the folder belongs to the cache of the Hub; it holds
+            only an adapter, or only GGUF files; or its shards are not those of their index.
+    """
+    if not place.is_dir():
+        _check_pointers([place])
+        return
+    _check_pointers(sorted([*place.glob("*.safetensors"), *place.glob("*.json")]))
+    _check_cache(place)
+    if (place / "adapter_config.json").is_file():
+        raise KavaError(
+            f"{place}: the folder contains a PEFT adapter; merge it into its model "
+            "(merge_and_unload), and give a folder that contains only the merged model",
+            code="backbones.is-adapter",
+            key=str(place),
+        )
+    _check_gguf(place)
+    _check_shards(place)
+
+
+def _check_pointers(files: Sequence[Path]) -> None:
+    for file in files:
+        if not file.is_file():
+            continue
+        with file.open("rb") as opened:
+            begins = opened.read(len(_POINTER))
+        if begins == _POINTER:
+            raise KavaError(
+                f"{file}: is a Git LFS pointer and not the file itself; run "
+                f"`git lfs pull` in {file.parent}, or download the file again",
+                code="backbones.lfs-pointer",
+                key=str(file),
+            )
+
+
+def _check_cache(folder: Path) -> None:
+    commits = folder / "snapshots"
+    if (folder / "config.json").is_file() or not commits.is_dir():
+        return
+    there = sorted(entry.name for entry in commits.iterdir() if entry.is_dir())
+    name = folder.name.removeprefix("models--").replace("--", "/")
+    commit = there[0] if len(there) == 1 else "COMMIT"
+    raise KavaError(
+        f"{folder}: is a folder of the Hub's cache; give its snapshot {commits / commit}, or the "
+        f"name {name}",
+        code="backbones.hub-cache-folder",
+        key=str(folder),
+    )
+
+
+def _check_gguf(folder: Path) -> None:
+    files = sorted(file for file in folder.iterdir() if gguf.is_file(file))
+    if files and not any(folder.glob("*.safetensors")):
+        more = f" (or another of its {len(files)} GGUF files)" if len(files) > 1 else ""
+        raise KavaError(
+            f"{folder}: contains GGUF and no safetensors; give the file {files[0]}{more}",
+            code="backbones.gguf-folder",
+            key=str(folder),
+        )
+
+
+def _check_shards(folder: Path) -> None:
+    """Check that an index of shards and the shards belong together.
+
+    Raises:
+        KavaError: a shard is not in the folder, holds other weights than the index says, or there
+            is no index.
+    """
+    index = folder / INDEX
+    if (folder / WHOLE).is_file():
+        return  # which transformers prefers to shards
+    if not index.is_file():
+        if shards := sorted(folder.glob("model-*-of-*.safetensors")):
+            raise KavaError(
+                f"{index}: is missing, but {len(shards)} parts of a model are there (first: "
+                f"{_name(shards[0].name)}); copy this file too",
+                code="backbones.no-shard-index",
+                key=str(index),
+            )
+        return
+    said = _weight_map(index)
+    lacking = sorted({file for file in said.values() if not _beside(index, file)})
+    if lacking:
+        raise KavaError(
+            f"{index}: {len(lacking)} of {len(set(said.values()))} parts are not in the folder "
+            f"(first: {_name(lacking[0])}); copy them too",
+            code="backbones.shard-missing",
+            key=str(index),
+        )
+    wrong = sorted(set(said.items()) ^ set(_held(folder, said.values())))
+    if wrong:
+        raise KavaError(
+            f"{index}: does not belong to the parts in its folder: they differ in {len(wrong)} "
+            f"weights (first: {_name(wrong[0][0])}); copy the model again, or save it "
+            "again with save_pretrained",
+            code="backbones.stale-shard-index",
+            key=str(index),
+        )
+
+
+def _weight_map(index: Path) -> Mapping[str, str]:
+    try:
+        said = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if all(isinstance(word, str) for pair in said.items() for word in pair):
+            return said
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise KavaError(
+        f"{index}: is not an index of shards (an object with 'weight_map'); copy it again",
+        code="backbones.bad-shard-index",
+        key=str(index),
+    )
+
+
+def _beside(index: Path, name: str) -> bool:
+    """Whether a shard lies in the folder of its index; a path elsewhere is not followed."""
+    plain = os.path.basename(name) == name and "\0" not in name and len(name) < 256
+    return plain and (index.parent / name).is_file()
+
+
+def _held(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Return each weight that the shards hold, with the name of its shard."""
+    for name in sorted(set(names)):
+        try:
+            with safe_open(folder / name, framework="pt") as shard:
+                yield from ((weight, name) for weight in shard.keys())  # noqa: SIM118 - no dict
+        except SafetensorError as error:
+            raise KavaError(
+                f"{folder / name}: damaged: {error}",
+                code="backbones.damaged",
+                key=str(folder / name),
+            ) from None
+
+
+def other_weights(folder: Path, problems: Mapping[str, Sequence[str]]) -> KavaError:
+    """Return the error for weights that do not fit the architecture.
+
+    Args:
+        folder: the folder of the model.
+        problems: what transformers reports: for each kind, names of weights, sorted.
+    """
+    told = "; ".join(
+        f"{kind}: {len(names)} ({', '.join(map(_name, names[:3]))}"
+        f"{', ...' if len(names) > 3 else ''})"
+        for kind, names in problems.items()
+    )
+    missing, found = problems.get("missing_keys", ()), problems.get("unexpected_keys", ())
+    prefix = _prefix(missing, found)
+    origin = _PREFIXES.get(prefix)
+    saved = f" (saved from {origin})" if origin else ""
+    hint = (
+        f"; all that are not expected begin with '{_name(prefix)}'{saved}: take this "
+        "prefix off the names and save them again"
+        if prefix
+        else ""
+    )
+    return KavaError(
+        f"backbone {folder}: weights do not fit the architecture: {told}{hint}",
+        code="backbones.other-weights",
+        key=str(folder),
+    )
+
+
+def _prefix(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """Return the prefix of all unexpected names, without which they would be expected, or ''."""
+    known = [prefix for prefix in _PREFIXES if all(n.startswith(prefix) for n in unexpected)]
+    if not unexpected or not missing or known:
+        return known[0] if known and unexpected else ""
+    first = next((name for name in unexpected if name.endswith(f".{missing[0]}")), "")
+    prefix = first.removesuffix(missing[0])
+    return prefix if prefix and all(name.startswith(prefix) for name in unexpected) else ""
+
+
+def _name(text: str) -> str:
+    """A name that a file gives, as it may be shown in one line."""
+    return shown(" ".join(printable(text).split()), 120)
