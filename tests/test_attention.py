@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import HEADS, KV_HEADS, bare, batch, example, reasoner
+from tiny import HEADS, KV_HEADS, bare, batch, example, reasoner, wrap
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from kava.backbones import attention, loading
+from kava.backbones import attention, loading, masks
 from kava.backbones.attention import (
     answer_attention,
     grouped_logits,
@@ -202,3 +204,81 @@ def test_eager_attention_never_runs(pair, monkeypatch):
     thinker(**batch(thinker, EXAMPLES))["loss"].backward()
     thinker.continue_from(thinker.think(["w1 w2", "w3"]), 3)
     assert thinker.lm.config._attn_implementation == "kava"
+
+
+# -- masks ----------------------------------------------------------------------------------------
+
+
+def by_boolean_masks(module, query, key, value, attention_mask, scaling=None, **settings):
+    """With a boolean mask that each layer repeats for its groups; soft caps by hand."""
+    if attention._recorders:
+        attention._record(module, query, {"scaling": scaling, **settings})
+    assert attention_mask.dtype == torch.bool
+    groups, attend = query.shape[1] // key.shape[1], scaled_dot_product_attention
+    if (cap := settings.get("softcap")) is not None:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        logits = cap * torch.tanh(query @ key.transpose(2, 3) * scaling / cap)
+        weights = logits.masked_fill(~attention_mask, -torch.inf).softmax(-1)
+        return (weights @ value).transpose(1, 2), None
+    if not attention._as_on_gpus:
+        found = attend(query, key, value, attention_mask, scale=scaling, enable_gqa=True)
+        return found.transpose(1, 2), None
+    rows = query.unflatten(1, (-1, groups)).flatten(2, 3)
+    found = attend(rows, key, value, attention_mask.repeat(1, 1, groups, 1), scale=scaling)
+    return found.unflatten(2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3), None
+
+
+def loss_and_gradients(thinker):
+    thinker.zero_grad()
+    loss = thinker(**batch(thinker, EXAMPLES))["loss"]
+    loss.backward()
+    named = thinker.named_parameters()
+    return {"loss": loss, **{name: p.grad for name, p in named if p.grad is not None}}
+
+
+@pytest.mark.parametrize("way", (nullcontext, attention.as_on_gpus), ids=("cpu", "gpu"))
+def test_losses_and_gradients_are_those_of_boolean_masks(family, way, monkeypatch):
+    thinker = reasoner(family)
+    with way():
+        found = loss_and_gradients(thinker)
+    with monkeypatch.context() as patched, way():
+        patched.setattr(masks, "additive", lambda mask, *_: mask)
+        patched.setitem(ALL_ATTENTION_FUNCTIONS, "kava", by_boolean_masks)
+        expected = loss_and_gradients(thinker)
+    assert found.keys() == expected.keys() and len(found) > 10
+    for name, wanted in expected.items():
+        scale = wanted.abs().max().item()
+        torch.testing.assert_close(found[name], wanted, rtol=0, atol=1e-6 * max(scale, 1))
+
+
+@pytest.mark.parametrize("width", (5, 8, 235))
+@pytest.mark.parametrize("copies", (1, 3))
+def test_an_additive_mask_is_0_or_no_weight_and_its_rows_are_aligned(width, copies):
+    allowed = torch.rand(2, 1, 4, width) > 0.5
+    found = masks.additive(allowed, torch.bfloat16, copies)
+    assert found.dtype == torch.bfloat16 and found.shape == (2, copies, 4, width)
+    assert torch.equal(found == 0, allowed.expand_as(found))
+    assert torch.equal(found == -torch.inf, ~allowed.expand_as(found))
+    # what torch asks of a mask before it copies it for its memory-efficient kernel
+    assert found.stride(3) == 1 and not any(stride % 8 for stride in found.stride()[:3])
+
+
+@pytest.mark.parametrize("autocast", (False, True))
+def test_layers_share_one_mask_in_the_dtype_of_their_attention(autocast, monkeypatch):
+    """As on GPUs, where each layer would otherwise convert, pad and repeat its own."""
+    calls, attend = [], attention.scaled_dot_product_attention
+
+    def seen(query, key, value, mask, **settings):
+        calls.append((mask.dtype, mask.data_ptr(), mask.stride()))
+        return attend(query, key, value, mask, **settings)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", seen)
+    thinker = wrap(bare("llama", num_hidden_layers=3))
+    data = batch(thinker, EXAMPLES)
+    calls.clear()
+    with attention.as_on_gpus(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        prefill_question(thinker, data)
+    assert len(calls) == 3 and len(set(calls)) == 1
+    ((dtype, _, strides),) = set(calls)
+    assert dtype == (torch.bfloat16 if autocast else torch.float32)
+    assert not any(stride % 8 for stride in strides[:3])

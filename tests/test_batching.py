@@ -62,11 +62,12 @@ def test_a_window_counts_real_columns_and_not_pads(sizes, window):
 def test_each_kind_of_layer_gets_its_mask():
     past, new = drawn_masks(2, 4, 5, 0)
     kinds = {"full_attention": None, "sliding_attention": 2}
-    found = masks.layer_masks(past, new, kinds)
+    found = masks.layer_masks(past, new, kinds, torch.float32)
     assert found.keys() == kinds.keys()
     for kind, window in kinds.items():
-        assert torch.equal(found[kind], masks.causal_mask(past, new, window))
-    assert torch.equal(masks.layer_masks(past, new, 3), masks.causal_mask(past, new, 3))
+        assert torch.equal(found[kind] == 0, masks.causal_mask(past, new, window))
+    one = masks.layer_masks(past, new, 3, torch.float32)
+    assert torch.equal(one == 0, masks.causal_mask(past, new, 3))
 
 
 @given(MASKS)

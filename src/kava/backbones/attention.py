@@ -23,9 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from kava.backbones.masks import additive
 
 # The name must not contain "sdpa": transformers would then require the model to support SDPA.
 IMPLEMENTATION_NAME = "kava"
@@ -146,27 +148,54 @@ def _sdpa(
     """Attention function registered with transformers: record queries, then compute attention."""
     if _recorders:
         _record(module, query, kwargs)  # pyright: ignore[reportCallIssue] `disable` is not typed
+    one = None if attention_mask is None else attention_mask[:, :1]  # without copies for groups
     if kwargs.get("softcap") is not None:
-        return capped_attention(query, key, value, attention_mask, **kwargs), None
+        return capped_attention(query, key, value, one, **kwargs), None
     # On a CPU, a single query goes to transformers, so plain decoding is bitwise equal to theirs.
     fewest = 2 if _groups_as_they_are(key) else 1
-    if attention_mask is None or not fewest <= query.shape[2] <= _most_rows(key):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    most = _most_rows(key, key.shape[1] * key.shape[3])
+    if attention_mask is None or not fewest <= query.shape[2] <= most:
+        return sdpa_attention_forward(module, query, key, value, one, **kwargs)
     return masked_attention(query, key, value, attention_mask, **kwargs), None
 
 
-def _most_rows(key: Tensor) -> float:
+def _most_rows(like: Tensor, width: int) -> float:
     """Return the number of queries up to which grouped heads are computed as rows of one head.
 
-    That computation needs a floating-point mask for each row. With more queries, the mask takes
-    more memory than repeating keys and values. On CPUs neither is needed.
+    That computation needs a mask for each row. With more queries, the mask takes more memory than
+    repeating keys and values. On CPUs neither is needed.
+
+    Args:
+        like: a tensor on the device.
+        width: kv_heads * head_dim.
     """
-    return math.inf if _groups_as_they_are(key) else 2 * key.shape[1] * key.shape[3]
+    return math.inf if _groups_as_they_are(like) else 2 * width
 
 
-def _groups_as_they_are(key: Tensor) -> bool:
-    """Whether the kernel supports grouped-query attention together with a mask."""
-    return key.device.type == "cpu" and not _as_on_gpus
+def _groups_as_they_are(like: Tensor) -> bool:
+    """Whether the device's kernel supports grouped-query attention together with a mask."""
+    return like.device.type == "cpu" and not _as_on_gpus
+
+
+def mask_copies(model: PreTrainedModel, embeds: Tensor) -> int:
+    """Return how often `masked_attention` needs each row of the mask of a forward pass.
+
+    Args:
+        embeds: [batch, columns, hidden], inputs of the pass.
+    """
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    fits = 1 < embeds.shape[1] <= _most_rows(embeds, shared * size)
+    return heads // shared if fits and not (capped or _groups_as_they_are(embeds)) else 1
+
+
+def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the dtype in which attention is computed: that of autocast on a device, or `dtype`."""
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
 
 
 def masked_attention(
@@ -184,13 +213,13 @@ def masked_attention(
     not support grouped heads then (in 5.17 also for a single query, which repeats the whole cache
     for each token). The CPU kernel supports them. On CUDA, the query heads that share keys and
     values are computed as additional rows of one head: the result is the same, and only the mask is
-    repeated (our addition).
+    repeated, once for all layers (our addition).
 
     Args:
         query: [batch, kv_heads * groups, queries, head_dim]; `groups` query heads share a key/value
             head.
         key, value: [batch, kv_heads, columns, head_dim].
-        mask: boolean, [batch, 1, queries, columns]; true where attention is allowed.
+        mask: see `kava.backbones.masks.additive`, [batch, 1 or groups, queries, columns].
 
     Returns:
         [batch, queries, kv_heads * groups, head_dim].
@@ -198,11 +227,12 @@ def masked_attention(
     attend = partial(scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
     groups = query.shape[1] // key.shape[1]
     if groups == 1 or _groups_as_they_are(key):
-        output = attend(query, key, value, mask, enable_gqa=groups > 1)
+        output = attend(query, key, value, mask[:, :1], enable_gqa=groups > 1)
         return output.transpose(1, 2).contiguous()
     rows = query.unflatten(1, (-1, groups)).flatten(2, 3)  # [B, H, G * n, D]
-    seen = mask if mask.shape[2] == 1 else mask.repeat(1, 1, groups, 1)
-    output = attend(rows, key, value, seen)
+    # A view, if the mask has its copies already (`mask_copies`) or there is a single query.
+    copies = mask if mask.shape[1] == groups else mask[:, :1].expand(-1, groups, -1, -1)
+    output = attend(rows, key, value, copies.flatten(1, 2)[:, None])
     return output.unflatten(2, (groups, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
@@ -228,7 +258,7 @@ def capped_attention(
         query: [batch, kv_heads * groups, queries, head_dim]; `groups` query heads share a key/value
             head.
         key, value: [batch, kv_heads, columns, head_dim].
-        mask: boolean, [batch, 1, queries, columns]; causal if None.
+        mask: see `kava.backbones.masks.additive`, [batch, 1, queries, columns]; causal if None.
         softcap: c.
 
     Returns:
@@ -238,11 +268,11 @@ def capped_attention(
     scale = scaling or query.shape[-1] ** -0.5
     if mask is None:
         ones = torch.ones(1, 1, rows, columns, dtype=torch.bool, device=query.device)
-        mask = ones.tril(columns - rows)
+        mask = additive(ones.tril(columns - rows), query.dtype)
 
     def block(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         logits = grouped_logits(query, key, scale, softcap)
-        logits = logits.masked_fill(~mask[:, :, None], torch.finfo(logits.dtype).min)
+        logits = logits + mask[:, :, None]
         weights = torch.nn.functional.dropout(logits.softmax(-1).to(value.dtype), dropout)
         return torch.einsum("bhgac,bhcd->bahgd", weights, value).flatten(2, 3)
 
@@ -256,7 +286,15 @@ def capped_attention(
 
 
 AttentionInterface.register(IMPLEMENTATION_NAME, _sdpa)
-AttentionMaskInterface.register(IMPLEMENTATION_NAME, sdpa_mask)
+
+
+def _mask_of_generate(*sizes: Any, dtype: torch.dtype = torch.float32, **named: Any) -> Any:
+    """Mask function registered with transformers, for forward passes of its `generate`."""
+    mask = sdpa_mask(*sizes, **named)
+    return None if mask is None else additive(mask, compute_dtype(dtype, mask.device))
+
+
+AttentionMaskInterface.register(IMPLEMENTATION_NAME, _mask_of_generate)
 
 
 def grouped_logits(

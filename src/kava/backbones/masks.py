@@ -94,13 +94,42 @@ def both_positions(past: Tensor, mask: Tensor) -> Tensor:
     return torch.cat((positions(past[:, :0], past), positions(past, mask)), dim=1)
 
 
-def layer_masks(past: Tensor, mask: Tensor, windows: Windows) -> Tensor | dict[str, Tensor]:
-    """Return the `attention_mask` of a backbone: a `causal_mask` for each kind of layer.
+def additive(mask: Tensor, dtype: torch.dtype, copies: int = 1) -> Tensor:
+    """Return a boolean attention mask as numbers that attention adds to its logits.
+
+    A kernel would convert a boolean mask in each layer. The memory-efficient kernel of GPUs also
+    needs rows that begin at multiples of 8 numbers, and would copy any other mask in each layer, or
+    fail in compiled code. So the result is a slice of a wider tensor. It is always wider, because
+    compiled code would be compiled again for a mask that fills its storage.
+
+    Args:
+        mask: boolean, [batch, 1, columns, past + columns].
+        dtype: the dtype in which attention is computed.
+        copies: number of query heads for which each row is repeated.
+
+    Returns:
+        [batch, copies, columns, past + columns]; 0 where attention is allowed, otherwise -inf.
+    """
+    batch, _, columns, width = mask.shape
+    storage = batch, copies, columns, (width // ALIGNMENT + 1) * ALIGNMENT
+    numbers = torch.full(storage, -torch.inf, dtype=dtype, device=mask.device)[..., :width]
+    return numbers.masked_fill_(mask, 0)
+
+
+ALIGNMENT = 8  # numbers
+
+
+def layer_masks(
+    past: Tensor, mask: Tensor, windows: Windows, dtype: torch.dtype, copies: int = 1
+) -> Tensor | dict[str, Tensor]:
+    """Return the `attention_mask` of a backbone: an `additive` mask for each kind of layer.
 
     Args:
         past, mask: see `causal_mask`.
         windows: see `kava.backbones.structure.windows`.
+        dtype, copies: see `additive`.
     """
     if isinstance(windows, dict):
-        return {kind: causal_mask(past, mask, window) for kind, window in windows.items()}
-    return causal_mask(past, mask, windows)
+        kinds = windows.items()
+        return {k: additive(causal_mask(past, mask, one), dtype, copies) for k, one in kinds}
+    return additive(causal_mask(past, mask, windows), dtype, copies)

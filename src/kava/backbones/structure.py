@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kava.backbones import cache, masks
+from kava.backbones import attention, cache, masks
 from kava.backbones.thought import Thought
 from kava.errors import KavaError
 
@@ -114,10 +114,12 @@ def extend(
         kinds: the model's sliding windows, from `windows`.
     """
     past, held = thought.attention_mask, cache.fork(thought.past_key_values)
+    dtype = attention.compute_dtype(embeds.dtype, embeds.device)
+    copies = attention.mask_copies(model, embeds)
     with states_of_layers(model) if hidden_states else nullcontext() as states:
         output = model.base_model(
             inputs_embeds=embeds,
-            attention_mask=masks.layer_masks(past, mask, kinds),
+            attention_mask=masks.layer_masks(past, mask, kinds, dtype, copies),
             position_ids=masks.positions(past, mask),
             past_key_values=held,
             use_cache=True,

@@ -85,8 +85,8 @@ def count(recipe: Recipe, shape: str, lengths: Lengths, rows: int, device: str) 
     Args:
         device: the device it would run on, `cpu` or `cuda`; it decides the precision and the
             attention kernel. CPU kernels are used in between. Their CUDA counterparts keep the same
-            tensors, except for the attention mask, which they convert to numbers layer by layer.
-            Dropout masks are counted with one byte per element, as CUDA's kernel keeps them.
+            tensors. Dropout masks are counted with one byte per element, as CUDA's kernel keeps
+            them.
 
     Raises:
         KavaError: the shape, or the recipe on it, is not possible.

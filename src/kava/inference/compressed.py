@@ -35,6 +35,7 @@ from kava.backbones.attention import (
     IMPLEMENTATION_NAME,
     QueryRecord,
     answer_attention,
+    compute_dtype,
     record_queries,
 )
 from kava.backbones.cache import ShrinkingLayer, enable_shrinking
@@ -272,7 +273,7 @@ class _Compressor:
     def __init__(self, lm: PreTrainedModel, chosen: Plan):
         self.plan, self.log = chosen, Log()
         self.layers = _full_attention_layers(lm)
-        self.config, self.plain = lm.config.get_text_config(), lm.forward
+        self.config, self.plain, self.dtype = lm.config.get_text_config(), lm.forward, lm.dtype
         self.names = list(inspect.signature(self.plain).parameters)
         self.caches: WeakKeyDictionary[DynamicCache, _Rows] = WeakKeyDictionary()
 
@@ -316,10 +317,11 @@ class _Compressor:
         """Return the attention mask over the held columns, in the form that the model takes."""
         full = all(count == rows.mask.shape[1] for count in rows.counts)
         no_mask = full and new.shape[1] == 1 and bool(new.all())
-        held = None if no_mask else masks.causal_mask(rows.mask, new)
+        dtype = compute_dtype(self.dtype, inputs.device)
+        held = None if no_mask else masks.additive(masks.causal_mask(rows.mask, new), dtype)
         if len(self.layers) == self.config.num_hidden_layers:
             return held
-        embeds = torch.empty(*inputs.shape[:2], 0, device=inputs.device)
+        embeds = torch.empty(*inputs.shape[:2], 0, dtype=dtype, device=inputs.device)
         by_kind = create_masks_for_generate(
             self.config, embeds, call.get("attention_mask"), call["past_key_values"]
         )
