@@ -9,7 +9,7 @@ import copy
 import mmap
 import random
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -23,6 +23,7 @@ from kava.backbones import compatibility, loading, pretrained, structure
 from kava.backbones.attention import IMPLEMENTATION_NAME
 from kava.backbones.published import PUBLISHED
 from kava.backbones.tokenizer import word_tokenizer
+from kava.bench.lengths import draw as real_lengths
 from kava.errors import KavaError, on_one_line, unknown
 from kava.reasoning.batching import Row
 from kava.reasoning.reasoner import Reasoner
@@ -206,7 +207,8 @@ def _made(config: Any, dtype: torch.dtype, device: torch.device) -> PreTrainedMo
 class Lengths:
     """Minimum and maximum number of tokens of an example's parts, with BOS, answer prompt and EOS.
 
-    The defaults are the lengths with which the predecessors' code was measured.
+    The defaults are the lengths with which the predecessors' code was measured. With a `source`,
+    questions and chains of thought have the lengths of real examples (`kava.bench.lengths`).
 
     Raises:
         KavaError: a question without a token.
@@ -216,6 +218,7 @@ class Lengths:
     reasoning: tuple[int, int] = (41, 41)
     answer: tuple[int, int] = (8, 8)
     steps: int = 3
+    source: Literal["gsm8k"] | None = None
 
     def __post_init__(self) -> None:
         if self.question[0] < 1:
@@ -260,11 +263,15 @@ def random_rows(reasoner: Reasoner, lengths: Lengths, count: int, seed: int = 0)
     def tokens(number: int) -> list[int]:
         return [draw.randrange(len(reasoner.tokenizer), vocabulary) for _ in range(number)]
 
+    real = real_lengths(seed) if lengths.source else None
     rows = []
     for i in range(count):
         question, reasoning, answer = (
             draw.randint(*part) for part in (lengths.question, lengths.reasoning, lengths.answer)
         )
+        if real:
+            question, reasoning = next(real)
+            reasoning -= reasoning // lengths.steps * reasoner.recipe.drop_last_step
         steps = [at * lengths.steps // max(reasoning, 1) for at in range(reasoning)]
         end = [*prompt, *tokens(answer - len(prompt) - 1), eos]
         rows.append(Row(f"random-{i}", tokens(question), tokens(reasoning), steps, end))

@@ -53,16 +53,12 @@ class Training:
         """Create a training step of an existing reasoner."""
         settings = reasoner.recipe.train
         layerwise.enable(reasoner.lm, settings.gradient_checkpointing, settings.compile)
-        rows, micro = _batch(reasoner.train(), lengths), settings.micro_batch_size
-        pad, micro = reasoner.tokenizer.pad_token_id, micro or settings.batch_size
-        parts = (batching.collate(rows[at : at + micro], pad) for at in range(0, len(rows), micro))
-        batches = [
-            reasoner.apply_stage(batching.to_device(part, reasoner.device)) for part in parts
-        ]
-        found = [reasoner.method.counts(batch) for batch in batches]
-        counts = {name: sum(part[name] for part in found) for name in found[0]}
-        batches = [{**batch, "counts": counts} for batch in batches]
+        batches = _micro_batches(reasoner.train(), lengths)
         return cls(reasoner, batches, optimiser(reasoner), autocast)
+
+    def renew(self, lengths: Lengths, seed: int) -> None:
+        """Replace the examples by others, drawn with this seed."""
+        self.micro_batches = _micro_batches(self.reasoner, lengths, seed)
 
     @property
     def device(self) -> torch.device:
@@ -137,10 +133,22 @@ def optimiser(reasoner: Reasoner) -> torch.optim.AdamW:
     )
 
 
-def _batch(reasoner: Reasoner, lengths: Lengths) -> list[Row]:
+def _micro_batches(reasoner: Reasoner, lengths: Lengths, seed: int = 0) -> list[dict[str, Any]]:
+    """Return the micro-batches of a step on the reasoner's device, with their denominators."""
+    settings, pad = reasoner.recipe.train, reasoner.tokenizer.pad_token_id
+    rows = _batch(reasoner, lengths, seed)
+    micro = settings.micro_batch_size or settings.batch_size
+    parts = (batching.collate(rows[at : at + micro], pad) for at in range(0, len(rows), micro))
+    batches = [reasoner.apply_stage(batching.to_device(part, reasoner.device)) for part in parts]
+    found = [reasoner.method.counts(batch) for batch in batches]
+    counts = {name: sum(part[name] for part in found) for name in found[0]}
+    return [{**batch, "counts": counts} for batch in batches]
+
+
+def _batch(reasoner: Reasoner, lengths: Lengths, seed: int) -> list[Row]:
     """Return the examples of the recipe's global batch."""
     size, grouped = reasoner.recipe.train.batch_size, reasoner.recipe.train.group_by_length
-    rows = random_rows(reasoner, lengths, size * POOL if grouped else size)
+    rows = random_rows(reasoner, lengths, size * POOL if grouped else size, seed)
     if not grouped:
         return rows
     at = POOL // 2 * size

@@ -208,8 +208,10 @@ def collate(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Move the tensors of a batch to a device."""
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    """Move the tensors of a batch to a device, without waiting for the copies."""
+    return {
+        k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
+    }
 
 
 def _labels(steps: Tensor, steps_mask: Tensor, answer: Tensor, answer_mask: Tensor) -> dict:
