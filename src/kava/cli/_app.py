@@ -16,8 +16,21 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="Train, evaluate and ask language models that reason in latent tokens.",
 )
+
+
+@app.callback()
+def options(
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="compute on the CPU, also if there is a GPU")
+    ] = False,
+) -> None:
+    """Train, evaluate and ask language models that reason in latent tokens."""
+    if cpu:
+        from kava.system import distributed
+
+        distributed.ask_for_cpu()
+
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="such as train.steps=100")

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from kava.backbones.device import describe
 from kava.data.tasks import Task, load_task, local_copies, read_options
 from kava.errors import KavaError
 from kava.evaluation.answers import note_on_unreadable_golds
@@ -83,6 +84,8 @@ def evaluate_tasks(
     for task in loaded:
         check_room(reasoner, task.examples)
         distributed.on_main_rank(partial(check_scores, folder, task.name))
+    rows = batch_size or reasoner.recipe.eval.batch_size
+    console.print(describe(reasoner.lm, False, rows), highlight=False, markup=False)
     summaries = {}
     for task in loaded:
         summary = score_run(reasoner, task, folder, batch_size, num_iterations=iterations).summary

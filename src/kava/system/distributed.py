@@ -136,12 +136,25 @@ def _state() -> Any:
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=asked_for_cpu() or not torch.cuda.is_available())
+    on_cpu = asked_for_cpu() or not torch.cuda.is_available()
+    if not on_cpu and torch.cuda.device_count() == 1:
+        # SLURM may show each task its own GPU only. That is GPU 0 of the task, but accelerate's
+        # barrier would use the GPU with the number of the task.
+        os.environ["LOCAL_RANK"] = "0"
+    return PartialState(cpu=on_cpu)
 
 
 def asked_for_cpu() -> bool:
-    """Whether `accelerate launch --cpu` started this process, on a machine with or without GPUs."""
-    return os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    """Whether `kava --cpu` or `accelerate launch --cpu` requested the CPU, with or without GPUs."""
+    return os.environ.get(_CPU, "").lower() == "true"
+
+
+def ask_for_cpu() -> None:
+    """Request the CPU for this process and those that it starts."""
+    os.environ[_CPU] = "true"
+
+
+_CPU = "ACCELERATE_USE_CPU"
 
 
 def gather(value: T) -> list[T]:

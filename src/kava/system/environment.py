@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from kava.errors import KavaError
 from kava.system import distributed
 from kava.system.version import __version__
 
@@ -167,7 +168,45 @@ def default_device() -> str:
     """Return `cuda` if available, unless the CPU was requested.
 
     With several processes, return the device of this one.
+
+    Raises:
+        KavaError: there is an NVIDIA GPU that torch cannot use, and the CPU was not requested.
     """
+    _check_cuda()
     if distributed.world_size() > 1:
         return distributed.device()
     return "cuda" if torch.cuda.is_available() and not distributed.asked_for_cpu() else "cpu"
+
+
+def _check_cuda() -> None:
+    """Refuse to compute on the CPU only because torch cannot use the NVIDIA GPU of this machine.
+
+    A GPU that is hidden by `CUDA_VISIBLE_DEVICES`, or that this process may not open, is none.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    if hidden or distributed.asked_for_cpu() or torch.cuda.is_available() or not _has_nvidia_gpu():
+        return
+    why = "it finds no device"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # an old driver; a build without CUDA
+        why = " ".join(str(error).split()).partition(". ")[0]
+    raise KavaError(
+        f"this machine has an NVIDIA GPU, but torch {torch.__version__} cannot use it ({why}); "
+        "install a build of torch that fits the driver, or compute on the CPU with "
+        "`kava --cpu COMMAND`",
+        code="system.cuda-unusable",
+        key="--cpu",
+    )
+
+
+def _has_nvidia_gpu() -> bool:
+    """Whether this process can open the device file of an NVIDIA GPU."""
+    for file in _DEVICES.glob("nvidia[0-9]*"):
+        with suppress(OSError):
+            os.close(os.open(file, os.O_RDWR))
+            return True
+    return False
+
+
+_DEVICES = Path("/dev")
