@@ -31,6 +31,17 @@ IDS = st.lists(st.integers(1, 50), max_size=4)
 TRACES = st.lists(st.tuples(st.lists(IDS.filter(len), max_size=4), st.integers(0, 9)), min_size=1)
 
 
+def test_where_nothing_is_drawn_no_generator_is_made(monkeypatch):
+    made, plain = [], torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda: made.append(1) or plain())
+    data = [example(4, 9), example(2, 3, 1)]
+    for method, drawn in (("kava", 0), ("icot", len(data))):
+        made.clear()
+        thinker = reasoner("llama", method)
+        thinker.apply_stage(batch(thinker, data), 0.3)
+        assert len(made) == drawn
+
+
 def draws(seed=0, rows=4_000):
     generator = torch.Generator().manual_seed(seed)
     return lambda: torch.rand(rows, generator=generator, dtype=torch.float64)

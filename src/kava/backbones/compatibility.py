@@ -33,7 +33,7 @@ def check_config(config: PreTrainedConfig) -> None:
     """Check, before weights are read, that a config is that of a plain causal language model.
 
     Raises:
-        KavaError: it is an encoder-decoder model, or more than a language model.
+        KavaError: it is an encoder-decoder model, more than a language model, or quantised.
     """
     what = f"backbone of type {config.model_type}"
     if config.is_encoder_decoder:
@@ -47,6 +47,15 @@ def check_config(config: PreTrainedConfig) -> None:
             f"{what}: multimodal models are not supported; use only the text model",
             code="backbones.more-than-text",
             key=config.model_type,
+        )
+    if quantised := getattr(config, "quantization_config", None):
+        named = quantised if isinstance(quantised, dict) else vars(quantised)
+        method = str(named.get("quant_method", "unknown method"))
+        raise KavaError(
+            f"{what}: its weights are quantised ({method}), which is not supported; use the "
+            "original weights in bf16 or fp32",
+            code="backbones.quantised",
+            key=method,
         )
 
 

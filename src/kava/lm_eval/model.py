@@ -193,7 +193,8 @@ class KavaLM(LM):
         # Each hidden state predicts the next token; the prompt's last one predicts the first token.
         states = output.last_hidden_state[:, prompt.shape[1] - 1 : -1]
         scores = reasoner.logits(states).float()
-        scores[..., reasoner.unreadable_ids] = -torch.inf  # never generated
+        if reasoner.unreadable is not None:  # never generated
+            scores = scores.masked_fill(reasoner.unreadable, -torch.inf)
         chosen = scores.log_softmax(-1).gather(2, ids[..., None])[..., 0]
         greedy = (scores.argmax(-1) == ids) | ~mask
         total = chosen.masked_fill(~mask, 0).sum(1)

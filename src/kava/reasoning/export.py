@@ -80,7 +80,7 @@ def _write(reasoner: Reasoner, folder: Path) -> None:
 
 def section(reasoner: Reasoner) -> dict[str, Any]:
     """Return what an engine needs to run the latents, as stored in config.json."""
-    recipe = reasoner.recipe
+    recipe, unreadable = reasoner.recipe, reasoner.unreadable
     return {
         "format": FORMAT,
         "method": recipe.method,
@@ -88,5 +88,5 @@ def section(reasoner: Reasoner) -> dict[str, Any]:
         "num_iterations": recipe.num_iterations if reasoner.method.iterates else None,
         "projection": recipe.projection if reasoner.method.uses_latents else "none",
         "prompt_ids": reasoner.encoder.prompt,
-        "unreadable_ids": sorted(reasoner.unreadable_ids),
+        "unreadable_ids": [] if unreadable is None else unreadable.nonzero().flatten().tolist(),
     }

@@ -12,6 +12,7 @@ from torch import BoolTensor, LongTensor, Tensor
 from transformers import (
     EosTokenCriteria,
     GenerationConfig,
+    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
@@ -123,14 +124,12 @@ def continue_thought(
     fields = GenerationConfig().to_dict()
     settings = {key: value for key, value in options.items() if key in fields}
     others = {key: value for key, value in options.items() if key not in fields}
-    never = sorted({*reasoner.unreadable_ids, *(settings.pop("suppress_tokens", None) or ())})
     tokenizer, ids = reasoner.tokenizer, {}
     for name in ("eos_token_id", "pad_token_id"):
         given = settings.pop(name, None)
         ids[name] = getattr(tokenizer, name) if given is None else given
     config = GenerationConfig(
         max_new_tokens=max(left),
-        suppress_tokens=never or None,
         **ids,
         **({"do_sample": False} | settings),
     )
@@ -142,6 +141,8 @@ def continue_thought(
             key="min_new_tokens",
         )
     processors = LogitsProcessorList([*(others.pop("logits_processor", None) or ())])
+    if reasoner.unreadable is not None:
+        processors.insert(0, _Never(reasoner.unreadable))
     if config.repetition_penalty not in (None, 1):
         # generate() would skip as many tokens here as there are padding tokens before the question.
         processors.insert(0, RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
@@ -200,6 +201,23 @@ def _left(reasoner: ReasonerBase, mask: Tensor, max_new_tokens: int) -> list[int
     return [min(max_new_tokens, most - tokens) for tokens in before]
 
 
+class _Never(LogitsProcessor):
+    """Logits processor that excludes token ids by a mask.
+
+    transformers' own searches a list of ids for each id of the vocabulary, at each token.
+
+    Args:
+        mask: boolean, [vocabulary]; true for excluded ids.
+    """
+
+    def __init__(self, mask: Tensor):
+        self.mask = mask
+
+    def __call__(self, input_ids: LongTensor, scores: Any) -> Any:
+        """Return the scores [batch, vocabulary] with -inf for excluded ids."""
+        return scores.masked_fill(self.mask, -torch.inf)
+
+
 class _Ends(StoppingCriteria):
     """Stopping criterion that also limits the tokens of each row and records where rows ended.
 
@@ -214,7 +232,7 @@ class _Ends(StoppingCriteria):
 
     def __call__(self, input_ids: LongTensor, scores: Any, **more: Any) -> BoolTensor:
         """Return whether each row ends here or has ended before, [batch]."""
-        self.left = self.left.to(input_ids.device)
+        self.left = self.left.to(input_ids.device, non_blocking=True)
         tokens, copies = input_ids.shape[1] - self.start, input_ids.shape[0] // len(self.left)
         finished = self.criteria(input_ids, scores, **more)
         full = self.left.repeat_interleave(copies) <= tokens

@@ -35,7 +35,8 @@ class ReasonerBase(nn.Module):
     record: dict[str, Any] | None
     #: Whether the weights are a backbone with a merged LoRA adapter, and not trained since.
     merged: bool
-    unreadable_ids: list[int]
+    #: [vocabulary], true at ids that have no text and are never generated; None if there are none.
+    unreadable: Tensor | None
     windows: masks.Windows
     special_tokens: nn.ParameterDict
     #: The training method, a `kava.reasoning.methods.Method`.

@@ -39,6 +39,8 @@ class Reasoner(ReasonerBase):
         identity: identity of the backbone, from `kava.backbones.loading.identity`.
     """
 
+    unreadable: Tensor | None
+
     def __init__(
         self, model: PreTrainedModel, tokenizer: Any, recipe: Recipe, identity: dict[str, Any]
     ):
@@ -48,8 +50,11 @@ class Reasoner(ReasonerBase):
         self.record, self.merged = None, False
         tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS.values())})
         self.encoder = batching.Encoder(tokenizer, recipe.drop_last_step)
-        self.unreadable_ids = structure.unreadable_ids(model, tokenizer, SPECIAL_TOKENS.values())
+        ids = structure.unreadable_ids(model, tokenizer, SPECIAL_TOKENS.values())
+        #: Mask [vocabulary] of token ids that are never generated, for they have no text, or None.
+        self.register_buffer("unreadable", _mask_of(ids, model), persistent=False)
         self.windows = structure.windows(model)
+        self._tied = model.get_output_embeddings().weight is structure.table(model).weight
         self.method: Method = registry.find("methods", recipe.method)(recipe)
         self.backbone = lora.add(model, recipe)
         weight = structure.embeddings(self.lm)
@@ -243,9 +248,12 @@ class Reasoner(ReasonerBase):
                 seed it seeds the random numbers, separately for each example.
         """
         places = range(draw, draw + batch["question"].shape[0])
-        rows = [torch.Generator().manual_seed(hash((self.recipe.seed, place))) for place in places]
+        rows: list[torch.Generator] = []  # most methods draw nothing
 
         def uniform() -> Tensor:
+            if not rows:
+                seeds = (hash((self.recipe.seed, place)) for place in places)
+                rows.extend(torch.Generator().manual_seed(seed) for seed in seeds)
             return torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in rows])
 
         return self.method.apply_stage(batch, epoch, uniform)
@@ -358,7 +366,8 @@ class Reasoner(ReasonerBase):
             self.check_iterations(num_iterations)
         context_window.check(self, encoded)
         ids, mask = masks.pad(encoded, "left", self.tokenizer.pad_token_id)
-        return self.method.think(self, ids.to(self.device), mask.to(self.device), num_iterations)
+        ids, mask = (part.to(self.device, non_blocking=True) for part in (ids, mask))
+        return self.method.think(self, ids, mask, num_iterations)
 
     def check_iterations(self, num_iterations: int | Literal["auto"] = 0) -> None:
         """Check that the method iterates and that the number of iterations is valid.
@@ -514,6 +523,15 @@ def _checked(questions: str | Sequence[str]) -> list[str]:
 def _moved(model: PreTrainedModel, device: str | torch.device) -> PreTrainedModel:
     """Return `model.to(device)`; the cast is needed because a decorator hides its type."""
     return cast(Any, model).to(device)
+
+
+def _mask_of(ids: list[int], model: PreTrainedModel) -> Tensor | None:
+    """Return a mask [vocabulary], true at the given token ids; None without ids."""
+    if not ids:
+        return None
+    mask = torch.zeros(structure.table(model).weight.shape[0], dtype=torch.bool)
+    mask[ids] = True
+    return mask
 
 
 def _new_row(weight: Tensor, scale: float) -> Tensor:

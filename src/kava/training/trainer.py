@@ -90,7 +90,8 @@ class StepTrainer(Trainer):
                 {name: count * batch["weight"] for name, count in count_in(batch).items()}
                 for batch in batches
             ]
-            counts = {name: sum(part[name] for part in parts).to(device) for name in parts[0]}
+            counts = {name: sum(part[name] for part in parts) for name in parts[0]}
+            counts = {name: c.to(device, non_blocking=True) for name, c in counts.items()}
             counts = self.accelerator.reduce(counts, "sum")
             for i, batch in enumerate(batches):
                 batch |= {"counts": counts, "draw": self._first_row(i)}

@@ -399,4 +399,5 @@ def student_suffix(
 
 def prompt_ids(reasoner: ReasonerBase, batch: int, device: torch.device) -> Tensor:
     """Return the token ids of "The answer is:" for every example, [batch, prompt]."""
-    return torch.tensor(reasoner.encoder.prompt, device=device).expand(batch, -1)
+    ids = torch.tensor(reasoner.encoder.prompt).to(device, non_blocking=True)
+    return ids.expand(batch, -1)

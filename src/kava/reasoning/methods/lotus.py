@@ -125,7 +125,9 @@ class Lotus(KvMethod):
     def begin_answer(self, reasoner, eot: Tensor) -> tuple[Tensor, None]:
         """Return the likeliest token after <eot>, with which each answer begins."""
         scores = reasoner.logits(eot).float()
-        scores[:, [*reasoner.unreadable_ids, reasoner.tokenizer.eos_token_id]] = -math.inf
+        scores[:, reasoner.tokenizer.eos_token_id] = -math.inf
+        if reasoner.unreadable is not None:
+            scores = scores.masked_fill(reasoner.unreadable, -math.inf)
         return scores.argmax(dim=-1, keepdim=True), None
 
     def thinking_work(self, question: Tensor, num_iterations: int) -> Work | None:
