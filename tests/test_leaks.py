@@ -265,6 +265,17 @@ def test_validation_rows_are_compared_in_normal_form(tmp_path):
     assert "data: 1 " in str(caught.value)
 
 
+def test_training_rows_with_validation_questions_are_left_out_where_that_is_wanted(
+    tmp_path, capsys
+):
+    rows = write(tmp_path / "rows.jsonl", [OTHER[0], SAME[0]])
+    own = write(tmp_path / "own.jsonl", [TEST])
+    data = Data(train=str(rows), validation=str(own), overlap="drop")
+    train_rows, validation = read_rows(data, Console(width=200))
+    assert len(train_rows) == len(validation) == 1
+    assert "left out 1 of 2 training rows" in capsys.readouterr().out
+
+
 def test_train_stops_before_it_writes_anything(tmp_path, gold_file):
     rows = write(tmp_path / "rows.jsonl", SAME[:1])
     run = tmp_path / "run"

@@ -138,6 +138,9 @@ class Data(Section):
     that equals a test question stops the training. An example that equals one except for its
     numbers is reported, or stops the training as well with `leak_stop: up_to_numbers`.
     `allow_leaks` lists exceptions: ids of test examples, or a whole task.
+
+    A validation question that is also a training question stops the training. With `overlap: drop`,
+    its training examples are left out instead, and their number is printed.
     """
 
     train: str
@@ -148,6 +151,7 @@ class Data(Section):
     leak_check: list[str] | None = None
     leak_files: dict[str, str] = {}
     leak_stop: Literal["equal", "up_to_numbers"] = "equal"
+    overlap: Literal["refuse", "drop"] = "refuse"
     allow_leaks: list[str] = []
 
     @model_validator(mode="after")

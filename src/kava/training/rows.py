@@ -17,6 +17,8 @@ from kava.types import Example
 def read_rows(data: Data, console: Console | None = None) -> tuple[list[Example], list[Example]]:
     """Load the training and validation examples of a recipe.
 
+    With `data.overlap: drop`, training examples with a validation question are left out.
+
     Raises:
         KavaError: if they cannot be loaded; if a validation question is a training question, in
             normal form; or if a test question is one (`kava.training.leaks`).
@@ -28,8 +30,26 @@ def read_rows(data: Data, console: Console | None = None) -> tuple[list[Example]
     validation = load_examples(
         data.validation, "validation", limit=data.validation_rows, options=data.options
     )
+    if data.overlap == "drop":
+        train_rows = _drop_overlap(train_rows, validation, console)
     check_no_overlap(train_rows, validation)
     return train_rows, validation
+
+
+def _drop_overlap(
+    rows: Sequence[Example], validation: Sequence[Example], console: Console | None
+) -> list[Example]:
+    """Return the training examples without a validation question; print how many are left out."""
+    held_out = {normalize(e.question) for e in validation}
+    kept = [e for e in rows if normalize(e.question) not in held_out]
+    if console and len(kept) < len(rows):
+        console.print(
+            f"data.overlap: left out {len(rows) - len(kept):,} of {len(rows):,} training rows, "
+            "whose questions are validation questions too",
+            highlight=False,
+            markup=False,
+        )
+    return kept
 
 
 def check_no_overlap(train_rows: Sequence[Example], validation: Sequence[Example]) -> None:
