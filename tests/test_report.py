@@ -6,7 +6,7 @@ import math
 import pytest
 from rich.console import Console
 
-from kava.recipe import registry
+from kava.report import plots
 from kava.report.plots import accuracy_against_passes, look, loss_parts
 from kava.report.terminal import UNTRAINED, quickstart_table
 from kava.system.text import format_duration
@@ -90,10 +90,11 @@ def test_long_run_stays_small(tmp_path):
 
 
 def test_methods_differ_by_colour_and_by_marker():
-    found = [look(name) for name in registry.names("methods")]
+    found = [look(name) for name in plots._STYLES]
     assert len({one.colour for one in found}) == len(found)
     assert len({one.marker for one in found}) == len(found)
-    assert look("some_new_method").label == "some_new_method"
+    new = look("some_new_method")
+    assert new.label == "some_new_method" and new.marker not in {one.marker for one in found}
 
 
 def test_terminal_table_shows_each_row_on_one_line_of_80_columns():
