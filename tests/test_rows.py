@@ -12,7 +12,7 @@ from refusals import refused
 from typer.testing import CliRunner
 
 from kava.cli import app
-from kava.data import load_examples
+from kava.data import files, load_examples
 from kava.data.rows import split_steps, to_example
 from kava.data.tasks import load_task
 from kava.errors import KavaError
@@ -289,3 +289,11 @@ def test_a_file_of_the_hub(tmp_path, monkeypatch):
     for source in ("hf://datasets/owner/name", "hf://o/n/a.jsonl", "hf://datasets/o/n/*.csv"):
         with refused("data.bad-hub-file", source):
             load_examples(source)
+
+
+@pytest.mark.parametrize("name", ["bomb.jsonl.gz", "bomb.json.gz", "bomb.csv.gz"])
+def test_a_gzip_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(files, "GZIP_BYTES", 1 << 16)
+    (tmp_path / name).write_bytes(gzip.compress(b"a" * (1 << 17)))
+    with refused("data.gzip-too-large"):
+        list(files.read_rows(tmp_path / name))

@@ -10,7 +10,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
-from io import TextIOWrapper
+from io import BufferedReader, RawIOBase, TextIOWrapper
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -69,8 +69,42 @@ def _rows_of(path: Path, field: str | None) -> Iterator[Row]:
         ) from None
 
 
+#: Most bytes that a gzip file may hold: some kilobytes of it can unpack to gigabytes.
+GZIP_BYTES = 1 << 30
+
+
+class _Unpacked(RawIOBase):
+    """The content of a gzip file, up to `GZIP_BYTES`."""
+
+    def __init__(self, path: Path):
+        self.path, self.size = path, 0
+        self.file = gzip.open(path, "rb")  # noqa: SIM115 - closed by `close`
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self.file.read(len(buffer))
+        buffer[: len(content)] = content
+        self.size += len(content)
+        if self.size > GZIP_BYTES:
+            raise KavaError(
+                f"{self.path}: unpacks to more than {GZIP_BYTES:,} bytes; unpack it yourself, and "
+                "give the file that comes of it",
+                code="data.gzip-too-large",
+                key=str(self.path),
+            )
+        return len(content)
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+    if path.suffix.lower() != ".gz":
+        return path.open("rb")
+    return BufferedReader(_Unpacked(path), 1 << 16)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
