@@ -28,19 +28,18 @@ from serve import growth
 from service import QUESTIONS, serving
 from tokenizers import normalizers
 
-from kava.serve.described import (
-    ChatAnswer,
-    ChatChunk,
+from kava.serve.jobs import Sampling
+from kava.serve.limits import Limits
+from kava.serve.protocol import ChatRequest, CompletionRequest
+from kava.serve.responses import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
     ErrorBody,
     Health,
     Model,
     ModelList,
-    TextAnswer,
-    TextChunk,
 )
-from kava.serve.jobs import Sampling
-from kava.serve.limits import Limits
-from kava.serve.protocol import ChatRequest, CompletionRequest
 
 KEY = "secret-1"
 LIMITS = Limits(question_tokens=64, new_tokens=12, timeout=30.0, arrival=1.5)
@@ -416,7 +415,7 @@ def test_a_model_that_cannot_be_interrupted_does_not_keep_its_client(reasoner, m
         return think(*given)
 
     monkeypatch.setattr(reasoner, "think_about", slowly)
-    monkeypatch.setattr("kava.serve.app.GRACE", 0.2)
+    monkeypatch.setattr("kava.serve.service.GRACE", 0.2)
     limits = Limits(question_tokens=64, new_tokens=4, timeout=0.2)
     with serving(reasoner, limits) as (url, _):
         begin = time.monotonic()
@@ -441,7 +440,10 @@ def test_the_schema_tells_this_services_limits(port, reasoner):
     headers = {"authorization": f"Bearer {KEY}"}
     told = httpx.get(f"http://127.0.0.1:{port}/openapi.json", headers=headers).json()
     named = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(told)))
-    assert named <= set(told["components"]["schemas"]) and {"ErrorBody", "TextChunk"} <= named
+    assert (
+        named <= set(told["components"]["schemas"])
+        and {"ErrorBody", "ChatCompletionChunk"} <= named
+    )
     request = told["components"]["schemas"]["CompletionRequest"]
     fields = request["properties"]
     assert request["additionalProperties"] is False
@@ -471,9 +473,9 @@ def test_answers_are_as_described(port):
     def get(path):
         return httpx.get(f"http://127.0.0.1:{port}{path}", headers=headers).text
 
-    TextAnswer.model_validate_json(ask(port, prompt=["w1", "w2"]).text)
+    Completion.model_validate_json(ask(port, prompt=["w1", "w2"]).text)
     asked = [{"role": "user", "content": "w1"}]
-    ChatAnswer.model_validate_json(ask(port, "/v1/chat/completions", messages=asked).text)
+    ChatCompletion.model_validate_json(ask(port, "/v1/chat/completions", messages=asked).text)
     ModelList.model_validate_json(get("/v1/models"))
     Model.model_validate_json(get("/v1/models/tiny"))
     Health.model_validate_json(get("/health"))
@@ -488,7 +490,7 @@ def test_events_are_as_described(port, chat):
     more = {"stream": True, "stream_options": {"include_usage": True}}
     events = ask(port, path, **asked, **more).text.split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
-    chunk = ChatChunk if chat else TextChunk
+    chunk = ChatCompletionChunk if chat else Completion
     *_, last = [chunk.model_validate_json(e.removeprefix("data: ")) for e in events[:-2]]
     assert last.choices == [] and last.usage.completion_tokens > 0
 

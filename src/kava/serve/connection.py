@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 import h11
@@ -13,8 +12,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from kava.serve.limits import Limits
 from kava.serve.protocol import Refused
 
-_FULL = json.dumps(
-    Refused(503, "too many connections are open; try again later", kind="server_error").body()
+_FULL = (
+    Refused(503, "too many connections are open; try again later", kind="server_error")
+    .body()
+    .model_dump_json()
 )
 _REFUSAL = (
     "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"

@@ -6,8 +6,6 @@ import asyncio
 import hmac
 from typing import Any
 
-from fastapi.responses import JSONResponse
-
 from kava.serve.asgi import CLOSE, Receive, Scope, Send, replay, unclear_length
 from kava.serve.hosts import Hosts
 from kava.serve.limits import Limits
@@ -53,8 +51,7 @@ class Gate:
                 receive = replay(bytes(body), receive)
             await self.app(scope, receive, watched)
         except Refused as refused:
-            response = JSONResponse(refused.body(), refused.status, refused.headers)
-            await response(scope, receive, watched)
+            await refused.response()(scope, receive, watched)
         finally:
             self.held -= len(body)
             self.metrics.count(scope["path"], status)

@@ -1,4 +1,4 @@
-"""OpenAI's completion APIs: request fields, refusals and response formats.
+"""Requests of OpenAI's completion APIs, and refusals of them.
 
 A reasoner answers one question at a time and has no roles, tools or output formats. A request for
 a feature that it lacks is refused with the name of the field, instead of being partly fulfilled.
@@ -6,16 +6,15 @@ a feature that it lacks is refused with the name of the field, instead of being 
 
 from __future__ import annotations
 
-import time
-import uuid
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
+from fastapi.responses import Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from kava.serve.fields import CHAT_NEUTRAL, COMPLETION_NEUTRAL, IGNORED, NEUTRAL, asks_for_nothing
-from kava.serve.jobs import LENGTH, Piece, Sampling
+from kava.serve.jobs import Sampling
+from kava.serve.responses import ErrorBody, ErrorDetail, ErrorType
 
 
 class Refused(Exception):
@@ -29,17 +28,24 @@ class Refused(Exception):
         status: int,
         message: str,
         param: str | None = None,
-        kind: str = "invalid_request_error",
+        kind: ErrorType = "invalid_request_error",
         headers: dict[str, str] | None = None,
     ):
         super().__init__(message)
         self.status, self.message, self.param, self.kind = status, message, param, kind
         self.headers = headers or {}
 
-    def body(self) -> dict[str, Any]:
-        """Return the body of the error response, in the format of the OpenAI API."""
-        error = {"message": self.message, "type": self.kind, "param": self.param, "code": None}
-        return {"error": error}
+    def body(self) -> ErrorBody:
+        """Return the body of the error response."""
+        return ErrorBody(
+            error=ErrorDetail(message=self.message, type=self.kind, param=self.param, code=None)
+        )
+
+    def response(self) -> Response:
+        """Return the error response."""
+        return Response(
+            self.body().model_dump_json(), self.status, self.headers, "application/json"
+        )
 
 
 #: Dividing logits by a lower temperature overflows; such an answer would be greedy in effect.
@@ -254,71 +260,3 @@ class CompletionRequest(Request):
     def questions(self) -> list[str]:
         """Return all questions of the request."""
         return self.prompt
-
-
-@dataclass(frozen=True)
-class Form:
-    """Response format of one of the two APIs."""
-
-    prefix: str
-    whole: str
-    part: str
-    chat: bool
-
-    def start(self, model: str, stream: bool) -> dict[str, Any]:
-        """Return the fields shared by all answers of a request, or by all chunks of a stream."""
-        return {
-            "id": f"{self.prefix}-{uuid.uuid4().hex}",
-            "object": self.part if stream else self.whole,
-            "created": int(time.time()),
-            "model": model,
-        }
-
-    def choice(self, index: int, piece: Piece) -> dict[str, Any]:
-        """Return a complete answer as an entry of `choices`."""
-        text = (
-            {"message": {"role": "assistant", "content": piece.text, "refusal": None}}
-            if self.chat
-            else {"text": piece.text}
-        )
-        return {"index": index, **text, "logprobs": None, "finish_reason": _finish(piece)}
-
-    def delta(self, index: int, piece: Piece, first: bool) -> dict[str, Any]:
-        """Return a part of an answer as an entry of `choices` in a stream."""
-        if not self.chat:
-            text: dict[str, Any] = {"text": piece.text}
-        else:
-            role = {"role": "assistant"} if first else {}
-            text = {"delta": {**role, "content": piece.text}}
-        reason = _finish(piece) if piece.reason else None
-        return {"index": index, **text, "logprobs": None, "finish_reason": reason}
-
-
-CHAT = Form("chatcmpl", "chat.completion", "chat.completion.chunk", True)
-TEXT = Form("cmpl", "text_completion", "text_completion", False)
-
-
-def usage(pieces: list[Piece], questions: int) -> dict[str, int]:
-    """Return the token counts as OpenAI defines them, and the cost of reasoning.
-
-    `forward_passes` is the number of sequential forward passes of the backbone after the question's
-    prefill, summed over the answers; `latents` is the number of latent tokens.
-
-    Args:
-        pieces: the last piece of each answer; answers to the same question are adjacent.
-        questions: number of questions.
-    """
-    each = len(pieces) // questions
-    prompt = sum(piece.question_tokens for piece in pieces[::each])
-    completion = sum(piece.generated_tokens for piece in pieces)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "forward_passes": sum(piece.forward_passes for piece in pieces),
-        "latents": sum(piece.latents for piece in pieces),
-    }
-
-
-def _finish(piece: Piece) -> str:
-    return "length" if piece.reason == LENGTH else "stop"

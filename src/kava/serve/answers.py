@@ -1,0 +1,86 @@
+"""How pieces of answers get from the model's thread to the request that waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+
+from fastapi import Request as HttpRequest
+
+from kava.serve.jobs import ERROR, TIMEOUT, Piece
+from kava.serve.protocol import Refused
+
+
+class Answers:
+    """Queue that carries pieces of answers from the model's thread to the event loop.
+
+    Args:
+        deadline: time, as given by `time.monotonic`, after which waiting for a piece fails.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
+
+    def put(self, index: int, piece: Piece) -> None:
+        """Add a piece to the queue; may be called from any thread."""
+        with suppress(RuntimeError):  # the event loop is closed: the service has stopped
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, piece))
+
+    async def get(self) -> tuple[int, Piece]:
+        """Return the next piece with the index of its answer.
+
+        Raises:
+            Refused: the piece did not arrive before the deadline.
+        """
+        try:
+            return await asyncio.wait_for(self._queue.get(), self._left())
+        except TimeoutError:
+            raise _late() from None
+
+    def _left(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
+
+    async def all_of(self, count: int, http: HttpRequest) -> list[Piece] | None:
+        """Return the last piece of each answer, in order, or None if the client disconnects before.
+
+        Raises:
+            Refused: a piece did not arrive before the deadline.
+        """
+        last: dict[int, Piece] = {}
+        leaving = asyncio.create_task(_disconnected(http))
+        try:
+            while len(last) < count:
+                getting = asyncio.create_task(self._queue.get())
+                await asyncio.wait(
+                    {getting, leaving}, timeout=self._left(), return_when=asyncio.FIRST_COMPLETED
+                )
+                if not getting.done():
+                    getting.cancel()
+                    if leaving.done():
+                        return None
+                    raise _late()
+                index, piece = getting.result()
+                last[index] = piece
+        finally:
+            leaving.cancel()
+        return [last[i] for i in range(count)]
+
+
+async def _disconnected(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def raise_for(piece: Piece) -> None:
+    """Raise `Refused` for a last piece that is not the end of an answer."""
+    if piece.reason == TIMEOUT:
+        raise _late()
+    if piece.reason == ERROR:
+        raise Refused(500, "the model failed on this question", kind="server_error")
+
+
+def _late() -> Refused:
+    return Refused(504, "the answer took too long", kind="timeout")
