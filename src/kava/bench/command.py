@@ -50,8 +50,8 @@ def bench_train(
     Raises:
         KavaError: an invalid recipe or shape.
     """
-    device, paths = torch.device(default_device()), recipe_paths(paths, console)
-    recipes = {name: load_resolved(path, list(settings)) for name, path in paths.items()}
+    device, named = torch.device(default_device()), recipe_paths(paths, console)
+    recipes = {name: load_resolved(path, list(settings)) for name, path in named.items()}
     trainings = {
         name: Training.build(recipe, plan.shape or recipe.backbone, plan.lengths, device)
         for name, recipe in recipes.items()
@@ -88,8 +88,8 @@ def bench_generate(
     """
     if any(size < 1 for size in batch_sizes):
         raise KavaError("--batch must be greater than 0", code="bench.not-above-0", key="--batch")
-    device, paths = torch.device(default_device()), recipe_paths(paths, console)
-    reasoners = {name: _reasoner(path, settings, plan, device) for name, path in paths.items()}
+    device, named = torch.device(default_device()), recipe_paths(paths, console)
+    reasoners = {name: _reasoner(path, settings, plan, device) for name, path in named.items()}
     rates = {name: _rate(r.recipe, device, r.lm.dtype) for name, r in reasoners.items()}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in reasoners}
     for size in batch_sizes:

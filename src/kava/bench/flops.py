@@ -90,7 +90,7 @@ def cost(reasoner: Reasoner, training: bool) -> UnitCost:
     Raises:
         KavaError: layers with matrix products other than `nn.Linear`, such as mixtures of experts.
     """
-    lm = reasoner.lm
+    lm: Any = reasoner.lm
     _check(lm)
     head = lm.get_output_embeddings().weight
     of_layers = _products(lm.base_model, training)

@@ -258,7 +258,7 @@ def random_rows(reasoner: Reasoner, lengths: Lengths, count: int, seed: int = 0)
             code="bench.answer-too-short",
             key="answer",
         )
-    draw, vocabulary = random.Random(seed), reasoner.lm.get_input_embeddings().weight.shape[0]
+    draw, vocabulary = random.Random(seed), structure.table(reasoner.lm).weight.shape[0]
 
     def tokens(number: int) -> list[int]:
         return [draw.randrange(len(reasoner.tokenizer), vocabulary) for _ in range(number)]

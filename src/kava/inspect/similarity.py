@@ -56,7 +56,8 @@ def similarity(
     if not any(bool(one.any()) for one in filled):
         return Absent("the teacher read no step, so its compressed cache is empty")
     real = torch.stack([one[0] for one in filled])
-    return Similarity(*(_cosines(student, teacher, real, part) for part in (0, 1)), notes)
+    keys, values = (_cosines(student, teacher, real, part) for part in (0, 1))
+    return Similarity(keys, values, notes)
 
 
 def _cosines(student: list[KeyValues], teacher: KeyValues, real: Tensor, part: int) -> Cosines:

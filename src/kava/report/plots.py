@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -214,7 +214,7 @@ def loss_parts(series: dict[str, Sequence[dict[str, Any]]], path: str | Path) ->
 
 
 def lines(
-    series: dict[str, Sequence[Point]],
+    series: Mapping[str, Sequence[Point]],
     path: str | Path,
     across: str,
     title: str,

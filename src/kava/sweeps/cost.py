@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kava.backbones import loading
+from kava.backbones import loading, structure
 from kava.backbones.tiny import tiny_backbone
 from kava.backbones.tokenizer import word_tokenizer
 from kava.data import data_sets, load_examples
@@ -201,7 +201,7 @@ def sample(reasoner: Reasoner, examples: Sequence[Example], size: int | None = N
     drawn = random.Random(0).sample(list(examples), min(SAMPLE, len(examples)))
     rows, train = reasoner.encoder.rows(drawn), reasoner.recipe.train
     size = size or train.micro_batch_size or train.batch_size
-    known = reasoner.lm.get_input_embeddings().weight.shape[0]
+    known = structure.table(reasoner.lm).weight.shape[0]
     tokens = ("question", "steps", "answer", "teacher_ids", "answer_ids")
     batches = [batching.collate(rows[at : at + size], pad_id=0) for at in range(0, len(rows), size)]
     return [{**batch, **{name: batch[name] % known for name in tokens}} for batch in batches]

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 
@@ -152,7 +152,7 @@ class JobWork:
         scoring = Scoring(self.tasks, self.files, self.limit)
         return attempt(run, scoring, partial(print_text, console, str(run.folder)), console)
 
-    def _stop(self, asked: list[int], told: int, queue_again: Any) -> None:
+    def _stop(self, asked: list[int], told: int, queue_again: Any) -> NoReturn:
         """End the job, and have it requeued unless SLURM is already removing it.
 
         SIGTERM alone is sent by a cancellation, after which the job must not return, by SLURM's own

@@ -36,11 +36,10 @@ def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -
             code="training.other-gpu",
             key=str(device),
         )
-    length = {"max_steps": settings.steps} if settings.steps else {}
     made = TrainingArguments(
         output_dir=str(run / "checkpoints"),
         num_train_epochs=settings.epochs or 1.0,
-        **length,
+        max_steps=settings.steps or -1,
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=settings.batch_size // (rows * processes),
         learning_rate=settings.learning_rate,
@@ -112,7 +111,7 @@ def check_schedule(reasoner: Reasoner, longest: int, rows: int) -> None:
     """
     recipe, needed = reasoner.recipe, reasoner.method.last_stage_at(longest)
     per_epoch = recipe.train.steps_per_epoch(rows)
-    epochs = recipe.train.epochs or recipe.train.steps / per_epoch
+    epochs = recipe.train.epochs or recipe.train.total_steps(rows) / per_epoch
     if needed and epochs <= needed:
         raise KavaError(
             f"method_options: the last stage of '{recipe.method}' begins after {needed:.2f} epochs "
@@ -211,11 +210,14 @@ def _positions(
             for epoch in epochs
         ]
         works = [method.work(one) for one in staged]
-        if None in works:  # no forward pass contains more than the whole example and its latents
+        known = [work for work in works if work is not None]
+        if len(known) < len(
+            works
+        ):  # no forward pass contains more than the whole example and its latents
             latents = reasoner.recipe.num_latents + 2 if method.uses_latents else 0
             yield from ((row, row.columns + latents) for row in part)
             continue
-        calls = [call for work in works for call in work.calls]
+        calls = [call for work in known for call in work.calls]
         ends = torch.stack([(call.past + call.new) * (call.new > 0) for call in calls])
         yield from zip(part, ends.amax(0).tolist(), strict=True)
 

@@ -38,10 +38,9 @@ class Record(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_log = True
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Append one line to the log."""
+        logs = kwargs["logs"]
         record = {"step": state.global_step, **logs}
         if "train_runtime" not in logs and state.is_world_process_zero:
             with writing(self.file, GO_ON):

@@ -104,10 +104,11 @@ def find_leaks(rows: Iterable[tuple[str, str]], task: Task) -> Iterator[Leak]:
         loose.setdefault(without_numbers(form), example)
     for where, question in rows:
         form = normalize(question)
-        for kind, found in (
+        both: list[tuple[Kind, Example | None]] = [
             (EQUAL, exact.get(form)),
             (UP_TO_NUMBERS, loose.get(without_numbers(form))),
-        ):
+        ]
+        for kind, found in both:
             if found:
                 short = _shortened(question), _shortened(found.question)
                 yield Leak(kind, task.name, where, found.id, *short)

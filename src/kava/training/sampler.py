@@ -67,17 +67,19 @@ class EpochOrder(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         drawn = torch.randperm(self.rows, generator=generator).tolist()
-        yield from drawn if self.lengths is None else self._grouped(drawn, generator)
+        yield from drawn if not self.lengths else self._grouped(drawn, self.lengths, generator)
         yield from range(self.rows, len(self))
 
-    def _grouped(self, drawn: list[int], generator: torch.Generator) -> Iterator[int]:
+    def _grouped(
+        self, drawn: list[int], lengths: Sequence[int], generator: torch.Generator
+    ) -> Iterator[int]:
         """Sort each pool of drawn examples by length, cut it into batches, and shuffle the batches.
 
         Which examples share a batch still depends on the draw, and short examples do not come
         before long ones. A batch that is not full stays the last of the epoch.
         """
         for at in range(0, len(drawn), POOL * self.batch):
-            pool = sorted(drawn[at : at + POOL * self.batch], key=self.lengths.__getitem__)
+            pool = sorted(drawn[at : at + POOL * self.batch], key=lengths.__getitem__)
             rest = len(pool) % self.batch
             short, pool = pool[:rest], pool[rest:]
             batches = [pool[i : i + self.batch] for i in range(0, len(pool), self.batch)]

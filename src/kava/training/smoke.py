@@ -86,6 +86,6 @@ def _all_stages(tree: dict) -> dict:
     method = registry.find("methods", resolved.method)(resolved)
     needed = method.last_stage_at(LONGEST)
     if needed:
-        begins = (resolved.train.steps - 1) * resolved.train.batch_size / ROWS
+        begins = (resolved.train.total_steps(ROWS) - 1) * resolved.train.batch_size / ROWS
         tree["method_options"] = method.options.scale_epochs(begins / needed).model_dump()
     return tree

@@ -13,8 +13,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, Trainer
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from kava.backbones import layerwise
@@ -90,8 +91,8 @@ class StepTrainer(Trainer):
                 {name: count * batch["weight"] for name, count in count_in(batch).items()}
                 for batch in batches
             ]
-            counts = {name: sum(part[name] for part in parts) for name in parts[0]}
-            counts = {name: c.to(device, non_blocking=True) for name, c in counts.items()}
+            sums = {name: cast(Tensor, sum(part[name] for part in parts)) for name in parts[0]}
+            counts = {name: count.to(device, non_blocking=True) for name, count in sums.items()}
             counts = self.accelerator.reduce(counts, "sum")
             for i, batch in enumerate(batches):
                 batch |= {"counts": counts, "draw": self._first_row(i)}
@@ -109,7 +110,7 @@ class StepTrainer(Trainer):
         if stage is None or step == 0 or stage == method.stage(self.epoch_of(step - 1)):
             return
         if method.options.reset_optimizer:
-            self.optimizer.state.clear()
+            cast(Optimizer, self.optimizer).state.clear()
 
     def _staged(self, batch: dict[str, Any], index: int) -> dict[str, Any]:
         return self.reasoner.apply_stage(
@@ -186,10 +187,10 @@ class StepTrainer(Trainer):
             names = sorted(self._terms)
             if names and steps:
                 total = torch.stack([self._terms[name].float() for name in names])
-                total = self.accelerator.reduce(total, "sum") / steps
+                total = cast(Tensor, self.accelerator.reduce(total, "sum")) / steps
                 logs.update(zip(names, total.tolist(), strict=True))
             tokens = torch.as_tensor(self._tokens, dtype=torch.float64, device=self.args.device)
-            tokens = float(self.accelerator.reduce(tokens, "sum"))
+            tokens = float(cast(Tensor, self.accelerator.reduce(tokens, "sum")))
             seconds = time.perf_counter() - self._since
             stage = self.reasoner.method.stage(self.epoch_of(self.state.global_step - 1))
             if stage is not None:
@@ -254,8 +255,8 @@ class StepTrainer(Trainer):
             KavaError: on all processes, if it cannot be written. Earlier checkpoints are kept.
         """
         self._weights = sharded.gather_weights(self.reasoner)  # collective calls, none below
-        self._optimizer_state = sharded.gather_optimizer(self.optimizer)
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        self._optimizer_state = sharded.gather_optimizer(cast(Optimizer, self.optimizer))
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         save = partial(super()._save_checkpoint, model, trial)
 
         def write() -> None:
@@ -278,14 +279,14 @@ class StepTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the checkpoint's own files, on the main process."""
         if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
+            folder = Path(output_dir or str(self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
             checkpoint.write(self.reasoner, folder, self._weights)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
             torch.save(self._optimizer_state, Path(output_dir) / "optimizer.pt")
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
+            torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / "scheduler.pt")
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Do nothing: each micro-batch sets its own random seed."""
@@ -299,11 +300,12 @@ class StepTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
+        optimizer = cast(Optimizer, self.optimizer)
         fill = {
-            "optimizer.pt": lambda state: self.optimizer.load_state_dict(
-                sharded.shard_optimizer(self.optimizer, state)
+            "optimizer.pt": lambda state: optimizer.load_state_dict(
+                sharded.shard_optimizer(optimizer, state)
             ),
-            "scheduler.pt": self.lr_scheduler.load_state_dict,
+            "scheduler.pt": cast(Any, self.lr_scheduler).load_state_dict,
         }
         for name, take in fill.items():
             file = Path(checkpoint) / name
