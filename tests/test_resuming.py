@@ -8,7 +8,6 @@ import torch
 import yaml
 from parallel_worker import train
 from refusals import refused
-from rich.console import Console
 from tiny import lora, reasoner
 
 from kava.backbones.tiny import tiny_backbone
@@ -239,8 +238,7 @@ def test_a_full_disk_leaves_results_as_they_were(tmp_path, full_disk):
 
 
 def test_two_trainings_in_one_folder(given, tmp_path):
-    console = Console(quiet=True)
-    with exclusive_lock(tmp_path / "run", console), refused("runs.in-use", str(tmp_path / "run")):
+    with exclusive_lock(tmp_path / "run"), refused("runs.in-use", str(tmp_path / "run")):
         train(given[0], tmp_path / "run")
     assert not (tmp_path / "run").exists()
     train(given[0], tmp_path / "run")
