@@ -13,6 +13,7 @@ from rich.console import Console
 
 from kava.recipe import registry
 from kava.system.progress import Progress
+from kava.training import attention
 from kava.training.arguments import check_lengths, check_steps
 from kava.training.trainer import train
 from kava.types import Example
@@ -114,19 +115,59 @@ def test_the_row_is_found_among_many_and_nothing_is_trained(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_where_positions_are_rotations_it_is_one_line():
+def test_where_positions_are_rotations_a_longer_row_is_refused_too():
     examples = [tiny.example(38, 3, seed) for seed in range(3)]
-    told = said(thinker("llama"), *examples)
-    assert told.startswith("data.train: row 38-3-0 takes ") and told.count("\n") == 1
-    assert "the backbone has 40: positions beyond max_position_embeddings are untrained" in told
+    with refused("training.row-too-long", "38-3-0") as told:
+        said(thinker("llama"), *examples)
+    assert "(and 2 more rows)" in str(told.value) and "data.too_long=skip" in str(told.value)
     assert said(thinker("llama"), tiny.example(20, 3)) == ""
+
+
+def test_rows_that_are_too_long_are_left_out_and_counted(tmp_path):
+    skipping = {"data": {"train": "none", "too_long": "skip"}}
+    model = thinker("llama", **skipping)
+    short, long = [tiny.example(4, 3, seed) for seed in range(3)], tiny.example(38, 3)
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    rows = model.encoder.rows([*short, long])
+    assert check_lengths(model, rows, console) == rows[:3]
+    line = console.file.getvalue()
+    assert line.startswith("data.too_long: 1 of 4 ") and "38-3-0 takes" in line
+    progress = Progress("", Console(quiet=True))
+    measured = train(model, [*short, long], [], tmp_path, False, progress)
+    assert (measured["rows"], measured["rows_too_long"]) == (3, 1)
+    with refused("training.row-too-long", long.id):  # nothing would be left
+        said(model, long)
+
+
+def test_attention_that_no_memory_holds_is_refused_before_the_first_step(tmp_path, monkeypatch):
+    wide = tiny.wrap(tiny.bare("llama"), "cot", train={"steps": 1, "learning_rate": 1e-3})
+    short, long = tiny.example(4, 3), tiny.example(200, 3)
+    (row,) = wide.encoder.rows([long])
+    columns = [len(row.question), len(row.steps) + len(row.answer)]
+    together = wide.recipe.train.batch_size
+    needed = 5 * together * max(columns[0] ** 2, columns[1] * sum(columns))  # fp32
+    for there, fits in ((needed, True), (needed - 1, False), (None, True)):
+        monkeypatch.setattr(attention, "available", lambda device, there=there: there)
+        if fits:
+            attention.check_attention(wide, wide.encoder.rows([short, long]))
+            continue
+        with refused("training.no-memory-for-row", long.id) as told:
+            train(wide, [short, long], [], tmp_path, False, Progress("", Console(quiet=True)))
+        assert f"a micro-batch of {together} " in str(told.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_free_memory_is_known_here():
+    assert attention.available(torch.device("cpu")) > 10_000_000
 
 
 def test_more_latents_than_positions():
     with refused("training.row-too-long") as told:
         said(thinker("gpt2", "kava", num_latents=60), tiny.example(2, 1))
     assert "with 60 latents" in str(told.value)
-    assert "with 60 latents" in said(thinker("llama", "pccot", num_latents=60), tiny.example(2, 1))
+    with refused("training.row-too-long") as told:
+        said(thinker("llama", "pccot", num_latents=60), tiny.example(2, 1))
+    assert "with 60 latents" in str(told.value)
 
 
 ONE = "after its last step is dropped; set drop_last_step=false"

@@ -131,6 +131,9 @@ class Multiplex(Section):
 class Data(Section):
     """Source of the examples: a data set of this package, a file, or the name of a Hub data set.
 
+    A training example that needs more positions than the backbone has is an error. With `too_long:
+    skip`, such examples are left out, and counted in the result.
+
     Before a training, the training examples are compared with the test questions of the tasks in
     `leak_check` (`kava.training.leaks`). By default, this is `gsm8k_aug` (the questions of GSM8K
     test) for GSM8k-Aug from the Hub, where these questions are available too, and no task for other
@@ -148,6 +151,7 @@ class Data(Section):
     train_rows: int | None = Field(default=None, ge=1)
     validation_rows: int | None = Field(default=500, ge=1)
     options: dict[str, Any] = {}
+    too_long: Literal["error", "skip"] = "error"
     leak_check: list[str] | None = None
     leak_files: dict[str, str] = {}
     leak_stop: Literal["equal", "up_to_numbers"] = "equal"

@@ -9,7 +9,6 @@ import torch
 from rich.console import Console
 from transformers import TrainingArguments
 
-from kava.backbones import rope
 from kava.errors import KavaError, install, unknown
 from kava.reasoning import batching, context_window
 from kava.reasoning.reasoner import Reasoner
@@ -149,43 +148,49 @@ def check_steps(
     console.print(line, highlight=False, markup=False)
 
 
-def check_lengths(reasoner: Reasoner, rows: Sequence[batching.Row], console: Console) -> None:
-    """Raise an error if a training example needs more positions than the backbone has.
+def check_lengths(
+    reasoner: Reasoner, rows: Sequence[batching.Row], console: Console
+) -> Sequence[batching.Row]:
+    """Return the examples that fit into the positions of the backbone.
 
     Learned position embeddings are a table with a fixed length. Rotary embeddings continue, to
-    positions that the backbone was not trained on, so for them only a warning is printed. The
-    positions are those of the method's own forward passes, of teacher and student, in the stage
-    that needs the most.
+    positions that the backbone was not trained on, at a cost that grows with the square of the
+    length. The positions are those of the method's own forward passes, of teacher and student, in
+    the stage that needs the most.
 
     Raises:
-        KavaError: names the example, the positions it needs and those there are.
+        KavaError: an example needs more positions and `data.too_long` is `error`, or all of them
+            do. Names the example, the positions it needs and those there are.
     """
     recipe, method = reasoner.recipe, reasoner.method
     there = context_window.max_positions(reasoner)
-    latents = recipe.num_latents + 2 if method.uses_latents else 0
     if there is None:
-        return
+        return rows
+    latents = recipe.num_latents + 2 if method.uses_latents else 0
     long = [row for row in rows if row.columns + latents > there]  # the most that a pass can hold
     train = recipe.train
     begins = stage_begins(reasoner, train.total_steps(len(rows)), len(rows)) if long else []
     epochs = [step / train.steps_per_epoch(len(rows)) for step in begins]
-    taken = ((row, n) for row, n in _positions(reasoner, long, epochs) if n > there)
-    row, most = next(taken, (None, 0))
-    if row is None:
-        return
+    taken = {row.id: n for row, n in _positions(reasoner, long, epochs) if n > there}
+    if not taken:
+        return rows
+    first, most = next(iter(taken.items()))
     line = (
-        f"data.train: row {row.id} takes {most:,} positions in training"
+        f"row {first} takes {most:,} positions in training"
         + (f", with {recipe.num_latents} latents," * bool(latents))
         + f" and the backbone has {there:,}"
     )
-    if not rope.uses_rope(reasoner.lm):
+    if recipe.data.too_long == "error" or len(taken) == len(rows):
+        others = f" (and {len(taken) - 1:,} more rows)" * (len(taken) > 1)
         raise KavaError(
-            f"{line}; remove such rows, or use a backbone with more positions",
+            f"data.train: {line}{others}; remove such rows, leave them out with "
+            "data.too_long=skip, or use a backbone with more positions",
             code="training.row-too-long",
-            key=row.id,
+            key=first,
         )
-    note = "positions beyond max_position_embeddings are untrained; results may degrade"
-    console.print(f"{line}: {note}", highlight=False, markup=False)
+    line = f"data.too_long: {len(taken):,} of {len(rows):,} rows are left out, such as {line}"
+    console.print(line.replace("such as row", "such as"), highlight=False, markup=False)
+    return [row for row in rows if row.id not in taken]
 
 
 def stage_begins(reasoner: Reasoner, steps: int, rows: int) -> list[int]:

@@ -31,6 +31,7 @@ from kava.system import distributed, sharded, signals
 from kava.system.files import writing
 from kava.system.progress import Progress
 from kava.training.arguments import arguments, check_lengths, check_schedule, check_steps
+from kava.training.attention import check_attention
 from kava.training.callbacks import GO_ON, Record, StopWhenAsked
 from kava.training.sampler import EncodedRows, EpochOrder, collate
 from kava.types import Example
@@ -372,7 +373,8 @@ def train(
     """Train a reasoner by its recipe; checkpoints and metrics are written to `run`.
 
     Returns:
-        what was measured: `steps`, `train_seconds` (without validation), `rows`,
+        what was measured: `steps`, `train_seconds` (without validation), `rows` (without those
+        that `data.too_long` left out, which are counted in `rows_too_long`),
         `validation_accuracy` (percent) and its `validation_n`; for a resumed run also
         `resumed_from`, the step after which `train_seconds` begins.
 
@@ -388,7 +390,8 @@ def train(
     check_schedule(reasoner, max(len(row.steps) for row in rows), len(rows))
     reasoner.method.check_rows(rows)
     check_steps(reasoner, examples, rows, progress.console)
-    check_lengths(reasoner, rows, progress.console)
+    every, rows = len(rows), check_lengths(reasoner, rows, progress.console)
+    check_attention(reasoner, rows)
     if note := note_on_unreadable_golds(example.answer for example in validation):
         progress.console.print(f"data.validation: {note}", highlight=False, markup=False)
     reasoner.prepare_training()
@@ -429,6 +432,7 @@ def train(
         **resumed,
         "steps": trainer.state.global_step,
         "rows": len(rows),
+        **({"rows_too_long": every - len(rows)} if every > len(rows) else {}),
         "train_seconds": round(seconds, 2),
         "validation_accuracy": trainer.validation_accuracy,
         "validation_n": len(validation),
