@@ -263,17 +263,15 @@ def test_validation_rows_are_compared_in_normal_form(tmp_path):
     with refused("training.shared-validation", "data.validation") as caught:
         read_rows(Data(train=str(rows), validation=str(own)))
     assert "data: 1 " in str(caught.value)
-
-
-def test_training_rows_with_validation_questions_are_left_out_where_that_is_wanted(
-    tmp_path, capsys
-):
-    rows = write(tmp_path / "rows.jsonl", [OTHER[0], SAME[0]])
-    own = write(tmp_path / "own.jsonl", [TEST])
-    data = Data(train=str(rows), validation=str(own), overlap="drop")
-    train_rows, validation = read_rows(data, Console(width=200))
-    assert len(train_rows) == len(validation) == 1
-    assert "left out 1 of 2 training rows" in capsys.readouterr().out
+    assert "data.overlap=skip" in str(caught.value)
+    console = Console(file=io.StringIO(), soft_wrap=True)
+    skipping = Data(train=str(rows), validation=str(own), overlap="skip")
+    trained, validation = read_rows(skipping, console)
+    assert ([e.question for e in trained], [e.question for e in validation]) == (OTHER[:1], [TEST])
+    assert "1 training rows are left out" in console.file.getvalue()
+    rows = write(tmp_path / "rows.jsonl", SAME)  # nothing would be left
+    with refused("training.shared-validation", "data.validation"):
+        read_rows(skipping)
 
 
 def test_train_stops_before_it_writes_anything(tmp_path, gold_file):

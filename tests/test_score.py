@@ -55,7 +55,9 @@ def test_by_id_in_any_order_and_by_order_without_ids(data, tmp_path):
     assert order != sorted(order)
     for rows in (with_ids(order), [{"prediction": TEXTS[key]} for key in "abcd"]):
         file = write(tmp_path / "p.jsonl", rows)
-        assert json.loads(run(file, "--data", data, "--json")) == {"n": 4, "correct": COUNTS}
+        told = json.loads(run(file, "--data", data, "--json"))
+        assert (told["n"], told["correct"]) == (4, COUNTS)
+        assert told["note"].startswith("1 of 4 predictions have neither")
     file = write(tmp_path / "p.jsonl", with_ids("ab"))
     assert json.loads(run(file, "--data", data, "--limit", 2, "--json"))["correct"] == {
         "numeric": 2, "last_number": 1, "string": 1, "math_verify": 2,
@@ -137,3 +139,78 @@ def test_right_answers_come_from_one_place(data, tmp_path):
             run(file, *words)
     said = run(file, "--task", "gsm8k", "--file", data, "--limit", 4, "--json")
     assert json.loads(said)["correct"] == COUNTS
+
+
+def scored(tmp_path, texts, *words, golds=("18", "19")):
+    rows = [{"question": f"q{i}", "answer": gold} for i, gold in enumerate(golds)]
+    data = write(tmp_path / "rows.jsonl", rows)
+    file = write(tmp_path / "p.jsonl", [{"prediction": text} for text in texts])
+    return json.loads(run(file, "--data", data, "--json", *words))
+
+
+@pytest.mark.parametrize("text", ("The answer is {}.", r"So \boxed{{{}}}.", "Final Answer: {}"))
+def test_predictions_without_a_marker_are_counted_with_the_rules_that_read_them(text, tmp_path):
+    told = scored(tmp_path, [text.format(18), text.format(19)])
+    assert told["correct"]["numeric"] == 0 and told["correct"]["last_number"] == 2
+    assert told["note"].startswith("2 of 2 predictions have neither")
+    assert "'last_number' 2" in told["note"] and "'string'" not in told["note"]
+    told = scored(tmp_path, [text.format(17), "The answer is: 19"])
+    assert "1 of 2 predictions" in told["note"] and "no rule" in told["note"]
+
+
+def test_answers_after_the_first_are_counted(tmp_path):
+    more = "a\n#### {}\n\nQuestion: Bob has 3.\nAnswer: 3\n#### 3"
+    told = scored(tmp_path, [more.format(18), more.format(20)])
+    assert told["correct"]["numeric"] == 0
+    assert told["note"].startswith("2 of 2 predictions state another answer after their first")
+    assert "in 1 of them the first is right" in told["note"]
+    assert "note" not in scored(tmp_path, ["#### 18\nThe answer is: 18", "The answer is: 19"])
+
+
+def sample(index, text, name="strict-match", **fields):
+    document = {"question": f"q{index}", "answer": "a\n#### 18"}
+    return {"doc_id": index, "doc": document, "resps": [[text]], "filter": name, **fields}
+
+
+def test_samples_of_lm_evaluation_harness(tmp_path):
+    data = write(tmp_path / "rows.jsonl", [{"question": f"q{i}", "answer": "18"} for i in range(3)])
+    texts = ["#### 18", "#### 17", "#### 18"]
+    both = [sample(i, t, name) for name in ("strict", "flexible") for i, t in enumerate(texts)]
+    for rows in (both, both[::-1], both[:3]):
+        file = write(tmp_path / "samples.jsonl", rows)
+        assert json.loads(run(file, "--data", data, "--json"))["correct"]["numeric"] == 2
+    filtered = [{**row, "filtered_resps": [row["resps"][0][0]]} for row in both]
+    file = write(tmp_path / "samples.jsonl", filtered)
+    told = run(file, "--data", data, "--json", "--field", "filtered_resps")
+    assert json.loads(told)["correct"]["numeric"] == 2
+    for rows, code, key in (
+        ([*both, sample(3, "x")], "evaluation.unknown-id", "3"),
+        (both[1:3], "evaluation.missing-predictions", "rows-0"),
+        ([*both, sample(1, "other", "third")], "evaluation.several-predictions", "1"),
+        ([sample(0, "x", doc={"question": "another"})], "evaluation.other-question", "0"),
+        ([sample("0", "x")], "data.bad-field", "doc_id"),
+        ([{**sample(0, "x"), "resps": [["a", "b"]]}], "data.bad-field", "resps"),
+        ([*both, {"prediction": "x"}], "evaluation.mixed-rows", None),
+    ):
+        with refused(code, key):
+            run(write(tmp_path / "samples.jsonl", rows), "--data", data)
+
+
+def test_the_text_may_be_in_any_field(tmp_path):
+    data = write(tmp_path / "rows.jsonl", [{"question": "q", "answer": "18"}])
+    inside = {"choices": [{"message": {"content": "#### 18"}}]}
+    for field, row in (
+        ("response", {"response": "#### 18"}),
+        ("a.b", {"a.b": "#### 18"}),
+        ("outputs", {"outputs": ["#### 18"]}),
+        ("body.choices.0.message.content", {"body": inside}),
+    ):
+        file = write(tmp_path / "p.jsonl", [row])
+        assert json.loads(run(file, "--data", data, "--json", "--field", field))["correct"][
+            "numeric"
+        ] == 1  # fmt: skip
+        with refused("data.missing-field", "prediction") as caught:
+            run(file, "--data", data)
+        assert "--field" in str(caught.value)
+        with refused("data.missing-field", "body.choices.9"):
+            run(file, "--data", data, "--field", "body.choices.9")

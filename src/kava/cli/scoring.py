@@ -199,7 +199,8 @@ def compare(
 )
 def score(
     predictions: Annotated[
-        Path, typer.Argument(help="JSONL file with `prediction` and optionally `id`")
+        str,
+        typer.Argument(help="file with `prediction` and optionally `id`, or samples of lm-eval"),
     ],
     task: Annotated[str | None, typer.Option(help="task that the predictions answer")] = None,
     data: Annotated[
@@ -209,6 +210,9 @@ def score(
     file: TaskFile = None,
     limit: Limit = None,
     option: Options = None,
+    field: Annotated[
+        str | None, typer.Option(help="field of the predictions, if it is not `prediction`")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print counts as JSON")] = False,
 ) -> None:
     """Score predictions from anywhere under every rule.
@@ -218,11 +222,12 @@ def score(
     from kava.data.tasks import read_options
     from kava.evaluation.score_file import score_file, table
 
-    result = score_file(predictions, task, data, file, limit, read_options("score", option or []))
+    given = read_options("score", option or [])
+    result = score_file(predictions, task, data, file, limit, given, field)
     if as_json:
         print(json.dumps(result))
     else:
-        make_console().print(table(result, f"{predictions.name} on {task or data}"))
+        make_console().print(table(result, f"{Path(predictions).name} on {task or data}"))
 
 
 @data_app.callback()

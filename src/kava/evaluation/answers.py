@@ -48,6 +48,44 @@ def note_on_unreadable_golds(golds: Iterable[str]) -> str | None:
     )
 
 
+def note_on_markers(
+    texts: Sequence[str], golds: Sequence[str], correct: Sequence[dict[str, bool]]
+) -> str | None:
+    """Explain predictions whose answer has no marker, or is followed by another one.
+
+    A text may state its answer in another way (`\\boxed{18}`), or go on with a question of its
+    own. The headline then reads nothing, or the last answer.
+
+    Args:
+        correct: the scores of the texts, by rule.
+    """
+    lines, n = [], len(texts)
+    unmarked = [c for text, c in zip(texts, correct, strict=True) if after_marker(text) is None]
+    if unmarked:
+        read = [(rule, sum(c[rule] for c in unmarked)) for rule in unmarked[0]]
+        right = ", ".join(f"'{rule}' {hits:,}" for rule, hits in read if hits) or "no rule any"
+        lines.append(
+            f"{len(unmarked):,} of {n:,} predictions have neither 'The answer is:' nor '####', so "
+            f"'{HEADLINE}' counts them as wrong; of these, right by {right}"
+        )
+    changed = [c for c in map(_answers_first_and_last, texts, golds) if c is not None]
+    if changed:
+        lines.append(
+            f"{len(changed):,} of {n:,} predictions state another answer after their first; "
+            f"'{HEADLINE}' reads the last, and in {sum(changed):,} of them the first is right"
+        )
+    return "\n".join(lines) or None
+
+
+def _answers_first_and_last(text: str, gold: str) -> bool | None:
+    """Whether the first of several different answers in a text is right; None if there is one."""
+    ends = [match.end() for match in _MARKER.finditer(text)]
+    if len(ends) < 2:
+        return None
+    first, last = (_number_after_marker(text[end:].strip()) for end in (ends[0], ends[-1]))
+    return None if first == last else first is not None and first == read_answer(gold).value
+
+
 def after_marker(text: str) -> str | None:
     """Return the stripped text after the last `The answer is:` (any case) or `####`, or None."""
     ends = [match.end() for match in _MARKER.finditer(text)]

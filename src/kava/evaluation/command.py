@@ -11,7 +11,6 @@ from rich.console import Console
 from kava.backbones.device import describe
 from kava.data.tasks import Task, load_task, local_copies, read_options
 from kava.errors import KavaError
-from kava.evaluation.answers import note_on_unreadable_golds
 from kava.evaluation.runner import check_room
 from kava.evaluation.score import score_run
 from kava.reasoning.open import open_reasoner
@@ -88,10 +87,11 @@ def evaluate_tasks(
     console.print(describe(reasoner.lm, False, rows), highlight=False, markup=False)
     summaries = {}
     for task in loaded:
-        summary = score_run(reasoner, task, folder, batch_size, num_iterations=iterations).summary
+        result = score_run(reasoner, task, folder, batch_size, num_iterations=iterations)
+        summary = result.summary
         summaries[task.name] = summary
         console.print(line(task.name, summary), highlight=False)
-        if note := note_on_unreadable_golds(example.answer for example in task.examples):
+        for note in result.notes():
             console.print(note, highlight=False)
     console.print(f"predictions and scores in {folder}", highlight=False)
     return summaries

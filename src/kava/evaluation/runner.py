@@ -16,6 +16,8 @@ from kava.evaluation.answers import (
     HEADLINE,
     RULES,
     accuracy_by_rule,
+    note_on_markers,
+    note_on_unreadable_golds,
     percent,
     score,
     standard_error,
@@ -44,6 +46,15 @@ class EvaluationResult:
     def n(self) -> int:
         """Return the number of examples."""
         return len(self.predictions)
+
+    def notes(self) -> list[str]:
+        """Return what the headline cannot read among right answers and predictions."""
+        texts, golds, correct = (
+            [record[name] for record in self.predictions]
+            for name in ("prediction", "answer", "correct")
+        )
+        notes = note_on_unreadable_golds(golds), note_on_markers(texts, golds, correct)
+        return [note for note in notes if note]
 
     def write_predictions(self, file: Path, below: Path | None = None) -> None:
         """Write one JSON line per example, atomically. `below`: see `write_whole`."""

@@ -132,7 +132,9 @@ class Data(Section):
     """Source of the examples: a data set of this package, a file, or the name of a Hub data set.
 
     A training example that needs more positions than the backbone has is an error. With `too_long:
-    skip`, such examples are left out, and counted in the result.
+    skip`, such examples are left out, and counted in the result. A validation question that is a
+    training question too is an error. With `overlap: skip`, it is left out of the training,
+    and counted.
 
     Before a training, the training examples are compared with the test questions of the tasks in
     `leak_check` (`kava.training.leaks`). By default, this is `gsm8k_aug` (the questions of GSM8K
@@ -141,9 +143,6 @@ class Data(Section):
     that equals a test question stops the training. An example that equals one except for its
     numbers is reported, or stops the training as well with `leak_stop: up_to_numbers`.
     `allow_leaks` lists exceptions: ids of test examples, or a whole task.
-
-    A validation question that is also a training question stops the training. With `overlap: drop`,
-    its training examples are left out instead, and their number is printed.
     """
 
     train: str
@@ -152,10 +151,10 @@ class Data(Section):
     validation_rows: int | None = Field(default=500, ge=1)
     options: dict[str, Any] = {}
     too_long: Literal["error", "skip"] = "error"
+    overlap: Literal["error", "skip"] = "error"
     leak_check: list[str] | None = None
     leak_files: dict[str, str] = {}
     leak_stop: Literal["equal", "up_to_numbers"] = "equal"
-    overlap: Literal["refuse", "drop"] = "refuse"
     allow_leaks: list[str] = []
 
     @model_validator(mode="after")

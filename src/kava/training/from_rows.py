@@ -17,7 +17,7 @@ from kava.reasoning.resolve import load_resolved, resolve
 from kava.recipe import registry, schema
 from kava.recipe.schema import Recipe
 from kava.system.text import PlainConsole
-from kava.training.rows import check_no_overlap
+from kava.training.rows import without_shared
 from kava.training.run import train_reasoner
 from kava.types import Example
 
@@ -50,15 +50,15 @@ def train_on(
     options = resolved.data.options
     examples = as_examples(rows, "rows", options)
     held_out = as_examples(validation, "validation", options) if len(validation) else []
-    check_no_overlap(examples, held_out)
     use_recipe(reasoner, resolved)
     with ExitStack() as stack:
         # Outside of the project's folders, because it is deleted.
         run = Path(output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run")
-        both, console = (examples, held_out), PlainConsole(quiet=quiet, soft_wrap=True)
+        console = PlainConsole(quiet=quiet, soft_wrap=True)
+        both = without_shared(examples, held_out, resolved.data, console), held_out
         data = {part: _record(part_rows) for part, part_rows in _parts(*both)}
-        resolved = reasoner.recipe
-        result = train_reasoner(reasoner.train(), both, data, resolved, run, console, resume)
+        recipe = reasoner.recipe
+        result = train_reasoner(reasoner.train(), both, data, recipe, run, console, resume)
     return result
 
 

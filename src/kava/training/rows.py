@@ -17,11 +17,11 @@ from kava.types import Example
 def read_rows(data: Data, console: Console | None = None) -> tuple[list[Example], list[Example]]:
     """Load the training and validation examples of a recipe.
 
-    With `data.overlap: drop`, training examples with a validation question are left out.
+    With `data.overlap: skip`, training examples with a validation question are left out.
 
     Raises:
-        KavaError: if they cannot be loaded; if a validation question is a training question, in
-            normal form; or if a test question is one (`kava.training.leaks`).
+        KavaError: if they cannot be loaded; as `without_shared`; or if a test question is a
+            training question (`kava.training.leaks`).
     """
     train_rows = load_examples(data.train, "train", limit=data.train_rows, options=data.options)
     check_training_rows(data, train_rows, console)
@@ -30,39 +30,38 @@ def read_rows(data: Data, console: Console | None = None) -> tuple[list[Example]
     validation = load_examples(
         data.validation, "validation", limit=data.validation_rows, options=data.options
     )
-    if data.overlap == "drop":
-        train_rows = _drop_overlap(train_rows, validation, console)
-    check_no_overlap(train_rows, validation)
-    return train_rows, validation
+    return without_shared(train_rows, validation, data, console), validation
 
 
-def _drop_overlap(
-    rows: Sequence[Example], validation: Sequence[Example], console: Console | None
+def without_shared(
+    train_rows: Sequence[Example],
+    validation: Sequence[Example],
+    data: Data,
+    console: Console | None = None,
 ) -> list[Example]:
-    """Return the training examples without a validation question; print how many are left out."""
+    """Return the training examples whose questions, in normal form, are no validation questions.
+
+    Raises:
+        KavaError: if there are others and `data.overlap` is `error`, or all are others.
+    """
     held_out = {normalize(e.question) for e in validation}
-    kept = [e for e in rows if normalize(e.question) not in held_out]
-    if console and len(kept) < len(rows):
-        console.print(
-            f"data.overlap: left out {len(rows) - len(kept):,} of {len(rows):,} training rows, "
-            "whose questions are validation questions too",
-            highlight=False,
-            markup=False,
-        )
-    return kept
-
-
-def check_no_overlap(train_rows: Sequence[Example], validation: Sequence[Example]) -> None:
-    """Raise a KavaError if a validation question, in normal form, is a training question."""
-    normal_forms = {normalize(e.question) for e in train_rows}
-    shared = [e.question for e in validation if normalize(e.question) in normal_forms]
-    if shared:
+    kept = [e for e in train_rows if normalize(e.question) not in held_out]
+    if (left_out := len(train_rows) - len(kept)) == 0:
+        return kept
+    shared = held_out & {normalize(e.question) for e in train_rows}
+    such = min(e.question for e in validation if normalize(e.question) in shared)
+    line = f"{len(shared)} validation questions are training questions too, such as {such[:80]!r}"
+    if data.overlap == "error" or not kept:
         raise KavaError(
-            f"data: {len(shared)} validation questions are training questions too, "
-            f"such as {min(shared)[:80]!r}",
+            f"data: {line}; leave them out of the training with data.overlap=skip, or "
+            "choose other validation rows",
             code="training.shared-validation",
             key="data.validation",
         )
+    if console:
+        told = f"data.overlap: {line}; {left_out:,} training rows are left out"
+        console.print(told, highlight=False, markup=False)
+    return kept
 
 
 def data_record(
