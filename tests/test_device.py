@@ -1,17 +1,23 @@
 """Where a command computes: what it says of it, and that it never falls back to the CPU."""
 
+import json
 import os
+from datetime import timedelta
 from types import SimpleNamespace
 
 import accelerate
 import pytest
 import torch
+import yaml
 from refusals import refused
-from tiny import bare
+from tiny import bare, reasoner
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from kava.backbones.device import describe
+from kava.reasoning import open as open_
+from kava.reasoning.reasoner import Reasoner
 from kava.system import distributed, environment, sharded
+from kava.system.memory import peak_memory
 
 
 @pytest.fixture
@@ -62,8 +68,9 @@ def test_the_only_gpu_that_a_task_sees_is_its_first(monkeypatch):
     """As where SLURM binds a GPU to each; accelerate's barrier takes the number of the task."""
     seen = []
 
-    def state(cpu):
+    def state(cpu, timeout):
         seen.append((cpu, os.environ["LOCAL_RANK"]))
+        assert timeout > timedelta(hours=1)  # a download or a leak check of the main process
 
     monkeypatch.setattr(accelerate, "PartialState", state)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -96,3 +103,66 @@ def test_fsdp_reduces_gradients_in_fp32():
 
 def test_the_kernel_of_this_machine_is_found():
     assert describe(bare("llama"), autocast=False, rows=1).endswith(("flash", "plain operations"))
+
+
+def test_on_a_gpu_reserved_memory_is_told_beside_allocated(monkeypatch):
+    for name, value in (("max_memory_allocated", 5), ("max_memory_reserved", 8)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: None)
+    with peak_memory(torch.device("cuda")) as peak:
+        pass
+    assert (peak.of, peak.bytes, peak.reserved) == ("accelerator", 5, 8)
+
+
+# -- answers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "half"),
+    [("bf16", None, True), ("bf16", "float32", False), ("auto", None, False)],
+)
+def test_answers_are_computed_as_in_training(precision, dtype, half, tmp_path, monkeypatch):
+    """Unless fp32 was asked for by name; auto is autocast on a GPU only."""
+    train = {"steps": 1, "learning_rate": 1e-3, "precision": precision}
+    reasoner("llama", "no_cot", train=train).save_pretrained(tmp_path)
+    loaded, seen = Reasoner.from_pretrained(tmp_path, dtype=dtype), []
+    forward = type(loaded.lm).forward
+
+    def watched(*args, **kwargs):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(type(loaded.lm), "forward", watched)
+    loaded.generate("w1 w2", 2)
+    assert seen and set(seen) == {half}
+
+
+def test_a_plain_backbone_is_in_bf16_on_a_gpu(backbone, monkeypatch):
+    wanted = []
+    monkeypatch.setattr(open_, "default_device", lambda: "cuda")
+    monkeypatch.setattr(Reasoner, "from_backbone", lambda *_, device, dtype: wanted.append(dtype))
+    open_.open_reasoner(str(backbone))
+    open_.open_reasoner(str(backbone), dtype="float32")
+    assert wanted == ["bfloat16", "float32"]
+
+
+def test_a_merged_adapter_scores_the_same_and_is_told(kava, backbone, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    tree = {
+        "method": "no_cot", "backbone": str(backbone), "lora": {"r": 4},
+        "data": {"train": "synthetic", "train_rows": 8},
+        "train": {"steps": 1, "batch_size": 4, "learning_rate": 1e-3},
+        "eval": {"max_new_tokens": 4},
+    }  # fmt: skip
+    recipe.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    status, said = kava("train", recipe, "-o", tmp_path / "run")
+    assert status == 0 and "device: cpu; weights in float32" in said, said
+    found = []
+    for merged, words in ((False, ()), (True, ("--merge",))):
+        told = kava("eval", tmp_path / "run", "--task", "synthetic", "--limit", 3, *words)
+        assert told[0] == 0, told
+        score = json.loads((tmp_path / "run/result.json").read_text())["scores"]["synthetic"]
+        assert score["merged"] is merged
+        found.append((tmp_path / "run/predictions/synthetic.jsonl").read_text())
+    assert found[0] == found[1]

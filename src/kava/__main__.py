@@ -22,6 +22,9 @@ AGAIN = "run the same command again to continue"
 def main() -> None:
     """Run the command line, and turn errors into messages and exit statuses."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Each batch has another shape; segments of fixed size would leave gaps in a GPU's memory.
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name of the same variable
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     from kava.cli import app
     from kava.errors import KavaError, out_of_memory
     from kava.system import distributed

@@ -205,7 +205,7 @@ def _train_tables(rows: dict[str, dict[str, Any]]) -> list[Table]:
                 _known(row["flops_least"], "{:.2f}", 1e-9),
                 _known(row["flops_over_least"], "{:.3f}"),
                 _known(row["mfu"], "{:.1f} %", 100),
-                f"{row['peak_memory']['bytes'] / 1e6:,.0f}",
+                _peak(row),
             ]
         )
     return [terminal_table(_TRAIN_TIME, time), terminal_table(_TRAIN_WORK, work)]
@@ -215,6 +215,13 @@ _TRAIN_TIME = (
     "recipe", "ms a step", "quartiles", "of the first", "ms a row", "tokens/s",
 )  # fmt: skip
 _TRAIN_WORK = ("recipe", "token-forwards", "least", "GFLOP", "least", "ratio", "MFU", "peak MB")
+
+
+def _peak(row: dict[str, Any]) -> str:
+    """Format the peak memory in MB; on a GPU also what its allocator reserved."""
+    peak = row["peak_memory"]
+    reserved = f", {peak['reserved'] / 1e6:,.0f} reserved" if peak["reserved"] else ""
+    return f"{peak['bytes'] / 1e6:,.0f}{reserved}"
 
 
 def _known(value: float | None, form: str, unit: float = 1) -> str:
@@ -245,7 +252,7 @@ def _generate_tables(rows: dict[str, list[dict[str, Any]]]) -> list[Table]:
                     f"{row['flops'] / 1e9:.3f}",
                     _known(row["flops_least"], "{:.3f}", 1e-9),
                     f"{row['cache_bytes'] / 1e6:,.2f}",
-                    f"{row['peak_memory']['bytes'] / 1e6:,.0f}",
+                    _peak(row),
                     _known(row["mfu"], "{:.1f} %", 100),
                 ]
             )

@@ -56,7 +56,8 @@ class Generation:
     @torch.no_grad()
     def think(self) -> ReasoningResult:
         """Run everything before the answer: the prefill, with the latents."""
-        return self.reasoner.method.think(self.reasoner, self.question, self.mask)
+        with self.reasoner.autocast():
+            return self.reasoner.method.think(self.reasoner, self.question, self.mask)
 
     def whole(self) -> None:
         """Run everything from the question to the last token of the answer."""

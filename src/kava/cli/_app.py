@@ -41,6 +41,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE...", help="override for every recipe"),
 ]
+Merge = Annotated[
+    bool, typer.Option("--merge", help="merge a LoRA adapter into its backbone, which is faster")
+]
 TaskFile = Annotated[str | None, typer.Option(help="local copy of the task's rows")]
 TaskFiles = Annotated[
     list[str] | None,

@@ -11,6 +11,7 @@ import typer
 from kava.cli._app import (
     Iterations,
     Limit,
+    Merge,
     Output,
     TaskFile,
     TaskFiles,
@@ -54,6 +55,7 @@ def evaluate(
     backbone: Annotated[
         str | None, typer.Option(help="new location of the backbone, if it has moved")
     ] = None,
+    merge: Merge = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the scores as JSON")] = False,
 ) -> None:
     """Score a run, a checkpoint or a plain backbone on tasks."""
@@ -70,6 +72,7 @@ def evaluate(
         backbone,
         make_console(as_json),
         iterations,
+        merge,
     )
     if as_json and distributed.is_main():
         print(json.dumps(summaries, indent=1))

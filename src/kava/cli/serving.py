@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kava.cli._app import TaskFile, app, examples, make_console
+from kava.cli._app import Merge, TaskFile, app, examples, make_console
 from kava.errors import KavaError
 
 AllowHost = Annotated[
@@ -45,6 +45,7 @@ def serve(
     backbone: Annotated[
         str | None, typer.Option(help="new location of the backbone, if it has moved")
     ] = None,
+    merge: Merge = False,
     batch_size: Annotated[
         int, typer.Option(min=1, help="maximum number of questions per batch")
     ] = 32,
@@ -84,7 +85,7 @@ def serve(
         delay=delay_ms / 1000,
         queue_length=queue_length,
     )
-    start(run, address, limits, name, backbone, make_console())
+    start(run, address, limits, name, backbone, make_console(), merge)
 
 
 @app.command(

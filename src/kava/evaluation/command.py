@@ -33,6 +33,7 @@ def evaluate_tasks(
     backbone: str | None,
     console: Console,
     iterations: Any = None,
+    merge: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Score a reasoner on tasks and print the scores; they are saved in the run folder or `output`.
 
@@ -40,6 +41,7 @@ def evaluate_tasks(
         files: local copies of the tasks' rows, one for each task in the same order; by default the
             rows come from the Hub.
         iterations: T, or `auto`; by default that of the recipe.
+        merge: whether to merge a LoRA adapter into its backbone first.
 
     Raises:
         KavaError: if there is no task, or a task is unknown or named twice; if rows cannot be
@@ -71,6 +73,8 @@ def evaluate_tasks(
                 code="evaluation.other-iterations",
                 key="--iterations",
             )
+    if merge:
+        reasoner.merge()
     folder = result_folder("eval", run, output)
 
     def load(name: str, file: str | None) -> Task:
@@ -84,7 +88,8 @@ def evaluate_tasks(
         check_room(reasoner, task.examples)
         distributed.on_main_rank(partial(check_scores, folder, task.name))
     rows = batch_size or reasoner.recipe.eval.batch_size
-    console.print(describe(reasoner.lm, False, rows), highlight=False, markup=False)
+    half = reasoner.follows_training and reasoner.recipe.train.autocasts(reasoner.device.type)
+    console.print(describe(reasoner.lm, half, rows), highlight=False, markup=False)
     summaries = {}
     for task in loaded:
         result = score_run(reasoner, task, folder, batch_size, num_iterations=iterations)

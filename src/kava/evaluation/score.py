@@ -50,6 +50,7 @@ def score_run(
             "source": task.source,
             "sha256": rows_hash(task.examples),
             **({} if num_iterations is None else {"num_iterations": num_iterations}),
+            "merged": reasoner.merged,
             **result.summary,
             **provenance(),
         }

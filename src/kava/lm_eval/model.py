@@ -185,11 +185,12 @@ class KavaLM(LM):
         prompt = thinking.prompt
         if thinking.prompt_text is None:  # a continuation is scored after "The answer is:"
             prompt = prompt_ids(reasoner, len(ids), ids.device)
-        output, _ = reasoner.extend(
-            thinking.thought,
-            reasoner.embed(torch.cat((prompt, ids), dim=1)),
-            torch.cat((torch.ones_like(prompt, dtype=torch.bool), mask), dim=1),
-        )
+        with reasoner.autocast():
+            output, _ = reasoner.extend(
+                thinking.thought,
+                reasoner.embed(torch.cat((prompt, ids), dim=1)),
+                torch.cat((torch.ones_like(prompt, dtype=torch.bool), mask), dim=1),
+            )
         # Each hidden state predicts the next token; the prompt's last one predicts the first token.
         states = output.last_hidden_state[:, prompt.shape[1] - 1 : -1]
         scores = reasoner.logits(states).float()

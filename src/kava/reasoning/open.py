@@ -23,21 +23,22 @@ def open_reasoner(
     Args:
         path: a folder, or a name on the Hub.
         backbone: where the backbone of an adapter is; see `Reasoner.from_pretrained`.
-        dtype: see `Reasoner.from_pretrained`.
+        dtype: see `Reasoner.from_pretrained`. A plain backbone is in bf16 on a GPU by default.
 
     Raises:
         KavaError: the folder is none of these or does not exist, or the dtype is not supported.
     """
     device = default_device()
+    # A plain backbone is not trained here, and bf16 is the dtype of most published weights.
+    plain = dtype or ("bfloat16" if device.startswith("cuda") else None)
     try:
         folder = assets.find(path)
     except KavaError:
         if hub.is_name(path) and hub.has_file(path, "kava.json"):
             return Reasoner.from_pretrained(path, backbone, device=device, dtype=dtype)
         try:
-            return Reasoner.from_backbone(
-                path, device=device, dtype=dtype
-            )  # a Hub name, or an error
+            # a Hub name, or an error
+            return Reasoner.from_backbone(path, device=device, dtype=plain)
         except hub.NotAvailable as error:
             raise KavaError(
                 f"{error.told}; give the folder of a run, a checkpoint or a transformers model; "
@@ -54,7 +55,7 @@ def open_reasoner(
                 code="reasoning.backbone-unwanted",
                 key=str(backbone),
             )
-        return Reasoner.from_backbone(path, device=device, dtype=dtype)
+        return Reasoner.from_backbone(path, device=device, dtype=plain)
     faults.check(folder)
     raise KavaError(
         f"{folder}: neither a kava run or checkpoint (kava.json) nor a transformers model "

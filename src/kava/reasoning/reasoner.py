@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -48,6 +49,8 @@ class Reasoner(ReasonerBase):
         recipe = lora.resolve(model, resolve(recipe))
         self.recipe, self.tokenizer, self.identity = recipe, tokenizer, identity
         self.record, self.merged = None, False
+        #: Whether answers use autocast if training by the recipe does (`autocast`).
+        self.follows_training = True
         tokenizer.add_special_tokens({"additional_special_tokens": list(SPECIAL_TOKENS.values())})
         self.encoder = batching.Encoder(tokenizer, recipe.drop_last_step)
         ids = structure.unreadable_ids(model, tokenizer, SPECIAL_TOKENS.values())
@@ -108,7 +111,8 @@ class Reasoner(ReasonerBase):
             revision: revision of a checkpoint on the Hub.
             dtype: dtype of the backbone's weights: `torch.bfloat16`, `torch.float32`, or one of
                 these by name. By default, or with "auto", it is bf16 for the backbone of an adapter
-                on a GPU (`train.precision`), and fp32 otherwise. The adapter, the embeddings of the
+                on a GPU (`train.precision`), and fp32 otherwise. Answers are computed in autocast
+                as in training, unless it is `torch.float32`. The adapter, the embeddings of the
                 three special tokens and the projection stay in fp32, as in peft. Prefer `dtype` to
                 a later `.to(torch.bfloat16)`, which rounds these too, and the frequencies of rotary
                 positions. To train a backbone that is not frozen, leave it in fp32: small updates
@@ -133,6 +137,7 @@ class Reasoner(ReasonerBase):
         reasoner = cls(_moved(model, device), saved.tokenizer, saved.recipe, saved.identity)
         checkpoint.load_added(reasoner, saved.folder, saved.exported)
         reasoner.record, reasoner.merged = saved.record, saved.merged
+        reasoner.follows_training = wanted is not torch.float32
         return reasoner.eval()
 
     @classmethod
@@ -163,7 +168,9 @@ class Reasoner(ReasonerBase):
             data=Data(train="none"),
             train=Train(steps=1, learning_rate=1e-4),
         )
-        return cls._on(recipe, device, wanted).eval()
+        reasoner = cls._on(recipe, device, wanted)
+        reasoner.follows_training = loading.read_dtype(dtype) is not torch.float32
+        return reasoner.eval()
 
     def merge(self) -> Reasoner:
         """Merge the LoRA adapter into the backbone in place; without an adapter, do nothing.
@@ -296,6 +303,15 @@ class Reasoner(ReasonerBase):
 
     # -- inference -------------------------------------------------------------------------------
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which answers are computed: autocast as in training, or none.
+
+        By default, this is bf16 autocast on a GPU (`train.precision`). There is none for a
+        checkpoint that was loaded with `dtype=torch.float32`.
+        """
+        enabled = self.follows_training and self.recipe.train.autocasts(self.device.type)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
     def generate(
         self,
         questions: str | Sequence[str],
@@ -367,7 +383,8 @@ class Reasoner(ReasonerBase):
         context_window.check(self, encoded)
         ids, mask = masks.pad(encoded, "left", self.tokenizer.pad_token_id)
         ids, mask = (part.to(self.device, non_blocking=True) for part in (ids, mask))
-        return self.method.think(self, ids, mask, num_iterations)
+        with self.autocast():
+            return self.method.think(self, ids, mask, num_iterations)
 
     def check_iterations(self, num_iterations: int | Literal["auto"] = 0) -> None:
         """Check that the method iterates and that the number of iterations is valid.
@@ -484,7 +501,8 @@ class Reasoner(ReasonerBase):
     def _continued(
         self, thinking: ReasoningResult, max_new_tokens: int, options: dict[str, Any]
     ) -> Continuation:
-        return continue_thought(self, thinking, max_new_tokens, options)
+        with self.autocast():
+            return continue_thought(self, thinking, max_new_tokens, options)
 
     def generated_lengths(self, ids: Tensor) -> Tensor:
         """Return the number of generated tokens of each row, [batch]; with EOS, without padding."""

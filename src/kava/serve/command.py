@@ -109,6 +109,7 @@ def serve(
     name: str | None,
     backbone: str | None,
     console: Console,
+    merge: bool = False,
 ) -> None:
     """Load a run and answer requests until interrupted.
 
@@ -132,6 +133,8 @@ def serve(
 
     with bind("serve", address.host, address.port) as listening:
         reasoner = open_reasoner(run, backbone)
+        if merge:
+            reasoner.merge()
         name = name or Path(run).resolve().name
         hosts = Hosts(address.host, address.allow_hosts, listening.getsockname()[0])
         app = create_app(reasoner, name, limits, address.api_key, hosts)

@@ -27,6 +27,9 @@ T = TypeVar("T")
 COMMANDS = ("train", "eval", "pretrain")
 _PATIENCE = timedelta(seconds=10)
 _HEAD_START = timedelta(seconds=2)
+#: How long the processes wait for one that downloads, compares rows with test questions or measures
+#: latencies alone. NCCL's own limit is ten minutes. A process that ends is noticed by the launcher.
+_WORK_OF_ONE = timedelta(hours=4)
 
 
 def world_size() -> int:
@@ -141,7 +144,7 @@ def _state() -> Any:
         # SLURM may show each task its own GPU only. That is GPU 0 of the task, but accelerate's
         # barrier would use the GPU with the number of the task.
         os.environ["LOCAL_RANK"] = "0"
-    return PartialState(cpu=on_cpu)
+    return PartialState(cpu=on_cpu, timeout=_WORK_OF_ONE)
 
 
 def asked_for_cpu() -> bool:

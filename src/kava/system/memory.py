@@ -19,11 +19,13 @@ class Peak:
 
     of: `accelerator` (memory allocated there) or `process` (resident memory).
     since_start: the peak of the process could not be reset before the work, and may be older.
+    reserved: most bytes that the allocator held, with its gaps; None for a process.
     """
 
     of: str
     bytes: int = 0
     since_start: bool = False
+    reserved: int | None = None
 
 
 @contextmanager
@@ -35,6 +37,7 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         peak = Peak("accelerator")
         yield peak
         peak.bytes = torch.cuda.max_memory_allocated(device)
+        peak.reserved = torch.cuda.max_memory_reserved(device)
         return
     peak = Peak("process", since_start=not _set_back())
     yield peak
