@@ -24,7 +24,8 @@ class TextGenerationPipeline:
 
     Args:
         model: a reasoner, or what `kava ask` accepts: a run, a checkpoint, a backbone, a Hub name.
-        batch_size: number of questions answered together; answers do not depend on it.
+        batch_size: number of questions answered together; answers do not depend on it, but
+            for rounding (in bf16, two almost equally likely tokens may swap).
         device: where to move the model, as in transformers: `cuda:1`, the index of a GPU, or -1 for
             the CPU. By default, a reasoner is not moved, and a name is opened on the GPU if there
             is one.

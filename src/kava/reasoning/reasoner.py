@@ -480,7 +480,7 @@ class Reasoner(ReasonerBase):
             thinking: the reasoning result to continue.
             max_new_tokens: an upper bound. A row also ends, unfinished, where the backbone has no
                 more positions. A small backbone therefore needs no other bound, and the tokens of a
-                row do not depend on the other rows of the batch.
+                row do not depend on the other rows of the batch, but for rounding.
             options: fields of `GenerationConfig` (`do_sample`, `temperature`, `eos_token_id`, ...)
                 and arguments of `generate` itself (`streamer`, `stopping_criteria`,
                 `logits_processor`, ...). `stop_strings` use the reasoner's tokenizer;
