@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,13 @@ def bench_train(
         for name, recipe in recipes.items()
     }
     rates = {name: _rate(recipe, device) for name, recipe in recipes.items()}
-    seconds = _timed(train.pieces(trainings), plan, device, console)
+
+    def renew(done: int) -> None:
+        if plan.lengths.source:
+            for training in trainings.values():
+                training.renew(plan.lengths, seed=done)
+
+    seconds = _timed(train.pieces(trainings), plan, device, console, renew)
     rows = {
         name: train.measure(training, seconds[name], rates[name])
         for name, training in trainings.items()
@@ -146,7 +152,11 @@ def _reasoner(
 
 
 def _timed(
-    pieces: dict[str, Any], plan: BenchSettings, device: torch.device, console: Console
+    pieces: dict[str, Any],
+    plan: BenchSettings,
+    device: torch.device,
+    console: Console,
+    before: Callable[[int], None] = lambda _: None,
 ) -> Any:
     rounds = plan.warm_up + plan.repeats
     with console.status(f"round 0 of {rounds}") as status:
@@ -156,6 +166,7 @@ def _timed(
             plan.warm_up,
             device,
             lambda done: status.update(f"round {done} of {rounds}"),
+            before,
         )
 
 

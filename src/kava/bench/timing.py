@@ -21,6 +21,7 @@ def time_interleaved(
     warm_up: int,
     device: torch.device,
     told: Callable[[int], None] = lambda _: None,
+    before: Callable[[int], None] = lambda _: None,
 ) -> dict[str, list[float]]:
     """Return the seconds of each function, measured `repeats` times in interleaved rounds.
 
@@ -30,9 +31,11 @@ def time_interleaved(
     Args:
         warm_up: number of rounds before, which are not timed.
         told: called with the number of finished rounds.
+        before: called with the number of finished rounds before each round, which is not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in pieces}
     for done in range(warm_up + repeats):
+        before(done)
         for name, piece in pieces.items():
             synchronise(device)
             begin = time.perf_counter()

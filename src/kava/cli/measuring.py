@@ -27,6 +27,13 @@ Shape = Annotated[
 Question = Annotated[str, typer.Option(help="tokens of a question, as a number or minimum:maximum")]
 Reasoning = Annotated[str, typer.Option(help="tokens of the chain of thought")]
 Answer = Annotated[str, typer.Option(help="tokens of the answer, including its prompt and EOS")]
+RealLengths = Annotated[
+    str | None,
+    typer.Option(
+        help="gsm8k: questions and chains of thought of real lengths, new in each round; tokens "
+        "and FLOPs are those of the last round"
+    ),
+]
 Repeats = Annotated[int, typer.Option(min=1, help="number of timed rounds")]
 WarmUp = Annotated[int, typer.Option(min=0, help="number of warm-up rounds, which are not timed")]
 
@@ -58,6 +65,7 @@ def train(
     question: Question = "59:70",
     reasoning: Reasoning = "41",
     answer: Answer = "8",
+    lengths: RealLengths = None,
     repeats: Repeats = 15,
     warm_up: WarmUp = 3,
     settings: Settings = None,
@@ -69,7 +77,7 @@ def train(
     """
     from kava.bench.command import bench_train
 
-    plan = _plan((question, reasoning, answer), shape, repeats, warm_up, output)
+    plan = _plan((question, reasoning, answer), shape, repeats, warm_up, output, lengths)
     bench_train(recipe, settings or [], plan, make_console())
 
 
@@ -140,9 +148,18 @@ def memory(
 
 
 def _plan(
-    lengths: tuple[str, ...], shape: str | None, repeats: int, warm_up: int, output: Path | None
+    lengths: tuple[str, ...],
+    shape: str | None,
+    repeats: int,
+    warm_up: int,
+    output: Path | None,
+    source: str | None = None,
 ) -> Any:
     from kava.bench.command import BenchSettings
     from kava.bench.shapes import Lengths, parse_range
+    from kava.errors import unknown
 
-    return BenchSettings(shape, Lengths(*map(parse_range, lengths)), repeats, warm_up, output)
+    if source not in (None, "gsm8k"):
+        raise unknown("--lengths", source, ("gsm8k",), code="bench.unknown-lengths")
+    drawn = Lengths(*map(parse_range, lengths), source=source)
+    return BenchSettings(shape, drawn, repeats, warm_up, output)
