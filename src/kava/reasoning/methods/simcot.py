@@ -123,7 +123,8 @@ class SimCoT(CODI):
         rows, of, ids = (batch[f"decoder_{name}"] for name in ("rows", "latents", "ids"))
         mask = batch["decoder_mask"]
         embeds = torch.cat((latents[rows, of, None], reasoner.embed(ids[:, :-1])), dim=1)
-        read = torch.cat((torch.ones_like(mask[:, :1]), mask[:, :-1]), dim=1)
+        # A column is read where it predicts a token; the latent is read even if it predicts none.
+        read = torch.cat((torch.ones_like(mask[:, :1]), mask[:, 1:]), dim=1)
         start = Thought.empty(len(ids), ids.device)
         output, _ = structure.extend(
             decoder, reasoner.windows, start, embeds.to(decoder.dtype), read
