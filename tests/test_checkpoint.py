@@ -1,6 +1,9 @@
 """A checkpoint gives back the same model, anywhere, or says by name what does not fit."""
 
+import hashlib
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from kava.reasoning.interface import SPECIAL_TOKENS
 from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import load_resolved
 from kava.recipe import registry
+from kava.system.hashes import sha256
 
 EXAMPLES = [example(4, 6), example(7, 3, 1, "1 2 3")]
 QUESTIONS = ["w1 w2 w3", "w4"]
@@ -313,6 +317,50 @@ def test_backbone_weights_must_fit(full):
 def test_a_wrong_backbone(adapted, tmp_path, family, seed, word):
     other = store(tmp_path / "other", family, seed)
     refuses(adapted, "reasoning.other-backbone", str(other), word, backbone=str(other))
+
+
+def tampered(folder):
+    """Change a weight that the fingerprint does not look at."""
+
+    def edit(weights):
+        weights["model.embed_tokens.weight"][-1, -1] += 1
+
+    edit_weights(folder / "model.safetensors", edit)
+
+
+def test_the_files_of_a_backbone_are_recorded_and_compared(adapted, tmp_path):
+    described = json.loads((adapted / "kava.json").read_text())["backbone"]
+    folder = Path(shutil.copytree(described["name"], tmp_path / "copy"))
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    tokens = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    assert described["files"]["model.safetensors"] == weights
+    assert described["files"]["tokenizer.json"] == tokens
+    Reasoner.from_pretrained(adapted, backbone=str(folder))
+    tampered(folder)
+    now = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert now != weights
+    refuses(adapted, "reasoning.other-backbone", str(folder), weights, now, backbone=str(folder))
+
+
+def test_checkpoints_without_hashes_still_load(adapted, tmp_path):
+    file = adapted / "kava.json"
+    described = json.loads(file.read_text())
+    folder = Path(shutil.copytree(described["backbone"]["name"], tmp_path / "copy"))
+    tampered(folder)
+    del described["backbone"]["files"]
+    file.write_text(json.dumps(described))
+    Reasoner.from_pretrained(adapted, backbone=str(folder))
+
+
+def test_a_file_is_hashed_once_until_it_changes(tmp_path, monkeypatch):
+    file, read = tmp_path / "a.safetensors", []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *given: read.append(1) or digest(*given))
+    for content in (b"1", b"1", b"22"):
+        if not file.exists() or file.read_bytes() != content:
+            file.write_bytes(content)
+        assert sha256(file) == hashlib.sha256(content).hexdigest()
+    assert len(read) == 2
 
 
 def test_a_tokenizer_of_another_size(saved):

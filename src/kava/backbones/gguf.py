@@ -7,7 +7,6 @@ model of transformers, which has rounded weights.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import math
 import tempfile
@@ -33,12 +32,6 @@ def names_file(name: str | Path) -> bool:
 def is_file(place: Path) -> bool:
     """Whether a path is that of a GGUF file that exists."""
     return names_file(place) and place.is_file()
-
-
-def sha256(file: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from kava.backbones.encode import PROBES, encode
 from kava.errors import KavaError, on_one_line, out_of_memory
 from kava.recipe.schema import Recipe
 from kava.system import assets, hub
+from kava.system.hashes import sha256, sha256_of
 from kava.system.progress import no_bars, no_warnings
 from kava.types import ANSWER_PROMPT
 
@@ -38,10 +39,7 @@ def load(
     """
     folder, commit = locate(name, revision)
     model, tokenizer = load_model(folder, dtype), load_tokenizer(folder)
-    found = identity(model, portable_name(name, folder, commit), commit)
-    if gguf.is_file(folder):
-        found["sha256"] = gguf.sha256(folder)
-    return model, tokenizer, found
+    return model, tokenizer, identity(model, portable_name(name, folder, commit), commit, folder)
 
 
 def portable_name(name: str, folder: Path, commit: str | None) -> str:
@@ -239,11 +237,23 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def identity(model: PreTrainedModel, name: str, revision: str | None) -> dict[str, Any]:
-    """What a checkpoint remembers of its backbone, to notice another one that was given by mistake.
+_WEIGHTS = ("*.safetensors", "*.gguf")
+#: Files whose SHA-256 is recorded: the weights, those of a checkpoint, and the tokenizer.
+_RECORDED = (
+    *_WEIGHTS, "adapter/*.safetensors", "backbone/*.safetensors", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "vocab.txt", "*.model",
+)  # fmt: skip
 
-    It proves nothing of a backbone that was made to pass, see `fingerprint`; for a GGUF file,
-    `load` adds the SHA-256 of the file, which does.
+
+def identity(
+    model: PreTrainedModel, name: str, revision: str | None, folder: Path | None = None
+) -> dict[str, Any]:
+    """What a checkpoint remembers of its backbone, to notice another one.
+
+    `files` has the SHA-256 of the files of weights and tokenizer in `folder`. Without `folder`, for
+    a backbone that is not in files yet, and in checkpoints of earlier versions, there is only the
+    fingerprint, which proves nothing of a backbone that was made to pass (see `fingerprint`).
     """
     config = model.config.get_text_config()
     return {
@@ -254,14 +264,22 @@ def identity(model: PreTrainedModel, name: str, revision: str | None) -> dict[st
         "num_layers": config.num_hidden_layers,
         "vocab_size": config.vocab_size,
         "fingerprint": fingerprint(model),
+        "files": _files(folder) if folder else {},
     }
+
+
+def _files(place: Path) -> dict[str, str]:
+    """Return the SHA-256 of the files of a folder, or of a GGUF file under whatever name it has."""
+    if gguf.is_file(place):
+        return {f"model{gguf.SUFFIX}": sha256(place)}
+    return sha256_of(place, _RECORDED)
 
 
 def fingerprint(model: nn.Module) -> str:
     """A hash of a sample of the weights, the same in fp32 and bf16.
 
     The first 256 numbers of each parameter are in it: all others may differ and it is the same. So
-    it is no proof of identity; that is a revision of the Hub, or the SHA-256 of the files.
+    it is no proof of identity; that is the SHA-256 of the files, which `identity` records.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
@@ -272,14 +290,28 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def describe_difference(saved: dict[str, Any], found: dict[str, Any]) -> str | None:
-    """Describe the first property in which two identities differ, or return None if they agree."""
+    """Describe the first property in which two identities differ, or return None if they agree.
+
+    The files of weights are compared if both identities have them; those of the tokenizer are not,
+    since a checkpoint has its own.
+    """
     for key in ("model_type", "hidden_size", "num_layers", "vocab_size", "fingerprint"):
         if saved[key] != found[key]:
             return f"{key} is {found[key]}, but the checkpoint was trained with {saved[key]}"
-    files = saved.get("sha256"), found.get("sha256")
-    if all(files) and files[0] != files[1]:
-        return f"its SHA-256 is {files[1]}, but the checkpoint was trained with {files[0]}"
+    before, now = (_hashes(identity) for identity in (saved, found))
+    if before and now and before != now:
+        file = next(f for f in sorted(before | now) if before.get(f) != now.get(f))
+        return (
+            f"{file} has SHA-256 {now.get(file, 'none')}, but the checkpoint was trained with "
+            f"{before.get(file, 'none')}"
+        )
     return None
+
+
+def _hashes(identity: dict[str, Any]) -> dict[str, str]:
+    """The recorded files of weights with their SHA-256."""
+    files = identity.get("files") or {}
+    return {f: str(h) for f, h in files.items() if f.endswith((".safetensors", ".gguf"))}
 
 
 def _unusable(folder: Path, error: Exception) -> Exception:

@@ -117,8 +117,8 @@ def _origin(
 
 def _backbone(identity: dict[str, Any]) -> str:
     revision = identity.get("revision")
-    digest = identity.get("sha256")
-    local = f", SHA-256 {_code(digest)}" if digest else ", a local folder: no revision"
+    digests = list((identity.get("files") or {}).values())[:1]  # of the first file
+    local = f", SHA-256 {_code(digests[0])}" if digests else ", a local folder: no revision"
     at = f" at revision {_code(revision)}" if revision else local
     shape = (
         f"{_text(identity['model_type'])}, {_text(identity['num_layers'])} layers, width "

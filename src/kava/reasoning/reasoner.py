@@ -592,7 +592,8 @@ def load_backbone(
     # peft froze these weights; now they are the whole model and trainable again.
     model = loading.cast(model, dtype).requires_grad_(True)
     lasting = loading.portable_name(name, folder, commit)
-    return model, reasoner.tokenizer, loading.identity(model, lasting, commit)
+    place = checkpoint.locate(folder)
+    return model, reasoner.tokenizer, loading.identity(model, lasting, commit, place)
 
 
 def _load_backbone_of(
