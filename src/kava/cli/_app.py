@@ -51,6 +51,9 @@ TaskFiles = Annotated[
         "--file", help="local copy of the task's rows; for several tasks, one for each, in order"
     ),
 ]
+Revision = Annotated[
+    str | None, typer.Option(help="branch, tag or commit of a model on the Hugging Face Hub")
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="use only the first rows of the task")]
 
 

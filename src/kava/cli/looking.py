@@ -16,6 +16,7 @@ from kava.cli._app import (
     Limit,
     ManyWords,
     Output,
+    Revision,
     TaskFile,
     app,
     examples,
@@ -45,6 +46,7 @@ def ask(
             "of the run's backbone"
         ),
     ] = None,
+    revision: Revision = None,
     compress: Annotated[
         str | None,
         typer.Option(metavar="EVICTION", help="compress the KV cache, such as with rkv_decoding"),
@@ -73,7 +75,7 @@ def ask(
     # os.path.exists returns False.
     if run and backbone and question is None and not os.path.exists(run):
         run, question = None, run
-    reasoner = open_reasoner(run or backbone, backbone if run else None)
+    reasoner = open_reasoner(run or backbone, backbone if run else None, revision=revision)
     how = Settings(show_thoughts, iterations, max_new_tokens, plan)
     if question is not None:
         answer_one(reasoner, question, how, make_console())
@@ -130,6 +132,7 @@ def inspect(
     backbone: Annotated[
         str | None, typer.Option(help="new location of the backbone, if it has moved")
     ] = None,
+    revision: Revision = None,
 ) -> None:
     """Look inside one answer: a page and a view in the terminal.
 
@@ -152,6 +155,7 @@ def inspect(
         max_new_tokens,
         backbone,
         make_console(),
+        revision,
     )
     if open_page:
         typer.launch(page.resolve().as_uri())
@@ -187,6 +191,7 @@ def ablate(
     backbone: Annotated[
         str | None, typer.Option(help="new location of the backbone, if it has moved")
     ] = None,
+    revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
 ) -> None:
     """Measure the accuracy when latents, or slices of their cache, are changed."""
@@ -197,7 +202,7 @@ def ablate(
     from kava.report.ablation import ablation_table, draw, slices_table
 
     given, console = read_options("ablate", option or []), make_console(as_json)
-    reasoner = open_reasoner(run, backbone)
+    reasoner = open_reasoner(run, backbone, revision=revision)
     check(reasoner)
     folder = result_folder("ablate", run, output)
     options = task_options(reasoner.recipe, task, given)

@@ -13,6 +13,7 @@ from kava.cli._app import (
     Limit,
     Merge,
     Output,
+    Revision,
     TaskFile,
     TaskFiles,
     app,
@@ -56,6 +57,7 @@ def evaluate(
         str | None, typer.Option(help="new location of the backbone, if it has moved")
     ] = None,
     merge: Merge = False,
+    revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the scores as JSON")] = False,
 ) -> None:
     """Score a run, a checkpoint or a plain backbone on tasks."""
@@ -73,6 +75,7 @@ def evaluate(
         make_console(as_json),
         iterations,
         merge,
+        revision,
     )
     if as_json and distributed.is_main():
         print(json.dumps(summaries, indent=1))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kava.cli._app import Merge, TaskFile, app, examples, make_console
+from kava.cli._app import Merge, Revision, TaskFile, app, examples, make_console
 from kava.errors import KavaError
 
 AllowHost = Annotated[
@@ -46,6 +46,7 @@ def serve(
         str | None, typer.Option(help="new location of the backbone, if it has moved")
     ] = None,
     merge: Merge = False,
+    revision: Revision = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="maximum number of questions per batch")
     ] = 32,
@@ -85,7 +86,7 @@ def serve(
         delay=delay_ms / 1000,
         queue_length=queue_length,
     )
-    start(run, address, limits, name, backbone, make_console(), merge)
+    start(run, address, limits, name, backbone, make_console(), merge, revision)
 
 
 @app.command(
@@ -122,6 +123,7 @@ def demo(
     backbone: Annotated[
         str | None, typer.Option(help="new location of the run's backbone, if it has moved")
     ] = None,
+    revision: Revision = None,
     max_question_tokens: Annotated[int, typer.Option(min=1)] = 1024,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256,
 ) -> None:
@@ -133,7 +135,7 @@ def demo(
     word = _secret("--password", password, password_file)
     address = PageAddress(host, port, word, allow_no_password, tuple(allow_host or ()))
     limits = PageLimits(max_question_tokens, max_new_tokens)
-    start(run, written, address, limits, task, file, backbone, make_console())
+    start(run, written, address, limits, task, file, backbone, make_console(), revision)
 
 
 @app.command(

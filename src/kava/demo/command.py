@@ -70,6 +70,7 @@ def serve(
     file: str | None,
     backbone: str | None,
     console: Console,
+    revision: str | None = None,
 ) -> None:
     """Load both models and serve the page until interrupted.
 
@@ -77,6 +78,7 @@ def serve(
         run: the model whose latents are shown; the quickstart's KaVa if not given.
         written: the model that writes its chain of thought; if not given, the quickstart's
             backbone, for a model made from it.
+        revision: revision of `run` on the Hub.
 
     Raises:
         KavaError: an address that needs a password or cannot be used, models that cannot be loaded
@@ -94,7 +96,9 @@ def serve(
     from kava.demo.questions import to_pick
 
     with bind("demo", address.host, address.port) as listening:
-        thinker = PageModel(open_reasoner(run or CHECKPOINT, backbone), run or CHECKPOINT)
+        thinker = PageModel(
+            open_reasoner(run or CHECKPOINT, backbone, revision=revision), run or CHECKPOINT
+        )
         written = written or _its_writer(thinker)
         writer = PageModel(open_reasoner(written), written)
         if writer.reasoner.method.uses_latents:

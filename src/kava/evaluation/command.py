@@ -34,6 +34,7 @@ def evaluate_tasks(
     console: Console,
     iterations: Any = None,
     merge: bool = False,
+    revision: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Score a reasoner on tasks and print the scores; they are saved in the run folder or `output`.
 
@@ -63,7 +64,7 @@ def evaluate_tasks(
         )
     copies = local_copies("eval", tasks, files)
     given = read_options("eval", options)
-    reasoner = distributed.main_rank_first(lambda: open_reasoner(run, backbone))
+    reasoner = distributed.main_rank_first(lambda: open_reasoner(run, backbone, revision=revision))
     if iterations is not None:
         reasoner.check_iterations(iterations)
         if output is None:

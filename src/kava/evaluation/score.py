@@ -51,6 +51,7 @@ def score_run(
             "sha256": rows_hash(task.examples),
             **({} if num_iterations is None else {"num_iterations": num_iterations}),
             "merged": reasoner.merged,
+            **({"model": reasoner.source} if reasoner.source else {}),
             **result.summary,
             **provenance(),
         }

@@ -56,6 +56,7 @@ def inspect(
     max_new_tokens: int,
     backbone: str | None,
     console: Console,
+    revision: str | None = None,
 ) -> Path:
     """Inspect one answer, show it in the terminal, and write the page; return the page's path.
 
@@ -64,7 +65,7 @@ def inspect(
             existing file that must not be overwritten.
     """
     check(question, steps, answer, rows)
-    reasoner = open_reasoner(run, backbone)
+    reasoner = open_reasoner(run, backbone, revision=revision)
     asked = Asked(question, steps, answer) if question is not None else find(reasoner, rows)
     file = output or default_file(run, asked.question)
     # Without -o the page is written into a subfolder of the run's folder.

@@ -39,6 +39,7 @@ class KavaLM(LM):
             Python. The harness's command line passes 1 if it is not given, so use `--batch_size
             auto` there. No larger batch size is searched for: `auto:4` is the same as `auto`.
         device: such as `cpu`. `cuda:0`, the harness's default, is ignored if there is no GPU.
+        revision: branch, tag or commit of a checkpoint on the Hub.
 
     Raises:
         KavaError: an unknown argument, an invalid number, no such device, no checkpoint, or
@@ -53,6 +54,7 @@ class KavaLM(LM):
         max_gen_toks: int | None = None,
         batch_size: int | str | None = None,
         device: str | None = None,
+        revision: str | None = None,
         **others: Any,
     ):
         super().__init__()
@@ -73,7 +75,7 @@ class KavaLM(LM):
             automatic = str(batch_size).partition(":")[0] == "auto"
             batch_size = None if automatic else whole(batch_size, "model kava: batch_size", 1)
         place = _device(device)
-        self.reasoner = open_reasoner(str(checkpoint), backbone)
+        self.reasoner = open_reasoner(str(checkpoint), backbone, revision=revision)
         if place:
             self.reasoner.to(place)
         if num_iterations is not None and not self.reasoner.method.iterates:

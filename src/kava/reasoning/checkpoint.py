@@ -205,6 +205,7 @@ class Saved:
         record: measured results, as in `result.json`; None if there are none yet.
         merged: whether the weights are a backbone with a merged adapter.
         exported: whether the folder is one of `kava.reasoning.export`.
+        commit: the commit on the Hub, if the checkpoint is from there.
     """
 
     folder: Path
@@ -214,6 +215,7 @@ class Saved:
     record: dict[str, Any] | None
     merged: bool
     exported: bool
+    commit: str | None = None
 
     @property
     def backbone(self) -> Path:
@@ -227,7 +229,7 @@ def read(folder: str | Path, revision: str | None = None) -> Saved:
     Raises:
         KavaError: the checkpoint is not valid; the error names the file and the mismatch.
     """
-    folder = locate(folder, revision)
+    folder, commit = locate_commit(folder, revision)
     described, resolved = describe(folder), _recipe(folder)
     tokenizer = loading.load_tokenizer(folder)
     if len(tokenizer) != described["tokenizer_size"]:
@@ -245,6 +247,7 @@ def read(folder: str | Path, revision: str | None = None) -> Saved:
         record=described.get("record"),
         merged=described.get("merged", False),
         exported=described.get("exported", False) is True,
+        commit=commit,
     )
 
 
@@ -254,7 +257,12 @@ def is_checkpoint(folder: Path) -> bool:
 
 
 def locate(folder: str | Path, revision: str | None = None) -> Path:
-    """Return the checkpoint folder of a path or of a Hub name.
+    """Return the checkpoint folder of a path or of a Hub name; see `locate_commit`."""
+    return locate_commit(folder, revision)[0]
+
+
+def locate_commit(folder: str | Path, revision: str | None) -> tuple[Path, str | None]:
+    """Return the checkpoint folder of a path or Hub name, and its commit if it is from the Hub.
 
     This is the folder itself, or `checkpoint` inside a run folder. A checkpoint on the Hub is
     downloaded if necessary.
@@ -262,6 +270,7 @@ def locate(folder: str | Path, revision: str | None = None) -> Path:
     Raises:
         KavaError: there is no checkpoint.
     """
+    commit = None
     try:
         folder = assets.find(folder)
     except KavaError:
@@ -269,9 +278,10 @@ def locate(folder: str | Path, revision: str | None = None) -> Path:
             raise
         instead = "give a folder, or go online and log in with `hf auth login`"
         folder = hub.download(str(folder), revision, _FILES, "checkpoint", instead)
+        commit = folder.name
     for candidate in (folder, folder / "checkpoint"):
         if (candidate / "kava.json").is_file():
-            return candidate
+            return candidate, commit
     raise KavaError(
         f"{folder}: kava.json was not found, so this is not a checkpoint of kava",
         code="reasoning.no-checkpoint",

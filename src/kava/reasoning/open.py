@@ -13,7 +13,10 @@ from kava.system.environment import default_device
 
 
 def open_reasoner(
-    path: str, backbone: str | None = None, dtype: str | torch.dtype | None = None
+    path: str,
+    backbone: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
 ) -> Reasoner:
     """Open a run folder, a checkpoint or a plain backbone as a reasoner.
 
@@ -24,9 +27,11 @@ def open_reasoner(
         path: a folder, or a name on the Hub.
         backbone: where the backbone of an adapter is; see `Reasoner.from_pretrained`.
         dtype: see `Reasoner.from_pretrained`. A plain backbone is in bf16 on a GPU by default.
+        revision: branch, tag or commit of `path` on the Hub.
 
     Raises:
-        KavaError: the folder is none of these or does not exist, or the dtype is not supported.
+        KavaError: the folder is none of these or does not exist, the dtype is not supported, or a
+            local folder is given with a revision.
     """
     device = default_device()
     # A plain backbone is not trained here, and bf16 is the dtype of most published weights.
@@ -34,11 +39,13 @@ def open_reasoner(
     try:
         folder = assets.find(path)
     except KavaError:
-        if hub.is_name(path) and hub.has_file(path, "kava.json"):
-            return Reasoner.from_pretrained(path, backbone, device=device, dtype=dtype)
+        if hub.is_name(path) and hub.has_file(path, "kava.json", revision):
+            return Reasoner.from_pretrained(
+                path, backbone, device=device, revision=revision, dtype=dtype
+            )
         try:
             # a Hub name, or an error
-            return Reasoner.from_backbone(path, device=device, dtype=plain)
+            return Reasoner.from_backbone(path, revision, device=device, dtype=plain)
         except hub.NotAvailable as error:
             raise KavaError(
                 f"{error.told}; give the folder of a run, a checkpoint or a transformers model; "
@@ -46,6 +53,13 @@ def open_reasoner(
                 code="reasoning.not-had",
                 key=str(path),
             ) from None
+    if revision:
+        raise KavaError(
+            f"--revision {revision}: {folder} is a local folder, which has no revisions; omit it, "
+            "or give a name on the Hub",
+            code="reasoning.revision-of-folder",
+            key="--revision",
+        )
     if checkpoint.is_checkpoint(folder):
         return Reasoner.from_pretrained(path, backbone, device=device, dtype=dtype)
     if (folder / "config.json").is_file() or gguf.is_file(folder):

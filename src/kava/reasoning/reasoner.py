@@ -48,6 +48,8 @@ class Reasoner(ReasonerBase):
         super().__init__()
         recipe = lora.resolve(model, resolve(recipe))
         self.recipe, self.tokenizer, self.identity = recipe, tokenizer, identity
+        #: Name and commit of what was loaded from the Hub; None for a local folder.
+        self.source: dict[str, str] | None = None
         self.record, self.merged = None, False
         #: Whether answers use autocast if training by the recipe does (`autocast`).
         self.follows_training = True
@@ -138,6 +140,8 @@ class Reasoner(ReasonerBase):
         checkpoint.load_added(reasoner, saved.folder, saved.exported)
         reasoner.record, reasoner.merged = saved.record, saved.merged
         reasoner.follows_training = wanted is not torch.float32
+        if saved.commit:
+            reasoner.source = {"name": str(folder), "revision": saved.commit}
         return reasoner.eval()
 
     @classmethod
@@ -170,6 +174,8 @@ class Reasoner(ReasonerBase):
         )
         reasoner = cls._on(recipe, device, wanted)
         reasoner.follows_training = loading.read_dtype(dtype) is not torch.float32
+        if commit := reasoner.identity["revision"]:
+            reasoner.source = {"name": backbone, "revision": commit}
         return reasoner.eval()
 
     def merge(self) -> Reasoner:

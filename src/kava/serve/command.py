@@ -110,6 +110,7 @@ def serve(
     backbone: str | None,
     console: Console,
     merge: bool = False,
+    revision: str | None = None,
 ) -> None:
     """Load a run and answer requests until interrupted.
 
@@ -132,7 +133,7 @@ def serve(
     from kava.reasoning.open import open_reasoner
 
     with bind("serve", address.host, address.port) as listening:
-        reasoner = open_reasoner(run, backbone)
+        reasoner = open_reasoner(run, backbone, revision=revision)
         if merge:
             reasoner.merge()
         name = name or Path(run).resolve().name

@@ -139,15 +139,15 @@ def _nowhere(name: str, why: str, what: str, instead: str) -> NotAvailable:
     return NotAvailable(f"{what} {told}; {instead}", told, code="system.not-on-hub", key=name)
 
 
-def has_file(name: str, file: str) -> bool:
+def has_file(name: str, file: str, revision: str | None = None) -> bool:
     """Whether a model repository has a file; if the Hub is unreachable, the local cache decides."""
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        if isinstance(try_to_load_from_cache(name, file), str):
+        if isinstance(try_to_load_from_cache(name, file, revision=revision), str):
             return True
-        return reachable(name, "model") and HfApi().file_exists(name, file)
+        return reachable(name, "model") and HfApi().file_exists(name, file, revision=revision)
     except (HfHubHTTPError, HFValidationError):  # gated, or no such name: loading it reports this
         return False
 
