@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import best, scores
 from refusals import refused
@@ -89,6 +89,7 @@ def test_the_oracle_is_not_blind():
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=40)
 @given(LENGTHS, st.integers(1, 12), st.integers(0, 4), st.integers(0, 10**6))
 def test_never_a_pad_always_in_reading_order_first_slots_filled(name, lengths, budget, extra, seed):
     block = Block(lengths, seed, columns=max(lengths) + extra)
@@ -127,6 +128,7 @@ def test_a_row_without_steps_beside_one_with_steps(name):
 
 
 @pytest.mark.parametrize("name", SCORED)
+@settings(max_examples=40)
 @given(LENGTHS.filter(lambda x: len(x) > 1), st.integers(0, 10**6), st.integers(0, 3))
 def test_batch_mates_change_nothing(name, lengths, seed, extra):
     budget = 9 if name == "full" else 4

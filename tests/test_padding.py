@@ -107,9 +107,10 @@ def answers(thinker, thinking, count=6):
 
 
 def generation_gap(thinker, examples, row, left=0):
-    alone, _ = first_logits(thinker, [examples[row].question])
-    together, _ = first_logits(thinker, [e.question for e in examples], left)
-    return (alone[0] - together[row]).abs().max().item()
+    """The largest difference of the first logits, and what was thought alone and together."""
+    alone, own = first_logits(thinker, [examples[row].question])
+    together, shared = first_logits(thinker, [e.question for e in examples], left)
+    return (alone[0] - together[row]).abs().max().item(), own, shared
 
 
 @settings(max_examples=12)
@@ -123,9 +124,8 @@ def test_training_states_do_not_depend_on_batch_or_padding(thinker, mates, data,
 @given(st.lists(LENGTHS, min_size=1, max_size=4), st.data(), st.integers(0, 9))
 def test_generation_does_not_depend_on_batch_or_padding(thinker, mates, data, left):
     examples, row = make(mates), data.draw(st.integers(0, len(mates) - 1))
-    assert generation_gap(thinker, examples, row, left) < TOLERANCE
-    _, alone = first_logits(thinker, [examples[row].question])
-    _, together = first_logits(thinker, [e.question for e in examples], left)
+    gap, alone, together = generation_gap(thinker, examples, row, left)
+    assert gap < TOLERANCE
     assert answers(thinker, alone)[0] == answers(thinker, together)[row]
 
 
@@ -146,7 +146,7 @@ def test_a_dropped_mask_would_be_seen(thinker, monkeypatch):
         lambda past, mask, *window: honest(torch.ones_like(past), torch.ones_like(mask), *window),
     )
     assert training_gap(thinker, EXAMPLES, 0) > 0.1
-    assert generation_gap(thinker, EXAMPLES, 0) > 0.1
+    assert generation_gap(thinker, EXAMPLES, 0)[0] > 0.1
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -159,4 +159,4 @@ def test_positions_that_count_pads_would_be_seen(method, monkeypatch):
         lambda past, mask: honest(torch.ones_like(past), torch.ones_like(mask)),
     )
     assert training_gap(thinker, EXAMPLES, 0) > 0.1
-    assert generation_gap(thinker, EXAMPLES, 0) > 0.1
+    assert generation_gap(thinker, EXAMPLES, 0)[0] > 0.1
