@@ -281,6 +281,21 @@ def test_a_long_value_is_shown_in_part(written):
     assert refuses(many, "recipe.unknown-key", "k0").endswith("; and 490 more")
 
 
+def test_a_text_of_an_override_keeps_what_follows_a_hash(written):
+    words = ["data.train=my data #1.jsonl", "backbone=models/Ann #1", "description=#1 of them"]
+    recipe = load_recipe(written(), words)
+    assert recipe.data.train == "my data #1.jsonl"
+    assert (recipe.backbone, recipe.description) == ("models/Ann #1", "#1 of them")
+    assert load_recipe(written(), ["data.train='a #1.jsonl'"]).data.train == "a #1.jsonl"
+    assert load_recipe(written(), ["data.train=a#1.jsonl"]).data.train == "a#1.jsonl"
+
+
+@pytest.mark.parametrize("value", ("100 # many", "'a' #1", "[a, b] # two", "true #"))
+def test_another_value_of_an_override_does_not_end_at_a_hash(written, value):
+    with refused("recipe.comment-in-value", "train.steps"):
+        load_recipe(written(), [f"train.steps={value}"])
+
+
 def test_an_override_below_a_value(written):
     refuses(written(), "recipe.not-a-section", "seed", overrides=["seed=1", "seed.deep=2"])
 

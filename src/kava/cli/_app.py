@@ -85,6 +85,36 @@ class ManyWords(TyperCommand):
         return super().parse_args(ctx, words)
 
 
+class QuestionCommand(ManyWords):
+    """Command class that takes a question which begins with a minus, such as `-5 + 3 = ?`.
+
+    A word is one if it has a blank, or a number behind the minus, and is no option of the command
+    and no value of one.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Hide the minus of a question from the parser."""
+        known = {name: param for param in self.params for name in param.opts}
+        valued = {name for name, param in known.items() if not getattr(param, "is_flag", False)}
+        words: list[str] = []
+        for word in args:
+            asked = re.match(r"-\S*\s|-[\d.$€£(]", word) and word.split("=")[0] not in known
+            value = words and words[-1] in valued and words[-1].startswith("-")
+            words.append(_HIDDEN + word if asked and not value and "--" not in words else word)
+        rest = super().parse_args(ctx, words)
+        ctx.params = {name: _shown(value) for name, value in ctx.params.items()}
+        return rest
+
+
+_HIDDEN = "\0"  # no word of a command line can have it
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_shown(one) for one in value]
+    return value.removeprefix(_HIDDEN) if isinstance(value, str) else value
+
+
 def examples(*lines: str) -> str:
     """Return the end of a command's `--help`: examples, one line each."""
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

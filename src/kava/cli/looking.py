@@ -14,8 +14,8 @@ import typer
 from kava.cli._app import (
     Iterations,
     Limit,
-    ManyWords,
     Output,
+    QuestionCommand,
     Revision,
     TaskFile,
     app,
@@ -25,10 +25,11 @@ from kava.cli._app import (
 
 
 @app.command(
+    cls=QuestionCommand,
     epilog=examples(
         'kava ask runs/mine "Ann has 4 pens and buys 3. How many?" --show-thoughts',
         "cat questions.txt | kava ask runs/mine",
-    )
+    ),
 )
 def ask(
     run: Annotated[str | None, typer.Argument(help="run or checkpoint folder")] = None,
@@ -82,12 +83,13 @@ def ask(
     else:
         if isinstance(sys.stdin, io.TextIOWrapper):
             # Bytes that are not UTF-8 are read too, and reported later with their line number.
-            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+            # A byte-order mark, which some programs write first, is no part of a question.
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape")
         answer_stream(reasoner, sys.stdin, how, make_console())
 
 
 @app.command(
-    cls=ManyWords,
+    cls=QuestionCommand,
     epilog=examples(
         "kava inspect runs/mine --task synthetic --id synthetic-test-4 -o page.html",
         'kava inspect runs/mine "question" --steps "<<4+3=7>>" --answer 7 --json look.json',

@@ -178,15 +178,29 @@ def _read(file: Path) -> dict[str, Any]:
 def parse(text: str, where: str) -> Any:
     """Parse a value from the command line as YAML, in the same way as in a recipe.
 
+    There are no comments on the command line: a text keeps what follows ` #`.
+
     Args:
         text: the value.
         where: name of the value in error messages.
 
     Raises:
-        KavaError: the value is not valid YAML.
+        KavaError: the value is not valid YAML, or `#` follows something that is not a plain text.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        end = node.end_mark.index if node else 0
+        if not text[end:].lstrip().startswith("#"):
+            return loader.construct_document(node) if node else None
+        if node is None or (node.tag == "tag:yaml.org,2002:str" and node.style is None):
+            return text.strip()
+        raise KavaError(
+            f"{where}: '{shown(text)}' would end before '#', where a comment begins in YAML; "
+            "remove what follows, or put quotes around a text",
+            code="recipe.comment-in-value",
+            key=where.rpartition(" ")[2],
+        )
     except yaml.YAMLError as error:
         code, key = _code(error, where.rpartition(" ")[2])
         message = f"{where}: '{shown(text)}' is not a valid YAML value: {_problem(error)}"

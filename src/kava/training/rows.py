@@ -20,8 +20,8 @@ def read_rows(data: Data, console: Console | None = None) -> tuple[list[Example]
     With `data.overlap: skip`, training examples with a validation question are left out.
 
     Raises:
-        KavaError: if they cannot be loaded; as `without_shared`; or if a test question is a
-            training question (`kava.training.leaks`).
+        KavaError: if they cannot be loaded; as `without_shared`; or if a training question is a
+            test question (`kava.training.leaks`).
     """
     train_rows = load_examples(data.train, "train", limit=data.train_rows, options=data.options)
     check_training_rows(data, train_rows, console)
