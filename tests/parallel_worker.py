@@ -27,12 +27,15 @@ def split_over_cpus() -> None:
 
     os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     os.environ["FSDP_AUTO_WRAP_POLICY"] = "TRANSFORMER_BASED_WRAP"
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "true"  # as `accelerate launch --use_fsdp` does
     plain = AcceleratorState.__init__
 
     def with_fsdp(self, *args, fsdp_plugin=None, **options):
         plain(self, *args, fsdp_plugin=fsdp_plugin, **options)
         if self.distributed_type == DistributedType.MULTI_CPU and fsdp_plugin is not None:
             self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            if self._mixed_precision != "no":
+                fsdp_plugin.set_mixed_precision(self._mixed_precision)
 
     AcceleratorState.__init__ = with_fsdp
     distributed.check_sharding = lambda: None

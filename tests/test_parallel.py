@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from accelerate.data_loader import SeedableRandomSampler
 from parallel_worker import train
 from refusals import refused
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from kava.backbones.loading import load_tokenizer
 from kava.backbones.tiny import tiny_backbone
@@ -75,6 +77,10 @@ RECIPES = {
         "adapter": "full",
         "train": {**KAVA["train"], "learning_rate": 1e-2, "gradient_checkpointing": True},
     },
+    "half": {
+        "adapter": "full",
+        "train": {**FIVE, "steps": 2, "learning_rate": 1e-4, "precision": "bf16"},
+    },
     "uneven": {"train": {**KAVA["train"], "micro_batch_size": 8}},
 }  # fmt: skip
 
@@ -86,8 +92,13 @@ def recipes(tmp_path_factory):
     """Recipe files by name, on one tiny backbone."""
     folder = tmp_path_factory.mktemp("recipes")
     tiny_backbone("llama", folder / "backbone")
+    shutil.copytree(folder / "backbone", folder / "tied")
+    torch.manual_seed(0)
+    config = LlamaConfig.from_pretrained(folder / "backbone", tie_word_embeddings=True)
+    LlamaForCausalLM(config).save_pretrained(folder / "tied")  # tied as Llama-3.2 is
     for name, changes in RECIPES.items():
-        tree = {**KAVA, "backbone": str(folder / "backbone"), **changes}
+        below = "tied" if name == "sharded" else "backbone"
+        tree = {**KAVA, "backbone": str(folder / below), **changes}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
     return {name: str(folder / f"{name}.yaml") for name in RECIPES}
 
@@ -144,7 +155,7 @@ def assert_same_run(found: Path, expected: Path):
 def alone(recipes, tmp_path_factory):
     """The same trainings by one process; `cut` has a checkpoint after six of ten steps."""
     folder = tmp_path_factory.mktemp("alone")
-    for name in (*SAME, "sharded"):
+    for name in (*SAME, "sharded", "half"):
         train(recipes[name], folder / name)
     return folder
 
@@ -480,7 +491,8 @@ def test_the_batch_is_held(batch, micro, processes, rows):
     [
         (128, 32, 3, "1, 2, 4"),
         (12, None, 8, "1, 2, 3, 4, 6, 12"),
-        (8, 4, 4, "1, 2; or train.micro_batch_size 1 or 2"),
+        (8, 4, 4, "1, 2; or train.micro_batch_size 1 or 2; or train.micro_batch_size=null"),
+        (8, 2, 8, "1, 2, 4; or train.micro_batch_size 1; or train.micro_batch_size=null"),
     ],
 )
 def test_or_refused_with_what_fits(batch, micro, processes, fitting):
@@ -511,7 +523,7 @@ def fsdp(recipes, tmp_path_factory):
     """(folder of runs, outcomes by run): FSDP2, each block and the rest split over two."""
     folder = tmp_path_factory.mktemp("fsdp")
     train(recipes["sharded"], folder / "resumed", stop_after=7)
-    names = ("lora", "sharded")
+    names = ("lora", "sharded", "half")
     jobs = [{"recipe": recipes[n], "run": str(folder / n)} for n in names]
     jobs += [
         {"recipe": recipes["sharded"], "run": str(folder / "resumed"), "resume": True},
@@ -521,7 +533,7 @@ def fsdp(recipes, tmp_path_factory):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("name", ("lora", "sharded", "resumed"))
+@pytest.mark.parametrize("name", ("lora", "sharded", "half", "resumed"))
 def test_split_weights_give_the_same_trajectory_and_the_same_files(name, fsdp, alone):
     folder, outcomes = fsdp
     assert set(outcomes) == {""}

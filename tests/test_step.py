@@ -1,6 +1,7 @@
 """One training step equals the slow reference: every term, every gradient, however it is split."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from kava.backbones import lora as adapters
 from kava.reasoning.losses import cross_entropy, hidden_state, kv_cache
 from kava.reasoning.losses.cross_entropy import labels_at_once
 from kava.recipe import registry
+from kava.training.arguments import arguments
 
 EXAMPLES = [
     example(4, 9), example(9, 3, 1, "1 2 3"), example(2, 0, 2), stepped(6, (2, 4, 1), 3, "4 5"),
@@ -279,3 +281,22 @@ def test_without_autocast_an_adapter_in_fp32_fits_a_backbone_in_bf16():
     for weight in adapters.backbone_parameters(model.backbone):
         weight.data = weight.data.bfloat16()
     assert model.generate(["w1 w2 w3"], max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        *((m, c) for m in registry.names("methods") for c in ({}, lora())),
+        ("kava", {"num_iterations": 0}),
+        ("kava", {"kv": {"weight": 1.0, "projection": "linear"}}),
+    ],
+)
+def test_each_trained_weight_gets_a_gradient(method, changes):
+    """DDP need not look for unused ones, but in the first stages of a curriculum."""
+    thinker = reasoner("qwen2", method, **changes)
+    thinker(**batch(thinker, EXAMPLES))["loss"].backward()
+    named = dict(thinker.named_parameters())
+    missing = [name for name, p in named.items() if p.requires_grad and p.grad is None]
+    assert not missing
+    finds = arguments(thinker.recipe, Path("run"), thinker.device, validate=False)
+    assert finds.ddp_find_unused_parameters is (thinker.method.stage(0.0) is not None)

@@ -24,6 +24,7 @@ from transformers import (
 from kava.backbones import gguf
 from kava.backbones.encode import catching_panics
 from kava.errors import KavaError
+from kava.system.sharded import loading_everywhere
 
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 JSON_BYTES = 256 << 20  # of a JSON file; the largest published tokenizers have 35 MB
@@ -46,7 +47,7 @@ def load_model(place: Path, **options: Any) -> Any:
 
     Raises the errors of `load_config` and of that function.
     """
-    with _without_code(place, CONFIG), _source(place) as source:
+    with _without_code(place, CONFIG), _source(place) as source, loading_everywhere():
         return AutoModelForCausalLM.from_pretrained(**source, **_LOCAL, **options)
 
 

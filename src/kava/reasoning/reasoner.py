@@ -74,6 +74,10 @@ class Reasoner(ReasonerBase):
         self.method_modules = self.method.modules(self)
         #: Modules of the loss alone; empty except during a training (`prepare_training`).
         self.training_modules = nn.ModuleDict()
+        # DDP waits for the gradient of every trained weight, so none may be unused.
+        for name, row in self.special_tokens.items():
+            row.requires_grad_(name in self.method.trained_tokens)
+        self.projection.requires_grad_(not self.method.iterates or recipe.num_iterations > 0)
         self.to(self.lm.device)
 
     @classmethod
@@ -275,6 +279,14 @@ class Reasoner(ReasonerBase):
     def _no_split_modules(self) -> list[str]:
         """Names of the modules that FSDP shards as units, as transformers lists them."""
         return sorted(self.lm._no_split_modules or [])
+
+    def tie_weights(self) -> None:
+        """Tie the language-model head to the input embeddings again, if they were tied at first.
+
+        FSDP2 separates them when it moves the weights, and then calls this method.
+        """
+        if self._tied:
+            self.lm.get_output_embeddings().weight = structure.table(self.lm).weight
 
     def train_on(
         self,

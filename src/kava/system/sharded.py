@@ -6,6 +6,7 @@ need not check.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,14 +15,58 @@ import torch
 from torch import Tensor, nn
 
 
+@contextmanager
+def loading_everywhere() -> Iterator[None]:
+    """Inside the block, transformers loads weights on every process.
+
+    With `cpu_ram_efficient_loading`, which `accelerate launch --use_fsdp` sets, only the main
+    process of a machine would have them before the training. But each process checks its backbone
+    and draws new embeddings on the scale of the others.
+    """
+    wanted = os.environ.pop(_ONE_LOADS, None)
+    try:
+        yield
+    finally:
+        if wanted is not None:
+            os.environ[_ONE_LOADS] = wanted
+
+
+_ONE_LOADS = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+
+
+def keep_precision(plugin: Any) -> None:
+    """Let FSDP2 hold, gather and reduce weights and gradients in their own dtype.
+
+    With bf16, accelerate would also reduce gradients in bf16 and run norms and the residual stream
+    in bf16. Here the trainer's autocast alone decides the precision of each operation, as with a
+    single process.
+
+    Args:
+        plugin: accelerate's plugin for FSDP; None without FSDP.
+    """
+    if plugin is None:
+        return
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(
+        reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+
+
 def gather_weights(model: nn.Module) -> dict[str, Tensor] | None:
-    """Return all weights by name on the main process (empty on the others); None if not sharded."""
+    """Return all weights by name on the main process (empty on the others); None if not sharded.
+
+    A tied weight is there once, under its first name, as in a checkpoint of a single process.
+    """
     if not _parts(model):
         return None
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return get_model_state_dict(model, options=options)
+    weights = get_model_state_dict(model, options=options)
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    tied = names - {name for name, _ in model.named_parameters()}
+    return {name: weight for name, weight in weights.items() if name not in tied}
 
 
 def unshard(value: Any) -> Any:

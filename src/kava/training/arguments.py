@@ -12,6 +12,7 @@ from transformers import TrainingArguments
 from kava.errors import KavaError, install, unknown
 from kava.reasoning import batching, context_window
 from kava.reasoning.reasoner import Reasoner
+from kava.recipe import registry
 from kava.recipe.schema import Recipe, Train
 from kava.runs import resume
 from kava.system import distributed
@@ -65,6 +66,10 @@ def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -
         remove_unused_columns=False,
         label_names=[],
         dataloader_pin_memory=on_gpu,
+        accelerator_config={"non_blocking": on_gpu},  # copies from pinned memory
+        # The first stages of a curriculum may use only some of the trained weights.
+        ddp_find_unused_parameters=registry.find("methods", recipe.method)(recipe).stage(0)
+        is not None,
         disable_tqdm=True,
     )
     if made.n_gpu > 1:  # otherwise the Trainer uses all visible GPUs, each with its own batch
@@ -92,7 +97,8 @@ def rows_at_once(settings: Train, processes: int) -> int:
         + (f" in micro-batches of {micro}" if micro else "")
         + f" cannot be split among {processes} processes; valid numbers of processes: "
         + ", ".join(map(str, fitting))
-        + (f"; or train.micro_batch_size {' or '.join(map(str, smaller))}" if smaller else ""),
+        + (f"; or train.micro_batch_size {' or '.join(map(str, smaller))}" if smaller else "")
+        + ("; or train.micro_batch_size=null" if micro and batch % processes == 0 else ""),
         code="training.uneven-processes",
         key="train.batch_size",
     )

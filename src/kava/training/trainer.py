@@ -49,6 +49,7 @@ class StepTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        sharded.keep_precision(getattr(self.accelerator.state, "fsdp_plugin", None))
         # With a `compute_loss_func`, transformers assumes that the loss is normalized over the
         # whole step, and does not divide it by the number of micro-batches. Version 5.17 has no
         # other switch for that.
@@ -135,7 +136,8 @@ class StepTrainer(Trainer):
         weight, draw, ids = (inputs.pop(name) for name in ("weight", "draw", "ids"))
         # The third number separates dropout from the random numbers of the curriculum.
         torch.manual_seed(hash((self.args.seed, draw, 1)))
-        with distributed.shared_micro_batch(self._shared, weight):
+        # For FSDP2, accelerate relies on half-precision weights and sets no autocast.
+        with distributed.shared_micro_batch(self._shared, weight), self.accelerator.autocast():
             terms = model(**inputs)
         if not weight:
             terms = {name: 0 * value for name, value in terms.items()}

@@ -98,6 +98,13 @@ class Method(ABC):
         """
         return nn.ModuleDict()
 
+    @property
+    def trained_tokens(self) -> tuple[str, ...]:
+        """Names of the special tokens whose embeddings the method uses; the others are frozen."""
+        if not self.uses_latents:
+            return ()
+        return ("bot", "latent", "eot") if self.iterates else ("bot", "eot")
+
     # -- curriculum ------------------------------------------------------------------------------
 
     def stage(self, epoch: float) -> int | None:
