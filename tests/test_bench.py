@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -11,7 +10,6 @@ from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
-import gpu
 import pytest
 import torch
 from refusals import refused
@@ -22,7 +20,7 @@ from torch import nn
 
 import kava
 from kava.backbones import cache, structure
-from kava.bench import flops, shapes, timing
+from kava.bench import flops, lengths, shapes, timing
 from kava.bench.command import BenchSettings, bench_generate, bench_train, recipe_paths
 from kava.bench.generate import Generation
 from kava.bench.memory_command import bench_memory
@@ -429,6 +427,37 @@ def test_a_pattern_that_the_shell_left_is_that_of_shipped_recipes(tmp_path, monk
     assert told["rows"].keys() == {"cot", "no_cot", "pccot"}
 
 
+def test_examples_of_real_lengths_are_new_in_each_step():
+    recipe = load_resolved("recipes/bench/kava.yaml", ["train.batch_size=4"])
+    training, real, shapes = Training.build(recipe, TINY, SHORT, CPU), Lengths(source="gsm8k"), []
+    for seed in (1, 2, 1):
+        training.renew(real, seed)
+        (batch,) = training.micro_batches
+        shapes.append({name: batch[name].shape for name in ("question", "steps")})
+    assert shapes[0] == shapes[2] != shapes[1]
+    rows = random_rows(training.reasoner, real, 2000)
+    means = [sum(len(getattr(r, part)) for r in rows) / 2000 for part in ("question", "steps")]
+    counted = json.loads(lengths.COUNTS.read_text())[lengths.NAME]
+    assert sum(number for *_, number in counted) == 9915
+    expected = [sum(one[i] * one[2] for one in counted) / 9915 for i in (0, 1)]
+    # a third of a chain of thought is its last step, which the recipe drops
+    assert means == pytest.approx([expected[0], expected[1] * 2 / 3], rel=0.05)
+
+
+def test_each_round_has_new_examples_of_real_lengths(monkeypatch):
+    seeds, renew = [], Training.renew
+
+    def watched(training, lengths, seed):
+        seeds.append(seed)
+        renew(training, lengths, seed)
+
+    monkeypatch.setattr(Training, "renew", watched)
+    settings = ["train.batch_size=2"]
+    plan = BenchSettings(TINY, Lengths(source="gsm8k"), repeats=2, warm_up=1, output=None)
+    told = bench_train(["recipes/bench/cot.yaml"], settings, plan, Console(quiet=True))
+    assert seeds == [0, 1, 2] and told["lengths"]["source"] == "gsm8k"
+
+
 def test_micro_batches_give_the_gradient_of_the_whole():
     gradients = []
     for micro in (4, 2):
@@ -439,42 +468,6 @@ def test_micro_batches_give_the_gradient_of_the_whole():
         gradients.append([w.grad for w in training.reasoner.parameters() if w.grad is not None])
     for whole, parts in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, parts, atol=1e-6, rtol=1e-4)
-
-
-@pytest.fixture
-def measured(monkeypatch, capsys, tmp_path):
-    """Calls the benchmark for GPUs; returns what it prints."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["gpu.py", *words, "--trial", "-o", str(tmp_path)])
-        gpu.main()
-        return capsys.readouterr().out
-
-    return call
-
-
-@pytest.mark.parametrize("name", gpu.ALL)
-def test_the_measurements_of_a_gpu_name_recipes_and_keys_that_exist(name):
-    one = gpu.ALL[name]
-    for recipe in one.recipes:
-        load_resolved(f"recipes/{recipe}.yaml", list(one.settings))
-
-
-def test_a_measurement_of_a_gpu_goes_on_and_tells_what_failed(measured, monkeypatch, tmp_path):
-    name = "kava_1b_nl_c64_grouped"
-    first = measured(name)
-    assert re.match(rf"{name}: kava: \S+ ms a row, MFU \S+ %, \S+ GB ", first), first
-    file = (tmp_path / f"{name}.json").read_text()
-    assert "there already" in measured(name)
-
-    broken = gpu.Measurement("train", ("bench/cot",), words=("--question", "9:5"))
-    monkeypatch.setitem(gpu.ALL, "broken", broken)
-    monkeypatch.setattr(gpu, "TRIAL", ())
-    assert "broken: failed: kava: '9:5': a length must be" in measured("broken", name)
-    assert json.loads((tmp_path / "broken.json").read_text())["call"][:3] == ["-m", "kava", "bench"]
-    assert "broken: there already, failed: " in measured("broken")
-    assert "there already" not in measured("broken", "--again")
-    assert file == (tmp_path / f"{name}.json").read_text()
 
 
 RESULTS = Path(__file__).resolve().parent.parent / "results" / "bench"

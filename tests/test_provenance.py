@@ -30,7 +30,7 @@ def called(monkeypatch):
     "program,shown",
     (
         ("kava", "kava"), ("/usr/bin/kava", "kava"), (kava_main.__file__, "kava"),
-        (ROOT / "benchmarks" / "gpu.py", "python benchmarks/gpu.py"),
+        (ROOT / "benchmarks" / "gpu_first.py", "python benchmarks/gpu_first.py"),
     ),
 )  # fmt: skip
 def test_the_words_of_kava_are_told(called, program, shown):
