@@ -47,10 +47,12 @@ def test_with_cache_as_without(thinker):
 
 def test_rows_end_at_eos_on_their_own(thinker):
     before = slow_answers(thinker)
-    row, eos = next((i, t) for i, ids in enumerate(before) for t in ids[1:] if t != ids[0])
+    later = [(i, t) for i, ids in enumerate(before) for t in ids[1:] if t != ids[0]]
+    row, eos = (later or [(0, before[0][1])])[0]
     thinker.tokenizer.eos_token = thinker.tokenizer.convert_ids_to_tokens(eos)
     expected = slow_answers(thinker)
-    assert expected[row] == before[row][: before[row].index(eos) + 1]
+    if later or thinker.recipe.method != "lotus":  # whose first token is never EOS
+        assert expected[row] == before[row][: before[row].index(eos) + 1]
     assert fast_answers(thinker, thinker.think(QUESTIONS)) == expected
 
 
