@@ -30,13 +30,13 @@ def unclear_length(scope: Scope) -> str | None:
 
 def replay(body: bytes, receive: Receive) -> Receive:
     """Return a `receive` that yields `body` as one message, and then whatever `receive` yields."""
-    given = False
+    replayed = False
 
-    async def replayed() -> Any:
-        nonlocal given
-        if given:
+    async def receive_again() -> Any:
+        nonlocal replayed
+        if replayed:
             return await receive()
-        given = True
+        replayed = True
         return {"type": "http.request", "body": body, "more_body": False}
 
-    return replayed
+    return receive_again

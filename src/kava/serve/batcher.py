@@ -141,14 +141,14 @@ class _Watched:
     def __init__(self, job: Job):
         self.job, self.sent = job, ""
 
-    def tell(self, text: str, reason: str | None, cost: dict[str, int]) -> None:
+    def update(self, text: str, reason: str | None, cost: dict[str, int]) -> None:
         """Emit the new text; an incomplete character is held back until it is complete."""
         if reason is None:
             if self.job.stream and not text.endswith("\ufffd"):
-                held = text[: len(text) - _overlap(text, self.job.stop)]
-                if len(held) > len(self.sent):
-                    self.job.emit(Piece(held[len(self.sent) :]))
-                    self.sent = held
+                certain = text[: len(text) - _overlap(text, self.job.stop)]
+                if len(certain) > len(self.sent):
+                    self.job.emit(Piece(certain[len(self.sent) :]))
+                    self.sent = certain
             return
         self.job.end(Piece(text[len(self.sent) :], reason, **cost))
 
@@ -216,14 +216,14 @@ class _Follow(StoppingCriteria):
         if not (job.stream or job.stop or reason):
             return
         text = self.thinking.text(self.tokenizer, row, tokens)
-        fed = len(self.thinking.prompt_text or "")
-        found = [at for stop in job.stop if (at := text.find(stop, fed)) >= 0]
-        if found:
-            text, reason = text[: min(found)], reason or STOP
+        prompt = len(self.thinking.prompt_text or "")
+        positions = [at for stop in job.stop if (at := text.find(stop, prompt)) >= 0]
+        if positions:
+            text, reason = text[: min(positions)], reason or STOP
         self.ended[row] = reason is not None
         cost = {
             **self.costs[row],
             "generated_tokens": len(tokens),
             "forward_passes": self.thinking.passes(row) + len(tokens),
         }
-        watched.tell(text, reason, cost)
+        watched.update(text, reason, cost)

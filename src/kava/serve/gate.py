@@ -59,9 +59,9 @@ class Gate:
     def _check_key(self, scope: Scope) -> None:
         if self.key is None or scope["path"] == "/health":
             return
-        given = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
-        word, _, key = given.partition(b" ")
-        if word.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self.key):
+        header = next((v for k, v in scope["headers"] if k == b"authorization"), b"")
+        scheme, _, key = header.partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self.key):
             headers = {"WWW-Authenticate": "Bearer"}
             raise Refused(
                 401, "send the API key as a bearer token", None, "invalid_api_key", headers
@@ -69,8 +69,8 @@ class Gate:
 
     async def _read(self, scope: Scope, receive: Receive, body: bytearray) -> None:
         """Read the whole request body into `body`, within the limits of size and time."""
-        told = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
-        if told.isdigit() and int(told) > self.limits.body_bytes:
+        length = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
+        if length.isdigit() and int(length) > self.limits.body_bytes:
             raise self._too_large()
         try:
             await asyncio.wait_for(

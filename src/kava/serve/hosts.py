@@ -44,10 +44,10 @@ class Hosts:
 
     def refusal(self, scope: Scope) -> str | None:
         """Return what is wrong with the Host header, or None if it is accepted."""
-        given = _headers(scope, b"host")
-        if len(given) != 1:
+        values = _headers(scope, b"host")
+        if len(values) != 1:
             return "a request must have exactly one Host header"
-        return self._refusal("Host header", given[0], _name(given[0]))
+        return self._refusal("Host header", values[0], _name(values[0]))
 
     def strange(self, scope: Scope) -> str | None:
         """Return which header shows that another site asks, or names a foreign address; else None.
@@ -60,7 +60,7 @@ class Hosts:
             asking = _authority(origin).lower()
             # If the page's site is an IP address, it must be one of this service's own.
             if asking != host and _name(asking) not in self.names:
-                return _told("Origin header", origin, _name(asking))
+                return _not_a_name("Origin header", origin, _name(asking))
         for header in (b"x-forwarded-host", b"x-gradio-server"):
             for value in _headers(scope, header):
                 forwarded = value.partition(",")[0].strip()
@@ -72,7 +72,7 @@ class Hosts:
     def _refusal(self, header: str, value: str, name: str | None) -> str | None:
         if name in self.names or (self.any_address and name and _address(name)):
             return None
-        return _told(header, value, name)
+        return _not_a_name(header, value, name)
 
 
 def check_names(command: str, names: Sequence[str]) -> None:
@@ -91,7 +91,7 @@ def check_names(command: str, names: Sequence[str]) -> None:
             )
 
 
-def _told(header: str, value: str, name: str | None) -> str:
+def _not_a_name(header: str, value: str, name: str | None) -> str:
     return (
         f"the {header} is {value[:128]!a}, which is not a name of this service; to allow it, "
         f"restart the service with --allow-host {name or 'NAME'}"
@@ -112,11 +112,11 @@ def _authority(value: str) -> str:
 
 def _name(authority: str) -> str | None:
     """Return the normalised host of `authority` without its port, or None if it is not valid."""
-    found = _HOST.fullmatch(authority)
-    if found is None:
+    match = _HOST.fullmatch(authority)
+    if match is None:
         return None
-    name = _plain(found[1])
-    return None if found[1].startswith("[") and _address(name) is None else name
+    name = _plain(match[1])
+    return None if match[1].startswith("[") and _address(name) is None else name
 
 
 def _plain(name: str) -> str:

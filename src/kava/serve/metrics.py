@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client import generate_latest as written
+from typing import Any
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 
 from kava.serve.batcher import Batcher
 from kava.serve.jobs import LENGTH, STOP, Piece
@@ -16,25 +24,27 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        made = {"registry": self.registry}
-        self.requests = Counter("kava_requests", "HTTP requests", ["route", "status"], **made)
-        self.rejected = Counter("kava_rejected", "Requests for which the queue had no room", **made)
-        self.answers = Counter("kava_answers", "Answers by how they ended", ["reason"], **made)
+        options: dict[str, Any] = {"registry": self.registry}
+        self.requests = Counter("kava_requests", "HTTP requests", ["route", "status"], **options)
+        self.rejected = Counter(
+            "kava_rejected", "Requests refused because the queue was full", **options
+        )
+        self.answers = Counter("kava_answers", "Answers by finish reason", ["reason"], **options)
         self.tokens = Counter(
-            "kava_generated_tokens", "Tokens of answers that came to their end", **made
+            "kava_generated_tokens", "Generated tokens of finished answers", **options
         )
         self.passes = Counter(
             "kava_forward_passes",
-            "Sequential backbone calls after the questions of these answers",
-            **made,
+            "Sequential forward passes after the questions of these answers",
+            **options,
         )
-        self.latents = Counter("kava_latents", "Latent tokens of these answers", **made)
+        self.latents = Counter("kava_latents", "Latent tokens of these answers", **options)
         self.sizes = Histogram(
-            "kava_batch_size", "Questions answered together",
-            buckets=(1, 2, 4, 8, 16, 32, 64, 128), **made,
+            "kava_batch_size", "Questions per batch",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128), **options,
         )  # fmt: skip
-        self.seconds = Histogram("kava_batch_seconds", "Time of a batch", **made)
-        self.waiting = Gauge("kava_waiting", "Questions in the queue", **made)
+        self.seconds = Histogram("kava_batch_seconds", "Seconds per batch", **options)
+        self.waiting = Gauge("kava_waiting", "Questions in the queue", **options)
 
     def watch(self, batcher: Batcher) -> None:
         """Report the length of a batcher's queue whenever the metrics are read."""
@@ -60,4 +70,4 @@ class Metrics:
 
     def text(self) -> tuple[bytes, str]:
         """Return all metrics as text, and the media type of that text."""
-        return written(self.registry), CONTENT_TYPE_LATEST
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST

@@ -57,24 +57,24 @@ StopStrings = Annotated[list[StopString], Field(max_length=4)]
 Prompts = Annotated[list[str], Field(min_length=1, max_length=256)]
 
 
-def _listed(given: Any) -> list[Any]:
+def _listed(value: Any) -> list[Any]:
     """Return a list; a single string becomes a list of one.
 
     Then validation errors are about one type, and not about each type of a union.
     """
-    if isinstance(given, str):
-        return [given]
-    if isinstance(given, list):
-        return given
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list):
+        return value
     raise PydanticCustomError("text_or_list", "must be a text or a list")
 
 
-def _prompts(given: Any) -> list[Any]:
+def _prompts(value: Any) -> list[Any]:
     """Return a list of prompts.
 
     Token ids are refused: a question is encoded as it was in training, whatever the client does.
     """
-    prompts = _listed(given)
+    prompts = _listed(value)
     if any(isinstance(one, list) or type(one) is int for one in prompts[:1]):
         raise PydanticCustomError(
             "token_ids", "must be text, not token ids; in lm-eval, set tokenized_requests=False"
@@ -82,9 +82,9 @@ def _prompts(given: Any) -> list[Any]:
     return prompts
 
 
-def _unlimited(given: Any) -> Any:
+def _unlimited(value: Any) -> Any:
     """Return None for -1, with which clients of llama.cpp ask for no limit of their own."""
-    return None if type(given) is int and given == -1 else given
+    return None if type(value) is int and value == -1 else value
 
 
 Tokens = Annotated[
@@ -92,18 +92,21 @@ Tokens = Annotated[
 ]
 
 
-def _content(given: Any) -> list[Any]:
+def _content(value: Any) -> list[Any]:
     """Return the content of a message as a list of parts; a string becomes one text part."""
-    return [{"type": "text", "text": given}] if isinstance(given, str) else _listed(given)
+    return [{"type": "text", "text": value}] if isinstance(value, str) else _listed(value)
 
 
 def _closed(schema: dict[str, Any], request: type[Request]) -> None:
     """Add to the JSON schema the extra fields that `Request.check` allows."""
     schema["additionalProperties"] = False
     for name in sorted(IGNORED):
-        schema["properties"][name] = {"description": "accepted, without effect"}
+        schema["properties"][name] = {"description": "Accepted and ignored."}
     for name, values in request.neutral.items():
-        schema["properties"][name] = {"enum": [*values, None], "description": "nothing else"}
+        schema["properties"][name] = {
+            "enum": [*values, None],
+            "description": "Other values are not supported.",
+        }
 
 
 class StreamOptions(BaseModel):
@@ -129,14 +132,16 @@ class Request(BaseModel):
     model: Annotated[str, Field(max_length=256)]
     max_tokens: Tokens = None
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = Field(
-        None, description="greedy if not given; then `top_p` and `seed` are without effect"
+        None,
+        description="Sampling temperature. If it is 0 or not given, decoding is greedy, and "
+        "`top_p` and `seed` have no effect.",
     )
     top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = Field(
         None,
-        description="of what a temperature draws; of several answers each draws for itself, the "
-        "first as if it were the only one",
+        description="Seed for sampling. With `n` above 1, each answer has a seed of its own, and "
+        "the first answer is the same as with `n` = 1.",
     )
     stop: (
         Annotated[
@@ -145,12 +150,15 @@ class Request(BaseModel):
         | None
     ) = Field(
         None,
-        description="looked for in what the model writes, not in the 'The answer is:' that a model "
-        "with latents is given; the answer ends before it",
+        description="Up to 4 strings at which generation stops. The answer does not contain them. "
+        "They are searched in the generated text, not in the prompt 'The answer is:' that a model "
+        "with latents gets.",
     )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    num_iterations: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    num_iterations: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(
+        None, description="Number of latent iterations T. The default is that of the model."
+    )
 
     @property
     def sampling(self) -> Sampling:
