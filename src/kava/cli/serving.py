@@ -150,13 +150,14 @@ def export(
     backbone: Annotated[
         str | None, typer.Option(help="new location of the backbone, if it has moved")
     ] = None,
+    revision: Revision = None,
 ) -> None:
     """Write a run as one folder that transformers and engines can load."""
     from kava.reasoning.export import export as write
     from kava.reasoning.reasoner import Reasoner
     from kava.system.text import printable
 
-    folder = write(Reasoner.from_pretrained(run, backbone), output)
+    folder = write(Reasoner.from_pretrained(run, backbone, revision=revision), output)
     print(printable(f"written: {folder}"))
 
 
