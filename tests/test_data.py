@@ -172,7 +172,7 @@ def test_a_wrong_source_is_named(tmp_path):
 
 
 def test_synthetic():
-    assert {"synthetic", "gsm8k_aug"} <= set(data_sets()) and not {
+    assert {"synthetic", "gsm8k_aug", "prontoqa"} <= set(data_sets()) and not {
         "answers",
         "files",
         "rows",

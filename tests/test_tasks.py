@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from refusals import refused
 from tiny import Table
 
+from kava.data import prontoqa
 from kava.data.answers import plain_number
 from kava.data.tasks import load_task, read_options
+from kava.evaluation.answers import score
 from kava.recipe import registry
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -90,7 +92,9 @@ def test_synthetic():
 
 # -- the other sets ------------------------------------------------------------------------------
 
-COUNTS = {"gsm8k": 1319, "gsm8k_aug": 1319, "gsm_hard": 1319, "svamp": 1000, "multiarith": 180}
+COUNTS = {"gsm8k": 1319, "gsm8k_aug": 1319, "gsm_hard": 1319, "svamp": 1000, "multiarith": 180,
+          "gsm8k_platinum": 1209, "gsm_plus": 10552, "asdiv": 2305, "math_500": 500,
+          "aime": 30}  # fmt: skip
 LOCAL = {"gsm8k": "gsm8k_test.jsonl", "gsm8k_aug": "gsm8k_aug_test.jsonl",
          "gsm_hard": "gsm_hard.jsonl", "svamp": "svamp.jsonl",
          "multiarith": "multiarith.jsonl"}  # fmt: skip
@@ -114,6 +118,27 @@ ON_THE_HUB = {  # what is asked for, and a row as it lies there
         [("ChilleD/MultiArith", None, "test")],
         {"question": " Adam bought 3 boxes", "final_ans": "9"}, " Adam bought 3 boxes", "9",
     ),
+    "gsm8k_platinum": (
+        [("madrylab/gsm8k-platinum", "main", "test")],
+        {"question": "q", "answer": "a\n#### 1,300", "cleaning_status": "revised"}, "q", "1300",
+    ),
+    "gsm_plus": (
+        [("qintongli/GSM-Plus", None, "test")],
+        {"question": "q", "solution": "a", "answer": "18", "perturbation_type": "x"}, "q", "18",
+    ),
+    "asdiv": (
+        [("EleutherAI/asdiv", None, "validation")],
+        {"body": "Seven apples. ", "question": "How many?", "answer": "7 (apples)"},
+        "Seven apples. How many?", "7",
+    ),
+    "math_500": (
+        [("HuggingFaceH4/MATH-500", None, "test")],
+        {"problem": "q", "solution": "a", "answer": "\\frac{1}{2}"}, "q", "\\frac{1}{2}",
+    ),
+    "aime": (
+        [("HuggingFaceH4/aime_2024", None, "train")],
+        {"id": None, "problem": "q", "solution": "a", "answer": "033"}, "q", "033",
+    ),
 }  # fmt: skip
 
 
@@ -132,7 +157,7 @@ def from_the_hub(monkeypatch, rows):
 
 def test_every_task_is_tried_here():
     assert COUNTS.keys() == ON_THE_HUB.keys()
-    assert set(registry.names("tasks")) == {*COUNTS, "synthetic", "rows"}
+    assert set(registry.names("tasks")) == {*COUNTS, "synthetic", "rows", "prosqa", "prontoqa"}
 
 
 def test_rows_of_ones_own(tmp_path):
@@ -186,6 +211,69 @@ def test_validation_rows_of_gsm8k_aug_have_a_name_of_their_own(monkeypatch):
     said = refuses("data.unknown-split", "valid", "gsm8k_aug", options={"split": "valid"})
     assert "'validation'?" in said
     refuses("data.unknown-split", "train", "gsm8k_aug", options={"split": "train"})
+
+
+def test_aime_of_a_year(monkeypatch):
+    asked = from_the_hub(monkeypatch, [{"problem": "q", "answer": 70}] * 30)
+    task = load_task("aime", options={"year": 2025})
+    assert (task.name, asked) == ("aime-2025", [("MathArena/aime_2025", None, "train")])
+    refuses("data.unknown-year", "1999", "aime", options={"year": 1999})
+
+
+def test_prosqa_as_published(tmp_path):
+    row = {"question": "Every a is a b. Is Tom a b or a c?", "steps": ["Every a is a b."],
+           "answer": "Tom is a b.", "edges": [[0, 1]], "root": 0, "w": ["Tom"]}  # fmt: skip
+    (tmp_path / "prosqa_test.json").write_text(json.dumps([row, row]))
+    task = load_task("prosqa", file=str(tmp_path / "prosqa_test.json"))
+    assert [(e.steps, e.answer) for e in task.examples] == [
+        (("Every a is a b.",), "Tom is a b.")
+    ] * 2
+    assert score("The answer is: Tom is a b.", "Tom is a b.", ("string",))["string"]
+    refuses("data.file-needed", "file", "prosqa")
+
+
+def solved(question):
+    """Follow the rules of a question from its fact to its statement, word by word."""
+    told, _, statement = question.partition(" True or false: ")
+    *rules, fact = [text.split() for text in told.rstrip(".").split(". ")]
+    concept, known = fact[-1], {}
+    for words in rules:
+        subject = words[0] if words[0] not in ("Every", "Each", "All") else words[1]
+        plural = "are" in words
+        negated, what = "not" in words, words[-1].removesuffix("es" if plural else "")
+        known.setdefault(subject.lower().removesuffix("es" if plural else ""), []).append(
+            (what, negated)
+        )
+    said = statement.rstrip(".").split()
+    while concept:
+        for what, negated in known.get(concept, ()):
+            if what == said[-1]:
+                return str(negated == ("not" in said))
+        onward = [what for what, _ in known.get(concept, ()) if what in known]
+        concept = onward[0] if onward else None
+    return None
+
+
+def test_prontoqa_is_generated():
+    parts = {split: prontoqa.generate(split, 60) for split in ("train", "validation", "test")}
+    questions = [example.question for part in parts.values() for example in part]
+    assert len(set(questions)) == 180
+    for example in parts["train"]:
+        assert solved(example.question) == example.answer, example.question
+        assert len(example.steps) == 2 * 3 + 1
+        assert all(step in example.question for step in example.steps[::2][:1])
+    assert 15 < sum(example.answer == "True" for example in parts["train"]) < 45
+    task = load_task("prontoqa", limit=5, options={"hops": 5})
+    assert len(task.examples) == 5 and len(task.examples[0].steps) == 11
+    assert len(load_task("prontoqa").examples) == 500
+    refuses("data.bad-option", None, "prontoqa", options={"hops": 9})
+    refuses("data.unknown-option", "hop", "prontoqa", options={"hop": 3})
+
+
+def test_prontoqa_from_a_file(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([{"question": "q", "answer": "True"}]))
+    task = load_task("prontoqa", file=str(tmp_path / "a.json"))
+    assert [(e.question, e.answer) for e in task.examples] == [("q", "True")]
 
 
 @needs_real_data

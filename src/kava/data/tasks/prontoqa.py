@@ -1,0 +1,36 @@
+"""ProntoQA: whether a statement follows from rules (Saparov and He, arXiv:2210.01240).
+
+The rows come from a file with `question`, `steps` and `answer` (`True` or `False`), or are made by
+`kava.data.prontoqa`. The rule `string` compares the answers; the headline `numeric` cannot.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kava.data import call, load_file, prontoqa
+from kava.data.tasks import Task
+
+VERSION = 1
+
+
+def load(
+    file: str | None = None, limit: int | None = None, count: int = 500, **options: Any
+) -> Task:
+    """Load the rows of `file`, or generate `count` test rows, or `limit` if that is fewer.
+
+    Args:
+        options: those of `kava.data.prontoqa.generate`, such as `hops`; none with a file.
+
+    Raises:
+        KavaError: if a row is invalid, or an option is unknown or has a wrong value.
+    """
+    if file:
+        given = {"path": file, "limit": limit, "split": "test", "need_steps": False}
+        return Task(
+            "prontoqa", VERSION, "test", call(load_file, "task prontoqa", given, options), file
+        )
+    wanted = {"split": "test", "count": min(count, limit or count)}
+    examples = call(prontoqa.generate, "task prontoqa", wanted, options)
+    told = ", ".join(f"{key}={value}" for key, value in {"count": count, **options}.items())
+    return Task("prontoqa", VERSION, "test", examples, f"kava.data.prontoqa ({told})")
