@@ -134,6 +134,11 @@ def table(model: PreTrainedModel) -> nn.Embedding:
     return cast(nn.Embedding, model.get_input_embeddings())
 
 
+def head(model: PreTrainedModel) -> nn.Module:
+    """Return the language-model head."""
+    return cast(nn.Module, model.get_output_embeddings())
+
+
 @torch.no_grad()
 def embeddings(model: PreTrainedModel) -> Tensor:
     """Return the input embeddings of all token ids, [vocabulary, hidden] in fp32.
@@ -179,6 +184,6 @@ def logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
 
     The soft cap of backbones that have one (Gemma-2) is applied.
     """
-    scores = cast(nn.Module, model.get_output_embeddings())(hidden)
+    scores = head(model)(hidden)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return scores if cap is None else torch.tanh(scores / cap) * cap

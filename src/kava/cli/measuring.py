@@ -160,6 +160,6 @@ def _plan(
     from kava.errors import unknown
 
     if source not in (None, "gsm8k"):
-        raise unknown("--lengths", source, ("gsm8k",), code="bench.unknown-lengths")
+        raise unknown("--lengths", source, ("gsm8k",), code="cli.unknown-lengths")
     drawn = Lengths(*map(parse_range, lengths), source=source)
     return BenchSettings(shape, drawn, repeats, warm_up, output)

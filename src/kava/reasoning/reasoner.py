@@ -59,7 +59,7 @@ class Reasoner(ReasonerBase):
         #: Mask [vocabulary] of token ids that are never generated, for they have no text, or None.
         self.register_buffer("unreadable", _mask_of(ids, model), persistent=False)
         self.windows = structure.windows(model)
-        self._tied = model.get_output_embeddings().weight is structure.table(model).weight
+        self._tied = structure.head(model).weight is structure.table(model).weight
         self.method: Method = registry.find("methods", recipe.method)(recipe)
         self.backbone = lora.add(model, recipe)
         weight = structure.embeddings(self.lm)
@@ -286,7 +286,7 @@ class Reasoner(ReasonerBase):
         FSDP2 separates them when it moves the weights, and then calls this method.
         """
         if self._tied:
-            self.lm.get_output_embeddings().weight = structure.table(self.lm).weight
+            structure.head(self.lm).weight = structure.table(self.lm).weight
 
     def train_on(
         self,
