@@ -27,7 +27,8 @@ class AnswerAttention:
 
     A is the number of answer tokens, L of layers, M of latents.
 
-    tokens: the A answer tokens whose attention is shown, as text; the first is ":".
+    tokens: the A answer tokens whose attention is shown, as text; the first is the ":" of the
+        prompt, or the first token of a method that has no prompt (LOTUS).
     heads: attention to each latent, [A][L][heads][M], over all query heads.
     layers: mean over heads, [A][L][M].
     latents: mean over heads and layers, [A][M].
