@@ -14,6 +14,9 @@ TORCH_OPTIONS ?=
 
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt
+HASHED := $(BIN)/pip install -qq --disable-pip-version-check --no-deps --require-hashes
+ASKS_FOR_CUDA := import importlib.metadata as m, sys; \
+  sys.exit(not any('nvidia-' in r for r in m.requires('torch') or ()))
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 KVPRESS := $(shell grep '^kvpress==' constraints.txt)
@@ -65,11 +68,15 @@ test-kvpress: .venv-kvpress/ready
 	@.venv-kvpress/bin/pip install -qq --disable-pip-version-check $(KVPRESS) $(TORCH) pytest
 	@touch $@
 
+define check_python
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+  echo "kava needs Python 3.11 or later as '$(PYTHON)'; name one with PYTHON=/path/to/python"; \
+  exit 1; }
+endef
+
 # Done once, and again when the dependencies change.
 .venv/ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "kava needs Python 3.11 or later as '$(PYTHON)'; name one with PYTHON=/path/to/python"; \
-	  exit 1; }
+	$(check_python)
 	@echo "Setting up .venv (once): Python"
 	@$(PYTHON) -m venv .venv
 	@echo "Setting up .venv (once): $(TORCH), the largest part"
@@ -78,10 +85,16 @@ test-kvpress: .venv-kvpress/ready
 	@$(INSTALL) -e .
 	@touch $@
 
-.venv/ready-to-test: .venv/ready
-	@echo "Setting up .venv (once): test tools"
-	@$(INSTALL) -e '.[serve,demo,docs,gguf,slurm,test]'
-	@touch $@
+# The tested set, from nothing, so that pip compares the hash of each file that it installs. The
+# libraries of CUDA are for a torch that asks for them.
+.venv/ready-to-test: pyproject.toml requirements-tested.txt requirements-tested-cuda.txt
+	$(check_python)
+	@echo "Setting up .venv (once): all packages of the tests, by their hashes"
+	@$(PYTHON) -m venv --clear .venv
+	@$(HASHED) $(TORCH_OPTIONS) -r requirements-tested.txt
+	@if $(BIN)/python -c "$(ASKS_FOR_CUDA)"; then $(HASHED) -r requirements-tested-cuda.txt; fi
+	@$(INSTALL) --no-deps -e .
+	@touch .venv/ready $@
 
 clean:
 	rm -rf .venv .venv-oldest .venv-kvpress site .pytest_cache .ruff_cache .hypothesis

@@ -1,5 +1,6 @@
 """What a fresh clone needs: make targets, pinned versions, the paper's recipe, true documents."""
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from kava.reasoning.evictions import EvictionInputs
 from kava.reasoning.resolve import load_resolved
 from kava.recipe import registry
 from kava.recipe.load import LARGEST, _Loader
+from tools import requirements
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(
@@ -94,6 +96,82 @@ def test_the_page_on_security_is_found_and_holds():
     assert variables and all(f'envvar="{name}"' in serving for name in variables)
     for key in re.findall(r"`(?:data|train)\.(\w+)`", text):
         assert f"    {key}: " in read("src/kava/recipe/schema.py")
+
+
+def hashed(file):
+    """Package name to requirement and its hashes, of a file that `tools/requirements.py` wrote."""
+    found = {}
+    for whole in re.split(r"\n(?=[A-Za-z0-9])", read(file))[1:]:
+        words, *hashes = re.split(r"\s*\\\s+--hash=", whole.strip())
+        requirement = Requirement(words)
+        if requirement.marker is None or requirement.marker.evaluate():
+            found[canonicalize_name(requirement.name)] = requirement, hashes
+    return found
+
+
+def test_the_tested_set_with_hashes_is_that_of_the_constraints():
+    """Written anew by `python -m tools.requirements` when a version changes."""
+    known, found = pins(), hashed(requirements.FILE)
+    for name, (requirement, hashes) in found.items():
+        assert requirement.specifier == known[name].specifier, name
+        assert hashes and all(re.fullmatch("sha256:[0-9a-f]{64}", one) for one in hashes), name
+    needed = {canonicalize_name(one.name) for one in dependencies(*requirements.EXTRAS)}
+    assert needed <= found.keys()
+    libraries = hashed(requirements.CUDA)
+    assert all(hashes for _, hashes in libraries.values()) and not libraries.keys() & found.keys()
+    for file in (requirements.FILE, requirements.CUDA):
+        assert "://" not in read(file)  # no index of anybody
+
+
+def test_the_tests_run_on_the_set_with_hashes():
+    text = read("Makefile")
+    assert "--no-deps --require-hashes" in text and f"-r {requirements.FILE}" in text
+    assert f"-r {requirements.CUDA}" in text
+
+
+def test_what_uv_wrote_is_split_by_what_needs_it(tmp_path):
+    wheel = tmp_path / "torch.whl"
+    wheel.write_bytes(b"1")
+    ours, cuda = requirements.split(
+        "a==1 \\\n    --hash=sha256:0\nnvidia-x==2 \\\n    --hash=sha256:1\n"
+    )
+    assert ours == ["a==1 \\\n    --hash=sha256:0"] and cuda == [
+        "nvidia-x==2 \\\n    --hash=sha256:1"
+    ]
+    added = requirements.with_wheels("torch==2", [wheel])
+    assert added.endswith(hashlib.sha256(b"1").hexdigest())
+    assert requirements.with_wheels("a==1", [wheel]) == "a==1"
+
+
+def test_ci_needs_no_root_where_programs_are_there(tmp_path):
+    """And says so where it can install nothing."""
+    (function,) = re.findall(r"^from_the_system\(\).*?^}$", read(".ci/run"), re.M | re.S)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name, body in {
+        "id": "echo 1000",
+        "sudo": "exit 1",
+        "apt-get": "exit 7",
+        "there": "",
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tools / name).chmod(0o755)
+
+    def run(program):
+        script = (
+            f"set -euo pipefail; work={tmp_path}\n{function}\nfrom_the_system a-package {program}"
+        )
+        environment = {"PATH": f"{tools}:/usr/bin:/bin"}
+        done = subprocess.run(
+            ["bash", "-c", script], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert run("there") == ""
+    assert "a-package is missing" in run("not-there") and "nor sudo" in run("not-there")
+    (tools / "sudo").write_text('#!/bin/sh\n[ "$1" = -n ] && shift\nexec "$@"\n')
+    assert "a-package was not installed" in run("not-there")
 
 
 @pytest.mark.parametrize("needed", dependencies() if (ROOT / "pyproject.toml").exists() else ())
