@@ -107,6 +107,8 @@ def test_a_run_on_a_file_is_trained_merged_and_loaded_by_transformers(file, tmp_
     assert sha256(file) in (run / "checkpoint/README.md").read_text()
     status, _ = kava("ask", run, "Ann has 4 pens. How many?", "--max-new-tokens", "2")
     assert status == 0
+    assert kava("export", run, "-o", tmp_path / "exported")[0] == 0
+    AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
     trained = Reasoner.from_pretrained(run)
     expected = trained.logits(torch.ones(1, 1, 32))
     trained.merge().save_pretrained(tmp_path / "merged")
