@@ -199,7 +199,9 @@ def test_pieces_take_turns_after_the_warm_up():
     order = []
     pieces = {name: lambda name=name: order.append(name) for name in "ab"}
     told = []
-    seconds = timing.time_interleaved(pieces, repeats=3, warm_up=2, device=CPU, told=told.append)
+    seconds = timing.time_interleaved(
+        pieces, repeats=3, warm_up=2, device=CPU, on_round=told.append
+    )
     assert order == ["a", "b"] * 5 and told == [1, 2, 3, 4, 5]
     assert [len(seconds[name]) for name in "ab"] == [3, 3]
 

@@ -627,8 +627,8 @@ def test_visitors_see_the_name_of_a_folder_and_not_its_path(tmp_path):
     folder = tmp_path / "private" / "mine"
     folder.mkdir(parents=True)
     thinker = tiny.reasoner("llama", "kava")
-    assert PageModel(thinker, str(folder)).told().name == "mine"
-    assert PageModel(thinker, "owner/name").told().name == "owner/name"
+    assert PageModel(thinker, str(folder)).describe().name == "mine"
+    assert PageModel(thinker, "owner/name").describe().name == "owner/name"
 
 
 # -- what the page does not need -----------------------------------------------------------------

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 #: How an interrupted command continues.
 RESUME = "if checkpoints were saved, continue from the last one with --resume"
-AGAIN = "run the same command again to continue"
+RUN_AGAIN = "run the same command again to continue"
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def main() -> None:
         )
         distributed.exit_process(2)
     except Preempted:
-        how = AGAIN if command == "sweep" else "continue with --resume"
+        how = RUN_AGAIN if command == "sweep" else "continue with --resume"
         distributed.print_error(f"kava: received SIGTERM; checkpoint saved; {how}")
         distributed.exit_process(128 + signal.SIGTERM)
 
@@ -81,7 +81,7 @@ def _hint(command: str | None) -> str:
     """Return how to continue an interrupted command; empty if it can only start again."""
     if command in ("train", "pretrain"):
         return RESUME
-    return AGAIN if command == "sweep" else ""
+    return RUN_AGAIN if command == "sweep" else ""
 
 
 if __name__ == "__main__":

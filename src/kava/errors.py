@@ -71,10 +71,10 @@ def install(extra: str) -> str:
 
 def out_of_memory(error: BaseException) -> str | None:
     """Return a message of one line if torch ran out of memory, or None for any other error."""
-    told = str(error).strip()
-    if not told or not any(sign in told for sign in _MEMORY):
+    message = str(error).strip()
+    if not message or not any(sign in message for sign in _MEMORY):
         return None
-    reason = shown(first_line(told, 400).rpartition("DefaultCPUAllocator: ")[2], 200)
+    reason = shown(first_line(message, 400).rpartition("DefaultCPUAllocator: ")[2], 200)
     return (
         f"out of memory: {reason}; lower train.micro_batch_size, eval.batch_size or --batch, "
         "or set train.gradient_checkpointing=true"

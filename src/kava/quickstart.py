@@ -188,8 +188,8 @@ def collect(plan: QuickstartPlan, task: str) -> list[dict[str, Any]]:
 
 def write_results(plan: QuickstartPlan, rows: list[dict[str, Any]]) -> None:
     """Write `result.json`, all metrics in one file, and two plots."""
-    told = {"length": plan.length, "seeds": list(plan.seeds), "rows": rows, **provenance()}
-    write_json(plan.folder / RESULT, told)
+    report = {"length": plan.length, "seeds": list(plan.seeds), "rows": rows, **provenance()}
+    write_json(plan.folder / RESULT, report)
     lines = (
         json.dumps({"method": method, **record}) + "\n"
         for method in plan.methods

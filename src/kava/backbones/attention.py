@@ -77,7 +77,7 @@ def record_queries(columns: slice) -> Iterator[QueryRecord]:
     record = QueryRecord(columns)
     token = _recording.set(record)
     try:
-        with _counted(1):
+        with _count_recorders(1):
             yield record
     finally:
         _recording.reset(token)
@@ -89,11 +89,11 @@ def replayed() -> AbstractContextManager[None]:
     While queries are recorded, torch.compile compiles another version of a layer, which saves other
     tensors for the backward pass. The recomputation must use the same version as the first run.
     """
-    return _counted(int(_recorders > 0))
+    return _count_recorders(int(_recorders > 0))
 
 
 @contextmanager
-def _counted(number: int) -> Iterator[None]:
+def _count_recorders(number: int) -> Iterator[None]:
     """Add `number` to the count of active recorders inside the `with` block."""
     global _recorders
     with _counting:
@@ -278,9 +278,9 @@ def capped_attention(
 
     blocks = [
         checkpoint(
-            block, part, key, value, seen, use_reentrant=False, preserve_rng_state=dropout > 0
+            block, part, key, value, part_mask, use_reentrant=False, preserve_rng_state=dropout > 0
         )
-        for part, seen in zip(query.split(ROWS, dim=2), mask.split(ROWS, dim=2), strict=True)
+        for part, part_mask in zip(query.split(ROWS, dim=2), mask.split(ROWS, dim=2), strict=True)
     ]
     return torch.cat(blocks, dim=1)
 

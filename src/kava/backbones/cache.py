@@ -75,9 +75,9 @@ def put(cache: DynamicCache, index: int, keys: Tensor, values: Tensor) -> None:
     layers = _layers(cache)
     while len(layers) <= index:
         layers.append(cast(Any, cache).layer_class_to_replicate())
-    held = layers[index]
-    held.lazy_initialization(keys, values)
-    held.keys, held.values = keys, values
+    stored_layer = layers[index]
+    stored_layer.lazy_initialization(keys, values)
+    stored_layer.keys, stored_layer.values = keys, values
 
 
 def crop(cache: DynamicCache, columns: int) -> DynamicCache:
@@ -226,10 +226,10 @@ def enable_shrinking(cache: DynamicCache, config: Any, layers: list[int]) -> lis
                 code="backbones.cache-layers",
                 key=type(old).__name__,
             )
-        held, new = layer(cache, i), ShrinkingLayer()
+        old_layer, new = layer(cache, i), ShrinkingLayer()
         cache.layers[i] = new
-        if held is not None:
-            new.update(*held)
+        if old_layer is not None:
+            new.update(*old_layer)
         shrinking.append(new)
     return shrinking
 

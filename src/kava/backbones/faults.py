@@ -120,7 +120,7 @@ def _check_shards(folder: Path) -> None:
             code="backbones.shard-missing",
             key=str(index),
         )
-    wrong = sorted(set(said.items()) ^ set(_held(folder, said.values())))
+    wrong = sorted(set(said.items()) ^ set(_weights_of_shards(folder, said.values())))
     if wrong:
         raise KavaError(
             f"{index}: does not belong to the parts in its folder: they differ in {len(wrong)} "
@@ -151,7 +151,7 @@ def _beside(index: Path, name: str) -> bool:
     return plain and (index.parent / name).is_file()
 
 
-def _held(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+def _weights_of_shards(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Return each weight that the shards hold, with the name of its shard."""
     for name in sorted(set(names)):
         try:

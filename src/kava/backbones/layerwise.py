@@ -45,7 +45,7 @@ def enable(model: PreTrainedModel, gradient_checkpointing: bool, compile: bool) 
     """
     if not (gradient_checkpointing or compile):
         return
-    run = _alone
+    run = _run_layer
     if compile:
         _check_compiler(model.device)
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VERSIONS)
@@ -69,10 +69,10 @@ def _in_its_place(
     """Replace a layer's `forward`: run it on its own cache, then update the shared cache."""
     forward = type(layer).forward
     given = dict(enumerate(inputs)) | named
-    held = [place for place, value in given.items() if cache.is_one(value)]
-    if not layer.training or not held:
+    caches = [place for place, value in given.items() if cache.is_one(value)]
+    if not layer.training or not caches:
         return forward(layer, *inputs, **named)
-    (place,) = held
+    (place,) = caches
     whole = given[place]
     before = cache.layer(whole, index) or (None, None)
     rest = [value for key, value in given.items() if isinstance(key, int) and key != place]
@@ -83,7 +83,7 @@ def _in_its_place(
     return output
 
 
-def _alone(
+def _run_layer(
     forward: Callable[..., Any],
     layer: nn.Module,
     place: int | str,

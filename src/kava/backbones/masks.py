@@ -67,10 +67,10 @@ def causal_mask(past: Tensor, mask: Tensor, window: int | None = None) -> Tensor
     n = mask.shape[1]
     own = torch.eye(n, dtype=torch.bool, device=mask.device)
     inside = (own.new_ones(n, n).tril() & mask[:, None, :]) | own
-    seen = torch.cat((past[:, None, :].expand(-1, n, -1), inside), dim=2)
+    visible = torch.cat((past[:, None, :].expand(-1, n, -1), inside), dim=2)
     if window is not None:
-        seen = seen & within_window(positions(past, mask), both_positions(past, mask), window)
-    return seen[:, None]
+        visible = visible & within_window(positions(past, mask), both_positions(past, mask), window)
+    return visible[:, None]
 
 
 def within_window(queries: Tensor, keys: Tensor, window: int) -> Tensor:

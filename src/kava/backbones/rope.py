@@ -91,8 +91,8 @@ def _turn(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     A model may rotate only the first features of a head; the others are unchanged.
     """
-    turned, half, rest = _parts(keys, cos)
-    return torch.cat((turned * cos[:, None].float() + half * sin[:, None].float(), rest), dim=-1)
+    rotary, half, rest = _parts(keys, cos)
+    return torch.cat((rotary * cos[:, None].float() + half * sin[:, None].float(), rest), dim=-1)
 
 
 def _turn_back(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -101,17 +101,17 @@ def _turn_back(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     The result is divided by cos^2 + sin^2, which is not 1 if a model scales its rotation.
     """
     cos, sin = cos[:, None].float(), sin[:, None].float()
-    turned, half, rest = _parts(keys, cos)
-    back = (turned * cos - half * sin) / (cos.square() + sin.square())
+    rotary, half, rest = _parts(keys, cos)
+    back = (rotary * cos - half * sin) / (cos.square() + sin.square())
     return torch.cat((back, rest), dim=-1)
 
 
 def _parts(keys: Tensor, cos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Split keys into the rotated features, these with their halves swapped, and the other ones."""
     size = cos.shape[-1]
-    turned, rest = keys[..., :size], keys[..., size:]
-    left, right = turned.chunk(2, dim=-1)
-    return turned, torch.cat((-right, left), dim=-1), rest
+    rotary, rest = keys[..., :size], keys[..., size:]
+    left, right = rotary.chunk(2, dim=-1)
+    return rotary, torch.cat((-right, left), dim=-1), rest
 
 
 @torch.no_grad()

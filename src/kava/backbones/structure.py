@@ -113,7 +113,7 @@ def extend(
     Args:
         kinds: the model's sliding windows, from `windows`.
     """
-    past, held = thought.attention_mask, cache.fork(thought.past_key_values)
+    past, kv_cache = thought.attention_mask, cache.fork(thought.past_key_values)
     dtype = attention.compute_dtype(embeds.dtype, embeds.device)
     copies = attention.mask_copies(model, embeds)
     with states_of_layers(model) if hidden_states else nullcontext() as states:
@@ -121,7 +121,7 @@ def extend(
             inputs_embeds=embeds,
             attention_mask=masks.layer_masks(past, mask, kinds, dtype, copies),
             position_ids=masks.positions(past, mask),
-            past_key_values=held,
+            past_key_values=kv_cache,
             use_cache=True,
         )
     if states is not None:

@@ -69,7 +69,7 @@ def bench_train(
         for name, training in trainings.items()
     }
     console.print(*_train_tables(rows))
-    told = {
+    report = {
         "what": "one optimiser step: forward, backward, clipping, AdamW; random weights and tokens",
         "shapes": {name: plan.shape or recipe.backbone for name, recipe in recipes.items()},
         "lengths": dataclasses.asdict(plan.lengths),
@@ -77,7 +77,7 @@ def bench_train(
         "matrix_flops_per_second": {name: round(rate) for name, rate in rates.items()},
         "rows": rows,
     }
-    return write_result(told, plan.output, console)
+    return write_result(report, plan.output, console)
 
 
 def bench_generate(
@@ -108,7 +108,7 @@ def bench_generate(
             record = one.record(seconds[f"{name} prefill"], seconds[name], rates[name])
             rows[name].append(record)
     console.print(*_generate_tables(rows))
-    told = {
+    report = {
         "what": "questions of one batch answered greedily; answers of a fixed length",
         "shapes": {name: r.identity["name"] for name, r in reasoners.items()},
         "lengths": dataclasses.asdict(plan.lengths),
@@ -116,7 +116,7 @@ def bench_generate(
         "matrix_flops_per_second": {name: round(rate) for name, rate in rates.items()},
         "rows": rows,
     }
-    return write_result(told, plan.output, console)
+    return write_result(report, plan.output, console)
 
 
 def recipe_paths(given: Sequence[str], console: Console) -> dict[str, str]:

@@ -74,8 +74,11 @@ class Generation:
             return None
         thought = self.think()
         # The model reads in sequence: the prompt, then each token except the last.
-        read, fed = thought.thought.attention_mask.sum(1), thought.prompt.shape[1]
-        answer = chain(fed, *[1] * (self.new_tokens - 1), after=read)
+        context_tokens, prompt_tokens = (
+            thought.thought.attention_mask.sum(1),
+            thought.prompt.shape[1],
+        )
+        answer = chain(prompt_tokens, *[1] * (self.new_tokens - 1), after=context_tokens)
         labels = self.new_tokens * len(lengths)
         whole = Work([*thinking.calls, *answer], labels, thinking.projected)
         if recipe.method == "cot":  # the question's last token is the prompt: counted once
@@ -102,7 +105,7 @@ class Generation:
         thought = self.think()
         columns = thought.thought.columns + thought.prompt.shape[1] + self.new_tokens - 1
         # For CoT, the prompt is the question's last token, cached only with the first new token.
-        held = cache.columns_in_bytes(thought.thought.past_key_values)
+        cache_bytes = cache.columns_in_bytes(thought.thought.past_key_values)
         return {
             "batch_size": rows,
             "generated_tokens": self.new_tokens,
@@ -119,7 +122,7 @@ class Generation:
             "flops_prefill_least": round(cost.of(least_prefill)) if least_prefill else None,
             "flops_over_least": round(counted / cost.of(least), 4) if least else None,
             "mfu": round(cost.of(least) / middle / rate, 4) if least else None,
-            "cache_bytes": round(held * columns / max(thought.thought.columns, 1)),
+            "cache_bytes": round(cache_bytes * columns / max(thought.thought.columns, 1)),
             "repeats": len(whole),
             "peak_memory": asdict(peak),
         }

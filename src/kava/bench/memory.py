@@ -52,21 +52,21 @@ class Living(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._held: set[int] = set()
+        self._live: set[int] = set()
 
     def hold(self, tensor: Tensor) -> None:
         """Count a tensor created before this mode was active, unless its storage is counted."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self._held:
+        if key in self._live:
             return
-        self._held.add(key)
+        self._live.add(key)
         weakref.finalize(storage, self._drop, key, size)
         self.now += size
         self.peak = max(self.peak, self.now)
 
     def _drop(self, key: int, size: int) -> None:
-        self._held.discard(key)
+        self._live.discard(key)
         self.now -= size
 
     def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

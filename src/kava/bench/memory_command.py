@@ -69,7 +69,7 @@ def bench_memory(
                 rows[name][size] = memory.count(recipe, on, lengths, size, device)
     console.print(terminal_table(_HEADINGS, _lines(rows)))
     print_text(console, LEFT_OUT)
-    told = {
+    report = {
         "what": f"bytes that one training step holds at its peak, as on {device}",
         "left_out": LEFT_OUT,
         "device": device,
@@ -81,7 +81,7 @@ def bench_memory(
             for name, by_size in rows.items()
         },
     }
-    return write_result(told, output, console)
+    return write_result(report, output, console)
 
 
 def _lines(rows: dict[str, dict[int, Memory]]) -> list[list[str]]:

@@ -20,7 +20,7 @@ def time_interleaved(
     repeats: int,
     warm_up: int,
     device: torch.device,
-    told: Callable[[int], None] = lambda _: None,
+    on_round: Callable[[int], None] = lambda _: None,
     before: Callable[[int], None] = lambda _: None,
 ) -> dict[str, list[float]]:
     """Return the seconds of each function, measured `repeats` times in interleaved rounds.
@@ -30,7 +30,7 @@ def time_interleaved(
 
     Args:
         warm_up: number of rounds before, which are not timed.
-        told: called with the number of finished rounds.
+        on_round: called with the number of finished rounds.
         before: called with the number of finished rounds before each round, which is not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in pieces}
@@ -43,7 +43,7 @@ def time_interleaved(
             synchronise(device)
             if done >= warm_up:
                 seconds[name].append(time.perf_counter() - begin)
-        told(done + 1)
+        on_round(done + 1)
     return seconds
 
 

@@ -96,7 +96,7 @@ class Training:
             counted = flops.count_flops(self.gradients)
         self.optimiser.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            seen = token_forwards(self.reasoner, without, float("inf"))
+            memory_traffic = token_forwards(self.reasoner, without, float("inf"))
         tokens = sum(
             int(batch[f"{part}_mask"].sum())
             for batch in self.micro_batches
@@ -105,7 +105,7 @@ class Training:
         return {
             "rows": sum(batch["question"].shape[0] for batch in without),
             "tokens": tokens,
-            "token_forwards": seen,
+            "token_forwards": memory_traffic,
             "token_forwards_least": sum(work.columns for work in works) if known else None,
             "flops": counted,
             "flops_least": round(least) if known else None,

@@ -75,7 +75,7 @@ def generate(
     """
     _check(split, count, form, min_steps, max_steps, max_value, distractors)
     rng = random.Random(f"{split}/{seed}")  # a string seed hashes the same on every machine
-    seen: set[str] = set()
+    questions: set[str] = set()
     examples = []
     for index in range(count):
         steps = min_steps + index % (max_steps - min_steps + 1)
@@ -85,14 +85,14 @@ def generate(
                 continue
             question, written = _word(rng, chain, form, max_value, distractors)
             # The few problems with one step occur in every split; their wording decides.
-            if question not in seen and (steps > 1 or _split_of(question) == split):
+            if question not in questions and (steps > 1 or _split_of(question) == split):
                 break
         else:
             raise ValueError(
-                f"the {split} split has only about {len(seen)} problems with {min_steps} to "
+                f"the {split} split has only about {len(questions)} problems with {min_steps} to "
                 f"{max_steps} steps and values up to {max_value}, fewer than the {count} requested"
             )
-        seen.add(question)
+        questions.add(question)
         answer = str(chain[-1].after)
         examples.append(Example(f"synthetic-{split}-{index}", question, written, answer))
     return examples
@@ -112,8 +112,8 @@ def vocabulary(max_value: int = 9) -> list[str]:
     signs = [".", "?", "<<", ">>", "+", "-", "*", "="]
     words = ["brought", "bring", "more", "fewer", "than", "and", "together"]
     words += ["twice", "as", "many", "How", "did"]
-    things = [noun(number, thing) for thing in THINGS for number in (1, 2)]
-    return [*signs, *map(str, range(1, max_value + 1)), *words, *DAYS, *NAMES, *things]
+    nouns = [noun(number, thing) for thing in THINGS for number in (1, 2)]
+    return [*signs, *map(str, range(1, max_value + 1)), *words, *DAYS, *NAMES, *nouns]
 
 
 def _check(split, count, form, min_steps, max_steps, max_value, distractors) -> None:
@@ -162,14 +162,14 @@ def _word(
 ) -> tuple[str, tuple[str, ...]]:
     """Put a problem into words; return the question and its chain of thought."""
     name, things = rng.choice(NAMES), rng.choice(THINGS)
-    start, asked = chain[0].before, DAYS[len(chain)]
+    start, last_day = chain[0].before, DAYS[len(chain)]
     week = list(chain)
     for _ in range(distractors):
         week.append(_draw_step(rng, week[-1].after, max_value))
     facts = [f"{DAYS[0]} brought {name} {start} {noun(start, things)}."]
     facts += [step.tell(DAYS[i + 1], DAYS[i]) for i, step in enumerate(week)]
-    told = [facts[i] for i in _order(rng, len(chain) + 1, distractors)]
-    question = " ".join([*told, f"How many {things} did {asked} bring {name}?"])
+    facts_in_order = [facts[i] for i in _order(rng, len(chain) + 1, distractors)]
+    question = " ".join([*facts_in_order, f"How many {things} did {last_day} bring {name}?"])
     if form == "equation":
         return question, tuple(f"<<{step.equation}>>" for step in chain)
     if form == "sentences":
@@ -189,6 +189,6 @@ def _order(rng: random.Random, needed: int, spare: int) -> list[int]:
     order = list(range(needed + spare))
     while True:
         rng.shuffle(order)
-        told = [i for i in order if i < needed]
-        if needed < 3 or told != sorted(told):  # a single step may be told in either order
+        in_chain = [i for i in order if i < needed]
+        if needed < 3 or in_chain != sorted(in_chain):  # a single step may be told in either order
             return order

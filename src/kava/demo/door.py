@@ -121,10 +121,10 @@ def check_data(body: bytes) -> None:
         Closed: a value is a list or an object, or the body is not in gradio's format.
     """
     try:
-        asked = json.loads(body)  # parsed as FastAPI parses it
+        request = json.loads(body)  # parsed as FastAPI parses it
     except (ValueError, RecursionError):
         raise Closed(400, "the body is not valid JSON") from None
-    data = asked.get("data") if isinstance(asked, dict) else None
+    data = request.get("data") if isinstance(request, dict) else None
     if not isinstance(data, list):
         raise Closed(400, 'the body must be an object with a list as "data"')
     for i, value in enumerate(data):

@@ -21,11 +21,11 @@ def as_it_happens(work: Callable[[Callable[[T], None]], None]) -> Iterator[T]:
     between two items, so displaying an item takes no time from it. An exception in `work` is raised
     here. If the generator is closed, `work` ends at its next call of `tell`.
     """
-    told: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     go_on, left = threading.Semaphore(0), threading.Event()
 
     def tell(item: T) -> None:
-        told.put(("item", item))
+        events.put(("item", item))
         go_on.acquire()
         if left.is_set():
             raise _Left
@@ -36,15 +36,15 @@ def as_it_happens(work: Callable[[Callable[[T], None]], None]) -> Iterator[T]:
         except _Left:
             pass
         except BaseException as error:
-            told.put(("error", error))
+            events.put(("error", error))
         else:
-            told.put(("end", None))
+            events.put(("end", None))
 
     thread = threading.Thread(target=run, name="kava-demo", daemon=True)
     thread.start()
     try:
         while True:
-            kind, value = told.get()
+            kind, value = events.get()
             if kind == "end":
                 return
             if kind == "error":

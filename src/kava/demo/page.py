@@ -43,19 +43,19 @@ class PageModel:
         folder = Path(self.name)
         return folder.resolve().name if folder.is_dir() else self.name
 
-    def told(
+    def describe(
         self, num_latents: int | None = None, num_iterations: int | None = None
-    ) -> panels.Told:
+    ) -> panels.ModelText:
         """Return the model's description with this M and T; None stands for the recipe's value."""
         reasoner, method = self.reasoner, self.reasoner.recipe.method
         if not reasoner.method.uses_latents:
-            return panels.Told(self.label, f"{method}, no latents")
+            return panels.ModelText(self.label, f"{method}, no latents")
         latents = num_latents or reasoner.recipe.num_latents
         size = f"{method}, {_count(latents, 'latent')}"
         if reasoner.method.iterates:
             chosen = reasoner.recipe.num_iterations if num_iterations is None else num_iterations
             size += f", {_count(chosen, 'iteration')}"
-        return panels.Told(self.label, size)
+        return panels.ModelText(self.label, size)
 
 
 class Demo:
@@ -127,7 +127,7 @@ class Demo:
         before: str = panels.NOTHING,
     ) -> str:
         """Return the card of the model that writes its chain of thought."""
-        return panels.answer_card("Written steps", self.writer.told(), progress, gold, before)
+        return panels.answer_card("Written steps", self.writer.describe(), progress, gold, before)
 
     def think_card(
         self,
@@ -139,8 +139,8 @@ class Demo:
     ) -> str:
         """Return the card of the model that reasons in latents, with this M and T."""
         title = "Latent tokens" if self.latents else "The other model"
-        told = self.thinker.told(num_latents, num_iterations)
-        return panels.answer_card(title, told, progress, gold, before)
+        status = self.thinker.describe(num_latents, num_iterations)
+        return panels.answer_card(title, status, progress, gold, before)
 
     @property
     def lead(self) -> str:
@@ -196,14 +196,14 @@ def build(demo: Demo) -> gr.Blocks:
             picked = _picker(demo.pick)
             latents = _slider(demo.latents, "Latents (M)", "latents")
             iterations = _slider(demo.iterations, "Iterations (T)", "iterations")
-            asked = gr.Button("Ask", variant="primary", elem_id="ask", min_width=120, scale=0)
+            ask_button = gr.Button("Ask", variant="primary", elem_id="ask", min_width=120, scale=0)
         costs = _html("", "costs")
         with gr.Row(equal_height=True):
             written = _html(demo.write_card(), "written")
             thought = _html(demo.think_card(), "thought")
         decoded = _html(demo.latents_card(), "decoded")
         gr.on(
-            [asked.click, question.submit],
+            [ask_button.click, question.submit],
             demo.ask,
             [question, latents, iterations],
             [costs, written, thought, decoded],

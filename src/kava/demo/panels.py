@@ -16,7 +16,7 @@ NOTHING = "Nothing yet."
 
 
 @dataclass(frozen=True)
-class Told:
+class ModelText:
     """What is known about a model before it answers.
 
     name: a folder, or a name on the Hub.
@@ -29,7 +29,7 @@ class Told:
 
 def answer_card(
     title: str,
-    told: Told,
+    model: ModelText,
     progress: AnswerProgress | None = None,
     gold: str | None = None,
     before: str = NOTHING,
@@ -40,7 +40,7 @@ def answer_card(
         gold: the correct answer, if it is known.
         before: text shown while there is no progress yet.
     """
-    about = _soft(f"{told.name}: {told.size}")
+    about = _soft(f"{model.name}: {model.size}")
     if progress is None:
         return _card(title, about + _soft(before))
     written, answer = split_at_marker(progress.text)
@@ -52,16 +52,16 @@ def answer_card(
     )
 
 
-def comparison(asked: AnswerProgress, written: AnswerProgress) -> str:
+def comparison(latent: AnswerProgress, written: AnswerProgress) -> str:
     """Return a line that compares the cost of both models' answers.
 
     Args:
-        asked: the answer of the model whose latents are shown.
+        latent: the answer of the model whose latents are shown.
         written: the answer of the model that writes its chain of thought.
     """
     return (
-        f'<p class="costs" role="status"><b>{asked.forward_passes}</b> forward passes and '
-        f"<b>{_time(asked.seconds)}</b>, beside <b>{written.forward_passes}</b> and "
+        f'<p class="costs" role="status"><b>{latent.forward_passes}</b> forward passes and '
+        f"<b>{_time(latent.seconds)}</b>, beside <b>{written.forward_passes}</b> and "
         f"<b>{_time(written.seconds)}</b> of the model that writes its steps.</p>"
     )
 

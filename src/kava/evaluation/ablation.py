@@ -312,18 +312,19 @@ def _check_folder(folder: Path, task: str) -> None:
     if not file.is_file():
         return
     try:
-        there = json.loads(file.read_text(encoding="utf-8"))["task"]
+        saved_task = json.loads(file.read_text(encoding="utf-8"))["task"]
     except (ValueError, KeyError, TypeError):
         raise KavaError(
             f"{file}: not the result of an ablation; choose another folder with -o",
             code="evaluation.not-a-result",
             key=str(file),
         ) from None
-    if there != task:
+    if saved_task != task:
         raise KavaError(
-            f"{file} is the result of task '{there}'; choose another folder for '{task}' with -o",
+            f"{file} is the result of task '{saved_task}'; choose another folder for '{task}' "
+            "with -o",
             code="evaluation.other-task",
-            key=there,
+            key=saved_task,
         )
 
 

@@ -140,9 +140,9 @@ def _read(file: Path, rule: str) -> dict[str, dict[str, Any]]:
                 key=rule,
             )
         if not isinstance(correct[rule], bool):
-            told = repr(correct[rule])[:60]
+            value = repr(correct[rule])[:60]
             raise KavaError(
-                f"{where}: '{rule}' in 'correct' must be true or false, not {told}",
+                f"{where}: '{rule}' in 'correct' must be true or false, not {value}",
                 code="evaluation.not-a-verdict",
                 key=rule,
             )

@@ -118,11 +118,11 @@ def shuffled(scene: Scene) -> KeyValues:
     order = torch.tensor([another_order(places.shape[1], draw) for draw in scene.draws])
     order = order.to(places.device)
     index = order[:, None, :, None]
-    taken = [
+    permutation = [
         tuple(states.take_along_dim(index, dim=2) for states in pair)
         for pair in scene.own.key_values
     ]
-    return rope.reposition_keys(scene.model, taken, places.gather(1, order), places)
+    return rope.reposition_keys(scene.model, permutation, places.gather(1, order), places)
 
 
 def swapped(scene: Scene) -> KeyValues:

@@ -117,10 +117,10 @@ def evaluate(
     summary["peak_memory"] = asdict(peak)
     if timed_alone:
         signals.stop_if_asked()
-        alone = [e.question for e in examples[:timed_alone]]
-        timed = partial(time_alone, reasoner, alone, max_new_tokens, num_iterations)
+        questions = [e.question for e in examples[:timed_alone]]
+        timed = partial(time_alone, reasoner, questions, max_new_tokens, num_iterations)
         summary["ms_per_question"] = distributed.on_main_rank(timed)
-        summary["ms_per_question_n"] = len(alone)
+        summary["ms_per_question_n"] = len(questions)
     reasoner.train(training)
     return EvaluationResult(predictions, summary)
 

@@ -128,7 +128,7 @@ def measure_slices(
         questions whose own answer differs from that of their partner; `n_right` those that are
         answered correctly with all latents.
     """
-    said = {name: [_said(answer.text) for answer in given] for name, given in answers.items()}
+    said = {name: [_answer_of(answer.text) for answer in given] for name, given in answers.items()}
     own = said["as_they_are"]
     pairs = [i for i, partner in enumerate(partner_of) if own[i] != own[partner]]
     correct = [i for i, hit in enumerate(right["as_they_are"]) if hit]
@@ -162,7 +162,7 @@ def _passes(sufficiency: Any, selectivity: Any, necessity: Any) -> bool:
     return sufficiency >= SUFFICIENT and selectivity <= SELECTIVE and necessity >= NECESSARY
 
 
-def _said(text: str) -> Any:
+def _answer_of(text: str) -> Any:
     """Return what an answer says: the number after its last marker, or else its text."""
     number = read_number(after_marker(text) or "")
     return text if number is None else number

@@ -254,8 +254,8 @@ class _Rows:
         self.mask = torch.cat((self.mask, new), dim=1)
         self.counts = [a + b for a, b in zip(self.counts, new.sum(1).tolist(), strict=True)]
         self.observed = torch.cat((self.observed, new[:, -window:]), dim=1)[:, -window:]
-        for layer, held in self.layers.items():
-            if layer not in record.queries or held.keys.shape[2] != self.mask.shape[1]:
+        for layer, layer_cache in self.layers.items():
+            if layer not in record.queries or layer_cache.keys.shape[2] != self.mask.shape[1]:
                 raise KavaError(
                     "compressed: this model's attention does not pass through transformers' "
                     "attention interface and cache; it cannot be compressed while decoding",
@@ -318,14 +318,14 @@ class _Compressor:
         full = all(count == rows.mask.shape[1] for count in rows.counts)
         no_mask = full and new.shape[1] == 1 and bool(new.all())
         dtype = compute_dtype(self.dtype, inputs.device)
-        held = None if no_mask else masks.additive(masks.causal_mask(rows.mask, new), dtype)
+        cache_mask = None if no_mask else masks.additive(masks.causal_mask(rows.mask, new), dtype)
         if len(self.layers) == self.config.num_hidden_layers:
-            return held
+            return cache_mask
         embeds = torch.empty(*inputs.shape[:2], 0, dtype=dtype, device=inputs.device)
         by_kind = create_masks_for_generate(
             self.config, embeds, call.get("attention_mask"), call["past_key_values"]
         )
-        return {**by_kind, "full_attention": held}
+        return {**by_kind, "full_attention": cache_mask}
 
     @torch.no_grad()
     def compress(self, rows: _Rows) -> None:
@@ -343,16 +343,16 @@ class _Compressor:
         order = rows.mask.int().argsort(dim=1, stable=True)
         chosen = torch.tensor(full, device=device)
         real = rows.mask.gather(1, order)[chosen, -longest:]
-        for layer, held in rows.layers.items():
-            heads = held.keys.shape[1]
+        for layer, layer_cache in rows.layers.items():
+            heads = layer_cache.keys.shape[1]
             columns = order[chosen, None, -longest:].expand(-1, heads, -1)
             scored = self.eviction_inputs(
-                rows, layer, chosen, gather(held.keys[chosen], columns), real
+                rows, layer, chosen, gather(layer_cache.keys[chosen], columns), real
             )
             kept, _ = self.plan.eviction.keep(scored, budget)
             index = order[:, None, -width:].repeat(1, heads, 1)
             index[chosen, :, -budget:] = columns.gather(2, kept)
-            held.hold(gather(held.keys, index), gather(held.values, index))
+            layer_cache.hold(gather(layer_cache.keys, index), gather(layer_cache.values, index))
         counts = torch.tensor(rows.counts, device=device)
         rows.mask = torch.arange(width, device=device) >= width - counts[:, None]
         rows.compressed = True

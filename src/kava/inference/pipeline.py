@@ -245,8 +245,8 @@ def _is_text(part: Any) -> bool:
 def _joined(given: str | Chat, text: str, full: bool) -> Any:
     if not full:
         return text
-    return f"{given} {text}" if isinstance(given, str) else [*given, _said(text)]
+    return f"{given} {text}" if isinstance(given, str) else [*given, _assistant_message(text)]
 
 
-def _said(text: str) -> dict[str, str]:
+def _assistant_message(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}

@@ -97,5 +97,5 @@ def _weights(
     logits = grouped_logits(
         record.queries[layer], keys, scaling=record.scaling[layer], softcap=record.softcap[layer]
     )
-    seen = masks.causal_mask(past, mask, record.window[layer])[:, :, rows]
-    return masked_softmax(logits, seen[:, :, None])[0].flatten(0, 1)
+    visible = masks.causal_mask(past, mask, record.window[layer])[:, :, rows]
+    return masked_softmax(logits, visible[:, :, None])[0].flatten(0, 1)

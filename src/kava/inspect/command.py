@@ -26,7 +26,7 @@ from kava.system.text import check_text
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExampleToInspect:
     """A question, with its steps and answer if known; `row` is the id of the example it is from."""
 
     question: str
@@ -66,28 +66,30 @@ def inspect(
     """
     check(question, steps, answer, rows)
     reasoner = open_reasoner(run, backbone, revision=revision)
-    asked = Asked(question, steps, answer) if question is not None else find(reasoner, rows)
-    file = output or default_file(run, asked.question)
+    example = (
+        ExampleToInspect(question, steps, answer) if question is not None else find(reasoner, rows)
+    )
+    file = output or default_file(run, example.question)
     # Without -o the page is written into a subfolder of the run's folder.
     below = file.parent if output else file.parent.parent
     in_the_way(file, below)
     if as_json:
         in_the_way(as_json)
-    seen = look(
+    record = look(
         reasoner,
-        asked.question,
-        asked.steps,
-        asked.answer,
-        row=asked.row,
+        example.question,
+        example.steps,
+        example.answer,
+        row=example.row,
         num_iterations=num_iterations,
         max_new_tokens=max_new_tokens,
         run=run,
     )
-    show(seen, console)
+    show(record, console)
     console.print()
-    write(file, page(seen), "page", console, below)
+    write(file, page(record), "page", console, below)
     if as_json:
-        write(as_json, dump(seen), "numbers", console)
+        write(as_json, dump(record), "numbers", console)
     return file
 
 
@@ -126,7 +128,7 @@ def check(
         check_text(step, f"inspect: step {number}")
 
 
-def find(reasoner: Reasoner, rows: RowChoice) -> Asked:
+def find(reasoner: Reasoner, rows: RowChoice) -> ExampleToInspect:
     """Return the example with the given id.
 
     Raises:
@@ -139,7 +141,7 @@ def find(reasoner: Reasoner, rows: RowChoice) -> Asked:
         examples = load_file(rows.file)
     for example in examples:
         if example.id == rows.id:
-            return Asked(example.question, example.steps, example.answer, example.id)
+            return ExampleToInspect(example.question, example.steps, example.answer, example.id)
     source = rows.task or rows.file
     known = [example.id for example in examples]
     if len(known) > 20:  # too many to be listed
@@ -197,10 +199,10 @@ def write(file: Path, text: str, what: str, console: Console, below: Path | None
     console.print(f"{what}: {file}{replaced}", highlight=False, markup=False)
 
 
-def dump(seen: Look) -> str:
+def dump(record: Look) -> str:
     """Return all numbers as JSON."""
     return (
-        json.dumps({"kava inspect": 1, **seen.tree()}, ensure_ascii=False, allow_nan=False) + "\n"
+        json.dumps({"kava inspect": 1, **record.tree()}, ensure_ascii=False, allow_nan=False) + "\n"
     )
 
 

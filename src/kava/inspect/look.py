@@ -113,8 +113,8 @@ def look(
     encoded = reasoner.encoder.question(question)
     context_window.check(reasoner, [encoded])
     ids = torch.tensor([encoded], device=reasoner.device)
-    asked = {"question": ids, "question_mask": torch.ones_like(ids, dtype=torch.bool)}
-    context = prefill_question(reasoner, asked)
+    question_batch = {"question": ids, "question_mask": torch.ones_like(ids, dtype=torch.bool)}
+    context = prefill_question(reasoner, question_batch)
     state = method.latents(
         reasoner, context[0], eot_suffix(reasoner, context[0]), iterations, keep_all=True
     )
@@ -125,8 +125,8 @@ def look(
     batch = batching.to_device(batch, reasoner.device)
     teacher = teacher_forward(reasoner, context, batch, queries=True)
     written = new[:, : int((new != reasoner.tokenizer.eos_token_id).sum())]
-    said = thinking.text(reasoner.tokenizer, 0, written[0].tolist())
-    text = said.removeprefix(thinking.prompt_text or "").strip()
+    prompt = thinking.text(reasoner.tokenizer, 0, written[0].tolist())
+    text = prompt.removeprefix(thinking.prompt_text or "").strip()
     shapes = reasoner.cache_shapes()
     compared, kept = compression(reasoner, batch, teacher, state)
     return Look(
@@ -143,7 +143,7 @@ def look(
         question=question,
         answer=text,
         gold=answer,
-        right=None if answer is None else numeric(said, answer) or string(said, answer),
+        right=None if answer is None else numeric(prompt, answer) or string(prompt, answer),
         trace=trace,
         decoded=decode_passes(reasoner, state),
         movement=movement(state.inputs) if method.iterates else _one_at_a_time(reasoner),

@@ -102,9 +102,9 @@ def _similarity(similar: Similarity, console: Console) -> None:
 
 def _kept(kept: KeptTokens, console: Console) -> None:
     """Print each head's kept tokens; with many heads, those that most heads of a layer keep."""
-    held = [[set(head) - {None} for head in layer] for layer in kept.columns]
-    many = sum(map(len, held)) > MANY_HEADS
-    for number, heads in enumerate(held, start=1):
+    kept_columns = [[set(head) - {None} for head in layer] for layer in kept.columns]
+    many = sum(map(len, kept_columns)) > MANY_HEADS
+    for number, heads in enumerate(kept_columns, start=1):
         if many:
             votes = [sum(column in head for head in heads) for column in range(len(kept.tokens))]
             most = [column for column, count in enumerate(votes) if 2 * count > len(heads)]
@@ -112,7 +112,7 @@ def _kept(kept: KeptTokens, console: Console) -> None:
             continue
         for head, columns in enumerate(heads, start=1):
             console.print(_line(f"layer {number:2d} head {head:2d}  ", kept, columns))
-    full = all(len(head) == len(kept.tokens) for layer in held for head in layer)
+    full = all(len(head) == len(kept.tokens) for layer in kept_columns for head in layer)
     slots = f"{kept.blocks} x {kept.budget}" if kept.blocks > 1 else str(kept.budget)
     _say(
         console,

@@ -71,16 +71,16 @@ def find_trace(
             key="steps",
         )
     if steps is None:
-        source, (steps, answer, told) = "written", _write(reasoner, question, max_new_tokens)
+        source, (steps, answer, note) = "written", _write(reasoner, question, max_new_tokens)
     else:
         steps, source = list(steps), "row" if row else "given"
-        told = f"Steps and answer are those of row {row}." if row else "The steps were given."
+        note = f"Steps and answer are those of row {row}." if row else "The steps were given."
     drops = source != "written" and reasoner.recipe.drop_last_step
     encoder = Encoder(reasoner.tokenizer, drop_last_step=drops)
     encoded = encoder.row(Example("asked", question, tuple(steps), answer or ""))
     if answer is None:
         answer = _ask(reasoner, context, encoded.steps, max_new_tokens)
-        told += " The answer is what the model says after reading them."
+        note += " The answer is what the model says after reading them."
         encoded = encoder.row(Example("asked", question, tuple(steps), answer))
     if not answer:
         encoded = replace(encoded, answer=[*encoder.prompt, reasoner.tokenizer.eos_token_id])
@@ -94,8 +94,8 @@ def find_trace(
             key="max_new_tokens" if source == "written" else "steps",
         )
     if drops and steps:
-        told += " The last step is dropped, as in training (drop_last_step)."
-    return Trace(source, told, list(steps), max(len(steps) - drops, 0), answer), encoded
+        note += " The last step is dropped, as in training (drop_last_step)."
+    return Trace(source, note, list(steps), max(len(steps) - drops, 0), answer), encoded
 
 
 def split_steps(text: str) -> list[str]:
@@ -108,13 +108,13 @@ def _write(reasoner: Reasoner, question: str, most: int) -> tuple[list[str], str
     """Return steps, answer and a description; the model writes them greedily after Q, no <bot>."""
     ids = torch.tensor([reasoner.encoder.question(question)], device=reasoner.device)
     text = _text(reasoner, begin_writing(reasoner, ids, torch.ones_like(ids) > 0), most)
-    told = "No steps were given, so the model wrote them itself (greedily, without <bot>)."
+    note = "No steps were given, so the model wrote them itself (greedily, without <bot>)."
     if reasoner.recipe.drop_last_step:
-        told += " It learned to leave the last one out (drop_last_step)."
+        note += " It learned to leave the last one out (drop_last_step)."
     written, answer = split_at_marker(text)
     if answer is None:
-        told += f' It did not get to "{ANSWER_PROMPT}" within {most} tokens.'
-    return split_steps(written), answer, told
+        note += f' It did not get to "{ANSWER_PROMPT}" within {most} tokens.'
+    return split_steps(written), answer, note
 
 
 def _ask(reasoner: Reasoner, context: Thought, steps: list[int], most: int) -> str:

@@ -103,9 +103,9 @@ class KavaLM(LM):
             contexts = [request.args[0] for request in group]
             thinking = self.reasoner.think(contexts, self.num_iterations)
             answers = self.reasoner.answer(thinking, longest)
-            fed = len(thinking.prompt_text or "")
+            prompt_length = len(thinking.prompt_text or "")
             return [
-                _before(found.text, request.args[1].get("until"), fed)
+                _before(found.text, request.args[1].get("until"), prompt_length)
                 for request, found in zip(group, answers, strict=True)
             ]
 

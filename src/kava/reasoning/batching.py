@@ -92,7 +92,7 @@ class Encoder:
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
         """Tokenize examples: question, chain of thought and answer of each."""
-        texts = [[*map(_spaced, self._kept(e))] for e in examples]
+        texts = [[*map(_spaced, self._steps_in_use(e))] for e in examples]
         traces = self._parts(texts)
         answers = self._answers([" " + e.answer for e in examples])
         questions = self.questions([e.question for e in examples])
@@ -131,7 +131,7 @@ class Encoder:
             return [whole_text.split(parts, ids) for parts in texts]
         return [[ids[part] for part in parts] for parts in texts]
 
-    def _kept(self, example: Example) -> tuple[str, ...]:
+    def _steps_in_use(self, example: Example) -> tuple[str, ...]:
         return example.steps[:-1] if self.drop_last_step else example.steps
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:

@@ -99,7 +99,7 @@ def write(reasoner: ReasonerBase, folder: Path, weights: dict[str, Tensor] | Non
     save_file(own, folder / "kava.safetensors")
     with no_bars():
         if reasoner.recipe.adapter == "lora":
-            found = _below("backbone.", weights)
+            found = _without_prefix("backbone.", weights)
             reasoner.backbone.save_pretrained(folder / "adapter", state_dict=found)
             _tidy(folder / "adapter", reasoner.identity["name"])
         else:
@@ -135,16 +135,19 @@ def _tidy(adapter: Path, backbone: str) -> None:
     """
     (adapter / "README.md").unlink(missing_ok=True)  # peft's model card template, never filled in
     file = adapter / "adapter_config.json"
-    told = {**json.loads(file.read_text(encoding="utf-8")), "base_model_name_or_path": backbone}
-    write_whole(file, json.dumps(told, indent=2) + "\n")
+    adapter_config = {
+        **json.loads(file.read_text(encoding="utf-8")),
+        "base_model_name_or_path": backbone,
+    }
+    write_whole(file, json.dumps(adapter_config, indent=2) + "\n")
 
 
 def save_lm(reasoner: ReasonerBase, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
     """Save the language model in the format of transformers; for `weights` see `write`."""
-    reasoner.lm.save_pretrained(folder, state_dict=_below("backbone.", weights))
+    reasoner.lm.save_pretrained(folder, state_dict=_without_prefix("backbone.", weights))
 
 
-def _below(prefix: str, weights: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+def _without_prefix(prefix: str, weights: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
     """Return the weights whose names begin with `prefix`, by their names without it."""
     if weights is None:
         return None
@@ -181,8 +184,8 @@ def _describe_in(
             key=str(folder),
         ) from None
     write_whole(folder / "README.md", text, below)
-    told = {**description, "record": record}
-    write_whole(folder / "kava.json", json.dumps(told, indent=1) + "\n", below)
+    document = {**description, "record": record}
+    write_whole(folder / "kava.json", json.dumps(document, indent=1) + "\n", below)
 
 
 def remember(folder: Path, record: dict[str, Any]) -> None:

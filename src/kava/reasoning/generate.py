@@ -120,7 +120,7 @@ def continue_thought(
         # generate() measures a sliding window in columns, so the cache must have no holes.
         thought = thought.pack()
     mask = torch.cat((thought.attention_mask, torch.ones_like(prompt, dtype=torch.bool)), 1)
-    left = _left(reasoner, mask, max_new_tokens)
+    left = _new_tokens_left(reasoner, mask, max_new_tokens)
     fields = GenerationConfig().to_dict()
     settings = {key: value for key, value in options.items() if key in fields}
     others = {key: value for key, value in options.items() if key not in fields}
@@ -177,7 +177,7 @@ def continue_thought(
     return ends.found(new[:, prompt.shape[1] :])
 
 
-def _left(reasoner: ReasonerBase, mask: Tensor, max_new_tokens: int) -> list[int]:
+def _new_tokens_left(reasoner: ReasonerBase, mask: Tensor, max_new_tokens: int) -> list[int]:
     """Return the maximum number of new tokens of each row.
 
     This is `max_new_tokens`, or less if the backbone does not have enough positions.

@@ -52,14 +52,14 @@ def card(
 
 def _head(recipe: Recipe, identity: dict[str, Any]) -> str:
     """Return the YAML metadata of the card, in the format of the Hub."""
-    told: dict[str, Any] = {
+    front_matter: dict[str, Any] = {
         "library_name": "kava",
         "pipeline_tag": "text-generation",
         "tags": ["kava", "latent-reasoning", recipe.method],
     }
     if identity.get("revision"):  # only a name on the Hub has one; else it is a local folder
-        told["base_model"] = _line(identity["name"])
-    return f"---\n{yaml.safe_dump(told, sort_keys=False, width=float('inf'))}---"
+        front_matter["base_model"] = _line(identity["name"])
+    return f"---\n{yaml.safe_dump(front_matter, sort_keys=False, width=float('inf'))}---"
 
 
 def _what(recipe: Recipe) -> str:
@@ -94,8 +94,8 @@ def _origin(
         ("training rows", _rows(recipe.data.train, record.get("data", {}).get("train"))),
     ]
     if recipe.data.validation:
-        told = record.get("data", {}).get("validation")
-        lines.append(("validation rows", _rows(recipe.data.validation, told)))
+        validation = record.get("data", {}).get("validation")
+        lines.append(("validation rows", _rows(recipe.data.validation, validation)))
     lines.append(("seed", str(recipe.seed)))
     for key, words in (
         ("steps", "steps"), ("train_seconds", "seconds of training"),
@@ -108,8 +108,8 @@ def _origin(
             lines.append((words, _code(text) if key in ("command", "commit") else _text(text)))
     versions = record.get("versions", {})
     if versions:
-        told = ", ".join(f"{k} {v}" for k, v in versions.items())
-        lines.append(("versions", _text(told)))
+        validation = ", ".join(f"{k} {v}" for k, v in versions.items())
+        lines.append(("versions", _text(validation)))
     if "steps" not in record:
         lines.append(("state", "saved before the end of its training"))
     return lines
@@ -132,8 +132,8 @@ def _adapter(recipe: Recipe, merged: bool) -> str:
         return "none: all weights were trained"
     lora = recipe.lora
     targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets or ())
-    told = f"LoRA r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout} on {_text(targets)}"
-    return f"{told}; merged into the backbone" if merged else told
+    description = f"LoRA r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout} on {_text(targets)}"
+    return f"{description}; merged into the backbone" if merged else description
 
 
 def _rows(name: str, told: dict[str, Any] | None) -> str:
@@ -150,7 +150,7 @@ def _scores(record: dict[str, Any]) -> str:
     lines = []
     for task, score in record.get("scores", {}).items():
         rules = ", ".join(f"{k} {v}" for k, v in score.get("accuracy_by_rule", {}).items())
-        told = (
+        rows = (
             f"{task} (version {score['version']}, {score['split']})",
             f"{score['accuracy']} ± {round(score['accuracy_se'], 2)}",
             f"{score['n']:,}",
@@ -158,19 +158,19 @@ def _scores(record: dict[str, Any]) -> str:
             rules,
             score["forward_passes"],
         )
-        lines.append(list(map(_text, told)))
+        lines.append(list(map(_text, rows)))
     accuracy = record.get("validation_accuracy")
     if accuracy is not None:
         of = f"{_text(accuracy)} % of {_text(record['validation_n'])}"
-        told = f"Validation rows, during training: {of}."
+        rows = f"Validation rows, during training: {of}."
     else:
-        told = "No validation rows."
+        rows = "No validation rows."
     if not lines:
-        return f"No task was scored yet (`kava eval`). {told}"
+        return f"No task was scored yet (`kava eval`). {rows}"
     headings = ("task", "accuracy (%)", "n", "rule", "by rule", "forward passes")
     table = markdown_table(headings, lines, left=(0, 3, 4))
     note = "± is one standard error of one training; greedy decoding."
-    return f"{table}\n\n{note} {told}"
+    return f"{table}\n\n{note} {rows}"
 
 
 def _line(value: Any) -> str:

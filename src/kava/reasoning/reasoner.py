@@ -95,7 +95,7 @@ class Reasoner(ReasonerBase):
     def _on(cls, recipe: Recipe, device: str | torch.device, dtype: torch.dtype) -> Reasoner:
         torch.manual_seed(recipe.seed)
         model, tokenizer, identity = load_backbone(recipe.backbone, recipe.revision, dtype)
-        return cls(_moved(model, device), tokenizer, recipe, identity)
+        return cls(_to_device(model, device), tokenizer, recipe, identity)
 
     @classmethod
     def from_pretrained(
@@ -140,7 +140,7 @@ class Reasoner(ReasonerBase):
         else:
             dtype = wanted or loading.choose_dtype(saved.recipe, device)
             model = _load_backbone_of(saved, backbone, dtype)
-        reasoner = cls(_moved(model, device), saved.tokenizer, saved.recipe, saved.identity)
+        reasoner = cls(_to_device(model, device), saved.tokenizer, saved.recipe, saved.identity)
         checkpoint.load_added(reasoner, saved.folder, saved.exported)
         reasoner.record, reasoner.merged = saved.record, saved.merged
         reasoner.follows_training = wanted is not torch.float32
@@ -383,7 +383,7 @@ class Reasoner(ReasonerBase):
                 the backbone's positions (`kava.reasoning.context_window`); or `num_iterations` is
                 not a whole number, or is given for a method that does not iterate.
         """
-        return self.think_about(self.encoder.questions(_checked(questions)), num_iterations)
+        return self.think_about(self.encoder.questions(_check_questions(questions)), num_iterations)
 
     @torch.no_grad()
     def think_about(
@@ -449,7 +449,7 @@ class Reasoner(ReasonerBase):
             )
         if num_iterations is not None:
             self.check_iterations(num_iterations)
-        (ids,) = self.encoder.questions(_checked(question))
+        (ids,) = self.encoder.questions(_check_questions(question))
         context_window.check(self, [ids])
         tokens = torch.tensor([ids], device=self.device)
         mask = torch.ones_like(tokens, dtype=torch.bool)
@@ -528,7 +528,7 @@ class Reasoner(ReasonerBase):
         return ((ended - (ids == self.tokenizer.eos_token_id).long()) == 0).sum(1)
 
 
-def _checked(questions: str | Sequence[str]) -> list[str]:
+def _check_questions(questions: str | Sequence[str]) -> list[str]:
     """Return the questions as a list, after checking that each is a valid text.
 
     Raises:
@@ -556,7 +556,7 @@ def _checked(questions: str | Sequence[str]) -> list[str]:
     return texts
 
 
-def _moved(model: PreTrainedModel, device: str | torch.device) -> PreTrainedModel:
+def _to_device(model: PreTrainedModel, device: str | torch.device) -> PreTrainedModel:
     """Return `model.to(device)`; the cast is needed because a decorator hides its type."""
     return cast(Any, model).to(device)
 

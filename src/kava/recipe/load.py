@@ -149,8 +149,8 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(_text(file), Loader=_Loader)
     except IsADirectoryError:
-        held = sorted(path.name for path in file.glob("*.yaml"))
-        holds = f"; the folder contains {', '.join(held)}" if held else ""
+        yaml_files = sorted(path.name for path in file.glob("*.yaml"))
+        holds = f"; the folder contains {', '.join(yaml_files)}" if yaml_files else ""
         raise KavaError(
             f"{file}: is a folder; give a recipe (a YAML file){holds}",
             code="recipe.is-folder",
@@ -284,7 +284,7 @@ class _Loader(yaml.SafeLoader):
             raise ValueError
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
+        keys: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise _Refused(
@@ -292,14 +292,14 @@ class _Loader(yaml.SafeLoader):
                     "a key must be a single word, not a list or a mapping",
                     key.start_mark,
                 )
-            if key.value in seen:
+            if key.value in keys:
                 raise _Refused(
                     "recipe.key-twice",
                     f"key '{shown(key.value)}' is given twice",
                     key.start_mark,
                     key.value,
                 )
-            seen.add(key.value)
+            keys.add(key.value)
         return super().construct_mapping(node, deep)
 
 

@@ -447,7 +447,7 @@ def dump(recipe: Section) -> str:
 
 
 #: So many errors of one recipe are told.
-_TOLD = 10
+_MOST_LINES = 10
 _values = reprlib.Repr()
 _values.maxstring = _values.maxother = 80
 
@@ -463,9 +463,9 @@ def refusal(error: ValidationError, kind: type[Section], above: str = "") -> Kav
         above: the recipe key under which the section is, with a dot at the end.
     """
     found = error.errors()
-    told = [shown(_explain(item, kind), 500) for item in found[:_TOLD]]
-    left = [f"and {len(found) - _TOLD} more"] if len(found) > _TOLD else []
-    message, first = "; ".join([*told, *left]), found[0]
+    lines = [shown(_explain(item, kind), 500) for item in found[:_MOST_LINES]]
+    left = [f"and {len(found) - _MOST_LINES} more"] if len(found) > _MOST_LINES else []
+    message, first = "; ".join([*lines, *left]), found[0]
     path = [str(part) for part in first["loc"]]
     whole = above + ".".join(path)
     if first["type"] == "extra_forbidden":
@@ -475,9 +475,9 @@ def refusal(error: ValidationError, kind: type[Section], above: str = "") -> Kav
     # Parts of the path that are not identifiers are added by pydantic and are not recipe keys.
     key = above + ".".join(takewhile(str.isidentifier, path))
     refused = KavaError(message, code="recipe.bad-value", key=key or None)
-    for told in getattr(first.get("ctx", {}).get("error"), "args", ()):
-        if isinstance(told, KavaError):
-            refused.code, refused.key = told.code, told.key
+    for lines in getattr(first.get("ctx", {}).get("error"), "args", ()):
+        if isinstance(lines, KavaError):
+            refused.code, refused.key = lines.code, lines.key
     return refused
 
 

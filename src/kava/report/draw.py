@@ -62,7 +62,7 @@ def _by_steps(rows: list[tuple[Group, TableRow]], path: Path) -> str:
     }
     if not series:
         return f"{path.name} not drawn: the task's rows do not differ in their number of steps"
-    title = f"Accuracy by the length of the written solution\n{_counted(rows)}"
+    title = f"Accuracy by the length of the written solution\n{_count_text(rows)}"
     return f"written {lines(series, path, 'Steps of the written solution', title)}"
 
 
@@ -81,7 +81,7 @@ def _sweep(rows: list[tuple[Group, TableRow]], key: str, path: Path) -> str:
     if not series:
         return f"{path.name} not drawn: no two runs differ in {key} alone"
     counted = [pair for members in families.values() if len(members) > 1 for pair in members]
-    title = f"Accuracy and {SWEEPS[key][0].lower()}{SWEEPS[key][1:]}\n{_counted(counted, True)}"
+    title = f"Accuracy and {SWEEPS[key][0].lower()}{SWEEPS[key][1:]}\n{_count_text(counted, True)}"
     return f"written {lines(series, path, SWEEPS[key], title)}"
 
 
@@ -106,7 +106,7 @@ def _name(group: Group) -> str:
     return group.method if group_label(group) != group.name else group.name
 
 
-def _counted(rows: list[tuple[Group, TableRow]], with_spread: bool = False) -> str:
+def _count_text(rows: list[tuple[Group, TableRow]], with_spread: bool = False) -> str:
     counts = " or ".join(f"{n:,}" for n in sorted({row["n"] for _, row in rows}))
     many = max(len(row["seeds"]) for _, row in rows)
     mean = f", mean of {many} seeds" if many > 1 else ""

@@ -144,12 +144,13 @@ def check_alike(results: Mapping[str, Result | None], task: str, keys: Sequence[
             if value is None:
                 continue
             other, known = first.setdefault(key, (run, value))
-            if _told(key, known) != _told(key, value):
+            if _comparable(key, known) != _comparable(key, value):
                 differing = [k for k in keys if _differ(scores[other], score, k)]
-                told = ", ".join(f"{k} {scores[other][k]} and {score[k]}" for k in differing)
+                difference = ", ".join(f"{k} {scores[other][k]} and {score[k]}" for k in differing)
                 raise KavaError(
-                    f"{other} and {run} were not scored in the same way on '{task}' ({told}), but "
-                    "all numbers of a row or column must be; use kava eval to score a run again",
+                    f"{other} and {run} were not scored in the same way on '{task}' "
+                    f"({difference}), but all numbers of a row or column must be; use kava eval to "
+                    "score a run again",
                     code="report.not-scored-alike",
                     key=task,
                 )
@@ -157,10 +158,10 @@ def check_alike(results: Mapping[str, Result | None], task: str, keys: Sequence[
 
 def _differ(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
     values = one.get(key), other.get(key)
-    return None not in values and _told(key, values[0]) != _told(key, values[1])
+    return None not in values and _comparable(key, values[0]) != _comparable(key, values[1])
 
 
-def _told(key: str, value: Any) -> Any:
+def _comparable(key: str, value: Any) -> Any:
     """Return a value in the form in which it is compared."""
     if key != "source" or not isinstance(value, str) or value.endswith(")"):
         return value

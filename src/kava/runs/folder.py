@@ -224,13 +224,18 @@ def differences(run: Path, resolved: schema.Section) -> str:
         KavaError: if there is no recipe, or it cannot be read.
     """
     saved = _saved_recipe(run, type(resolved))
-    there, given = (schema.flatten(one.model_dump(by_alias=True)) for one in (saved, resolved))
-    keys = [key for key in {**given, **there} if given.get(key) != there.get(key)]
+    saved_settings, given = (
+        schema.flatten(one.model_dump(by_alias=True)) for one in (saved, resolved)
+    )
+    keys = [key for key in {**given, **saved_settings} if given.get(key) != saved_settings.get(key)]
     keys = [key for key in keys if not key.startswith("resources.")]
-    if given.get("adapter") == there.get("adapter") == "full":
+    if given.get("adapter") == saved_settings.get("adapter") == "full":
         keys = [key for key in keys if not key.startswith("lora.")]
-    told = [f"{key}: {there.get(key)!r} in the run, {given.get(key)!r} given" for key in keys[:3]]
-    return "; ".join(told + [f"{len(keys) - 3} more"] * (len(keys) > 3))
+    lines = [
+        f"{key}: {saved_settings.get(key)!r} in the run, {given.get(key)!r} given"
+        for key in keys[:3]
+    ]
+    return "; ".join(lines + [f"{len(keys) - 3} more"] * (len(keys) > 3))
 
 
 def back_up(run: Path, console: Console) -> None:

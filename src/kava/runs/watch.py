@@ -100,8 +100,8 @@ def view(state: State) -> RenderableType:
         logged = [record[key] for record in state.records if is_number(record.get(key))]
         values = [value for value in logged if is_finite(value)]
         name = f"{key}, log" if is_wide(values) else key
-        ends = map(_told, (min(values), max(values))) if values else ("-", "-")
-        lines.append((name, _told(logged[-1]), *ends, sparkline(values)))
+        ends = map(_format_value, (min(values), max(values))) if values else ("-", "-")
+        lines.append((name, _format_value(logged[-1]), *ends, sparkline(values)))
     table = terminal_table(("", "last", "lowest", "highest", "course"), lines, left=(0, 4))
     return Group(Text(headline(state), style="bold"), table)
 
@@ -152,11 +152,11 @@ def is_wide(values: Sequence[float]) -> bool:
 def _keys(records: Sequence[dict[str, Any]]) -> list[str]:
     """Return the names of the logged quantities, losses first, without duplicates."""
     found = [key for record in records for key in record if key not in _HIDDEN]
-    known = list(dict.fromkeys(key for key in found if _seen(records, key)))
+    known = list(dict.fromkeys(key for key in found if _has_value(records, key)))
     return [key for key in FIRST if key in known] + [key for key in known if key not in FIRST]
 
 
-def _seen(records: Sequence[dict[str, Any]], key: str) -> bool:
+def _has_value(records: Sequence[dict[str, Any]], key: str) -> bool:
     return any(is_number(record.get(key)) for record in records)
 
 
@@ -186,5 +186,5 @@ def _steps(run: Path, records: Sequence[dict[str, Any]]) -> int | None:
     return math.ceil(round(train.epochs * last["step"] / last["epoch"], 3))
 
 
-def _told(value: float) -> str:
+def _format_value(value: float) -> str:
     return f"{value:.4g}"

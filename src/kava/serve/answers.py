@@ -36,11 +36,11 @@ class Answers:
             Refused: the piece did not arrive before the deadline.
         """
         try:
-            return await asyncio.wait_for(self._queue.get(), self._left())
+            return await asyncio.wait_for(self._queue.get(), self._seconds_left())
         except TimeoutError:
             raise _late() from None
 
-    def _left(self) -> float:
+    def _seconds_left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())
 
     async def all_of(self, count: int, http: HttpRequest) -> list[Piece] | None:
@@ -55,7 +55,9 @@ class Answers:
             while len(last) < count:
                 getting = asyncio.create_task(self._queue.get())
                 await asyncio.wait(
-                    {getting, leaving}, timeout=self._left(), return_when=asyncio.FIRST_COMPLETED
+                    {getting, leaving},
+                    timeout=self._seconds_left(),
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
                 if not getting.done():
                     getting.cancel()

@@ -76,7 +76,7 @@ def bind(command: str, host: str, port: int) -> socket.socket:
         bound.bind((host.strip("[]"), port))
     except (OSError, UnicodeError) as error:
         bound.close()
-        raise _taken(command, host, port, error) from None
+        raise _address_error(command, host, port, error) from None
     return bound
 
 
@@ -89,10 +89,10 @@ def listen(command: str, bound: socket.socket) -> None:
     try:
         bound.listen()
     except OSError as error:
-        raise _taken(command, *bound.getsockname()[:2], error) from None
+        raise _address_error(command, *bound.getsockname()[:2], error) from None
 
 
-def _taken(command: str, host: str, port: int, error: Exception) -> KavaError:
+def _address_error(command: str, host: str, port: int, error: Exception) -> KavaError:
     why = getattr(error, "strerror", None) or error
     in_use = getattr(error, "errno", None) == errno.EADDRINUSE
     return KavaError(

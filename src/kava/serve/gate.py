@@ -74,12 +74,12 @@ class Gate:
             raise self._too_large()
         try:
             await asyncio.wait_for(
-                self._read_on(receive, body), min(self.limits.arrival, self.limits.timeout)
+                self._read_rest(receive, body), min(self.limits.arrival, self.limits.timeout)
             )
         except TimeoutError:
             raise Refused(408, "the request did not arrive in time") from None
 
-    async def _read_on(self, receive: Receive, body: bytearray) -> None:
+    async def _read_rest(self, receive: Receive, body: bytearray) -> None:
         more = True
         while more:
             message = await receive()

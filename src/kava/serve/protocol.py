@@ -97,7 +97,7 @@ def _content(value: Any) -> list[Any]:
     return [{"type": "text", "text": value}] if isinstance(value, str) else _listed(value)
 
 
-def _closed(schema: dict[str, Any], request: type[Request]) -> None:
+def _allow_extra_fields(schema: dict[str, Any], request: type[Request]) -> None:
     """Add to the JSON schema the extra fields that `Request.check` allows."""
     schema["additionalProperties"] = False
     for name in sorted(IGNORED):
@@ -124,7 +124,7 @@ class Request(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="allow", strict=True, protected_namespaces=(), json_schema_extra=_closed
+        extra="allow", strict=True, protected_namespaces=(), json_schema_extra=_allow_extra_fields
     )
 
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = NEUTRAL

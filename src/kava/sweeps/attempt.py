@@ -149,8 +149,8 @@ def is_scored(result: dict[str, Any], task: Task) -> bool:
     score = result.get("scores", {}).get(task.name)
     if score is None:
         return False
-    asked = (len(task.examples), task.version, rows_hash(task.examples))
-    return (score.get("n"), score.get("version"), score.get("sha256", asked[2])) == asked
+    wanted = (len(task.examples), task.version, rows_hash(task.examples))
+    return (score.get("n"), score.get("version"), score.get("sha256", wanted[2])) == wanted
 
 
 def attempt(run: Run, scoring: Scoring, say: Callable[[str], None], console: Console) -> Outcome:

@@ -154,8 +154,8 @@ def count(reasoner: Reasoner, batches: Sequence[Batch], steps: int, rows: int) -
     for i, (begin, end) in enumerate(spans):
         chosen = [batches[(i + j) % len(batches)] for j in range(min(each, len(batches)))]
         tokens = token_forwards(reasoner, chosen, begin / train.steps_per_epoch(rows))
-        seen = rows_seen(end, rows, train) - rows_seen(begin, rows, train)
-        total += seen * tokens / sum(batch["question"].shape[0] for batch in chosen)
+        rows_in_part = rows_seen(end, rows, train) - rows_seen(begin, rows, train)
+        total += rows_in_part * tokens / sum(batch["question"].shape[0] for batch in chosen)
     return round(total)
 
 
@@ -201,10 +201,12 @@ def sample(reasoner: Reasoner, examples: Sequence[Example], size: int | None = N
     drawn = random.Random(0).sample(list(examples), min(SAMPLE, len(examples)))
     rows, train = reasoner.encoder.rows(drawn), reasoner.recipe.train
     size = size or train.micro_batch_size or train.batch_size
-    known = structure.table(reasoner.lm).weight.shape[0]
+    vocabulary_size = structure.table(reasoner.lm).weight.shape[0]
     tokens = ("question", "steps", "answer", "teacher_ids", "answer_ids")
     batches = [batching.collate(rows[at : at + size], pad_id=0) for at in range(0, len(rows), size)]
-    return [{**batch, **{name: batch[name] % known for name in tokens}} for batch in batches]
+    return [
+        {**batch, **{name: batch[name] % vocabulary_size for name in tokens}} for batch in batches
+    ]
 
 
 # -- rows and their lengths ----------------------------------------------------------------------

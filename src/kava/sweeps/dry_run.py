@@ -61,7 +61,7 @@ def list_runs(
             notes.add(run.folder.name, why)
             for note in cost.notes:
                 notes.add(run.name, note)
-            lines.append((run.folder.name, now, *_told(cost)))
+            lines.append((run.folder.name, now, *_cost_cells(cost)))
     headings = ("run", "state", "steps", "token-forwards")
     console.print(terminal_table(headings, lines, left=(0, 1)))
     counts = ", ".join(f"{states.count(now)} {now}" for now in dict.fromkeys(states))
@@ -130,7 +130,7 @@ def _unfit(run: Run, now: str) -> str:
     return ""
 
 
-def _told(cost: Cost) -> tuple[str, str]:
+def _cost_cells(cost: Cost) -> tuple[str, str]:
     return (
         "?" if cost.steps is None else f"{cost.steps:,}",
         "?" if cost.token_forwards is None else format_large_number(cost.token_forwards),

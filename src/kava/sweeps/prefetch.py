@@ -38,20 +38,20 @@ def prefetch(
     for file in (file for given in files for file in assets.find_all(given)):
         kind = BackboneRecipe if is_backbone(file) else Recipe
         wanted |= _needed(load_recipe(file, [*settings], kind), tasks)
-    said: set[tuple] = set()
+    reported: set[tuple] = set()
     total = 0
     for fetch in wanted.values():
         with hub.recording_downloads() as found:
             fetch()
         for one in found:
-            if (key := (one.name, one.what, one.folder)) not in said:
-                said.add(key)
+            if (key := (one.name, one.what, one.folder)) not in reported:
+                reported.add(key)
                 total += one.bytes
                 print_text(
                     console, f"{one.name}, {one.what}", f"{format_bytes(one.bytes)} in {one.folder}"
                 )
-    names = len({one[0] for one in said})
-    nothing = "nothing is needed from the Hub; " if not said else ""
+    names = len({one[0] for one in reported})
+    nothing = "nothing is needed from the Hub; " if not reported else ""
     print_text(
         console,
         f"{nothing}{names} repositories, {format_bytes(total)}; with HF_HUB_OFFLINE=1 runs start "

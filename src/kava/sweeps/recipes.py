@@ -78,12 +78,12 @@ def check(paths: list[str], console: Console) -> bool:
         for entry in found:
             begin = time.perf_counter()
             try:
-                word, said = "ok", " ".join(bench.run(entry))
+                word, detail = "ok", " ".join(bench.run(entry))
             except Exception as error:  # any error is a finding
-                word, said = "FAILED", one_line(error)
+                word, detail = "FAILED", one_line(error)
                 failed.append(entry.path)
             seconds = f"{time.perf_counter() - begin:.1f} s"
-            print_text(console, f"{entry.path:<{width}}  {word:<6}  {seconds:>6}  {said}")
+            print_text(console, f"{entry.path:<{width}}  {word:<6}  {seconds:>6}  {detail}")
     end = f"; failed: {', '.join(failed)}" if failed else ", all run"
     print_text(console, f"{format_count(len(found), 'recipe')}{end}")
     return not failed

@@ -75,8 +75,8 @@ def recall(output: Path) -> list[PlannedRun]:
     scorings: dict[str, Scoring] = {}  # shared between runs, so that rows are loaded once
     for name, entry in _read(output).items():
         recipe = validate_resolved(entry["recipe"], f"{where}, {name}")
-        asked = entry["tasks"], entry["files"], entry["limit"]
-        scoring = scorings.setdefault(repr(asked), Scoring(*asked))
+        key = entry["tasks"], entry["files"], entry["limit"]
+        scoring = scorings.setdefault(repr(key), Scoring(*key))
         found.append(PlannedRun(Run(entry["name"], recipe, output / name), scoring))
     return found
 

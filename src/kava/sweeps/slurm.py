@@ -112,24 +112,24 @@ class JobWork:
     def of(cls, run: Run, scoring: Scoring) -> JobWork:
         """Make the work of a run."""
         tree = run.recipe.model_dump(by_alias=True)
-        asked = tuple(scoring.names), tuple(scoring.files), scoring.limit
+        tasks = tuple(scoring.names), tuple(scoring.files), scoring.limit
         words = environment.own_words()
-        said = None if words is None else tuple(words)
-        return cls(run.name, tree, run.folder, *asked, words=said)
+        command = None if words is None else tuple(words)
+        return cls(run.name, tree, run.folder, *tasks, words=command)
 
     def __call__(self) -> str:
         """Run inside the job and return the outcome; a failure ends the job with status 1."""
         recipe = validate_resolved(self.recipe, self.name)
         _join(recipe.resources)
-        told = _signal()
-        queue_again = signal.getsignal(told)  # the handler of submitit
-        asked: list[int] = []
+        sent_signal = _signal()
+        queue_again = signal.getsignal(sent_signal)  # the handler of submitit
+        received: list[int] = []
         try:
-            with signals.listen_for(asked, told, signal.SIGTERM):
+            with signals.listen_for(received, sent_signal, signal.SIGTERM):
                 outcome = self._attempt(recipe)
         except signals.Preempted:
             distributed.leave_process_group()
-            self._stop(asked, told, queue_again)
+            self._stop(received, sent_signal, queue_again)
         if outcome.what == FAILED:
             distributed.exit_process(1)
         distributed.leave_process_group()
@@ -152,7 +152,7 @@ class JobWork:
         scoring = Scoring(self.tasks, self.files, self.limit)
         return attempt(run, scoring, partial(print_text, console, str(run.folder)), console)
 
-    def _stop(self, asked: list[int], told: int, queue_again: Any) -> NoReturn:
+    def _stop(self, received: list[int], sent_signal: int, queue_again: Any) -> NoReturn:
         """End the job, and have it requeued unless SLURM is already removing it.
 
         SIGTERM alone is sent by a cancellation, after which the job must not return, by SLURM's own
@@ -161,12 +161,12 @@ class JobWork:
         """
         if not distributed.is_main():
             sys.exit(0)
-        names = ", ".join(signal.Signals(number).name for number in asked)
+        names = ", ".join(signal.Signals(number).name for number in received)
         print(f"{self.folder}: received {names}; progress saved, the run can continue", flush=True)
         own = os.environ.get("SLURM_JOB_ID")
-        if told in asked or (own and slurm_queue.states([own]).get(own) == "RUNNING"):
-            queue_again(told, None)  # ends the process
-        sys.exit(128 + asked[0])
+        if sent_signal in received or (own and slurm_queue.states([own]).get(own) == "RUNNING"):
+            queue_again(sent_signal, None)  # ends the process
+        sys.exit(128 + received[0])
 
 
 def submit(
@@ -186,7 +186,7 @@ def submit(
             code="sweeps.one-node",
             key="resources.nodes",
         )
-    there = output.exists()
+    existed = output.exists()
     try:
         with lock.acquire(output / "submit.lock"):
             outcomes = [
@@ -200,7 +200,7 @@ def submit(
     except lock.LockHeld as held:
         raise KavaError(f"sweep: {held}", code="sweeps.in-use", key=str(output)) from None
     except KavaError:
-        if not there:
+        if not existed:
             with suppress(OSError):  # some jobs were submitted before others were refused
                 output.rmdir()
         raise
@@ -417,7 +417,7 @@ def _nothing_left_by_failure(folder: Path) -> Iterator[None]:
     """
     from submitit.core.utils import FailedSubmissionError, UncompletedJobError
 
-    there = folder.exists()
+    existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     before = set(folder.iterdir())
     try:
@@ -425,7 +425,7 @@ def _nothing_left_by_failure(folder: Path) -> Iterator[None]:
     except (FailedSubmissionError, UncompletedJobError) as error:
         for file in set(folder.iterdir()) - before:
             file.unlink()
-        if not there:
+        if not existed:
             folder.rmdir()
         last = (str(error).strip().splitlines() or ["refused"])[-1]
         raise KavaError(

@@ -67,8 +67,8 @@ def show(asked: Sequence[PlannedRun], output: Path, console: Console) -> int:
             print_text(console, f"{line.name} {line.state}", line.why)
     names = [line.state for line in lines]
     order = (DONE, RUNNING, WAITING, PREEMPTED, FAILED)
-    told = ", ".join(f"{names.count(name)} {name}" for name in order if name in names)
-    print_text(console, f"{format_count(len(lines), 'run')}: {told}")
+    counts = ", ".join(f"{names.count(name)} {name}" for name in order if name in names)
+    print_text(console, f"{format_count(len(lines), 'run')}: {counts}")
     if set(names) == {DONE}:
         _sum_up(asked, output, console)
         return ALL_DONE
@@ -149,12 +149,12 @@ def _progress(asked: PlannedRun) -> tuple[int | None, int | None, float | None]:
     result = read_result(asked.run.folder) or {}
     step = steps = result.get("steps")
     try:
-        seen = watch.look(asked.run.folder)
+        state = watch.look(asked.run.folder)
     except KavaError:  # nothing was logged
         return step, steps or asked.run.recipe.train.steps, None
-    losses = [record["loss"] for record in seen.records if "loss" in record]
+    losses = [record["loss"] for record in state.records if "loss" in record]
     if steps is None:
-        step, steps = seen.step, seen.steps
+        step, steps = state.step, state.steps
     return step, steps, losses[-1] if losses else None
 
 

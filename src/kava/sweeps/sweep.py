@@ -209,15 +209,17 @@ def report(outcomes: Sequence[Outcome], rows: Sequence[TableRow], console: Conso
 
 def count(outcomes: Sequence[Outcome], console: Console) -> None:
     """Print the number of runs by outcome, and the reasons for those that were not done."""
-    counts = {what: sum(o.what == what for o in outcomes) for what in _TOLD}
-    told = ", ".join(f"{count} {_TOLD[what]}" for what, count in counts.items() if count)
-    print_text(console, f"{format_count(len(outcomes), 'run')}: {told}")
+    counts = {what: sum(o.what == what for o in outcomes) for what in _OUTCOME_TEXTS}
+    summary = ", ".join(
+        f"{count} {_OUTCOME_TEXTS[what]}" for what, count in counts.items() if count
+    )
+    print_text(console, f"{format_count(len(outcomes), 'run')}: {summary}")
     for outcome in outcomes:
         if outcome.reason:
             print_text(console, f"  {outcome.what}  {outcome.run.folder.name}", outcome.reason)
 
 
-_TOLD = {
+_OUTCOME_TEXTS = {
     TRAINED: "trained",
     SCORED: "scored anew",
     SUBMITTED: "submitted",

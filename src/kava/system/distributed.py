@@ -92,7 +92,7 @@ def _set_by_accelerate(name: str) -> bool:
 
     try:
         above = (process.environ() for process in psutil.Process().parents())
-        launcher = next((there for there in above if mark not in there), {})
+        launcher = next((environment for environment in above if mark not in environment), {})
     except psutil.Error:  # the process belongs to another user, or has ended
         launcher = {}
     return launcher.get(name) != os.environ[name]

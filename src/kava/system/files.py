@@ -68,8 +68,8 @@ def check_writable(file: Path) -> None:
         links.check(file)
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        there = next(folder for folder in file.absolute().parents if folder.exists())
-        with tempfile.TemporaryFile(dir=there):
+        parent = next(folder for folder in file.absolute().parents if folder.exists())
+        with tempfile.TemporaryFile(dir=parent):
             pass
 
 

@@ -135,8 +135,8 @@ def download(name: str, revision: str | None, patterns: list[str], what: str, in
 
 
 def _nowhere(name: str, why: str, what: str, instead: str) -> NotAvailable:
-    told = f"{name}: no such folder, and it cannot be loaded from the Hub: {why}"
-    return NotAvailable(f"{what} {told}; {instead}", told, code="system.not-on-hub", key=name)
+    detail = f"{name}: no such folder, and it cannot be loaded from the Hub: {why}"
+    return NotAvailable(f"{what} {detail}; {instead}", detail, code="system.not-on-hub", key=name)
 
 
 def has_file(name: str, file: str, revision: str | None = None) -> bool:

@@ -27,17 +27,17 @@ class Preempted(BaseException):
 
 
 @contextmanager
-def listen_for(asked: list[int], *numbers: int) -> Iterator[None]:
+def listen_for(received: list[int], *numbers: int) -> Iterator[None]:
     """Inside the block, treat the signals `numbers` as requests to stop. Main thread only.
 
     Args:
-        asked: list that receives the signals in order; with several processes, those sent to any.
+        received: list that gets the signals in order; with several processes, those sent to any.
 
     Raises:
         Preempted: out of the block, after a stop was requested.
     """
     global _received, _listening
-    _received, _listening = asked, True
+    _received, _listening = received, True
     before = {number: signal.signal(number, _receive) for number in numbers}
     try:
         yield

@@ -141,12 +141,12 @@ def check_steps(
     """
     if not reasoner.method.uses_steps or any(row.steps for row in rows):
         return
-    there = any(example.steps for example in examples)
+    has_steps = any(example.steps for example in examples)
     line = (
         f"data.train: no example has a chain of thought for '{reasoner.recipe.method}' to learn "
         "from"
     )
-    if there:
+    if has_steps:
         line += (
             " after its last step is dropped; set drop_last_step=false, or split the text into "
             "steps"
@@ -169,34 +169,36 @@ def check_lengths(
             do. Names the example, the positions it needs and those there are.
     """
     recipe, method = reasoner.recipe, reasoner.method
-    there = context_window.max_positions(reasoner)
-    if there is None:
+    positions = context_window.max_positions(reasoner)
+    if positions is None:
         return rows
     latents = recipe.num_latents + 2 if method.uses_latents else 0
-    long = [row for row in rows if row.columns + latents > there]  # the most that a pass can hold
+    long = [
+        row for row in rows if row.columns + latents > positions
+    ]  # the most that a pass can hold
     train = recipe.train
     begins = stage_begins(reasoner, train.total_steps(len(rows)), len(rows)) if long else []
     epochs = [step / train.steps_per_epoch(len(rows)) for step in begins]
-    taken = {row.id: n for row, n in _positions(reasoner, long, epochs) if n > there}
-    if not taken:
+    lengths = {row.id: n for row, n in _positions(reasoner, long, epochs) if n > positions}
+    if not lengths:
         return rows
-    first, most = next(iter(taken.items()))
+    first, most = next(iter(lengths.items()))
     line = (
         f"row {first} takes {most:,} positions in training"
         + (f", with {recipe.num_latents} latents," * bool(latents))
-        + f" and the backbone has {there:,}"
+        + f" and the backbone has {positions:,}"
     )
-    if recipe.data.too_long == "error" or len(taken) == len(rows):
-        others = f" (and {len(taken) - 1:,} more rows)" * (len(taken) > 1)
+    if recipe.data.too_long == "error" or len(lengths) == len(rows):
+        others = f" (and {len(lengths) - 1:,} more rows)" * (len(lengths) > 1)
         raise KavaError(
             f"data.train: {line}{others}; remove such rows, leave them out with "
             "data.too_long=skip, or use a backbone with more positions",
             code="training.row-too-long",
             key=first,
         )
-    line = f"data.too_long: {len(taken):,} of {len(rows):,} rows are left out, such as {line}"
+    line = f"data.too_long: {len(lengths):,} of {len(rows):,} rows are left out, such as {line}"
     console.print(line.replace("such as row", "such as"), highlight=False, markup=False)
-    return [row for row in rows if row.id not in taken]
+    return [row for row in rows if row.id not in lengths]
 
 
 def stage_begins(reasoner: Reasoner, steps: int, rows: int) -> list[int]:
@@ -211,8 +213,8 @@ def _positions(
 ) -> Iterator[tuple[batching.Row, int]]:
     """Yield each example with the most positions of any of its forward passes at these epochs."""
     method = reasoner.method
-    for first in range(0, len(rows), _TOGETHER):
-        part = rows[first : first + _TOGETHER]
+    for first in range(0, len(rows), _ROWS_AT_ONCE):
+        part = rows[first : first + _ROWS_AT_ONCE]
         batch = batching.collate(part, pad_id=0)
         draws = (torch.full((len(part),), draw, dtype=torch.float64) for draw in _DRAWS)
         staged = [
@@ -233,7 +235,7 @@ def _positions(
         yield from zip(part, ends.amax(0).tolist(), strict=True)
 
 
-_TOGETHER = 64
+_ROWS_AT_ONCE = 64
 #: The smallest and largest number that a curriculum may draw: with the first, iCoT removes the
 #: fewest additional tokens; with the second, Coconut keeps the example in its stage.
 _DRAWS = (0.0, 1 - 2**-53)

@@ -21,7 +21,7 @@ from kava.training.rows import without_shared
 from kava.training.run import train_reasoner
 from kava.types import Example
 
-GIVEN = "rows given in Python"
+SOURCE = "rows given in Python"
 
 #: Recipe keys that determine the weights, or how the parts of an example become tokens.
 _MADE_OF = (
@@ -139,4 +139,4 @@ def _parts(rows: list[Example], validation: list[Example]) -> list[tuple[str, li
 
 
 def _record(rows: list[Example]) -> dict[str, Any]:
-    return {"source": GIVEN, "rows": len(rows), "revision": None, "sha256": rows_hash(rows)}
+    return {"source": SOURCE, "rows": len(rows), "revision": None, "sha256": rows_hash(rows)}

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Kind = Literal["equal", "up to numbers"]
 EQUAL: Kind = "equal"
 UP_TO_NUMBERS: Kind = "up to numbers"
-SHOWN = 10  # leaks that are printed; --json has all
+MOST_PRINTED = 10  # leaks that are printed; --json has all
 _SHORT = 100  # characters of a question in a report
 _HOW = (
     "enable it with data.leak_check=[gsm8k], or for a file with "
@@ -194,10 +194,10 @@ def check(
         told_all = {"rows": len(rows), "against": counts, "leaks": [asdict(x) for x in leaks]}
         print(printable(json.dumps(told_all, indent=1, ensure_ascii=False)))
     else:
-        for leak in sorted(leaks, key=lambda leak: leak.kind)[:SHOWN]:  # equal ones first
+        for leak in sorted(leaks, key=lambda leak: leak.kind)[:MOST_PRINTED]:  # equal ones first
             console.print(str(leak), highlight=False, markup=False)
-        if len(leaks) > SHOWN:
-            console.print(f"... and {len(leaks) - SHOWN:,} more; --json lists them all")
+        if len(leaks) > MOST_PRINTED:
+            console.print(f"... and {len(leaks) - MOST_PRINTED:,} more; --json lists them all")
         for task in loaded:
             console.print(format_summary(found[task.name], len(rows), task), highlight=False)
     return 1 if _stopping(leaks, strict) else 0

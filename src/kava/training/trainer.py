@@ -343,20 +343,20 @@ class MicroBatch:
         return [name for name in found if name != "loss"] or found
 
 
-def _not_finite(step: int, seen: Sequence[tuple[list[str], list[str]]]) -> str:
+def _not_finite(step: int, micro_batches: Sequence[tuple[list[str], list[str]]]) -> str:
     """Return the error message for a loss that is not finite.
 
-    `seen` has the ids and the non-finite terms of each micro-batch.
+    `micro_batches` has the ids and the non-finite terms of each micro-batch.
     """
-    bad = [(ids, terms) for ids, terms in seen if terms]
+    bad = [(ids, terms) for ids, terms in micro_batches if terms]
     names = list(dict.fromkeys(name for _, terms in bad for name in terms))
-    ids = [id for rows, _ in bad or seen for id in rows]
-    told = ", ".join(ids[:_MOST_IDS]) + (
+    ids = [id for rows, _ in bad or micro_batches for id in rows]
+    row_ids = ", ".join(ids[:_MOST_IDS]) + (
         f" and {len(ids) - _MOST_IDS} more" * (len(ids) > _MOST_IDS)
     )
     return (
         f"step {step}: {', '.join(names) or 'the gradient'} is not finite, in the batch of rows "
-        f"{told}; this step was not applied and earlier checkpoints are kept; try a lower "
+        f"{row_ids}; this step was not applied and earlier checkpoints are kept; try a lower "
         "train.learning_rate, or check these rows"
     )
 

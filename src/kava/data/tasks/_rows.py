@@ -60,8 +60,8 @@ class Source:
                 for split in self.splits
             )
             rows = chain.from_iterable(parts)
-        told = ", ".join(filter(None, [self.config, " + ".join(self.splits)]))
-        source = str(file or f"{self.hub} ({told})")
+        description = ", ".join(filter(None, [self.config, " + ".join(self.splits)]))
+        source = str(file or f"{self.hub} ({description})")
         examples = to_examples(read(rows) if read else rows, source, self.stem, limit)
         if self.by_program:
             examples = [replace(one, answer=_in_digits(one.answer)) for one in examples]

@@ -35,5 +35,5 @@ def load(
         )
     options = {"seed": seed, **options}
     examples = load_examples("synthetic", split, limit=limit, options={"count": count, **options})
-    told = ", ".join(f"{key}={value}" for key, value in options.items())
-    return Task("synthetic", VERSION, split, examples, f"kava.data.synthetic ({told})")
+    settings = ", ".join(f"{key}={value}" for key, value in options.items())
+    return Task("synthetic", VERSION, split, examples, f"kava.data.synthetic ({settings})")

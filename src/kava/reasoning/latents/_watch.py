@@ -10,21 +10,21 @@ from torch import Tensor
 
 from kava.shapes import Float
 
-Told = Callable[[Float[Tensor, "batch latents hidden"]], None]
+PassCallback = Callable[[Float[Tensor, "batch latents hidden"]], None]
 
-_watcher: ContextVar[Told | None] = ContextVar("kava_latent_watcher", default=None)
+_watcher: ContextVar[PassCallback | None] = ContextVar("kava_latent_watcher", default=None)
 
 
 @contextmanager
-def watch_passes(told: Told) -> Iterator[None]:
-    """Call `told` after each pass inside the `with` block, with the latents' hidden states.
+def watch_passes(callback: PassCallback) -> Iterator[None]:
+    """Call `callback` after each pass inside the `with` block, with the latents' hidden states.
 
     Args:
-        told: called with the last layer's hidden states, [batch, latents, hidden]. If all latents
-            are refined in parallel, it gets all M of them, from pass 0 to pass T. If latents are
-            generated one at a time, it gets one latent per call.
+        callback: called with the last layer's hidden states, [batch, latents, hidden]. If all
+            latents are refined in parallel, it gets all M of them, from pass 0 to pass T. If
+            latents are generated one at a time, it gets one latent per call.
     """
-    token = _watcher.set(told)
+    token = _watcher.set(callback)
     try:
         yield
     finally:
@@ -37,6 +37,6 @@ def report_pass(states: Float[Tensor, "batch latents hidden"]) -> None:
     Args:
         states: [batch, latents, hidden], see `watch_passes`.
     """
-    told = _watcher.get()
-    if told is not None:
-        told(states)
+    callback = _watcher.get()
+    if callback is not None:
+        callback(states)

@@ -56,15 +56,15 @@ def label_of(name: str) -> str:
 
     This is the method's name if the method is unknown or defines no label.
     """
-    return _own(name, "label") or name
+    return _class_attribute(name, "label") or name
 
 
 def paper_of(name: str) -> str | None:
     """Return the arXiv number of a method's paper, or None if it has none."""
-    return _own(name, "paper")
+    return _class_attribute(name, "paper")
 
 
-def _own(name: str, attribute: str) -> str | None:
+def _class_attribute(name: str, attribute: str) -> str | None:
     """Return an attribute of the method's own class, ignoring the classes it inherits from."""
     if name not in registry.names("methods"):
         return None

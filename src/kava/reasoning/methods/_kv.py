@@ -240,11 +240,11 @@ class KvDistillation:
             for mask, budget in blocks:
                 self.eviction.check(int(mask.sum(1).amax(0)), budget)
         for layer in range(len(teacher.steps)):
-            seen = [self.eviction_inputs(batch, teacher, layer, mask) for mask, _ in blocks]
-            scores = [self.eviction.score(scored) for scored in seen]
+            inputs = [self.eviction_inputs(batch, teacher, layer, mask) for mask, _ in blocks]
+            scores = [self.eviction.score(scored) for scored in inputs]
             kept = [
                 select_top_k(score, scored, budget)
-                for score, scored, (_, budget) in zip(scores, seen, blocks, strict=True)
+                for score, scored, (_, budget) in zip(scores, inputs, blocks, strict=True)
             ]
             columns, filled = (torch.cat(part, dim=-1) for part in zip(*kept, strict=True))
             chosen.append(Kept(columns, filled, scores))
@@ -256,11 +256,11 @@ class KvDistillation:
         """Return the inputs of the eviction method for one layer."""
         keys, attention, record = teacher.steps[layer][0], None, teacher.queries
         if record is not None:
-            seen = visible_steps(batch, mask, record.window[layer])
+            visible = visible_steps(batch, mask, record.window[layer])
             attention = answer_attention(
                 record.queries[layer],
                 keys,
-                seen,
+                visible,
                 scaling=record.scaling[layer],
                 softcap=record.softcap[layer],
             )

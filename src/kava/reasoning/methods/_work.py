@@ -95,9 +95,9 @@ def refined(question: Tensor, latents: int, iterations: int, suffix: Tensor) -> 
     """
     if iterations == 0:
         return chain(1 + latents + suffix, after=question)
-    again = Call(torch.full_like(question, latents), question + 1)
+    iteration = Call(torch.full_like(question, latents), question + 1)
     first, last = chain(1 + latents, after=question), Call(latents + suffix, question + 1)
-    return [*first, *[again] * (iterations - 1), last]
+    return [*first, *[iteration] * (iterations - 1), last]
 
 
 def one_by_one(question: Tensor, latents: Tensor | int, suffix: Tensor) -> list[Call]:

@@ -223,8 +223,8 @@ class Lotus(KvMethod):
             terms["teacher_ce"] = label_loss(
                 reasoner, teacher.hidden, batch, "teacher", counts["written"]
             )
-            seen = self.supervised(batch)
-            terms |= self.kv.terms(reasoner, seen, counts, teacher, state)
+            supervised = self.supervised(batch)
+            terms |= self.kv.terms(reasoner, supervised, counts, teacher, state)
             loss = (
                 loss + recipe.teacher_ce_weight * terms["teacher_ce"] + self.kv.weighted_loss(terms)
             )
