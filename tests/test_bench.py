@@ -490,6 +490,7 @@ def test_the_pages_say_what_was_measured():
     assert max(grouped[name]["flops_over_least"] for name in share) <= 1.025
     served, attacked = read("serve")["summary"], read("serve_hostile")["summary"]
     soak, memory = read("serve")["saturation"], attacked["resident_mb"]
+    beside = read("serve_beside")["beside"]
     said = {
         "docs/scale.md": (
             f"`pccot` takes {share['pccot']} of the time",
@@ -508,6 +509,9 @@ def test_the_pages_say_what_was_measured():
             f"{attacked['requests']:,} requests, "
             f"of which {attacked['sane_questions']} were valid questions",
             f"Memory rose by at most {math.ceil(memory['peak'] - memory['before'])} MB",
+            f"for at most {beside['batches']['most']} batches",
+            f"{beside['seconds']['median']:.1f} seconds (the median of {beside['questions']} "
+            f"questions; {read('serve_beside')['alone']['seconds']['median']:.1f} seconds without",
         ),
     }  # fmt: skip
     for page, texts in said.items():
