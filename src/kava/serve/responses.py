@@ -191,8 +191,8 @@ class Form:
     prefix: str
     completion: type[ChatCompletion] | type[Completion]
     chunk: type[ChatCompletionChunk] | type[Completion]
-    choice: Callable[[int, Piece], BaseModel]
-    chunk_choice: Callable[[int, Piece, bool], BaseModel]
+    choice: Callable[[int, Piece], Any]
+    chunk_choice: Callable[[int, Piece, bool], Any]
 
     def head(self, model: str, stream: bool) -> dict[str, Any]:
         """Return the fields shared by all chunks of a stream, or those of a completion."""
