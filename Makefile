@@ -85,13 +85,17 @@ endef
 	@$(INSTALL) -e .
 	@touch $@
 
-# The tested set, from nothing, so that pip compares the hash of each file that it installs. The
+# The tested set, from nothing, so that pip compares the hash of each file that it installs. Which
+# build of torch it is, is chosen without hashes: pip would prefer those of an index that has them. The
 # libraries of CUDA are for a torch that asks for them.
 .venv/ready-to-test: pyproject.toml requirements-tested.txt requirements-tested-cuda.txt
 	$(check_python)
 	@echo "Setting up .venv (once): all packages of the tests, by their hashes"
 	@$(PYTHON) -m venv --clear .venv
-	@$(HASHED) $(TORCH_OPTIONS) -r requirements-tested.txt
+	@$(BIN)/pip download -qq --disable-pip-version-check --no-deps -d .venv/torch $(TORCH_OPTIONS) $(TORCH)
+	@awk '/^[a-z]/ { torch = /^torch==/ } torch' requirements-tested.txt > .venv/torch.txt
+	@$(HASHED) --no-index --find-links .venv/torch -r .venv/torch.txt && rm -r .venv/torch
+	@$(HASHED) -r requirements-tested.txt
 	@if $(BIN)/python -c "$(ASKS_FOR_CUDA)"; then $(HASHED) -r requirements-tested-cuda.txt; fi
 	@$(INSTALL) --no-deps -e .
 	@touch .venv/ready $@
