@@ -412,7 +412,7 @@ class Tab:
 
 def numbers(text):
     """Forward passes of both models."""
-    return [int(n) for n in re.search(r"(\d+) forward passes.*beside (\d+) ", text).groups()]
+    return [int(n) for n in re.search(r"(\d+) forward passes.*compared with (\d+) ", text).groups()]
 
 
 def states(thinker, question, num_iterations):
@@ -433,7 +433,7 @@ def words(thinker, question, num_iterations):
 
 def test_load_ask_slide_ask_again_and_ask_what_is_not_answered(browser_page, url, quick):
     tab = Tab(browser_page, url)
-    assert "thinking in latents beside writing the steps" in tab.page.title()
+    assert "latent reasoning and chain of thought" in tab.page.title()
     question = quick.pick.first
     assert tab.page.get_by_label("Question").input_value() == question
     assert "Nothing yet" in tab.text("#written") and "Nothing yet" in tab.text("#decoded")
@@ -442,7 +442,7 @@ def test_load_ask_slide_ask_again_and_ask_what_is_not_answered(browser_page, url
     plain = [offline(thinker, question), writer.answer(writer.think([question]))[0]]
     assert numbers(tab.ask()) == [one.forward_passes for one in plain] == [6, 41]
     for card, one in zip(("#thought", "#written"), plain, strict=True):
-        assert tab.text(f"{card} .answer").split() == ["6", "✓", "right"]
+        assert tab.text(f"{card} .answer").split() == ["6", "✓", "correct"]
         assert tab.text(f"{card} dd >> nth=0") == str(one.forward_passes)
         assert re.fullmatch(r"[\d.]+ m?s", tab.text(f"{card} dd >> nth=1"))
     assert tab.text("#written ol").split() == re.findall("<<.*?>>", plain[1].text)
@@ -458,7 +458,7 @@ def test_load_ask_slide_ask_again_and_ask_what_is_not_answered(browser_page, url
     assert tab.grid() == words(fewer, question, 3)
     assert [len(row) for row in tab.grid()] == [14] * 4
 
-    assert tab.ask("  ") == "The question is empty: type one, or choose one."
+    assert tab.ask("  ") == "The question is empty. Enter a question or choose an example."
     assert tab.page.get_by_role("alert").count() == 1
     assert "Nothing yet" in tab.text("#written") and tab.grid() == []  # no answer to another one
     assert re.fullmatch(
@@ -481,7 +481,7 @@ def test_a_question_can_be_picked_and_asked_with_the_keyboard_alone(browser_page
                 "(document.activeElement)"
             ).split("\n")[0]
         )
-    assert names[:3] == ["Question", "Or pick one", "number input for Latents (M)"]
+    assert names[:3] == ["Question", "Example questions", "number input for Latents (M)"]
     assert "range slider for Iterations (T)" in names and names[-1] == "Ask"
     assert all(names)
     box = tab.page.get_by_label("Question")
@@ -490,7 +490,7 @@ def test_a_question_can_be_picked_and_asked_with_the_keyboard_alone(browser_page
     # A key that comes before the list has opened is lost, as it is for a person who is too quick.
     for _ in range(5):
         box.focus()
-        tab.page.get_by_label("Or pick one").focus()
+        tab.page.get_by_label("Example questions").focus()
         tab.page.get_by_role("option").first.wait_for()
         press("ArrowDown")
         tab.page.wait_for_timeout(200)
@@ -557,12 +557,12 @@ def test_other_methods_show_what_they_have_and_texts_are_never_markup(
             assert EVIL in tab.text(card)
         assert tab.page.evaluate("window.broken") is None and tab.page.locator("img").count() == 0
         assert tab.page.get_by_label("Iterations (T)").count() == 0
-        assert tab.page.get_by_label("Or pick one").count() == 0
+        assert tab.page.get_by_label("Example questions").count() == 0
         if method == "codi":
             assert tab.grid() == words(thinker, QUESTION, 0)
             assert tab.page.get_by_label("range slider for Latents (M)").count() == 1
         else:
-            assert "Method cot thinks in no latent tokens" in tab.text("#decoded")
+            assert "The method cot has no latent tokens" in tab.text("#decoded")
             assert tab.page.locator("input[type=range]").count() == 0
         tab.check()
     assert looked_up == []  # nor did the server ask anybody: no telemetry

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class _Left(Exception):
+class _Closed(Exception):
     """Raised in the worker when the generator was closed and nobody listens any more."""
 
 
@@ -21,37 +21,37 @@ def as_it_happens(work: Callable[[Callable[[T], None]], None]) -> Iterator[T]:
     between two items, so displaying an item takes no time from it. An exception in `work` is raised
     here. If the generator is closed, `work` ends at its next call of `tell`.
     """
-    events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-    go_on, left = threading.Semaphore(0), threading.Event()
+    items: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+    resume, closed = threading.Semaphore(0), threading.Event()
 
     def tell(item: T) -> None:
-        events.put(("item", item))
-        go_on.acquire()
-        if left.is_set():
-            raise _Left
+        items.put(("item", item))
+        resume.acquire()
+        if closed.is_set():
+            raise _Closed
 
     def run() -> None:
         try:
             work(tell)
-        except _Left:
+        except _Closed:
             pass
         except BaseException as error:
-            events.put(("error", error))
+            items.put(("error", error))
         else:
-            events.put(("end", None))
+            items.put(("end", None))
 
     thread = threading.Thread(target=run, name="kava-demo", daemon=True)
     thread.start()
     try:
         while True:
-            kind, value = events.get()
+            kind, value = items.get()
             if kind == "end":
                 return
             if kind == "error":
                 raise value
             yield value
-            go_on.release()
+            resume.release()
     finally:
-        left.set()
-        go_on.release()
+        closed.set()
+        resume.release()
         thread.join()

@@ -17,17 +17,18 @@ from kava.reasoning.context_window import max_question_tokens
 from kava.reasoning.reasoner import Reasoner
 
 CSS = Path(__file__).with_name("page.css")
-TITLE = "kava demo: thinking in latents beside writing the steps"
+TITLE = "kava demo: latent reasoning and chain of thought"
 LEAD = (
-    "One model writes its reasoning and then the answer. {other} They answer one after the other, "
-    "so that neither takes the other's time. Forward passes are counted from the end of the "
-    "question to the end of the answer; the time includes the question."
+    "One model generates a chain of thought and then the answer. {other} They run one after the "
+    "other, so that neither slows the other down. Forward passes are counted from the end of the "
+    "question to the end of the answer. The time includes the question."
 )
 TOGETHER = (
-    "The other thinks in latent tokens, all refined together a few times, and answers at once."
+    "The other refines all of its latent tokens together in a few iterations and then generates "
+    "only the answer."
 )
-ONE_BY_ONE = "The other thinks in latent tokens, one after the other, and answers at once."
-WITHOUT = "The other has no latent tokens to think in."
+ONE_BY_ONE = "The other computes latent tokens one at a time and then generates only the answer."
+WITHOUT = "The other has no latent tokens."
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,17 @@ class PageModel:
 
     def describe(
         self, num_latents: int | None = None, num_iterations: int | None = None
-    ) -> panels.ModelText:
+    ) -> panels.Description:
         """Return the model's description with this M and T; None stands for the recipe's value."""
         reasoner, method = self.reasoner, self.reasoner.recipe.method
         if not reasoner.method.uses_latents:
-            return panels.ModelText(self.label, f"{method}, no latents")
+            return panels.Description(self.label, f"{method}, no latents")
         latents = num_latents or reasoner.recipe.num_latents
         size = f"{method}, {_count(latents, 'latent')}"
         if reasoner.method.iterates:
             chosen = reasoner.recipe.num_iterations if num_iterations is None else num_iterations
             size += f", {_count(chosen, 'iteration')}"
-        return panels.ModelText(self.label, size)
+        return panels.Description(self.label, size)
 
 
 class Demo:
@@ -107,7 +108,9 @@ class Demo:
         question, gold = question.strip(), self.pick.gold(question)
         costs, tokens = "", self.limits.new_tokens
         written = self.write_card(before="Waiting for the other model …")
-        thought = self.think_card(None, None, num_latents, num_iterations, "Reading …")
+        thought = self.think_card(
+            None, None, num_latents, num_iterations, "Processing the question …"
+        )
         yield costs, written, thought, self.latents_card()
         for progress in answering(thinker, question, num_iterations, tokens):
             thought = self.think_card(progress, gold, num_latents, num_iterations)
@@ -127,7 +130,9 @@ class Demo:
         before: str = panels.NOTHING,
     ) -> str:
         """Return the card of the model that writes its chain of thought."""
-        return panels.answer_card("Written steps", self.writer.describe(), progress, gold, before)
+        return panels.answer_card(
+            "Chain of thought", self.writer.describe(), progress, gold, before
+        )
 
     def think_card(
         self,
@@ -139,8 +144,8 @@ class Demo:
     ) -> str:
         """Return the card of the model that reasons in latents, with this M and T."""
         title = "Latent tokens" if self.latents else "The other model"
-        status = self.thinker.describe(num_latents, num_iterations)
-        return panels.answer_card(title, status, progress, gold, before)
+        model = self.thinker.describe(num_latents, num_iterations)
+        return panels.answer_card(title, model, progress, gold, before)
 
     @property
     def lead(self) -> str:
@@ -196,14 +201,14 @@ def build(demo: Demo) -> gr.Blocks:
             picked = _picker(demo.pick)
             latents = _slider(demo.latents, "Latents (M)", "latents")
             iterations = _slider(demo.iterations, "Iterations (T)", "iterations")
-            ask_button = gr.Button("Ask", variant="primary", elem_id="ask", min_width=120, scale=0)
+            button = gr.Button("Ask", variant="primary", elem_id="ask", min_width=120, scale=0)
         costs = _html("", "costs")
         with gr.Row(equal_height=True):
             written = _html(demo.write_card(), "written")
             thought = _html(demo.think_card(), "thought")
         decoded = _html(demo.latents_card(), "decoded")
         gr.on(
-            [ask_button.click, question.submit],
+            [button.click, question.submit],
             demo.ask,
             [question, latents, iterations],
             [costs, written, thought, decoded],
@@ -238,7 +243,7 @@ def _picker(pick: Questions) -> gr.Dropdown:
     return gr.Dropdown(
         choices,
         value=pick.first or None,
-        label="Or pick one",
+        label="Example questions",
         visible=bool(choices),
         elem_id="pick",
         scale=3,
@@ -256,7 +261,7 @@ def _slider(span: sizes.Range | None, label: str, name: str) -> gr.Slider | gr.S
         step=span.step,
         precision=0,
         label=label,
-        info=f"trained: {span.usual}",
+        info=f"trained with {span.usual}",
         elem_id=name,
         scale=2,
         min_width=200,

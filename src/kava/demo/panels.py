@@ -16,7 +16,7 @@ NOTHING = "Nothing yet."
 
 
 @dataclass(frozen=True)
-class ModelText:
+class Description:
     """What is known about a model before it answers.
 
     name: a folder, or a name on the Hub.
@@ -29,7 +29,7 @@ class ModelText:
 
 def answer_card(
     title: str,
-    model: ModelText,
+    model: Description,
     progress: AnswerProgress | None = None,
     gold: str | None = None,
     before: str = NOTHING,
@@ -61,15 +61,15 @@ def comparison(latent: AnswerProgress, written: AnswerProgress) -> str:
     """
     return (
         f'<p class="costs" role="status"><b>{latent.forward_passes}</b> forward passes and '
-        f"<b>{_time(latent.seconds)}</b>, beside <b>{written.forward_passes}</b> and "
-        f"<b>{_time(written.seconds)}</b> of the model that writes its steps.</p>"
+        f"<b>{_time(latent.seconds)}</b>, compared with <b>{written.forward_passes}</b> and "
+        f"<b>{_time(written.seconds)}</b> for the chain of thought.</p>"
     )
 
 
 def latents_card(passes: Sequence[Sequence[Top]], iterates: bool) -> str:
-    """Return a table of the likeliest token of each latent (columns) after each pass (rows).
+    """Return a table of the most likely token of each latent (columns) after each pass (rows).
 
-    Each token is shown with its probability. The five likeliest tokens are in a tooltip, and those
+    Each token is shown with its probability. The five most likely ones are in a tooltip, and those
     of the last pass are also in a table.
     """
     if not passes:
@@ -87,13 +87,13 @@ def latents_card(passes: Sequence[Sequence[Top]], iterates: bool) -> str:
         f'<div class="scroll" role="region" tabindex="0" aria-label="{_LATENTS}">'
         '<table class="latents"><thead><tr><th scope="col">latent</th>'
         f"{numbers}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-        f"{_legend(iterates)}{_likeliest(passes[-1])}",
+        f"{_legend(iterates)}{_most_likely(passes[-1])}",
     )
 
 
 def no_latents(method: str) -> str:
     """Return the latents card of a model that has no latents."""
-    return _card(_LATENTS, _soft(f"Method {method} thinks in no latent tokens."))
+    return _card(_LATENTS, _soft(f"The method {method} has no latent tokens."))
 
 
 def problem(message: str) -> str:
@@ -128,14 +128,14 @@ def _verdict(progress: AnswerProgress, gold: str | None) -> str:
     if progress.answer is None or gold is None:
         return ""
     if numeric(progress.text, gold):
-        return ' <span class="right">✓ right</span>'
-    return f' <span class="wrong">✗ wrong, it is {text(gold)}</span>'
+        return ' <span class="right">✓ correct</span>'
+    return f' <span class="wrong">✗ incorrect, the answer is {text(gold)}</span>'
 
 
 def _facts(progress: AnswerProgress) -> str:
     facts = {"forward passes": f"{progress.forward_passes}", "time": _time(progress.seconds)}
     if progress.answer is not None:
-        facts["tokens written"] = f"{progress.answer.generated_tokens}"
+        facts["generated tokens"] = f"{progress.answer.generated_tokens}"
     parts = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
     return f'<dl class="facts">{parts}</dl>'
 
@@ -143,19 +143,19 @@ def _facts(progress: AnswerProgress) -> str:
 def _cut_off(progress: AnswerProgress) -> str:
     if progress.answer is None or progress.answer.finished:
         return ""
-    return _soft("It was cut off: no more tokens are allowed.")
+    return _soft("The answer was cut off at the maximum number of tokens.")
 
 
 def _steps(written: str) -> str:
     steps = "".join(f"<li>{text(step)}</li>" for step in split_steps(written))
-    return f"{_soft('written before it')}<ol>{steps}</ol>" if steps else ""
+    return f"{_soft('chain of thought')}<ol>{steps}</ol>" if steps else ""
 
 
 def _reading(progress: AnswerProgress) -> str:
     if not progress.passes:
         return ""
     read = "".join(top[0][0] for top in progress.passes[-1])
-    return f"{_soft('what its latents decode to')}<p class='reading'>{text(read)}</p>"
+    return f"{_soft('what the latents decode to')}<p class='reading'>{text(read)}</p>"
 
 
 def _time(seconds: float) -> str:
@@ -173,14 +173,14 @@ def _cell(top: Top, before: Top | None) -> str:
 
 
 def _legend(iterates: bool) -> str:
-    moved = " Bold and underlined: another token than one iteration before." if iterates else ""
+    moved = " Bold and underlined: the token changed in this iteration." if iterates else ""
     return _soft(
-        "The likeliest token of each latent, read by the language-model head, and its probability "
-        f"in percent; the stronger the colour, the likelier.{moved}"
+        "The most likely token of each latent, decoded with the language-model head, and its "
+        f"probability in percent. A stronger color means a higher probability.{moved}"
     )
 
 
-def _likeliest(tops: Sequence[Top]) -> str:
+def _most_likely(tops: Sequence[Top]) -> str:
     head = "".join(f'<th scope="col">{rank}</th>' for rank in range(1, len(tops[0]) + 1))
     rows = "".join(
         f'<tr><th scope="row">{i}</th>'
@@ -189,7 +189,7 @@ def _likeliest(tops: Sequence[Top]) -> str:
         for i, top in enumerate(tops, start=1)
     )
     return (
-        "<details><summary>The five likeliest tokens of each latent after the last pass</summary>"
-        '<table class="likeliest"><thead><tr><th scope="col">latent</th>'
+        "<details><summary>The five most likely tokens of each latent after the last pass</summary>"
+        '<table class="most-likely"><thead><tr><th scope="col">latent</th>'
         f"{head}</tr></thead><tbody>{rows}</tbody></table></details>"
     )

@@ -89,7 +89,7 @@ class _Report:
         self.passes: list[list[Top]] = []
         self.tokens: list[int] = []
         self.thinking: ReasoningResult | None = None
-        self.begin = self.told = time.perf_counter()
+        self.begin = self.reported = time.perf_counter()
         self.paused = 0.0
 
     def passed(self, states: Tensor) -> None:
@@ -111,7 +111,7 @@ class _Report:
     def written(self, token: int) -> None:
         """Report that a token was generated."""
         self.tokens.append(token)
-        if time.perf_counter() - self.told < self.every:
+        if time.perf_counter() - self.reported < self.every:
             return
         with self._clock_stopped() as seconds:
             passes = self.thinking.forward_passes + len(self.tokens)
@@ -134,8 +134,8 @@ class _Report:
         """Stop the clock inside the `with` block; yields the seconds worked so far."""
         seconds, stopped = self.seconds, time.perf_counter()
         yield seconds
-        self.told = time.perf_counter()
-        self.paused += self.told - stopped
+        self.reported = time.perf_counter()
+        self.paused += self.reported - stopped
 
 
 class _FollowRow(StoppingCriteria):

@@ -76,7 +76,7 @@ def check(reasoner: Reasoner, question: str, most: int) -> None:
     """Check a question: raise a KavaError if it is empty, broken, or longer than `most` tokens."""
     if not question.strip():
         raise KavaError(
-            "The question is empty: type one, or choose one.",
+            "The question is empty. Enter a question or choose an example.",
             code="demo.empty-question",
             key="question",
         )
