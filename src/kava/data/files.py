@@ -10,10 +10,10 @@ import re
 import zlib
 from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
-from io import BufferedReader, RawIOBase, TextIOWrapper
+from io import BufferedIOBase, BufferedReader, RawIOBase, TextIOWrapper
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from kava.data import parquet
 from kava.data.rows import ROW_FIELDS, Row
@@ -101,7 +101,7 @@ class _Unpacked(RawIOBase):
         super().close()
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> BufferedIOBase:
     if path.suffix.lower() != ".gz":
         return path.open("rb")
     return BufferedReader(_Unpacked(path), 1 << 16)
@@ -287,7 +287,10 @@ def _table_rows(path: Path, separator: str) -> Iterator[Row]:
     """Yield the rows of a table of text, whose first line has the names of the fields."""
     number = 0
     try:
-        with _open(path) as raw, TextIOWrapper(raw, "utf-8-sig", newline="") as file:
+        with (
+            _open(path) as raw,
+            TextIOWrapper(cast("IO[bytes]", raw), "utf-8-sig", newline="") as file,
+        ):
             table = csv.reader(file, delimiter=separator, strict=True)
             names = next(table, [])
             for number, cells in enumerate(filter(None, table), 1):

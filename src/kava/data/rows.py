@@ -353,7 +353,8 @@ def _content(message: Mapping[str, Any], what: str) -> str:
     content = message.get("content", message.get("value"))
     if isinstance(content, list):  # parts, of which only text can be read
         content = [part.get("text") if isinstance(part, dict) else part for part in content]
-        content = "".join(content) if all(isinstance(part, str) for part in content) else None
+        texts = [part for part in content if isinstance(part, str)]
+        content = "".join(texts) if len(texts) == len(content) else None
     if not isinstance(content, str):
         raise _bad_chat(f"{what}: the content of a message is not text")
     return content

@@ -193,7 +193,8 @@ def parse(text: str, where: str) -> Any:
         end = node.end_mark.index if node else 0
         if not text[end:].lstrip().startswith("#"):
             return loader.construct_document(node) if node else None
-        if node is None or (node.tag == "tag:yaml.org,2002:str" and node.style is None):
+        plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        if node is None or (plain and node.tag == "tag:yaml.org,2002:str"):
             return text.strip()
         raise KavaError(
             f"{where}: '{shown(text)}' would end before '#', where a comment begins in YAML; "
