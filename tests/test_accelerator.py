@@ -137,7 +137,8 @@ TREE = {
 RUNS = {
     "kava": {"adapter": "lora", "lora": {"r": 4}, "num_latents": 6, "num_iterations": 2,
              "codi": {"weight": 1.0}, "kv": {"weight": 1.0}},
-    "lotus": {"adapter": "full", "num_latents": 6, "latent_readout": {"weight": 0.3, "width": 3}},
+    "lotus": {"adapter": "full", "num_latents": 6, "latent_readout": {"weight": 0.3, "width": 3},
+              "method_options": {"epochs_per_stage": 0.5}},
     "cot": {"adapter": "full"},
 }  # fmt: skip
 

@@ -112,8 +112,8 @@ BAD = {
         ("evaluation.not-a-run", "checkpoints/quickstart/kava", " -o "),
     ),
     "an option where there is none": (
-        ["eval", "{backbone}", "--task", "rows", "--option", "steps=why", "-o", "{tmp}/r"],
-        ("data.no-options", "steps", "task rows "),
+        ["eval", "{backbone}", "--task", "gsm8k", "--option", "steps=why", "-o", "{tmp}/r"],
+        ("data.no-options", "steps", "task gsm8k "),
     ),
     "a backbone for what has all its weights": (
         ["ask", "checkpoints/quickstart/kava", "--backbone", "{backbone}", "hello"],

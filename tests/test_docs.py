@@ -177,7 +177,14 @@ def test_what_is_not_run_says_why(capsys):
         for page, why in left_out:
             print(f"  {page}: {why}")
     assert run > len(left_out)
-    assert {block.kind for _, block in found} <= {*RUNNABLE, "text", "json", "yaml", "bibtex"}
+    assert {block.kind for _, block in found} <= {
+        *RUNNABLE,
+        "text",
+        "json",
+        "yaml",
+        "bibtex",
+        "nginx",
+    }
     noted = sum(len(re.findall(r"<!-- (?:not run|test adds|varies)\b", read(p))) for p in PAGES)
     assert noted == sum(len(block.notes) for _, block in found), "a note that is above no block"
 
@@ -356,12 +363,12 @@ MISTAKES = {
     "…: no field": f"train {RECIPE} data.train=bare.jsonl",
     "…: '…' must be a list": f"train {RECIPE} data.train=text.jsonl",
     "…: broken JSON": f"train {RECIPE} data.train=broken.jsonl",
-    "…: a data file must end": f"train {RECIPE} data.train=rows.csv",
+    "…: a data file must end": f"train {RECIPE} data.train=rows.xlsx",
     "… has … rows": f"eval {CHECKPOINT} --task gsm8k --file good.jsonl -o out",
     "data: … validation": f"train {RECIPE} data.train=good.jsonl data.validation=good.jsonl",
     "backbone: …: no such folder": f"train {RECIPE} backbone=./nowhere",
     "…: neither a kava run": "ask empty question",
-    "tokenizer of …": "ask --backbone mute question",
+    "tokenizer of …: its files": "ask --backbone mute question",
     "…: already holds a run": f"train {RECIPE} {OWN} -o finished",
     "…: no complete checkpoint": f"train {RECIPE} {OWN} -o started --resume",
     "…: its recipe.yaml differs": f"train {RECIPE} {OWN} seed=7 -o started --resume",
@@ -380,12 +387,12 @@ def prepare_mistakes(folder):
     rows = {
         "good": good,
         "bare": {"question": "How many?"},
-        "text": {**good, "steps": "1+1=2"},
+        "text": {**good, "steps": 2},
     }
     for name, row in rows.items():
         (folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     (folder / "broken.jsonl").write_text('{"question": "How many?",}\n', encoding="utf-8")
-    (folder / "rows.csv").write_text("question,answer\n", encoding="utf-8")
+    (folder / "rows.xlsx").write_text("question,answer\n", encoding="utf-8")
     (folder / "broken.yaml").write_text("method: kava\n\tseed: 1\n", encoding="utf-8")
     for name in ("empty", "finished", "started"):
         (folder / name).mkdir()

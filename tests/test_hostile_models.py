@@ -114,7 +114,7 @@ def test_an_index_names_only_files_beside_it(folder, name):
     file = folder / "model.safetensors.index.json"
     file.write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
     with refused("backbones.bad-index", str(file)):
-        loading.load_model(folder, torch.float32)
+        headers.read(folder)
 
 
 def test_a_header_that_is_longer_than_its_file(folder):

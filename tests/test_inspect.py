@@ -497,7 +497,7 @@ def quick():
 def inspect(monkeypatch, tmp_path, quick):
     """The command, in an empty folder; returns what it printed."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "open_reasoner", lambda run, backbone: quick)
+    monkeypatch.setattr(command, "open_reasoner", lambda run, backbone, **named: quick)
 
     def call(question=None, run=str(QUICK), rows=None, output=None, as_json=None, **given):
         console = Console(file=io.StringIO(), soft_wrap=True)

@@ -273,6 +273,7 @@ OTHERS = {
     "lock.py": "its own file, which filelock has opened, and no link",
     "memory.py": "a file of the system",
     "_symbolic_worker.py": "what was open already",
+    "environment.py": "a device, to see whether this process may open it",
     "smoke.py": "makes its folder anew, or not at all",
 }
 

@@ -2,6 +2,7 @@
 
 import pytest
 import typer
+from refusals import refused
 from typer.testing import CliRunner
 
 from kava.cli import app, looking
@@ -13,7 +14,7 @@ MINUS = ("-5 + 3 = ?", "-5", "-$5 + 3?", "- 5 + 3", "--5 + 3 = ?", "-a is b. Wha
 def asked(monkeypatch):
     """What the commands were given to ask, without a model."""
     found = []
-    monkeypatch.setattr("kava.reasoning.open.open_reasoner", lambda *given: None)
+    monkeypatch.setattr("kava.reasoning.open.open_reasoner", lambda *given, **named: None)
     monkeypatch.setattr(
         "kava.inspect.ask.answer_one", lambda model, question, how, console: found.append(question)
     )
@@ -36,8 +37,10 @@ def test_a_question_may_begin_with_a_minus(question, asked):
 
 
 def test_options_stay_options(asked):
-    for words in (("--show-thought",), ("-x",), ("--iterations", "-1"), ("--max-new-tokens=-1",)):
+    for words in (("--show-thought",), ("-x",), ("--max-new-tokens=-1",)):
         assert run("ask", "run", "-5 + 3", *words).exit_code == 2, words
+    with refused("cli.bad-iterations", "--iterations"):
+        raise run("ask", "run", "-5 + 3", "--iterations", "-1").exception
     assert asked == []
 
 

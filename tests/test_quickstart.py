@@ -66,10 +66,14 @@ def test_smoke_leaves_every_file_and_says_what_is_new_and_what_is_committed(
     assert read(tmp_path / "run-1" / "result.json") == result
 
 
+#: Recipes that have no committed runs yet.
+NOT_RUN = {"mux", "simcot"}
+#: By folder, runs that are older than a change of their recipe, as docs/results.md says.
+OLDER = {"": {"codi", "lotus"}, "ablations": {"lotus", "lotus_kv"}}
 RECIPES = {
     file.stem: load_resolved(file)
     for file in sorted((ROOT / "recipes/quickstart").glob("*.yaml"))
-    if file.stem != "backbone"
+    if file.stem not in {"backbone", *NOT_RUN}
 }
 ABLATIONS = {
     file.stem: load_resolved(file)
@@ -158,7 +162,9 @@ def test_the_committed_runs_are_those_of_the_recipes(folder, recipes):
     for name, recipe in recipes.items():
         for seed in read(RESULTS / folder / "summary.json")["seeds"]:
             wanted = recipe.model_copy(update={"seed": seed})
-            assert differences(RESULTS / folder / f"{name}-seed{seed}", wanted) == "", name
+            found = differences(RESULTS / folder / f"{name}-seed{seed}", wanted)
+            assert (found != "") if name in OLDER[folder] else found == "", (name, found)
+    assert not any((RESULTS / f"{name}-seed{SEEDS[0]}").exists() for name in NOT_RUN)
 
 
 def test_the_readme_has_the_committed_numbers():

@@ -314,7 +314,7 @@ def paper(groups):
 
 def test_the_papers_tables_without_any_run():
     accuracy, passes, caption = paper([])
-    assert len(accuracy) == len(passes) == 1 + 6 * 8
+    assert len(accuracy) == len(passes) == 1 + 6 * 10
     assert all(row[3] == "not run" and row[5] == "-" for row in accuracy[1:])
     by = {(row[0], row[2]): row for row in accuracy[1:]}
     assert by["llama1b_aug", "KaVa"][4] == "56.5" and by["qwen05b_aug", "LOTUS"][4] == "-"

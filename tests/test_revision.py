@@ -91,7 +91,7 @@ def test_the_commit_that_was_loaded_is_recorded_in_the_result(
     rows.write_text(json.dumps({"question": "w1", "steps": [], "answer": "2"}) + "\n")
     evaluate_tasks(
         NAME, ["rows"], [str(rows)], None, None, [], tmp_path / "out", None,
-        PlainConsole(quiet=True), "main",
+        PlainConsole(quiet=True), revision="main",
     )  # fmt: skip
     scores = json.loads((tmp_path / "out" / "result.json").read_text())["scores"]
     assert [one["model"] for one in scores.values()] == [{"name": NAME, "revision": COMMIT}]

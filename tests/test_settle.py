@@ -76,15 +76,15 @@ def test_each_question_stops_on_its_own():
 
 def test_what_is_settled_is_not_computed_again(monkeypatch):
     thinker, widths = reasoner(), []
-    honest = thinker.extend_latents
+    honest = thinker.extend
 
-    def spy(thought, embeds, suffix):
+    def spy(thought, embeds, *given, **named):
         widths.append(embeds.shape[1])
-        return honest(thought, embeds, suffix)
+        return honest(thought, embeds, *given, **named)
 
-    monkeypatch.setattr(thinker, "extend_latents", spy)
+    monkeypatch.setattr(thinker, "extend", spy)
     state = settled(thinker, EXAMPLES[:1], 50, 1e-5)
-    first, *rest = widths
+    _, first, *rest = widths  # the question, pass 0, and the passes after it
     assert first == M + 1 and rest[0] == M and rest == sorted(rest, reverse=True)
     assert len(rest) == state.iterations[0] and rest[-1] < M
     assert cache.length(state.thought.past_key_values) == state.thought.columns

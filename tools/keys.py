@@ -86,6 +86,7 @@ ROWS_AND_STEPS = {
     "data.leak_check": "tasks whose questions must not be trained on",
     "data.leak_files": "local copies of the rows of these tasks: `{TASK: FILE}`",
     "data.leak_stop": "stop at equal questions, or at questions equal up to their numbers",
+    "data.too_long": "stop at training examples beyond the backbone's positions, or leave them out",
     "data.overlap": "stop at validation questions among the training examples, or drop these",
     "data.allow_leaks": "ids of test rows, or whole tasks, to ignore in the check",
     "train.steps": "number of optimizer steps",

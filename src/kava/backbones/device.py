@@ -51,7 +51,7 @@ def kernel(model: PreTrainedModel, dtype: torch.dtype) -> str:
     query = torch.empty(1, heads // copies, rows, size, dtype=dtype, device=device)
     key = torch.empty(1, shared, _COLUMNS, size, dtype=dtype, device=device)
     grouped = heads // copies != shared
-    choice = torch._fused_sdp_choice(
+    choice = torch._fused_sdp_choice(  # pyright: ignore[reportPrivateImportUsage]
         query, key, key, mask.flatten(1, 2)[:, None], enable_gqa=grouped
     )
     return _KERNELS.get(SDPBackend(choice), "unknown")

@@ -173,7 +173,7 @@ def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
     config = model.config
     config.name_or_path = ""  # a title that the file gives itself; peft would ask the Hub for it
     if hasattr(config, "quantization_config"):
-        del config.quantization_config
+        delattr(config, "quantization_config")
     plain = pretrained.new_model(config, dtype=model.dtype, attn_implementation="eager")
     plain.load_state_dict(model.state_dict(), strict=True)
     return plain.eval()

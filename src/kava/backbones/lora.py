@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from types import MethodType
-from typing import cast
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -140,8 +140,14 @@ def copy_of_layers(model: PeftModel | PreTrainedModel) -> PreTrainedModel:
     """
     lm = base_model(model)
     tables = (lm.get_input_embeddings(), cast(nn.Module, lm.get_output_embeddings()))
-    shared = {id(weight): weight for table in tables for weight in table.parameters()}
-    copied = copy.deepcopy(model, shared)  # the large tables are not copied, and dropped below
+    # Tensors without values (`kava bench memory`) can be cloned but not copied by `deepcopy`.
+    copies: dict[int, Any] = {id(weight): weight.detach().clone() for weight in model.buffers()}
+    large = {id(weight): weight for table in tables for weight in table.parameters()}
+    for weight in model.parameters():
+        if id(weight) not in large:
+            copies[id(weight)] = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+    copies |= large
+    copied = copy.deepcopy(model, copies)  # the large tables are shared, and dropped below
     if isinstance(copied, PeftModel):
         copied = cast(PreTrainedModel, copied.unload())
     copied.set_input_embeddings(nn.Identity())

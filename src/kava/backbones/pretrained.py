@@ -39,7 +39,7 @@ def load_config(place: Path) -> PreTrainedConfig:
     """
     check_sizes(place)
     with _without_code(place, CONFIG), _source(place) as source:
-        return AutoConfig.from_pretrained(**source, **_LOCAL)
+        return AutoConfig.from_pretrained(**source, local_files_only=True, trust_remote_code=False)
 
 
 def load_model(place: Path, **options: Any) -> Any:
@@ -48,7 +48,9 @@ def load_model(place: Path, **options: Any) -> Any:
     Raises the errors of `load_config` and of that function.
     """
     with _without_code(place, CONFIG), _source(place) as source, loading_everywhere():
-        return AutoModelForCausalLM.from_pretrained(**source, **_LOCAL, **options)
+        return AutoModelForCausalLM.from_pretrained(
+            **source, local_files_only=True, trust_remote_code=False, **options
+        )
 
 
 def load_tokenizer(place: Path) -> Any:
@@ -58,10 +60,9 @@ def load_tokenizer(place: Path) -> Any:
     """
     check_sizes(place)
     with _without_code(place, TOKENIZER, CONFIG), _source(place) as source:
-        return AutoTokenizer.from_pretrained(**source, **_LOCAL)
-
-
-_LOCAL = {"local_files_only": True, "trust_remote_code": False}
+        return AutoTokenizer.from_pretrained(
+            **source, local_files_only=True, trust_remote_code=False
+        )
 
 
 def _source(place: Path) -> AbstractContextManager[dict[str, Any]]:

@@ -196,7 +196,7 @@ def ablate(
     revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the table as JSON")] = False,
 ) -> None:
-    """Measure the accuracy when latents, or slices of their cache, are changed."""
+    """Measure the accuracy when latents or their cache are changed."""
     from kava.data.tasks import load_task, read_options
     from kava.evaluation.ablation import PLOT, ablate_task, check
     from kava.evaluation.command import result_folder, task_options

@@ -143,7 +143,7 @@ def memory(
     from kava.bench.memory_command import bench_memory
     from kava.bench.shapes import Lengths, parse_range
 
-    lengths = Lengths(*map(parse_range, (question, reasoning, answer)))
+    lengths = Lengths(parse_range(question), parse_range(reasoning), parse_range(answer))
     bench_memory(recipe, settings or [], shape, lengths, rows or [], device, output, make_console())
 
 
@@ -161,5 +161,6 @@ def _plan(
 
     if source not in (None, "gsm8k"):
         raise unknown("--lengths", source, ("gsm8k",), code="cli.unknown-lengths")
-    drawn = Lengths(*map(parse_range, lengths), source=source)
+    question, reasoning, answer = map(parse_range, lengths)
+    drawn = Lengths(question, reasoning, answer, source=source)
     return BenchSettings(shape, drawn, repeats, warm_up, output)

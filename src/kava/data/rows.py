@@ -137,7 +137,8 @@ def to_example(
     given = plain(row.get("id"))
     identity = default_id if _is_missing(given) or given == "" else str(given)
     example = Example(identity, question, tuple(steps or ()), answer, extra)
-    parts = {"id": [identity], "question": [question], "steps": example.steps, "answer": [answer]}
+    named = next((field for field in (columns.steps, *STEPS) if field in reader.used), "steps")
+    parts = {"id": [identity], "question": [question], named: example.steps, "answer": [answer]}
     for name, texts in parts.items():
         for text in texts:
             check_text(text, f"{where}: '{name}'")
@@ -206,7 +207,7 @@ class _Reader:
     def refuse_without_steps(self) -> None:
         """Raise the error for a row that states no chain of thought."""
         if field := next((name for name in STEPS if name in self.row), None):
-            raise _bad_field(self.where, field, "must be a list of strings or a string", None)
+            raise _not_steps(self.where, field, None)
         self._take("cot", "steps' or 'cot")
 
     @cached_property
@@ -265,7 +266,7 @@ class _Reader:
         if isinstance(value, str):
             return split_steps(value, self.columns.annotations)
         if not isinstance(value, list) or not all(isinstance(step, str) for step in value):
-            raise _bad_field(self.where, field, "must be a list of strings or a string", value)
+            raise _not_steps(self.where, field, value)
         return [step for step in value if step.strip()]
 
     def _first(self, names: Iterable[str]) -> str | None:
@@ -366,6 +367,14 @@ def _bad_chat(problem: str) -> KavaError:
         " message",
         code="data.bad-chat",
         key="messages",
+    )
+
+
+def _not_steps(where: str, field: str, value: Any) -> KavaError:
+    return KavaError(
+        f"{where}: '{field}' must be a list of strings or a string, not {shown(repr(value), 60)}",
+        code="data.bad-field",
+        key=field,
     )
 
 

@@ -113,6 +113,7 @@ class _Report:
         self.tokens.append(token)
         if time.perf_counter() - self.reported < self.every:
             return
+        assert self.thinking is not None  # tokens are generated after the reasoning
         with self._clock_stopped() as seconds:
             passes = self.thinking.forward_passes + len(self.tokens)
             text = self.thinking.text(self.reasoner.tokenizer, 0, self.tokens)

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from kava.backbones.cache import KeyValues
 from kava.errors import KavaError
 from kava.evaluation.answers import after_marker, read_number
@@ -39,10 +41,11 @@ class Slice:
     def put(self, inside: KeyValues, outside: KeyValues) -> KeyValues:
         """Return `inside` in this slice and `outside` elsewhere, per layer keys and values."""
         both = (inside, outside)
-        return [
-            tuple(both[(i, part) not in self.places][i][part] for part in (0, 1))
-            for i in range(len(outside))
-        ]
+
+        def half(layer: int, part: int) -> Tensor:
+            return both[(layer, part) not in self.places][layer][part]
+
+        return [(half(i, 0), half(i, 1)) for i in range(len(outside))]
 
     def rest(self, layers: int) -> Slice:
         """Return everything but this slice, in a cache of that many layers."""

@@ -112,6 +112,8 @@ class _Worker:
                 env=_environment(),
                 start_new_session=True,  # Ctrl-C must not reach it
             )
+            assert self.process.stdin is not None and self.process.stdout is not None
+            self.input, self.output = self.process.stdin, self.process.stdout
             if self._line(START_SECONDS) != b"ready\n":
                 self.close()
                 complaints.seek(0)
@@ -125,8 +127,8 @@ class _Worker:
     def ask(self, text: str, gold: str) -> bool | None:
         """Ask one question; return None if the process ended because of it."""
         try:
-            self.process.stdin.write(json.dumps([text, gold]).encode() + b"\n")
-            self.process.stdin.flush()
+            self.input.write(json.dumps([text, gold]).encode() + b"\n")
+            self.input.flush()
             line = self._line(WALL_SECONDS)
         except OSError:
             return None
@@ -134,17 +136,17 @@ class _Worker:
 
     def _line(self, seconds: float) -> bytes:
         """Read a line; end the process and return nothing if there is none within the time."""
-        if not select.select([self.process.stdout], [], [], seconds)[0]:
+        if not select.select([self.output], [], [], seconds)[0]:
             self.stalled = True
             self.process.kill()
             return b""
-        return self.process.stdout.readline()
+        return self.output.readline()
 
     def close(self) -> int:
         """End the process, if it has not ended, and return its exit status."""
         with contextlib.suppress(OSError):
-            self.process.stdin.close()
-        self.process.stdout.close()
+            self.input.close()
+        self.output.close()
         return self.process.wait()
 
 

@@ -67,6 +67,7 @@ def export(reasoner: Reasoner, folder: str | Path) -> Path:
 
 def _write(reasoner: Reasoner, folder: Path) -> None:
     weights = dict(reasoner.lm.state_dict())
+    reasoner.training_modules.clear()  # only a loss needs them
     own = checkpoint.own_weights(reasoner)
     weights |= {f"{loading.OWN_PREFIX}{name}": weight for name, weight in own.items()}
     reasoner.lm.save_pretrained(folder, state_dict=weights)

@@ -224,13 +224,12 @@ def _positions(
         ]
         works = [method.work(one) for one in staged]
         known = [work for work in works if work is not None]
-        if len(known) < len(
-            works
-        ):  # no forward pass contains more than the whole example and its latents
+        if len(known) < len(works):  # no pass has more than the whole example and its latents
             latents = reasoner.recipe.num_latents + 2 if method.uses_latents else 0
             yield from ((row, row.columns + latents) for row in part)
             continue
-        calls = [call for work in known for call in work.calls]
+        # A call on something else than the examples, such as simcot's on steps, is not longer.
+        calls = [call for work in known for call in work.calls if len(call.new) == len(part)]
         ends = torch.stack([(call.past + call.new) * (call.new > 0) for call in calls])
         yield from zip(part, ends.amax(0).tolist(), strict=True)
 

@@ -50,17 +50,21 @@ def without_shared(
         return kept
     shared = held_out & {normalize(e.question) for e in train_rows}
     such = min(e.question for e in validation if normalize(e.question) in shared)
-    line = f"{len(shared)} validation questions are training questions too, such as {such[:80]!r}"
     if data.overlap == "error" or not kept:
         raise KavaError(
-            f"data: {line}; leave them out of the training with data.overlap=skip, or "
-            "choose other validation rows",
+            f"data: {len(shared)} validation questions are training questions too, such as "
+            f"{such[:80]!r}; leave them out of the training with data.overlap=skip, or choose "
+            "other validation rows",
             code="training.shared-validation",
             key="data.validation",
         )
     if console:
-        told = f"data.overlap: {line}; {left_out:,} training rows are left out"
-        console.print(told, highlight=False, markup=False)
+        console.print(
+            f"data.overlap: {left_out:,} training rows are left out, since {len(shared)} "
+            f"validation questions are training questions too, such as {such[:80]!r}",
+            highlight=False,
+            markup=False,
+        )
     return kept
 
 

@@ -39,7 +39,7 @@ def settle(
     batch, first = question.attention_mask.shape[0], question.columns + 1
     inputs = reasoner.special("latent").expand(batch, num_latents, -1)
     bot = reasoner.special("bot").expand(batch, 1, -1)
-    output, after = reasoner.extend_latents(question, torch.cat((bot, inputs), dim=1), None)
+    output, after = reasoner.extend(question, torch.cat((bot, inputs), dim=1))
     of_bot, states = output.last_hidden_state[:, :1], output.last_hidden_state[:, 1:]
     report_pass(states)
     trajectory, inputs = [inputs], following(output.last_hidden_state)
@@ -47,7 +47,7 @@ def settle(
     settled, done = torch.zeros_like(iterations), 0
     for t in range(1, limits.most + 1):
         trajectory.append(inputs)
-        output, after = reasoner.extend_latents(after.crop(first + done), inputs[:, done:], suffix)
+        output, after = reasoner.extend(after.crop(first + done), inputs[:, done:], suffix=suffix)
         fresh = output.last_hidden_state[:, : num_latents - done]
         states = torch.cat((states[:, :done], fresh), dim=1)
         report_pass(states)

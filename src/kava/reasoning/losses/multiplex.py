@@ -112,8 +112,11 @@ def multiplex_loss(
     """
     predicted = (reasoner.logits(hidden).float() / tau).log_softmax(-1)
     cross = -(spans.weights * predicted[spans.of, spans.ids]).sum()
-    # A token may occur twice in a span: its weights are one entry of q.
-    entries = spans.of * predicted.shape[-1] + spans.ids
-    merged, index = entries.unique(return_inverse=True)
-    q = spans.weights.new_zeros(len(merged)).index_add(0, index, spans.weights)
-    return (cross + (q * q.log()).sum()) / count.clamp(min=1)
+    # A token may occur twice in a span: its weights are one entry of q. Equal entries are found by
+    # sorting, which unlike `unique` does not wait for a GPU.
+    entries, order = (spans.of * predicted.shape[-1] + spans.ids).sort()
+    weights = spans.weights[order]
+    entry = torch.zeros_like(entries)
+    entry[1:] = (entries[1:] != entries[:-1]).cumsum(0)
+    q = torch.zeros_like(weights).index_add(0, entry, weights)
+    return (cross + (weights * q[entry].log()).sum()) / count.clamp(min=1)

@@ -15,7 +15,7 @@ from kava.reasoning.states import LatentState
 from kava.recipe.schema import Recipe
 
 
-class Multiplex:
+class MultiplexLoss:
     """The loss of MUX as set by the recipe's section `multiplex` (arXiv:2607.18264)."""
 
     def __init__(self, recipe: Recipe):

@@ -28,7 +28,7 @@ from kava.reasoning.methods._base import (
     teacher_forward,
 )
 from kava.reasoning.methods._kv import KvMethod
-from kava.reasoning.methods._multiplex import Multiplex
+from kava.reasoning.methods._multiplex import MultiplexLoss
 from kava.reasoning.methods._work import Call, Work, chain, lengths, refined
 from kava.reasoning.states import LatentState
 from kava.recipe.schema import Recipe
@@ -86,7 +86,7 @@ class Lotus(KvMethod):
     def __init__(self, recipe: Recipe):
         self.width = recipe.latent_readout.width or recipe.num_latents
         super().__init__(recipe, self.width)
-        self.multiplex = Multiplex(recipe)
+        self.multiplex = MultiplexLoss(recipe)
 
     def check(self, reasoner) -> None:
         """Check that the recipe sets a block width and that the latents come in whole blocks.

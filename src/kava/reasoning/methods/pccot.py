@@ -27,7 +27,7 @@ from kava.reasoning.methods._base import (
     student_suffix,
     teacher_forward,
 )
-from kava.reasoning.methods._multiplex import Multiplex
+from kava.reasoning.methods._multiplex import MultiplexLoss
 from kava.reasoning.methods._work import Call, Work, chain, lengths, refined
 from kava.reasoning.states import LatentState
 from kava.recipe.schema import Recipe
@@ -50,7 +50,7 @@ class PCCoT(LatentMethod):
 
     def __init__(self, recipe: Recipe):
         super().__init__(recipe)
-        self.multiplex = Multiplex(recipe)
+        self.multiplex = MultiplexLoss(recipe)
 
     def latents(self, reasoner, question, suffix, num_iterations, keep_all=False) -> LatentState:
         """Generate all latents in parallel and refine them in T iterations."""

@@ -62,7 +62,9 @@ class SimCoT(CODI):
         """Return the batch with the step that the decoder writes for each latent that has one.
 
         The batch gains `decoder_rows` and `decoder_latents`, [pairs] each, and the tokens of the
-        step and EOS, `decoder_ids` with `decoder_mask`, [pairs, tokens] each.
+        step and EOS, `decoder_ids` with `decoder_mask`, [pairs, tokens] each. `decoder_places` has
+        the places of these tokens in `decoder_ids`, flattened, in the order of the latents, and
+        `decoder_sizes` their number for each latent.
         """
         most = self.recipe.num_latents
         rows, columns = batch["steps_mask"].nonzero(as_tuple=True)
@@ -77,12 +79,15 @@ class SimCoT(CODI):
         place = torch.arange(len(rows), device=rows.device) - (sizes.cumsum(0) - sizes)[pair]
         ids[pair, place] = batch["steps"][rows, columns]
         mask = (width <= sizes[:, None]) & (sizes > 0)[:, None]
+        of_token = (found % most)[:, None].expand_as(mask)[mask]
         return {
             **batch,
             "decoder_rows": found // most,
             "decoder_latents": found % most,
             "decoder_ids": ids,
             "decoder_mask": mask,
+            "decoder_places": mask.flatten().nonzero()[:, 0][of_token.argsort(stable=True)],
+            "decoder_sizes": of_token.bincount(minlength=most).tolist(),
         }
 
     def check(self, reasoner) -> None:
@@ -121,6 +126,7 @@ class SimCoT(CODI):
         """
         decoder = cast(PreTrainedModel, reasoner.training_modules["decoder"])
         rows, of, ids = (batch[f"decoder_{name}"] for name in ("rows", "latents", "ids"))
+        places, sizes = batch["decoder_places"], batch["decoder_sizes"]
         mask = batch["decoder_mask"]
         embeds = torch.cat((latents[rows, of, None], reasoner.embed(ids[:, :-1])), dim=1)
         # A column is read where it predicts a token; the latent is read even if it predicts none.
@@ -129,12 +135,12 @@ class SimCoT(CODI):
         output, _ = structure.extend(
             decoder, reasoner.windows, start, embeds.to(decoder.dtype), read
         )
-        hidden = output.last_hidden_state.to(latents.dtype)
-        losses = []
-        for i in range(self.recipe.num_latents):
-            chosen = mask & (of == i)[:, None]
-            count = counts[f"step_{i}"].clamp(min=1)
-            losses.append(cross_entropy(reasoner, hidden[chosen], ids[chosen], count))
+        hidden = output.last_hidden_state.to(latents.dtype).flatten(0, 1)[places].split(sizes)
+        labels = ids.flatten()[places].split(sizes)
+        losses = [
+            cross_entropy(reasoner, states, tokens, counts[f"step_{i}"].clamp(min=1))
+            for i, (states, tokens) in enumerate(zip(hidden, labels, strict=True))
+        ]
         used = sum((counts[f"step_{i}"] > 0).long() for i in range(len(losses)))
         return torch.stack(losses).sum() / cast(Tensor, used).clamp(min=1)
 
