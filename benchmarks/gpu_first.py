@@ -206,7 +206,9 @@ SMALL = (
     "llama:hidden_size=64,intermediate_size=96,num_hidden_layers=2,num_attention_heads=8,"
     "num_key_value_heads=2,vocab_size=200"
 )
-QUIET = ("lora.dropout=0", "lora.r=4", "num_latents=6", "train.precision=fp32")
+#: Settings of tiny shapes; the stand-in for a device has no autocast.
+TINY = ("lora.r=4", "num_latents=6", "train.precision=fp32")
+QUIET = ("lora.dropout=0", *TINY)
 
 
 def same(session: Session, found: dict[str, Any]) -> None:
@@ -381,7 +383,7 @@ def _steps(
 ) -> None:
     """Steps on new examples of real lengths: times, memory, and the work that they needed."""
     if session.tiny:
-        shape, settings = SMALL, (*settings, "lora.r=4", "num_latents=6")
+        shape, settings = SMALL, (*settings, *TINY)
     training = _training(recipe, shape, session.device, 2, settings)
     tree = training.reasoner.recipe
     for rows in (2, 4) if session.tiny else (32, 64, 128):
@@ -420,7 +422,7 @@ def one_billion(session: Session, found: dict[str, Any]) -> None:
     _steps(session, found, "recipes/llama1b_aug/kava.yaml", "llama-3.2-1b")
     shape, settings = ("llama-3.2-1b", ())
     if session.tiny:
-        shape, settings = SMALL, ("lora.r=4", "num_latents=6")
+        shape, settings = SMALL, TINY
     rows = 2 if session.tiny else 32
     training = _training("recipes/llama1b_aug/kava.yaml", shape, session.device, rows, settings)
     training.step()
@@ -459,7 +461,7 @@ def answers(session: Session, found: dict[str, Any]) -> None:
 
     shape, keys = ("llama-3.2-1b", [])
     if session.tiny:
-        shape, keys = SMALL, ["lora.r=4", "num_latents=6"]
+        shape, keys = SMALL, list(TINY)
     recipe = load_resolved("recipes/llama1b_aug/kava.yaml", keys)
     reasoner = random_reasoner(recipe, shape, session.device).eval()
     for way in ("apart", "autocast", "merged"):

@@ -388,7 +388,7 @@ class Tab:
             by: does it in another way than the button.
         """
         if question is not None:
-            self.page.get_by_label("Question").fill(question)
+            self.page.get_by_label("Question", exact=True).fill(question)
         self.page.locator("#costs p").evaluate_all("all => all.map(one => one.remove())")
         (by or self.page.locator("#ask").click)()
         self.page.locator("#costs p").wait_for()
@@ -435,7 +435,7 @@ def test_load_ask_slide_ask_again_and_ask_what_is_not_answered(browser_page, url
     tab = Tab(browser_page, url)
     assert "latent reasoning and chain of thought" in tab.page.title()
     question = quick.pick.first
-    assert tab.page.get_by_label("Question").input_value() == question
+    assert tab.page.get_by_label("Question", exact=True).input_value() == question
     assert "Nothing yet" in tab.text("#written") and "Nothing yet" in tab.text("#decoded")
 
     thinker, writer = quick.thinker.reasoner, quick.writer.reasoner
@@ -484,7 +484,7 @@ def test_a_question_can_be_picked_and_asked_with_the_keyboard_alone(browser_page
     assert names[:3] == ["Question", "Example questions", "number input for Latents (M)"]
     assert "range slider for Iterations (T)" in names and names[-1] == "Ask"
     assert all(names)
-    box = tab.page.get_by_label("Question")
+    box = tab.page.get_by_label("Question", exact=True)
     from playwright.sync_api import TimeoutError as NotYet
 
     # A key that comes before the list has opened is lost, as it is for a person who is too quick.

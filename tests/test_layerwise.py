@@ -165,11 +165,11 @@ def test_all_layers_share_what_is_compiled(graphs, method, changes, autocast):
 
 def test_other_lengths_and_batches_need_no_compiling(graphs):
     model = reasoner("llama", "kava")
-    step(model, compiled=True)
-    known = len(graphs.runs)
-    for rows in (5, 2):
+    known = None
+    for rows in (2, 5, 3, 7, 4):  # a second width of the padded mask makes that width a variable
         more = [stepped(5 + n, (3, n + 1, 2), n) for n in range(rows)]
         step(model, compiled=True, rows=more)
+        known = len(graphs.runs) if rows in (2, 5) else known
     assert len(graphs.runs) == known
 
 

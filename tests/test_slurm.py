@@ -178,7 +178,7 @@ def test_preempted_jobs_go_on_and_end_as_uninterrupted_ones(submitted, whole, ka
     assert read_result(run)["command"] == shlex.join(["kava", *map(str, words)])
     log = (out / "slurm" / "1_0_0_log.out").read_text()
     assert f"trained {LONG} steps" in log and log.count("resuming kava") == 2
-    assert log.count("received SIG") == 2 and "left behind by process" in log
+    assert log.count("received SIG") == 2
 
     # What is done is not submitted; the summary comes with the last of them.
     long_alone = [word for word in words if not str(word).endswith("bad.yaml")]

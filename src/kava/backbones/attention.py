@@ -148,6 +148,8 @@ def _sdpa(
     """Attention function registered with transformers: record queries, then compute attention."""
     if _recorders:
         _record(module, query, kwargs)  # pyright: ignore[reportCallIssue] `disable` is not typed
+    if attention_mask is not None:
+        attention_mask = attention_mask[..., : key.shape[2]]  # it is wider, see `additive`
     one = None if attention_mask is None else attention_mask[:, :1]  # without copies for groups
     if kwargs.get("softcap") is not None:
         return capped_attention(query, key, value, one, **kwargs), None
@@ -219,7 +221,7 @@ def masked_attention(
         query: [batch, kv_heads * groups, queries, head_dim]; `groups` query heads share a key/value
             head.
         key, value: [batch, kv_heads, columns, head_dim].
-        mask: see `kava.backbones.masks.additive`, [batch, 1 or groups, queries, columns].
+        mask: [batch, 1 or groups, queries, columns], a slice of `kava.backbones.masks.additive`.
 
     Returns:
         [batch, queries, kv_heads * groups, head_dim].
@@ -258,7 +260,8 @@ def capped_attention(
         query: [batch, kv_heads * groups, queries, head_dim]; `groups` query heads share a key/value
             head.
         key, value: [batch, kv_heads, columns, head_dim].
-        mask: see `kava.backbones.masks.additive`, [batch, 1, queries, columns]; causal if None.
+        mask: [batch, 1, queries, columns], a slice of `kava.backbones.masks.additive`; causal if
+            None.
         softcap: c.
 
     Returns:
@@ -268,7 +271,7 @@ def capped_attention(
     scale = scaling or query.shape[-1] ** -0.5
     if mask is None:
         ones = torch.ones(1, 1, rows, columns, dtype=torch.bool, device=query.device)
-        mask = additive(ones.tril(columns - rows), query.dtype)
+        mask = additive(ones.tril(columns - rows), query.dtype)[..., :columns]
 
     def block(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         logits = grouped_logits(query, key, scale, softcap)

@@ -99,8 +99,8 @@ def additive(mask: Tensor, dtype: torch.dtype, copies: int = 1) -> Tensor:
 
     A kernel would convert a boolean mask in each layer. The memory-efficient kernel of GPUs also
     needs rows that begin at multiples of 8 numbers, and would copy any other mask in each layer, or
-    fail in compiled code. So the result is a slice of a wider tensor. It is always wider, because
-    compiled code would be compiled again for a mask that fills its storage.
+    fail in compiled code. So the result is wider than the mask, and attention takes a slice of it;
+    compiled code would be compiled again for each width if it were given the slice.
 
     Args:
         mask: boolean, [batch, 1, columns, past + columns].
@@ -108,12 +108,14 @@ def additive(mask: Tensor, dtype: torch.dtype, copies: int = 1) -> Tensor:
         copies: number of query heads for which each row is repeated.
 
     Returns:
-        [batch, copies, columns, past + columns]; 0 where attention is allowed, otherwise -inf.
+        [batch, copies, columns, width], with a width above past + columns that is a multiple of 8;
+        0 where attention is allowed, otherwise -inf.
     """
     batch, _, columns, width = mask.shape
     storage = batch, copies, columns, (width // ALIGNMENT + 1) * ALIGNMENT
-    numbers = torch.full(storage, -torch.inf, dtype=dtype, device=mask.device)[..., :width]
-    return numbers.masked_fill_(mask, 0)
+    numbers = torch.full(storage, -torch.inf, dtype=dtype, device=mask.device)
+    numbers[..., :width].masked_fill_(mask, 0)
+    return numbers
 
 
 ALIGNMENT = 8  # numbers
