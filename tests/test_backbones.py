@@ -406,7 +406,7 @@ SHAPE = {
         # with transformers 5.17 it gives no cache back
         ("recurrent_gemma", "unknown-layer-kind|no-continuation", ""),
         ("llama4_text", "unknown-layer-kind", "'chunked_attention'"),
-        ("mpt", "no-attention", "layer 0"),  # positions as a bias, not as position_ids
+        ("mpt", "no-continuation", ""),  # positions as a bias, not as position_ids
         ("bloom", "no-continuation", ""),
         ("rwkv", "no-continuation", ""),
         ("gpt_oss", "other-logits", ""),  # a sink in each softmax
