@@ -33,6 +33,7 @@ from kava.evaluation import symbolic
 from kava.evaluation.answers import math_verify
 from kava.recipe.load import load_recipe
 from kava.report.table import _no_formula
+from kava.serve.hosts import Hosts
 from kava.system.files import write_json, write_whole
 
 FILE = Path(__file__).resolve().parents[1] / "results" / "bench" / "hostile_files.json"
@@ -197,6 +198,24 @@ def endless(_: Path) -> str | None:
 def formula(_: Path) -> str | None:
     """A spreadsheet would run it."""
     return None if _no_formula("=cmd|' /C calc'!A0").startswith("'") else "it is a formula"
+
+
+@attack(
+    "Host: a stranger's name for this machine (DNS rebinding)",
+    "test_serve.py::test_a_name_that_is_not_this_machines_gets_nothing",
+)
+def rebinding(_: Path) -> str | None:
+    """A request as a browser sends it for a page whose name was made to resolve to this machine."""
+    strangers = (
+        b"evil.example",
+        b"evil.example:8000",
+        b"localhost.evil.example",
+        b"127.0.0.1.nip.io",
+    )
+    for name in strangers:
+        if Hosts().refusal({"type": "http", "headers": [(b"host", name)]}) is None:
+            return f"{name.decode()} is accepted"
+    return None
 
 
 def measure(function: Attack) -> dict[str, Any]:

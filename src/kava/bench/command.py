@@ -86,8 +86,12 @@ def bench_generate(
     plan: BenchSettings,
     batch_sizes: Sequence[int],
     console: Console,
+    revision: str | None = None,
 ) -> dict[str, Any]:
     """Time the answers of each run or recipe, interleaved, for each batch size; print and write.
+
+    Args:
+        revision: branch, tag or commit of the runs that are on the Hub.
 
     Raises:
         KavaError: an invalid recipe, run, shape or batch size.
@@ -95,7 +99,9 @@ def bench_generate(
     if any(size < 1 for size in batch_sizes):
         raise KavaError("--batch must be greater than 0", code="bench.not-above-0", key="--batch")
     device, named = torch.device(default_device()), recipe_paths(paths, console)
-    reasoners = {name: _reasoner(path, settings, plan, device) for name, path in named.items()}
+    reasoners = {
+        name: _reasoner(path, settings, plan, device, revision) for name, path in named.items()
+    }
     rates = {name: _rate(r.recipe, device, r.lm.dtype) for name, r in reasoners.items()}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in reasoners}
     for size in batch_sizes:
@@ -137,7 +143,11 @@ def recipe_paths(given: Sequence[str], console: Console) -> dict[str, str]:
 
 
 def _reasoner(
-    name: str, settings: Sequence[str], plan: BenchSettings, device: torch.device
+    name: str,
+    settings: Sequence[str],
+    plan: BenchSettings,
+    device: torch.device,
+    revision: str | None,
 ) -> Reasoner:
     if name.endswith((".yaml", ".yml")):
         recipe = load_resolved(name, list(settings))
@@ -148,7 +158,7 @@ def _reasoner(
             code="bench.settings-of-a-run",
             key=name,
         )
-    return Reasoner.from_pretrained(name, device=device)
+    return Reasoner.from_pretrained(name, device=device, revision=revision)
 
 
 def _timed(

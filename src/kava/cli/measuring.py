@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kava.cli._app import ManyWords, Settings, app, examples, make_console
+from kava.cli._app import ManyWords, Revision, Settings, app, examples, make_console
 
 bench_app = typer.Typer(
     add_completion=False,
@@ -100,6 +100,7 @@ def generate(
     repeats: Repeats = 15,
     warm_up: WarmUp = 3,
     settings: Settings = None,
+    revision: Revision = None,
     output: Result = None,
 ) -> None:
     """Time answers with a chain of thought, without, and with latents.
@@ -109,7 +110,7 @@ def generate(
     from kava.bench.command import bench_generate
 
     plan = _plan((question, reasoning, answer), shape, repeats, warm_up, output)
-    bench_generate(run, settings or [], plan, batch or [1, 32], make_console())
+    bench_generate(run, settings or [], plan, batch or [1, 32], make_console(), revision)
 
 
 @bench_app.command(
