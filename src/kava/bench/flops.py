@@ -20,7 +20,7 @@ from kava.reasoning.methods import Work
 from kava.reasoning.reasoner import Reasoner
 
 
-def _attended(query: Sequence[int], keys: Sequence[int]) -> int:
+def _attention_product(query: Sequence[int], keys: Sequence[int]) -> int:
     """Return the FLOPs of one product of attention, masked or not.
 
     Args:
@@ -32,12 +32,12 @@ def _attended(query: Sequence[int], keys: Sequence[int]) -> int:
 
 
 def _forward(query: Sequence[int], keys: Sequence[int], *_: Any, **__: Any) -> int:
-    return 2 * _attended(query, keys)
+    return 2 * _attention_product(query, keys)
 
 
 def _backward(gradient: Any, query: Sequence[int], keys: Sequence[int], *_: Any, **__: Any) -> int:
     # Five products: the attention weights recomputed, since they are not kept, and four gradients.
-    return 5 * _attended(query, keys)
+    return 5 * _attention_product(query, keys)
 
 
 # PyTorch's counter knows its attention kernels for GPUs, but not those for CPUs.

@@ -70,7 +70,7 @@ def configuration(shape: str) -> Any:
         if folder:
             config = pretrained.load_config(folder)
         else:
-            config = AutoConfig.for_model(**(named or _written(shape)))
+            config = AutoConfig.for_model(**(named or _parse_shape(shape)))
         _try(config)
     except KavaError as error:
         raise error.within(f"shape '{shape}'") from None
@@ -84,7 +84,7 @@ def configuration(shape: str) -> Any:
     return config
 
 
-def _written(shape: str) -> dict[str, Any]:
+def _parse_shape(shape: str) -> dict[str, Any]:
     """Parse a description such as `llama:hidden_size=256,...`, with transformers' names."""
     family, _, values = shape.partition(":")
     pairs = [pair.partition("=") for pair in values.split(",")]

@@ -357,7 +357,7 @@ def _content(message: Mapping[str, Any], what: str) -> str:
         texts = [part for part in content if isinstance(part, str)]
         content = "".join(texts) if len(texts) == len(content) else None
     if not isinstance(content, str):
-        raise _bad_chat(f"{what}: the content of a message is not text")
+        raise _bad_chat(f"{what}: the content of a message is not text; only text is read")
     return content
 
 

@@ -48,7 +48,7 @@ def answer_card(
     return _card(
         title,
         f'{about}<p class="answer">{shown}{_verdict(progress, gold)}</p>'
-        f"{_facts(progress)}{_cut_off(progress)}{_steps(written)}{_reading(progress)}",
+        f"{_facts(progress)}{_cut_off_note(progress)}{_steps(written)}{_reading(progress)}",
     )
 
 
@@ -140,7 +140,7 @@ def _facts(progress: AnswerProgress) -> str:
     return f'<dl class="facts">{parts}</dl>'
 
 
-def _cut_off(progress: AnswerProgress) -> str:
+def _cut_off_note(progress: AnswerProgress) -> str:
     if progress.answer is None or progress.answer.finished:
         return ""
     return _soft("The answer was cut off at the maximum number of tokens.")

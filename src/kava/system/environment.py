@@ -64,7 +64,7 @@ def own_words() -> list[str] | None:
 
 
 def _program() -> list[str] | None:
-    """`kava`, or a script by its place in the project; None for a program of somebody else's."""
+    """Return how the running program is recorded: `kava`, or a script of the project; else None."""
     called = sys.argv[0] if sys.argv else ""
     script = Path(called).resolve()
     root = Path(__file__).resolve().parents[3]

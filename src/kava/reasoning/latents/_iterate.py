@@ -71,4 +71,4 @@ def iterate(
             # Keep <bot> in the cache, but not the latents of pass 0: every later pass recomputes
             # the keys and values of all latents.
             context, offset = after.crop(start + 1), 0
-    raise ValueError(f"num_iterations is {num_iterations}")
+    raise ValueError(f"num_iterations must be 0 or more, not {num_iterations}")
