@@ -404,11 +404,11 @@ SHAPE = {
         ("falcon_mamba", "unknown-layer-kind", "'linear_attention'"),
         ("jamba", "unknown-layer-kind", "'linear_attention'"),
         # with transformers 5.17 it gives no cache back
-        ("recurrent_gemma", "unknown-layer-kind|no-continuation", ""),
+        ("recurrent_gemma", "unknown-layer-kind|no-attention|no-continuation", ""),
         ("llama4_text", "unknown-layer-kind", "'chunked_attention'"),
-        ("mpt", "no-continuation", ""),  # positions as a bias, not as position_ids
-        ("bloom", "no-continuation", ""),
-        ("rwkv", "no-continuation", ""),
+        ("mpt", "no-attention", "layer 0"),  # positions as a bias, not as position_ids
+        ("bloom", "no-attention|no-continuation", ""),
+        ("rwkv", "no-attention|no-continuation", ""),
         ("gpt_oss", "other-logits", ""),  # a sink in each softmax
         ("cohere", "other-head", ""),  # logits are scaled
     ),

@@ -14,7 +14,7 @@ from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import load_resolved
 from kava.recipe.schema import Recipe
 from kava.sweeps.cost import ANSWER, QUESTION, REASONING, Estimator, rows_seen
-from kava.sweeps.dry_run import _told
+from kava.sweeps.dry_run import _cost_cells
 
 M, T = 4, 2
 
@@ -111,7 +111,7 @@ def test_each_stage_of_a_curriculum_counts_for_itself(backbone, tmp_path):
     found = Estimator().cost(recipe("coconut", backbone, file, **changes))
     (q, c, a), *_ = lengths(backbone, file)
     first = len(loading.load_tokenizer(backbone)("<<4+1=5>>", add_special_tokens=False).input_ids)
-    stages = [q + 1 + 1 + c + a, q + 1 + 2 + 1 + (c - first) + a, *2 * [q + 1 + 2 + 1 + a]]
+    stages = [q + c + a, q + 1 + 2 + 1 + (c - first) + a, *2 * [q + 1 + 2 + 1 + a]]
     assert found.token_forwards == 4 * sum(stages)
 
 
@@ -128,7 +128,7 @@ def test_without_rows_or_tokenizer_the_assumed_lengths_are_told(backbone, rows):
     if page.exists():  # part of a checkout only
         lines = re.findall(r"kava-seed\d+ +would run +(.+)", page.read_text(encoding="utf-8"))
         assert len(lines) == 3 and {tuple(re.split(r"  +", line)) for line in lines} == {
-            _told(found)
+            _cost_cells(found)
         }
         assert f"kava: {found.notes[0]}\n" in page.read_text(encoding="utf-8")
 

@@ -30,10 +30,11 @@ def write(folder, file, more=(), **changes):
     `more` are further tensors, `changes` other values of config.json.
     """
     library = pytest.importorskip("gguf", reason="kava[gguf] is not installed")
-    config = json.loads((folder / "config.json").read_text()) | changes
+    honest = json.loads((folder / "config.json").read_text())
+    config = honest | changes
     words = json.loads((folder / "tokenizer.json").read_text())["model"]
     weights = AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    names = library.get_tensor_name_map(library.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    names = library.get_tensor_name_map(library.MODEL_ARCH.LLAMA, honest["num_hidden_layers"])
     made = library.GGUFWriter(file, "llama")
     made.add_name("tiny")
     made.add_context_length(config["max_position_embeddings"])

@@ -11,7 +11,7 @@ from tiny import reasoner
 from kava.data import load_examples
 from kava.reasoning.reasoner import Reasoner
 from kava.recipe.schema import Recipe
-from kava.training.from_rows import GIVEN
+from kava.training.from_rows import SOURCE
 from kava.training.run import train_run
 from kava.types import Example
 
@@ -55,7 +55,7 @@ def test_the_same_as_from_a_file(backbone, tmp_path, form):
     assert loaded.generate(question, 4) == model.generate(question, 4)
     assert not model.training and len((run / "metrics.jsonl").read_text().splitlines()) == 3
     card = (run / "checkpoint" / "README.md").read_text()
-    assert f"12 of {GIVEN}" in card
+    assert f"12 of {SOURCE}" in card
 
 
 def test_a_merged_adapter_that_is_trained_on_is_described_as_trained_whole(backbone, tmp_path):

@@ -69,17 +69,20 @@ def check(model: PreTrainedModel) -> None:
     check_config(model.config)
     what = f"backbone of type {model.config.model_type}"
     kinds = structure.windows(model)
-    training = model.training
+    training, record = model.training, None
     model.eval()  # dropout would make the logits differ
     try:
         with no_warnings():
             plain = _plain(model)[0]
         with _in_fp32(model), no_warnings():
             theirs, read = _plain(model)
-            ours, record = _in_pieces(model, kinds)
+            with record_queries(slice(None)) as record:
+                ours = _in_pieces(model, kinds)
     except KavaError:
         raise
     except Exception as error:  # the forward pass of an unknown model may raise anything
+        if record is not None and not record.queries:  # with masks that only our attention takes
+            raise _no_attention(model, what, 0) from None
         raise KavaError(
             f"{what}: cannot continue a KV cache with the masks and positions of the caller "
             f"({type(error).__name__}: {first_line(error)})",
@@ -182,26 +185,34 @@ def _plain(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     return model(**inputs).logits[0], structure.logits(model, hidden)[0]
 
 
-def _in_pieces(model: PreTrainedModel, kinds: masks.Windows) -> tuple[Tensor, QueryRecord]:
+def _in_pieces(model: PreTrainedModel, kinds: masks.Windows) -> Tensor:
     """Compute the logits of `_plain` in three forward passes that continue a padded cache.
 
     There is padding before, between and after the tokens.
 
     Returns:
-        The logits [tokens, vocabulary], and the recorded queries.
+        The logits [tokens, vocabulary].
     """
     model.set_attn_implementation(IMPLEMENTATION_NAME)
     embeds = model.get_input_embeddings()(_ids(model))
     thought = Thought.empty(1, model.device)
     kept = []
-    with record_queries(slice(None)) as record:
-        for part, pads in ((slice(0, 2), (2, 0)), (slice(2, 4), (0, 1)), (slice(4, None), (0, 1))):
-            piece = torch.nn.functional.pad(embeds[:, part], (0, 0, *pads))
-            real = torch.ones_like(embeds[:, part, 0], dtype=torch.bool)
-            mask = torch.nn.functional.pad(real, pads)
-            output, thought = structure.extend(model, kinds, thought, piece, mask)
-            kept.append(output.last_hidden_state[mask])
-    return structure.logits(model, torch.cat(kept)), record
+    for part, pads in ((slice(0, 2), (2, 0)), (slice(2, 4), (0, 1)), (slice(4, None), (0, 1))):
+        piece = torch.nn.functional.pad(embeds[:, part], (0, 0, *pads))
+        real = torch.ones_like(embeds[:, part, 0], dtype=torch.bool)
+        mask = torch.nn.functional.pad(real, pads)
+        output, thought = structure.extend(model, kinds, thought, piece, mask)
+        kept.append(output.last_hidden_state[mask])
+    return structure.logits(model, torch.cat(kept))
+
+
+def _no_attention(model: PreTrainedModel, what: str, layer: int) -> KavaError:
+    return KavaError(
+        f"{what}: layer {layer} does not use the attention interface of transformers (it is "
+        "recurrent, or of an older design), but the keys and values of every layer are needed",
+        code="backbones.no-attention",
+        key=model.config.model_type,
+    )
 
 
 def _check_layers(
@@ -218,13 +229,7 @@ def _check_layers(
     layers = model.config.num_hidden_layers
     for layer in range(layers):
         if layer not in record.queries:
-            raise KavaError(
-                f"{what}: layer {layer} does not use the attention interface of transformers (it "
-                "is recurrent, or of an older design), but the keys and values of every layer are "
-                "needed",
-                code="backbones.no-attention",
-                key=model.config.model_type,
-            )
+            raise _no_attention(model, what, layer)
         window = kinds[model.config.layer_types[layer]] if isinstance(kinds, dict) else kinds
         if record.window[layer] != window:
             raise KavaError(

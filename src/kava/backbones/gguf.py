@@ -34,6 +34,16 @@ def is_file(place: Path) -> bool:
     return names_file(place) and place.is_file()
 
 
+def _check_installed(file: Path) -> None:
+    """Raise a KavaError if the package gguf is not installed."""
+    if find_spec("gguf") is None:
+        raise KavaError(
+            f"{file}: a GGUF file is read with the package gguf; {install('gguf')}",
+            code="backbones.gguf-not-installed",
+            key=str(file),
+        )
+
+
 @contextmanager
 def alone(file: Path) -> Iterator[dict[str, Any]]:
     """Return the arguments with which `from_pretrained` reads nothing but this file.
@@ -45,12 +55,7 @@ def alone(file: Path) -> Iterator[dict[str, Any]]:
     Raises:
         KavaError: the package gguf is not installed.
     """
-    if find_spec("gguf") is None:
-        raise KavaError(
-            f"{file}: a GGUF file is read with the package gguf; {install('gguf')}",
-            code="backbones.gguf-not-installed",
-            key=str(file),
-        )
+    _check_installed(file)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / f"model{SUFFIX}").symlink_to(file.resolve())
         # The bar of dequantisation is drawn by tqdm itself, whatever transformers was told.
@@ -69,26 +74,42 @@ def weight_options() -> dict[str, Any]:
 
 
 def check_size(file: Path, config: PreTrainedConfig) -> None:
-    """Check that a config read from a file asks for no more layers and numbers than the file has.
+    """Check that the table of tokens of a config is no larger than all that its file has.
 
     transformers would otherwise create the rest with random weights, whatever their size.
 
     Raises:
         KavaError: it does.
     """
-    text, sizes = config.get_text_config(), _sizes(file)
-    blocks = {name.split(".")[1] for name in sizes if name.startswith("blk.")}
-    for key, value, most in (
-        ("num_hidden_layers", text.num_hidden_layers, len(blocks)),
-        ("vocab_size", text.vocab_size * text.hidden_size, sum(sizes.values())),
-    ):
-        if value > most:
-            raise KavaError(
-                f"{file}: its metadata ask for {key} {getattr(text, key):,}, but its tensors are "
-                "for fewer; use another file",
-                code="backbones.config-mismatch",
-                key=key,
-            )
+    text = config.get_text_config()
+    if text.vocab_size * text.hidden_size > sum(_sizes(file).values()):
+        raise _too_much(file, "vocab_size", text.vocab_size)
+
+
+def check_layers(file: Path) -> None:
+    """Check the number of layers before transformers reads the metadata, and makes lists of them.
+
+    Raises:
+        KavaError: the metadata ask for more layers than the file has, or the package gguf is not
+            installed.
+    """
+    _check_installed(file)
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+    there = {tensor.name.split(".")[1] for tensor in reader.tensors if tensor.name[:4] == "blk."}
+    for name, field in reader.fields.items():
+        if name.endswith(".block_count") and int(field.contents()) > len(there):
+            raise _too_much(file, "block_count", int(field.contents()))
+
+
+def _too_much(file: Path, key: str, value: int) -> KavaError:
+    return KavaError(
+        f"{file}: its metadata ask for {key} {value:,}, but its tensors are for fewer; use another "
+        "file",
+        code="backbones.config-mismatch",
+        key=key,
+    )
 
 
 def _sizes(file: Path) -> dict[str, int]:

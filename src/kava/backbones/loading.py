@@ -130,6 +130,8 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """
     faults.check(folder)
     try:
+        if gguf.is_file(folder):
+            gguf.check_layers(folder)
         stored = headers.read(folder)
         headers.check_layers(folder, stored)
         config = pretrained.load_config(folder)
