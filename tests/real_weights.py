@@ -54,7 +54,7 @@ def converted() -> Path:
         except ImportError:
             _lacking("kava[gguf] is not installed")
         model, tokenizer, identity = loading.load(str(fetched()), None, torch.float32)
-        assert identity["sha256"] == SHA256
+        assert identity["files"] == {"model.gguf": SHA256}
         partly = folder.with_suffix(".partial")
         model.save_pretrained(partly)
         tokenizer.save_pretrained(partly)
