@@ -71,7 +71,8 @@ def test_config_json_says_what_an_engine_needs(tmp_path):
 
 
 def test_the_command_exports_a_run_and_ask_reads_it(tmp_path, kava):
-    assert kava("export", KAVA, "-o", tmp_path / "exported")[0] == 0
+    status, said = kava("export", KAVA, "-o", tmp_path / "exported")
+    assert status == 0 and said == f"written: {tmp_path / 'exported'}\n"  # and no bar
     question = "Monday brought Ann 4 pens. Tuesday brought 3 more than Monday. "
     question += "How many pens did Tuesday bring Ann?"
     status, said = kava("ask", tmp_path / "exported", question)

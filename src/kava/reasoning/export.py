@@ -22,6 +22,7 @@ from kava.reasoning import checkpoint
 from kava.reasoning.reasoner import Reasoner
 from kava.system import links
 from kava.system.files import write_whole, writing
+from kava.system.progress import no_bars
 
 #: Version of the section `kava` in config.json.
 FORMAT = 1
@@ -70,7 +71,8 @@ def _write(reasoner: Reasoner, folder: Path) -> None:
     reasoner.training_modules.clear()  # only a loss needs them
     own = checkpoint.own_weights(reasoner)
     weights |= {f"{loading.OWN_PREFIX}{name}": weight for name, weight in own.items()}
-    reasoner.lm.save_pretrained(folder, state_dict=weights)
+    with no_bars():
+        reasoner.lm.save_pretrained(folder, state_dict=weights)
     file = folder / _CONFIG
     config = json.loads(file.read_text(encoding="utf-8"))
     config["architectures"] = [f"Kava{name}" for name in config["architectures"]]
