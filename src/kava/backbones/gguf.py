@@ -105,8 +105,8 @@ def check_layers(file: Path) -> None:
 
 def _too_much(file: Path, key: str, value: int) -> KavaError:
     return KavaError(
-        f"{file}: its metadata ask for {key} {value:,}, but its tensors are for fewer; use another "
-        "file",
+        f"{file}: {key} is {value:,} in the metadata, but the file has tensors for fewer; use "
+        "another file",
         code="backbones.config-mismatch",
         key=key,
     )
