@@ -104,15 +104,21 @@ def recipes(tmp_path_factory):
 
 
 def launch(*words, launcher=("torch.distributed.run", "--nproc-per-node", "2"), **options):
-    """Two processes on this machine, on a port of their own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    """Two processes on this machine, which meet at a port of their own.
+
+    torchrun binds the port itself. One that is chosen here and bound later may be taken meanwhile
+    by another test, so it is only chosen for accelerate, which has to be told one.
+    """
     env = {
         **os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
         "CUDA_VISIBLE_DEVICES": "", "PYTHONWARNINGS": "error::FutureWarning:kava",
     }  # fmt: skip
-    place = ("--master-port", port) if "torch" in launcher[0] else ("--main_process_port", port)
+    if "torch" in launcher[0]:
+        place = ("--standalone",)
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            place = ("--main_process_port", str(free.getsockname()[1]))
     command = [sys.executable, "-m", *launcher, *place, *map(str, words)]
     return subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options

@@ -39,9 +39,10 @@ def errors():
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=os.environ | QUIET, timeout=900
     )
-    assert done.stdout.startswith("{"), done.stdout + done.stderr
-    report, found = json.loads(done.stdout), {}
-    assert report["summary"]["filesAnalyzed"] == len(list(PACKAGE.rglob("*.py")))
+    _, brace, rest = done.stdout.partition("{")  # the wrapper may print a line of its own first
+    assert brace, f"pyright ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}"
+    report, found = json.loads(brace + rest), {}
+    assert report["summary"]["filesAnalyzed"] == len(list(PACKAGE.rglob("*.py"))), report["summary"]
     for item in report["generalDiagnostics"]:
         if item["severity"] == "error":
             file, line = Path(item["file"]).relative_to(PACKAGE), item["range"]["start"]["line"]
