@@ -1,12 +1,14 @@
-"""`kava serve` under hostile requests: schemathesis on its schema, and a fuzzer of our own.
+"""kava under hostile requests and files: schemathesis, a fuzzer of our own, and planted files.
 
     OMP_NUM_THREADS=1 python benchmarks/hostile.py checkpoints/quickstart/kava --output FILE
 
-Starts the service in a process of its own and sends at least 10,000 requests over real HTTP, sane
-questions among them. Fails on a status 5xx other than those that pass by themselves (503, 504), on
-a status that a request of its kind must not get, on a traceback or a file's path in an error, on a
-sane question whose answer is not the offline one, on connections that stay open for ever, and on
-memory that grows. The fuzzer's requests are made from their numbers: the same ones every time.
+First come the files of `hostile_files.py`, whose results are written to hostile_files.json beside
+FILE. Then it starts the service in a process of its own and sends at least 10,000 requests over
+real HTTP, sane questions among them. Fails on a status 5xx other than those that pass by themselves
+(503, 504), on a status that a request of its kind must not get, on a traceback or a file's path in
+an error, on a sane question whose answer is not the offline one, on connections that stay open for
+ever, and on memory that grows. The fuzzer's requests are made from their numbers: the same ones
+every time.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import hostile_files
 from attacks import BUSY, CLOSED, LEFT, Attack, Target, attack
 from serving import Memory, about, offline_answers, service
 
@@ -308,6 +311,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=FILE)
     given = parser.parse_args()
+    harmful = hostile_files.run(given.output.with_name(hostile_files.FILE.name))
     offline = offline_answers(given.run, 50, NEW_TOKENS)
     target = Target("m", tuple(offline), api_key="kava-hostile-key")
     warm, tally, begin = Tally(), Tally(), time.perf_counter()
@@ -324,8 +328,8 @@ def main() -> int:
     told = _told(tally, checks, memory, time.perf_counter() - begin)
     write_json(given.output, {**told, **about("schemathesis", "hypothesis")})
     print(json.dumps(told["summary"], indent=1))
-    print("\n".join(tally.wrong[:20]), file=sys.stderr)
-    return 0 if told["summary"]["ok"] else 1
+    print("\n".join([*harmful, *tally.wrong[:20]]), file=sys.stderr)
+    return 0 if told["summary"]["ok"] and not harmful else 1
 
 
 def _told(tally: Tally, checks: dict[str, int], memory: Memory, seconds: float) -> dict[str, Any]:

@@ -4,8 +4,8 @@
 
 Each attack runs in a process of its own. `refused` is the code of the error; `held` means that the
 attack did not happen. Fails if an attack succeeds, takes longer than a minute or needs more than
-2 GiB. `make test` holds each one in the test that it names; requests to the service are in
-`hostile.py`.
+2 GiB. `make test` holds each one in the test that it names. `hostile.py` runs these too, after its
+requests to the service.
 """
 
 from __future__ import annotations
@@ -247,19 +247,23 @@ def _run(function: Attack, pipe: Any) -> None:
     pipe.send({**found, "mb": used})
 
 
-def main() -> int:
-    """Returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--output", type=Path, default=FILE)
-    given = parser.parse_args()
+def run(output: Path) -> list[str]:
+    """Run every attack, print and write what became of each, and return those that succeeded."""
     found = {}
     for name, (function, test) in ATTACKS.items():
         found[name] = {**measure(function), "test": test}
         print(f"{name}: {found[name]}", flush=True)
     wrong = [name for name, one in found.items() if "wrong" in one]
     told = {"what": "hostile files: what became of each, with seconds and memory", "wrong": wrong}
-    write_json(given.output, {**told, "attacks": found, **about("pyarrow", "math-verify")})
-    return 1 if wrong else 0
+    write_json(output, {**told, "attacks": found, **about("pyarrow", "math-verify")})
+    return wrong
+
+
+def main() -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--output", type=Path, default=FILE)
+    return 1 if run(parser.parse_args().output) else 0
 
 
 if __name__ == "__main__":
