@@ -604,7 +604,7 @@ def test_a_stop_finishes_what_was_accepted(endless):
 def test_a_batch_that_fails_is_logged_and_does_not_end_the_service(reasoner, monkeypatch, caplog):
     with serving(reasoner) as (url, _):
         with monkeypatch.context() as patch:
-            patch.setattr(reasoner, "think_about", lambda *_: 1 / 0)
+            patch.setattr(type(reasoner), "think_about", lambda *_: 1 / 0)
             answer = post(url, {"model": "tiny", "prompt": "w1"})
             assert answer.status_code == 500
             assert "ZeroDivision" not in answer.text and "Traceback" not in answer.text

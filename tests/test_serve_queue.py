@@ -191,6 +191,26 @@ def test_a_request_may_ask_for_a_limited_number_of_iterations(reasoner, given, m
         assert field["anyOf"][0]["maximum"] == most
 
 
+@pytest.mark.parametrize("most", (2, 50))
+def test_auto_iterates_until_the_latents_no_longer_change_or_the_limit(reasoner, most):
+    limited = reasoner.with_settings(max_iterations=min(most, reasoner.recipe.max_iterations))
+    expected = limited.answer(limited.think(QUESTIONS, "auto"), LIMITS.new_tokens)
+    with serving(reasoner, Limits(LIMITS.question_tokens, LIMITS.new_tokens, most)) as (url, _):
+        asked = {"model": "tiny", "prompt": QUESTIONS, "num_iterations": "auto"}
+        answer = httpx.post(f"{url}/v1/completions", json=asked).json()
+    assert [one["text"] for one in answer["choices"]] == [one.text for one in expected]
+    assert answer["usage"]["forward_passes"] == sum(one.forward_passes for one in expected)
+
+
+def test_auto_needs_an_iteration_and_no_other_text_is_a_number(reasoner):
+    with serving(reasoner, Limits(LIMITS.question_tokens, LIMITS.new_tokens, 0)) as (url, _):
+        for asked in ("auto", "Auto", "3", True, 1.5):
+            body = {"model": "tiny", "prompt": QUESTIONS[0], "num_iterations": asked}
+            answer = httpx.post(f"{url}/v1/completions", json=body)
+            assert answer.status_code == 400, asked
+            assert answer.json()["error"]["param"] == "num_iterations"
+
+
 def test_the_command_passes_the_limit_on(kava, monkeypatch):
     found = []
     monkeypatch.setattr("kava.serve.command.serve", lambda *words: found.append(words[2]))

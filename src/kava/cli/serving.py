@@ -61,7 +61,9 @@ def serve(
     max_iterations: Annotated[
         int | None,
         typer.Option(
-            min=0, help="maximum number of latent iterations; twice the recipe's if not given"
+            min=0,
+            help="maximum number of latent iterations, also for requests with auto; twice the "
+            "recipe's if not given",
         ),
     ] = None,
     max_body_bytes: Annotated[int, typer.Option(min=1024)] = 1_000_000,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 from kava.errors import KavaError
@@ -60,7 +59,4 @@ def resize_latents(reasoner: Reasoner, num_latents: int | None) -> Reasoner:
             key=reasoner.recipe.method,
         )
     allowed.check(num_latents, "number of latents")
-    changed = copy.copy(reasoner)
-    changed.recipe = reasoner.recipe.model_copy(update={"num_latents": num_latents})
-    changed.method = type(reasoner.method)(changed.recipe)
-    return changed
+    return reasoner.with_settings(num_latents=num_latents)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -403,6 +404,18 @@ class Reasoner(ReasonerBase):
         ids, mask = (part.to(self.device, non_blocking=True) for part in (ids, mask))
         with self.autocast():
             return self.method.think(self, ids, mask, num_iterations)
+
+    def with_settings(self, **settings: Any) -> Reasoner:
+        """Return a reasoner with the same weights and other values of its recipe.
+
+        Args:
+            settings: recipe keys that no weight depends on, such as `num_latents` and
+                `max_iterations`, and their values. They are not checked again.
+        """
+        changed = copy.copy(self)
+        changed.recipe = self.recipe.model_copy(update=settings)
+        changed.method = type(self.method)(changed.recipe)
+        return changed
 
     def check_iterations(self, num_iterations: int | Literal["auto"] = 0) -> None:
         """Check that the method iterates and that the number of iterations is valid.

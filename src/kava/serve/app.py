@@ -55,6 +55,7 @@ def create_app(
             context window.
     """
     limits = fit_limits(reasoner, limits or Limits())
+    reasoner = limit_iterations(reasoner, limits.num_iterations)
     metrics = Metrics()
     batcher = Batcher(reasoner, limits.batch_size, limits.delay, limits.queue_length, metrics.batch)
     metrics.watch(batcher)
@@ -82,6 +83,13 @@ def create_app(
     )
     describe(app, name, limits, reasoner.method.iterates)
     return app
+
+
+def limit_iterations(reasoner: Reasoner, most: int | None) -> Reasoner:
+    """Return a reasoner with the same weights that stops `auto` after at most `most` iterations."""
+    if most is None or most >= reasoner.recipe.max_iterations:
+        return reasoner
+    return reasoner.with_settings(max_iterations=max(most, 1))
 
 
 def fit_limits(reasoner: Reasoner, limits: Limits) -> Limits:

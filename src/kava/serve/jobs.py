@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from typing import Literal
 
 STOP, LENGTH, CANCELLED, TIMEOUT, ERROR = "stop", "length", "cancelled", "timeout", "error"
 
@@ -55,7 +56,8 @@ class Job:
         last piece, which then contains the whole text.
     stop: strings that end the answer where the first of them begins in the generated text. The
         prompt that the model is given ("The answer is:") is not searched.
-    num_iterations: T; None is the recipe's value. Only jobs with the same value share a batch.
+    num_iterations: T, or `auto`; None is the recipe's value. Only jobs with the same value share a
+        batch.
     deadline: time, as given by `time.monotonic`, after which the answer is no longer needed.
     """
 
@@ -64,7 +66,7 @@ class Job:
     max_new_tokens: int = 256
     stop: tuple[str, ...] = ()
     sampling: Sampling = Sampling()
-    num_iterations: int | None = None
+    num_iterations: int | Literal["auto"] | None = None
     stream: bool = False
     deadline: float = math.inf
     cancelled: bool = False

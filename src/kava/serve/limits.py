@@ -12,8 +12,8 @@ class Limits:
     question_tokens: maximum number of tokens of a question.
     new_tokens: maximum number of new tokens per answer; also the default of a request that gives no
         number.
-    num_iterations: maximum number of latent iterations that a request may ask for; if not given,
-        twice the recipe's number, and at least 1.
+    num_iterations: maximum number of latent iterations that a request may ask for, and after which
+        `auto` stops; if not given, twice the recipe's number, and at least 1.
     body_bytes: maximum size of a request body.
     timeout: seconds from accepting a request to the end of its answer.
     arrival: seconds within which a request must arrive, and within which a client that has stopped

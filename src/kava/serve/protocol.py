@@ -9,7 +9,15 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi.responses import Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic_core import PydanticCustomError
 
 from kava.serve.fields import CHAT_NEUTRAL, COMPLETION_NEUTRAL, IGNORED, NEUTRAL, asks_for_nothing
@@ -117,6 +125,25 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
+def _number_or_auto(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    if value == "auto":
+        return value
+    try:
+        return check(value)
+    except ValidationError:
+        raise PydanticCustomError(
+            "iterations", 'give a whole number from 0 to 1,000,000, or "auto"'
+        ) from None
+
+
+_Iterations = Annotated[int, Field(ge=0, le=1_000_000)]
+#: T, or `auto`. Not validated as a union, whose errors would not name the field alone.
+Iterations = Annotated[
+    _Iterations | Literal["auto"],
+    WrapValidator(_number_or_auto, json_schema_input_type=_Iterations | Literal["auto"]),
+]
+
+
 class Request(BaseModel):
     """Fields shared by both completion APIs.
 
@@ -156,8 +183,10 @@ class Request(BaseModel):
     )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    num_iterations: Annotated[int, Field(ge=0, le=1_000_000)] | None = Field(
-        None, description="Number of latent iterations T. The default is that of the model."
+    num_iterations: Iterations | None = Field(
+        None,
+        description="Number of latent iterations T, or `auto`: until the latents of this question "
+        "no longer change. The default is that of the model.",
     )
 
     @property

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
+from typing import Literal
 
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response, StreamingResponse
@@ -170,8 +171,12 @@ class Service:
                 raise _too_long(f"{len(tokens):,} tokens", allowed)
         return encoded
 
-    def _num_iterations(self, request: Request) -> int | None:
-        """Return the requested number of iterations, or None if it is the recipe's."""
+    def _num_iterations(self, request: Request) -> int | Literal["auto"] | None:
+        """Return the requested number of iterations, or None if it is the recipe's.
+
+        With `auto`, a question iterates at most as often as the limit allows
+        (`kava.serve.app.limit_iterations`).
+        """
         wanted, allowed = request.num_iterations, self.limits.num_iterations
         recipe = self.reasoner.recipe
         if wanted is not None and not self.reasoner.method.iterates:
@@ -180,7 +185,8 @@ class Service:
                 f"the method '{recipe.method}' of this model does not iterate",
                 "num_iterations",
             )
-        if wanted is not None and allowed is not None and wanted > allowed:
+        least = 1 if wanted == "auto" else wanted
+        if least is not None and allowed is not None and least > allowed:
             raise Refused(400, f"at most {allowed} latent iterations", "num_iterations")
         return None if wanted == recipe.num_iterations else wanted
 
