@@ -421,3 +421,84 @@ def test_rows_of_seeds_that_lack_a_score():
     assert row["forward_passes"] is None
     empty = make_row("kava", {1: None}, "t")
     assert (empty["accuracy"], empty["n"], empty["method"]) == (None, None, "kava")
+
+
+# -- several GPUs of this machine ------------------------------------------------------------------
+
+
+@pytest.mark.processes
+def test_several_gpus_have_a_run_each_and_a_failure_or_a_kill_is_one_run_alone(
+    kava, backbone, tmp_path, monkeypatch
+):
+    """The processes are real; that there are two GPUs is not, so they compute on the CPU."""
+    from kava.sweeps import gpus
+
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: ["4", "GPU-7"])
+    started, start = [], gpus._start
+
+    def note(number, gpu, *words):
+        one = start(number, gpu, *words)
+        started.append((number, gpu))
+        if number == 2:
+            one.process.kill()
+        return one
+
+    monkeypatch.setattr(gpus, "_start", note)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    good, bad = write(tmp_path, "good", backbone), write(tmp_path, "bad", tmp_path / "none")
+    words = ["sweep", good, bad, "--seeds", 1, 2, "-o", tmp_path / "out"]
+    status, said = kava(*words)
+    assert status == 1 and "4 runs: 1 trained, 3 failed" in said, (status, said)
+    found = {run["run"]: run for run in summary(tmp_path / "out")["runs"]}
+    assert [found[name]["outcome"] for name in ("good-seed1", "bad-seed1", "bad-seed2")] == [
+        "trained", "failed", "failed"
+    ]  # fmt: skip
+    assert "GPU " in found["good-seed2"]["reason"]
+    assert [number for number, _ in started] == [0, 1, 2, 3]
+    assert {gpu for _, gpu in started[:2]} == {gpu for _, gpu in started} == {"4", "GPU-7"}
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+    monkeypatch.setattr("kava.sweeps.dry_run.visible_gpus", lambda: ["4", "GPU-7"])
+    assert "2 GPUs of this machine" in kava(*words, "--dry-run")[1]
+
+
+@pytest.mark.processes
+def test_a_stop_ends_the_processes_of_all_gpus(backbone, tmp_path, monkeypatch):
+    from rich.console import Console
+
+    from kava.sweeps import gpus
+    from kava.sweeps.attempt import Scoring
+    from kava.sweeps.sweep import plan
+    from kava.system import signals
+
+    processes, start = [], gpus._start
+
+    def note(*words):
+        processes.append(start(*words).process)
+        return gpus._Working(words[0], words[1], processes[-1], None)
+
+    def stop(_):
+        raise signals.Preempted
+
+    monkeypatch.setattr(gpus, "_start", note)
+    monkeypatch.setattr(gpus, "wait", stop)
+    quiet = Console(quiet=True)
+    runs = plan([str(write(tmp_path, "a", backbone))], (1, 2, 3), [], tmp_path / "out", quiet)
+    with pytest.raises(signals.Preempted):
+        gpus.run_all(["0", "1"], runs, Scoring(), quiet)
+    assert [process.exitcode != 0 for process in processes] == [True, True]
+
+
+def test_gpus_have_the_names_that_this_process_was_given(monkeypatch):
+    import torch
+
+    from kava.sweeps.gpus import visible_gpus
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for given in ("3, 5", "GPU-a,GPU-b", None):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if given:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        assert visible_gpus() == (given.replace(" ", "").split(",") if given else ["0", "1"])
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert visible_gpus() == []

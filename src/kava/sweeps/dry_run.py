@@ -13,6 +13,7 @@ from kava.runs.folder import read_result
 from kava.sweeps import slurm
 from kava.sweeps.attempt import DONE, RESUME, SCORE, START, Run, Scoring, state
 from kava.sweeps.cost import Cost, Estimator
+from kava.sweeps.gpus import visible_gpus
 from kava.system import hub, lock
 from kava.system.tables import terminal_table
 from kava.system.text import format_count, print_text
@@ -73,6 +74,8 @@ def list_runs(
     for group, limit in slurm.group_by_resources(to_submit, jobs.array_limit) if jobs else ():
         wanted = slurm.describe_resources(group[0].recipe.resources)
         print_text(console, f"{len(group)} as jobs of SLURM, {limit} at a time; each {wanted}")
+    if not jobs and len(found := visible_gpus()) > 1:
+        print_text(console, f"{len(found)} GPUs of this machine, one run on each at a time")
     console.print()
     print_text(console, _LEGEND)
     for words in notes.lines():

@@ -26,7 +26,7 @@ from kava.recipe.schema import BackboneRecipe
 from kava.report.rows import VALIDATION, TableRow, make_row
 from kava.report.terminal import quickstart_table
 from kava.runs.folder import read_result
-from kava.sweeps import local, record, slurm
+from kava.sweeps import gpus, local, record, slurm
 from kava.sweeps.attempt import (
     DONE,
     ELSEWHERE,
@@ -139,8 +139,9 @@ def sweep(
     """Do every run, print a report, and write the summary.
 
     Args:
-        jobs: options for submitting to SLURM; without it, the runs run here. While SLURM still has
-            some of the runs, no summary is written.
+        jobs: options for submitting to SLURM; without it, the runs run here: one after the other,
+            or one on each GPU if there are several. While SLURM still has some of the runs, no
+            summary is written.
 
     Raises:
         KavaError: if tasks cannot be loaded, or SLURM refuses. Nothing has run then.
@@ -152,7 +153,10 @@ def sweep(
     if jobs is None:
         record.remember(output, runs, scoring)
         with signals.listen_for([], signal.SIGTERM):
-            outcomes = local.run_all(runs, scoring, console)
+            if len(found := gpus.visible_gpus()) > 1 and len(runs) > 1:
+                outcomes = gpus.run_all(found, runs, scoring, console)
+            else:
+                outcomes = local.run_all(runs, scoring, console)
     else:
         outcomes = slurm.submit(runs, scoring, output, jobs, console)
         if any(outcome.what in (SUBMITTED, ELSEWHERE) for outcome in outcomes):
