@@ -10,7 +10,7 @@ from beartype import BeartypeConf, FrozenDict, beartype
 from jaxtyping import install_import_hook
 
 CHECKED = (
-    "kava.backbones.thought",
+    "kava.backbones.masked_cache",
     "kava.reasoning.evictions",
     "kava.reasoning.latents",
     "kava.reasoning.losses",

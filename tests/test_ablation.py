@@ -24,7 +24,7 @@ from transformers import (
 from transformers.masking_utils import eager_mask
 
 from kava.backbones import cache, rope
-from kava.backbones.thought import Thought
+from kava.backbones.masked_cache import MaskedCache
 from kava.cli import app
 from kava.data.tasks import Task
 from kava.evaluation import ablation, interventions, slices
@@ -32,9 +32,9 @@ from kava.evaluation.answers import numeric
 from kava.evaluation.command import result_folder
 from kava.evaluation.interventions import (
     INTERVENTIONS,
+    InterventionInputs,
     Latents,
     Mean,
-    Scene,
     left_out,
     partners,
     replace_latents,
@@ -75,7 +75,7 @@ def test_as_they_are_is_plain_evaluation(thinker):
 @pytest.fixture
 def first_logits(monkeypatch):
     """Answers are logits of their first token: on random weights texts seldom change."""
-    monkeypatch.setattr(Reasoner, "answer", lambda one, thinking, _: list(scores(one, thinking)))
+    monkeypatch.setattr(Reasoner, "answer", lambda one, reasoning, _: list(scores(one, reasoning)))
 
 
 def test_what_shares_a_batch_changes_no_answer(thinker, first_logits):
@@ -137,14 +137,14 @@ def test_a_training_goes_on_as_it_was():
 @torch.no_grad()
 def scene_of(thinker, own, other, seed=0):
     """A scene, and the thinking that it was taken from."""
-    thinking = thinker.think([e.question for e in own])
-    theirs = Latents.of(thinker.think([e.question for e in other]))
+    reasoning = thinker.think([e.question for e in own])
+    theirs = Latents.from_reasoning(thinker.think([e.question for e in other]))
     draws = [random.Random(f"{seed}/{e.id}") for e in own]
-    average, ours = Mean(), Latents.of(thinking)
+    average, ours = Mean(), Latents.from_reasoning(reasoning)
     for latents in (ours, theirs):
         average.add(thinker.lm, latents)
     averaged = average.at(thinker.lm, ours)
-    return Scene(thinker.lm, ours, theirs, averaged, draws), thinking
+    return InterventionInputs(thinker.lm, ours, theirs, averaged, draws), reasoning
 
 
 @torch.no_grad()
@@ -195,7 +195,9 @@ def test_swapped_latents_are_the_partners_as_they_would_be_here(thinker):
 
 def test_with_itself_as_partner_nothing_is_swapped(thinker):
     scene, _ = scene_of(thinker, EXAMPLES, EXAMPLES)
-    for ours, own in zip(INTERVENTIONS["swapped"](scene), scene.own.key_values, strict=True):
+    for ours, own in zip(
+        INTERVENTIONS["swapped"](scene), scene.own_latents.key_values, strict=True
+    ):
         assert all(close(a, b, 1e-5) for a, b in zip(ours, own, strict=True))
 
 
@@ -204,7 +206,7 @@ def test_shuffled_latents_are_turned_to_their_new_places(thinker):
         return  # no order: the test of the rows says so
     scene, _ = scene_of(thinker, EXAMPLES[:2], EXAMPLES[:2])
     shuffled = INTERVENTIONS["shuffled"](scene)
-    count = scene.own.positions.shape[1]
+    count = scene.own_latents.positions.shape[1]
     for row, one in enumerate(EXAMPLES[:2]):
         at = slow_latents(thinker, one.question, range(1 - count, count))
         values = at[0][0][1]
@@ -222,7 +224,7 @@ def test_shuffled_latents_are_turned_to_their_new_places(thinker):
 def test_keys_moved_there_and_back_are_the_same(family):
     thinker = reasoner(family)
     scene, _ = scene_of(thinker, EXAMPLES, EXAMPLES)
-    here, pairs = scene.own.positions, scene.own.key_values
+    here, pairs = scene.own_latents.positions, scene.own_latents.key_values
     there = here + torch.tensor([[3], [-2], [40], [0], [11]])
     moved = rope.reposition_keys(thinker.lm, pairs, here, there)
     back = rope.reposition_keys(thinker.lm, moved, there, here)
@@ -235,13 +237,13 @@ def test_keys_moved_there_and_back_are_the_same(family):
 
 def test_zeroed_is_zero(thinker):
     scene, _ = scene_of(thinker, EXAMPLES[:2], EXAMPLES[:2])
-    for pair, own in zip(INTERVENTIONS["zeroed"](scene), scene.own.key_values, strict=True):
+    for pair, own in zip(INTERVENTIONS["zeroed"](scene), scene.own_latents.key_values, strict=True):
         assert all(t.shape == o.shape and not t.any() for t, o in zip(pair, own, strict=True))
 
 
 def test_noise_is_as_long_and_points_elsewhere(thinker):
     scene, _ = scene_of(thinker, EXAMPLES[:2], EXAMPLES[:2])
-    for pair, own in zip(INTERVENTIONS["noise"](scene), scene.own.key_values, strict=True):
+    for pair, own in zip(INTERVENTIONS["noise"](scene), scene.own_latents.key_values, strict=True):
         for drawn, before in zip(pair, own, strict=True):
             assert close(drawn.norm(dim=-1), before.norm(dim=-1))
             angles = torch.cosine_similarity(drawn, before, dim=-1)
@@ -286,20 +288,20 @@ def slow_scores(thinker, question, pairs, prompt):
 
 
 @torch.no_grad()
-def scores(thinker, thinking):
+def scores(thinker, reasoning):
     """Logits [B, vocabulary] after the prompt, "The answer is:" or a method's own first token."""
-    real = torch.ones_like(thinking.prompt, dtype=torch.bool)
-    output, _ = thinker.extend(thinking.thought, thinker.embed(thinking.prompt), real)
+    real = torch.ones_like(reasoning.prompt, dtype=torch.bool)
+    output, _ = thinker.extend(reasoning.cache, thinker.embed(reasoning.prompt), real)
     return thinker.logits(output.last_hidden_state[:, -1])
 
 
 def test_the_answer_reads_what_was_put_there(thinker):
-    scene, thinking = scene_of(thinker, EXAMPLES[:2], EXAMPLES[1:3])
-    before = scores(thinker, thinking)
+    scene, reasoning = scene_of(thinker, EXAMPLES[:2], EXAMPLES[1:3])
+    before = scores(thinker, reasoning)
     without_effect = {"as_they_are", *left_out(thinker.lm)}
     for name, intervene in INTERVENTIONS.items():
         pairs = intervene(scene)
-        changed = replace_latents(thinker, thinking, scene.own, pairs)
+        changed = replace_latents(thinker, reasoning, scene.own_latents, pairs)
         ours = scores(thinker, changed)
         for row, one in enumerate(EXAMPLES[:2]):
             here, prompt = [(k[row], v[row]) for k, v in pairs], changed.prompt[row].tolist()
@@ -309,21 +311,21 @@ def test_the_answer_reads_what_was_put_there(thinker):
 
 
 def test_removed_latents_are_latents_behind_a_mask(thinker):
-    scene, thinking = scene_of(thinker, EXAMPLES, EXAMPLES)
+    scene, reasoning = scene_of(thinker, EXAMPLES, EXAMPLES)
     pairs = INTERVENTIONS["removed"](scene)
-    gone = replace_latents(thinker, thinking, scene.own, pairs)
-    mask = thinking.thought.attention_mask.clone()
-    mask[:, -1 - scene.own.positions.shape[1] : -1] = False
-    hidden = Thought(thinking.thought.past_key_values, mask).crop(mask.shape[1] - 1)
+    gone = replace_latents(thinker, reasoning, scene.own_latents, pairs)
+    mask = reasoning.cache.attention_mask.clone()
+    mask[:, -1 - scene.own_latents.positions.shape[1] : -1] = False
+    hidden = MaskedCache(reasoning.cache.past_key_values, mask).crop(mask.shape[1] - 1)
     eot = thinker.special("eot").expand(len(mask), 1, -1)
     with torch.no_grad():
-        _, thought = thinker.extend(hidden, eot, torch.ones(len(mask), 1, dtype=torch.bool))
-    columns = cache.key_values(thought.past_key_values, -1)
-    ours = cache.key_values(gone.thought.past_key_values, -1)
+        _, context = thinker.extend(hidden, eot, torch.ones(len(mask), 1, dtype=torch.bool))
+    columns = cache.key_values(context.past_key_values, -1)
+    ours = cache.key_values(gone.cache.past_key_values, -1)
     assert all(
         close(a, b) for p in zip(columns, ours, strict=True) for a, b in zip(*p, strict=True)
     )
-    assert torch.equal(thought.next_position, gone.thought.next_position)
+    assert torch.equal(context.next_position, gone.cache.next_position)
 
 
 # -- the mean, and slices ------------------------------------------------------------------------

@@ -89,12 +89,12 @@ def test_answers_are_those_of_the_cpu(device, family, method):
 
 def test_thinking_waits_for_nothing_and_an_answer_twice_for_each_token(device):
     model = on(device, reasoner("llama", "kava"))
-    thinking = model.think(QUESTIONS)
+    reasoning = model.think(QUESTIONS)
     assert not waits
     counted = []
     for tokens in (4, 9):
         forget()
-        model.continue_from(thinking, max_new_tokens=tokens, min_new_tokens=tokens)
+        model.continue_from(reasoning, max_new_tokens=tokens, min_new_tokens=tokens)
         counted.append(sum(waits.values()))
     # Both are transformers' own: whether a mask hides anything, and whether all rows have ended.
     assert counted[1] - counted[0] <= 2 * 5

@@ -34,7 +34,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 import kava
 from kava.backbones import attention, cache, compatibility, loading, masks, rope, structure
 from kava.backbones import lora as adapters
-from kava.backbones.thought import Thought
+from kava.backbones.masked_cache import MaskedCache
 from kava.backbones.tiny import tiny_backbone
 from kava.errors import KavaError
 from kava.inspect.decoded import decode_latents
@@ -69,11 +69,11 @@ def test_windows_are_read_off_the_model(family):
 
 @torch.no_grad()
 def states(thinker, mask):
-    """Last states of columns that are real where `mask` [B, S] says so, and the thought."""
+    """Last states of columns that are real where `mask` [B, S] says so, and the cache."""
     ids = torch.randint(12, len(VOCABULARY), mask.shape)
-    start = Thought.empty(len(mask), thinker.device)
-    output, thought = thinker.extend(start, thinker.embed(ids), mask)
-    return ids, output.last_hidden_state, thought
+    start = MaskedCache.empty(len(mask), thinker.device)
+    output, context = thinker.extend(start, thinker.embed(ids), mask)
+    return ids, output.last_hidden_state, context
 
 
 def holes(rows=3, columns=20):
@@ -107,9 +107,9 @@ def test_holes_take_no_room_in_a_window(family):
 
 def test_a_thought_with_holes_is_answered_as_one_without(family):
     thinker, mask = reasoner(family, "cot"), holes()
-    ids, _, thought = states(thinker, mask)
+    ids, _, context = states(thinker, mask)
     prompt = torch.tensor(thinker.encoder.prompt).expand(len(mask), -1)
-    found = thinker.continue_from(ReasoningResult(thought, prompt, "", 0, 1), 6)
+    found = thinker.continue_from(ReasoningResult(context, prompt, "", 0, 1), 6)
     slow = to_textbook(copy.deepcopy(thinker))
     for row in range(len(mask)):
         before = [*ids[row, mask[row]].tolist(), *thinker.encoder.prompt]
@@ -120,19 +120,19 @@ def test_a_thought_with_holes_is_answered_as_one_without(family):
 
 def test_a_packed_thought_holds_the_real_columns_in_order(family):
     thinker, mask = reasoner(family), holes()
-    _, _, thought = states(thinker, mask)
-    packed = thought.pack()
+    _, _, context = states(thinker, mask)
+    packed = context.pack()
     assert packed.columns == mask.sum(1).max() and torch.equal(
-        packed.next_position, thought.next_position
+        packed.next_position, context.next_position
     )
-    pairs = cache.key_values(thought.past_key_values), cache.key_values(packed.past_key_values)
+    pairs = cache.key_values(context.past_key_values), cache.key_values(packed.past_key_values)
     for before, after in zip(*pairs, strict=True):
         for one, other in zip(before, after, strict=True):
             for row in range(len(mask)):
                 kept = other[row][:, packed.attention_mask[row]]
                 assert torch.equal(one[row][:, mask[row]], kept)
                 assert packed.attention_mask[row, -kept.shape[1] :].all()  # pads on the left
-    nothing = Thought.empty(2, thinker.device)
+    nothing = MaskedCache.empty(2, thinker.device)
     assert nothing.pack().columns == 0
 
 
@@ -231,12 +231,12 @@ def test_a_step_with_a_vocabulary_larger_than_the_tokenizer(family):
 @pytest.mark.parametrize("method", ("cot", "kava"))
 def test_no_id_without_text_is_ever_generated(method):
     quiet, loud = large(method=method), large(method=method, loud=1e3)
-    thinking = loud.think(QUESTIONS)
-    found = loud.continue_from(thinking, 5)
+    reasoning = loud.think(QUESTIONS)
+    found = loud.continue_from(reasoning, 5)
     assert torch.equal(found, quiet.continue_from(quiet.think(QUESTIONS), 5))
     mask, loud.unreadable = loud.unreadable, None
     assert found.max() < len(VOCABULARY) == int(mask.nonzero()[0])
-    assert loud.continue_from(thinking, 5).min() >= len(VOCABULARY)  # else the test would be empty
+    assert loud.continue_from(reasoning, 5).min() >= len(VOCABULARY)  # else the test would be empty
     loud.unreadable = mask
     if method == "kava":
         words = [word for latent in decode_latents(loud, QUESTIONS[0]) for word, _ in latent]

@@ -56,15 +56,15 @@ class Seen:
         self.columns = self.pairs = self.labels = self.projected = 0
         extend, logits, project = structure.extend, structure.logits, model.projection.forward
 
-        def watched(lm, kinds, thought, embeds, mask, hidden_states=False):
-            past = thought.attention_mask
+        def watched(lm, kinds, context, embeds, mask, hidden_states=False):
+            past = context.attention_mask
             for row in range(len(mask)):
                 seen = int(past[row].sum())
                 for real in mask[row].tolist():
                     seen += real
                     self.columns += real
                     self.pairs += seen * real
-            return extend(lm, kinds, thought, embeds, mask, hidden_states)
+            return extend(lm, kinds, context, embeds, mask, hidden_states)
 
         def read(lm, hidden):
             self.labels += hidden.shape[:-1].numel()

@@ -69,8 +69,8 @@ def test_several_answers_stand_in_the_place_of_their_question(model):
     assert together == alone and all(len(texts) == len(set(texts)) == 3 for texts in alone)
     flat = [one.text for one in model.answer(model.think(QUESTIONS), **options)]
     assert flat == [text for texts in together for text in texts]
-    found = model.generate(QUESTIONS[0], return_thoughts=True, **options)
-    assert found.text == alone[0] and found.thinking.prompt.shape[0] == 1
+    found = model.generate(QUESTIONS[0], return_reasoning=True, **options)
+    assert found.text == alone[0] and found.reasoning.prompt.shape[0] == 1
     one = {**options, "num_return_sequences": 1}
     assert [[text] for text in model.generate(QUESTIONS, **one)] == [t[:1] for t in alone]
 

@@ -274,8 +274,8 @@ def test_each_block_takes_its_share_of_the_loops(loops, expected):
 def test_after_the_latents_lotus_writes_freely():
     thinker = reasoner("llama", "lotus", num_latents=6)
     questions = [example(4, 0).question, example(9, 0, 1).question]
-    thinking = thinker.think(questions)
-    asked = thinker.answer(thinking, 5)
+    reasoning = thinker.think(questions)
+    asked = thinker.answer(reasoning, 5)
     for i, question in enumerate(questions):
         ids = thinker.encoder.question(question)
         with torch.no_grad():
@@ -285,7 +285,7 @@ def test_after_the_latents_lotus_writes_freely():
         # The first token comes with the pass of <eot>; each other one takes a pass of its own.
         loops = thinker.recipe.num_iterations
         assert asked[i].forward_passes == loops + len(tokens) - 1
-    several = thinker.answer(thinking, 5, num_beams=2, num_return_sequences=2)
+    several = thinker.answer(reasoning, 5, num_beams=2, num_return_sequences=2)
     firsts = [one.text.split()[0] for one in several]
     assert firsts == [text.split()[0] for text in (asked[0].text, asked[0].text, asked[1].text,
                                                    asked[1].text)]  # fmt: skip

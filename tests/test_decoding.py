@@ -360,12 +360,12 @@ def test_a_plain_backbone_asked_writes_what_generate_writes():
 
 def test_a_long_question_waits_until_enough_tokens_have_observed():
     thinker = reasoner("llama", "cot")
-    thinking = thinker.think([words(30, 1)])  # all but the last token, which is the prompt
+    reasoning = thinker.think([words(30, 1)])  # all but the last token, which is the prompt
     with compressed(endless(thinker.lm), **SMALL) as log:
         thinker.tokenizer.eos_token = None
-        thinker.continue_from(thinking, 2)
+        thinker.continue_from(reasoning, 2)
         assert (log.held, log.compressions) == (32, 0)
-        thinker.continue_from(thinking, 3)
+        thinker.continue_from(reasoning, 3)
         assert (log.held, log.compressions) == (33, 1)
 
 

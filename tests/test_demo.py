@@ -247,8 +247,8 @@ def test_a_question_leaves_room_for_latents_and_answer():
         == 5 + 2
     )
     most = max_question_tokens(kava, "demo", 6, 1000)
-    thinking = kava.think([tiny.words(most - 1, seed=2)])
-    held = thinking.thought.columns + thinking.prompt.shape[1] + 6
+    reasoning = kava.think([tiny.words(most - 1, seed=2)])
+    held = reasoning.cache.columns + reasoning.prompt.shape[1] + 6
     assert held == kava.lm.config.max_position_embeddings
     assert max_question_tokens(kava, "demo", 6, 7) == 7
     with refused("reasoning.no-room-for-question", "--max-new-tokens") as told:

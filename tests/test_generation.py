@@ -29,14 +29,14 @@ def slow_answers(thinker, count=COUNT):
     return [generate(slow, prefix(slow, q, prompt), count, eos) for q in questions]
 
 
-def fast_answers(thinker, thinking, count=COUNT):
-    ids = thinker.continue_from(thinking, count)
+def fast_answers(thinker, reasoning, count=COUNT):
+    ids = thinker.continue_from(reasoning, count)
     lengths = thinker.generated_lengths(ids).tolist()
     assert all(
         (row[n:] == thinker.tokenizer.pad_token_id).all()
         for row, n in zip(ids, lengths, strict=True)
     )
-    firsts = thinking.prompt.tolist() if thinking.prompt_text is None else [[]] * len(ids)
+    firsts = reasoning.prompt.tolist() if reasoning.prompt_text is None else [[]] * len(ids)
     rows = zip(firsts, ids.tolist(), lengths, strict=True)
     return [[*first, *row[:n]] for first, row, n in rows]
 
@@ -57,11 +57,11 @@ def test_rows_end_at_eos_on_their_own(thinker):
 
 
 def test_a_thought_can_be_answered_twice(thinker):
-    thinking = thinker.think(QUESTIONS)
-    columns = thinking.thought.columns
-    first = fast_answers(thinker, thinking)
-    assert cache.length(thinking.thought.past_key_values) == columns
-    assert fast_answers(thinker, thinking) == first
+    reasoning = thinker.think(QUESTIONS)
+    columns = reasoning.cache.columns
+    first = fast_answers(thinker, reasoning)
+    assert cache.length(reasoning.cache.past_key_values) == columns
+    assert fast_answers(thinker, reasoning) == first
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -69,9 +69,9 @@ def test_a_thought_can_be_answered_twice(thinker):
 def test_the_number_of_iterations_can_be_chosen_when_asked(family, iterations):
     trained = reasoner(family, "kava", num_iterations=2)
     other = reasoner(family, "kava", num_iterations=iterations)
-    thinking = trained.think(QUESTIONS, num_iterations=iterations)
-    assert fast_answers(trained, thinking) == slow_answers(other)
-    assert thinking.forward_passes == iterations
+    reasoning = trained.think(QUESTIONS, num_iterations=iterations)
+    assert fast_answers(trained, reasoning) == slow_answers(other)
+    assert reasoning.forward_passes == iterations
 
 
 PASSES = {
@@ -95,9 +95,9 @@ def test_iterations_cannot_be_chosen_for_a_method_that_has_none():
 def test_forward_passes_count_the_calls_between_prefill_and_answer(method):
     thinker, calls = reasoner("llama", method), []
     thinker.lm.base_model.register_forward_hook(lambda *_: calls.append(1))
-    thinking = thinker.think(QUESTIONS)
-    assert thinking.forward_passes == PASSES.get(method, thinking.forward_passes)
-    assert len(calls) == thinking.prefill_passes + thinking.forward_passes
+    reasoning = thinker.think(QUESTIONS)
+    assert reasoning.forward_passes == PASSES.get(method, reasoning.forward_passes)
+    assert len(calls) == reasoning.prefill_passes + reasoning.forward_passes
 
 
 def test_questions_that_spell_out_special_tokens_are_only_words():

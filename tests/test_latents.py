@@ -110,8 +110,8 @@ def test_thinking_leaves_the_question_as_it_was(thinker, start, passes):
     state = iterate(thinker, start, passes)
     after = [t for pair in cache.key_values(question.past_key_values) for t in pair]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    assert state.thought.columns == question.columns + 1 + M + start[1].mask.shape[1]
-    assert cache.length(state.thought.past_key_values) == state.thought.columns
+    assert state.cache.columns == question.columns + 1 + M + start[1].mask.shape[1]
+    assert cache.length(state.cache.past_key_values) == state.cache.columns
 
 
 def test_gradients_reach_the_first_pass(thinker, start):
@@ -153,7 +153,7 @@ def test_rows_may_have_different_numbers_of_latents(thinker, start):
             alone = sequential.think(thinker, question, int(lengths[i]), suffix)
         width = suffix.mask.shape[1]
         assert close(mixed.suffix[i, :width], alone.suffix[0])
-        assert mixed.thought.next_position[i] == alone.thought.next_position[0]
+        assert mixed.cache.next_position[i] == alone.cache.next_position[0]
 
 
 @pytest.mark.parametrize("rule", ("jacobi", "looped", "sequential"))
@@ -164,5 +164,5 @@ def test_the_states_of_the_latents_are_those_that_the_head_would_read(thinker, s
             "looped": lambda: looped.think(thinker, start[0], M, 2, start[1]),
             "sequential": lambda: sequential.think(thinker, start[0], M, start[1]),
         }[rule]()
-        again, _ = thinker.extend(state.thought.crop(start[0].columns + 1), state.inputs[-1])
+        again, _ = thinker.extend(state.cache.crop(start[0].columns + 1), state.inputs[-1])
     assert close(state.latents, again.last_hidden_state)

@@ -118,10 +118,10 @@ def test_no_gradient_into_the_teachers_path(family, term):
     written, honest = [], thinker.extend
 
     def spy(*args, **kwargs):
-        output, thought = honest(*args, **kwargs)
+        output, context = honest(*args, **kwargs)
         output.last_hidden_state.retain_grad()
         written.append(output.last_hidden_state)
-        return output, thought
+        return output, context
 
     thinker.extend = spy
     terms = thinker(**data)

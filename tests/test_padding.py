@@ -95,14 +95,14 @@ def first_logits(thinker, questions, left=0):
     """Logits [B, V] of the first answer token, and the thinking they follow."""
     ids, mask = masks.pad([thinker.encoder.question(q) for q in questions], "left", 0)
     ids, mask = F.pad(ids, (left, 0), value=21), F.pad(mask, (left, 0), value=False)
-    thinking = thinker.method.think(thinker, ids, mask)
-    prompt = torch.ones_like(thinking.prompt, dtype=torch.bool)
-    output, _ = thinker.extend(thinking.thought, thinker.embed(thinking.prompt), prompt)
-    return thinker.logits(output.last_hidden_state[:, -1]), thinking
+    reasoning = thinker.method.think(thinker, ids, mask)
+    prompt = torch.ones_like(reasoning.prompt, dtype=torch.bool)
+    output, _ = thinker.extend(reasoning.cache, thinker.embed(reasoning.prompt), prompt)
+    return thinker.logits(output.last_hidden_state[:, -1]), reasoning
 
 
-def answers(thinker, thinking, count=6):
-    ids = thinker.continue_from(thinking, count)
+def answers(thinker, reasoning, count=6):
+    ids = thinker.continue_from(reasoning, count)
     return [row[:n].tolist() for row, n in zip(ids, thinker.generated_lengths(ids), strict=True)]
 
 

@@ -15,7 +15,7 @@ from transformers import (
     TextStreamer,
 )
 
-from kava.backbones.thought import Thought
+from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.reasoner import Reasoner
 
 QUESTIONS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11"]
@@ -39,12 +39,12 @@ def test_one_question_or_several(thinker):
 
 
 def test_thoughts_come_along_where_asked(kava):
-    text, thinking = kava.generate(QUESTIONS, 5, num_iterations=1, return_thoughts=True)
-    assert isinstance(thinking.thought, Thought) and thinking.latent_states.shape[:2] == (3, 5)
-    assert thinking.forward_passes == 1
-    assert text == [one.text for one in kava.answer(thinking, 5)]
-    single, thinking = kava.generate(QUESTIONS[0], 5, return_thoughts=True)
-    assert isinstance(single, str) and thinking.thought.attention_mask.shape[0] == 1
+    text, reasoning = kava.generate(QUESTIONS, 5, num_iterations=1, return_reasoning=True)
+    assert isinstance(reasoning.cache, MaskedCache) and reasoning.latent_states.shape[:2] == (3, 5)
+    assert reasoning.forward_passes == 1
+    assert text == [one.text for one in kava.answer(reasoning, 5)]
+    single, reasoning = kava.generate(QUESTIONS[0], 5, return_reasoning=True)
+    assert isinstance(single, str) and reasoning.cache.attention_mask.shape[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -75,9 +75,9 @@ def test_iterations_only_where_there_are_any(kava):
 def test_the_backbone_reads_the_same_thought_from_embeddings(thinker):
     """No cache, no mask, no positions given: the plain forward pass of the backbone."""
     for question in QUESTIONS:
-        thinking = thinker.think(question)
-        mask = torch.ones_like(thinking.prompt, dtype=torch.bool)
-        output, _ = thinker.extend(thinking.thought, thinker.embed(thinking.prompt), mask)
+        reasoning = thinker.think(question)
+        mask = torch.ones_like(reasoning.prompt, dtype=torch.bool)
+        output, _ = thinker.extend(reasoning.cache, thinker.embed(reasoning.prompt), mask)
         expected = thinker.logits(output.last_hidden_state[:, -1])
         found = thinker.lm(inputs_embeds=thinker.prompt_embeds(question)).logits[:, -1]
         torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)

@@ -14,7 +14,7 @@ from service import LIMITS, serving
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kava.backbones import loading
-from kava.backbones.thought import Thought
+from kava.backbones.masked_cache import MaskedCache
 from kava.inference.compressed import compressed
 from kava.reasoning import batching
 from kava.reasoning.open import open_reasoner
@@ -117,11 +117,11 @@ def test_a_cache_continued_in_pieces_gives_the_logits_of_the_whole_text(folder, 
     text = " ".join(QUESTIONS)
     ids = plain.tokenizer(text, return_tensors="pt").input_ids
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(ids).logits
-    thought, found = Thought.empty(1, plain.device), []
+    context, found = MaskedCache.empty(1, plain.device), []
     for piece in ids.split([20, 1, 7, ids.shape[1] - 28], dim=1):
         embeds = torch.nn.functional.pad(plain.embed(piece), (0, 0, 3, 2))  # pads change nothing
         mask = torch.nn.functional.pad(torch.ones_like(piece, dtype=torch.bool), (3, 2))
-        output, thought = plain.extend(thought, embeds, mask)
+        output, context = plain.extend(context, embeds, mask)
         found.append(plain.logits(output.last_hidden_state[mask]))
     torch.testing.assert_close(torch.cat(found), theirs[0], atol=1e-4, rtol=1e-4)
 
@@ -132,7 +132,7 @@ def first_logits(reasoner, questions):
     result = reasoner.think(questions)
     embeds = reasoner.embed(result.prompt)
     mask = torch.ones_like(result.prompt, dtype=torch.bool)
-    output, _ = reasoner.extend(result.thought, embeds, mask)
+    output, _ = reasoner.extend(result.cache, embeds, mask)
     return reasoner.logits(output.last_hidden_state[:, -1])
 
 

@@ -35,8 +35,8 @@ def never(thinker):
 
 def columns(thinker, question):
     """Tokens before the first new one, by running it."""
-    thinking = thinker.think(question)
-    return int(thinking.thought.attention_mask.sum()) + thinking.prompt.shape[1]
+    reasoning = thinker.think(question)
+    return int(reasoning.cache.attention_mask.sum()) + reasoning.prompt.shape[1]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mistral"])
@@ -93,12 +93,12 @@ def test_a_backbone_that_states_no_positions_takes_any_question(monkeypatch):
 
 def test_tokens_that_must_come_have_to_fit():
     narrow, _ = two("llama", "kava")
-    thinking = narrow.think(QUESTIONS[1])
+    reasoning = narrow.think(QUESTIONS[1])
     left = MOST - columns(narrow, QUESTIONS[1])
-    assert narrow.continue_from(thinking, min_new_tokens=left).shape == (1, left)
+    assert narrow.continue_from(reasoning, min_new_tokens=left).shape == (1, left)
     for most, wanted, limit in ((left, left + 1, ()), (3, 4, (3,))):
         with refused("reasoning.minimum-too-high", "min_new_tokens") as caught:
-            narrow.continue_from(thinking, *limit, min_new_tokens=wanted)
+            narrow.continue_from(reasoning, *limit, min_new_tokens=wanted)
         assert f"is {wanted}," in str(caught.value) and f"for {most} new" in str(caught.value)
 
 

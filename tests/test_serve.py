@@ -512,7 +512,7 @@ def endless(reasoner, monkeypatch):
     """The model without an end of answers, and slow: 20 ms a token."""
     read = type(reasoner).logits
 
-    def answer(thinking, max_new_tokens, stopping_criteria, **options):
+    def answer(reasoning, max_new_tokens, stopping_criteria, **options):
         class Slow(type(stopping_criteria[0])):
             def __call__(self, *args, **more):
                 time.sleep(0.02)
@@ -520,7 +520,7 @@ def endless(reasoner, monkeypatch):
 
         stopping_criteria[0].__class__ = Slow
         return original(
-            thinking, max_new_tokens, stopping_criteria=stopping_criteria,
+            reasoning, max_new_tokens, stopping_criteria=stopping_criteria,
             suppress_tokens=[reasoner.tokenizer.eos_token_id], **options,
         )  # fmt: skip
 

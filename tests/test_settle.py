@@ -14,7 +14,7 @@ from kava.backbones import cache
 from kava.reasoning.latents import jacobi, sequential
 from kava.reasoning.latents._settle import _settled
 from kava.reasoning.methods import prefill_question, student_suffix
-from kava.reasoning.states import Auto
+from kava.reasoning.states import AutoIterations
 
 EXAMPLES = [example(4, 3), example(9, 5, 1), example(1, 0, 2), example(6, 2, 3)]
 QUESTIONS = [one.question for one in EXAMPLES]
@@ -25,7 +25,7 @@ def settled(thinker, examples, most, tolerance, limits=None):
     data = batch(thinker, examples)
     with torch.no_grad():
         question, _ = prefill_question(thinker, data)
-        limits = limits if limits is not None else Auto(most, tolerance)
+        limits = limits if limits is not None else AutoIterations(most, tolerance)
         return jacobi.think(thinker, question, M, limits, student_suffix(thinker, data))
 
 
@@ -78,16 +78,16 @@ def test_what_is_settled_is_not_computed_again(monkeypatch):
     thinker, widths = reasoner(), []
     honest = thinker.extend
 
-    def spy(thought, embeds, *given, **named):
+    def spy(context, embeds, *given, **named):
         widths.append(embeds.shape[1])
-        return honest(thought, embeds, *given, **named)
+        return honest(context, embeds, *given, **named)
 
     monkeypatch.setattr(thinker, "extend", spy)
     state = settled(thinker, EXAMPLES[:1], 50, 1e-5)
     _, first, *rest = widths  # the question, pass 0, and the passes after it
     assert first == M + 1 and rest[0] == M and rest == sorted(rest, reverse=True)
     assert len(rest) == state.iterations[0] and rest[-1] < M
-    assert cache.length(state.thought.past_key_values) == state.thought.columns
+    assert cache.length(state.cache.past_key_values) == state.cache.columns
 
 
 @given(st.lists(st.booleans(), min_size=M, max_size=M))
@@ -102,11 +102,11 @@ def test_settled_are_the_latents_before_the_first_that_changes(changes):
 @pytest.mark.parametrize("method", ("kava", "pccot", "lotus"))
 def test_answers_may_iterate_as_long_as_they_need(method):
     thinker = reasoner("llama", method, max_iterations=4, tolerance=0.3)
-    thinking = thinker.think(QUESTIONS, "auto")
-    assert thinking.forward_passes == max(thinking.iterations) <= 4
-    answers = thinker.answer(thinking, 3, num_beams=2, num_return_sequences=2)
+    reasoning = thinker.think(QUESTIONS, "auto")
+    assert reasoning.forward_passes == max(reasoning.iterations) <= 4
+    answers = thinker.answer(reasoning, 3, num_beams=2, num_return_sequences=2)
     for i, answer in enumerate(answers):
-        assert answer.forward_passes == thinking.iterations[i // 2] + answer.generated_tokens
+        assert answer.forward_passes == reasoning.iterations[i // 2] + answer.generated_tokens
     texts = thinker.generate(QUESTIONS, 3, num_iterations="auto")
     assert texts == [thinker.generate(one, 3, num_iterations="auto") for one in QUESTIONS]
 

@@ -7,6 +7,13 @@ The letters have the same meaning everywhere in this package:
     C  reasoning tokens          M  latent tokens         T  Jacobi iterations
     A  answer-segment tokens     S  columns of a cache
 
+The stages from a question to its answer have one type each:
+
+    `MaskedCache`      a KV cache with its mask; after the prefill, that of the question, KV(Q)
+    `LatentState`      the latents: their keys, values and hidden states, with the cache after them
+    `ReasoningResult`  what the answer continues from: the cache after the reasoning, and a prompt
+    `Answer`           the generated text, with the number of forward passes
+
 Reasoning tokens are the tokens of the chain of thought. In shapes with names, B is `batch`, L
 `layers`, H `kv_heads`, Q `question`, d `hidden`, D `head_dim`, C `steps`, M `latents` and A
 `answer`. `columns` is the number of columns of a segment or of a cache.

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from kava.backbones import masks, structure
 from kava.backbones.attention import IMPLEMENTATION_NAME, QueryRecord, record_queries
-from kava.backbones.thought import Thought
+from kava.backbones.masked_cache import MaskedCache
 from kava.errors import KavaError, first_line
 from kava.system.progress import no_warnings
 
@@ -195,13 +195,13 @@ def _in_pieces(model: PreTrainedModel, kinds: masks.Windows) -> Tensor:
     """
     model.set_attn_implementation(IMPLEMENTATION_NAME)
     embeds = model.get_input_embeddings()(_ids(model))
-    thought = Thought.empty(1, model.device)
+    context = MaskedCache.empty(1, model.device)
     kept = []
     for part, pads in ((slice(0, 2), (2, 0)), (slice(2, 4), (0, 1)), (slice(4, None), (0, 1))):
         piece = torch.nn.functional.pad(embeds[:, part], (0, 0, *pads))
         real = torch.ones_like(embeds[:, part, 0], dtype=torch.bool)
         mask = torch.nn.functional.pad(real, pads)
-        output, thought = structure.extend(model, kinds, thought, piece, mask)
+        output, context = structure.extend(model, kinds, context, piece, mask)
         kept.append(output.last_hidden_state[mask])
     return structure.logits(model, torch.cat(kept))
 

@@ -228,7 +228,7 @@ def prepare(model: PreTrainedModel) -> PreTrainedModel:
     """
     # A published generation_config.json may contain penalties and sampling options, and a
     # config.json saved after a training may contain `use_cache: false`. `generate` would use them
-    # as defaults: greedy answers would not be greedy, or would ignore the thought.
+    # as defaults: greedy answers would not be greedy, or would ignore the reasoning.
     attention.choose_kernels()
     ids = {name: getattr(model.config, name, None) for name in _TOKEN_IDS}
     model.generation_config = GenerationConfig(**ids)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kava.backbones import attention, cache, masks
-from kava.backbones.thought import Thought
+from kava.backbones.masked_cache import MaskedCache
 from kava.errors import KavaError
 
 
@@ -103,17 +103,17 @@ def windows(model: PreTrainedModel) -> masks.Windows:
 def extend(
     model: PreTrainedModel,
     kinds: masks.Windows,
-    thought: Thought,
+    context: MaskedCache,
     embeds: Tensor,
     mask: Tensor,
     hidden_states: bool = False,
-) -> tuple[Output, Thought]:
-    """Run a model on new columns that follow a thought; see `Reasoner.extend`.
+) -> tuple[Output, MaskedCache]:
+    """Run a model on new columns that follow a KV cache; see `Reasoner.extend`.
 
     Args:
         kinds: the model's sliding windows, from `windows`.
     """
-    past, kv_cache = thought.attention_mask, cache.fork(thought.past_key_values)
+    past, kv_cache = context.attention_mask, cache.fork(context.past_key_values)
     dtype = attention.compute_dtype(embeds.dtype, embeds.device)
     copies = attention.mask_copies(model, embeds)
     with states_of_layers(model) if hidden_states else nullcontext() as states:
@@ -126,7 +126,7 @@ def extend(
         )
     if states is not None:
         output.hidden_states = (*states[:-1], output.last_hidden_state)
-    return output, Thought(output.past_key_values, torch.cat((past, mask), dim=1))
+    return output, MaskedCache(output.past_key_values, torch.cat((past, mask), dim=1))
 
 
 def table(model: PreTrainedModel) -> nn.Embedding:

@@ -69,22 +69,22 @@ class Generation:
         It is None if the method does not state it.
         """
         lengths, recipe = self.mask.sum(1), self.reasoner.recipe
-        thinking = self.reasoner.method.thinking_work(lengths, recipe.num_iterations)
-        if thinking is None:
+        reasoning = self.reasoner.method.thinking_work(lengths, recipe.num_iterations)
+        if reasoning is None:
             return None
-        thought = self.think()
+        reasoning = self.think()
         # The model reads in sequence: the prompt, then each token except the last.
         context_tokens, prompt_tokens = (
-            thought.thought.attention_mask.sum(1),
-            thought.prompt.shape[1],
+            reasoning.cache.attention_mask.sum(1),
+            reasoning.prompt.shape[1],
         )
         answer = chain(prompt_tokens, *[1] * (self.new_tokens - 1), after=context_tokens)
         labels = self.new_tokens * len(lengths)
-        whole = Work([*thinking.calls, *answer], labels, thinking.projected)
+        whole = Work([*reasoning.calls, *answer], labels, reasoning.projected)
         if recipe.method == "cot":  # the question's last token is the prompt: counted once
             whole = Work([*chain(lengths - 1), *answer], labels)
-            thinking = Work(chain(lengths - 1), 0)
-        return thinking, whole
+            reasoning = Work(chain(lengths - 1), 0)
+        return reasoning, whole
 
     def record(self, prefill: list[float], whole: list[float], rate: float) -> dict[str, Any]:
         """Return all measurements of one model and batch size.
@@ -102,14 +102,14 @@ class Generation:
         middle = times["median"] / 1000
         with peak_memory(self.reasoner.device) as peak:
             self.whole()
-        thought = self.think()
-        columns = thought.thought.columns + thought.prompt.shape[1] + self.new_tokens - 1
+        reasoning = self.think()
+        columns = reasoning.cache.columns + reasoning.prompt.shape[1] + self.new_tokens - 1
         # For CoT, the prompt is the question's last token, cached only with the first new token.
-        cache_bytes = cache.columns_in_bytes(thought.thought.past_key_values)
+        cache_bytes = cache.columns_in_bytes(reasoning.cache.past_key_values)
         return {
             "batch_size": rows,
             "generated_tokens": self.new_tokens,
-            "forward_passes": thought.forward_passes + self.new_tokens,
+            "forward_passes": reasoning.forward_passes + self.new_tokens,
             "ms_per_batch": times,
             "ms_prefill": first,
             "ms_per_question": round(times["median"] / rows, 4),
@@ -122,7 +122,7 @@ class Generation:
             "flops_prefill_least": round(cost.of(least_prefill)) if least_prefill else None,
             "flops_over_least": round(counted / cost.of(least), 4) if least else None,
             "mfu": round(cost.of(least) / middle / rate, 4) if least else None,
-            "cache_bytes": round(cache_bytes * columns / max(thought.thought.columns, 1)),
+            "cache_bytes": round(cache_bytes * columns / max(reasoning.cache.columns, 1)),
             "repeats": len(whole),
             "peak_memory": asdict(peak),
         }

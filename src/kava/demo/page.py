@@ -116,11 +116,11 @@ class Demo:
             thought = self.think_card(progress, gold, num_latents, num_iterations)
             latents = self.latents_card(progress)
             yield costs, written, thought, latents
-        thinking = progress
+        reasoning = progress
         for progress in answering(self.writer.reasoner, question, None, tokens):
             written = self.write_card(progress, gold)
             if progress.answer is not None:
-                costs = panels.comparison(thinking, progress)
+                costs = panels.comparison(reasoning, progress)
             yield costs, written, thought, latents
 
     def write_card(

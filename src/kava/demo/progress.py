@@ -68,10 +68,10 @@ def answering(
     def work(tell: Callable[[AnswerProgress], None]) -> None:
         report = _Report(reasoner, tell, every)
         with watch_passes(report.passed):
-            thinking = reasoner.think([question], num_iterations)
-        report.thought(thinking)
+            reasoning = reasoner.think([question], num_iterations)
+        report.cache(reasoning)
         follow = StoppingCriteriaList([_FollowRow(report)])
-        (answer,) = reasoner.answer(thinking, max_new_tokens, stopping_criteria=follow)
+        (answer,) = reasoner.answer(reasoning, max_new_tokens, stopping_criteria=follow)
         seconds = report.seconds
         if seconds < again:
             time.sleep(0.05)  # gives the server time to send the last progress to the page
@@ -88,7 +88,7 @@ class _Report:
         self.reasoner, self.tell, self.every = reasoner, tell, every
         self.passes: list[list[Top]] = []
         self.tokens: list[int] = []
-        self.thinking: ReasoningResult | None = None
+        self.reasoning: ReasoningResult | None = None
         self.begin = self.reported = time.perf_counter()
         self.paused = 0.0
 
@@ -104,19 +104,19 @@ class _Report:
             passes = len(self.passes) - 1 if iterated else len(self.passes[0])
             self.tell(AnswerProgress(list(self.passes), "", passes, seconds))
 
-    def thought(self, thinking: ReasoningResult) -> None:
+    def thought(self, reasoning: ReasoningResult) -> None:
         """Store the result of the reasoning: the latents are complete."""
-        self.thinking = thinking
+        self.reasoning = reasoning
 
     def written(self, token: int) -> None:
         """Report that a token was generated."""
         self.tokens.append(token)
         if time.perf_counter() - self.reported < self.every:
             return
-        assert self.thinking is not None  # tokens are generated after the reasoning
+        assert self.reasoning is not None  # tokens are generated after the reasoning
         with self._clock_stopped() as seconds:
-            passes = self.thinking.forward_passes + len(self.tokens)
-            text = self.thinking.text(self.reasoner.tokenizer, 0, self.tokens)
+            passes = self.reasoning.forward_passes + len(self.tokens)
+            text = self.reasoning.text(self.reasoner.tokenizer, 0, self.tokens)
             self.tell(AnswerProgress(list(self.passes), text, passes, seconds))
 
     def ended(self, answer: Answer, seconds: float) -> None:

@@ -27,9 +27,9 @@ from kava.evaluation.answers import (
 )
 from kava.evaluation.interventions import (
     INTERVENTIONS,
+    InterventionInputs,
     Latents,
     Mean,
-    Scene,
     left_out,
     partners,
     replace_latents,
@@ -104,8 +104,8 @@ def ablate(
     reasoner.eval()
     average = Mean()
     for chosen in batches(examples, batch_size):
-        thinking = reasoner.think([examples[i].question for i in chosen])
-        average.add(reasoner.lm, Latents.of(thinking))
+        reasoning = reasoner.think([examples[i].question for i in chosen])
+        average.add(reasoner.lm, Latents.from_reasoning(reasoning))
     for chosen in batches(examples, batch_size):
         partners_of = [examples[partner_of[i]].question for i in chosen]
         for name, answers in _batch(
@@ -136,21 +136,21 @@ def _batch(
         partners_of: the questions of their partners.
     """
     questions = [examples[i].question for i in chosen]
-    thinking = reasoner.think(questions)
-    own = Latents.of(thinking)
-    other = Latents.of(reasoner.think(partners_of))
+    reasoning = reasoner.think(questions)
+    own = Latents.from_reasoning(reasoning)
+    other = Latents.from_reasoning(reasoner.think(partners_of))
     averaged = average.at(reasoner.lm, own)
     answers: Answers = {}
     for name, intervene in INTERVENTIONS.items():
         if name in left_out(reasoner.lm):
             continue
         draws = [random.Random(f"{name}/{seed}/{i}") for i in chosen]
-        pairs = intervene(Scene(reasoner.lm, own, other, averaged, draws))
-        changed = replace_latents(reasoner, thinking, own, pairs)
+        pairs = intervene(InterventionInputs(reasoner.lm, own, other, averaged, draws))
+        changed = replace_latents(reasoner, reasoning, own, pairs)
         answers[name] = reasoner.answer(changed, max_new_tokens)
-    theirs = other.moved(reasoner.lm, own.positions)
+    theirs = other.at_positions(reasoner.lm, own.positions)
     for name, put in slices.rows(parts, own.key_values, theirs, averaged).items():
-        changed = replace_latents(reasoner, thinking, own, put())
+        changed = replace_latents(reasoner, reasoning, own, put())
         answers[name] = reasoner.answer(changed, max_new_tokens)
     last = reasoner.recipe.num_iterations if reasoner.method.iterates else -1
     for t in range(last + 1):
@@ -159,7 +159,7 @@ def _batch(
             break
         # Use the same two steps as the row it is compared with: <eot> in a separate forward pass.
         early = reasoner.think(questions, num_iterations=t)
-        latents = Latents.of(early)
+        latents = Latents.from_reasoning(early)
         early = replace_latents(reasoner, early, latents, latents.key_values)
         answers[iterations(t)] = reasoner.answer(early, max_new_tokens)
     return answers

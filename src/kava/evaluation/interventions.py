@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from kava.backbones import cache, rope
 from kava.backbones.cache import KeyValues
-from kava.backbones.thought import Thought
+from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.answers import ReasoningResult
 from kava.reasoning.methods import LatentMethod
 from kava.reasoning.reasoner import Reasoner
@@ -32,71 +32,72 @@ from kava.reasoning.reasoner import Reasoner
 class Latents:
     """The latents of a batch as the KV cache holds them.
 
-    before: the thought that precedes them, which ends with <bot>.
+    context: the KV cache that precedes them, which ends with <bot>.
     key_values: per layer, a pair of keys and values: [batch, kv_heads, latents, head_dim].
     positions: position of each latent: [batch, latents].
     """
 
-    before: Thought
+    context: MaskedCache
     key_values: KeyValues
     positions: Tensor
 
     @classmethod
-    def of(cls, thinking: ReasoningResult) -> Latents:
+    def from_reasoning(cls, reasoning: ReasoningResult) -> Latents:
         """Extract the latents of a method whose reasoning ends with latents and <eot>."""
-        count, end = thinking.latent_states.shape[1], thinking.thought.columns - 1
-        before = thinking.thought.crop(end - count)
+        count, end = reasoning.latent_states.shape[1], reasoning.cache.columns - 1
+        before = reasoning.cache.crop(end - count)
         return cls(
             before,
-            cache.key_values(thinking.thought.past_key_values, end - count, end),
+            cache.key_values(reasoning.cache.past_key_values, end - count, end),
             before.next_position[:, None] + torch.arange(count, device=before.next_position.device),
         )
 
-    def moved(self, model: PreTrainedModel, to: Tensor) -> KeyValues:
-        """Return the keys and values as they would be at the positions `to`: [batch, latents].
+    def at_positions(self, model: PreTrainedModel, positions: Tensor) -> KeyValues:
+        """Return the keys and values as they would be at these positions, [batch, latents].
 
         See `rope.reposition_keys`.
         """
-        return rope.reposition_keys(model, self.key_values, self.positions, to)
+        return rope.reposition_keys(model, self.key_values, self.positions, positions)
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What an intervention may use. `own` and `other` have the same shapes, row by row.
+class InterventionInputs:
+    """What an intervention may use. Both sets of latents have the same shapes, row by row.
 
-    other: latents of each row's partner, which is another question.
+    own_latents: latents of this row's question.
+    other_latents: latents of each row's partner, which is another question.
     mean: keys and values averaged over all questions, at the positions of this row's latents.
     draws: a random number generator for each row.
     """
 
     model: PreTrainedModel
-    own: Latents
-    other: Latents
+    own_latents: Latents
+    other_latents: Latents
     mean: KeyValues
     draws: Sequence[random.Random]
 
 
-Intervention = Callable[[Scene], KeyValues]
+Intervention = Callable[[InterventionInputs], KeyValues]
 
 
-def as_they_are(scene: Scene) -> KeyValues:
+def as_they_are(inputs: InterventionInputs) -> KeyValues:
     """Return the latents unchanged."""
-    return scene.own.key_values
+    return inputs.own_latents.key_values
 
 
-def zeroed(scene: Scene) -> KeyValues:
+def zeroed(inputs: InterventionInputs) -> KeyValues:
     """Return keys and values of zero: they still receive attention, but contribute nothing."""
-    return [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in scene.own.key_values]
+    return [(torch.zeros_like(k), torch.zeros_like(v)) for k, v in inputs.own_latents.key_values]
 
 
-def mean(scene: Scene) -> KeyValues:
+def mean(inputs: InterventionInputs) -> KeyValues:
     """Return the mean over all questions, with keys moved to the positions of this question's."""
-    return scene.mean
+    return inputs.mean
 
 
-def noise(scene: Scene) -> KeyValues:
+def noise(inputs: InterventionInputs) -> KeyValues:
     """Replace each key and each value by a random direction of the same norm."""
-    sources = [torch.Generator().manual_seed(draw.getrandbits(63)) for draw in scene.draws]
+    sources = [torch.Generator().manual_seed(draw.getrandbits(63)) for draw in inputs.draws]
 
     def replaced(states: Tensor) -> Tensor:
         drawn = [torch.randn(states.shape[1:], generator=source) for source in sources]
@@ -105,34 +106,34 @@ def noise(scene: Scene) -> KeyValues:
         short = torch.linalg.vector_norm(random_ones, dim=-1, keepdim=True)
         return (random_ones * length / short).to(states.dtype)
 
-    return [(replaced(keys), replaced(values)) for keys, values in scene.own.key_values]
+    return [(replaced(keys), replaced(values)) for keys, values in inputs.own_latents.key_values]
 
 
-def shuffled(scene: Scene) -> KeyValues:
+def shuffled(inputs: InterventionInputs) -> KeyValues:
     """Return the latents of the same question in another order, keys moved to their new positions.
 
     The order always differs from the original one if there is more than one latent. Without rotary
     embeddings, this changes nothing: attention treats keys and values as a set (`left_out`).
     """
-    places = scene.own.positions
-    order = torch.tensor([another_order(places.shape[1], draw) for draw in scene.draws])
+    places = inputs.own_latents.positions
+    order = torch.tensor([another_order(places.shape[1], draw) for draw in inputs.draws])
     order = order.to(places.device)
     index = order[:, None, :, None]
     permutation = [
         tuple(states.take_along_dim(index, dim=2) for states in pair)
-        for pair in scene.own.key_values
+        for pair in inputs.own_latents.key_values
     ]
-    return rope.reposition_keys(scene.model, permutation, places.gather(1, order), places)
+    return rope.reposition_keys(inputs.model, permutation, places.gather(1, order), places)
 
 
-def swapped(scene: Scene) -> KeyValues:
+def swapped(inputs: InterventionInputs) -> KeyValues:
     """Return the latents of another question, keys moved to the positions of this question's."""
-    return scene.other.moved(scene.model, scene.own.positions)
+    return inputs.other_latents.at_positions(inputs.model, inputs.own_latents.positions)
 
 
-def removed(scene: Scene) -> KeyValues:
+def removed(inputs: InterventionInputs) -> KeyValues:
     """Return no latents: <eot> follows <bot>. This equals latents that are masked out (ours)."""
-    return [(keys[:, :, :0], values[:, :, :0]) for keys, values in scene.own.key_values]
+    return [(keys[:, :, :0], values[:, :, :0]) for keys, values in inputs.own_latents.key_values]
 
 
 #: Interventions by the name of their row in the table.
@@ -165,7 +166,7 @@ class Mean:
 
     def add(self, model: PreTrainedModel, latents: Latents) -> None:
         """Add the latents of a batch."""
-        pairs = latents.moved(model, _from_zero(latents.positions))
+        pairs = latents.at_positions(model, _from_zero(latents.positions))
         sums = [(k.double().sum(0), v.double().sum(0)) for k, v in pairs]
         if self.sums:
             both = zip(self.sums, sums, strict=True)
@@ -190,7 +191,7 @@ def _from_zero(positions: Tensor) -> Tensor:
 
 @torch.no_grad()
 def replace_latents(
-    reasoner: Reasoner, thinking: ReasoningResult, own: Latents, pairs: KeyValues
+    reasoner: Reasoner, reasoning: ReasoningResult, own: Latents, pairs: KeyValues
 ) -> ReasoningResult:
     """Return a reasoning result in which the keys and values of the latents are replaced.
 
@@ -199,10 +200,10 @@ def replace_latents(
         pairs: per layer, keys and values: [batch, kv_heads, m, head_dim]. m may differ from the
             number of latents.
     """
-    known = own.before.attention_mask
-    changed = Thought(
+    known = own.context.attention_mask
+    changed = MaskedCache(
         cache.from_key_values(
-            cache.cat_columns(cache.key_values(own.before.past_key_values), pairs)
+            cache.cat_columns(cache.key_values(own.context.past_key_values), pairs)
         ),
         torch.cat((known, known.new_ones(len(known), pairs[0][0].shape[2])), dim=1),
     )
@@ -210,7 +211,7 @@ def replace_latents(
     output, after = reasoner.extend(changed, eot, known.new_ones(len(known), 1))
     method = cast(LatentMethod, reasoner.method)  # `ablation.check` refuses the others
     prompt, text = method.begin_answer(reasoner, output.last_hidden_state[:, -1])
-    return dataclasses.replace(thinking, thought=after, prompt=prompt, prompt_text=text)
+    return dataclasses.replace(reasoning, cache=after, prompt=prompt, prompt_text=text)
 
 
 def partners(count: int, seed: int) -> list[int]:

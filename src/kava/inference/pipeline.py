@@ -126,8 +126,8 @@ class TextGenerationPipeline:
         iterations = options.pop("num_iterations", None)
         texts: list[str] = []
         for at in range(0, max(len(questions), 1), size):
-            thinking = self.model.think(questions[at : at + size], iterations)
-            texts += [one.text for one in self.model.answer(thinking, max_new_tokens, **options)]
+            reasoning = self.model.think(questions[at : at + size], iterations)
+            texts += [one.text for one in self.model.answer(reasoning, max_new_tokens, **options)]
         return [
             [{"generated_text": _joined(one, text, full)} for text in texts[i * copies :][:copies]]
             for i, one in enumerate(given)

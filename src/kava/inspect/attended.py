@@ -63,9 +63,9 @@ def measure_attention(
     """
     ids = torch.cat((prompt, answer[:, : ROWS - 1]), dim=1)
     rows = slice(prompt.shape[1] - 1, None)
-    past, mask = state.thought.attention_mask, torch.ones_like(ids, dtype=torch.bool)
+    past, mask = state.cache.attention_mask, torch.ones_like(ids, dtype=torch.bool)
     with record_queries(rows) as record:
-        _, after = reasoner.extend(state.thought, reasoner.embed(ids), mask)
+        _, after = reasoner.extend(state.cache, reasoner.embed(ids), mask)
     weights = torch.stack(
         [
             _weights(record, layer, keys, past, mask, rows)

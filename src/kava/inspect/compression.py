@@ -36,7 +36,7 @@ def compression(
         tuple(gather_kept(states, kept) for states in pair)
         for pair, kept in zip(written, chosen, strict=True)
     ]
-    before, start = state.thought.attention_mask, batch["question"].shape[1] + 1
+    before, start = state.cache.attention_mask, batch["question"].shape[1] + 1
     real = before[:, start : start + state.latents.shape[1]]
     projected = "kv_projection" in reasoner.method_modules
     maps = kv.student_kv_for_loss if projected else kv.keys_for_loss

@@ -118,15 +118,15 @@ def look(
     state = method.latents(
         reasoner, context[0], eot_suffix(reasoner, context[0]), iterations, keep_all=True
     )
-    thinking = method.finish_thinking(reasoner, state, iterations)
-    new = reasoner.continue_from(thinking, max_new_tokens)
+    reasoning = method.finish_thinking(reasoner, state, iterations)
+    new = reasoner.continue_from(reasoning, max_new_tokens)
     trace, encoded = find_trace(reasoner, question, context[0], steps, answer, row, max_new_tokens)
     batch = batching.collate([encoded], reasoner.tokenizer.pad_token_id)
     batch = batching.to_device(batch, reasoner.device)
     teacher = teacher_forward(reasoner, context, batch, queries=True)
     written = new[:, : int((new != reasoner.tokenizer.eos_token_id).sum())]
-    prompt = thinking.text(reasoner.tokenizer, 0, written[0].tolist())
-    text = prompt.removeprefix(thinking.prompt_text or "").strip()
+    prompt = reasoning.text(reasoner.tokenizer, 0, written[0].tolist())
+    text = prompt.removeprefix(reasoning.prompt_text or "").strip()
     shapes = reasoner.cache_shapes()
     compared, kept = compression(reasoner, batch, teacher, state)
     return Look(
@@ -138,7 +138,7 @@ def look(
             iterations=iterations if method.iterates else None,
             layers=len(shapes),
             heads=shapes[0][0],
-            forward_passes=thinking.forward_passes + int(reasoner.generated_lengths(new)[0]),
+            forward_passes=reasoning.forward_passes + int(reasoner.generated_lengths(new)[0]),
         ),
         question=question,
         answer=text,
@@ -149,7 +149,7 @@ def look(
         movement=movement(state.inputs) if method.iterates else _one_at_a_time(reasoner),
         similarity=compared,
         kept=kept,
-        attended=measure_attention(reasoner, state, thinking.prompt, written),
+        attended=measure_attention(reasoner, state, reasoning.prompt, written),
     )
 
 

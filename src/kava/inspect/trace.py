@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kava.backbones.thought import Thought
+from kava.backbones.masked_cache import MaskedCache
 from kava.errors import KavaError
 from kava.evaluation.answers import split_at_marker
 from kava.reasoning.answers import ReasoningResult
@@ -44,7 +44,7 @@ class Trace:
 def find_trace(
     reasoner: Reasoner,
     question: str,
-    context: Thought,
+    context: MaskedCache,
     steps: Sequence[str] | None,
     answer: str | None,
     row: str | None,
@@ -117,16 +117,15 @@ def _write(reasoner: Reasoner, question: str, most: int) -> tuple[list[str], str
     return split_steps(written), answer, note
 
 
-def _ask(reasoner: Reasoner, context: Thought, steps: list[int], most: int) -> str:
+def _ask(reasoner: Reasoner, context: MaskedCache, steps: list[int], most: int) -> str:
     """Return what the model answers after Q | C | "The answer is:"."""
-    thought = context
     if steps:
         ids = torch.tensor([steps], device=reasoner.device)
-        _, thought = reasoner.extend(context, reasoner.embed(ids), torch.ones_like(ids) > 0)
+        _, context = reasoner.extend(context, reasoner.embed(ids), torch.ones_like(ids) > 0)
     prompt = prompt_ids(reasoner, 1, reasoner.device)
-    return _text(reasoner, ReasoningResult(thought, prompt, ANSWER_PROMPT, 0, 1), most).strip()
+    return _text(reasoner, ReasoningResult(context, prompt, ANSWER_PROMPT, 0, 1), most).strip()
 
 
-def _text(reasoner: Reasoner, thinking: ReasoningResult, most: int) -> str:
-    ids: Any = reasoner.continue_from(thinking, most)[0]
+def _text(reasoner: Reasoner, reasoning: ReasoningResult, most: int) -> str:
+    ids: Any = reasoner.continue_from(reasoning, most)[0]
     return reasoner.tokenizer.decode(ids, skip_special_tokens=True)

@@ -101,9 +101,9 @@ class KavaLM(LM):
 
         def answer(group: list[Instance], longest: int) -> list[str]:
             contexts = [request.args[0] for request in group]
-            thinking = self.reasoner.think(contexts, self.num_iterations)
-            answers = self.reasoner.answer(thinking, longest)
-            prompt_length = len(thinking.prompt_text or "")
+            reasoning = self.reasoner.think(contexts, self.num_iterations)
+            answers = self.reasoner.answer(reasoning, longest)
+            prompt_length = len(reasoning.prompt_text or "")
             return [
                 _before(found.text, request.args[1].get("until"), prompt_length)
                 for request, found in zip(group, answers, strict=True)
@@ -181,15 +181,15 @@ class KavaLM(LM):
     @torch.no_grad()
     def _likelihoods(self, pairs: list[tuple[str, str]]) -> list[tuple[float, bool]]:
         reasoner = self.reasoner
-        thinking = reasoner.think([context for context, _ in pairs], self.num_iterations)
+        reasoning = reasoner.think([context for context, _ in pairs], self.num_iterations)
         encoded = encode(reasoner.tokenizer, [text for _, text in pairs])
         ids, mask = (t.to(reasoner.device) for t in masks.pad(encoded, "right"))
-        prompt = thinking.prompt
-        if thinking.prompt_text is None:  # a continuation is scored after "The answer is:"
+        prompt = reasoning.prompt
+        if reasoning.prompt_text is None:  # a continuation is scored after "The answer is:"
             prompt = prompt_ids(reasoner, len(ids), ids.device)
         with reasoner.autocast():
             output, _ = reasoner.extend(
-                thinking.thought,
+                reasoning.cache,
                 reasoner.embed(torch.cat((prompt, ids), dim=1)),
                 torch.cat((torch.ones_like(prompt, dtype=torch.bool), mask), dim=1),
             )

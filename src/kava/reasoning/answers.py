@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from kava.backbones.thought import Thought
+from kava.backbones.masked_cache import MaskedCache
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,22 @@ class Answer:
     finished: bool
 
 
-class Generated(NamedTuple):
+class GenerateOutput(NamedTuple):
     """Texts of the answers, together with the reasoning before them.
 
-    text: what `Reasoner.generate` returns without `return_thoughts`.
-    thinking: reasoning results of all questions as one batch.
+    text: what `Reasoner.generate` returns without `return_reasoning`.
+    reasoning: the results of reasoning about all questions as one batch.
     """
 
     text: str | list[str] | list[list[str]]
-    thinking: ReasoningResult
+    reasoning: ReasoningResult
 
 
 @dataclass(frozen=True)
 class ReasoningResult:
     """Result of the reasoning, from which the answer is generated.
 
-    thought: the KV cache that the answer continues from.
+    cache: the KV cache that the answer continues from.
     prompt: [batch, prompt], token ids that are processed first.
     prompt_text: the part of the answer's text that is already in the prompt; None if the prompt is
         the first token that the method generates after <eot>, which each question has its own of.
@@ -57,7 +57,7 @@ class ReasoningResult:
     iterations: T of each question, if each has found its own.
     """
 
-    thought: Thought
+    cache: MaskedCache
     prompt: Tensor
     prompt_text: str | None
     forward_passes: int

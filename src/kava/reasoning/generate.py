@@ -1,4 +1,4 @@
-"""Generation of answers from a thought with transformers' `generate`."""
+"""Generation of answers after the reasoning, with transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from kava.reasoning.interface import ReasonerBase
 
 @dataclass(frozen=True)
 class Continuation:
-    """New tokens after a thought; several rows per question if several answers are requested.
+    """New tokens after the reasoning; several rows per question if several answers are requested.
 
     Args:
         ids: [batch, columns], token ids, padded after the end of each row.
@@ -58,8 +58,8 @@ def check_whole_number(name: str, value: Any, least: int) -> None:
         )
 
 
-#: Options that are not possible when a thought is continued: the neutral value, which is accepted
-#: and ignored, and what to do instead.
+#: Options of `generate` that are not possible after latent reasoning: the neutral value, which is
+#: accepted and ignored, and what to do instead.
 _REFUSED: dict[str, tuple[Any, str]] = {
     "use_cache": (True, "an answer continues from the KV cache of the latents; omit it"),
     "return_dict_in_generate": (False, "use Reasoner.answer, which returns more than the text"),
@@ -106,20 +106,20 @@ def drop_neutral_options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in _REFUSED}
 
 
-def continue_thought(
+def generate_tokens(
     reasoner: ReasonerBase,
-    thinking: ReasoningResult,
+    reasoning: ReasoningResult,
     max_new_tokens: int,
     options: dict[str, Any],
 ) -> Continuation:
-    """Generate new tokens after a thought; see `Reasoner.continue_from`."""
+    """Generate new tokens after the reasoning; see `Reasoner.continue_from`."""
     check_whole_number("max_new_tokens", max_new_tokens, 1)
     options = drop_neutral_options(options)
-    thought, prompt = thinking.thought, thinking.prompt
+    context, prompt = reasoning.cache, reasoning.prompt
     if reasoner.has_sliding_window:
         # generate() measures a sliding window in columns, so the cache must have no holes.
-        thought = thought.pack()
-    mask = torch.cat((thought.attention_mask, torch.ones_like(prompt, dtype=torch.bool)), 1)
+        context = context.pack()
+    mask = torch.cat((context.attention_mask, torch.ones_like(prompt, dtype=torch.bool)), 1)
     left = _new_tokens_left(reasoner, mask, max_new_tokens)
     fields = GenerationConfig().to_dict()
     settings = {key: value for key, value in options.items() if key in fields}
@@ -154,7 +154,7 @@ def continue_thought(
     if config.stop_strings is not None:
         stops.append(StopStringCriteria(others.get("tokenizer", tokenizer), config.stop_strings))
         config.stop_strings = None
-    past = cache.fork(thought.past_key_values)
+    past = cache.fork(context.past_key_values)
     # generate() repeats the rows for beams and further answers, but not those of a given cache.
     beams = config.num_beams or 1
     copies = max(beams, config.num_return_sequences or 1)

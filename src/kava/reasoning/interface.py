@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kava.backbones import cache, masks, structure
+from kava.backbones.masked_cache import MaskedCache
 from kava.backbones.structure import Output
-from kava.backbones.thought import Thought
 from kava.reasoning.batching import Encoder
 from kava.reasoning.states import Suffix
 from kava.recipe.schema import Recipe
@@ -91,9 +91,9 @@ class ReasonerBase(nn.Module):
     def cache_shapes(self) -> list[tuple[int, int]]:
         """Return (kv_heads, head_dim) of each layer's cache."""
         one = torch.zeros((1, 1), dtype=torch.long, device=self.lm.device)
-        start = Thought.empty(1, one.device)
-        _, thought = self.extend(start, self.embed(one), torch.ones_like(one, dtype=torch.bool))
-        return [(k.shape[1], k.shape[3]) for k, _ in cache.key_values(thought.past_key_values)]
+        start = MaskedCache.empty(1, one.device)
+        _, context = self.extend(start, self.embed(one), torch.ones_like(one, dtype=torch.bool))
+        return [(k.shape[1], k.shape[3]) for k, _ in cache.key_values(context.past_key_values)]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states [..., hidden] to logits [..., vocabulary]."""
@@ -101,30 +101,30 @@ class ReasonerBase(nn.Module):
 
     def extend(
         self,
-        thought: Thought,
+        context: MaskedCache,
         embeds: Tensor,
         mask: Tensor | None = None,
         hidden_states: bool = False,
         suffix: Suffix | None = None,
-    ) -> tuple[Output, Thought]:
-        """Run the backbone on new columns that follow a thought, which is not changed.
+    ) -> tuple[Output, MaskedCache]:
+        """Run the backbone on new columns that follow a KV cache, which is not changed.
 
         Args:
-            thought: the KV cache to continue from.
+            context: the KV cache to continue from.
             embeds: [batch, columns, hidden], input embeddings.
             mask: [batch, columns], true at real columns; by default, all columns are real.
             hidden_states: whether the output includes the hidden states of all layers.
             suffix: what follows these columns; it says itself whether hidden states are needed.
 
         Returns:
-            The output over the new columns, and the thought with these columns appended.
+            The output over the new columns, and the KV cache with these columns appended.
         """
         if mask is None:
             mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
         if suffix is not None:
             embeds = torch.cat((embeds, suffix.embeds), dim=1)
             mask, hidden_states = torch.cat((mask, suffix.mask), dim=1), suffix.hidden_states
-        return structure.extend(self.lm, self.windows, thought, embeds, mask, hidden_states)
+        return structure.extend(self.lm, self.windows, context, embeds, mask, hidden_states)
 
     def colon_states(self, output: Output, start: int) -> Tensor:
         """Return the hidden states of all layers at the last token of the answer prompt.

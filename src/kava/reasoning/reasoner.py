@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from kava.backbones import loading, lora, masks, structure
 from kava.errors import KavaError
 from kava.reasoning import batching, checkpoint, context_window
-from kava.reasoning.answers import Answer, Generated, ReasoningResult
-from kava.reasoning.generate import Continuation, check_whole_number, continue_thought
+from kava.reasoning.answers import Answer, GenerateOutput, ReasoningResult
+from kava.reasoning.generate import Continuation, check_whole_number, generate_tokens
 from kava.reasoning.interface import SPECIAL_TOKENS, ReasonerBase
 from kava.reasoning.methods import LatentMethod, Method, eot_suffix, prefill_question
 from kava.reasoning.projection import Projection
@@ -336,9 +336,9 @@ class Reasoner(ReasonerBase):
         questions: str | Sequence[str],
         max_new_tokens: int = 256,
         num_iterations: int | Literal["auto"] | None = None,
-        return_thoughts: bool = False,
+        return_reasoning: bool = False,
         **options: Any,
-    ) -> str | list[str] | list[list[str]] | Generated:
+    ) -> str | list[str] | list[list[str]] | GenerateOutput:
         """Answer one question, or several as a batch.
 
         Args:
@@ -347,7 +347,7 @@ class Reasoner(ReasonerBase):
                 has no more positions (see `continue_from`).
             num_iterations: T; by default that of the recipe. With "auto", each question iterates
                 until its latents no longer change: `tolerance` and `max_iterations` of the recipe.
-            return_thoughts: also return the reasoning result.
+            return_reasoning: also return the result of the reasoning, see `GenerateOutput`.
             options: see `continue_from`.
 
         Returns:
@@ -357,13 +357,13 @@ class Reasoner(ReasonerBase):
         Raises:
             KavaError: see `think` and `continue_from`.
         """
-        thinking = self.think(questions, num_iterations)
-        texts = [one.text for one in self.answer(thinking, max_new_tokens, **options)]
+        reasoning = self.think(questions, num_iterations)
+        texts = [one.text for one in self.answer(reasoning, max_new_tokens, **options)]
         copies = options.get("num_return_sequences") or 1
         if copies > 1:
             texts = [texts[at : at + copies] for at in range(0, len(texts), copies)]
         text = texts[0] if isinstance(questions, str) else texts
-        return Generated(text, thinking) if return_thoughts else text
+        return GenerateOutput(text, reasoning) if return_reasoning else text
 
     def think(
         self,
@@ -377,7 +377,7 @@ class Reasoner(ReasonerBase):
             num_iterations: T; by default that of the recipe.
 
         Returns:
-            The `Thought` and the prompt with which an answer continues it.
+            The KV cache, and the prompt with which an answer continues from it.
 
         Raises:
             KavaError: no question is given; a question is empty, not valid Unicode, or too long for
@@ -439,8 +439,8 @@ class Reasoner(ReasonerBase):
         """Return a question, its latents and the answer prompt as input embeddings.
 
         The backbone itself (`lm`, with its adapter), or any engine that accepts embeddings as
-        input, continues them in the same way as `answer` continues the thought: the latents' inputs
-        of the last pass yield the keys and values of that pass.
+        input, continues them in the same way as `answer` does: the inputs of the latents in the
+        last pass yield the keys and values of that pass.
 
         Args:
             question: a single question.
@@ -471,29 +471,29 @@ class Reasoner(ReasonerBase):
             context, _ = prefill_question(self, {"question": tokens, "question_mask": mask})
             suffix = eot_suffix(self, context)
             state = self.method.latents(self, context, suffix, iterations)
-            thinking = self.method.finish_thinking(self, state, iterations)
+            reasoning = self.method.finish_thinking(self, state, iterations)
             bot, eot = (self.special(name).expand(1, 1, -1) for name in ("bot", "eot"))
             parts = [self.embed(tokens), bot, state.inputs[-1], eot]
         else:
-            thinking = self.method.think(self, tokens, mask)
-            parts = [self.embed(tokens[:, : thinking.thought.columns])]
-        return torch.cat([*parts, self.embed(thinking.prompt)], dim=1)
+            reasoning = self.method.think(self, tokens, mask)
+            parts = [self.embed(tokens[:, : reasoning.cache.columns])]
+        return torch.cat([*parts, self.embed(reasoning.prompt)], dim=1)
 
     def answer(
-        self, thinking: ReasoningResult, max_new_tokens: int = 256, **options: Any
+        self, reasoning: ReasoningResult, max_new_tokens: int = 256, **options: Any
     ) -> list[Answer]:
         """Generate the answers after a reasoning result; see `continue_from`.
 
         With `num_return_sequences`, the answers to the same question are consecutive.
         """
-        found = self._continued(thinking, max_new_tokens, options)
+        found = self._continued(reasoning, max_new_tokens, options)
         parts = (found.ids.tolist(), found.lengths.tolist(), found.finished.tolist())
-        copies = len(found.lengths) // len(thinking.prompt)
+        copies = len(found.lengths) // len(reasoning.prompt)
         return [
             Answer(
-                text=thinking.text(self.tokenizer, i // copies, row[:length]),
-                forward_passes=thinking.passes(i // copies) + length,
-                prefill_passes=thinking.prefill_passes,
+                text=reasoning.text(self.tokenizer, i // copies, row[:length]),
+                forward_passes=reasoning.passes(i // copies) + length,
+                prefill_passes=reasoning.prefill_passes,
                 generated_tokens=length,
                 finished=finished,
             )
@@ -501,14 +501,14 @@ class Reasoner(ReasonerBase):
         ]
 
     def continue_from(
-        self, thinking: ReasoningResult, max_new_tokens: int = 256, **options: Any
+        self, reasoning: ReasoningResult, max_new_tokens: int = 256, **options: Any
     ) -> Tensor:
-        """Continue a thought with transformers' `generate`; greedy decoding by default.
+        """Generate the answer with transformers' `generate`; greedy decoding by default.
 
         Token ids for which the tokenizer has no text are never generated.
 
         Args:
-            thinking: the reasoning result to continue.
+            reasoning: the result of `think`, from which the answer continues.
             max_new_tokens: an upper bound. A row also ends, unfinished, where the backbone has no
                 more positions. A small backbone therefore needs no other bound, and the tokens of a
                 row do not depend on the other rows of the batch, but for rounding.
@@ -523,17 +523,17 @@ class Reasoner(ReasonerBase):
 
         Raises:
             KavaError: there is no room for one new token or for `min_new_tokens`; `max_new_tokens`
-                is not a whole number above 0; or an option is not possible when a thought is
-                continued, such as `use_cache`.
+                is not a whole number above 0; or an option is not possible here, such as
+                `use_cache`.
         """
-        return self._continued(thinking, max_new_tokens, options).ids
+        return self._continued(reasoning, max_new_tokens, options).ids
 
     @torch.no_grad()
     def _continued(
-        self, thinking: ReasoningResult, max_new_tokens: int, options: dict[str, Any]
+        self, reasoning: ReasoningResult, max_new_tokens: int, options: dict[str, Any]
     ) -> Continuation:
         with self.autocast():
-            return continue_thought(self, thinking, max_new_tokens, options)
+            return generate_tokens(self, reasoning, max_new_tokens, options)
 
     def generated_lengths(self, ids: Tensor) -> Tensor:
         """Return the number of generated tokens of each row, [batch]; with EOS, without padding."""

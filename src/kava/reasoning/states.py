@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kava.backbones.cache import KeyValues
+from kava.backbones.masked_cache import MaskedCache
 from kava.backbones.structure import Output
-from kava.backbones.thought import Thought
 from kava.shapes import Bool, Float, Int
 
 
@@ -28,15 +28,15 @@ class Suffix:
 
 
 @dataclass(frozen=True)
-class Auto:
+class AutoIterations:
     """A number of iterations that each example finds itself, see `kava.reasoning.latents._settle`.
 
     Args:
-        most: an upper bound.
+        max_iterations: an upper bound.
         tolerance: largest change of a latent's input, relative to its norm, that counts as none.
     """
 
-    most: int
+    max_iterations: int
     tolerance: float
 
 
@@ -45,7 +45,7 @@ class LatentState:
     """State after all latents and the suffix have been processed.
 
     Args:
-        thought: KV cache over [Q, <bot>, latents, suffix].
+        cache: KV cache over [Q, <bot>, latents, suffix].
         output: output of the last pass; its columns from `suffix_start` on are the suffix.
         suffix_start: the first column of the suffix in `output`.
         key_values: keys and values of the latents for the last pass, or for all T + 1 passes; for
@@ -58,7 +58,7 @@ class LatentState:
         iterations: [batch], T of each example, if each has found its own.
     """
 
-    thought: Thought
+    cache: MaskedCache
     output: Output
     suffix_start: int
     key_values: list[KeyValues]

@@ -168,14 +168,14 @@ def _answer(reasoner: Reasoner, batch: list[_Watched]) -> None:
             raise _Abandoned
 
     with watch_passes(check_jobs):
-        thinking = reasoner.think_about([job.question for job in jobs], jobs[0].num_iterations)
-    latents = 0 if thinking.latent_states is None else thinking.latent_states.shape[1]
+        reasoning = reasoner.think_about([job.question for job in jobs], jobs[0].num_iterations)
+    latents = 0 if reasoning.latent_states is None else reasoning.latent_states.shape[1]
     costs = [{"latents": latents, "question_tokens": len(job.question)} for job in jobs]
-    follow = _Follow(reasoner.tokenizer, batch, thinking, costs)
+    follow = _Follow(reasoner.tokenizer, batch, reasoning, costs)
     sampled = any(job.sampling.temperature for job in jobs)
     draw = [Draw([job.sampling for job in jobs], reasoner.device)] if sampled else []
     reasoner.continue_from(
-        thinking,
+        reasoning,
         max(job.max_new_tokens for job in jobs),
         stopping_criteria=StoppingCriteriaList([follow]),
         logits_processor=LogitsProcessorList(draw),
@@ -189,10 +189,10 @@ class _Follow(StoppingCriteria):
         self,
         tokenizer: Any,
         batch: list[_Watched],
-        thinking: ReasoningResult,
+        reasoning: ReasoningResult,
         costs: list[dict[str, int]],
     ):
-        self.tokenizer, self.batch, self.thinking = tokenizer, batch, thinking
+        self.tokenizer, self.batch, self.reasoning = tokenizer, batch, reasoning
         self.costs = costs
         self.tokens: list[list[int]] = [[] for _ in batch]
         self.ended = [False] * len(batch)
@@ -215,8 +215,8 @@ class _Follow(StoppingCriteria):
             reason = LENGTH
         if not (job.stream or job.stop or reason):
             return
-        text = self.thinking.text(self.tokenizer, row, tokens)
-        prompt = len(self.thinking.prompt_text or "")
+        text = self.reasoning.text(self.tokenizer, row, tokens)
+        prompt = len(self.reasoning.prompt_text or "")
         positions = [at for stop in job.stop if (at := text.find(stop, prompt)) >= 0]
         if positions:
             text, reason = text[: min(positions)], reason or STOP
@@ -224,6 +224,6 @@ class _Follow(StoppingCriteria):
         cost = {
             **self.costs[row],
             "generated_tokens": len(tokens),
-            "forward_passes": self.thinking.passes(row) + len(tokens),
+            "forward_passes": self.reasoning.passes(row) + len(tokens),
         }
         watched.update(text, reason, cost)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kava.backbones import cache
-from kava.backbones.thought import Thought
+from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.latents._watch import report_pass
 from kava.reasoning.states import LatentState, Suffix
@@ -21,7 +21,7 @@ from kava.shapes import Float
 
 def iterate(
     reasoner: ReasonerBase,
-    question: Thought,
+    question: MaskedCache,
     num_latents: int,
     num_iterations: int,
     suffix: Suffix,

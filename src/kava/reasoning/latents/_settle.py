@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from kava.backbones import cache
-from kava.backbones.thought import Thought
+from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.latents._watch import report_pass
-from kava.reasoning.states import Auto, LatentState, Suffix
+from kava.reasoning.states import AutoIterations, LatentState, Suffix
 from kava.shapes import Float, Int
 
 
 def settle(
     reasoner: ReasonerBase,
-    question: Thought,
+    question: MaskedCache,
     num_latents: int,
-    limits: Auto,
+    limits: AutoIterations,
     suffix: Suffix,
     following: Callable[
         [Float[Tensor, "batch columns hidden"]], Float[Tensor, "batch latents hidden"]
@@ -45,7 +45,7 @@ def settle(
     trajectory, inputs = [inputs], following(output.last_hidden_state)
     iterations = torch.zeros(batch, dtype=torch.long, device=inputs.device)
     settled, done = torch.zeros_like(iterations), 0
-    for t in range(1, limits.most + 1):
+    for t in range(1, limits.max_iterations + 1):
         trajectory.append(inputs)
         output, after = reasoner.extend(after.crop(first + done), inputs[:, done:], suffix=suffix)
         fresh = output.last_hidden_state[:, : num_latents - done]
@@ -55,12 +55,12 @@ def settle(
         update = following(states)
         settled = _settled(inputs, update, limits.tolerance)
         least = int(settled.min())
-        if least == num_latents or t == limits.most:
+        if least == num_latents or t == limits.max_iterations:
             break
         inputs = torch.where(_before(settled, inputs), inputs, update)
         done = least
     return LatentState(
-        thought=after,
+        cache=after,
         output=output,
         suffix_start=num_latents - done,
         key_values=[cache.key_values(after.past_key_values, first, first + num_latents)],

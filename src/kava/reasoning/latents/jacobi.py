@@ -14,19 +14,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kava.backbones.thought import Thought
+from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.latents._iterate import iterate
 from kava.reasoning.latents._settle import settle
-from kava.reasoning.states import Auto, LatentState, Suffix
+from kava.reasoning.states import AutoIterations, LatentState, Suffix
 from kava.shapes import Float
 
 
 def think(
     reasoner: ReasonerBase,
-    question: Thought,
+    question: MaskedCache,
     num_latents: int,
-    num_iterations: int | Auto,
+    num_iterations: int | AutoIterations,
     suffix: Suffix,
     keep_all: bool = False,
 ) -> LatentState:
@@ -52,6 +52,6 @@ def think(
         inputs = inputs + update if residual else update
         return inputs
 
-    if isinstance(num_iterations, Auto):
+    if isinstance(num_iterations, AutoIterations):
         return settle(reasoner, question, num_latents, num_iterations, suffix, following)
     return iterate(reasoner, question, num_latents, num_iterations, suffix, keep_all, following)

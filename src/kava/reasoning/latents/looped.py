@@ -11,19 +11,19 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kava.backbones.thought import Thought
+from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.latents._iterate import iterate
 from kava.reasoning.latents._settle import settle
-from kava.reasoning.states import Auto, LatentState, Suffix
+from kava.reasoning.states import AutoIterations, LatentState, Suffix
 from kava.shapes import Float
 
 
 def think(
     reasoner: ReasonerBase,
-    question: Thought,
+    question: MaskedCache,
     num_latents: int,
-    num_iterations: int | Auto,
+    num_iterations: int | AutoIterations,
     suffix: Suffix,
     keep_all: bool = False,
 ) -> LatentState:
@@ -37,6 +37,6 @@ def think(
     ) -> Float[Tensor, "batch latents hidden"]:
         return reasoner.special("latent") + reasoner.project(states[:, -num_latents:])
 
-    if isinstance(num_iterations, Auto):
+    if isinstance(num_iterations, AutoIterations):
         return settle(reasoner, question, num_latents, num_iterations, suffix, following)
     return iterate(reasoner, question, num_latents, num_iterations, suffix, keep_all, following)

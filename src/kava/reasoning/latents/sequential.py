@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kava.backbones import cache
-from kava.backbones.thought import Thought
+from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.latents._watch import report_pass
 from kava.reasoning.states import LatentState, Suffix
@@ -20,7 +20,7 @@ from kava.shapes import Int
 
 def think(
     reasoner: ReasonerBase,
-    question: Thought,
+    question: MaskedCache,
     num_latents: int,
     suffix: Suffix,
     lengths: Int[Tensor, "batch"] | None = None,
@@ -56,7 +56,7 @@ def think(
     if num_latents:
         report_pass(states[-1])
     return LatentState(
-        thought=after,
+        cache=after,
         output=output,
         suffix_start=1,
         key_values=[cache.key_values(after.past_key_values, start + 1, start + 1 + num_latents)],

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from kava.backbones import cache
 from kava.backbones.attention import QueryRecord, record_queries
 from kava.backbones.cache import KeyValues
-from kava.backbones.thought import Thought
+from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.answers import ReasoningResult
 from kava.reasoning.batching import Row
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.losses.cross_entropy import cross_entropy
 from kava.reasoning.methods._work import Call, Work, chain
-from kava.reasoning.states import Auto, LatentState, Suffix
+from kava.reasoning.states import AutoIterations, LatentState, Suffix
 from kava.recipe.schema import Recipe, Section
 
 #: Tensors by name (see `kava.reasoning.batching.collate`), and the entries that a curriculum adds.
@@ -218,9 +218,9 @@ class LatentMethod(Method):
     def latents(
         self,
         reasoner: ReasonerBase,
-        question: Thought,
+        question: MaskedCache,
         suffix: Suffix,
-        num_iterations: int | Auto,
+        num_iterations: int | AutoIterations,
         keep_all: bool = False,
     ) -> LatentState:
         """Generate all latents after the question.
@@ -271,13 +271,13 @@ class LatentMethod(Method):
         recipe = self.recipe
         iterations = recipe.num_iterations if num_iterations is None else num_iterations
         if iterations == "auto":
-            iterations = Auto(recipe.max_iterations, recipe.tolerance)
+            iterations = AutoIterations(recipe.max_iterations, recipe.tolerance)
         context, _ = prefill_question(reasoner, {"question": question, "question_mask": mask})
         state = self.latents(reasoner, context, eot_suffix(reasoner, context), iterations)
         return self.finish_thinking(reasoner, state, iterations)
 
     def finish_thinking(
-        self, reasoner: ReasonerBase, state: LatentState, num_iterations: int | Auto
+        self, reasoner: ReasonerBase, state: LatentState, num_iterations: int | AutoIterations
     ) -> ReasoningResult:
         """Return the state from which the answer is generated."""
         prompt, text = self.begin_answer(reasoner, state.suffix[:, -1])
@@ -285,7 +285,7 @@ class LatentMethod(Method):
         passes = (
             self.passes(num_iterations) if isinstance(num_iterations, int) else max(found or ())
         )
-        return ReasoningResult(state.thought, prompt, text, passes, 2, state.latents, found)
+        return ReasoningResult(state.cache, prompt, text, passes, 2, state.latents, found)
 
     def begin_answer(self, reasoner: ReasonerBase, eot: Tensor) -> tuple[Tensor, str | None]:
         """Return the token ids that an answer begins with, and their text (`ReasoningResult`).
@@ -321,22 +321,22 @@ class TeacherOutput:
     queries: QueryRecord | None
 
 
-def prefill_question(reasoner: ReasonerBase, batch: Batch) -> tuple[Thought, Tensor]:
+def prefill_question(reasoner: ReasonerBase, batch: Batch) -> tuple[MaskedCache, Tensor]:
     """Prefill the question once, for teacher and student.
 
     Returns:
         KV(Q), the KV cache of the question, and its last hidden state [batch, 1, hidden].
     """
-    start = Thought.empty(batch["question"].shape[0], batch["question"].device)
-    output, thought = reasoner.extend(
+    start = MaskedCache.empty(batch["question"].shape[0], batch["question"].device)
+    output, context = reasoner.extend(
         start, reasoner.embed(batch["question"]), batch["question_mask"]
     )
-    return thought, output.last_hidden_state[:, -1:]
+    return context, output.last_hidden_state[:, -1:]
 
 
 def teacher_forward(
     reasoner: ReasonerBase,
-    question: tuple[Thought, Tensor],
+    question: tuple[MaskedCache, Tensor],
     batch: Batch,
     layers: bool = False,
     queries: bool = False,
@@ -379,7 +379,7 @@ def label_loss(
     return cross_entropy(reasoner, states, batch[f"{name}_ids"], count)
 
 
-def eot_suffix(reasoner: ReasonerBase, question: Thought) -> Suffix:
+def eot_suffix(reasoner: ReasonerBase, question: MaskedCache) -> Suffix:
     """Return what follows the latents at inference: <eot> alone."""
     mask = question.attention_mask.new_ones(question.attention_mask.shape[0], 1)
     return Suffix(reasoner.special("eot").expand(*mask.shape, -1), mask)

@@ -129,8 +129,8 @@ class KvDistillation:
         `kv_step_i`. With `kv.answer` there is also `kv_answer`. The student may have fewer latents
         than the recipe (LOTUS in an early stage); it is then compared with the first slots.
         """
-        kv, before = self.kv, student.thought.attention_mask
-        end = student.thought.columns - batch["answer"].shape[1]
+        kv, before = self.kv, student.cache.attention_mask
+        end = student.cache.columns - batch["answer"].shape[1]
         first = batch["question_mask"].shape[1] + 1  # <bot> stands before the latents
         latents = student.key_values[0][0][0].shape[2]
         real = before[:, first : first + latents]
@@ -160,7 +160,7 @@ class KvDistillation:
             terms.update({f"kv_step_{i + 1}": value for i, value in enumerate(per_pass)})
         if kv.answer:
             mask = batch["answer_mask"]
-            pairs = cache.key_values(student.thought.past_key_values, end)
+            pairs = cache.key_values(student.cache.past_key_values, end)
             past = torch.cat((batch["question_mask"], batch["steps_mask"]), dim=1)
             theirs = self.keys_for_loss(reasoner, teacher.answer, past, mask)
             heads = [mask[:, None].expand(-1, keys.shape[1], -1) for keys, _ in theirs]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kava.backbones.thought import Thought
+from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.answers import ReasoningResult
 from kava.reasoning.methods._base import (
     Batch,
@@ -52,10 +52,10 @@ def begin_writing(reasoner, question: Tensor, mask: Tensor) -> ReasoningResult:
         question: [batch, question], token ids.
         mask: [batch, question], true at real tokens.
     """
-    thought = Thought.empty(question.shape[0], question.device)
+    context = MaskedCache.empty(question.shape[0], question.device)
     if question.shape[1] > 1:
-        _, thought = reasoner.extend(thought, reasoner.embed(question[:, :-1]), mask[:, :-1])
-    return ReasoningResult(thought, question[:, -1:], "", forward_passes=0, prefill_passes=1)
+        _, context = reasoner.extend(context, reasoner.embed(question[:, :-1]), mask[:, :-1])
+    return ReasoningResult(context, question[:, -1:], "", forward_passes=0, prefill_passes=1)
 
 
 IMPLEMENTATION = CoT

@@ -28,8 +28,8 @@ class NoCoT(Method):
 
     def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
         """Return the cross-entropy over the answer."""
-        thought, last = prefill_question(reasoner, batch)
-        output, _ = reasoner.extend(thought, reasoner.embed(batch["answer"]), batch["answer_mask"])
+        context, last = prefill_question(reasoner, batch)
+        output, _ = reasoner.extend(context, reasoner.embed(batch["answer"]), batch["answer_mask"])
         hidden = torch.cat((last, output.last_hidden_state), dim=1)
         ce = label_loss(reasoner, hidden, batch, "answer", counts["answer"])
         return {"loss": ce, "student_ce": ce}
@@ -43,9 +43,9 @@ class NoCoT(Method):
         self, reasoner, question: Tensor, mask: Tensor, num_iterations=None
     ) -> ReasoningResult:
         """Prefill the question; there is no reasoning before the answer."""
-        thought, _ = prefill_question(reasoner, {"question": question, "question_mask": mask})
+        context, _ = prefill_question(reasoner, {"question": question, "question_mask": mask})
         prompt = prompt_ids(reasoner, question.shape[0], question.device)
-        return ReasoningResult(thought, prompt, reasoner.prompt_text, 0, prefill_passes=1)
+        return ReasoningResult(context, prompt, reasoner.prompt_text, 0, prefill_passes=1)
 
 
 IMPLEMENTATION = NoCoT

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kava.backbones import lora, structure
-from kava.backbones.thought import Thought
+from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.losses.cross_entropy import cross_entropy
 from kava.reasoning.methods._base import Batch, TeacherOutput, Terms, Uniform
 from kava.reasoning.methods._work import Call, Work
@@ -131,7 +131,7 @@ class SimCoT(CODI):
         embeds = torch.cat((latents[rows, of, None], reasoner.embed(ids[:, :-1])), dim=1)
         # A column is read where it predicts a token; the latent is read even if it predicts none.
         read = torch.cat((torch.ones_like(mask[:, :1]), mask[:, 1:]), dim=1)
-        start = Thought.empty(len(ids), ids.device)
+        start = MaskedCache.empty(len(ids), ids.device)
         output, _ = structure.extend(
             decoder, reasoner.windows, start, embeds.to(decoder.dtype), read
         )

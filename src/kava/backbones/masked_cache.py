@@ -1,6 +1,6 @@
-"""`Thought`: the KV cache and mask that carry the result of reasoning, in training and inference.
+"""`MaskedCache`: a KV cache with its mask, from which a forward pass or an answer continues.
 
-Nothing else does: an answer continues only from these two.
+The result of the reasoning reaches the answer only through it, in training and in inference.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kava.shapes import Bool, Int
 
 
 @dataclass(frozen=True)
-class Thought:
+class MaskedCache:
     """A KV cache and its mask, from which an answer can be generated.
 
     Args:
@@ -28,8 +28,8 @@ class Thought:
     attention_mask: Bool[Tensor, "batch columns"]
 
     @classmethod
-    def empty(cls, batch: int, device: torch.device) -> Thought:
-        """Return an empty thought, without columns."""
+    def empty(cls, batch: int, device: torch.device) -> MaskedCache:
+        """Return an empty cache, without columns."""
         return cls(cache.empty(), torch.zeros(batch, 0, dtype=torch.bool, device=device))
 
     @property
@@ -42,15 +42,17 @@ class Thought:
         """Number of columns, including holes."""
         return self.attention_mask.shape[1]
 
-    def crop(self, columns: int) -> Thought:
-        """Return a thought of the first `columns` columns, which shares the tensors."""
-        return Thought(cache.crop(self.past_key_values, columns), self.attention_mask[:, :columns])
+    def crop(self, columns: int) -> MaskedCache:
+        """Return a cache of the first `columns` columns, which shares the tensors."""
+        return MaskedCache(
+            cache.crop(self.past_key_values, columns), self.attention_mask[:, :columns]
+        )
 
-    def pack(self) -> Thought:
-        """Return the thought without holes, with as little padding as possible, on the left."""
+    def pack(self) -> MaskedCache:
+        """Return the cache without holes, with as little padding as possible, on the left."""
         if self.columns == 0:
             return self
         columns = int(self.attention_mask.sum(1).max())
         order = self.attention_mask.long().argsort(dim=1, stable=True)[:, self.columns - columns :]
         mask = self.attention_mask.gather(1, order)
-        return Thought(cache.gather(self.past_key_values, order), mask)
+        return MaskedCache(cache.gather(self.past_key_values, order), mask)
