@@ -219,14 +219,14 @@ def same(session: Session, found: dict[str, Any]) -> None:
         training = _training(f"recipes/bench/{name}.yaml", SMALL, torch.device("cpu"), 4, QUIET)
         expected = _gradients(training)
         there = copy.deepcopy(training.reasoner).to(session.device)
-        plain = type(training).of(there, _lengths(), autocast=False)
+        plain = type(training).from_reasoner(there, _lengths(), autocast=False)
         here = found[name] = {"from_cpu": _gap(_gradients(plain), expected)}
         here["waits"] = _waits(session, plain.gradients)
         recipe = there.recipe.model_copy(
             update={"train": there.recipe.train.model_copy(update={"gradient_checkpointing": True})}
         )
         there.recipe = recipe
-        again = type(training).of(there, _lengths(), autocast=False)
+        again = type(training).from_reasoner(there, _lengths(), autocast=False)
         here["checkpointed_from_cpu"] = _gap(_gradients(again), expected)
         gaps = here["from_cpu"], here["checkpointed_from_cpu"]
         here["right"] = max(gaps) < 1e-3
@@ -410,7 +410,7 @@ def _measured(session: Session, here: dict[str, Any], training: Any) -> None:
         works = [training.reasoner.method.work(batch) for batch in training.micro_batches]
         here["work"].append([
             {"columns": work.columns, "pairs": work.pairs, "labels": work.labels,
-             "projected": work.projected} for work in works
+             "projected": work.num_projected} for work in works
         ])  # fmt: skip
     if on_gpu:
         here["allocated"] = torch.cuda.max_memory_allocated(session.device)
@@ -470,7 +470,7 @@ def answers(session: Session, found: dict[str, Any]) -> None:
             reasoner.merge()
         for size in (1, 4) if session.tiny else (1, 64):
             one = Generation.build(reasoner, _lengths(real=not session.tiny), size)
-            times = [session.ms(one.whole) for _ in range(4)]
+            times = [session.ms(one.generate) for _ in range(4)]
             found[f"{way}, batch {size}"] = {"cold": times[0], "warm": times[1:]}
         session.save()
 

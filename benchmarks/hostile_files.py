@@ -186,7 +186,7 @@ def tower(_: Path) -> str | None:
 def endless(_: Path) -> str | None:
     """Each takes its second, until they are too many: here 3, of 20 otherwise."""
     symbolic.TIME_OUTS = 3
-    with symbolic.counting() as judged:
+    with symbolic.count_timeouts() as judged:
         for _i in range(8):
             math_verify(r"The answer is: $\int_0^1 \sin(x^x) \cos(\exp(x)) dx$", "18")
     return None if judged.skipped == 5 else f"judged: {judged}"

@@ -212,7 +212,7 @@ def prefills(batch: int) -> dict[str, Callable[[], Any]]:
         with torch.no_grad():
             loss()
 
-    return {"latent prefill": answers.whole, "official prefill": official}
+    return {"latent prefill": answers.generate, "official prefill": official}
 
 
 def compare(

@@ -149,7 +149,7 @@ def score(recipe: str, scored: str, asked=None) -> str:
         ):
             wanted = Run("a", load_resolved(recipe), run)
             scoring = Scoring(("synthetic",), limit=7)
-            what = attempt(wanted, scoring, lambda *words: None, console).what
+            what = attempt(wanted, scoring, lambda *words: None, console).status
     except signals.Preempted:
         what = names(received)
     if asked is None:

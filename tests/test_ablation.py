@@ -28,7 +28,7 @@ from kava.backbones.masked_cache import MaskedCache
 from kava.cli import app
 from kava.data.tasks import Task
 from kava.evaluation import ablation, interventions, slices
-from kava.evaluation.answers import numeric
+from kava.evaluation.answers import numeric_match
 from kava.evaluation.command import result_folder
 from kava.evaluation.interventions import (
     INTERVENTIONS,
@@ -349,7 +349,7 @@ def test_the_mean_is_that_of_every_question_at_one_place(family):
 def test_a_slice_is_exchanged_and_nothing_else():
     own, other = ([(torch.full((1, 1, 2, 3), v + i), torch.full((1, 1, 2, 3), v + i + 0.5))
                    for i in range(4)] for v in (0, 10))  # fmt: skip
-    found = slices.read_slice("values:1-2", 4).put(other, own)
+    found = slices.read_slice("values:1-2", 4).combine(other, own)
     assert [(k[0, 0, 0, 0].item(), v[0, 0, 0, 0].item()) for k, v in found] == [
         (0, 0.5), (1, 11.5), (2, 12.5), (3, 3.5),
     ]  # fmt: skip
@@ -440,7 +440,7 @@ def test_chance_is_what_other_questions_answers_score():
     assert level["most_frequent"] == 50
     # By the headline nothing is right where the answer is no number.
     worded = [example(3, 0, i, gold) for i, gold in enumerate(("yes", "yes", "4", "4"))]
-    hits = [numeric("The answer is: yes", one.answer) for one in worded]
+    hits = [numeric_match("The answer is: yes", one.answer) for one in worded]
     assert not any(hits) and ablation.chance(worded) == {
         "other_question": pytest.approx(100 * 2 / 12, abs=0.01), "most_frequent": 50,
     }  # fmt: skip

@@ -255,7 +255,7 @@ def test_losses_and_gradients_are_those_of_boolean_masks(family, way, monkeypatc
 @pytest.mark.parametrize("copies", (1, 3))
 def test_an_additive_mask_is_0_or_no_weight_and_its_rows_are_aligned(width, copies):
     allowed = torch.rand(2, 1, 4, width) > 0.5
-    whole = masks.additive(allowed, torch.bfloat16, copies)
+    whole = masks.to_additive(allowed, torch.bfloat16, copies)
     assert whole.shape[3] > width and whole.shape[3] % 8 == 0
     found = whole[..., :width]  # as attention takes it
     assert found.dtype == torch.bfloat16 and found.shape == (2, copies, 4, width)

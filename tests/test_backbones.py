@@ -147,7 +147,7 @@ def test_capped_attention_in_blocks_is_the_textbooks(rows, columns, masked, monk
     causal = torch.ones(rows, columns).tril(columns - rows).bool().expand(2, 1, -1, -1)
     mask = causal & (torch.rand(2, 1, rows, columns) < 0.6) if masked else causal
     mask = mask | torch.eye(rows, columns).bool() if masked else mask
-    given = masks.additive(mask, torch.float32)[..., :columns] if masked else None
+    given = masks.to_additive(mask, torch.float32)[..., :columns] if masked else None
     found = attention.capped_attention(query, key, value, given, softcap=1.5, scaling=0.7)
     wide = [t.repeat_interleave(2, dim=1) for t in (key, value)]
     logits = 1.5 * torch.tanh(query @ wide[0].transpose(2, 3) * 0.7 / 1.5)
@@ -234,10 +234,10 @@ def test_no_id_without_text_is_ever_generated(method):
     reasoning = loud.think(QUESTIONS)
     found = loud.continue_from(reasoning, 5)
     assert torch.equal(found, quiet.continue_from(quiet.think(QUESTIONS), 5))
-    mask, loud.unreadable = loud.unreadable, None
+    mask, loud.unreadable_ids = loud.unreadable_ids, None
     assert found.max() < len(VOCABULARY) == int(mask.nonzero()[0])
     assert loud.continue_from(reasoning, 5).min() >= len(VOCABULARY)  # else the test would be empty
-    loud.unreadable = mask
+    loud.unreadable_ids = mask
     if method == "kava":
         words = [word for latent in decode_latents(loud, QUESTIONS[0]) for word, _ in latent]
         assert set(words) <= set(VOCABULARY)

@@ -53,7 +53,7 @@ class Seen:
     """What runs: real columns and visible pairs of every pass, positions with logits, latents."""
 
     def __init__(self, monkeypatch, model):
-        self.columns = self.pairs = self.labels = self.projected = 0
+        self.columns = self.pairs = self.labels = self.num_projected = 0
         extend, logits, project = structure.extend, structure.logits, model.projection.forward
 
         def watched(lm, kinds, context, embeds, mask, hidden_states=False):
@@ -71,7 +71,7 @@ class Seen:
             return logits(lm, hidden)
 
         def projects(hidden):
-            self.projected += hidden.shape[:-1].numel()
+            self.num_projected += hidden.shape[:-1].numel()
             return project(hidden)
 
         monkeypatch.setattr(structure, "extend", watched)
@@ -91,9 +91,9 @@ def test_the_least_is_what_runs_at_every_stage(method, epoch, monkeypatch):
     model(counts=model.method.counts(staged), **staged)
     assert (least.columns, least.pairs, least.labels) == (seen.columns, seen.pairs, seen.labels)
     if model.recipe.projection == "none":
-        assert least.projected == 0
+        assert least.num_projected == 0
     else:  # pass 0 also projects the last latent's state, which is nobody's input
-        assert 0 <= seen.projected - least.projected <= len(staged["question"])
+        assert 0 <= seen.num_projected - least.num_projected <= len(staged["question"])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -191,7 +191,7 @@ def test_an_answer_costs_what_runs_and_holds_the_cache_that_is_told():
             return generate(*args, past_key_values=past_key_values, **kwargs)
 
         one.reasoner.lm.generate = keep
-        one.whole()
+        one.generate()
         assert cache.columns_in_bytes(kept[0]) == record["cache_bytes"], method
 
 
@@ -355,7 +355,7 @@ def test_recipes_are_told_apart_by_their_folders(tmp_path):
     given = [*map(str, files), str(files[0].parent / "../q/x.yaml"), "recipes/bench/cot.yaml"]
     console = Console(file=StringIO(), soft_wrap=True)
     assert recipe_paths(given, console) == {"a/q/x": given[0], "b/q/x": given[1], "cot": given[3]}
-    assert console.file.getvalue() == f"{given[2]}: named twice, taken once\n"
+    assert console.file.getvalue() == f"{given[2]}: given twice; it is measured once\n"
     plan = BenchSettings(TINY, SHORT, repeats=1, warm_up=0, output=None)
     settings = ["train.batch_size=1"]
     told = bench_train(given[:2], settings, plan, Console(quiet=True))

@@ -11,7 +11,7 @@ ROOMS = (
     "backbones", "bench", "cli", "data", "demo", "evaluation", "inference", "inspect", "lm_eval",
     "reasoning", "recipe", "report", "runs", "serve", "sweeps", "system", "training",
 )  # fmt: skip
-ERRORS = ("KavaError", "NotHad", "unknown")
+ERRORS = ("KavaError", "NotAvailable", "unknown_name")
 CODE = re.compile(r"[a-z_]+\.[a-z0-9-]+")
 
 
@@ -49,11 +49,11 @@ def test_every_room_is_looked_at():
     "call,fine",
     (
         ('KavaError("no")', False),
-        ('unknown("a", "b", [], code="room.No")', False),
+        ('unknown_name("a", "b", [], code="room.No")', False),
         ('KavaError("no", code="room")', False),
         ('KavaError("no", code=name)', False),
         ('KavaError("no", code="room.a" if in_use else "")', False),
-        ('NotHad("no", code=f"room.{name}")', False),
+        ('NotAvailable("no", code=f"room.{name}")', False),
         ('KavaError("no", code="room.what-is-wrong")', True),
         ('KavaError("no", code="room.a" if in_use else "room.b")', True),
         ('KavaError("no", code=error.code)', True),

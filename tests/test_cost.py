@@ -126,7 +126,7 @@ def test_without_rows_or_tokenizer_the_assumed_lengths_are_told(backbone, rows):
     assert "gsm8k_aug" in found.notes[0]
     page = Path(__file__).parents[1] / "docs" / "scale.md"
     if page.exists():  # part of a checkout only
-        lines = re.findall(r"kava-seed\d+ +would run +(.+)", page.read_text(encoding="utf-8"))
+        lines = re.findall(r"kava-seed\d+ +planned +(.+)", page.read_text(encoding="utf-8"))
         assert len(lines) == 3 and {tuple(re.split(r"  +", line)) for line in lines} == {
             _cost_cells(found)
         }
@@ -160,8 +160,8 @@ def test_a_training_that_ends_before_its_last_stage_is_foreseen(method, backbone
         for end in ({"epochs": 7}, {"steps": 1})
     )
     estimator = Estimator()
-    assert estimator.cost(long).refusal == ""
-    refusal = estimator.cost(short).refusal
+    assert estimator.cost(long).error == ""
+    refusal = estimator.cost(short).error
     assert f"'{method}'" in refusal and f" {needed:.2f} " in refusal
     with refused("training.too-short", "method_options") as told:
         Reasoner.build(short).train_on(load_examples(str(rows), "train"), quiet=True)
@@ -185,11 +185,11 @@ def test_a_dry_run_lists_every_run_and_writes_nothing(backbone, rows, tmp_path, 
     assert list_runs(plan([str(file)], [1, 2], [], out, console), Scoring(), console)
     said = capsys.readouterr().out
     tokens = 2 * sum(by_hand("kava", *row) for row in lengths(backbone, rows))
-    assert re.search(rf"kava-seed1 +done +8 +{tokens:,} *\n", said)
-    assert re.search(rf"kava-seed2 +would run +8 +{tokens:,} *\n", said)
-    assert f"2 runs: 1 done, 1 would run; {tokens:,} token-forwards to go" in said
+    assert re.search(rf"kava-seed1 +finished +8 +{tokens:,} *\n", said)
+    assert re.search(rf"kava-seed2 +planned +8 +{tokens:,} *\n", said)
+    assert f"2 runs: 1 finished, 1 planned; {tokens:,} token-forwards to go" in said
     assert list_runs(done, Scoring(["synthetic"]), console)
-    assert "would be scored" in capsys.readouterr().out
+    assert "to score" in capsys.readouterr().out
     changed = plan([str(file)], [1], ["num_latents=3"], out, console)
     assert not list_runs(changed, Scoring(), console)
     assert "num_latents: 4 in the run, 3 given" in capsys.readouterr().out

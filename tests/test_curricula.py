@@ -402,6 +402,6 @@ def test_a_smoke_run_reaches_the_last_stage(method, backbone):
     small = shrink(schema.validate(tree, "test"), backbone)
     found = registry.find("methods", method)(small)
     ends = (small.train.steps - 1) * small.train.batch_size / small.data.train_rows
-    assert found.last_stage_at(kava.training.smoke.LONGEST) <= ends
+    assert found.last_stage_at(kava.training.smoke.MAX_TOKENS) <= ends
     changed = STAGED.get(method, {}).get("method_options", {}).keys()
     assert small.method_options.keys() == found.Options().model_dump().keys() >= changed

@@ -195,7 +195,7 @@ class Hub:
 
         self.rows, self.calls = rows, []
         monkeypatch.setattr(datasets, "load_dataset", self)
-        monkeypatch.setattr("kava.system.hub.reachable", lambda name, kind: True)
+        monkeypatch.setattr("kava.system.hub.is_reachable", lambda name, kind: True)
 
     def __call__(self, *args, **kwargs):
         self.calls.append((*args, kwargs["split"]))
@@ -222,7 +222,7 @@ def test_unreachable_hub_is_refused_at_once(monkeypatch):
     import datasets
 
     before = datasets.config.HF_HUB_OFFLINE
-    monkeypatch.setattr("kava.system.hub.reachable", lambda name, kind: False)
+    monkeypatch.setattr("kava.system.hub.is_reachable", lambda name, kind: False)
     refuses("data.not-had", "kava-no/such", ["'train'"], "kava-no/such")
     assert datasets.config.HF_HUB_OFFLINE is before
 

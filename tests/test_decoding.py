@@ -172,7 +172,7 @@ def test_a_padded_batch_writes_and_holds_what_the_ledger_says(family):
                 for found, part in ((held.keys, 1), (held.values, 2)):
                     expected = torch.stack([entry[part] for entry in entries])
                     torch.testing.assert_close(found[b, h, -count:], expected, atol=1e-4, rtol=1e-3)
-    assert log.seen == 40 + NEW - 1 and log.compressions > 4
+    assert log.uncompressed_columns == 40 + NEW - 1 and log.compressions > 4
 
 
 @pytest.mark.parametrize(
@@ -231,12 +231,12 @@ def test_the_cache_stays_small_and_is_not_empty(family):
     model.register_forward_hook(measure)
     with compressed(model, **SMALL) as log:
         _, out = generate(model, prompts(5, 16), 60)
-    assert log.seen == 16 + 59 and log.held == 18
+    assert log.uncompressed_columns == 16 + 59 and log.peak_columns == 18
     assert all(len(layers) == 1 for layers in sizes)  # every layer alike
     assert max(map(max, sizes)) == 17 and min(map(min, sizes)) == 12
     plain = generate(bare(family), prompts(5, 16), 60)[1].past_key_values
     small = caches.columns_in_bytes(out.past_key_values)
-    assert 0 < small <= caches.columns_in_bytes(plain) * 18 / log.seen
+    assert 0 < small <= caches.columns_in_bytes(plain) * 18 / log.uncompressed_columns
 
 
 def test_tokens_keep_their_positions_and_their_order():
@@ -324,7 +324,7 @@ def test_a_reasoner_answers_with_a_small_cache(method, family):
     with compressed(thinker.lm, **SMALL) as log:
         small = answer(questions)
         assert small == [answer([question])[0] for question in questions]
-    assert small != plain and log.held <= 18 + 8
+    assert small != plain and log.peak_columns <= 18 + 8
 
 
 def test_full_layers_among_windows_and_soft_caps_are_compressed():
@@ -341,7 +341,7 @@ def test_full_layers_among_windows_and_soft_caps_are_compressed():
         assert answer(questions) == plain
     with compressed(thinker.lm, **SMALL) as log:
         assert answer(questions) == [answer([question])[0] for question in questions]
-    assert log.compressions and log.held <= 18 + 8
+    assert log.compressions and log.peak_columns <= 18 + 8
 
 
 def test_a_model_whose_layers_all_have_windows_is_refused():
@@ -364,9 +364,9 @@ def test_a_long_question_waits_until_enough_tokens_have_observed():
     with compressed(endless(thinker.lm), **SMALL) as log:
         thinker.tokenizer.eos_token = None
         thinker.continue_from(reasoning, 2)
-        assert (log.held, log.compressions) == (32, 0)
+        assert (log.peak_columns, log.compressions) == (32, 0)
         thinker.continue_from(reasoning, 3)
-        assert (log.held, log.compressions) == (33, 1)
+        assert (log.peak_columns, log.compressions) == (33, 1)
 
 
 def test_a_model_wrapped_by_peft_is_compressed_inside():
@@ -481,5 +481,5 @@ def test_without_a_cache_given_one_is_made():
     model = bare("gpt2")
     with compressed(model, **SMALL) as log:
         out = model(torch.tensor(prompts(25)))
-    assert log.held == log.seen == 25
+    assert log.peak_columns == log.uncompressed_columns == 25
     assert out.past_key_values.layers[0].keys.shape[2] == 12

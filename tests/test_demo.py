@@ -19,9 +19,9 @@ from rich.console import Console
 
 from kava.demo import command, panels, questions, sizes
 from kava.demo.command import PageAddress, _its_writer, serve, server
-from kava.demo.happening import as_it_happens
-from kava.demo.progress import answering
-from kava.demo.questions import PageLimits, Questions, to_pick
+from kava.demo.progress import stream_answer
+from kava.demo.questions import PageLimits, Questions, example_questions
+from kava.demo.reports import stream_reports
 from kava.errors import KavaError
 from kava.inspect.decoded import decode_passes, decode_states
 from kava.quickstart import BACKBONE, CHECKPOINT
@@ -33,8 +33,8 @@ from kava.serve.hosts import Hosts
 
 gradio = pytest.importorskip("gradio", reason="kava[demo] is not installed")
 
-from kava.demo import door  # noqa: E402
-from kava.demo.brake import Brake  # noqa: E402
+from kava.demo import middleware  # noqa: E402
+from kava.demo.login_limiter import LoginLimiter  # noqa: E402
 from kava.demo.page import Demo, PageModel  # noqa: E402
 
 # gradio's own, of what pandas 3 drops
@@ -51,7 +51,7 @@ EVIL = "</section><img src=x onerror='window.broken=1'>{{value}}${1+1}&lt;`\\"
 @pytest.fixture(scope="module")
 def quick():
     thinker, writer = PageModel(open_reasoner(CHECKPOINT), CHECKPOINT), open_reasoner(BACKBONE)
-    pick = to_pick(thinker.reasoner.recipe, None, None)
+    pick = example_questions(thinker.reasoner.recipe, None, None)
     return Demo(thinker, PageModel(writer, BACKBONE), pick, PageLimits())
 
 
@@ -60,7 +60,9 @@ def quick():
 
 def every(reasoner, question=QUESTION, **options):
     """Each progress; no token is passed over, and nothing is timed again."""
-    return list(answering(reasoner, question, max_new_tokens=6, every=0, again=0, **options))
+    return list(
+        stream_answer(reasoner, question, max_new_tokens=6, interval=0, repeat_below=0, **options)
+    )
 
 
 def offline(reasoner, question=QUESTION, num_iterations=None):
@@ -114,7 +116,7 @@ def test_latents_made_one_at_a_time_are_told_one_at_a_time():
 
 def test_tokens_are_told_only_every_so_often():
     thinker = tiny.reasoner("llama", "cot")
-    few = list(answering(thinker, QUESTION, max_new_tokens=6, every=60, again=0))
+    few = list(stream_answer(thinker, QUESTION, max_new_tokens=6, interval=60, repeat_below=0))
     assert [one.answer is not None for one in few] == [True]
 
 
@@ -123,7 +125,7 @@ def test_a_short_answer_is_given_once_more_for_its_time(monkeypatch, again, time
     thinker, asked = tiny.reasoner("llama", "kava"), []
     think = thinker.think
     monkeypatch.setattr(thinker, "think", lambda *words: asked.append(words) or think(*words))
-    *_, last = answering(thinker, QUESTION, 1, 3, every=0, again=again)
+    *_, last = stream_answer(thinker, QUESTION, 1, 3, interval=0, repeat_below=again)
     assert asked == [([QUESTION], 1)] * times
     assert last.answer.generated_tokens == 3 and last.seconds > 0
 
@@ -136,7 +138,7 @@ def test_work_stands_still_between_two_items():
             done.append(i)
             tell(i)
 
-    happening = as_it_happens(work)
+    happening = stream_reports(work)
     assert done == []
     for i in range(3):
         assert next(happening) == i
@@ -150,7 +152,7 @@ def test_work_that_fails_fails_where_it_is_watched():
         tell(1)
         raise KavaError("no", code="demo.no")
 
-    happening = as_it_happens(work)
+    happening = stream_reports(work)
     assert next(happening) == 1
     with refused("demo.no"):
         next(happening)
@@ -158,7 +160,7 @@ def test_work_that_fails_fails_where_it_is_watched():
 
 def test_work_ends_where_nobody_watches_any_more():
     before = threading.active_count()
-    told = answering(tiny.reasoner("llama", "cot"), QUESTION, every=0)
+    told = stream_answer(tiny.reasoner("llama", "cot"), QUESTION, interval=0)
     next(told)
     assert threading.active_count() == before + 1
     told.close()
@@ -202,7 +204,7 @@ def test_what_can_be_chosen(method, latents, iterations):
     assert sizes.latents(thinker) == (latents and sizes.Range(*latents))
     assert sizes.iterations(thinker) == (iterations and sizes.Range(*iterations))
     for span in filter(None, (sizes.latents(thinker),)):
-        for value in range(span.least, span.most + 1, span.step):
+        for value in range(span.minimum, span.maximum + 1, span.step):
             assert offline(sizes.resize_latents(thinker, value)).generated_tokens
 
 
@@ -257,14 +259,14 @@ def test_a_question_leaves_room_for_latents_and_answer():
 
 
 def test_questions_to_pick_are_those_of_the_task(quick):
-    recipe = quick.thinker.reasoner.recipe
-    pick = to_pick(recipe, None, None)
+    recipe = quick.latent_model.reasoner.recipe
+    pick = example_questions(recipe, None, None)
     assert len(pick.examples) == 10 and len(set(pick.labels)) == 10
-    assert pick.first == pick.examples[4].question and pick.gold(pick.first + " ") == "6"
+    assert pick.default == pick.examples[4].question and pick.gold(pick.default + " ") == "6"
     assert pick.gold("another") is None
-    assert to_pick(tiny.recipe(), None, None) == Questions() and Questions().first == ""
+    assert example_questions(tiny.recipe(), None, None) == Questions() and Questions().default == ""
     with refused("demo.file-without-task", "--file"):
-        to_pick(recipe, None, "rows.jsonl")
+        example_questions(recipe, None, "rows.jsonl")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.2", "::", "example.org"])
@@ -434,11 +436,11 @@ def words(thinker, question, num_iterations):
 def test_load_ask_slide_ask_again_and_ask_what_is_not_answered(browser_page, url, quick):
     tab = Tab(browser_page, url)
     assert "latent reasoning and chain of thought" in tab.page.title()
-    question = quick.pick.first
+    question = quick.pick.default
     assert tab.page.get_by_label("Question", exact=True).input_value() == question
     assert "Nothing yet" in tab.text("#written") and "Nothing yet" in tab.text("#decoded")
 
-    thinker, writer = quick.thinker.reasoner, quick.writer.reasoner
+    thinker, writer = quick.latent_model.reasoner, quick.cot_model.reasoner
     plain = [offline(thinker, question), writer.answer(writer.think([question]))[0]]
     assert numbers(tab.ask()) == [one.forward_passes for one in plain] == [6, 41]
     for card, one in zip(("#thought", "#written"), plain, strict=True):
@@ -498,12 +500,12 @@ def test_a_question_can_be_picked_and_asked_with_the_keyboard_alone(browser_page
         with suppress(NotYet):
             tab.page.wait_for_function(
                 "first => document.querySelector('#question textarea').value !== first",
-                arg=quick.pick.first,
+                arg=quick.pick.default,
                 timeout=4000,
             )
             break
     picked = box.input_value()
-    assert picked != quick.pick.first
+    assert picked != quick.pick.default
     gold = quick.pick.gold(picked)
     assert gold is not None
     box.focus()
@@ -572,10 +574,12 @@ def test_with_a_password_the_page_is_closed_without_it(quick, monkeypatch):
     import httpx
 
     now = [0.0]
-    monkeypatch.setattr(door, "Brake", lambda: Brake(2, 60.0, clock=lambda: now[0]))
+    monkeypatch.setattr(
+        middleware, "LoginLimiter", lambda: LoginLimiter(2, 60.0, clock=lambda: now[0])
+    )
     with opened(quick, PageAddress(password="secret")) as url, httpx.Client(base_url=url) as client:
         assert client.get("/config").status_code == 401
-        assert quick.pick.first not in client.get("/").text
+        assert quick.pick.default not in client.get("/").text
         for path in ("/openapi.json", "/docs", "/redoc", "/gradio_api/openapi.json"):
             assert client.get(path).status_code == 404
         wrong = {"username": "kava", "password": "wrong"}
@@ -594,7 +598,7 @@ def test_with_a_password_the_page_is_closed_without_it(quick, monkeypatch):
 
 def test_wrong_passwords_of_one_address_hold_up_that_one():
     now = [0.0]
-    brake = Brake(3, 10.0, slots=1 << 16, clock=lambda: now[0])
+    brake = LoginLimiter(3, 10.0, slots=1 << 16, clock=lambda: now[0])
     brake._salt = b"always the same"
     assert [brake.attempt("10.0.0.1") for _ in range(5)] == [0, 0, 0, 10, 10]
     assert brake.attempt("10.0.0.2") == 0
@@ -602,12 +606,12 @@ def test_wrong_passwords_of_one_address_hold_up_that_one():
     assert [brake.attempt("10.0.0.1") for _ in range(2)] == [0, 10]
     now[0] = 1000.0
     assert [brake.attempt("10.0.0.1") for _ in range(4)] == [0, 0, 0, 10]
-    brake.forgive("10.0.0.1")
+    brake.refund("10.0.0.1")
     assert [brake.attempt("10.0.0.1") for _ in range(2)] == [0, 10]
     # One client has all addresses of an IPv6 network.
     assert [brake.attempt(f"2001:db8::{i}") for i in range(4)] == [0, 0, 0, 10]
     assert brake.attempt("2001:db8:0:1::1") == 0 == brake.attempt("")
-    few = Brake(1, 10.0, slots=4, clock=lambda: 0.0)
+    few = LoginLimiter(1, 10.0, slots=4, clock=lambda: 0.0)
     assert sum(few.attempt(f"10.0.0.{i}") == 0 for i in range(100)) == 4
 
 
@@ -801,7 +805,7 @@ def test_gradio_itself_refuses_a_path_too(quick, private, monkeypatch, tmp_path)
 
     cache = tmp_path / "gradio"
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(cache))
-    monkeypatch.setattr(door, "check_data", lambda body: None)
+    monkeypatch.setattr(middleware, "check_data", lambda body: None)
     with opened(quick) as url, httpx.Client(base_url=url) as client:
         joined = client.post(JOIN, json={**TAKEN, "data": [given(private)]})
         assert joined.status_code == 200

@@ -48,8 +48,8 @@ def test_the_embeddings_of_a_question_lead_any_engine_to_the_same_answer(tmp_pat
     found = []
     for _ in answer:  # greedily, without a cache
         logits = plain(inputs_embeds=embeds).logits[0, -1]
-        if reasoner.unreadable is not None:
-            logits = logits.masked_fill(reasoner.unreadable, -torch.inf)
+        if reasoner.unreadable_ids is not None:
+            logits = logits.masked_fill(reasoner.unreadable_ids, -torch.inf)
         found.append(int(logits.argmax()))
         embeds = torch.cat((embeds, plain.get_input_embeddings()(logits.argmax()[None, None])), 1)
     assert found == answer

@@ -415,7 +415,7 @@ def test_a_model_that_cannot_be_interrupted_does_not_keep_its_client(reasoner, m
         return think(*given)
 
     monkeypatch.setattr(reasoner, "think_about", slowly)
-    monkeypatch.setattr("kava.serve.service.GRACE", 0.2)
+    monkeypatch.setattr("kava.serve.service.GRACE_SECONDS", 0.2)
     limits = Limits(question_tokens=64, new_tokens=4, timeout=0.2)
     with serving(reasoner, limits) as (url, _):
         answer = ask(port_of(url), prompt="w1", stream=stream)

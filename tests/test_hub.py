@@ -20,7 +20,7 @@ import pytest
 from kava.__main__ import main
 from kava.backbones.tiny import tiny_backbone
 from kava.data.synthetic import generate
-from kava.system.hub import offline
+from kava.system.hub import offline_mode
 from kava.system.text import format_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -185,7 +185,7 @@ def test_a_mistyped_run_is_told_first_as_a_folder_that_is_not_here(
     if command in ("serve", "demo"):
         pytest.importorskip({"serve": "fastapi", "demo": "gradio"}[command])
     monkeypatch.chdir(tmp_path)
-    with offline():
+    with offline_mode():
         status, said = kava(command, run, *MISTYPED[command])
     assert (status, said.code, said.key) == (2, "reasoning.not-had", run)
     (line,) = said.splitlines()

@@ -33,7 +33,7 @@ from kava.cli import app
 from kava.data.tasks import load_task
 from kava.evaluation.answers import split_at_marker
 from kava.inspect import command, terminal
-from kava.inspect.look import look
+from kava.inspect.look import inspect_question
 from kava.inspect.terminal import show
 from kava.inspect.trace import split_steps
 
@@ -69,7 +69,7 @@ class Slow:
     def look(self, **options):
         one = EXAMPLE
         options = {"row": one.id, "max_new_tokens": 4, **options}
-        return look(self.thinker, one.question, one.steps, one.answer, **options).tree()
+        return inspect_question(self.thinker, one.question, one.steps, one.answer, **options).tree()
 
     @torch.no_grad()
     def student(self, t=-1, after=()):
@@ -263,7 +263,7 @@ def test_attention_of_the_answer_is_the_softmax_of_a_plain_call(latent):
 def test_an_answer_in_words_is_compared_letter_by_letter():
     thinker = slow("llama", "kava").thinker
     for gold, right in (("+ +", True), ("Monday", False)):
-        found = look(thinker, "w3 w15", ("w1",), gold, max_new_tokens=2)
+        found = inspect_question(thinker, "w3 w15", ("w1",), gold, max_new_tokens=2)
         assert (found.answer, found.right) == ("+ +", right)
 
 
@@ -273,40 +273,40 @@ def test_an_answer_in_words_is_compared_letter_by_letter():
 def test_one_step_is_dropped_as_in_training_but_not_from_what_the_model_writes():
     quick = Reasoner.from_pretrained(QUICK)
     one = next(e for e in load_task("synthetic", limit=20).examples if len(e.steps) == 3)
-    whole = look(quick, one.question, one.steps, one.answer, row=one.id)
+    whole = inspect_question(quick, one.question, one.steps, one.answer, row=one.id)
     assert (whole.trace.source, whole.trace.read, whole.right) == ("row", 3, True)
     quick.recipe.drop_last_step = True
-    given = look(quick, one.question, one.steps, one.answer)
+    given = inspect_question(quick, one.question, one.steps, one.answer)
     assert (given.trace.source, given.trace.read, given.right) == ("given", 2, True)
-    assert "dropped" in given.trace.told
+    assert "dropped" in given.trace.origin
     assert given.kept.tokens == whole.kept.tokens[: len(given.kept.tokens)]
     assert {step for _, step in given.kept.tokens} == {0, 1}
-    written = look(quick, one.question)  # this model writes right steps, and its answer
+    written = inspect_question(quick, one.question)  # this model writes right steps, and its answer
     assert (written.trace.source, written.trace.read) == ("written", 3)
     assert written.trace.steps == list(one.steps) and written.trace.answer == one.answer
     assert written.kept.tokens == whole.kept.tokens
-    assert "wrote them itself" in written.trace.told
+    assert "wrote them itself" in written.trace.origin
 
 
 @torch.no_grad()
 def test_without_a_right_answer_the_model_is_asked_after_the_steps():
     plain = slow("llama", "kava")
-    found = look(plain.thinker, EXAMPLE.question, EXAMPLE.steps, max_new_tokens=4)
+    found = inspect_question(plain.thinker, EXAMPLE.question, EXAMPLE.steps, max_new_tokens=4)
     prompt = plain.thinker.encoder.prompt
     ids = plain.row.question + plain.row.steps + prompt
     written = generate(plain.slow, token_embeds(plain.slow, ids), 4, 2)
     assert found.trace.answer == plain.thinker.tokenizer.decode(written, skip_special_tokens=True)
-    assert "after reading them" in found.trace.told and found.right is None
+    assert "after reading them" in found.trace.origin and found.right is None
 
 
 @torch.no_grad()
 def test_what_the_model_writes_becomes_its_steps():
     plain = slow("llama", "kava")
-    found = look(plain.thinker, EXAMPLE.question, max_new_tokens=6)
+    found = inspect_question(plain.thinker, EXAMPLE.question, max_new_tokens=6)
     written = generate(plain.slow, token_embeds(plain.slow, plain.row.question), 6, 2)
     text = plain.thinker.tokenizer.decode(written, skip_special_tokens=True)
     assert "".join(found.trace.steps).split() == text.split()
-    assert "did not get to" in found.trace.told
+    assert "did not get to" in found.trace.origin
 
 
 def test_texts_are_parted_into_steps_and_answer():
@@ -327,7 +327,7 @@ def test_texts_are_parted_into_steps_and_answer():
 def small(method="kava", steps=EXAMPLE.steps, num_iterations=None, **changes):
     thinker = reasoner("llama", method, **changes)
     options = {"num_iterations": num_iterations, "max_new_tokens": 2}
-    return look(thinker, EXAMPLE.question, steps, "7", **options).tree()
+    return inspect_question(thinker, EXAMPLE.question, steps, "7", **options).tree()
 
 
 def test_short_traces_leave_slots_empty():
@@ -388,7 +388,10 @@ def test_a_method_without_the_loss_says_that_it_was_not_trained_on_it():
 def test_a_projection_of_keys_is_gone_through_as_in_the_loss():
     thinker = reasoner(kv={"weight": 1.0, "projection": "linear"})
     options = {"row": "r", "max_new_tokens": 2}
-    ask = lambda: look(thinker, EXAMPLE.question, EXAMPLE.steps, "7", **options).similarity  # noqa: E731
+
+    def ask():
+        return inspect_question(thinker, EXAMPLE.question, EXAMPLE.steps, "7", **options).similarity
+
     before = ask()  # the identity at first
     close(before.keys.slots, seen("llama", "kava")["similarity"]["keys"]["slots"])
     with torch.no_grad():
@@ -404,7 +407,7 @@ def test_looking_changes_nothing_and_the_answer_is_that_of_an_evaluation():
     thinker = reasoner()
     data, one = batch(thinker, [example(4, 9)]), example(4, 9)
     before = thinker(**data)["loss"]
-    found = look(thinker, one.question, one.steps, one.answer, max_new_tokens=4)
+    found = inspect_question(thinker, one.question, one.steps, one.answer, max_new_tokens=4)
     assert torch.equal(before, thinker(**data)["loss"])
     ids = thinker.continue_from(thinker.think([one.question]), 4)
     assert found.answer == thinker.tokenizer.decode(ids[0], skip_special_tokens=True).strip()
@@ -428,7 +431,7 @@ def test_a_method_without_latents_is_refused(method):
 
 def test_empty_questions_and_steps_are_refused():
     with refused("inspect.empty-question", "question"):
-        look(reasoner(), "  ")
+        inspect_question(reasoner(), "  ")
     with refused("inspect.empty-step", "steps"):
         small(steps=["<< 3", " "])
 
@@ -445,7 +448,9 @@ def lines(found):
 def test_the_terminal_shows_each_panel_with_the_numbers_of_the_look():
     plain = slow("llama", "kava")
     options = {"row": EXAMPLE.id, "max_new_tokens": 4}
-    found = look(plain.thinker, EXAMPLE.question, EXAMPLE.steps, EXAMPLE.answer, **options)
+    found = inspect_question(
+        plain.thinker, EXAMPLE.question, EXAMPLE.steps, EXAMPLE.answer, **options
+    )
     shown = lines(found)
     assert shown[0] == EXAMPLE.question
     for i, top in enumerate(found.decoded.passes[-1]):
@@ -470,7 +475,7 @@ def test_the_terminal_shows_each_panel_with_the_numbers_of_the_look():
 
 def test_the_terminal_says_what_there_is_not_and_marks_empty_slots():
     thinker = reasoner("llama", "codi")
-    shown = lines(look(thinker, EXAMPLE.question, ["<< 3"], "7", max_new_tokens=2))
+    shown = lines(inspect_question(thinker, EXAMPLE.question, ["<< 3"], "7", max_new_tokens=2))
     assert any(line.startswith("not here: method 'codi' makes") for line in shown)
     (line,) = [line for line in shown if line.startswith("keys   layer  1")]
     assert line.split("  ")[3].endswith("---")  # five slots, two of them with a token
@@ -479,7 +484,7 @@ def test_the_terminal_says_what_there_is_not_and_marks_empty_slots():
 def test_many_heads_are_one_line_for_each_layer(monkeypatch):
     monkeypatch.setattr(terminal, "MANY_HEADS", 3)
     plain = slow("llama", "kava")
-    found = look(plain.thinker, EXAMPLE.question, EXAMPLE.steps, "7", max_new_tokens=2)
+    found = inspect_question(plain.thinker, EXAMPLE.question, EXAMPLE.steps, "7", max_new_tokens=2)
     shown = [line for line in lines(found) if line.startswith("layer  ")]
     assert len(shown) == LAYERS
     for line, (one, other) in zip(shown, found.kept.columns, strict=True):

@@ -10,7 +10,7 @@ from tiny import reasoner
 
 from kava import Reasoner
 from kava.data.tasks import load_task
-from kava.inspect.look import look
+from kava.inspect.look import inspect_question
 from kava.inspect.page import as_script, page
 
 PANELS = ["decoded", "movement", "similarity", "kept", "attended"]
@@ -26,13 +26,17 @@ EVIL = (
 def quick():
     thinker = Reasoner.from_pretrained(QUICK)
     row = next(e for e in load_task("synthetic", limit=20).examples if len(e.steps) == 5)
-    return look(thinker, row.question, row.steps, row.answer, row=row.id, run="quickstart")
+    return inspect_question(
+        thinker, row.question, row.steps, row.answer, row=row.id, run="quickstart"
+    )
 
 
 @pytest.fixture(scope="module")
 def tiny():
     """Fewer slots than tokens, so that some are evicted."""
-    return look(reasoner(), EXAMPLE.question, EXAMPLE.steps, "7", row="a", max_new_tokens=4)
+    return inspect_question(
+        reasoner(), EXAMPLE.question, EXAMPLE.steps, "7", row="a", max_new_tokens=4
+    )
 
 
 @pytest.fixture
@@ -191,7 +195,7 @@ def test_nothing_sticks_out_of_the_window(opened, quick, width):
 
 
 def test_panels_that_there_are_not_are_named_with_the_reason(opened):
-    seen = look(reasoner("llama", "codi"), EXAMPLE.question, [], "7", max_new_tokens=2)
+    seen = inspect_question(reasoner("llama", "codi"), EXAMPLE.question, [], "7", max_new_tokens=2)
     tab = opened(seen)
     assert tab.locator("section").count() == 5
     assert "one at a time" in tab.locator("#movement .absent").inner_text()
@@ -203,7 +207,7 @@ def test_panels_that_there_are_not_are_named_with_the_reason(opened):
 @pytest.mark.parametrize("method", ("pccot", "codi", "coconut", "lotus"))
 def test_the_page_of_each_method_opens(opened, method):
     thinker = reasoner("gpt2", method)
-    seen = look(thinker, EXAMPLE.question, EXAMPLE.steps, "7", max_new_tokens=2)
+    seen = inspect_question(thinker, EXAMPLE.question, EXAMPLE.steps, "7", max_new_tokens=2)
     tab = opened(seen)
     shown = [tab.locator(f"#{panel} .absent").count() for panel in PANELS]
     assert shown == [0, 0 if thinker.method.iterates else 1, 0, 0, 0]
@@ -226,7 +230,7 @@ def test_text_of_the_question_is_never_markup(opened, tiny):
         gold=EVIL,
         right=False,
         about=dataclasses.replace(tiny.about, run=EVIL, backbone=EVIL),
-        trace=dataclasses.replace(tiny.trace, steps=[EVIL], read=1, answer=EVIL, told=EVIL),
+        trace=dataclasses.replace(tiny.trace, steps=[EVIL], read=1, answer=EVIL, origin=EVIL),
         decoded=dataclasses.replace(tiny.decoded, passes=[[top] * 5] * 3),
         kept=dataclasses.replace(tiny.kept, tokens=[(EVIL, 0)] * 9, notes=[EVIL]),
         attended=dataclasses.replace(tiny.attended, tokens=[EVIL] * len(tiny.attended.tokens)),

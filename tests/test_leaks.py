@@ -222,7 +222,7 @@ def test_rows_that_are_alike_but_for_numbers_are_told_and_stop_only_if_asked(tmp
 
 def test_a_check_that_cannot_be_made_is_an_error_and_none_at_all_is_said(tmp_path, monkeypatch):
     rows = write(tmp_path / "rows.jsonl", OTHER)
-    monkeypatch.setattr("kava.system.hub.reachable", lambda name, kind: False)
+    monkeypatch.setattr("kava.system.hub.is_reachable", lambda name, kind: False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with refused("data.not-had", "openai/gsm8k") as caught:
         read_rows(Data(train=str(rows), leak_check=["gsm8k"]))

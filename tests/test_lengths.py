@@ -147,7 +147,7 @@ def test_attention_that_no_memory_holds_is_refused_before_the_first_step(tmp_pat
     together = wide.recipe.train.batch_size
     needed = 5 * together * max(columns[0] ** 2, columns[1] * sum(columns))  # fp32
     for there, fits in ((needed, True), (needed - 1, False), (None, True)):
-        monkeypatch.setattr(attention, "available", lambda device, there=there: there)
+        monkeypatch.setattr(attention, "free_memory", lambda device, there=there: there)
         if fits:
             attention.check_attention(wide, wide.encoder.rows([short, long]))
             continue
@@ -158,7 +158,7 @@ def test_attention_that_no_memory_holds_is_refused_before_the_first_step(tmp_pat
 
 
 def test_the_free_memory_is_known_here():
-    assert attention.available(torch.device("cpu")) > 10_000_000
+    assert attention.free_memory(torch.device("cpu")) > 10_000_000
 
 
 def test_more_latents_than_positions():

@@ -391,7 +391,7 @@ def test_a_record_that_is_none_is_one_line(kava, run, rows):
     from kava.reasoning import checkpoint
 
     with refused("reasoning.no-model-card", str(run / "checkpoint")):
-        checkpoint.remember(run / "checkpoint", {})
+        checkpoint.add_results(run / "checkpoint", {})
     assert file.read_text() == before
 
 

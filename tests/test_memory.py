@@ -10,7 +10,7 @@ from rich.console import Console
 
 from kava.backbones import attention, pretrained
 from kava.bench import memory as counting
-from kava.bench.memory import Living
+from kava.bench.memory import LiveBytes
 from kava.bench.memory_command import bench_memory
 from kava.bench.shapes import Lengths, configuration, random_reasoner
 from kava.bench.train import Training
@@ -30,21 +30,21 @@ def recipe(method="kava", *settings):
 
 
 def test_what_lives_is_counted_once_and_until_it_is_freed():
-    with Living() as living:
+    with LiveBytes() as living:
         one = torch.zeros(100)  # 400 bytes
         view = one[:50].view(5, 10)
-        assert living.now == 400
+        assert living.current == 400
         two = one + 1
         del one
         gc.collect()
-        assert living.now == 800, "a view keeps its storage"
+        assert living.current == 800, "a view keeps its storage"
         del view
         gc.collect()
-        assert (living.now, living.peak) == (400, 800)
+        assert (living.current, living.peak) == (400, 800)
         two.add_(1)
-        assert living.now == 400
-        living.hold(two)
-        assert living.now == 400
+        assert living.current == 400
+        living.add(two)
+        assert living.current == 400
     torch.zeros(1000)
     assert living.peak == 800, "only inside the block"
 
@@ -57,21 +57,21 @@ def real_peak(settings, method):
         if weight.requires_grad:
             weight.grad = torch.zeros_like(weight)
     gc.collect()
-    with Living() as living:
+    with LiveBytes() as living:
         for tensor in (*training.reasoner.parameters(), *training.reasoner.buffers()):
-            living.hold(tensor)
+            living.add(tensor)
         for weight in training.reasoner.parameters():
             if weight.grad is not None:
-                living.hold(weight.grad)
+                living.add(weight.grad)
         for state in training.optimiser.state.values():
             for tensor in state.values():
-                living.hold(tensor)
+                living.add(tensor)
         for batch in training.micro_batches:
             for value in (*batch.values(), *batch["counts"].values()):
                 if isinstance(value, torch.Tensor):
-                    living.hold(value)
+                    living.add(value)
         training.optimiser.zero_grad()
-        living.peak = living.now
+        living.peak = living.current
         training.step()
     return living.peak
 
@@ -121,7 +121,7 @@ def test_logits_are_in_memory_for_some_labels_at_a_time(again, monkeypatch):
 
 def test_attention_as_on_gpus_is_the_same_attention():
     model = random_reasoner(recipe("kava"), TINY, torch.device("cpu"))
-    training = Training.of(model.eval(), SHORT, False)
+    training = Training.from_reasoner(model.eval(), SHORT, False)
     training.gradients()
     plain = [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
     training.optimiser.zero_grad()

@@ -56,7 +56,10 @@ def test_spans_are_the_chain_of_thought_in_order(lengths, spans, seed, decay):
             begin = end
     ours = []
     for n in range(len(found.rows)):
-        ids, weights = found.ids[found.of == n].tolist(), found.weights[found.of == n].tolist()
+        ids, weights = (
+            found.ids[found.span_index == n].tolist(),
+            found.weights[found.span_index == n].tolist(),
+        )
         ours.append((int(found.rows[n]), int(found.latents[n]), ids, pytest.approx(weights)))
     assert expected == ours
 
@@ -64,7 +67,8 @@ def test_spans_are_the_chain_of_thought_in_order(lengths, spans, seed, decay):
 def test_a_token_that_occurs_twice_is_one_entry_of_the_target():
     thinker = reasoner()
     spans = Spans(
-        rows=torch.tensor([0, 0]), latents=torch.tensor([0, 1]), of=torch.tensor([0, 0, 0, 1]),
+        rows=torch.tensor([0, 0]), latents=torch.tensor([0, 1]),
+        span_index=torch.tensor([0, 0, 0, 1]),
         ids=torch.tensor([7, 9, 7, 3]), weights=torch.tensor([0.5, 0.3, 0.2, 1.0]),
     )  # fmt: skip
     hidden = torch.randn(2, 32)

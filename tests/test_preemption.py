@@ -86,7 +86,7 @@ def strike(monkeypatch):
 @pytest.fixture(scope="module")
 def whole(backbone, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
-    assert go(folder, recipe(backbone)).what == TRAINED
+    assert go(folder, recipe(backbone)).status == TRAINED
     return folder
 
 
@@ -109,7 +109,7 @@ def test_a_training_ends_at_the_next_steps_boundary_and_goes_on_from_there(
     assert trajectory(run)[-1]["step"] == step and read_result(run) is None
     assert not (run / "error.log").exists()
     calm()
-    assert go(run, wanted).what == TRAINED
+    assert go(run, wanted).status == TRAINED
     assert read_result(run)["resumed_from"] == step
     assert trajectory(run) == trajectory(whole)
     assert same(run, whole)
@@ -119,11 +119,11 @@ def test_a_training_ends_at_the_next_steps_boundary_and_goes_on_from_there(
 
 def test_no_step_is_missing_from_the_log_where_it_was_cut(backbone, tmp_path, strike):
     wanted = recipe(backbone, log_every=4)
-    assert go(tmp_path / "whole", wanted, tasks=()).what == TRAINED
+    assert go(tmp_path / "whole", wanted, tasks=()).status == TRAINED
     calm = strike(trainer.StepTrainer, "compute_loss", 5)
     asked_to_stop(tmp_path / "run", wanted, tasks=())
     calm()
-    assert go(tmp_path / "run", wanted, tasks=()).what == TRAINED
+    assert go(tmp_path / "run", wanted, tasks=()).status == TRAINED
     cut, uncut = (
         {record["step"]: record for record in trajectory(tmp_path / run) if "loss" in record}
         for run in ("run", "whole")
@@ -142,8 +142,8 @@ def test_what_is_nearly_done_is_finished_first(backbone, whole, tmp_path, strike
     asked_to_stop(run, wanted)
     assert read_result(run)["scores"] == {} and same(run, whole)
     calm()
-    assert go(run, wanted).what == SCORED
-    assert go(run, wanted).what == SKIPPED
+    assert go(run, wanted).status == SCORED
+    assert go(run, wanted).status == SKIPPED
 
 
 def test_before_and_after_the_training_nothing_is_waited_for(backbone, tmp_path, strike):
@@ -155,7 +155,7 @@ def test_before_and_after_the_training_nothing_is_waited_for(backbone, tmp_path,
     asked_to_stop(run, wanted)
     assert read_result(run)["scores"] == {} and not (run / "predictions").exists()
     assert not (run / "error.log").exists()
-    assert go(run, wanted).what == SCORED
+    assert go(run, wanted).status == SCORED
 
 
 def test_a_second_signal_does_not_disturb_the_clearing_up(backbone, tmp_path, monkeypatch):
@@ -218,10 +218,10 @@ def test_an_epoch_is_logged_as_its_share_of_steps_and_the_length_told_from_it(ba
     tree = recipe(backbone).model_dump(by_alias=True)
     tree["data"]["train_rows"] = 18
     tree["train"] |= {"steps": None, "epochs": 1.5, "micro_batch_size": 1}
-    assert go(tmp_path / "run", validate_resolved(tree, "test"), tasks=()).what == TRAINED
+    assert go(tmp_path / "run", validate_resolved(tree, "test"), tasks=()).status == TRAINED
     rows = [row for row in read_metrics(tmp_path / "run") if "loss" in row]
     assert [row["epoch"] for row in rows] == [step / 5 for step in range(1, 9)]
-    assert watch.look(tmp_path / "run").steps == 8
+    assert watch.read_state(tmp_path / "run").steps == 8
 
 
 def test_handlers_are_as_before_afterwards():

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from kava.report import plots
-from kava.report.plots import accuracy_against_passes, look, loss_parts
-from kava.report.terminal import UNTRAINED, quickstart_table
+from kava.report.plots import accuracy_against_passes, loss_parts, style_of
+from kava.report.terminal import NOT_TRAINED, quickstart_table
 from kava.system.text import format_duration
 from tools.picture import draw
 from tools.readme import quickstart_markdown
@@ -90,17 +90,17 @@ def test_long_run_stays_small(tmp_path):
 
 
 def test_methods_differ_by_colour_and_by_marker():
-    found = [look(name) for name in plots._STYLES]
+    found = [style_of(name) for name in plots._STYLES]
     assert len({one.colour for one in found}) == len(found)
     assert len({one.marker for one in found}) == len(found)
-    new = look("some_new_method")
+    new = style_of("some_new_method")
     assert new.label == "some_new_method" and new.marker not in {one.marker for one in found}
 
 
 def test_terminal_table_shows_each_row_on_one_line_of_80_columns():
     text = render(quickstart_table(ROWS))
     lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
-    assert "98.5 ± 2.4" in lines["CoT"] and UNTRAINED in lines["CoT"]
+    assert "98.5 ± 2.4" in lines["CoT"] and NOT_TRAINED in lines["CoT"]
     assert "31.2 ± 2.4" in lines["No-CoT"] and "1 min 00 s" in lines["No-CoT"]
     assert "10.0" in lines["PCCoT"] and "1 min 01 s" in lines["PCCoT"]
     assert "55.5 ± 2.4" in lines["KaVa"] and "1 h 00 min" in lines["KaVa"]
@@ -110,7 +110,7 @@ def test_terminal_table_shows_each_row_on_one_line_of_80_columns():
 def test_markdown_table_has_the_same_cells():
     lines = quickstart_markdown(ROWS).splitlines()
     assert [line.count("|") for line in lines[:6]] == [6] * 6
-    assert lines[2] == f"| CoT | 98.5 ± 2.4 | 38.2 | 95.6 | {UNTRAINED} |"
+    assert lines[2] == f"| CoT | 98.5 ± 2.4 | 38.2 | 95.6 | {NOT_TRAINED} |"
     assert lines[5].startswith("| KaVa | 55.5 ± 2.4 | 10.0 | 25.0 |")
     assert "one standard error" in lines[7]
 

@@ -18,7 +18,7 @@ from kava.evaluation.runner import EvaluationResult
 from kava.reasoning.resolve import load_resolved
 from kava.recipe import registry, schema
 from kava.report import draw, published, results, table
-from kava.report.plots import looks
+from kava.report.plots import styles_of
 from kava.report.rows import VALIDATION, make_row
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,14 +124,14 @@ def test_a_number_is_rounded_once(tmp_path):
 
 
 def test_csv_has_every_digit():
-    one = table.Measured(12345.678, 0.0625)
-    made = table.Table("x", "", ("a",), [(one,), (table.Measured(92.0),)])
+    one = table.MeasuredValue(12345.678, 0.0625)
+    made = table.Table("x", "", ("a",), [(one,), (table.MeasuredValue(92.0),)])
     assert made.csv() == "a,a ±\n12345.678,0.0625\n92,\n"
 
 
 @pytest.mark.parametrize("name", ("=1+1", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", "  =1"))
 def test_a_spreadsheet_works_nothing_out(name):
-    one, none = table.Measured(-1.0), table.Measured(None)
+    one, none = table.MeasuredValue(-1.0), table.MeasuredValue(None)
     made = table.Table("t", "", (name, "n"), [(name, one), ("-", none), ("a\r=1", none)])
     rows = list(csv.reader(io.StringIO(made.csv(), newline="")))
     cell = "'" + " ".join(name.splitlines())
@@ -302,7 +302,7 @@ def test_every_published_number_has_its_source():
         assert entry["source"] in published.load()["sources"]
         assert entry["setting"] in published.settings()
         assert set(entry["values"]) <= set(registry.names("methods"))
-    assert published.number("accuracy", "gsm8k", "llama1b_aug", "kava").told == (
+    assert published.number("accuracy", "gsm8k", "llama1b_aug", "kava").citation == (
         "arXiv:2510.02312v1, second-hand"
     )
 
@@ -390,7 +390,7 @@ def test_the_sweep_of_m_is_one_line_with_the_right_points(runs, tmp_path, monkey
 
 
 def test_names_that_are_no_methods_get_looks_of_their_own():
-    found = looks(["kava", "rkv", "crop", "kava", "random"])
+    found = styles_of(["kava", "rkv", "crop", "kava", "random"])
     assert found["kava"].label == "KaVa" and found["rkv"].label == "rkv"
     assert len({(one.colour, one.marker) for one in found.values()}) == 4
 

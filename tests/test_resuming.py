@@ -13,7 +13,7 @@ from tiny import lora, reasoner
 from kava.backbones.tiny import tiny_backbone
 from kava.reasoning import checkpoint
 from kava.runs.folder import exclusive_lock, read_metrics, read_result
-from kava.runs.resume import SEAL, last_checkpoint
+from kava.runs.resume import CHECKSUMS_FILE, last_checkpoint
 from kava.system.files import write_json
 
 TREE = {
@@ -79,7 +79,7 @@ def flip(file, count=200):
     file.write_bytes(whole)
 
 
-@pytest.mark.parametrize("file", [*FILES, "recipe.yaml", "backbone/config.json", SEAL])
+@pytest.mark.parametrize("file", [*FILES, "recipe.yaml", "backbone/config.json", CHECKSUMS_FILE])
 def test_flipped_bytes_are_named(file, cut):
     newest = cut / "checkpoints/checkpoint-6"
     assert last_checkpoint(cut) == str(newest)
@@ -102,7 +102,7 @@ def test_one_bit_of_the_weights_is_named(bit, cut):
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt"])
 def test_without_hashes_torchs_own_files_are_still_looked_through(file, given, cut):
     newest = cut / "checkpoints/checkpoint-6"
-    (newest / SEAL).unlink()  # of an older version, or killed before they were written
+    (newest / CHECKSUMS_FILE).unlink()  # of an older version, or killed before they were written
     assert last_checkpoint(cut) == str(newest)
     flip(newest / file)
     with refused("reasoning.damaged", str(newest / file)):
@@ -115,7 +115,7 @@ def test_without_hashes_torchs_own_files_are_still_looked_through(file, given, c
                                    '{"global_step": null, "max_steps": 8}'])  # fmt: skip
 def test_a_state_of_another_step_is_damaged(state, cut):
     newest = cut / "checkpoints/checkpoint-6"
-    (newest / SEAL).unlink()
+    (newest / CHECKSUMS_FILE).unlink()
     (newest / "trainer_state.json").write_text(state)
     with refused("reasoning.damaged", str(newest / "trainer_state.json")):
         last_checkpoint(cut)
@@ -131,7 +131,7 @@ def test_copies_of_checkpoints_are_none(name, cut):
                                          ("scheduler.pt", [1])])  # fmt: skip
 def test_a_state_that_does_not_fit_is_one_line(file, state, given, cut):
     newest = cut / "checkpoints/checkpoint-6"
-    (newest / SEAL).unlink()
+    (newest / CHECKSUMS_FILE).unlink()
     torch.save(state, newest / file)
     with refused("training.other-checkpoint", str(newest / file)) as told:
         train(given[0], cut, resume=True)

@@ -79,7 +79,7 @@ def online(tmp_path, monkeypatch):
 def test_the_commit_that_was_loaded_is_recorded_in_the_result(
     kind, online, tmp_path, monkeypatch
 ):  # fmt: skip
-    monkeypatch.setattr("kava.evaluation.symbolic.agrees", lambda *_: False)
+    monkeypatch.setattr("kava.evaluation.symbolic.is_equivalent", lambda *_: False)
     folder = tmp_path / "backbone"
     bare("llama").save_pretrained(folder)
     tokenizer().save_pretrained(folder)

@@ -283,7 +283,7 @@ def test_a_file_of_the_hub(tmp_path, monkeypatch):
         return str(tmp_path / "a.jsonl")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    monkeypatch.setattr("kava.system.hub.reachable", lambda name, kind: True)
+    monkeypatch.setattr("kava.system.hub.is_reachable", lambda name, kind: True)
     assert len(load_examples("hf://datasets/owner/name@v1/data/a.jsonl")) == 12
     assert asked == [("owner/name", "data/a.jsonl", "dataset", "v1", False)]
     for source in ("hf://datasets/owner/name", "hf://o/n/a.jsonl", "hf://datasets/o/n/*.csv"):

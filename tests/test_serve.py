@@ -30,8 +30,8 @@ from kava.serve.command import Address, bind, check, is_loopback, listen, serve
 from kava.serve.hosts import Hosts, check_names
 from kava.serve.jobs import Job, Sampling
 from kava.serve.limits import Limits
-from kava.serve.protocol import ChatRequest, CompletionRequest, Refused
-from kava.serve.sampling import Draw
+from kava.serve.protocol import ChatRequest, CompletionRequest, RequestError
+from kava.serve.sampling import BatchSampler
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,9 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(temperature, top_p):
         if len(kept) == 5:
             break
     rows = 20_000
-    draw = Draw([Sampling(temperature, top_p, seed=i) for i in range(100)], torch.device("cpu"))
+    draw = BatchSampler(
+        [Sampling(temperature, top_p, seed=i) for i in range(100)], torch.device("cpu")
+    )
     ids = torch.zeros(100, 1, dtype=torch.long)
     left = torch.cat([draw(ids, logits.expand(100, 6)) for _ in range(rows // 100)])
     assert ((left == 0).sum(1) == 1).all() and ((left == -torch.inf).sum(1) == 5).all()
@@ -337,7 +339,7 @@ def test_every_field_of_openais_client_is_known(create, request_of):
     for field in set(inspect.signature(create).parameters) - own:
         try:
             request_of.model_validate({**sane, field: {"x": 1}}).check()
-        except Refused as refused:
+        except RequestError as refused:
             assert "is not supported by this model" in str(refused)
         except ValidationError as invalid:
             assert invalid.errors()[0]["loc"][0] == field
@@ -407,7 +409,7 @@ def test_a_name_that_is_not_this_machines_gets_nothing(reasoner):
 
 
 def taken(hosts, *given):
-    return hosts.refusal({"headers": [(b"host", one.encode()) for one in given]}) is None
+    return hosts.host_error({"headers": [(b"host", one.encode()) for one in given]}) is None
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "0", ""])
@@ -432,7 +434,7 @@ def test_on_one_address_only_that_one_is_ours():
         assert not taken(Hosts(host), "10.0.0.8") and not taken(Hosts(host), "evil.example")
     assert taken(Hosts("node7", bound="10.0.0.7"), "node7:80")
     assert taken(Hosts("node7", bound="10.0.0.7"), "10.0.0.7")
-    assert taken(Hosts(allowed=["::2"]), "[::2]:80") and not taken(Hosts(), "[::2]:80")
+    assert taken(Hosts(allowed_hosts=["::2"]), "[::2]:80") and not taken(Hosts(), "[::2]:80")
 
 
 @pytest.mark.parametrize(

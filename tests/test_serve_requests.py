@@ -9,8 +9,8 @@ import httpx
 import openai
 from pydantic import ValidationError
 
-from kava.serve.fields import CHAT_NEUTRAL, COMPLETION_NEUTRAL, IGNORED
-from kava.serve.protocol import ChatRequest, CompletionRequest, Refused
+from kava.serve.fields import CHAT_NEUTRAL, COMPLETION_NEUTRAL, IGNORED_FIELDS
+from kava.serve.protocol import ChatRequest, CompletionRequest, RequestError
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "w1"}]}
 TEXT = {"model": "m", "prompt": "w1"}
@@ -112,7 +112,7 @@ ASKING = {
 @pytest.mark.parametrize("body", [CHAT, TEXT], ids=["chat", "completion"])
 def test_what_asks_for_something_is_refused_by_name(body, field):
     for value in ASKING[field]:
-        with pytest.raises(Refused) as refusal:
+        with pytest.raises(RequestError) as refusal:
             read(body | {field: value})
         assert (refusal.value.status, refusal.value.param) == (400, field)
 
@@ -120,7 +120,7 @@ def test_what_asks_for_something_is_refused_by_name(body, field):
 def test_special_tokens_are_added_as_either_api_does_by_default():
     for body, default in ((CHAT, False), (TEXT, True)):
         read(body | {"add_special_tokens": default})
-        with pytest.raises(Refused) as refusal:
+        with pytest.raises(RequestError) as refusal:
             read(body | {"add_special_tokens": not default})
         assert refusal.value.param == "add_special_tokens"
 
@@ -131,7 +131,7 @@ def test_an_empty_system_message_asks_for_nothing(role, empty):
     messages = [{"role": role, "content": empty}, *CHAT["messages"]]
     assert read(CHAT | {"messages": messages}).questions() == ["w1"]
     for wrong in (messages[:1], [{"role": role, "content": "be brief"}, *CHAT["messages"]]):
-        with pytest.raises(Refused) as refusal:
+        with pytest.raises(RequestError) as refusal:
             read(CHAT | {"messages": wrong}).questions()
         assert refusal.value.param == "messages"
 
@@ -160,9 +160,11 @@ def test_the_schema_has_every_field_that_is_accepted(request_of):
     schema = request_of.model_json_schema()
     neutral = CHAT_NEUTRAL if request_of is ChatRequest else COMPLETION_NEUTRAL
     assert schema["additionalProperties"] is False
-    assert {*IGNORED, *neutral, *request_of.model_fields} == set(schema["properties"])
+    assert {*IGNORED_FIELDS, *neutral, *request_of.model_fields} == set(schema["properties"])
     assert schema["properties"]["top_k"]["enum"] == [-1, 0, None]
-    assert not {*IGNORED} & {*neutral} and not {*IGNORED, *neutral} & {*request_of.model_fields}
+    assert not {*IGNORED_FIELDS} & {*neutral} and not {*IGNORED_FIELDS, *neutral} & {
+        *request_of.model_fields
+    }
     assert {"const": -1} in [
         {"const": one.get("const")} for one in schema["properties"]["max_tokens"]["anyOf"]
     ]

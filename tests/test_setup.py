@@ -19,7 +19,7 @@ from kava.evaluation._symbolic_worker import CPU_SECONDS, MEMORY
 from kava.reasoning.evictions import EvictionInputs
 from kava.reasoning.resolve import load_resolved
 from kava.recipe import registry
-from kava.recipe.load import LARGEST, _Loader
+from kava.recipe.load import MAX_BYTES, _Loader
 from tools import requirements
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,7 +89,7 @@ def test_the_page_on_security_is_found_and_holds():
     text = read("SECURITY.md")
     assert "(SECURITY.md)" in read("README.md") and "(security.md)" in read("docs/index.md")
     assert len(read("README.md")) <= 8000
-    assert f"{_Loader.most:,} values" in text and LARGEST == 1_000_000 and "over 1 MB" in text
+    assert f"{_Loader.most:,} values" in text and MAX_BYTES == 1_000_000 and "over 1 MB" in text
     assert f"{MEMORY >> 30} GiB" in text and CPU_SECONDS == 1 and "one second" in text
     serving = read("src/kava/cli/serving.py")
     variables = set(re.findall(r"KAVA_\w+", text))

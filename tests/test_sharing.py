@@ -232,7 +232,7 @@ def test_what_was_measured_stays_with_the_checkpoint(tmp_path):
     thinker = reasoner("llama", "kava")
     thinker.save_pretrained(tmp_path / "one")
     assert Reasoner.from_pretrained(tmp_path / "one").record is None
-    checkpoint.remember(tmp_path / "one", RECORD)
+    checkpoint.add_results(tmp_path / "one", RECORD)
     loaded = Reasoner.from_pretrained(tmp_path / "one")
     assert loaded.record == RECORD
     loaded.save_pretrained(tmp_path / "two")

@@ -65,7 +65,7 @@ def test_gsm8k_from_the_hub(monkeypatch):
         return Table([PUBLISHED] * 1319)
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    monkeypatch.setattr("kava.system.hub.reachable", lambda name, kind: True)
+    monkeypatch.setattr("kava.system.hub.is_reachable", lambda name, kind: True)
     task = load_task("gsm8k")
     assert calls == [("openai/gsm8k", "main", "test")] and len(task.examples) == 1319
     assert (task.name, task.version, task.split) == ("gsm8k", 1, "test")
@@ -151,7 +151,7 @@ def from_the_hub(monkeypatch, rows):
         return Table(rows)
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    monkeypatch.setattr("kava.system.hub.reachable", lambda name, kind: True)
+    monkeypatch.setattr("kava.system.hub.is_reachable", lambda name, kind: True)
     return asked
 
 

@@ -65,11 +65,11 @@ def test_what_is_shown(run):
 def test_the_first_step_says_nothing_of_the_pace_where_others_do(run):
     first = {"step": 1, "loss": 100.0, "seconds_per_step": 90.0}
     (run / "metrics.jsonl").write_text(json.dumps(first) + "\n", "utf-8")
-    assert watch.seconds_left(watch.look(run)) == 99 * 90.0
+    assert watch.seconds_left(watch.read_state(run)) == 99 * 90.0
     write(run, [1, 10])
     rows = (run / "metrics.jsonl").read_text("utf-8").splitlines()
     (run / "metrics.jsonl").write_text("\n".join([json.dumps(first), *rows[1:]]), "utf-8")
-    assert watch.seconds_left(watch.look(run)) == 90 * 2.0
+    assert watch.seconds_left(watch.read_state(run)) == 90 * 2.0
 
 
 def test_a_line_that_is_being_written_waits(run):
@@ -78,7 +78,7 @@ def test_a_line_that_is_being_written_waits(run):
     whole = (run / "metrics.jsonl").read_text("utf-8")
     (run / "metrics.jsonl").write_text(whole + "\n" + whole, "utf-8")
     with refused("runs.not-a-log", str(run / "metrics.jsonl")) as told:
-        watch.look(run)
+        watch.read_state(run)
     assert "line 6:" in str(told.value)
 
 
@@ -123,11 +123,11 @@ def test_a_loss_that_ran_away_is_not_drawn(run, value):
 
 def test_epochs_become_steps(run):
     (run / "recipe.yaml").write_text(RECIPE.replace("LENGTH", "epochs: 3"), "utf-8")
-    assert watch.look(run).steps == 150
+    assert watch.read_state(run).steps == 150
     (run / "recipe.yaml").write_text(RECIPE.replace("LENGTH", "epochs: 0.85"), "utf-8")
-    assert watch.look(run).steps == 43  # 42.5: what is left of a step is one
+    assert watch.read_state(run).steps == 43  # 42.5: what is left of a step is one
     (run / "recipe.yaml").unlink()
-    assert watch.look(run).steps is None and "step 40," not in shown(run).splitlines()[0]
+    assert watch.read_state(run).steps is None and "step 40," not in shown(run).splitlines()[0]
 
 
 def test_the_end_and_a_long_silence(run):
@@ -153,7 +153,7 @@ def test_watching_ends_with_the_run(run, monkeypatch):
 
 def test_nothing_to_watch(tmp_path):
     with refused("runs.nothing-to-watch", str(tmp_path)):
-        watch.look(tmp_path)
+        watch.read_state(tmp_path)
 
 
 @pytest.mark.parametrize(

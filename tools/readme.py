@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kava.errors import KavaError, unknown
+from kava.errors import KavaError, unknown_name
 from kava.report.ablation import MEANINGS, label
 from kava.report.results import find
 from kava.report.rows import TableRow
 from kava.report.table import Table, results_table
-from kava.report.terminal import HEADINGS, LEFT, cells, quickstart_caption
+from kava.report.terminal import HEADINGS, TEXT_COLUMNS, cells, quickstart_caption
 from kava.system.files import write_whole
 from kava.system.tables import markdown_table
 from tools import scale
@@ -40,9 +40,8 @@ def quickstart(root: Path) -> str:
 
 def quickstart_markdown(rows: Sequence[TableRow]) -> str:
     """The rows of the quickstart's table, with the meaning of ± below."""
-    return (
-        f"{markdown_table(HEADINGS, list(map(cells, rows)), LEFT)}\n\n{quickstart_caption(rows)}\n"
-    )
+    table = markdown_table(HEADINGS, list(map(cells, rows)), TEXT_COLUMNS)
+    return f"{table}\n\n{quickstart_caption(rows)}\n"
 
 
 #: Recipes of `recipes/quickstart/ablations` in the order of the table, and what each adds.
@@ -174,7 +173,7 @@ def main(files: Sequence[str]) -> None:
         )
     pages = [Path(os.path.relpath(file, root)).as_posix() for file in files] or list(PAGES)
     if others := [page for page in pages if page not in PAGES]:
-        raise unknown("page", others[0], PAGES, code="tools.unknown-page")
+        raise unknown_name("page", others[0], PAGES, code="tools.unknown-page")
     for page in pages:
         file = root / page
         write_whole(file, filled(file.read_text(encoding="utf-8"), root, page))

@@ -25,7 +25,7 @@ from pydantic.fields import FieldInfo
 from kava.data import data_sets
 from kava.recipe import registry
 from kava.recipe.load import load_recipe
-from kava.recipe.registry import PLACES
+from kava.recipe.registry import PACKAGES
 from kava.recipe.schema import BackboneRecipe, Recipe, Section, flatten
 from kava.system.files import write_whole
 from kava.system.tables import markdown_table
@@ -82,7 +82,7 @@ def pieces() -> str:
     for folder, chosen in _FOLDERS.items():
         rows = []
         for name in _files(folder):
-            doc = inspect.getdoc(importlib.import_module(f"kava.{PLACES[folder]}.{name}")) or ""
+            doc = inspect.getdoc(importlib.import_module(f"kava.{PACKAGES[folder]}.{name}")) or ""
             first = " ".join(_plain(doc).split("\n\n")[0].split())
             rows.append((f"`{name}`", first.replace("|", "\\|")))
         table = markdown_table(("name", "what it is"), rows, left=(0, 1))
@@ -94,8 +94,8 @@ def python() -> str:
     """What is called from Python, as its docstrings have it."""
     from kava.inference.compressed import Log, compressed
     from kava.inference.pipeline import TextGenerationPipeline, pipeline
-    from kava.reasoning.answers import ReasoningResult
-    from kava.reasoning.reasoner import Answer, Generated, Reasoner
+    from kava.reasoning.answers import GenerateOutput, ReasoningResult
+    from kava.reasoning.reasoner import Answer, Reasoner
 
     parts = [_PYTHON, f"## kava.Reasoner\n\n{_summary(Reasoner)}\n"]
     for name in _REASONER:
@@ -108,7 +108,7 @@ def python() -> str:
     ):  # fmt: skip
         parts.append(_called(name, function))
     parts.append("## What comes back\n")
-    for kind in (Answer, Generated, ReasoningResult, Log):
+    for kind in (Answer, GenerateOutput, ReasoningResult, Log):
         doc = _escaped(_plain(inspect.getdoc(kind) or ""))
         parts.append(f"### {kind.__name__}\n\n{doc}\n")
     return "\n".join(parts)
@@ -197,7 +197,7 @@ def _plain(doc: str) -> str:
 def _files(folder: str) -> list[str]:
     if folder == "data":  # the reader of files is no data set
         return data_sets()
-    home = Path(importlib.import_module(f"kava.{PLACES[folder]}").__file__).parent
+    home = Path(importlib.import_module(f"kava.{PACKAGES[folder]}").__file__).parent
     return sorted(file.stem for file in home.glob("*.py") if not file.stem.startswith("_"))
 
 

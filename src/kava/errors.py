@@ -22,27 +22,27 @@ class KavaError(Exception):
         super().__init__(message)
         self.code, self.key = code, key
 
-    def within(self, where: str) -> KavaError:
+    def with_location(self, where: str) -> KavaError:
         """Return a copy of the error with a location, such as a file, before its message."""
         return KavaError(f"{where}: {self}", code=self.code, key=self.key)
 
 
-def shown(text: str, longest: int = 80) -> str:
+def truncate(text: str, max_length: int = 80) -> str:
     """A text in a message: what is beyond so many letters is left out."""
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+    return text if len(text) <= max_length else f"{text[: max_length - 3]}..."
 
 
-def first_line(error: object, longest: int = 300) -> str:
+def first_line(error: object, max_length: int = 300) -> str:
     """Return the first line of another library's error, shortened; empty if it has none."""
-    return shown(str(error).strip().partition("\n")[0], longest)
+    return truncate(str(error).strip().partition("\n")[0], max_length)
 
 
-def on_one_line(error: object, longest: int = 300) -> str:
+def on_one_line(error: object, max_length: int = 300) -> str:
     """Return the whole text of another library's error, whose first line says too little."""
-    return shown(" ".join(str(error).split()), longest)
+    return truncate(" ".join(str(error).split()), max_length)
 
 
-def unknown(
+def unknown_name(
     kind: str, name: str, known: Iterable[str], more: str = "", *, code: str = "unknown-name"
 ) -> KavaError:
     """Return the error for an unknown name, which suggests the closest known name or lists all.
@@ -55,9 +55,9 @@ def unknown(
         code: the code of the error.
     """
     known = sorted(known)
-    close = difflib.get_close_matches(shown(name), known, n=1)
+    close = difflib.get_close_matches(truncate(name), known, n=1)
     hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
-    message = " ".join(f"unknown {kind} '{shown(name)}'; {hint} {more}".split())
+    message = " ".join(f"unknown {kind} '{truncate(name)}'; {hint} {more}".split())
     return KavaError(message, code=code, key=name)
 
 
@@ -74,7 +74,7 @@ def out_of_memory(error: BaseException) -> str | None:
     message = str(error).strip()
     if not message or not any(sign in message for sign in _MEMORY):
         return None
-    reason = shown(first_line(message, 400).rpartition("DefaultCPUAllocator: ")[2], 200)
+    reason = truncate(first_line(message, 400).rpartition("DefaultCPUAllocator: ")[2], 200)
     return (
         f"out of memory: {reason}; lower train.micro_batch_size, eval.batch_size or --batch, "
         "or set train.gradient_checkpointing=true"

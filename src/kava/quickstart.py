@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from kava.data.tasks import Task, load_task
-from kava.errors import KavaError, unknown
+from kava.errors import KavaError, unknown_name
 from kava.evaluation.command import line
 from kava.evaluation.score import score_run
 from kava.inspect.ask import Settings, answer_one
@@ -38,7 +38,7 @@ CHECKPOINT = "checkpoints/quickstart/kava"
 SUMMARY = "results/quickstart/summary.json"
 QUESTIONS = {"short": 300, "full": 1000, "smoke": 20}
 TIMED_ALONE = {"short": 30, "smoke": 3}
-SHORT = ["train.steps=400", "train.learning_rate=2e-3", "eval.every=100"]
+REDUCED_TRAINING = ["train.steps=400", "train.learning_rate=2e-3", "eval.every=100"]
 SMOKE = [
     "train.steps=4", "train.batch_size=8", "train.log_every=1", "data.train_rows=64",
     "data.validation_rows=16", "eval.every=2",
@@ -56,7 +56,7 @@ class QuickstartPlan:
 
     def recipe(self, method: str, seed: int) -> Recipe:
         """Return the recipe of one training."""
-        extra = {"full": [], "short": SHORT, "smoke": SMOKE}[self.length]
+        extra = {"full": [], "short": REDUCED_TRAINING, "smoke": SMOKE}[self.length]
         return load_resolved(f"recipes/quickstart/{method}.yaml", [f"seed={seed}", *extra])
 
     def run(self, method: str, seed: int) -> Path:
@@ -125,7 +125,9 @@ def make_plan(
     known = all_methods() if full else METHODS
     for name in methods or ():
         if name not in known:
-            raise unknown("method of the quickstart", name, known, code="quickstart.unknown-method")
+            raise unknown_name(
+                "method of the quickstart", name, known, code="quickstart.unknown-method"
+            )
     if not full:
         back_up(folder, console)
     chosen = tuple(seeds or (SEEDS if full else SEEDS[:1]))
@@ -219,7 +221,7 @@ def conclude(
     ask_three(plan, task, console)
     kava = own_command()
     console.print(
-        f"\nEverything made just now lies in {plan.folder}: recipes, metrics, predictions, plots, "
+        f"\nAll results are in {plan.folder}: recipes, metrics, predictions, plots, "
         "checkpoints.\n"
         "Next:\n"
         f'  {kava} ask {CHECKPOINT} "{task.examples[1].question}" --show-thoughts\n'

@@ -27,7 +27,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from kava.backbones.masks import additive
+from kava.backbones.masks import to_additive
 
 # The name must not contain "sdpa": transformers would then require the model to support SDPA.
 IMPLEMENTATION_NAME = "kava"
@@ -83,7 +83,7 @@ def record_queries(columns: slice) -> Iterator[QueryRecord]:
         _recording.reset(token)
 
 
-def replayed() -> AbstractContextManager[None]:
+def recompute_context() -> AbstractContextManager[None]:
     """Return a context manager for recomputing the current forward pass without recording.
 
     While queries are recorded, torch.compile compiles another version of a layer, which saves other
@@ -271,7 +271,7 @@ def capped_attention(
     scale = scaling or query.shape[-1] ** -0.5
     if mask is None:
         ones = torch.ones(1, 1, rows, columns, dtype=torch.bool, device=query.device)
-        mask = additive(ones.tril(columns - rows), query.dtype)[..., :columns]
+        mask = to_additive(ones.tril(columns - rows), query.dtype)[..., :columns]
 
     def block(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
         logits = grouped_logits(query, key, scale, softcap)
@@ -294,7 +294,7 @@ AttentionInterface.register(IMPLEMENTATION_NAME, _sdpa)
 def _mask_of_generate(*sizes: Any, dtype: torch.dtype = torch.float32, **named: Any) -> Any:
     """Mask function registered with transformers, for forward passes of its `generate`."""
     mask = sdpa_mask(*sizes, **named)
-    return None if mask is None else additive(mask, compute_dtype(dtype, mask.device))
+    return None if mask is None else to_additive(mask, compute_dtype(dtype, mask.device))
 
 
 AttentionMaskInterface.register(IMPLEMENTATION_NAME, _mask_of_generate)

@@ -70,7 +70,7 @@ def layer(cache: DynamicCache, index: int) -> tuple[Tensor, Tensor] | None:
     return layers[index].keys, layers[index].values
 
 
-def put(cache: DynamicCache, index: int, keys: Tensor, values: Tensor) -> None:
+def set_layer(cache: DynamicCache, index: int, keys: Tensor, values: Tensor) -> None:
     """Replace the keys and values of one layer, [batch, kv_heads, columns, head_dim] each."""
     layers = _layers(cache)
     while len(layers) <= index:
@@ -167,18 +167,18 @@ class ShrinkingLayer(DynamicLayer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen = 0
+        self.cumulative_length = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any):
         """Append columns and return all keys and values."""
-        self.seen += key_states.shape[2]
+        self.cumulative_length += key_states.shape[2]
         return super().update(key_states, value_states, *args, **kwargs)
 
     def get_seq_length(self) -> int:
         """Return the total number of tokens so far, including removed ones."""
-        return self.seen
+        return self.cumulative_length
 
-    def hold(self, keys: Tensor, values: Tensor) -> None:
+    def replace(self, keys: Tensor, values: Tensor) -> None:
         """Replace keys and values, [batch, kv_heads, columns, head_dim] each."""
         self.keys, self.values = keys, values
 
@@ -237,7 +237,7 @@ def enable_shrinking(cache: DynamicCache, config: Any, layers: list[int]) -> lis
 def _share(pairs: KeyValues) -> DynamicCache:
     cache = DynamicCache()
     for index, (keys, values) in enumerate(pairs):
-        put(cache, index, keys, values)
+        set_layer(cache, index, keys, values)
     return cache
 
 

@@ -46,7 +46,7 @@ def kernel(model: PreTrainedModel, dtype: torch.dtype) -> str:
     like = torch.empty(1, _COLUMNS, config.hidden_size, dtype=dtype, device=device)
     copies = attention.mask_copies(model, like)
     real = torch.ones(1, _COLUMNS, dtype=torch.bool, device=device)
-    mask = masks.additive(masks.causal_mask(real[:, :0], real), dtype, copies)[..., :_COLUMNS]
+    mask = masks.to_additive(masks.causal_mask(real[:, :0], real), dtype, copies)[..., :_COLUMNS]
     rows = copies * _COLUMNS
     query = torch.empty(1, heads // copies, rows, size, dtype=dtype, device=device)
     key = torch.empty(1, shared, _COLUMNS, size, dtype=dtype, device=device)

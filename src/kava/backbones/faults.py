@@ -13,10 +13,10 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from kava.backbones import gguf
-from kava.errors import KavaError, shown
+from kava.errors import KavaError, truncate
 from kava.system.text import printable
 
-WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 #: What a prefix of all names of weights comes from.
 _PREFIXES = {
@@ -26,7 +26,7 @@ _PREFIXES = {
 }
 
 
-def check(place: Path) -> None:
+def check(folder: Path) -> None:
     """Check that a folder or a GGUF file is not one of the usual things that are not a model.
 
     Nothing is checked of a folder with none of these; transformers reads it.
@@ -35,20 +35,20 @@ def check(place: Path) -> None:
         KavaError: a file is a Git LFS pointer; the folder belongs to the cache of the Hub; it holds
             only an adapter, or only GGUF files; or its shards are not those of their index.
     """
-    if not place.is_dir():
-        _check_pointers([place])
+    if not folder.is_dir():
+        _check_pointers([folder])
         return
-    _check_pointers(sorted([*place.glob("*.safetensors"), *place.glob("*.json")]))
-    _check_cache(place)
-    if (place / "adapter_config.json").is_file():
+    _check_pointers(sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]))
+    _check_cache(folder)
+    if (folder / "adapter_config.json").is_file():
         raise KavaError(
-            f"{place}: the folder contains a PEFT adapter; merge it into its model "
+            f"{folder}: the folder contains a PEFT adapter; merge it into its model "
             "(merge_and_unload), and give a folder that contains only the merged model",
             code="backbones.is-adapter",
-            key=str(place),
+            key=str(folder),
         )
-    _check_gguf(place)
-    _check_shards(place)
+    _check_gguf(folder)
+    _check_shards(folder)
 
 
 def _check_pointers(files: Sequence[Path]) -> None:
@@ -99,8 +99,8 @@ def _check_shards(folder: Path) -> None:
         KavaError: a shard is not in the folder, holds other weights than the index says, or there
             is no index.
     """
-    index = folder / INDEX
-    if (folder / WHOLE).is_file():
+    index = folder / INDEX_FILE
+    if (folder / WEIGHTS_FILE).is_file():
         return  # which transformers prefers to shards
     if not index.is_file():
         if shards := sorted(folder.glob("model-*-of-*.safetensors")):
@@ -195,7 +195,7 @@ def other_weights(folder: Path, problems: Mapping[str, Sequence[str]]) -> KavaEr
 
 
 def _prefix(missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    """Return the prefix of all unexpected names, without which they would be expected, or ''."""
+    """Return the prefix without which the unexpected names are the missing ones; '' if none."""
     known = [prefix for prefix in _PREFIXES if all(n.startswith(prefix) for n in unexpected)]
     if not unexpected or not missing or known:
         return known[0] if known and unexpected else ""
@@ -206,4 +206,4 @@ def _prefix(missing: Sequence[str], unexpected: Sequence[str]) -> str:
 
 def _name(text: str) -> str:
     """A name that a file gives, as it may be shown in one line."""
-    return shown(" ".join(printable(text).split()), 120)
+    return truncate(" ".join(printable(text).split()), 120)

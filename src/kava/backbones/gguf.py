@@ -29,9 +29,9 @@ def names_file(name: str | Path) -> bool:
     return str(name).lower().endswith(SUFFIX)
 
 
-def is_file(place: Path) -> bool:
+def is_file(path: Path) -> bool:
     """Whether a path is that of a GGUF file that exists."""
-    return names_file(place) and place.is_file()
+    return names_file(path) and path.is_file()
 
 
 def _check_installed(file: Path) -> None:
@@ -45,7 +45,7 @@ def _check_installed(file: Path) -> None:
 
 
 @contextmanager
-def alone(file: Path) -> Iterator[dict[str, Any]]:
+def single_file_options(file: Path) -> Iterator[dict[str, Any]]:
     """Return the arguments with which `from_pretrained` reads nothing but this file.
 
     transformers also reads tokenizer_config.json, tokenizer.json and adapter_config.json beside a

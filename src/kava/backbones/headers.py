@@ -21,7 +21,7 @@ from safetensors import safe_open
 from transformers import PreTrainedConfig
 
 from kava.backbones import pretrained
-from kava.errors import KavaError, shown
+from kava.errors import KavaError, truncate
 
 LAYERS = 1000  # of any model; building a layer takes milliseconds
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -31,14 +31,14 @@ _PACKED = 8  # weights in one number of the file, with a quantization of 4 bits
 
 
 @dataclass(frozen=True)
-class Stored:
+class TensorHeader:
     """A tensor of a safetensors file, without its values."""
 
     file: Path
     shape: tuple[int, ...]
 
 
-def read(folder: Path) -> dict[str, Stored]:
+def read(folder: Path) -> dict[str, TensorHeader]:
     """Read the names and shapes of a model's tensors; empty without safetensors files.
 
     Raises:
@@ -51,15 +51,15 @@ def read(folder: Path) -> dict[str, Stored]:
         files = _shards(folder / _INDEX)
     else:
         return {}
-    found: dict[str, Stored] = {}
+    found: dict[str, TensorHeader] = {}
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
-                found[name] = Stored(file, tuple(tensors.get_slice(name).get_shape()))
+                found[name] = TensorHeader(file, tuple(tensors.get_slice(name).get_shape()))
     return found
 
 
-def check_layers(folder: Path, stored: Mapping[str, Stored]) -> None:
+def check_layers(folder: Path, stored: Mapping[str, TensorHeader]) -> None:
     """Check the number of layers before transformers reads the config, which makes lists of them.
 
     Raises:
@@ -78,7 +78,9 @@ def check_layers(folder: Path, stored: Mapping[str, Stored]) -> None:
         raise _mismatch(folder, key, f"{value:,}", f"{there} layers")
 
 
-def check_shapes(folder: Path, stored: Mapping[str, Stored], config: PreTrainedConfig) -> None:
+def check_shapes(
+    folder: Path, stored: Mapping[str, TensorHeader], config: PreTrainedConfig
+) -> None:
     """Check that the tensors of a model with this config have the shapes of those in the files.
 
     The model is built without memory for its weights, after `check_layers`. Names that transformers
@@ -116,7 +118,7 @@ def check_shapes(folder: Path, stored: Mapping[str, Stored], config: PreTrainedC
         )
 
 
-def _layers(stored: Mapping[str, Stored]) -> int:
+def _layers(stored: Mapping[str, TensorHeader]) -> int:
     """The number of layers by the names of tensors: the first number in each is its layer."""
     numbers = (re.search(r"\.(\d{1,9})\.", name) for name in stored)
     return max((int(number[1]) + 1 for number in numbers if number), default=0)
@@ -127,7 +129,7 @@ def _shards(index: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         if outside := [name for name in names if name != Path(name).name]:
-            raise ValueError(f"it names '{shown(outside[0])}'")
+            raise ValueError(f"it names '{truncate(outside[0])}'")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise KavaError(
             f"{index}: not an index of files in its folder ({type(error).__name__}: {error})",
@@ -156,7 +158,7 @@ def _whole_numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
 
 
 def _other_shape(
-    folder: Path, raw: Mapping[str, Any], name: str, shape: tuple[int, ...], there: Stored
+    folder: Path, raw: Mapping[str, Any], name: str, shape: tuple[int, ...], there: TensorHeader
 ) -> KavaError:
     """The error for a tensor of another shape: it names the key of the config with that number."""
     pairs = zip(shape, there.shape, strict=False)
@@ -168,8 +170,8 @@ def _other_shape(
 
 def _mismatch(folder: Path, key: str, value: str, told: str) -> KavaError:
     return KavaError(
-        f"{folder / pretrained.CONFIG}: {shown(key)} is {value}, but {told}; use the config that "
-        "belongs to the weights",
+        f"{folder / pretrained.CONFIG}: {truncate(key)} is {value}, but {told}; use the "
+        "config that belongs to the weights",
         code="backbones.config-mismatch",
         key=key,
     )

@@ -57,13 +57,13 @@ def enable(model: PreTrainedModel, gradient_checkpointing: bool, compile: bool) 
             checkpoint,
             run,
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), attention.replayed()),
+            context_fn=lambda: (nullcontext(), attention.recompute_context()),
         )
     for index, layer in enumerate(structure.layers(model)):
-        layer.forward = partial(_in_its_place, run, layer, index)
+        layer.forward = partial(_layer_forward, run, layer, index)
 
 
-def _in_its_place(
+def _layer_forward(
     run: Callable[..., Any], layer: nn.Module, index: int, *inputs: Any, **named: Any
 ) -> Any:
     """Replace a layer's `forward`: run it on its own cache, then update the shared cache."""
@@ -79,7 +79,7 @@ def _in_its_place(
     if isinstance(place, str):
         named.pop(place)
     output, keys, values = run(forward, layer, place, *before, rest, named)
-    cache.put(whole, index, keys, values)
+    cache.set_layer(whole, index, keys, values)
     return output
 
 

@@ -57,7 +57,7 @@ def choose_dtype(recipe: Recipe, device: str | torch.device) -> torch.dtype:
     return torch.bfloat16 if half else torch.float32
 
 
-def read_dtype(given: str | torch.dtype | None) -> torch.dtype | None:
+def read_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
     """Parse a dtype or its name, as transformers accepts them.
 
     Returns:
@@ -66,13 +66,13 @@ def read_dtype(given: str | torch.dtype | None) -> torch.dtype | None:
     Raises:
         KavaError: the dtype is not supported for a backbone.
     """
-    if given is None or given == "auto":
+    if name is None or name == "auto":
         return None
     try:
-        return _DTYPES[str(given).removeprefix("torch.")]
+        return _DTYPES[str(name).removeprefix("torch.")]
     except KeyError:
         raise KavaError(
-            f"dtype {given!r} is not supported for a backbone; use 'bfloat16', 'float32' or 'auto'",
+            f"dtype {name!r} is not supported for a backbone; use 'bfloat16', 'float32' or 'auto'",
             code="backbones.bad-dtype",
             key="dtype",
         ) from None
@@ -110,7 +110,7 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
                 f"backbone: {name}: no such folder; give a folder with config.json and "
                 "model.safetensors, a GGUF file, a finished run of method cot, or a Hub name such "
                 "as meta-llama/Llama-3.2-1B-Instruct",
-                told=f"{name}: no such folder",
+                reason=f"{name}: no such folder",
                 code="backbones.no-such-folder",
                 key=name,
             ) from None

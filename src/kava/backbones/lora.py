@@ -56,17 +56,17 @@ def default_targets(model: PreTrainedModel) -> list[str] | str:
     return "all-linear"
 
 
-def describe_default(given: Recipe, resolved: Recipe, family: str) -> str:
+def describe_default(recipe: Recipe, resolved_recipe: Recipe, family: str) -> str:
     """Say in a line which targets were taken if the recipe names none and they are unusual.
 
     Args:
-        given: the recipe as it was given.
-        resolved: the same recipe, resolved.
+        recipe: the recipe as it was given.
+        resolved_recipe: the same recipe with its defaults filled in.
         family: the `model_type` of the backbone.
     """
-    chosen = resolved.lora.targets
+    chosen = resolved_recipe.lora.targets
     usual = (None, USUAL_TARGETS, TARGETS.get(family))
-    if given.adapter != "lora" or given.lora.targets is not None or chosen in usual:
+    if recipe.adapter != "lora" or recipe.lora.targets is not None or chosen in usual:
         return ""
     told = "all-linear" if chosen == "all-linear" else f"[{', '.join(chosen)}], as in peft"
     return (

@@ -94,7 +94,7 @@ def both_positions(past: Tensor, mask: Tensor) -> Tensor:
     return torch.cat((positions(past[:, :0], past), positions(past, mask)), dim=1)
 
 
-def additive(mask: Tensor, dtype: torch.dtype, copies: int = 1) -> Tensor:
+def to_additive(mask: Tensor, dtype: torch.dtype, copies: int = 1) -> Tensor:
     """Return a boolean attention mask as numbers that attention adds to its logits.
 
     A kernel would convert a boolean mask in each layer. The memory-efficient kernel of GPUs also
@@ -133,5 +133,5 @@ def layer_masks(
     """
     if isinstance(windows, dict):
         kinds = windows.items()
-        return {k: additive(causal_mask(past, mask, one), dtype, copies) for k, one in kinds}
-    return additive(causal_mask(past, mask, windows), dtype, copies)
+        return {k: to_additive(causal_mask(past, mask, one), dtype, copies) for k, one in kinds}
+    return to_additive(causal_mask(past, mask, windows), dtype, copies)

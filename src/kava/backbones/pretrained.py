@@ -30,36 +30,36 @@ CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 JSON_BYTES = 256 << 20  # of a JSON file; the largest published tokenizers have 35 MB
 
 
-def load_config(place: Path) -> PreTrainedConfig:
+def load_config(path: Path) -> PreTrainedConfig:
     """Load the config of a model from a folder or a GGUF file.
 
     Raises:
         KavaError: the config can only be read by code in the folder, or a file is too large.
         OSError, ValueError: transformers cannot read the config.
     """
-    check_sizes(place)
-    with _without_code(place, CONFIG), _source(place) as source:
+    check_sizes(path)
+    with _without_code(path, CONFIG), _source(path) as source:
         return AutoConfig.from_pretrained(**source, local_files_only=True, trust_remote_code=False)
 
 
-def load_model(place: Path, **options: Any) -> Any:
+def load_model(path: Path, **options: Any) -> Any:
     """Load a model with `AutoModelForCausalLM.from_pretrained`.
 
     Raises the errors of `load_config` and of that function.
     """
-    with _without_code(place, CONFIG), _source(place) as source, loading_everywhere():
+    with _without_code(path, CONFIG), _source(path) as source, loading_everywhere():
         return AutoModelForCausalLM.from_pretrained(
             **source, local_files_only=True, trust_remote_code=False, **options
         )
 
 
-def load_tokenizer(place: Path) -> Any:
+def load_tokenizer(path: Path) -> Any:
     """Load a tokenizer with `AutoTokenizer.from_pretrained`.
 
     Raises the errors of `load_config` and of that function.
     """
-    check_sizes(place)
-    with _without_code(place, TOKENIZER, CONFIG), _source(place) as source:
+    check_sizes(path)
+    with _without_code(path, TOKENIZER, CONFIG), _source(path) as source:
         return AutoTokenizer.from_pretrained(
             **source, local_files_only=True, trust_remote_code=False
         )
@@ -68,7 +68,7 @@ def load_tokenizer(place: Path) -> Any:
 def _source(place: Path) -> AbstractContextManager[dict[str, Any]]:
     """Return the arguments of `from_pretrained` that name a folder or a GGUF file."""
     if gguf.is_file(place):
-        return gguf.alone(place)
+        return gguf.single_file_options(place)
     return nullcontext({"pretrained_model_name_or_path": place})
 
 

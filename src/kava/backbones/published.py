@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 # From the published `config.json` of each model: the keys that determine the shapes of the weights.
-PUBLISHED: dict[str, dict[str, Any]] = {
+KNOWN_BACKBONES: dict[str, dict[str, Any]] = {
     "meta-llama/Llama-3.2-1B-Instruct": {
         "model_type": "llama", "vocab_size": 128256, "hidden_size": 2048, "num_hidden_layers": 16,
         "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 8,

@@ -44,7 +44,7 @@ def remove_rope(model: PreTrainedModel, pairs: KeyValues, positions: Tensor) -> 
 
 
 def reposition_keys(
-    model: PreTrainedModel, pairs: KeyValues, positions: Tensor, to: Tensor
+    model: PreTrainedModel, pairs: KeyValues, positions: Tensor, new_positions: Tensor
 ) -> KeyValues:
     """Move keys to other positions by changing their rotary embedding; values are unchanged.
 
@@ -54,9 +54,9 @@ def reposition_keys(
     Args:
         pairs: for each layer, keys and values [batch, kv_heads, columns, head_dim].
         positions: [batch, columns], current position of each column.
-        to: [batch, columns], new position of each column.
+        new_positions: [batch, columns], new position of each column.
     """
-    before, after = (_angles(model, pairs, place) for place in (positions, to))
+    before, after = (_angles(model, pairs, place) for place in (positions, new_positions))
     if before is None or after is None:
         return pairs
     return [
@@ -115,7 +115,7 @@ def _parts(keys: Tensor, cos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def check(model: PreTrainedModel, needed: str, instead: str) -> None:
+def check(model: PreTrainedModel, feature: str, alternative: str) -> None:
     """Check that `remove_rope` inverts the rotary embedding of a model.
 
     In the first layer, a key depends only on its token and position. The same token at several
@@ -123,8 +123,8 @@ def check(model: PreTrainedModel, needed: str, instead: str) -> None:
 
     Args:
         model: the model to check.
-        needed: the feature that needs it, for the error message.
-        instead: what to do instead, for the error message.
+        feature: the feature that needs it, for the error message.
+        alternative: what to do instead, for the error message.
 
     Raises:
         KavaError: the model has another kind of rotation.
@@ -152,7 +152,8 @@ def check(model: PreTrainedModel, needed: str, instead: str) -> None:
         same = False
     if not same:
         raise KavaError(
-            f"{needed} is not supported for backbones of type {model.config.model_type}; {instead}",
+            f"{feature} is not supported for backbones of type {model.config.model_type}; "
+            f"{alternative}",
             code="backbones.unknown-rotation",
             key=model.config.model_type,
         )

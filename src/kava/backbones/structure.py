@@ -150,7 +150,9 @@ def embeddings(model: PreTrainedModel) -> Tensor:
     return own(torch.arange(own.weight.shape[0], device=own.weight.device)).float()
 
 
-def unreadable_ids(model: PreTrainedModel, tokenizer: Any, added: Iterable[str]) -> list[int]:
+def unreadable_ids(
+    model: PreTrainedModel, tokenizer: Any, special_tokens: Iterable[str]
+) -> list[int]:
     """Return token ids for which the tokenizer has no text, and which must not be generated.
 
     The sizes of published vocabularies are rounded up (Qwen), so tokens that are added to the
@@ -158,12 +160,12 @@ def unreadable_ids(model: PreTrainedModel, tokenizer: Any, added: Iterable[str])
     parameters of kava; the model's embedding of that id is not used.
 
     Args:
-        added: tokens that kava added to the tokenizer.
+        special_tokens: tokens that kava added to the tokenizer.
 
     Raises:
         KavaError: the tokenizer has a text token for which the model has no embedding.
     """
-    rows, ours = table(model).weight.shape[0], set(added)
+    rows, ours = table(model).weight.shape[0], set(special_tokens)
     readable = {id: text for text, id in tokenizer.get_vocab().items() if text not in ours}
     special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     needed = (readable.keys() - special) | {tokenizer.eos_token_id, tokenizer.bos_token_id} - {None}

@@ -125,7 +125,7 @@ def bench_generate(
     return write_result(report, plan.output, console)
 
 
-def recipe_paths(given: Sequence[str], console: Console) -> dict[str, str]:
+def recipe_paths(names: Sequence[str], console: Console) -> dict[str, str]:
     """Return the paths of recipes and runs by name: the file's, with its folders if names clash.
 
     A pattern that the shell could not expand is also searched in the shipped recipes.
@@ -134,10 +134,10 @@ def recipe_paths(given: Sequence[str], console: Console) -> dict[str, str]:
         KavaError: a pattern without a match, or files whose names differ only in their suffix.
     """
     paths: dict[Path, str] = {}
-    for name in given:
+    for name in names:
         for path in assets.find_all(name) if any(sign in name for sign in "*?[") else [name]:
             if Path(path).resolve() in paths:
-                console.print(f"{path}: named twice, taken once", highlight=False)
+                console.print(f"{path}: given twice; it is measured once", highlight=False)
             paths.setdefault(Path(path).resolve(), str(path))
     return dict(zip(sweep.names(list(paths), "/"), paths.values(), strict=True))
 
@@ -193,13 +193,13 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     return {k: v for k, v in tree.items() if k not in ("data", "eval", "description", "family")}
 
 
-def write_result(told: dict[str, Any], output: Path | None, console: Console) -> dict[str, Any]:
+def write_result(result: dict[str, Any], output: Path | None, console: Console) -> dict[str, Any]:
     """Add versions and machine to a result, and write it if there is a file for it."""
-    told |= provenance()
+    result |= provenance()
     if output:
-        write_json(output, told)
+        write_json(output, result)
         console.print(f"written {output}", highlight=False)
-    return told
+    return result
 
 
 def _train_tables(rows: dict[str, dict[str, Any]]) -> list[Table]:

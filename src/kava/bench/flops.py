@@ -69,13 +69,13 @@ class UnitCost:
     label: float
     latent: float
 
-    def of(self, work: Work) -> float:
+    def flops(self, work: Work) -> float:
         """Return the FLOPs of this amount of work."""
         return (
             self.column * work.columns
             + self.pair * work.pairs
             + self.label * work.labels
-            + self.latent * work.projected
+            + self.latent * work.num_projected
         )
 
 

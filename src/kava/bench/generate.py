@@ -13,7 +13,7 @@ from kava.bench import flops
 from kava.bench.shapes import Lengths, random_rows
 from kava.bench.timing import Piece, spread
 from kava.reasoning.answers import ReasoningResult
-from kava.reasoning.methods import Work, chain
+from kava.reasoning.methods import Work, consecutive_passes
 from kava.reasoning.reasoner import Reasoner
 from kava.system.memory import peak_memory
 
@@ -59,7 +59,7 @@ class Generation:
         with self.reasoner.autocast():
             return self.reasoner.method.think(self.reasoner, self.question, self.mask)
 
-    def whole(self) -> None:
+    def generate(self) -> None:
         """Run everything from the question to the last token of the answer."""
         self.reasoner.continue_from(self.think(), self.new_tokens, min_new_tokens=self.new_tokens)
 
@@ -78,30 +78,32 @@ class Generation:
             reasoning.cache.attention_mask.sum(1),
             reasoning.prompt.shape[1],
         )
-        answer = chain(prompt_tokens, *[1] * (self.new_tokens - 1), after=context_tokens)
+        answer = consecutive_passes(
+            prompt_tokens, *[1] * (self.new_tokens - 1), after=context_tokens
+        )
         labels = self.new_tokens * len(lengths)
-        whole = Work([*reasoning.calls, *answer], labels, reasoning.projected)
+        whole = Work([*reasoning.forward_passes, *answer], labels, reasoning.num_projected)
         if recipe.method == "cot":  # the question's last token is the prompt: counted once
-            whole = Work([*chain(lengths - 1), *answer], labels)
-            reasoning = Work(chain(lengths - 1), 0)
+            whole = Work([*consecutive_passes(lengths - 1), *answer], labels)
+            reasoning = Work(consecutive_passes(lengths - 1), 0)
         return reasoning, whole
 
-    def record(self, prefill: list[float], whole: list[float], rate: float) -> dict[str, Any]:
+    def record(self, prefill: list[float], total: list[float], rate: float) -> dict[str, Any]:
         """Return all measurements of one model and batch size.
 
         Args:
             prefill: seconds of `think`.
-            whole: seconds of `whole`.
+            total: seconds of `generate`.
             rate: the machine's FLOPs per second in large matrix products.
         """
         rows, works = self.question.shape[0], self.work()
         least_prefill, least = works or (None, None)
         cost = flops.cost(self.reasoner, training=False)
-        counted = flops.count_flops(self.whole)
-        times, first = spread(whole), spread(prefill)
+        counted = flops.count_flops(self.generate)
+        times, first = spread(total), spread(prefill)
         middle = times["median"] / 1000
         with peak_memory(self.reasoner.device) as peak:
-            self.whole()
+            self.generate()
         reasoning = self.think()
         columns = reasoning.cache.columns + reasoning.prompt.shape[1] + self.new_tokens - 1
         # For CoT, the prompt is the question's last token, cached only with the first new token.
@@ -118,12 +120,12 @@ class Generation:
             "token_forwards_least": least.columns if least else None,
             "flops": counted,
             "flops_prefill": flops.count_flops(self.think),
-            "flops_least": round(cost.of(least)) if least else None,
-            "flops_prefill_least": round(cost.of(least_prefill)) if least_prefill else None,
-            "flops_over_least": round(counted / cost.of(least), 4) if least else None,
-            "mfu": round(cost.of(least) / middle / rate, 4) if least else None,
+            "flops_least": round(cost.flops(least)) if least else None,
+            "flops_prefill_least": round(cost.flops(least_prefill)) if least_prefill else None,
+            "flops_over_least": round(counted / cost.flops(least), 4) if least else None,
+            "mfu": round(cost.flops(least) / middle / rate, 4) if least else None,
             "cache_bytes": round(cache_bytes * columns / max(reasoning.cache.columns, 1)),
-            "repeats": len(whole),
+            "repeats": len(total),
             "peak_memory": asdict(peak),
         }
 
@@ -135,5 +137,5 @@ def pieces(generations: dict[str, Generation]) -> dict[str, Piece]:
     """Return the timed functions: the prefill and the whole of each model."""
     found: dict[str, Piece] = {}
     for name, generation in generations.items():
-        found[f"{name} prefill"], found[name] = generation.think, generation.whole
+        found[f"{name} prefill"], found[name] = generation.think, generation.generate
     return found

@@ -21,13 +21,13 @@ BIN = 4
 
 def draw(seed: int) -> Iterator[tuple[int, int]]:
     """Yield lengths of a question, with BOS, and of its whole chain of thought, without end."""
-    pairs, numbers = _counted()
+    pairs, numbers = _token_counts()
     source = random.Random(seed)
     while True:
         yield from source.choices(pairs, numbers, k=64)
 
 
 @cache
-def _counted() -> tuple[list[tuple[int, int]], list[int]]:
+def _token_counts() -> tuple[list[tuple[int, int]], list[int]]:
     counted = json.loads(COUNTS.read_text(encoding="utf-8"))[NAME]
     return [(question, reasoning) for question, reasoning, _ in counted], [n for *_, n in counted]

@@ -42,19 +42,19 @@ class Memory:
         return self.weights + self.gradients + self.optimiser + self.activations
 
 
-class Living(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Dispatch mode that counts the bytes of storages, from their creation until they are freed.
 
-    now: bytes at present.
+    current: bytes at present.
     peak: the maximum so far.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.current = self.peak = 0
         self._live: set[int] = set()
 
-    def hold(self, tensor: Tensor) -> None:
+    def add(self, tensor: Tensor) -> None:
         """Count a tensor created before this mode was active, unless its storage is counted."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
@@ -62,18 +62,18 @@ class Living(TorchDispatchMode):
             return
         self._live.add(key)
         weakref.finalize(storage, self._drop, key, size)
-        self.now += size
-        self.peak = max(self.peak, self.now)
+        self.current += size
+        self.peak = max(self.peak, self.current)
 
     def _drop(self, key: int, size: int) -> None:
         self._live.discard(key)
-        self.now -= size
+        self.current -= size
 
     def __torch_dispatch__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = call(*args, **(kwargs or {}))
         for value in tree_leaves(made):
             if isinstance(value, Tensor):
-                self.hold(value)
+                self.add(value)
         return made
 
 
@@ -95,7 +95,7 @@ def count(recipe: Recipe, shape: str, lengths: Lengths, rows: int, device: str) 
     train = {"batch_size": 2 * rows if more else rows, "micro_batch_size": rows, "compile": False}
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
     reasoner = reasoner_of_sizes(recipe, shape, loading.choose_dtype(recipe, device))
-    training = Training.of(reasoner, lengths, recipe.train.autocasts(device))
+    training = Training.from_reasoner(reasoner, lengths, recipe.train.autocasts(device))
     with ExitStack() as stack:
         if device == "cuda":
             stack.enter_context(attention.as_on_gpus())
@@ -123,23 +123,23 @@ def _dropout_as_on_gpus() -> Iterator[None]:
 
 def _counted(training: Training) -> Memory:
     training, fake = _without_values(training)
-    reasoner, living = training.reasoner, Living()
+    reasoner, living = training.reasoner, LiveBytes()
     with fake, living:
         for tensor in (*reasoner.parameters(), *reasoner.buffers()):
-            living.hold(tensor)
-        weights = living.now
+            living.add(tensor)
+        weights = living.current
         trained = [weight for weight in reasoner.parameters() if weight.requires_grad]
         for weight in trained:
             weight.grad = torch.zeros_like(weight)
-        gradients = living.now - weights
+        gradients = living.current - weights
         training.optimiser.step()
-        states = living.now - weights - gradients
+        states = living.current - weights - gradients
         training.optimiser.zero_grad()
         for batch in training.micro_batches:
             for tensor in tree_leaves(batch):
                 if isinstance(tensor, Tensor):
-                    living.hold(tensor)
-        living.peak = living.now
+                    living.add(tensor)
+        living.peak = living.current
         training.step()
         return Memory(weights, gradients, states, living.peak - weights - gradients - states)
 

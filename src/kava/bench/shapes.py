@@ -21,10 +21,10 @@ from transformers import (
 
 from kava.backbones import compatibility, loading, pretrained, structure
 from kava.backbones.attention import IMPLEMENTATION_NAME
-from kava.backbones.published import PUBLISHED
+from kava.backbones.published import KNOWN_BACKBONES
 from kava.backbones.tokenizer import word_tokenizer
 from kava.bench.lengths import draw as real_lengths
-from kava.errors import KavaError, on_one_line, unknown
+from kava.errors import KavaError, on_one_line, unknown_name
 from kava.reasoning.batching import Row
 from kava.reasoning.reasoner import Reasoner
 from kava.recipe.load import parse
@@ -41,7 +41,10 @@ SMALL = {
 }  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "small": SMALL,
-    **{name.split("/")[1].removesuffix("-Instruct").lower(): c for name, c in PUBLISHED.items()},
+    **{
+        name.split("/")[1].removesuffix("-Instruct").lower(): c
+        for name, c in KNOWN_BACKBONES.items()
+    },
 }
 
 
@@ -57,7 +60,7 @@ def configuration(shape: str) -> Any:
         KavaError: `shape` is none of these, the family does not have one of the names, or it does
             not give a decoder-only model of transformers.
     """
-    named = PUBLISHED.get(shape) or SHAPES.get(shape)
+    named = KNOWN_BACKBONES.get(shape) or SHAPES.get(shape)
     folder = assets.folder_with(shape, "config.json")
     if not (named or folder or ":" in shape):
         raise KavaError(
@@ -73,7 +76,7 @@ def configuration(shape: str) -> Any:
             config = AutoConfig.for_model(**(named or _parse_shape(shape)))
         _try(config)
     except KavaError as error:
-        raise error.within(f"shape '{shape}'") from None
+        raise error.with_location(f"shape '{shape}'") from None
     except Exception as error:  # classes outside kava may fail in any way
         raise KavaError(
             f"shape '{shape}': transformers rejects it "
@@ -98,7 +101,7 @@ def _parse_shape(shape: str) -> dict[str, Any]:
         known = _names(CONFIG_MAPPING[family])
         for name, _, _ in pairs:
             if name not in known:
-                raise unknown(f"key of '{family}':", name, known, code="bench.unknown-size")
+                raise unknown_name(f"key of '{family}':", name, known, code="bench.unknown-size")
     return {"model_type": family, **{name: parse(value, name) for name, _, value in pairs}}
 
 

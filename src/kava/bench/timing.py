@@ -60,9 +60,9 @@ def spread(seconds: list[float]) -> dict[str, float]:
 _NAMES = ("median", "quartile_1", "quartile_3")
 
 
-def ratio(one: list[float], other: list[float]) -> dict[str, float]:
+def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
     """Return median and quartiles of the ratio of two lists of times, taken round by round."""
-    pairs = [1e-3 * a / b for a, b in zip(one, other, strict=True)]
+    pairs = [1e-3 * a / b for a, b in zip(numerator, denominator, strict=True)]
     return spread(pairs)
 
 

@@ -46,10 +46,10 @@ class Training:
         """
         reasoner = random_reasoner(recipe, shape, device)
         flops.cost(reasoner, training=True)  # raises before anything is timed
-        return cls.of(reasoner, lengths, recipe.train.autocasts(device.type))
+        return cls.from_reasoner(reasoner, lengths, recipe.train.autocasts(device.type))
 
     @classmethod
-    def of(cls, reasoner: Reasoner, lengths: Lengths, autocast: bool) -> Training:
+    def from_reasoner(cls, reasoner: Reasoner, lengths: Lengths, autocast: bool) -> Training:
         """Create a training step of an existing reasoner."""
         settings = reasoner.recipe.train
         layerwise.enable(reasoner.lm, settings.gradient_checkpointing, settings.compile)
@@ -90,7 +90,7 @@ class Training:
         works = [method.work(batch) for batch in without]
         cost = flops.cost(self.reasoner, training=True)
         known = None not in works  # a method may leave its minimum work unstated
-        least = sum(cost.of(work) for work in works) if known else None
+        least = sum(cost.flops(work) for work in works) if known else None
         self.reasoner.train()
         with torch.compiler.set_stance("force_eager"):  # FLOPs in fused kernels are not counted
             counted = flops.count_flops(self.gradients)

@@ -158,10 +158,10 @@ def _plan(
 ) -> Any:
     from kava.bench.command import BenchSettings
     from kava.bench.shapes import Lengths, parse_range
-    from kava.errors import unknown
+    from kava.errors import unknown_name
 
     if source not in (None, "gsm8k"):
-        raise unknown("--lengths", source, ("gsm8k",), code="cli.unknown-lengths")
+        raise unknown_name("--lengths", source, ("gsm8k",), code="cli.unknown-lengths")
     question, reasoning, answer = map(parse_range, lengths)
     drawn = Lengths(question, reasoning, answer, source=source)
     return BenchSettings(shape, drawn, repeats, warm_up, output)

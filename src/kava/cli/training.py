@@ -161,12 +161,12 @@ def sweep(
     a run failed (or would fail, with --dry-run). With --status, it is 0 if all runs are finished, 1
     if some failed, and 3 if none failed and some are not finished yet.
     """
-    from kava.errors import unknown
+    from kava.errors import unknown_name
     from kava.sweeps import slurm
     from kava.sweeps import sweep as command
 
     if launcher not in ("local", "slurm"):
-        raise unknown("--launcher", launcher, ("local", "slurm"), code="cli.unknown-launcher")
+        raise unknown_name("--launcher", launcher, ("local", "slurm"), code="cli.unknown-launcher")
     wishes = {
         "minutes": slurm.minutes(time), "nodes": nodes, "gpus": gpus, "processes": processes,
         "cpus": cpus, "memory_gb": memory,
@@ -202,7 +202,7 @@ def sweep(
 
         raise typer.Exit(0 if list_runs(runs, scoring, console, jobs, output) else 1)
     outcomes = command.sweep(runs, scoring, output, console, jobs)
-    if any(outcome.what == command.FAILED for outcome in outcomes):
+    if any(outcome.status == command.FAILED for outcome in outcomes):
         raise typer.Exit(1)
 
 
@@ -230,7 +230,7 @@ def _status(
                 key="--status",
             )
         output = Path(folders[0]) if folders else output
-        return status.show(record.recall(output), output, console)
+        return status.show(record.load_plan(output), output, console)
     runs = command.plan(words, seeds or [], settings or [], output, console)
     return status.show([record.PlannedRun(run, scoring) for run in runs], output, console)
 

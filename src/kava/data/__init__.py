@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from kava.data import files, rows, shards
-from kava.errors import KavaError, first_line, unknown
+from kava.errors import KavaError, first_line, unknown_name
 from kava.recipe import registry
 from kava.system import assets, hub
 from kava.types import Example
@@ -63,7 +63,7 @@ def load_examples(
         return call(load_file, source, given, options)
     if _HUB_NAME.fullmatch(source):
         return call(load_hub, source, {"name": source, "split": split, "limit": limit}, options)
-    raise unknown(
+    raise unknown_name(
         "data set",
         source,
         data_sets(),
@@ -150,7 +150,7 @@ def hub_rows(
 
     before = datasets.config.HF_HUB_OFFLINE
     # If the Hub is unreachable, `datasets` retries for half a minute before it uses its own cache.
-    datasets.config.HF_HUB_OFFLINE = before or not hub.reachable(name, "dataset")
+    datasets.config.HF_HUB_OFFLINE = before or not hub.is_reachable(name, "dataset")
     try:
         table = datasets.load_dataset(name, config, split=split)
     except Exception as error:
@@ -172,7 +172,7 @@ def hub_rows(
 
 
 def revision(source: str, options: dict[str, Any]) -> str | None:
-    """Return the commit of a Hub data set; None for other sources or if the Hub is silent."""
+    """Return the commit of a Hub data set; None for other sources or if the Hub does not answer."""
     if is_file(source) or "file" in options:
         return None
     if source in data_sets():
@@ -206,24 +206,31 @@ def _load_named(name: str, split: str, limit: int | None, options: dict[str, Any
 
 
 def call(
-    function: Callable[..., Any], what: str, given: dict[str, Any], options: dict[str, Any]
+    function: Callable[..., Any],
+    description: str,
+    fixed_options: dict[str, Any],
+    options: dict[str, Any],
 ) -> Any:
-    """Call `function(**given, **options)`, where `options` were written by a user.
+    """Call `function(**fixed_options, **options)`, where `options` were written by a user.
 
     Raises:
         KavaError: if `function` does not have an option, or rejects its value.
     """
     parameters = inspect.signature(function).parameters
-    known = [name for name in parameters if name not in given]
+    known = [name for name in parameters if name not in fixed_options]
     passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for name in options:
-        if name in given or (name not in known and not passes_on):
+        if name in fixed_options or (name not in known and not passes_on):
             if not known:
                 raise KavaError(
-                    f"{what} has no options; remove '{name}'", code="data.no-options", key=name
+                    f"{description} has no options; remove '{name}'",
+                    code="data.no-options",
+                    key=name,
                 )
-            raise unknown(f"option of {what}:", name, known, code="data.unknown-option")
+            raise unknown_name(f"option of {description}:", name, known, code="data.unknown-option")
     try:
-        return function(**given, **options)
+        return function(**fixed_options, **options)
     except (TypeError, ValueError) as error:
-        raise KavaError(f"{what}: {error}", code="data.bad-option", key=what) from error
+        raise KavaError(
+            f"{description}: {error}", code="data.bad-option", key=description
+        ) from error

@@ -30,7 +30,7 @@ class Step:
         }[self.kind]
         return f"{left}={self.after}"
 
-    def tell(self, day: str, eve: str) -> str:
+    def to_text(self, day: str, eve: str) -> str:
         """Return the step in words: how `day` follows from `eve`, the day before."""
         return {
             "more": f"{day} brought {self.number} more than {eve}.",

@@ -83,7 +83,7 @@ _LIST = re.compile(r"[^,]+,\s+[^,]+|[^,]+(?:,[^,]+){2,}")
 
 
 @dataclass(frozen=True)
-class Reading:
+class ParsedAnswer:
     """What an answer is, and its exact value if it is a number.
 
     `expression` is for `math_verify`, `words` are compared as a text; nothing reads `unreadable`: a
@@ -94,10 +94,10 @@ class Reading:
     value: Fraction | None = None
 
 
-UNREADABLE = Reading("unreadable")
+UNREADABLE = ParsedAnswer("unreadable")
 
 
-def read_answer(text: str) -> Reading:
+def read_answer(text: str) -> ParsedAnswer:
     """Return what an answer is, read as a whole.
 
     A number may have a sign, separators between thousands (commas, blanks, apostrophes, `{,}`,
@@ -107,10 +107,10 @@ def read_answer(text: str) -> Reading:
     if len(text) > _LONGEST or _MARKER.search(text):
         return UNREADABLE
     if _SIMPLE.fullmatch(text):  # most answers; ten times as fast
-        return Reading("number", Fraction(text))
-    plain = _undressed(normalized(text).strip())
+        return ParsedAnswer("number", Fraction(text))
+    plain = _undressed(normalize_text(text).strip())
     if _TIME_OR_DATE.fullmatch(plain):
-        return Reading("words")
+        return ParsedAnswer("words")
     number = _WHOLE.fullmatch(plain)
     if number and _is_unit(number["unit"]):
         return _value_of(number)
@@ -121,9 +121,9 @@ def read_answer(text: str) -> Reading:
         or _CHOICE.fullmatch(plain)
         or (_TEXT.search(plain) and not bare.strip())
     ):
-        return Reading("words")
+        return ParsedAnswer("words")
     if _OPERATOR.search(plain) or _LIST.fullmatch(plain) or _is_variable(number):
-        return Reading("expression")
+        return ParsedAnswer("expression")
     return UNREADABLE
 
 
@@ -137,7 +137,7 @@ def read_number(text: str) -> Fraction | None:
     item of a list). The result is None for a division by zero, for more than 1,000 characters, and
     for powers of ten beyond 999.
     """
-    match = _NUMBER.search(normalized(text))
+    match = _NUMBER.search(normalize_text(text))
     if match is None or len(match.group()) > _LONGEST or _too_high(match["power"]):
         return None
     value = _exact(match["above"])
@@ -149,14 +149,14 @@ def read_number(text: str) -> Fraction | None:
     return -value if match["sign"] or match["inner"] else value
 
 
-def canonical(text: str) -> str:
+def canonical_form(text: str) -> str:
     """Return an answer without separators between thousands and in ASCII digits, if it is a number.
 
     Only a number without a unit is changed (`9{,}500` becomes `9500`); every other text stays.
     """
     if _SIMPLE.fullmatch(text):
         return text
-    plain = normalized(text)
+    plain = normalize_text(text)
     if not _BARE.fullmatch(plain) or read_answer(text).kind != "number":
         return text
     return _without_separators(plain)
@@ -174,7 +174,7 @@ def plain_number(value: Decimal) -> str:
     return f"{value:f}"
 
 
-def normalized(text: str) -> str:
+def normalize_text(text: str) -> str:
     """Return a text in NFKC with ASCII digits, and with commas for other thousands separators.
 
     `3½` becomes `3 1/2` and `x²` becomes `x^2`, where NFKC alone would make other numbers of them.
@@ -234,7 +234,7 @@ def _is_variable(number: re.Match[str] | None) -> bool:
     return number is not None and number["unit"] in _VARIABLES
 
 
-def _value_of(number: re.Match[str]) -> Reading:
+def _value_of(number: re.Match[str]) -> ParsedAnswer:
     if _too_high(number["power"]):
         return UNREADABLE
     if number["whole"]:
@@ -250,7 +250,7 @@ def _value_of(number: re.Match[str]) -> Reading:
             return UNREADABLE
         value /= below
     negative = number["inner"] or number["sign"] not in (None, "+")
-    return Reading("number", -value if negative else value)
+    return ParsedAnswer("number", -value if negative else value)
 
 
 def _without_separators(number: str) -> str:

@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 from kava.data import parquet
 from kava.data.rows import ROW_FIELDS, Row
 from kava.data.shards import find_files
-from kava.errors import KavaError, first_line, shown
+from kava.errors import KavaError, first_line, truncate
 
 
 def read_rows(
@@ -206,7 +206,7 @@ def _numbered(found: Any, path: Path, field: str | None) -> Iterator[Row]:
         if not isinstance(found, dict) or part not in found:
             there = ", ".join(found) if isinstance(found, dict) else "a list"
             raise KavaError(
-                f"{path}: no field '{shown(part)}'; the file has: {there}",
+                f"{path}: no field '{truncate(part)}'; the file has: {there}",
                 code="data.missing-field",
                 key=part,
             )
@@ -238,7 +238,7 @@ def _parse(text: str, where: str, form: str) -> Any:
 def _object(row: Any, where: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise KavaError(
-            f"{where}: expected a JSON object, not {shown(repr(row), 60)}; write one per line",
+            f"{where}: expected a JSON object, not {truncate(repr(row), 60)}; write one per line",
             code="data.not-an-object",
             key=where,
         )

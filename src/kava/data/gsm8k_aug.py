@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kava.data import load_file, load_hub
-from kava.errors import KavaError, unknown
+from kava.errors import KavaError, unknown_name
 from kava.types import Example
 
 NAMES = {"equation": "whynlp/gsm8k-aug", "natural": "whynlp/gsm8k-aug-nl"}
@@ -34,9 +34,9 @@ def load(
             or as `load_examples`.
     """
     if split not in ROWS:
-        raise unknown("split of gsm8k_aug", split, list(ROWS), code="data.unknown-split")
+        raise unknown_name("split of gsm8k_aug", split, list(ROWS), code="data.unknown-split")
     if form not in NAMES:
-        raise unknown("form of gsm8k_aug", form, list(NAMES), code="data.unknown-form")
+        raise unknown_name("form of gsm8k_aug", form, list(NAMES), code="data.unknown-form")
     source = str(file or f"{NAMES[form]}, split {split}")
     examples = load_file(file, limit=limit) if file else load_hub(NAMES[form], split, limit=limit)
     if limit is None and len(examples) != ROWS[split]:

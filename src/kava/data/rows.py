@@ -21,8 +21,8 @@ from functools import cached_property
 from itertools import islice
 from typing import Any, Literal, get_args
 
-from kava.data.answers import canonical, plain_number
-from kava.errors import KavaError, shown, unknown
+from kava.data.answers import canonical_form, plain_number
+from kava.errors import KavaError, truncate, unknown_name
 from kava.system.text import check_text
 from kava.types import Example
 
@@ -68,7 +68,7 @@ class Columns:
                     key=name,
                 )
         if self.annotations not in get_args(Annotations):
-            raise unknown(
+            raise unknown_name(
                 "annotations",
                 str(self.annotations),
                 get_args(Annotations),
@@ -76,7 +76,7 @@ class Columns:
             )
 
 
-USUAL = Columns()
+DEFAULT_COLUMNS = Columns()
 
 
 def to_examples(
@@ -84,7 +84,7 @@ def to_examples(
     source: str,
     stem: str,
     limit: int | None = None,
-    columns: Columns = USUAL,
+    columns: Columns = DEFAULT_COLUMNS,
     need_steps: bool = False,
 ) -> list[Example]:
     """Convert the first `limit` rows, or all rows, to examples.
@@ -120,7 +120,7 @@ def to_example(
     row: Mapping[str, Any],
     where: str,
     default_id: str,
-    columns: Columns = USUAL,
+    columns: Columns = DEFAULT_COLUMNS,
     need_steps: bool = False,
 ) -> Example:
     """Validate one row and return it as an example; see `to_examples`.
@@ -134,7 +134,7 @@ def to_example(
     if steps is None and need_steps:
         reader.refuse_without_steps()
     extra = {str(k): _text(v) for k, v in row.items() if k not in reader.used | {"id"}}
-    given = plain(row.get("id"))
+    given = to_builtin(row.get("id"))
     identity = default_id if _is_missing(given) or given == "" else str(given)
     example = Example(identity, question, tuple(steps or ()), answer, extra)
     named = next((field for field in (columns.steps, *STEPS) if field in reader.used), "steps")
@@ -145,7 +145,7 @@ def to_example(
     return example
 
 
-def question_of(row: Mapping[str, Any], where: str, columns: Columns = USUAL) -> str:
+def question_of(row: Mapping[str, Any], where: str, columns: Columns = DEFAULT_COLUMNS) -> str:
     """Return the question of a row, whatever else it has.
 
     Raises:
@@ -247,7 +247,7 @@ class _Reader:
 
     def _stepwise(self, completions: Any) -> _Solution:
         """Read TRL's stepwise rows: each completion is a step, and the last one has the answer."""
-        labels = plain(self.row.get("labels"))
+        labels = to_builtin(self.row.get("labels"))
         self.used.add("labels")
         if isinstance(labels, list) and not all(labels):
             raise KavaError(
@@ -282,7 +282,7 @@ class _Reader:
                 key=field,
             )
         self.used.add(field)
-        return plain(self.row[field])
+        return to_builtin(self.row[field])
 
 
 @dataclass(frozen=True)
@@ -320,15 +320,15 @@ def split_steps(text: str, annotations: Annotations = "remove") -> list[str]:
     return [step for step in steps if step]
 
 
-def plain(value: Any) -> Any:
+def to_builtin(value: Any) -> Any:
     """Return a value of numpy, pandas or torch as one of Python; a tuple becomes a list."""
     if isinstance(value, tuple | list):
-        return [plain(one) for one in value]
+        return [to_builtin(one) for one in value]
     if not hasattr(value, "tolist"):
         return value
     if isinstance(value, float) or "float" in type(value).__name__:  # float32 has other digits
         return float(str(value))
-    return plain(value.tolist())
+    return to_builtin(value.tolist())
 
 
 def _of_chat(messages: Any, what: str, whole: bool | None) -> tuple[str, str]:
@@ -342,7 +342,7 @@ def _of_chat(messages: Any, what: str, whole: bool | None) -> tuple[str, str]:
         role = message.get("role", message.get("from")) if isinstance(message, dict) else None
         role = _ROLES.get(str(role), role)
         if role not in said:
-            raise _bad_chat(f"{what}: {shown(repr(message), 60)} has no role that kava reads")
+            raise _bad_chat(f"{what}: {truncate(repr(message), 60)} has no role that kava reads")
         said[role].append(_content(message, what))
     asked, replied = len(said["user"]), len(said["assistant"])
     if (asked, replied) != (whole is not None, whole is not False):
@@ -372,14 +372,15 @@ def _bad_chat(problem: str) -> KavaError:
 
 def _not_steps(where: str, field: str, value: Any) -> KavaError:
     return KavaError(
-        f"{where}: '{field}' must be a list of strings or a string, not {shown(repr(value), 60)}",
+        f"{where}: '{field}' must be a list of strings or a string, not "
+        f"{truncate(repr(value), 60)}",
         code="data.bad-field",
         key=field,
     )
 
 
 def _bad_field(where: str, field: str, must: str, value: Any) -> KavaError:
-    told = shown(repr(value), 60)
+    told = truncate(repr(value), 60)
     return KavaError(f"{where}: '{field}' {must}, not {told}", code="data.bad-field", key=field)
 
 
@@ -392,7 +393,7 @@ def _answer(value: Any, where: str, field: str) -> str:
         return plain_number(value)
     if not isinstance(value, str) or not value.strip():
         raise _bad_field(where, field, "must be a number or a string", value)
-    return canonical(value.strip())
+    return canonical_form(value.strip())
 
 
 def _is_missing(value: Any) -> bool:

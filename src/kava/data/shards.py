@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from kava.errors import KavaError, shown, unknown
+from kava.errors import KavaError, truncate, unknown_name
 from kava.system import assets, hub
 
 HUB = "hf://"
@@ -82,7 +82,7 @@ def _listed(file: Path, key: str) -> list[str]:
             raise ValueError("its names are not those of files beside it")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise KavaError(
-            f"{file}: not a file of save_to_disk ({shown(str(error))})",
+            f"{file}: not a file of save_to_disk ({truncate(str(error))})",
             code="data.bad-folder",
             key=str(file),
         ) from None
@@ -90,7 +90,7 @@ def _listed(file: Path, key: str) -> list[str]:
 
 
 def _no_split(folder: Path, split: str | None, splits: Iterable[str]) -> KavaError:
-    return unknown(f"split of {folder}", str(split), set(splits), code="data.unknown-split")
+    return unknown_name(f"split of {folder}", str(split), set(splits), code="data.unknown-split")
 
 
 def _split_of(name: str) -> str | None:
@@ -125,7 +125,7 @@ def _from_hub(source: str) -> Path:
             file,
             repo_type="dataset",
             revision=revision,
-            local_files_only=not hub.reachable(name, "dataset"),
+            local_files_only=not hub.is_reachable(name, "dataset"),
         )
     except Exception as error:  # classes differ between versions
         why = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -81,7 +81,7 @@ def generate(
         steps = min_steps + index % (max_steps - min_steps + 1)
         for _ in range(_PATIENCE):
             chain = _draw_chain(rng, steps, max_value)
-            if steps > 1 and _split_of(canonical(chain)) != split:
+            if steps > 1 and _split_of(canonical_equations(chain)) != split:
                 continue
             question, written = _word(rng, chain, form, max_value, distractors)
             # The few problems with one step occur in every split; their wording decides.
@@ -98,7 +98,7 @@ def generate(
     return examples
 
 
-def canonical(chain: list[Step]) -> str:
+def canonical_equations(chain: list[Step]) -> str:
     """Return a problem's equations, `4+3=7 9-7=2`, which do not depend on its wording."""
     return " ".join(step.equation for step in chain)
 
@@ -167,7 +167,7 @@ def _word(
     for _ in range(distractors):
         week.append(_draw_step(rng, week[-1].after, max_value))
     facts = [f"{DAYS[0]} brought {name} {start} {noun(start, things)}."]
-    facts += [step.tell(DAYS[i + 1], DAYS[i]) for i, step in enumerate(week)]
+    facts += [step.to_text(DAYS[i + 1], DAYS[i]) for i, step in enumerate(week)]
     facts_in_order = [facts[i] for i in _order(rng, len(chain) + 1, distractors)]
     question = " ".join([*facts_in_order, f"How many {things} did {last_day} bring {name}?"])
     if form == "equation":

@@ -93,7 +93,7 @@ def serve(
             code="demo.not-installed",
             key=error.name,
         ) from None
-    from kava.demo.questions import to_pick
+    from kava.demo.questions import example_questions
 
     with bind("demo", address.host, address.port) as listening:
         thinker = PageModel(
@@ -108,7 +108,7 @@ def serve(
                 code="demo.writer-with-latents",
                 key="--written",
             )
-        pick = to_pick(thinker.reasoner.recipe, task, file)
+        pick = example_questions(thinker.reasoner.recipe, task, file)
         demo = Demo(thinker, writer, pick, limits)
         demo.warm_up()
         listen("demo", listening)
@@ -154,11 +154,11 @@ async def _mounted(demo: Demo, address: PageAddress, hosts: Hosts) -> FastAPI:
     import gradio
     from fastapi import FastAPI
 
-    from kava.demo.door import Door
+    from kava.demo.middleware import PageMiddleware
     from kava.demo.page import CSS, build, theme
 
     app = FastAPI(title="kava demo", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Door, hosts=hosts)
+    app.add_middleware(PageMiddleware, hosts=hosts)
     page = build(demo)
     page.has_launched = True  # else gradio copies any path in a request into its cache, unchecked
     return gradio.mount_gradio_app(

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from kava.demo import panels, questions, sizes
-from kava.demo.progress import AnswerProgress, answering
+from kava.demo.progress import AnswerProgress, stream_answer
 from kava.demo.questions import PageLimits, Questions
 from kava.errors import KavaError
 from kava.reasoning.context_window import max_question_tokens
@@ -18,17 +18,17 @@ from kava.reasoning.reasoner import Reasoner
 
 CSS = Path(__file__).with_name("page.css")
 TITLE = "kava demo: latent reasoning and chain of thought"
-LEAD = (
+INTRODUCTION = (
     "One model generates a chain of thought and then the answer. {other} They run one after the "
     "other, so that neither slows the other down. Forward passes are counted from the end of the "
     "question to the end of the answer. The time includes the question."
 )
-TOGETHER = (
+IN_PARALLEL = (
     "The other refines all of its latent tokens together in a few iterations and then generates "
     "only the answer."
 )
-ONE_BY_ONE = "The other computes latent tokens one at a time and then generates only the answer."
-WITHOUT = "The other has no latent tokens."
+SEQUENTIAL = "The other computes latent tokens one at a time and then generates only the answer."
+NO_LATENTS = "The other has no latent tokens."
 
 
 @dataclass(frozen=True)
@@ -63,22 +63,29 @@ class Demo:
     """Two models, and the functions behind the page.
 
     Args:
-        thinker: the model whose latents are shown.
-        writer: the model that writes its chain of thought.
+        latent_model: the model whose latents are shown.
+        cot_model: the model that writes its chain of thought.
         pick: the questions to choose from.
 
     Raises:
         KavaError: a question does not fit into a backbone's context window.
     """
 
-    def __init__(self, thinker: PageModel, writer: PageModel, pick: Questions, limits: PageLimits):
-        self.thinker, self.writer, self.pick, self.limits = thinker, writer, pick, limits
-        self.most = min(
-            max_question_tokens(model.reasoner, "demo", limits.new_tokens, limits.question_tokens)
-            for model in (thinker, writer)
+    def __init__(
+        self, latent_model: PageModel, cot_model: PageModel, pick: Questions, limits: PageLimits
+    ):
+        self.latent_model, self.cot_model, self.pick, self.limits = (
+            latent_model,
+            cot_model,
+            pick,
+            limits,
         )
-        self.latents = sizes.latents(thinker.reasoner)
-        self.iterations = sizes.iterations(thinker.reasoner)
+        self.max_question_tokens = min(
+            max_question_tokens(model.reasoner, "demo", limits.new_tokens, limits.question_tokens)
+            for model in (latent_model, cot_model)
+        )
+        self.latents = sizes.latents(latent_model.reasoner)
+        self.iterations = sizes.iterations(latent_model.reasoner)
 
     def ask(
         self, question: str, num_latents: int | None, num_iterations: int | None
@@ -100,11 +107,11 @@ class Demo:
     def _ask(
         self, question: str, num_latents: int | None, num_iterations: int | None
     ) -> Iterator[tuple[str, str, str, str]]:
-        for model in (self.thinker, self.writer):
-            questions.check(model.reasoner, question, self.most)
+        for model in (self.latent_model, self.cot_model):
+            questions.check(model.reasoner, question, self.max_question_tokens)
         if num_iterations is not None and self.iterations is not None:
             self.iterations.check(num_iterations, "number of iterations")
-        thinker = sizes.resize_latents(self.thinker.reasoner, num_latents)
+        thinker = sizes.resize_latents(self.latent_model.reasoner, num_latents)
         question, gold = question.strip(), self.pick.gold(question)
         costs, tokens = "", self.limits.new_tokens
         written = self.write_card(before="Waiting for the other model …")
@@ -112,12 +119,12 @@ class Demo:
             None, None, num_latents, num_iterations, "Processing the question …"
         )
         yield costs, written, thought, self.latents_card()
-        for progress in answering(thinker, question, num_iterations, tokens):
+        for progress in stream_answer(thinker, question, num_iterations, tokens):
             thought = self.think_card(progress, gold, num_latents, num_iterations)
             latents = self.latents_card(progress)
             yield costs, written, thought, latents
         reasoning = progress
-        for progress in answering(self.writer.reasoner, question, None, tokens):
+        for progress in stream_answer(self.cot_model.reasoner, question, None, tokens):
             written = self.write_card(progress, gold)
             if progress.answer is not None:
                 costs = panels.comparison(reasoning, progress)
@@ -127,11 +134,11 @@ class Demo:
         self,
         progress: AnswerProgress | None = None,
         gold: str | None = None,
-        before: str = panels.NOTHING,
+        before: str = panels.PLACEHOLDER,
     ) -> str:
         """Return the card of the model that writes its chain of thought."""
         return panels.answer_card(
-            "Chain of thought", self.writer.describe(), progress, gold, before
+            "Chain of thought", self.cot_model.describe(), progress, gold, before
         )
 
     def think_card(
@@ -140,32 +147,32 @@ class Demo:
         gold: str | None = None,
         num_latents: int | None = None,
         num_iterations: int | None = None,
-        before: str = panels.NOTHING,
+        before: str = panels.PLACEHOLDER,
     ) -> str:
         """Return the card of the model that reasons in latents, with this M and T."""
         title = "Latent tokens" if self.latents else "The other model"
-        model = self.thinker.describe(num_latents, num_iterations)
+        model = self.latent_model.describe(num_latents, num_iterations)
         return panels.answer_card(title, model, progress, gold, before)
 
     @property
     def lead(self) -> str:
         """The introduction of the page, in a few sentences."""
-        other = WITHOUT
+        other = NO_LATENTS
         if self.latents:
-            other = TOGETHER if self.iterations else ONE_BY_ONE
-        return LEAD.format(other=other)
+            other = IN_PARALLEL if self.iterations else SEQUENTIAL
+        return INTRODUCTION.format(other=other)
 
     def latents_card(self, progress: AnswerProgress | None = None) -> str:
         """Return the card that shows what the latents decode to so far."""
-        reasoner = self.thinker.reasoner
+        reasoner = self.latent_model.reasoner
         if not reasoner.method.uses_latents:
             return panels.no_latents(reasoner.recipe.method)
         return panels.latents_card(progress.passes if progress else [], reasoner.method.iterates)
 
     def warm_up(self) -> None:
         """Answer one question unseen, since a model's first answer is slower than later ones."""
-        for model in (self.thinker, self.writer):
-            for _ in answering(model.reasoner, self.pick.first or "1 + 1 = ?", None, 2):
+        for model in (self.latent_model, self.cot_model):
+            for _ in stream_answer(model.reasoner, self.pick.default or "1 + 1 = ?", None, 2):
                 pass
 
 
@@ -195,7 +202,7 @@ def build(demo: Demo) -> gr.Blocks:
     with gr.Blocks(analytics_enabled=False, title=TITLE) as page:
         _html(f'<div class="intro"><h1>{TITLE}</h1><p>{demo.lead}</p></div>')
         question = gr.Textbox(
-            demo.pick.first, label="Question", lines=1, max_lines=6, elem_id="question"
+            demo.pick.default, label="Question", lines=1, max_lines=6, elem_id="question"
         )
         with gr.Row(equal_height=True):
             picked = _picker(demo.pick)
@@ -242,7 +249,7 @@ def _picker(pick: Questions) -> gr.Dropdown:
     ]
     return gr.Dropdown(
         choices,
-        value=pick.first or None,
+        value=pick.default or None,
         label="Example questions",
         visible=bool(choices),
         elem_id="pick",
@@ -252,16 +259,16 @@ def _picker(pick: Questions) -> gr.Dropdown:
 
 def _slider(span: sizes.Range | None, label: str, name: str) -> gr.Slider | gr.State:
     """Return a slider for M or T; if there is no choice, a state of None, the recipe's value."""
-    if span is None or span.least == span.most:
+    if span is None or span.minimum == span.max_question_tokens:
         return gr.State(None)
     return gr.Slider(
-        span.least,
-        span.most,
-        value=span.usual,
+        span.minimum,
+        span.max_question_tokens,
+        value=span.default,
         step=span.step,
         precision=0,
         label=label,
-        info=f"trained with {span.usual}",
+        info=f"trained with {span.default}",
         elem_id=name,
         scale=2,
         min_width=200,

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kava.demo.progress import AnswerProgress
-from kava.evaluation.answers import numeric, split_at_marker
+from kava.evaluation.answers import numeric_match, split_at_marker
 from kava.inspect.decoded import Top
 from kava.inspect.trace import split_steps
 
 _LATENTS = "What each latent decodes to"
-NOTHING = "Nothing yet."
+PLACEHOLDER = "Nothing yet."
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def answer_card(
     model: Description,
     progress: AnswerProgress | None = None,
     gold: str | None = None,
-    before: str = NOTHING,
+    before: str = PLACEHOLDER,
 ) -> str:
     """Return the card with a model's answer so far, what it wrote before the answer, and the cost.
 
@@ -52,17 +52,17 @@ def answer_card(
     )
 
 
-def comparison(latent: AnswerProgress, written: AnswerProgress) -> str:
+def comparison(latent: AnswerProgress, cot: AnswerProgress) -> str:
     """Return a line that compares the cost of both models' answers.
 
     Args:
         latent: the answer of the model whose latents are shown.
-        written: the answer of the model that writes its chain of thought.
+        cot: the answer of the model that writes its chain of thought.
     """
     return (
         f'<p class="costs" role="status"><b>{latent.forward_passes}</b> forward passes and '
-        f"<b>{_time(latent.seconds)}</b>, compared with <b>{written.forward_passes}</b> and "
-        f"<b>{_time(written.seconds)}</b> for the chain of thought.</p>"
+        f"<b>{_time(latent.seconds)}</b>, compared with <b>{cot.forward_passes}</b> and "
+        f"<b>{_time(cot.seconds)}</b> for the chain of thought.</p>"
     )
 
 
@@ -73,7 +73,7 @@ def latents_card(passes: Sequence[Sequence[Top]], iterates: bool) -> str:
     of the last pass are also in a table.
     """
     if not passes:
-        return _card(_LATENTS, _soft(NOTHING))
+        return _card(_LATENTS, _soft(PLACEHOLDER))
     count = len(passes[-1])
     numbers = "".join(f'<th scope="col">{i + 1}</th>' for i in range(count))
     rows = []
@@ -127,7 +127,7 @@ def _soft(value: str) -> str:
 def _verdict(progress: AnswerProgress, gold: str | None) -> str:
     if progress.answer is None or gold is None:
         return ""
-    if numeric(progress.text, gold):
+    if numeric_match(progress.text, gold):
         return ' <span class="right">✓ correct</span>'
     return f' <span class="wrong">✗ incorrect, the answer is {text(gold)}</span>'
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from kava.demo.happening import as_it_happens
+from kava.demo.reports import stream_reports
 from kava.inspect.decoded import Top, decode_states
 from kava.reasoning.answers import Answer, ReasoningResult
 from kava.reasoning.latents._watch import watch_passes
@@ -29,8 +29,8 @@ class AnswerProgress:
     text: the answer so far, with everything that was written before it.
     forward_passes: number of forward passes so far, counted as in `Answer`.
     seconds: the time the model has worked so far, including the prefill of the question, but not
-        the time to decode latents and to display them. See `answering` for the time of the whole
-        answer.
+        the time to decode latents and to display them. See `stream_answer` for the time of
+        the whole answer.
     answer: the finished answer; None before that.
     """
 
@@ -41,13 +41,13 @@ class AnswerProgress:
     answer: Answer | None = None
 
 
-def answering(
+def stream_answer(
     reasoner: Reasoner,
     question: str,
     num_iterations: int | None = None,
     max_new_tokens: int = 256,
-    every: float = 0.1,
-    again: float = 2.0,
+    interval: float = 0.1,
+    repeat_below: float = 2.0,
 ) -> Iterator[AnswerProgress]:
     """Answer a question; yield its progress after each pass of the latents and token.
 
@@ -55,30 +55,30 @@ def answering(
 
     Args:
         num_iterations: T; the recipe's value if not given.
-        every: minimum number of seconds between two reported tokens. For a small model, displaying
-            each token would cost more than generating it, and slow it down.
-        again: an answer that took fewer seconds than this is generated a second time, unobserved,
-            to measure its time: observing and displaying in the same process costs as much as the
-            reasoning itself.
+        interval: minimum number of seconds between two reported tokens. For a small model,
+            displaying each token would cost more than generating it, and slow it down.
+        repeat_below: an answer that took fewer seconds than this is generated a second time,
+            unobserved, to measure its time: observing and displaying in the same process costs as
+            much as the reasoning itself.
 
     Raises:
         KavaError: see `Reasoner.think`.
     """
 
     def work(tell: Callable[[AnswerProgress], None]) -> None:
-        report = _Report(reasoner, tell, every)
-        with watch_passes(report.passed):
+        report = _Report(reasoner, tell, interval)
+        with watch_passes(report.on_pass):
             reasoning = reasoner.think([question], num_iterations)
         report.cache(reasoning)
         follow = StoppingCriteriaList([_FollowRow(report)])
         (answer,) = reasoner.answer(reasoning, max_new_tokens, stopping_criteria=follow)
         seconds = report.seconds
-        if seconds < again:
+        if seconds < repeat_below:
             time.sleep(0.05)  # gives the server time to send the last progress to the page
             seconds = _alone(reasoner, question, num_iterations, max_new_tokens)
-        report.ended(answer, seconds)
+        report.on_answer(answer, seconds)
 
-    return as_it_happens(work)
+    return stream_reports(work)
 
 
 class _Report:
@@ -92,7 +92,7 @@ class _Report:
         self.begin = self.reported = time.perf_counter()
         self.paused = 0.0
 
-    def passed(self, states: Tensor) -> None:
+    def on_pass(self, states: Tensor) -> None:
         """Report that a pass of the latents has ended; states: [1, latents, hidden_size]."""
         with self._clock_stopped() as seconds:
             tops = decode_states(self.reasoner, states[0])
@@ -104,11 +104,11 @@ class _Report:
             passes = len(self.passes) - 1 if iterated else len(self.passes[0])
             self.tell(AnswerProgress(list(self.passes), "", passes, seconds))
 
-    def thought(self, reasoning: ReasoningResult) -> None:
+    def on_reasoning(self, reasoning: ReasoningResult) -> None:
         """Store the result of the reasoning: the latents are complete."""
         self.reasoning = reasoning
 
-    def written(self, token: int) -> None:
+    def on_token(self, token: int) -> None:
         """Report that a token was generated."""
         self.tokens.append(token)
         if time.perf_counter() - self.reported < self.every:
@@ -119,7 +119,7 @@ class _Report:
             text = self.reasoning.text(self.reasoner.tokenizer, 0, self.tokens)
             self.tell(AnswerProgress(list(self.passes), text, passes, seconds))
 
-    def ended(self, answer: Answer, seconds: float) -> None:
+    def on_answer(self, answer: Answer, seconds: float) -> None:
         """Report that the answer is complete."""
         passes = list(self.passes)
         self.tell(AnswerProgress(passes, answer.text, answer.forward_passes, seconds, answer))
@@ -147,7 +147,7 @@ class _FollowRow(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         """Return a mask [1] that is false: generation goes on."""
-        self.report.written(int(input_ids[0, -1]))
+        self.report.on_token(int(input_ids[0, -1]))
         return torch.zeros(1, dtype=torch.bool, device=input_ids.device)
 
 

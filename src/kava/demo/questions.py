@@ -39,7 +39,7 @@ class Questions:
         ]
 
     @property
-    def first(self) -> str:
+    def default(self) -> str:
         """The question shown at the start: the one with the most steps; "" if there is none."""
         longest = max(self.examples, key=lambda example: len(example.steps), default=None)
         return longest.question if longest else ""
@@ -50,7 +50,9 @@ class Questions:
         return known.get(question.strip())
 
 
-def to_pick(recipe: Recipe, task: str | None, file: str | None, count: int = 10) -> Questions:
+def example_questions(
+    recipe: Recipe, task: str | None, file: str | None, count: int = 10
+) -> Questions:
     """Return the first examples of a task.
 
     Without a task, return generated problems for a model trained on them, and none for other

@@ -11,21 +11,21 @@ from kava.reasoning.reasoner import Reasoner
 
 @dataclass(frozen=True)
 class Range:
-    """Allowed values `least`, `least` + `step`, ..., `most`; `usual` is the recipe's value."""
+    """Allowed values from `minimum` to `maximum` in steps; `default` is the recipe's value."""
 
-    least: int
-    most: int
+    minimum: int
+    maximum: int
     step: int
-    usual: int
+    default: int
 
-    def check(self, value: int, what: str) -> None:
+    def check(self, value: int, name: str) -> None:
         """Raise a KavaError for a value that is not allowed."""
-        if value not in range(self.least, self.most + 1, self.step):
+        if value not in range(self.minimum, self.maximum + 1, self.step):
             steps = f" in steps of {self.step}" if self.step > 1 else ""
             raise KavaError(
-                f"{what}: {value} is not in the range {self.least} to {self.most}{steps}",
+                f"{name}: {value} is not in the range {self.minimum} to {self.maximum}{steps}",
                 code="demo.not-one-of-the-sizes",
-                key=what,
+                key=name,
             )
 
 

@@ -20,7 +20,7 @@ CPU_SECONDS = 1.0  # processor time, so that the load of the machine has no effe
 MEMORY = 4 << 30  # bytes of address space
 
 
-def agrees(text: str, gold: str) -> bool:
+def is_equivalent(text: str, gold: str) -> bool:
     """Whether math-verify finds `gold` in `text`; False if it fails to read either."""
     import sympy.core.random
     from math_verify import parse, verify
@@ -40,12 +40,12 @@ def main() -> None:
     logging.disable()  # with its own time-out off, math-verify warns
     with contextlib.suppress(ValueError, OSError):  # not supported on every system
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    agrees("$1$", "1")  # imports it, and builds its grammar and patterns
+    is_equivalent("$1$", "1")  # imports it, and builds its grammar and patterns
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         text, gold = json.loads(line)
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)  # unhandled, SIGPROF ends the process
-        right = agrees(text, gold)
+        right = is_equivalent(text, gold)
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(right), file=answers, flush=True)
 

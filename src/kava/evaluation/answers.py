@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
-from kava.data.answers import canonical, plain_number, read_answer, read_number
+from kava.data.answers import canonical_form, plain_number, read_answer, read_number
 from kava.evaluation import symbolic
 from kava.system.text import format_count
 
@@ -103,7 +103,7 @@ def split_at_marker(text: str) -> tuple[str, str | None]:
     return text[: match.start()].strip(), text[match.end() :].strip().partition("\n")[0].strip()
 
 
-def numeric(text: str, gold: str) -> bool:
+def numeric_match(text: str, gold: str) -> bool:
     """Whether the number after the last marker equals `gold` exactly.
 
     If the line after the marker is a number as a whole (`3 1/2`), that is it, otherwise the first
@@ -146,19 +146,19 @@ def math_verify(text: str, gold: str) -> bool:
     read = after_marker(text)
     if read is None:
         read = text
-        if len(read) > symbolic.LONGEST:
-            read = read[-symbolic.LONGEST :].partition(" ")[2]
-    elif len(read) > symbolic.LONGEST:
-        read = read[: symbolic.LONGEST].rpartition(" ")[0]
+        if len(read) > symbolic.MAX_CHARS:
+            read = read[-symbolic.MAX_CHARS :].partition(" ")[2]
+    elif len(read) > symbolic.MAX_CHARS:
+        read = read[: symbolic.MAX_CHARS].rpartition(" ")[0]
     if after_marker(text) is not None:
         read = _for_math_verify(read)
     gold = _written_out(gold) if kind == "number" else _for_math_verify(gold)
-    return bool(read) and symbolic.agrees(read, gold)
+    return bool(read) and symbolic.is_equivalent(read, gold)
 
 
 HEADLINE = "numeric"
 RULES: dict[str, Callable[[str, str], bool]] = {
-    "numeric": numeric,
+    "numeric": numeric_match,
     "last_number": last_number,
     "string": string,
     "math_verify": math_verify,
@@ -182,12 +182,12 @@ def _for_math_verify(text: str) -> str:
     """Put an expression between `$`, and write a number without separators between thousands."""
     if "$" not in text and read_answer(text).kind == "expression":
         return f"${text}$"
-    return canonical(text)
+    return canonical_form(text)
 
 
 def _written_out(gold: str) -> str:
     """Write a number in digits, or as a fraction; a per cent sign is left to math-verify."""
-    gold = canonical(gold)
+    gold = canonical_form(gold)
     try:
         return plain_number(Decimal(gold))
     except InvalidOperation:  # a fraction, or a number with a unit

@@ -90,19 +90,21 @@ def tasks_of(run: Path) -> list[str]:
     return sorted(file.stem for file in (run / "predictions").glob("*.jsonl"))
 
 
-def format_summary(a: str, b: str, found: Comparison) -> str:
+def format_summary(a: str, b: str, comparison: Comparison) -> str:
     """Format the comparison as lines of text."""
-    p = f"{found.p:.2g}" if found.p >= 1e-4 else "< 0.0001"
+    p = f"{comparison.p:.2g}" if comparison.p >= 1e-4 else "< 0.0001"
     width = max(len(a), len(b))
     return "\n".join(
         [
-            f"{found.task}: {found.n:,} questions answered by both, read by '{found.rule}'",
-            f"A  {a:<{width}}  {found.accuracy_a:.2f} ± {found.accuracy_se_a:.2f} %",
-            f"B  {b:<{width}}  {found.accuracy_b:.2f} ± {found.accuracy_se_b:.2f} %",
-            f"B - A  {found.difference:+.2f} points, 95 % interval {found.low:+.2f} to "
-            f"{found.high:+.2f} (bootstrap over questions)",
-            f"right only in A {found.only_a}, only in B {found.only_b}, in both {found.both}, in "
-            f"neither {found.neither}; McNemar's exact test: p {p}",
+            f"{comparison.task}: {comparison.n:,} questions answered by both, "
+            f"read by '{comparison.rule}'",
+            f"A  {a:<{width}}  {comparison.accuracy_a:.2f} ± {comparison.accuracy_se_a:.2f} %",
+            f"B  {b:<{width}}  {comparison.accuracy_b:.2f} ± {comparison.accuracy_se_b:.2f} %",
+            f"B - A  {comparison.difference:+.2f} points, 95 % interval {comparison.low:+.2f} to "
+            f"{comparison.high:+.2f} (bootstrap over questions)",
+            f"right only in A {comparison.only_a}, only in B {comparison.only_b}, "
+            f"in both {comparison.both}, in neither {comparison.neither}; "
+            f"McNemar's exact test: p {p}",
         ]
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kava.data.files import read_rows
-from kava.errors import KavaError, shown
+from kava.errors import KavaError, truncate
 from kava.types import Example
 
 FIELD = "prediction"
@@ -18,7 +18,7 @@ _HARNESS = ("doc_id", "resps")  # fields of the sample files of lm-evaluation-ha
 class Prediction:
     """A generated text, its location, and its id or the index of its example if it states one."""
 
-    where: str
+    location: str
     text: str
     id: str | None = None
     index: int | None = None
@@ -51,7 +51,7 @@ def read_predictions(file: str, field: str | None = None) -> list[Prediction]:
         if before.text != one.text:
             raise KavaError(
                 f"{where}: document {one.index} has another '{field or 'resps'}' at "
-                f"{before.where}; keep the rows of one filter",
+                f"{before.location}; keep the rows of one filter",
                 code="evaluation.several-predictions",
                 key=str(one.index),
             )
@@ -67,7 +67,7 @@ def read_predictions(file: str, field: str | None = None) -> list[Prediction]:
     return found
 
 
-def paired(
+def pair_with_examples(
     predictions: Sequence[Prediction], examples: Sequence[Example], file: str, source: str
 ) -> list[tuple[Example, str]]:
     """Pair each example with its prediction.
@@ -89,14 +89,15 @@ def paired(
     for one in predictions:
         if one.id not in known:
             raise KavaError(
-                f"{one.where}: id '{one.id}' does not exist in {source}, whose {len(examples):,} "
-                f"ids look like '{examples[0].id}'; if no row has an id, rows are matched by order",
+                f"{one.location}: id '{one.id}' does not exist in {source}, whose "
+                f"{len(examples):,} ids look like '{examples[0].id}'; "
+                "if no row has an id, rows are matched by order",
                 code="evaluation.unknown-id",
                 key=one.id,
             )
         if one.id in texts:
             raise KavaError(
-                f"{one.where}: id '{one.id}' is already used by {texts[one.id].where}",
+                f"{one.location}: id '{one.id}' is already used by {texts[one.id].location}",
                 code="data.repeated-id",
                 key=one.id,
             )
@@ -130,7 +131,7 @@ def _text(row: dict[str, Any], field: str, where: str) -> str:
         value = value[0]
     if not isinstance(value, str):
         raise KavaError(
-            f"{where}: '{field}' must be the generated text, not {shown(repr(value), 60)}",
+            f"{where}: '{field}' must be the generated text, not {truncate(repr(value), 60)}",
             code="data.bad-field",
             key=field,
         )
@@ -141,7 +142,7 @@ def _of_harness(row: dict[str, Any], field: str, where: str) -> Prediction:
     index, document = row["doc_id"], row.get("doc")
     if not isinstance(index, int) or isinstance(index, bool) or index < 0:
         raise KavaError(
-            f"{where}: 'doc_id' must be the index of a document, not {shown(repr(index), 60)}",
+            f"{where}: 'doc_id' must be the index of a document, not {truncate(repr(index), 60)}",
             code="data.bad-field",
             key="doc_id",
         )
@@ -155,20 +156,20 @@ def _with_id(one: Prediction, examples: Sequence[Example], source: str) -> Predi
     index = one.index or 0
     if index >= len(examples):
         raise KavaError(
-            f"{one.where}: doc_id {index} does not exist in {source}, which has {len(examples):,} "
-            "rows",
+            f"{one.location}: doc_id {index} does not exist in {source}, which has "
+            f"{len(examples):,} rows",
             code="evaluation.unknown-id",
             key=str(index),
         )
     example = examples[index]
     if one.question is not None and one.question.split() != example.question.split():
         raise KavaError(
-            f"{one.where}: doc_id {index} asks {shown(one.question, 60)!r}, and row {index} of "
-            f"{source} asks {shown(example.question, 60)!r}",
+            f"{one.location}: doc_id {index} asks {truncate(one.question, 60)!r}, and row {index} "
+            f"of {source} asks {truncate(example.question, 60)!r}",
             code="evaluation.other-question",
             key=str(index),
         )
-    return Prediction(one.where, one.text, example.id)
+    return Prediction(one.location, one.text, example.id)
 
 
 def _by_order(
@@ -184,7 +185,7 @@ def _by_order(
     for one, example in zip(predictions, examples, strict=True):
         if one.id not in (None, example.id):
             raise KavaError(
-                f"{one.where}: id '{one.id}' is at the position of '{example.id}' in {source}; "
+                f"{one.location}: id '{one.id}' is at the position of '{example.id}' in {source}; "
                 "other rows have no id, so rows are matched by order",
                 code="evaluation.other-order",
                 key=one.id,

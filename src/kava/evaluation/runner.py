@@ -105,7 +105,7 @@ def evaluate(
         for others in distributed.gather(answers):
             answers.update(others)
     seconds = time.perf_counter() - begin
-    with symbolic.counting() as judged:
+    with symbolic.count_timeouts() as judged:
         predictions = [_record(e, answers[i], rules) for i, e in enumerate(examples)]
     summary = summarise(predictions)
     if judged.timed_out:

@@ -61,7 +61,7 @@ def score_run(
             written.setdefault("scores", {})[task.name] = score
             write_json(run / RESULT, written)
             if (run / "checkpoint" / "kava.json").is_file():
-                checkpoint.remember(run / "checkpoint", written)
+                checkpoint.add_results(run / "checkpoint", written)
 
     distributed.on_main_rank(write)
     return result

@@ -19,7 +19,7 @@ from kava.evaluation.answers import (
     score,
     standard_error,
 )
-from kava.evaluation.predictions import paired, read_predictions
+from kava.evaluation.predictions import pair_with_examples, read_predictions
 from kava.system.tables import terminal_table
 
 
@@ -36,7 +36,7 @@ def score_file(
 
     The result also has a `note` if right answers are not numbers (`note_on_unreadable_golds`), if
     predictions have no marker or several (`note_on_markers`), or if math-verify did not judge all
-    predictions (`symbolic.Judged`).
+    predictions (`symbolic.TimeoutCounts`).
 
     Args:
         predictions: file of rows with `prediction`, a text, and optionally `id`, as written by
@@ -69,9 +69,9 @@ def score_file(
     else:
         loaded = load_task(task, file=file, limit=limit, options=options)
         source, examples = f"task {loaded.name} ({loaded.source})", loaded.examples
-    pairs = paired(read_predictions(predictions, field), examples, predictions, source)
+    pairs = pair_with_examples(read_predictions(predictions, field), examples, predictions, source)
     texts, golds = [text for _, text in pairs], [example.answer for example, _ in pairs]
-    with symbolic.counting() as judged:
+    with symbolic.count_timeouts() as judged:
         correct = [score(*pair) for pair in zip(texts, golds, strict=True)]
     notes = (
         note_on_unreadable_golds(golds),

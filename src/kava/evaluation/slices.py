@@ -32,24 +32,24 @@ class Slice:
     """Part of a KV cache.
 
     name: such as `keys`, `values_2-3` or `both_0`, with the layers counted from 0.
-    places: pairs of a layer and 0 for keys or 1 for values.
+    parts: pairs of a layer and 0 for keys or 1 for values.
     """
 
     name: str
-    places: frozenset[tuple[int, int]]
+    parts: frozenset[tuple[int, int]]
 
-    def put(self, inside: KeyValues, outside: KeyValues) -> KeyValues:
+    def combine(self, inside: KeyValues, outside: KeyValues) -> KeyValues:
         """Return `inside` in this slice and `outside` elsewhere, per layer keys and values."""
         both = (inside, outside)
 
         def half(layer: int, part: int) -> Tensor:
-            return both[(layer, part) not in self.places][layer][part]
+            return both[(layer, part) not in self.parts][layer][part]
 
         return [(half(i, 0), half(i, 1)) for i in range(len(outside))]
 
-    def rest(self, layers: int) -> Slice:
+    def complement(self, layers: int) -> Slice:
         """Return everything but this slice, in a cache of that many layers."""
-        return Slice(f"all_but_{self.name}", _everything(layers) - self.places)
+        return Slice(f"all_but_{self.name}", _everything(layers) - self.parts)
 
 
 def read_slice(text: str, layers: int) -> Slice:
@@ -99,16 +99,16 @@ def rows(
     """
     found: dict[str, Callable[[], KeyValues]] = {}
     for one in slices:
-        for exchanged in (one, rest_among(one, slices, len(own))):
-            found[f"swapped_{exchanged.name}"] = lambda part=exchanged: part.put(other, own)
-        found[f"mean_{one.name}"] = lambda part=one: part.put(mean, own)
+        for exchanged in (one, complement_among(one, slices, len(own))):
+            found[f"swapped_{exchanged.name}"] = lambda part=exchanged: part.combine(other, own)
+        found[f"mean_{one.name}"] = lambda part=one: part.combine(mean, own)
     return found
 
 
-def rest_among(one: Slice, slices: Sequence[Slice], layers: int) -> Slice:
+def complement_among(one: Slice, slices: Sequence[Slice], layers: int) -> Slice:
     """Return everything but a slice, which is another one of the slices if that is the same."""
-    rest = one.rest(layers)
-    return next((other for other in slices if other.places == rest.places), rest)
+    rest = one.complement(layers)
+    return next((other for other in slices if other.parts == rest.parts), rest)
 
 
 def measure_slices(
@@ -144,7 +144,7 @@ def measure_slices(
 
     names = [("latents", "swapped", "as_they_are", "mean")]
     for one in slices:
-        rest = rest_among(one, slices, layers).name
+        rest = complement_among(one, slices, layers).name
         names.append((one.name, f"swapped_{one.name}", f"swapped_{rest}", f"mean_{one.name}"))
     found = []
     for name, exchanged, others, averaged in names:

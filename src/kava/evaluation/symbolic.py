@@ -23,7 +23,7 @@ from threading import Lock
 
 from kava.errors import KavaError
 
-LONGEST = 2_000  # maximum number of characters of a text
+MAX_CHARS = 2_000  # maximum number of characters of a text
 WALL_SECONDS = 30.0  # for one text, on a machine of any load; processor time usually ends first
 START_SECONDS = 120.0
 TIME_OUTS = 20  # in the answers that are scored together; then no more are judged
@@ -33,7 +33,7 @@ _worker: _Worker | None = None
 
 
 @dataclass
-class Judged:
+class TimeoutCounts:
     """What became of the texts in a block of `counting`.
 
     Args:
@@ -54,21 +54,21 @@ class Judged:
         return f"{ended}; all of them count as incorrect"
 
 
-_judged: Judged | None = None
+_judged: TimeoutCounts | None = None
 
 
 @contextlib.contextmanager
-def counting() -> Iterator[Judged]:
+def count_timeouts() -> Iterator[TimeoutCounts]:
     """Inside the block, count the time-outs of `agrees`, which stops after `TIME_OUTS` of them."""
     global _judged
-    before, _judged = _judged, Judged()
+    before, _judged = _judged, TimeoutCounts()
     try:
         yield _judged
     finally:
         _judged = before
 
 
-def agrees(text: str, gold: str) -> bool:
+def is_equivalent(text: str, gold: str) -> bool:
     """Whether math-verify finds `gold` in `text`.
 
     The result is False if it takes more than a second of processor time, 30 seconds on the clock or

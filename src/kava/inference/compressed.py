@@ -2,7 +2,7 @@
 
     with compressed(model, "rkv_decoding", budget=128) as log:
         model.generate(**inputs)
-    print(log.held, "columns of", log.seen)
+    print(log.peak_columns, "columns of", log.uncompressed_columns)
 
 A sequence that holds budget + buffer tokens is compressed to the budget, and again after every
 `buffer` tokens (R-KV, Cai et al., arXiv:2505.24133). Each layer and each key/value head keeps the
@@ -39,7 +39,7 @@ from kava.backbones.attention import (
     record_queries,
 )
 from kava.backbones.cache import ShrinkingLayer, enable_shrinking
-from kava.errors import KavaError, unknown
+from kava.errors import KavaError, unknown_name
 from kava.reasoning.evictions import Eviction, EvictionInputs, gather
 from kava.recipe import registry
 
@@ -48,13 +48,14 @@ from kava.recipe import registry
 class Log:
     """Statistics of a `compressed` block.
 
-    seen: largest number of columns that a cache has received, including padding.
-    held: largest number of columns that it held at any time, even while reading a long prompt.
+    uncompressed_columns: largest number of columns that a cache would hold without compression,
+        including padding.
+    peak_columns: largest number of columns that it held at any time, even during a long prefill.
     compressions: how many times sequences were compressed.
     """
 
-    seen: int = 0
-    held: int = 0
+    uncompressed_columns: int = 0
+    peak_columns: int = 0
     compressions: int = 0
 
 
@@ -91,17 +92,17 @@ class Plan:
                 key="budget",
             )
         try:
-            self.eviction.check(self.full, self.budget)
+            self.eviction.check(self.trigger_length, self.budget)
         except KavaError:
             raise KavaError(
-                f"compress {self.name}: this eviction cannot reduce {self.full} tokens to "
-                f"{self.budget}; choose another eviction, such as rkv_decoding",
+                f"compress {self.name}: this eviction cannot reduce {self.trigger_length} tokens "
+                f"to {self.budget}; choose another eviction, such as rkv_decoding",
                 code="inference.keeps-everything",
                 key=self.name,
             ) from None
 
     @property
-    def full(self) -> int:
+    def trigger_length(self) -> int:
         """Return the number of tokens at which a sequence is compressed."""
         return self.budget + self.buffer
 
@@ -125,7 +126,7 @@ def plan(name: str = "rkv_decoding", **settings: Any) -> Plan:
     settings = {("lambda" if key == "lam" else key): value for key, value in settings.items()}
     for key in settings:
         if key not in known:
-            raise unknown(f"setting of {name}", key, known, code="reasoning.unknown-setting")
+            raise unknown_name(f"setting of {name}", key, known, code="reasoning.unknown-setting")
     when = {key: settings.pop(key) for key in _WHEN if key in settings}
     lam = settings.pop("lambda", 0.1)
     if isinstance(lam, bool) or not isinstance(lam, int | float) or not 0 <= lam <= 1:
@@ -175,7 +176,7 @@ def compressed(
         )
     attention, own = lm.config._attn_implementation, vars(lm).get("forward")
 
-    @functools.wraps(compressor.plain)  # `generate` inspects the signature for arguments
+    @functools.wraps(compressor.original_forward)  # `generate` inspects the signature for arguments
     def forward(*args: Any, **kwargs: Any) -> Any:
         return compressor.forward(*args, **kwargs)
 
@@ -227,23 +228,23 @@ class _Rows:
     mask: true at columns that hold a real token: [batch, columns]. It is the same for all layers
         and heads.
     counts: number of real columns of each sequence (on the host).
-    observed: mask of the last columns, whose queries are kept: [batch, <= window].
+    window_mask: mask of the last columns, whose queries are kept: [batch, <= window].
     queries: queries of these columns by layer: [batch, heads, <= window, head_dim].
     """
 
     layers: dict[int, ShrinkingLayer]
     mask: Tensor
     counts: list[int]
-    observed: Tensor
+    window_mask: Tensor
     queries: dict[int, Tensor] = field(default_factory=dict)
     scaling: dict[int, float] = field(default_factory=dict)
     softcap: dict[int, float | None] = field(default_factory=dict)
     compressed: bool = False
 
     @property
-    def seen(self) -> int:
+    def num_received(self) -> int:
         """Return the number of columns that the cache has received."""
-        return next(iter(self.layers.values())).seen
+        return next(iter(self.layers.values())).cumulative_length
 
     def append(self, new: Tensor, record: QueryRecord, window: int) -> None:
         """Record the n columns that a forward pass has added.
@@ -253,7 +254,7 @@ class _Rows:
         """
         self.mask = torch.cat((self.mask, new), dim=1)
         self.counts = [a + b for a, b in zip(self.counts, new.sum(1).tolist(), strict=True)]
-        self.observed = torch.cat((self.observed, new[:, -window:]), dim=1)[:, -window:]
+        self.window_mask = torch.cat((self.window_mask, new[:, -window:]), dim=1)[:, -window:]
         for layer, layer_cache in self.layers.items():
             if layer not in record.queries or layer_cache.keys.shape[2] != self.mask.shape[1]:
                 raise KavaError(
@@ -270,11 +271,15 @@ class _Rows:
 class _Compressor:
     """A model's forward pass with compression of its cache."""
 
-    def __init__(self, lm: PreTrainedModel, chosen: Plan):
-        self.plan, self.log = chosen, Log()
+    def __init__(self, lm: PreTrainedModel, plan: Plan):
+        self.plan, self.log = plan, Log()
         self.layers = _full_attention_layers(lm)
-        self.config, self.plain, self.dtype = lm.config.get_text_config(), lm.forward, lm.dtype
-        self.names = list(inspect.signature(self.plain).parameters)
+        self.config, self.original_forward, self.dtype = (
+            lm.config.get_text_config(),
+            lm.forward,
+            lm.dtype,
+        )
+        self.names = list(inspect.signature(self.original_forward).parameters)
         self.caches: WeakKeyDictionary[DynamicCache, _Rows] = WeakKeyDictionary()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -282,14 +287,14 @@ class _Compressor:
         call = {**dict(zip(self.names, args, strict=False)), **kwargs}
         inputs = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
         rows = self.rows(call, inputs)
-        new = _real(call, inputs, rows.seen)[:, rows.seen :]
+        new = _real(call, inputs, rows.num_received)[:, rows.num_received :]
         if rows.compressed:
             call["attention_mask"] = self.mask(call, inputs, rows, new)
         with record_queries(slice(-self.plan.window, None)) as record:
-            output = self.plain(**call)
+            output = self.original_forward(**call)
         rows.append(new, record, self.plan.window)
-        self.log.seen = max(self.log.seen, rows.seen)
-        self.log.held = max(self.log.held, rows.mask.shape[1])
+        self.log.uncompressed_columns = max(self.log.uncompressed_columns, rows.num_received)
+        self.log.peak_columns = max(self.log.peak_columns, rows.mask.shape[1])
         self.compress(rows)
         return output
 
@@ -308,9 +313,9 @@ class _Compressor:
             layers = dict(
                 zip(self.layers, enable_shrinking(cache, self.config, self.layers), strict=True)
             )
-            past = next(iter(layers.values())).seen
+            past = next(iter(layers.values())).cumulative_length
             mask = _real(call, inputs, past)[:, :past]
-            self.caches[cache] = _Rows(layers, mask, mask.sum(1).tolist(), observed=mask[:, :0])
+            self.caches[cache] = _Rows(layers, mask, mask.sum(1).tolist(), window_mask=mask[:, :0])
         return self.caches[cache]
 
     def mask(self, call: dict[str, Any], inputs: Tensor, rows: _Rows, new: Tensor) -> Any:
@@ -318,7 +323,9 @@ class _Compressor:
         full = all(count == rows.mask.shape[1] for count in rows.counts)
         no_mask = full and new.shape[1] == 1 and bool(new.all())
         dtype = compute_dtype(self.dtype, inputs.device)
-        cache_mask = None if no_mask else masks.additive(masks.causal_mask(rows.mask, new), dtype)
+        cache_mask = (
+            None if no_mask else masks.to_additive(masks.causal_mask(rows.mask, new), dtype)
+        )
         if len(self.layers) == self.config.num_hidden_layers:
             return cache_mask
         embeds = torch.empty(*inputs.shape[:2], 0, dtype=dtype, device=inputs.device)
@@ -331,8 +338,8 @@ class _Compressor:
     def compress(self, rows: _Rows) -> None:
         """Compress full sequences to the budget, and drop columns that no sequence needs."""
         budget = self.plan.budget
-        full = [b for b, count in enumerate(rows.counts) if count >= self.plan.full]
-        if not full or rows.observed.shape[1] < self.plan.window:
+        full = [b for b, count in enumerate(rows.counts) if count >= self.plan.trigger_length]
+        if not full or rows.window_mask.shape[1] < self.plan.window:
             return
         longest = max(rows.counts[b] for b in full)
         for b in full:
@@ -346,13 +353,13 @@ class _Compressor:
         for layer, layer_cache in rows.layers.items():
             heads = layer_cache.keys.shape[1]
             columns = order[chosen, None, -longest:].expand(-1, heads, -1)
-            scored = self.eviction_inputs(
+            inputs = self.eviction_inputs(
                 rows, layer, chosen, gather(layer_cache.keys[chosen], columns), real
             )
-            kept, _ = self.plan.eviction.keep(scored, budget)
+            kept, _ = self.plan.eviction.keep(inputs, budget)
             index = order[:, None, -width:].repeat(1, heads, 1)
             index[chosen, :, -budget:] = columns.gather(2, kept)
-            layer_cache.hold(gather(layer_cache.keys, index), gather(layer_cache.values, index))
+            layer_cache.replace(gather(layer_cache.keys, index), gather(layer_cache.values, index))
         counts = torch.tensor(rows.counts, device=device)
         rows.mask = torch.arange(width, device=device) >= width - counts[:, None]
         rows.compressed = True
@@ -373,7 +380,7 @@ class _Compressor:
                 scaling=rows.scaling[layer],
                 softcap=rows.softcap[layer],
             )
-        return EvictionInputs(keys, real, attention, rows.observed[chosen], recent=window)
+        return EvictionInputs(keys, real, attention, rows.window_mask[chosen], recent=window)
 
 
 def _real(call: dict[str, Any], inputs: Tensor, past: int) -> Tensor:

@@ -40,7 +40,7 @@ except ImportError as error:
     ) from None
 
 #: Larger than every score, because importance and redundancy are at most 1.
-KEPT = 2.0
+ALWAYS_KEPT = 2.0
 
 
 @dataclass
@@ -92,7 +92,7 @@ class RKVPress(ScorerPress):
         observing = torch.ones(batch, window, dtype=torch.bool, device=keys.device)
         attention = answer_attention(queries, candidates, before, module.scaling)
         scores = RKV(lam=self.lam).score(EvictionInputs(candidates, before, attention, observing))
-        return nn.functional.pad(scores, (0, window), value=KEPT)
+        return nn.functional.pad(scores, (0, window), value=ALWAYS_KEPT)
 
 
 def _turn(queries: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Absent:
+class Unavailable:
     """A panel that does not exist for this model or question, and the reason."""
 
     reason: str

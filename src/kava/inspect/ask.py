@@ -86,7 +86,9 @@ def answer_one(reasoner: Reasoner, question: str, settings: Settings, console: C
     cut = "" if answer.finished else f", cut off at {answer.generated_tokens} new tokens"
     if cut and answer.generated_tokens < tokens:
         cut += f", where the backbone's {max_positions(reasoner)} positions end"
-    cache = f", cache: at most {log.held} columns of {log.seen}" if log else ""
+    cache = (
+        f", cache: at most {log.peak_columns} columns of {log.uncompressed_columns}" if log else ""
+    )
     console.print(
         f"{answer.forward_passes} forward passes, {elapsed:.0f} ms{cut}{cache}",
         highlight=False,
@@ -111,7 +113,7 @@ def answer_stream(
             try:
                 answer_one(reasoner, line.strip(), settings, console)
             except KavaError as error:
-                raise error.within(f"ask: line {number} of the input") from None
+                raise error.with_location(f"ask: line {number} of the input") from None
 
 
 def show_thoughts(reasoner: Reasoner, question: str, settings: Settings, console: Console) -> None:

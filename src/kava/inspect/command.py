@@ -13,9 +13,9 @@ from rich.console import Console
 
 from kava.data import load_file
 from kava.data.tasks import load_task
-from kava.errors import KavaError, unknown
+from kava.errors import KavaError, unknown_name
 from kava.evaluation.command import task_options
-from kava.inspect.look import Look, look
+from kava.inspect.look import Inspection, inspect_question
 from kava.inspect.page import is_page, page
 from kava.inspect.terminal import show
 from kava.reasoning.open import open_reasoner
@@ -75,7 +75,7 @@ def inspect(
     in_the_way(file, below)
     if as_json:
         in_the_way(as_json)
-    record = look(
+    record = inspect_question(
         reasoner,
         example.question,
         example.steps,
@@ -145,13 +145,13 @@ def find(reasoner: Reasoner, rows: RowChoice) -> ExampleToInspect:
     source = rows.task or rows.file
     known = [example.id for example in examples]
     if len(known) > 20:  # too many to be listed
-        error = unknown("", rows.id, known, code="inspect.unknown-row")
+        error = unknown_name("", rows.id, known, code="inspect.unknown-row")
         close = str(error).partition("; ")[2] if "did you mean" in str(error) else ""
         close = close or f"ids go from {known[0]} to {known[-1]}"
         raise KavaError(
             f"unknown row of {source} '{rows.id}'; {close}", code="inspect.unknown-row", key=rows.id
         )
-    raise unknown(f"row of {source}", rows.id, known, code="inspect.unknown-row")
+    raise unknown_name(f"row of {source}", rows.id, known, code="inspect.unknown-row")
 
 
 def default_file(run: str, question: str) -> Path:
@@ -199,7 +199,7 @@ def write(file: Path, text: str, what: str, console: Console, below: Path | None
     console.print(f"{what}: {file}{replaced}", highlight=False, markup=False)
 
 
-def dump(record: Look) -> str:
+def dump(record: Inspection) -> str:
     """Return all numbers as JSON."""
     return (
         json.dumps({"kava inspect": 1, **record.tree()}, ensure_ascii=False, allow_nan=False) + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kava.errors import KavaError
-from kava.inspect._numbers import Absent
+from kava.inspect._numbers import Unavailable
 from kava.inspect.kept import KeptTokens, kept_tokens
 from kava.inspect.similarity import Similarity, similarity
 from kava.reasoning.methods import Batch, TeacherOutput
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def compression(
     reasoner: Reasoner, batch: Batch, teacher: TeacherOutput, state: LatentState
-) -> tuple[Similarity | Absent, KeptTokens | Absent]:
+) -> tuple[Similarity | Unavailable, KeptTokens | Unavailable]:
     """Return the two panels about the compressed cache of one question.
 
     A method without L_KV is compared all the same, by the `kv` section of its recipe; a note says
@@ -30,7 +30,7 @@ def compression(
         kv.check(reasoner)
         chosen = kv.choose(batch, teacher)
     except KavaError as error:
-        return Absent(str(error)), Absent(str(error))
+        return Unavailable(str(error)), Unavailable(str(error))
     written = kv.keys_for_loss(reasoner, teacher.steps, batch["question_mask"], batch["steps_mask"])
     target = [
         tuple(gather_kept(states, kept) for states in pair)
@@ -41,7 +41,7 @@ def compression(
     projected = "kv_projection" in reasoner.method_modules
     maps = kv.student_kv_for_loss if projected else kv.keys_for_loss
     student = [maps(reasoner, one, before[:, :start], real) for one in state.key_values]
-    filled = [kept.filled for kept in chosen]
+    filled = [kept.slot_mask for kept in chosen]
     how = [*notes, *_how_compared(reasoner, kv)]
     return (
         similarity(student, target, filled, how),

@@ -55,8 +55,8 @@ def decode_states(reasoner: Reasoner, states: Tensor) -> list[Top]:
         states: [latents, hidden_size].
     """
     scores = reasoner.logits(states).float()
-    if reasoner.unreadable is not None:
-        scores = scores.masked_fill(reasoner.unreadable, -torch.inf)
+    if reasoner.unreadable_ids is not None:
+        scores = scores.masked_fill(reasoner.unreadable_ids, -torch.inf)
     best = scores.softmax(-1).topk(TOP, dim=-1)
     return [
         [

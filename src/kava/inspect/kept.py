@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from kava.inspect._numbers import Absent, numbers
+from kava.inspect._numbers import Unavailable, numbers
 from kava.reasoning.methods import Batch, TeacherOutput
-from kava.reasoning.methods._kv import Kept, KvDistillation
+from kava.reasoning.methods._kv import KvDistillation, Selection
 
 if TYPE_CHECKING:
     from kava.reasoning.reasoner import Reasoner
@@ -44,22 +44,22 @@ def kept_tokens(
     kv: KvDistillation,
     batch: Batch,
     teacher: TeacherOutput,
-    kept: list[Kept],
+    selections: list[Selection],
     notes: list[str],
-) -> KeptTokens | Absent:
+) -> KeptTokens | Unavailable:
     """Return the panel for the tokens that `kv` selected from one chain of thought."""
     ids = batch["steps"][0].tolist()
     if not ids:
-        return Absent("the teacher read no step, so there is nothing to keep or to evict")
+        return Unavailable("the teacher read no step, so there is nothing to keep or to evict")
     steps = batch["step_of"][0].tolist()
     blocks = kv.blocks(batch)
     parts: dict[str, list] = {}
-    for layer, one in enumerate(kept):
+    for layer, one in enumerate(selections):
         for name, values in _measured(kv, batch, teacher, layer, one).items():
             parts.setdefault(name, []).append(values)
     return KeptTokens(
         tokens=list(zip(pieces(reasoner.tokenizer, ids), steps, strict=True)),
-        columns=[_columns(one) for one in kept],
+        columns=[_columns(one) for one in selections],
         numbers={name: numbers(torch.stack(values)) for name, values in parts.items()},
         eviction=kv.kv.eviction.name,
         lam=kv.kv.eviction.lam,
@@ -81,7 +81,7 @@ def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
 
 
 def _measured(
-    kv: KvDistillation, batch: Batch, teacher: TeacherOutput, layer: int, kept: Kept
+    kv: KvDistillation, batch: Batch, teacher: TeacherOutput, layer: int, kept: Selection
 ) -> dict[str, torch.Tensor]:
     """Return one layer's score and its parts, each [H, C]; each token's are from its own block."""
     found: dict[str, torch.Tensor] = {}
@@ -93,8 +93,8 @@ def _measured(
     return {name: values[0] for name, values in found.items()}
 
 
-def _columns(kept: Kept) -> list[list[int | None]]:
-    columns, filled = kept.columns[0].tolist(), kept.filled[0].tolist()
+def _columns(kept: Selection) -> list[list[int | None]]:
+    columns, filled = kept.columns[0].tolist(), kept.slot_mask[0].tolist()
     return [
         [column if real else None for column, real in zip(*head, strict=True)]
         for head in zip(columns, filled, strict=True)

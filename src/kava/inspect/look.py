@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kava.errors import KavaError
-from kava.evaluation.answers import numeric, string
-from kava.inspect._numbers import Absent
+from kava.evaluation.answers import numeric_match, string
+from kava.inspect._numbers import Unavailable
 from kava.inspect.attended import AnswerAttention, measure_attention
 from kava.inspect.compression import compression
 from kava.inspect.decoded import DecodedLatents, decode_passes
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class About:
+class ModelSummary:
     """The model that was inspected.
 
     latents: M.
@@ -52,7 +52,7 @@ class About:
 
 
 @dataclass(frozen=True)
-class Look:
+class Inspection:
     """Everything that was measured about one question.
 
     A panel that the method does not have is an `Absent`, which gives the reason.
@@ -62,16 +62,16 @@ class Look:
     right: whether the two agree, as numbers or as strings; None if `gold` is not known.
     """
 
-    about: About
+    about: ModelSummary
     question: str
     answer: str
     gold: str | None
     right: bool | None
     trace: Trace
     decoded: DecodedLatents
-    movement: Movement | Absent
-    similarity: Similarity | Absent
-    kept: KeptTokens | Absent
+    movement: Movement | Unavailable
+    similarity: Similarity | Unavailable
+    kept: KeptTokens | Unavailable
     attended: AnswerAttention
 
     def tree(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ class Look:
 
 
 @torch.no_grad()
-def look(
+def inspect_question(
     reasoner: Reasoner,
     question: str,
     steps: Sequence[str] | None = None,
@@ -90,7 +90,7 @@ def look(
     num_iterations: int | None = None,
     max_new_tokens: int = 256,
     run: str = "",
-) -> Look:
+) -> Inspection:
     """Answer a question, and compare with the same weights reading the chain of thought.
 
     Args:
@@ -129,8 +129,8 @@ def look(
     text = prompt.removeprefix(reasoning.prompt_text or "").strip()
     shapes = reasoner.cache_shapes()
     compared, kept = compression(reasoner, batch, teacher, state)
-    return Look(
-        about=About(
+    return Inspection(
+        about=ModelSummary(
             run=run,
             method=reasoner.recipe.method,
             backbone=str(reasoner.identity["name"]),
@@ -143,7 +143,7 @@ def look(
         question=question,
         answer=text,
         gold=answer,
-        right=None if answer is None else numeric(prompt, answer) or string(prompt, answer),
+        right=None if answer is None else numeric_match(prompt, answer) or string(prompt, answer),
         trace=trace,
         decoded=decode_passes(reasoner, state),
         movement=movement(state.inputs) if method.iterates else _one_at_a_time(reasoner),
@@ -171,8 +171,8 @@ def _latent_method(reasoner: Reasoner, num_iterations: int | None) -> LatentMeth
     return method
 
 
-def _one_at_a_time(reasoner: Reasoner) -> Absent:
-    return Absent(
+def _one_at_a_time(reasoner: Reasoner) -> Unavailable:
+    return Unavailable(
         f"method '{reasoner.recipe.method}' makes its latents one at a time: there are no "
         "iterations to move in"
     )

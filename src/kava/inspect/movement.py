@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kava.inspect._numbers import Absent, numbers
+from kava.inspect._numbers import Unavailable, numbers
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Movement:
     mean_cosine: list[float]
 
 
-def movement(inputs: list[Tensor]) -> Movement | Absent:
+def movement(inputs: list[Tensor]) -> Movement | Unavailable:
     """Compute the movement from the latents' inputs of every pass.
 
     X^0 is the <latent> embedding, the same at every position.
@@ -34,7 +34,7 @@ def movement(inputs: list[Tensor]) -> Movement | Absent:
         inputs: [1, M, hidden_size] for each pass.
     """
     if len(inputs) < 2:
-        return Absent("there is a single pass, so no iteration to move in")
+        return Unavailable("there is a single pass, so no iteration to move in")
     before, after = torch.cat(inputs[:-1]).float(), torch.cat(inputs[1:]).float()
     length = torch.linalg.vector_norm(before, dim=-1).clamp(min=1e-12)
     distance = torch.linalg.vector_norm(after - before, dim=-1) / length

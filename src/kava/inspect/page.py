@@ -11,14 +11,14 @@ import html
 import json
 from pathlib import Path
 
-from kava.inspect.look import Look
+from kava.inspect.look import Inspection
 
 _HERE = Path(__file__).parent
 #: A tag that is on every page of kava inspect, and on no page of another tool.
 MARK = '<meta name="generator" content="kava inspect">'
 
 
-def page(look: Look) -> str:
+def page(inspection: Inspection) -> str:
     """Return the HTML page; texts of the question and of the model are data in it, never markup.
 
     The page's content security policy allows only its own script, by its hash, and forbids all
@@ -26,21 +26,21 @@ def page(look: Look) -> str:
     """
     style, script = (_read(name) for name in ("page.css", "page.js"))
     values = {
-        "title": html.escape(f"kava inspect: {look.question}"),
+        "title": html.escape(f"kava inspect: {inspection.question}"),
         "style-hash": _hash(style),
         "script-hash": _hash(script),
         "style": style,
         "script": script,
-        "data": as_script(look),
+        "data": as_script(inspection),
     }
     parts = _read("page.html").split("@")
     # Every second part is a name; inserted text is not searched for further names.
     return "".join(values[part] if i % 2 else part for i, part in enumerate(parts))
 
 
-def as_script(look: Look) -> str:
+def as_script(inspection: Inspection) -> str:
     """Return JSON that is safe inside a script element: `<`, `>` and `&` are escaped."""
-    text = json.dumps(look.tree(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(inspection.tree(), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text

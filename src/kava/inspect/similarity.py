@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kava.backbones.cache import KeyValues
-from kava.inspect._numbers import Absent, numbers
+from kava.inspect._numbers import Unavailable, numbers
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Similarity:
 
 def similarity(
     student: list[KeyValues], teacher: KeyValues, filled: list[Tensor], notes: list[str]
-) -> Similarity | Absent:
+) -> Similarity | Unavailable:
     """Compare student and teacher slot by slot.
 
     Args:
@@ -54,7 +54,7 @@ def similarity(
         filled: [1, H, M] per layer, true where the teacher has a token.
     """
     if not any(bool(one.any()) for one in filled):
-        return Absent("the teacher read no step, so its compressed cache is empty")
+        return Unavailable("the teacher read no step, so its compressed cache is empty")
     real = torch.stack([one[0] for one in filled])
     keys, values = (_cosines(student, teacher, real, part) for part in (0, 1))
     return Similarity(keys, values, notes)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from kava.inspect._numbers import Absent
+from kava.inspect._numbers import Unavailable
 from kava.inspect.attended import AnswerAttention
 from kava.inspect.decoded import DecodedLatents
 from kava.inspect.kept import KeptTokens
-from kava.inspect.look import Look
+from kava.inspect.look import Inspection
 from kava.inspect.movement import Movement
 from kava.inspect.similarity import Similarity
 from kava.inspect.trace import Trace
@@ -25,30 +25,32 @@ _BARS = " ▁▂▃▄▅▆▇█"
 MANY_HEADS = 32
 
 
-def show(look: Look, console: Console) -> None:
+def show(inspection: Inspection, console: Console) -> None:
     """Print every panel to the console."""
-    verdict = {None: "", True: "  right", False: f"  wrong, it is {look.gold}"}[look.right]
-    _say(console, look.question)
-    _say(console, f"answered {look.answer or '(nothing)'}{verdict}", "bold")
-    _say(console, _about(look), "dim")
+    verdict = {None: "", True: "  right", False: f"  wrong, it is {inspection.gold}"}[
+        inspection.right
+    ]
+    _say(console, inspection.question)
+    _say(console, f"answered {inspection.answer or '(nothing)'}{verdict}", "bold")
+    _say(console, _about(inspection), "dim")
     _heading(console, "The written steps")
-    _trace(look.trace, console)
+    _trace(inspection.trace, console)
     _heading(console, "What each latent decodes to")
-    _decoded(look.decoded, console)
+    _decoded(inspection.decoded, console)
     for title, content, draw in (
-        ("How far latents move, |X' - X| / |X|", look.movement, _movement),
-        ("Cosine of student and teacher, slot by slot", look.similarity, _similarity),
-        ("Which reasoning tokens each head keeps", look.kept, _kept),
-        ("Where the answer looks", look.attended, _attended),
+        ("How far latents move, |X' - X| / |X|", inspection.movement, _movement),
+        ("Cosine of student and teacher, slot by slot", inspection.similarity, _similarity),
+        ("Which reasoning tokens each head keeps", inspection.kept, _kept),
+        ("Where the answer looks", inspection.attended, _attended),
     ):
         _heading(console, title)
-        if isinstance(content, Absent):
+        if isinstance(content, Unavailable):
             _say(console, f"not here: {content.reason}", "dim")
         else:
             draw(content, console)
 
 
-def _about(look: Look) -> str:
+def _about(look: Inspection) -> str:
     about = look.about
     iterations = "" if about.iterations is None else f", {about.iterations} iterations"
     return (
@@ -62,7 +64,7 @@ def _trace(trace: Trace, console: Console) -> None:
         dropped = "" if number <= trace.read else "  (dropped)"
         _say(console, f"{number:3d}  {step}{dropped}")
     _say(console, f"  =  {trace.answer or '(none)'}")
-    _say(console, trace.told, "dim")
+    _say(console, trace.origin, "dim")
 
 
 def _decoded(decoded: DecodedLatents, console: Console) -> None:

@@ -28,14 +28,14 @@ class Trace:
     """What the teacher reads after the question.
 
     source: `given`, `row` (from an example) or `written` (by the model).
-    told: where steps and answer come from, in a sentence.
+    origin: where steps and answer come from, in a sentence.
     steps: all steps; the teacher reads the first `read` of them, the rest is dropped.
     read: number of steps that the teacher reads.
     answer: the answer that the teacher reads.
     """
 
     source: str
-    told: str
+    origin: str
     steps: list[str]
     read: int
     answer: str

@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kava.errors import KavaError, install, unknown
+from kava.errors import KavaError, install, unknown_name
 
 TASKS = Path(__file__).with_name("tasks")
 
@@ -61,7 +61,7 @@ def evaluate(
     known = [name.removeprefix("kava_") for name in ours]
     for name in files or {}:
         if name not in known:
-            raise unknown("task in files:", name, known, code="lm_eval.unknown-task")
+            raise unknown_name("task in files:", name, known, code="lm_eval.unknown-task")
     metadata = {f"{name}_file": str(file) for name, file in (files or {}).items()}
     # Reading the harness's own tasks takes some seconds, so they are included only if requested.
     manager = TaskManager(

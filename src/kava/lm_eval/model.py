@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from kava.backbones import masks
 from kava.backbones.encode import encode
-from kava.errors import KavaError, unknown
-from kava.lm_eval.rows import whole
+from kava.errors import KavaError, unknown_name
+from kava.lm_eval.rows import to_int
 from kava.reasoning.methods import prompt_ids
 from kava.reasoning.open import open_reasoner
 
@@ -60,7 +60,9 @@ class KavaLM(LM):
         super().__init__()
         known = list(inspect.signature(KavaLM).parameters)[:-1]
         for name in others:
-            raise unknown("argument of model kava:", name, known, code="lm_eval.unknown-argument")
+            raise unknown_name(
+                "argument of model kava:", name, known, code="lm_eval.unknown-argument"
+            )
         if checkpoint is None:
             raise KavaError(
                 "model kava: no checkpoint; give --model_args checkpoint=FOLDER",
@@ -68,12 +70,12 @@ class KavaLM(LM):
                 key="checkpoint",
             )
         if num_iterations is not None:
-            num_iterations = whole(num_iterations, "model kava: num_iterations", 0)
+            num_iterations = to_int(num_iterations, "model kava: num_iterations", 0)
         if max_gen_toks is not None:
-            max_gen_toks = whole(max_gen_toks, "model kava: max_gen_toks", 1)
+            max_gen_toks = to_int(max_gen_toks, "model kava: max_gen_toks", 1)
         if batch_size is not None:
             automatic = str(batch_size).partition(":")[0] == "auto"
-            batch_size = None if automatic else whole(batch_size, "model kava: batch_size", 1)
+            batch_size = None if automatic else to_int(batch_size, "model kava: batch_size", 1)
         place = _device(device)
         self.reasoner = open_reasoner(str(checkpoint), backbone, revision=revision)
         if place:
@@ -144,7 +146,7 @@ class KavaLM(LM):
                 key="do_sample",
             )
         longest = settings.get("max_gen_toks")
-        return self.max_gen_toks if longest is None else whole(longest, "max_gen_toks", 1)
+        return self.max_gen_toks if longest is None else to_int(longest, "max_gen_toks", 1)
 
     def _in_batches(
         self,
@@ -196,8 +198,8 @@ class KavaLM(LM):
         # Each hidden state predicts the next token; the prompt's last one predicts the first token.
         states = output.last_hidden_state[:, prompt.shape[1] - 1 : -1]
         scores = reasoner.logits(states).float()
-        if reasoner.unreadable is not None:  # never generated
-            scores = scores.masked_fill(reasoner.unreadable, -torch.inf)
+        if reasoner.unreadable_ids is not None:  # never generated
+            scores = scores.masked_fill(reasoner.unreadable_ids, -torch.inf)
         chosen = scores.log_softmax(-1).gather(2, ids[..., None])[..., 0]
         greedy = (scores.argmax(-1) == ids) | ~mask
         total = chosen.masked_fill(~mask, 0).sum(1)

@@ -36,7 +36,7 @@ def load(task: str, **metadata: Any) -> dict[str, Any]:
 
     limit, file = metadata.get(f"{task}_limit"), metadata.get(f"{task}_file")
     if limit is not None:
-        limit = whole(limit, f"--metadata: {task}_limit", 1)
+        limit = to_int(limit, f"--metadata: {task}_limit", 1)
     if file is not None and not isinstance(file, str):
         raise KavaError(
             f"--metadata: {task}_file must be the path of a file, not {file!r}",
@@ -48,21 +48,21 @@ def load(task: str, **metadata: Any) -> dict[str, Any]:
     return {loaded.split: Dataset.from_list(rows)}
 
 
-def whole(value: Any, name: str, least: int) -> int:
+def to_int(value: Any, name: str, minimum: int) -> int:
     """Return a whole number from a number or its digits, as the harness may pass either.
 
     Raises:
-        KavaError: the value is not a whole number, or is below `least`.
+        KavaError: the value is not a whole number, or is below `minimum`.
     """
     try:
         number = (
             value if isinstance(value, int) and not isinstance(value, bool) else int(str(value))
         )
     except ValueError:
-        number = least - 1
-    if number < least:
+        number = minimum - 1
+    if number < minimum:
         raise KavaError(
-            f"{name} must be a whole number of at least {least}, not {value!r}",
+            f"{name} must be a whole number of at least {minimum}, not {value!r}",
             code="reasoning.bad-number",
             key=name.rpartition(": ")[2],
         )

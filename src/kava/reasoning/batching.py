@@ -124,7 +124,7 @@ class Encoder:
 
     def _parts(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
         """Return the token ids of each part of each text; each distinct part is encoded once."""
-        pieces = [whole_text.beginnings(parts) if self._whole else parts for parts in texts]
+        pieces = [whole_text.prefixes(parts) if self._whole else parts for parts in texts]
         distinct = list(dict.fromkeys(piece for parts in pieces for piece in parts))
         ids = dict(zip(distinct, self._encode(distinct), strict=True))
         if self._whole:

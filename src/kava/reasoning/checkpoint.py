@@ -36,7 +36,7 @@ from kava.reasoning.resolve import load_resolved
 from kava.recipe import schema
 from kava.system import assets, hub, links
 from kava.system.environment import versions
-from kava.system.files import write_whole, writing
+from kava.system.files import disk_errors_explained, write_whole
 from kava.system.progress import no_bars
 
 FORMAT = 1
@@ -73,7 +73,7 @@ def save(
         links.check(place, below)
     shutil.rmtree(parts, ignore_errors=True)
     try:
-        with writing(folder):
+        with disk_errors_explained(folder):
             parts.mkdir(parents=True)
             write(reasoner, parts, weights)
     except BaseException:
@@ -188,7 +188,7 @@ def _describe_in(
     write_whole(folder / "kava.json", json.dumps(document, indent=1) + "\n", below)
 
 
-def remember(folder: Path, record: dict[str, Any]) -> None:
+def add_results(folder: Path, record: dict[str, Any]) -> None:
     """Update `kava.json` and the model card of a run's checkpoint with new measured results."""
     _describe_in(folder, describe(folder), _recipe(folder), record, folder.parent)
 
@@ -197,7 +197,7 @@ _FILES = ["*.json", "*.safetensors", "recipe.yaml", "README.md", "*.txt", "*.mod
 
 
 @dataclass(frozen=True)
-class Saved:
+class CheckpointContent:
     """Content of a checkpoint folder except for the weights.
 
     Args:
@@ -226,7 +226,7 @@ class Saved:
         return self.folder if self.exported else self.folder / "backbone"
 
 
-def read(folder: str | Path, revision: str | None = None) -> Saved:
+def read(folder: str | Path, revision: str | None = None) -> CheckpointContent:
     """Read everything of a checkpoint except its weights; see `Reasoner.from_pretrained`.
 
     Raises:
@@ -242,7 +242,7 @@ def read(folder: str | Path, revision: str | None = None) -> Saved:
             code="reasoning.other-tokenizer",
             key=str(folder),
         )
-    return Saved(
+    return CheckpointContent(
         folder,
         resolved,
         tokenizer,
@@ -386,25 +386,25 @@ def own_weights(reasoner: ReasonerBase) -> dict[str, Tensor]:
     }
 
 
-def match(expected: dict[str, Tensor], found: dict[str, Tensor], where: str) -> None:
+def match(expected: dict[str, Tensor], actual: dict[str, Tensor], where: str) -> None:
     """Check that two sets of weights have the same names and shapes.
 
     Raises:
         KavaError: a weight is missing, unexpected or has another shape; the error names the first.
     """
     for name, weight in expected.items():
-        if name not in found:
+        if name not in actual:
             raise KavaError(
                 f"{where}: weight '{name}' is missing", code="reasoning.weight-missing", key=name
             )
-        if found[name].shape != weight.shape:
+        if actual[name].shape != weight.shape:
             raise KavaError(
-                f"{where}: weight '{name}' has shape {tuple(found[name].shape)}, "
+                f"{where}: weight '{name}' has shape {tuple(actual[name].shape)}, "
                 f"this model needs {tuple(weight.shape)}",
                 code="reasoning.weight-shape",
                 key=name,
             )
-    for name in found:
+    for name in actual:
         if name not in expected:
             raise KavaError(
                 f"{where}: weight '{name}' is not part of this model",

@@ -62,22 +62,22 @@ def check(
             )
 
 
-def max_question_tokens(reasoner: ReasonerBase, command: str, new_tokens: int, wanted: int) -> int:
+def max_question_tokens(reasoner: ReasonerBase, command: str, new_tokens: int, limit: int) -> int:
     """Return the maximum number of tokens of a question.
 
-    This is `wanted`, or less if the backbone does not have enough positions.
+    This is `limit`, or less if the backbone does not have enough positions.
 
     Args:
         command: name of the calling command, for the error message.
         new_tokens: number of tokens to reserve for the answer.
-        wanted: the desired maximum.
+        limit: the desired maximum.
 
     Raises:
         KavaError: the positions of the backbone leave no room for a question.
     """
     most = max_positions(reasoner)
     if most is None:
-        return wanted
+        return limit
     room = most - reserved_tokens(reasoner) - new_tokens
     if room < 1:
         raise KavaError(
@@ -86,4 +86,4 @@ def max_question_tokens(reasoner: ReasonerBase, command: str, new_tokens: int, w
             code="reasoning.no-room-for-question",
             key="--max-new-tokens",
         )
-    return min(wanted, room)
+    return min(limit, room)

@@ -21,7 +21,7 @@ from kava.errors import KavaError
 from kava.reasoning import checkpoint
 from kava.reasoning.reasoner import Reasoner
 from kava.system import links
-from kava.system.files import write_whole, writing
+from kava.system.files import disk_errors_explained, write_whole
 from kava.system.progress import no_bars
 
 #: Version of the section `kava` in config.json.
@@ -56,7 +56,7 @@ def export(reasoner: Reasoner, folder: str | Path) -> Path:
     links.check(parts)
     shutil.rmtree(parts, ignore_errors=True)
     try:
-        with writing(folder):
+        with disk_errors_explained(folder):
             parts.mkdir(parents=True)
             _write(reasoner.merge(), parts)
             parts.rename(folder)
@@ -83,7 +83,7 @@ def _write(reasoner: Reasoner, folder: Path) -> None:
 
 def section(reasoner: Reasoner) -> dict[str, Any]:
     """Return what an engine needs to run the latents, as stored in config.json."""
-    recipe, unreadable = reasoner.recipe, reasoner.unreadable
+    recipe, unreadable = reasoner.recipe, reasoner.unreadable_ids
     return {
         "format": FORMAT,
         "method": recipe.method,

@@ -44,15 +44,15 @@ class Continuation:
     finished: Tensor
 
 
-def check_whole_number(name: str, value: Any, least: int) -> None:
-    """Check that a value is a whole number of at least `least`.
+def check_whole_number(name: str, value: Any, minimum: int) -> None:
+    """Check that a value is a whole number of at least `minimum`.
 
     Raises:
         KavaError: it is not.
     """
-    if type(value) is not int or value < least:
+    if type(value) is not int or value < minimum:
         raise KavaError(
-            f"{name} is {value!r}; give a whole number, {least} or more",
+            f"{name} is {value!r}; give a whole number, {minimum} or more",
             code="reasoning.bad-number",
             key=name.rpartition(": ")[2],
         )
@@ -141,8 +141,8 @@ def generate_tokens(
             key="min_new_tokens",
         )
     processors = LogitsProcessorList([*(others.pop("logits_processor", None) or ())])
-    if reasoner.unreadable is not None:
-        processors.insert(0, _Never(reasoner.unreadable))
+    if reasoner.unreadable_ids is not None:
+        processors.insert(0, _Never(reasoner.unreadable_ids))
     if config.repetition_penalty not in (None, 1):
         # generate() would skip as many tokens here as there are padding tokens before the question.
         processors.insert(0, RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
@@ -174,7 +174,7 @@ def generate_tokens(
             synced_gpus=False,  # not needed: `kava.system.sharded` gathers the weights of FSDP
             **others,
         )
-    return ends.found(new[:, prompt.shape[1] :])
+    return ends.continuation(new[:, prompt.shape[1] :])
 
 
 def _new_tokens_left(reasoner: ReasonerBase, mask: Tensor, max_new_tokens: int) -> list[int]:
@@ -224,22 +224,22 @@ class _Ends(StoppingCriteria):
     Args:
         criteria: the wrapped criteria; they are called once per token, as without this wrapper.
         start: the column at which new tokens begin.
-        left: maximum number of new tokens of each row; it applies to all copies of the row.
+        remaining: maximum number of new tokens of each row; it applies to all copies of the row.
     """
 
-    def __init__(self, criteria: StoppingCriteriaList, start: int, left: Sequence[int]):
-        self.criteria, self.start, self.left = criteria, start, torch.tensor(left)
+    def __init__(self, criteria: StoppingCriteriaList, start: int, remaining: Sequence[int]):
+        self.criteria, self.start, self.remaining = criteria, start, torch.tensor(remaining)
 
     def __call__(self, input_ids: LongTensor, scores: Any, **more: Any) -> BoolTensor:
         """Return whether each row ends here or has ended before, [batch]."""
-        self.left = self.left.to(input_ids.device, non_blocking=True)
-        tokens, copies = input_ids.shape[1] - self.start, input_ids.shape[0] // len(self.left)
+        self.remaining = self.remaining.to(input_ids.device, non_blocking=True)
+        tokens, copies = input_ids.shape[1] - self.start, input_ids.shape[0] // len(self.remaining)
         finished = self.criteria(input_ids, scores, **more)
-        full = self.left.repeat_interleave(copies) <= tokens
-        self.keep(input_ids[:, self.start :], finished, full)
+        full = self.remaining.repeat_interleave(copies) <= tokens
+        self.record(input_ids[:, self.start :], finished, full)
         return cast(BoolTensor, finished | full)
 
-    def keep(self, ids: Tensor, finished: Tensor, full: Tensor) -> None:
+    def record(self, ids: Tensor, finished: Tensor, full: Tensor) -> None:
         """Record which rows end at this token.
 
         Args:
@@ -249,7 +249,7 @@ class _Ends(StoppingCriteria):
         """
         raise NotImplementedError
 
-    def found(self, ids: Tensor) -> Continuation:
+    def continuation(self, ids: Tensor) -> Continuation:
         """Return the continuation for the generated rows `ids`, [batch, columns]."""
         raise NotImplementedError
 
@@ -259,7 +259,7 @@ class _EndsOfRows(_Ends):
 
     lengths: Tensor | None = None
 
-    def keep(self, ids: Tensor, finished: Tensor, full: Tensor) -> None:
+    def record(self, ids: Tensor, finished: Tensor, full: Tensor) -> None:
         """Record which rows end at this token, see the base class."""
         if self.lengths is None:
             self.lengths = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
@@ -268,7 +268,7 @@ class _EndsOfRows(_Ends):
         self.lengths = self.lengths.masked_fill(first, ids.shape[1])
         self.finished = self.finished | (first & finished)
 
-    def found(self, ids: Tensor) -> Continuation:
+    def continuation(self, ids: Tensor) -> Continuation:
         """Return the continuation for the generated rows, [batch, columns].
 
         A row that has not ended was cut off after its last token.
@@ -286,15 +286,15 @@ class _EndsOfBeams(_Ends):
         #: Maps (row of the batch, tokens up to the end) to whether a criterion ended the beam.
         self.ended: dict[tuple[int, tuple[int, ...]], bool] = {}
 
-    def keep(self, ids: Tensor, finished: Tensor, full: Tensor) -> None:
+    def record(self, ids: Tensor, finished: Tensor, full: Tensor) -> None:
         """Record which beams end at this token, [batch * beams]; see the base class."""
-        beams = len(ids) // len(self.left)
+        beams = len(ids) // len(self.remaining)
         for i in (finished | full).nonzero().flatten().tolist():
             self.ended.setdefault((i // beams, tuple(ids[i].tolist())), bool(finished[i]))
 
-    def found(self, ids: Tensor) -> Continuation:
+    def continuation(self, ids: Tensor) -> Continuation:
         """Return the continuation for the generated rows, [batch * answers, columns]."""
-        answers, lengths, finished = len(ids) // len(self.left), [], []
+        answers, lengths, finished = len(ids) // len(self.remaining), [], []
         for i, row in enumerate(ids.tolist()):
             ends = [n for n in range(1, len(row)) if (i // answers, tuple(row[:n])) in self.ended]
             lengths.append(min(ends, default=len(row)))

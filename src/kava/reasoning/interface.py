@@ -36,7 +36,7 @@ class ReasonerBase(nn.Module):
     #: Whether the weights are a backbone with a merged LoRA adapter, and not trained since.
     merged: bool
     #: [vocabulary], true at ids that have no text and are never generated; None if there are none.
-    unreadable: Tensor | None
+    unreadable_ids: Tensor | None
     windows: masks.Windows
     special_tokens: nn.ParameterDict
     #: The training method, a `kava.reasoning.methods.Method`.

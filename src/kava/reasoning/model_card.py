@@ -15,7 +15,7 @@ from kava.reasoning.methods import label_of, paper_of
 from kava.recipe.schema import Recipe, dump
 from kava.system.tables import markdown_table
 
-UNMEASURED = (
+NO_RESULTS = (
     "Anything that the tables above do not name: other tasks, other languages, sampling in place "
     "of greedy decoding, safety, bias, and what the model says to what is no question of its kind."
 )
@@ -44,7 +44,7 @@ def card(
         "## What it was made from\n\n"
         + markdown_table(None, _origin(recipe, identity, record, merged), left=(0, 1)),
         "## What was measured\n\n" + _scores(record),
-        f"## What was not measured\n\n{UNMEASURED}",
+        f"## What was not measured\n\n{NO_RESULTS}",
         "## Recipe\n\n" + _block(dump(recipe)),
     ]
     return "\n\n".join(parts) + "\n"

@@ -48,7 +48,7 @@ def open_reasoner(
             return Reasoner.from_backbone(path, revision, device=device, dtype=plain)
         except hub.NotAvailable as error:
             raise KavaError(
-                f"{error.told}; give the folder of a run, a checkpoint or a transformers model; "
+                f"{error.reason}; give the folder of a run, a checkpoint or a transformers model; "
                 "for a model on the Hub, go online and log in with `hf auth login`",
                 code="reasoning.not-had",
                 key=str(path),

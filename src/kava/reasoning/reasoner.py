@@ -41,7 +41,7 @@ class Reasoner(ReasonerBase):
         identity: identity of the backbone, from `kava.backbones.loading.identity`.
     """
 
-    unreadable: Tensor | None
+    unreadable_ids: Tensor | None
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: Any, recipe: Recipe, identity: dict[str, Any]
@@ -628,7 +628,7 @@ def load_backbone(
 
 
 def _load_backbone_of(
-    saved: checkpoint.Saved, given: str | None, dtype: torch.dtype
+    saved: checkpoint.CheckpointContent, given: str | None, dtype: torch.dtype
 ) -> PreTrainedModel:
     """Load the backbone of an adapter checkpoint from its original or from a given location.
 
@@ -642,7 +642,7 @@ def _load_backbone_of(
         model, _, found = load_backbone(name, revision, dtype)
     except hub.NotAvailable as error:
         raise KavaError(
-            f"{saved.folder}: cannot load the backbone of this adapter: {error.told}; give its "
+            f"{saved.folder}: cannot load the backbone of this adapter: {error.reason}; give its "
             "location with --backbone FOLDER, or backbone=FOLDER in Python",
             code="reasoning.backbone-not-had",
             key=name,

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from kava.errors import KavaError
 from kava.recipe import registry
 from kava.recipe.load import load_recipe
-from kava.recipe.schema import Recipe, merge, refusal, validate
+from kava.recipe.schema import Recipe, merge, to_kava_error, validate
 
 #: Recipe sections that set the weight and the form of a distillation loss.
 _LOSSES = ("codi", "kv", "latent_readout", "multiplex")
@@ -52,8 +52,8 @@ def resolve(recipe: Recipe, where: str = "recipe") -> Recipe:
     try:
         options = method.Options.model_validate(whole.method_options)
     except ValidationError as error:
-        refused = refusal(error, method.Options, "method_options.")
-        raise refused.within(f"{where}: method_options of '{whole.method}'") from None
+        refused = to_kava_error(error, method.Options, "method_options.")
+        raise refused.with_location(f"{where}: method_options of '{whole.method}'") from None
     whole.method_options = options.model_dump(by_alias=True)
     return whole.mark_resolved()
 

@@ -20,7 +20,7 @@ def prepends_blank(encode: Callable[[list[str]], list[Ids]], to_tokens: Callable
     return bool(tokens) and str(tokens[0]).startswith(_BLANKS)
 
 
-def beginnings(parts: Sequence[str]) -> list[str]:
+def prefixes(parts: Sequence[str]) -> list[str]:
     """Return the text up to the end of each part; the last is the whole text."""
     return list(accumulate(parts))
 
@@ -36,7 +36,7 @@ def split(parts: Sequence[str], ids: Mapping[str, Ids]) -> list[Ids]:
     """
     if not parts:
         return []
-    texts = beginnings(parts)
+    texts = prefixes(parts)
     whole = ids[texts[-1]]
     ends = [min(end, len(whole)) for end in accumulate((len(ids[t]) for t in texts), max)]
     return [whole[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]

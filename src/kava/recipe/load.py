@@ -14,12 +14,12 @@ from typing import Any
 
 import yaml
 
-from kava.errors import KavaError, on_one_line, shown
+from kava.errors import KavaError, on_one_line, truncate
 from kava.recipe.schema import Recipe, Section, merge, validate
 from kava.system import assets
 
 #: Of a file in bytes, and of a chain of recipes that extend each other.
-LARGEST, LONGEST = 1_000_000, 10
+MAX_BYTES, MAX_INCLUDES = 1_000_000, 10
 
 
 def load_recipe(
@@ -77,14 +77,14 @@ def _extended(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     under = _beside_or_shipped(file, name)
     if under in (*above, file.resolve()):
         raise KavaError(
-            f"{file}: key 'extends': circular reference, because {shown(name)} also extends this "
-            "recipe",
+            f"{file}: key 'extends': circular reference, because {truncate(name)} also extends "
+            "this recipe",
             code="recipe.extends-itself",
             key="extends",
         )
-    if len(above) == LONGEST:
+    if len(above) == MAX_INCLUDES:
         raise KavaError(
-            f"{file}: key 'extends': the chain of extended recipes is longer than {LONGEST}; "
+            f"{file}: key 'extends': the chain of extended recipes is longer than {MAX_INCLUDES}; "
             "shorten it",
             code="recipe.extends-too-many",
             key="extends",
@@ -99,7 +99,7 @@ def _beside_or_shipped(file: Path, name: str) -> Path:
         KavaError: there is none, or it lies elsewhere.
     """
     elsewhere = KavaError(
-        f"{file}: key 'extends': {shown(name)} was found neither in this recipe's folder nor "
+        f"{file}: key 'extends': {truncate(name)} was found neither in this recipe's folder nor "
         "among the shipped recipes; copy it into this recipe's folder",
         code="recipe.extends-elsewhere",
         key="extends",
@@ -130,10 +130,10 @@ def _text(file: Path) -> str:
             key=str(file),
         )
     with file.open("rb") as opened:
-        content = opened.read(LARGEST + 1)
-    if len(content) > LARGEST:
+        content = opened.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
         raise KavaError(
-            f"{file}: is larger than {LARGEST:,} bytes, the maximum for a recipe",
+            f"{file}: is larger than {MAX_BYTES:,} bytes, the maximum for a recipe",
             code="recipe.too-large",
             key=str(file),
         )
@@ -197,14 +197,14 @@ def parse(text: str, where: str) -> Any:
         if node is None or (plain and node.tag == "tag:yaml.org,2002:str"):
             return text.strip()
         raise KavaError(
-            f"{where}: '{shown(text)}' would end before '#', where a comment begins in YAML; "
+            f"{where}: '{truncate(text)}' would end before '#', where a comment begins in YAML; "
             "remove what follows, or put quotes around a text",
             code="recipe.comment-in-value",
             key=where.rpartition(" ")[2],
         )
     except yaml.YAMLError as error:
         code, key = _code(error, where.rpartition(" ")[2])
-        message = f"{where}: '{shown(text)}' is not a valid YAML value: {_problem(error)}"
+        message = f"{where}: '{truncate(text)}' is not a valid YAML value: {_problem(error)}"
         raise KavaError(message, code=code, key=key) from None
 
 
@@ -275,7 +275,7 @@ class _Loader(yaml.SafeLoader):
         except (ValueError, LookupError, AttributeError):  # what is made of a word is not checked
             raise _Refused(
                 "recipe.not-of-its-type",
-                f"'{shown(node.value)}' is not a valid {kind}; quote it if it is a string",
+                f"'{truncate(node.value)}' is not a valid {kind}; quote it if it is a string",
                 node.start_mark,
             ) from None
 
@@ -296,7 +296,7 @@ class _Loader(yaml.SafeLoader):
             if key.value in keys:
                 raise _Refused(
                     "recipe.key-twice",
-                    f"key '{shown(key.value)}' is given twice",
+                    f"key '{truncate(key.value)}' is given twice",
                     key.start_mark,
                     key.value,
                 )

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from kava.errors import KavaError, unknown
+from kava.errors import KavaError, unknown_name
 
 #: The subpackage of each kind; data sets are in the same package as the code that reads them.
-PLACES = {
+PACKAGES = {
     "methods": "reasoning.methods",
     "evictions": "reasoning.evictions",
     "latents": "reasoning.latents",
@@ -31,7 +31,7 @@ _outside: dict[tuple[str, str], Any] = {}
 
 def names(kind: str) -> list[str]:
     """Return the registered names of one kind, such as `methods` or `tasks`."""
-    place = PLACES[kind]
+    place = PACKAGES[kind]
     package = sys.modules.get(f"kava.{place}")  # its `__path__` may have been extended
     path = package.__path__ if package else [str(_PACKAGE.joinpath(*place.split(".")))]
     inside = [
@@ -70,21 +70,21 @@ def find(kind: str, name: str) -> Any:
     return module(kind, name).IMPLEMENTATION
 
 
-def module(kind: str, name: str, called: str = "") -> ModuleType:
+def module(kind: str, name: str, display_name: str = "") -> ModuleType:
     """Import the file of the given name and return it as a module.
 
     Args:
-        called: what to call the kind in the error message; by default `method` for `methods` and so
-            on.
+        display_name: what to call the kind in the error message; by default `method` for `methods`
+            and so on.
 
     Raises:
         KavaError: the name is unknown; the error suggests the closest known one.
     """
-    check(kind, name, called)
-    return importlib.import_module(f"kava.{PLACES[kind]}.{name}")
+    check(kind, name, display_name)
+    return importlib.import_module(f"kava.{PACKAGES[kind]}.{name}")
 
 
-def check(kind: str, name: str, called: str = "") -> None:
+def check(kind: str, name: str, display_name: str = "") -> None:
     """Check that a name is known, without importing anything.
 
     Raises:
@@ -92,4 +92,6 @@ def check(kind: str, name: str, called: str = "") -> None:
     """
     known = names(kind)
     if name not in known:
-        raise unknown(called or kind.removesuffix("s"), name, known, code="recipe.unknown-name")
+        raise unknown_name(
+            display_name or kind.removesuffix("s"), name, known, code="recipe.unknown-name"
+        )

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from kava.errors import KavaError, shown, unknown
+from kava.errors import KavaError, truncate, unknown_name
 from kava.recipe import registry
 
 Distance = Literal["l1", "smooth_l1", "mse"]
@@ -165,7 +165,7 @@ class Data(Section):
         for name in self.leak_check:
             if name not in registry.names("tasks"):
                 known = registry.names("tasks")
-                raise ValueError(unknown("task", name, known, code="recipe.unknown-name"))
+                raise ValueError(unknown_name("task", name, known, code="recipe.unknown-name"))
         if unused := self.leak_files.keys() - set(self.leak_check):
             raise ValueError(
                 KavaError(
@@ -398,21 +398,21 @@ class BackboneRecipe(Section):
     description: str = ""
 
 
-def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Return `under` updated with the values of `over`, section by section."""
-    result = dict(under)
-    for key, value in over.items():
+def merge(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` updated with the values of `override`, section by section."""
+    result = dict(base)
+    for key, value in override.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
         result[key] = merge(result[key], value) if both else value
     return result
 
 
-def flatten(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return a nested mapping as a flat one with dotted keys, such as `train.steps`."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         nested = isinstance(value, dict)
-        found.update(flatten(value, f"{above}{key}.") if nested else {above + key: value})
+        found.update(flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value})
     return found
 
 
@@ -430,9 +430,9 @@ def validate(tree: dict[str, Any], where: str, kind: type[Section] = Recipe) -> 
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise refusal(error, kind).within(where) from None
+        raise to_kava_error(error, kind).with_location(where) from None
     except KavaError as error:
-        raise error.within(where) from None
+        raise error.with_location(where) from None
 
 
 def dump(recipe: Section) -> str:
@@ -452,7 +452,7 @@ _values = reprlib.Repr()
 _values.maxstring = _values.maxother = 80
 
 
-def refusal(error: ValidationError, kind: type[Section], above: str = "") -> KavaError:
+def to_kava_error(error: ValidationError, kind: type[Section], prefix: str = "") -> KavaError:
     """Convert the errors of pydantic to a KavaError of one line.
 
     The code and the key are those of the first error.
@@ -463,17 +463,17 @@ def refusal(error: ValidationError, kind: type[Section], above: str = "") -> Kav
         above: the recipe key under which the section is, with a dot at the end.
     """
     found = error.errors()
-    lines = [shown(_explain(item, kind), 500) for item in found[:_MOST_LINES]]
+    lines = [truncate(_explain(item, kind), 500) for item in found[:_MOST_LINES]]
     left = [f"and {len(found) - _MOST_LINES} more"] if len(found) > _MOST_LINES else []
     message, first = "; ".join([*lines, *left]), found[0]
     path = [str(part) for part in first["loc"]]
-    whole = above + ".".join(path)
+    whole = prefix + ".".join(path)
     if first["type"] == "extra_forbidden":
         return KavaError(message, code="recipe.unknown-key", key=whole)
     if first["type"] == "missing":
         return KavaError(message, code="recipe.missing-key", key=whole)
     # Parts of the path that are not identifiers are added by pydantic and are not recipe keys.
-    key = above + ".".join(takewhile(str.isidentifier, path))
+    key = prefix + ".".join(takewhile(str.isidentifier, path))
     refused = KavaError(message, code="recipe.bad-value", key=key or None)
     for lines in getattr(first.get("ctx", {}).get("error"), "args", ()):
         if isinstance(lines, KavaError):
@@ -487,13 +487,15 @@ def _explain(item: Any, kind: type[Section]) -> str:
     key = ".".join(path)
     if item["type"] == "extra_forbidden":
         known = _fields(kind, path[:-1])
-        close = difflib.get_close_matches(shown(path[-1]), known, n=1)
+        close = difflib.get_close_matches(truncate(path[-1]), known, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else f"; known keys: {', '.join(known)}"
-        return f"unknown key '{shown(key)}'{hint}"
+        return f"unknown key '{truncate(key)}'{hint}"
     if item["type"] == "missing":
         return f"key '{key}' is missing"
     message = item["msg"].removeprefix("Value error, ")
-    return f"key '{shown(key)}': {message} (got {_values.repr(item['input'])})" if key else message
+    return (
+        f"key '{truncate(key)}': {message} (got {_values.repr(item['input'])})" if key else message
+    )
 
 
 def _fields(kind: type[Section], path: list[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from kava.evaluation.slices import NECESSARY, SELECTIVE, SUFFICIENT
-from kava.report.plots import Dot, dots, look
+from kava.report.plots import Dot, dots, style_of
 from kava.system.tables import terminal_table
 
 MEANINGS = {
@@ -103,7 +103,7 @@ def draw(table: dict[str, Any], path: Path) -> Path:
     partner = Dot(
         named("swapped"), swapped["partner_accuracy"], *swapped["partner_accuracy_interval"]
     )
-    method, n = look(table["method"]).label, swapped["n"]
+    method, n = style_of(table["method"]).label, swapped["n"]
     return dots(
         {"the question's answer": found, "the other question's answer": [partner]},
         path,

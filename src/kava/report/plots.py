@@ -68,7 +68,7 @@ _INK, _GREY = "#1A1A1A", "#4A4A4A"
 _DPI = 150
 
 
-def look(method: str) -> Style:
+def style_of(method: str) -> Style:
     """Return the look of a method; a method without a colour of its own is drawn grey."""
     return Style(label_of(method), *_STYLES.get(method, _GREY_STYLE))
 
@@ -77,10 +77,10 @@ def look(method: str) -> Style:
 _MORE = ("#5E3C99", "#8C510A", "#01665E", "#A50F15", "#737300")
 
 
-def looks(names: Sequence[str]) -> dict[str, Style]:
+def styles_of(names: Sequence[str]) -> dict[str, Style]:
     """Return a look for each name: a method's own, or one from a further set for other names."""
     markers, dashes = "*hd<>1234", ("-", "--", "-.", ":")
-    found = {name: look(name) for name in names if name in _STYLES}
+    found = {name: style_of(name) for name in names if name in _STYLES}
     for place, name in enumerate(name for name in dict.fromkeys(names) if name not in _STYLES):
         colour = _MORE[place % len(_MORE)]
         style = markers[place % len(markers)], dashes[place % len(dashes)]
@@ -91,7 +91,7 @@ def looks(names: Sequence[str]) -> dict[str, Style]:
 def label(row: TableRow) -> str:
     """Return the label of a row: its method's label, or its own name if that is different."""
     name = row.get("name", row["method"])
-    return look(row["method"]).label if name == row["method"] else name
+    return style_of(row["method"]).label if name == row["method"] else name
 
 
 def spread(row: TableRow) -> float:
@@ -164,7 +164,7 @@ def dots(
     axes = figure.add_subplot()
     _tidy(axes)
     axes.axvline(level, color=_GREY, linestyle="--", linewidth=1.2, label=level_label)
-    for name, style in zip(series, (look("kava"), look("pccot")), strict=False):
+    for name, style in zip(series, (style_of("kava"), style_of("pccot")), strict=False):
         _dots(axes, series[name], lines, name, style)
     axes.set_yticks(list(lines.values()), list(lines))
     axes.set_xlim(-2, 102)
@@ -199,7 +199,7 @@ def loss_parts(series: dict[str, Sequence[dict[str, Any]]], path: str | Path) ->
             panel.
         path: the PNG file to write.
     """
-    styles = looks(list(series))
+    styles = styles_of(list(series))
     terms = [term for term in PANELS if any(_points(s, term)[0] for s in series.values())]
     columns = min(3, max(1, len(terms)))
     lines = max(1, math.ceil(len(terms) / columns))
@@ -232,7 +232,7 @@ def lines(
     figure = _figure((6.4, 3.9))
     axes = figure.add_subplot()
     _tidy(axes)
-    styles = looks(list(series))
+    styles = styles_of(list(series))
     for name, points in series.items():
         xs, ys, spreads = zip(*sorted(points, key=lambda point: point[0]), strict=True)
         bars = [value or 0.0 for value in spreads] if any(spreads) else None
@@ -254,7 +254,7 @@ def lines(
 
 def _point(axes: Axes, row: TableRow) -> None:
     """Draw a marker with its error bar; it is hollow for a variant of a method."""
-    _, colour, marker, _ = look(row["method"])
+    _, colour, marker, _ = style_of(row["method"])
     plain = row.get("name", row["method"]) == row["method"]
     axes.errorbar(
         row["forward_passes"],

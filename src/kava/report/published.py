@@ -20,7 +20,7 @@ class Number:
     source: str
 
     @property
-    def told(self) -> str:
+    def citation(self) -> str:
         """The source in a few words, such as `arXiv:2510.02312v1, second-hand`."""
         source = load()["sources"][self.source]
         version = source["version"]

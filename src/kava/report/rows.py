@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from kava.errors import KavaError, shown
+from kava.errors import KavaError, truncate
 from kava.evaluation.answers import standard_error
 from kava.recipe import registry
 from kava.recipe.schema import Recipe
@@ -149,8 +149,8 @@ def check_alike(results: Mapping[str, Result | None], task: str, keys: Sequence[
                 difference = ", ".join(f"{k} {scores[other][k]} and {score[k]}" for k in differing)
                 raise KavaError(
                     f"{other} and {run} were not scored in the same way on '{task}' "
-                    f"({difference}), but all numbers of a row or column must be; use kava eval to "
-                    "score a run again",
+                    f"({difference}), so they cannot stand in one table; score one of them again "
+                    "with kava eval",
                     code="report.not-scored-alike",
                     key=task,
                 )
@@ -184,7 +184,7 @@ def check_result(result: Any, file: Path) -> None:
             value = value.get(part)
         told = " of ".join(f"'{part}'" for part in reversed(path[1:] or path))
         raise KavaError(
-            f"{file}: not a kava result: {told}: {first['msg']}, not {shown(repr(value), 60)}",
+            f"{file}: not a kava result: {told}: {first['msg']}, not {truncate(repr(value), 60)}",
             code="report.not-a-result",
             key=path[-1],
         ) from None

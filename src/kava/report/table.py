@@ -14,7 +14,7 @@ from kava.reasoning.methods import paper_of
 from kava.reasoning.resolve import load_resolved
 from kava.recipe import registry
 from kava.report import published
-from kava.report.plots import look, spread, spread_words
+from kava.report.plots import spread, spread_words, style_of
 from kava.report.results import Group, changes, check_column, seeds, setting
 from kava.report.rows import TableRow
 from kava.system import assets
@@ -34,7 +34,7 @@ COSTS = {
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredValue:
     """A value with its spread, the number after ±, if any.
 
     share: how many of the seeds count, if not all.
@@ -54,7 +54,7 @@ class Measured:
         return f"{self.value:.1f}{behind}{self.share}"
 
 
-Cell = str | Measured
+Cell = str | MeasuredValue
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Table:
     @property
     def numbers(self) -> list[bool]:
         """Whether each column holds measured values."""
-        return [any(isinstance(row[i], Measured) for row in self.rows) for i in self._columns]
+        return [any(isinstance(row[i], MeasuredValue) for row in self.rows) for i in self._columns]
 
     def markdown(self) -> str:
         """Return a Markdown table with its caption below."""
@@ -99,7 +99,7 @@ class Table:
             line: list[Any] = []
             for cell, number in zip(row, self.numbers, strict=True):
                 if number:
-                    known = cell if isinstance(cell, Measured) else Measured(None)
+                    known = cell if isinstance(cell, MeasuredValue) else MeasuredValue(None)
                     line += [_plain(known.value), _plain(known.spread)]
                 else:
                     line.append(_no_formula(_text(cell)))
@@ -169,8 +169,8 @@ def results_table(groups: Sequence[Group], tasks: Sequence[str] = ()) -> Table:
             (
                 group_label(groups[i]),
                 *(accuracy(row) for row in found),
-                *(Measured(first[cost]) for cost in COSTS),
-                Measured(None if size is None else size / 1e6),
+                *(MeasuredValue(first[cost]) for cost in COSTS),
+                MeasuredValue(None if size is None else size / 1e6),
             )
         )
     headings = ("method", *(f"{task} (%)" for task in tasks), *COSTS.values(), "peak memory (MB)")
@@ -264,45 +264,47 @@ def _paper_row(
             code="report.several-names",
             key=name,
         )
-    ours = Measured(None, gap="not run")
+    ours = MeasuredValue(None, gap="not run")
     if groups:
         row = groups[0].row(task, all_seeds)
         shown.append(row)
-        ours = accuracy(row) if quantity == "accuracy" else Measured(row[quantity])
+        ours = accuracy(row) if quantity == "accuracy" else MeasuredValue(row[quantity])
     both = ours.value is not None and other is not None
     return (
         where,
         task,
-        look(name).label,
+        style_of(name).label,
         ours,
-        Measured(other.value if other else None),
-        Measured(ours.value - other.value if both else None),
-        other.told if other else GAP,
+        MeasuredValue(other.value if other else None),
+        MeasuredValue(ours.value - other.value if both else None),
+        other.citation if other else GAP,
     )
 
 
-def accuracy(row: TableRow) -> Measured:
+def accuracy(row: TableRow) -> MeasuredValue:
     """Return a row's accuracy with its spread."""
     counted, missing = row.get("seeds") or (), row.get("missing_seeds") or ()
     share = f" ({len(counted)}/{len(counted) + len(missing)})" if missing else ""
-    return Measured(row["accuracy"], spread(row) if row["accuracy"] is not None else None, share)
+    return MeasuredValue(
+        row["accuracy"], spread(row) if row["accuracy"] is not None else None, share
+    )
 
 
 def group_label(group: Group) -> str:
     """Return the method's name in print, or the run's own name if that is different."""
-    return look(group.method).label if group.name == group.method else group.name
+    return style_of(group.method).label if group.name == group.method else group.name
 
 
-def caption(rows: Sequence[TableRow], of: str = "") -> str:
+def caption(rows: Sequence[TableRow], subject: str = "") -> str:
     """Return a table's caption: the number of problems, and what ± means.
 
     Args:
-        of: what the problems are, such as ` held-out problems`.
+        subject: what the problems are, such as ` held-out problems`.
     """
     counts = sorted({row["n"] for row in rows if row["n"] is not None})
     words = " or ".join(f"{n:,}" for n in counts) or "no"
     share = "; (k/m): only k of m seeds" if any(row.get("missing_seeds") for row in rows) else ""
-    return f"n = {words}{of}; ± is {spread_words(rows)}{share}"
+    return f"n = {words}{subject}; ± is {spread_words(rows)}{share}"
 
 
 def _text(cell: Cell) -> str:

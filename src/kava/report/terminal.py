@@ -8,13 +8,13 @@ from rich.table import Table
 
 from kava.report.plots import label
 from kava.report.rows import TableRow
-from kava.report.table import Measured, accuracy, caption
+from kava.report.table import MeasuredValue, accuracy, caption
 from kava.system.tables import terminal_table
 from kava.system.text import format_duration
 
 HEADINGS = ("method", "accuracy (%)", "forward passes", "ms per question", "training time")
-LEFT = (0, 4)  # the columns that hold no numbers
-UNTRAINED = "the backbone itself"
+TEXT_COLUMNS = (0, 4)  # the columns that hold no numbers
+NOT_TRAINED = "the backbone itself"
 
 
 def quickstart_table(rows: Sequence[TableRow], title: str | None = None) -> Table:
@@ -29,7 +29,7 @@ def quickstart_table(rows: Sequence[TableRow], title: str | None = None) -> Tabl
     """
     bold = [place for place, row in enumerate(rows) if label(row) == "KaVa"]
     lines = list(map(cells, rows))
-    return terminal_table(HEADINGS, lines, LEFT, title, quickstart_caption(rows), bold)
+    return terminal_table(HEADINGS, lines, TEXT_COLUMNS, title, quickstart_caption(rows), bold)
 
 
 def cells(row: TableRow) -> tuple[str, ...]:
@@ -37,8 +37,8 @@ def cells(row: TableRow) -> tuple[str, ...]:
     return (
         label(row),
         accuracy(row).text(),
-        Measured(row["forward_passes"]).text(),
-        Measured(row["ms_per_question"]).text(),
+        MeasuredValue(row["forward_passes"]).text(),
+        MeasuredValue(row["ms_per_question"]).text(),
         _training_time(row),
     )
 
@@ -51,4 +51,4 @@ def quickstart_caption(rows: Sequence[TableRow]) -> str:
 def _training_time(row: TableRow) -> str:
     if row["train_seconds"] is not None:
         return format_duration(row["train_seconds"])
-    return "-" if row.get("seeds") or row.get("missing_seeds") else UNTRAINED
+    return "-" if row.get("seeds") or row.get("missing_seeds") else NOT_TRAINED

@@ -28,12 +28,12 @@ from kava.runs.resume import has_checkpoint
 from kava.system import distributed, links, lock
 from kava.system.files import write_json, write_whole
 
-BEGUN, LOCK = "begun.json", "scores.lock"
+BEGIN_FILE, LOCK = "begun.json", "scores.lock"
 
 
 @contextmanager
 def create_or_resume(
-    run: Path, resolved: schema.Section, resume: bool, inputs: dict[str, Any]
+    run: Path, recipe: schema.Section, resume: bool, inputs: dict[str, Any]
 ) -> Iterator[None]:
     """Create the run folder, or check that the run to resume has the same recipe and inputs.
 
@@ -47,8 +47,8 @@ def create_or_resume(
             training writes; if `resume` is set and the recipe or the inputs differ. On all
             processes.
     """
-    made = [path for path in (run / RECIPE, run / BEGUN, run) if not path.exists()]
-    distributed.on_main_rank(lambda: _prepare(run, resolved, resume, inputs))
+    made = [path for path in (run / RECIPE, run / BEGIN_FILE, run) if not path.exists()]
+    distributed.on_main_rank(lambda: _prepare(run, recipe, resume, inputs))
     try:
         yield
     except BaseException:
@@ -91,7 +91,7 @@ def _prepare(run: Path, resolved: schema.Section, resume: bool, inputs: dict[str
     links.make_folder(run)
     if not (run / RECIPE).exists():
         write_whole(run / RECIPE, schema.dump(resolved))
-    write_json(run / BEGUN, inputs)
+    write_json(run / BEGIN_FILE, inputs)
 
 
 def holds_run(run: Path) -> bool:
@@ -104,10 +104,10 @@ def is_finished(run: Path) -> bool:
     return (run / RESULT).is_file() and not has_checkpoint(run)
 
 
-def check_free(run: Path, resolved: schema.Section) -> None:
+def check_free(run: Path, recipe: schema.Section) -> None:
     """Raise an error if a folder without a run has files that a run would overwrite.
 
-    The recipe that a killed start of the same run left behind does not count.
+    A recipe that an interrupted start of the same run left behind is ignored.
 
     Raises:
         KavaError: with the name of the file.
@@ -120,7 +120,7 @@ def check_free(run: Path, resolved: schema.Section) -> None:
                 code="runs.would-overwrite",
                 key=str(found),
             )
-    if (run / RECIPE).exists() and not _is_left_behind(run, resolved):
+    if (run / RECIPE).exists() and not _is_left_behind(run, recipe):
         raise KavaError(
             f"{run / RECIPE}: already exists and training would overwrite it; choose another "
             "--output, or delete the file if you do not need it",
@@ -182,7 +182,7 @@ def check_inputs(run: Path, inputs: dict[str, Any]) -> None:
     Raises:
         KavaError: says what differs, what it was and what it is now.
     """
-    file = run / BEGUN
+    file = run / BEGIN_FILE
     if not file.is_file():
         return
     try:
@@ -213,7 +213,7 @@ def check_inputs(run: Path, inputs: dict[str, Any]) -> None:
         )
 
 
-def differences(run: Path, resolved: schema.Section) -> str:
+def differences(run: Path, recipe: schema.Section) -> str:
     """Describe the keys in which the recipe in a run folder differs from another; empty if none.
 
     The saved recipe is read by the rules of this version, so a key that is newer than the run has
@@ -223,9 +223,9 @@ def differences(run: Path, resolved: schema.Section) -> str:
     Raises:
         KavaError: if there is no recipe, or it cannot be read.
     """
-    saved = _saved_recipe(run, type(resolved))
+    saved = _saved_recipe(run, type(recipe))
     saved_settings, given = (
-        schema.flatten(one.model_dump(by_alias=True)) for one in (saved, resolved)
+        schema.flatten(one.model_dump(by_alias=True)) for one in (saved, recipe)
     )
     keys = [key for key in {**given, **saved_settings} if given.get(key) != saved_settings.get(key)]
     keys = [key for key in keys if not key.startswith("resources.")]
@@ -265,7 +265,7 @@ def clear(run: Path) -> None:
     Call it last: until then, the run can be resumed.
     """
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    (run / BEGUN).unlink(missing_ok=True)
+    (run / BEGIN_FILE).unlink(missing_ok=True)
 
 
 @contextmanager

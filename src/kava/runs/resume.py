@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from kava.errors import KavaError
 from kava.system.files import write_json
 
-_STATE, SEAL = "trainer_state.json", "sha256.json"
+_STATE, CHECKSUMS_FILE = "trainer_state.json", "sha256.json"
 
 
 def last_checkpoint(run: Path) -> str:
@@ -64,7 +64,9 @@ def write_checksums(folder: Path) -> None:
     then still in the page cache. Resuming reads the files once more than it would without
     checksums.
     """
-    write_json(folder / SEAL, {str(f.relative_to(folder)): _hash(f) for f in _files(folder)})
+    write_json(
+        folder / CHECKSUMS_FILE, {str(f.relative_to(folder)): _hash(f) for f in _files(folder)}
+    )
 
 
 def find_corruption(folder: Path) -> KavaError | None:
@@ -79,9 +81,9 @@ def find_corruption(folder: Path) -> KavaError | None:
     if not next((folder / parts[0]).glob("*.safetensors"), None):
         return _missing(folder / parts[0], "contains no weights")
     try:
-        hashes = _json(folder / SEAL) if (folder / SEAL).is_file() else {}
+        hashes = _json(folder / CHECKSUMS_FILE) if (folder / CHECKSUMS_FILE).is_file() else {}
     except ValueError:
-        return _damaged(folder / SEAL)
+        return _damaged(folder / CHECKSUMS_FILE)
     for file in dict.fromkeys([*_files(folder), *(folder / name for name in hashes)]):
         if not file.is_file():
             return _missing(file, "this file of the checkpoint is missing")
@@ -164,4 +166,4 @@ def _checkpoints(run: Path) -> list[Path]:
 
 
 #: Number of checkpoints that the Trainer keeps.
-KEPT = 2
+MAX_CHECKPOINTS = 2

@@ -29,7 +29,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 20
 #: Keys of a record that are not measured quantities.
 _HIDDEN = {"step", "epoch", "validation_n"}
-FIRST = ("loss", "student_ce", "teacher_ce", "codi", "kv")
+FIRST_METRICS = ("loss", "student_ce", "teacher_ce", "codi", "kv")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class State:
         return max((record["step"] for record in self.records), default=0)
 
 
-def look(run: Path) -> State:
+def read_state(run: Path) -> State:
     """Read a run folder.
 
     Raises:
@@ -77,7 +77,7 @@ def watch(run: Path, console: Console, once: bool = False, every: float = 1.0) -
     Raises:
         KavaError: if `run` is not a run folder.
     """
-    state = look(run)
+    state = read_state(run)
     if once or state.finished or not console.is_terminal:
         console.print(view(state))
         return
@@ -86,7 +86,7 @@ def watch(run: Path, console: Console, once: bool = False, every: float = 1.0) -
     with Live(view(state), console=console, refresh_per_second=4) as live:
         while not state.finished:
             time.sleep(every)
-            state = look(run)
+            state = read_state(run)
             live.update(view(state))
 
 
@@ -102,7 +102,7 @@ def view(state: State) -> RenderableType:
         name = f"{key}, log" if is_wide(values) else key
         ends = map(_format_value, (min(values), max(values))) if values else ("-", "-")
         lines.append((name, _format_value(logged[-1]), *ends, sparkline(values)))
-    table = terminal_table(("", "last", "lowest", "highest", "course"), lines, left=(0, 4))
+    table = terminal_table(("", "last", "lowest", "highest", "course"), lines, left_aligned=(0, 4))
     return Group(Text(headline(state), style="bold"), table)
 
 
@@ -153,7 +153,9 @@ def _keys(records: Sequence[dict[str, Any]]) -> list[str]:
     """Return the names of the logged quantities, losses first, without duplicates."""
     found = [key for record in records for key in record if key not in _HIDDEN]
     known = list(dict.fromkeys(key for key in found if _has_value(records, key)))
-    return [key for key in FIRST if key in known] + [key for key in known if key not in FIRST]
+    return [key for key in FIRST_METRICS if key in known] + [
+        key for key in known if key not in FIRST_METRICS
+    ]
 
 
 def _has_value(records: Sequence[dict[str, Any]], key: str) -> bool:

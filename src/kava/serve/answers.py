@@ -9,7 +9,7 @@ from contextlib import suppress
 from fastapi import Request as HttpRequest
 
 from kava.serve.jobs import ERROR, TIMEOUT, Piece
-from kava.serve.protocol import Refused
+from kava.serve.protocol import RequestError
 
 
 class Answers:
@@ -81,8 +81,8 @@ def raise_for(piece: Piece) -> None:
     if piece.reason == TIMEOUT:
         raise _late()
     if piece.reason == ERROR:
-        raise Refused(500, "the model failed on this question", kind="server_error")
+        raise RequestError(500, "the model failed on this question", kind="server_error")
 
 
-def _late() -> Refused:
-    return Refused(504, "the answer took too long", kind="timeout")
+def _late() -> RequestError:
+    return RequestError(504, "the answer took too long", kind="timeout")

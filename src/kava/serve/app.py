@@ -22,8 +22,8 @@ from kava.serve.gate import Gate
 from kava.serve.hosts import Hosts
 from kava.serve.limits import Limits
 from kava.serve.metrics import Metrics
-from kava.serve.openapi import COMMON, GENERATING, describe, errors, stream_of
-from kava.serve.protocol import ChatRequest, CompletionRequest, Refused
+from kava.serve.openapi import COMMON_STATUSES, GENERATING, describe, errors, stream_of
+from kava.serve.protocol import ChatRequest, CompletionRequest, RequestError
 from kava.serve.responses import (
     CHAT,
     TEXT,
@@ -72,7 +72,7 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        responses=errors(*COMMON),
+        responses=errors(*COMMON_STATUSES),
         redirect_slashes=False,  # a redirect would repeat whatever Host header the client sent
     )
     app.state.batcher = batcher
@@ -145,7 +145,7 @@ def _add_routes(app: FastAPI, service: Service, needs_key: bool) -> None:
     async def retrieve_model(model: str) -> Model:
         """Return the model with this name."""
         if model != service.name:
-            raise Refused(404, f"there is no model '{model[:128]}'", "model")
+            raise RequestError(404, f"there is no model '{model[:128]}'", "model")
         return service.model()
 
     @app.get("/health")
@@ -170,34 +170,34 @@ def _add_routes(app: FastAPI, service: Service, needs_key: bool) -> None:
 
 
 def _handle_errors(app: FastAPI) -> None:
-    @app.exception_handler(Refused)
-    async def refused(_: HttpRequest, error: Refused) -> Response:
+    @app.exception_handler(RequestError)
+    async def refused(_: HttpRequest, error: RequestError) -> Response:
         return error.response()
 
     @app.exception_handler(RequestValidationError)
     async def invalid(http: HttpRequest, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         if first["loc"] == ("body",) and not _says_json(http):
-            return Refused(
+            return RequestError(
                 415, "send JSON, with the header Content-Type: application/json"
             ).response()
         if first["type"] == "json_invalid":
             why = first.get("ctx", {}).get("error", "")
-            return Refused(400, f"the body is not valid JSON: {why}"[:512]).response()
+            return RequestError(400, f"the body is not valid JSON: {why}"[:512]).response()
         where = ".".join(str(part) for part in first["loc"] if part != "body")[:128]
         message = f"{where}: {first['msg']}" if where else first["msg"]
-        return Refused(400, message[:512], where or None).response()
+        return RequestError(400, message[:512], where or None).response()
 
     @app.exception_handler(HTTPException)
     async def other(_: HttpRequest, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
-        return Refused(error.status_code, str(error.detail), headers=headers).response()
+        return RequestError(error.status_code, str(error.detail), headers=headers).response()
 
     @app.exception_handler(Exception)
     async def failed(_: HttpRequest, error: Exception) -> Response:
         # Starlette raises the error again, to log it.
         message = "the service failed on this request"
-        return Refused(500, message, kind="server_error").response()
+        return RequestError(500, message, kind="server_error").response()
 
 
 def _says_json(http: HttpRequest) -> bool:

@@ -24,7 +24,7 @@ from kava.reasoning.latents._watch import watch_passes
 from kava.reasoning.reasoner import Reasoner
 from kava.serve.jobs import ERROR, LENGTH, STOP, Job, Piece
 from kava.serve.queue import Queue
-from kava.serve.sampling import Draw
+from kava.serve.sampling import BatchSampler
 
 _log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ def _answer(reasoner: Reasoner, batch: list[_Watched]) -> None:
     jobs = [one.job for one in batch]
 
     def check_jobs(_: Tensor) -> None:
-        if all(job.over() for job in jobs):
+        if all(job.why_unwanted() for job in jobs):
             raise _Abandoned
 
     with watch_passes(check_jobs):
@@ -173,7 +173,7 @@ def _answer(reasoner: Reasoner, batch: list[_Watched]) -> None:
     costs = [{"latents": latents, "question_tokens": len(job.question)} for job in jobs]
     follow = _Follow(reasoner.tokenizer, batch, reasoning, costs)
     sampled = any(job.sampling.temperature for job in jobs)
-    draw = [Draw([job.sampling for job in jobs], reasoner.device)] if sampled else []
+    draw = [BatchSampler([job.sampling for job in jobs], reasoner.device)] if sampled else []
     reasoner.continue_from(
         reasoning,
         max(job.max_new_tokens for job in jobs),
@@ -208,7 +208,7 @@ class _Follow(StoppingCriteria):
         watched, tokens = self.batch[row], self.tokens[row]
         job = watched.job
         tokens.append(token)
-        reason = job.over()
+        reason = job.why_unwanted()
         if reason is None and token == self.tokenizer.eos_token_id:
             reason = STOP
         if reason is None and len(tokens) >= job.max_new_tokens:

@@ -10,10 +10,10 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from kava.serve.limits import Limits
-from kava.serve.protocol import Refused
+from kava.serve.protocol import RequestError
 
 _FULL = (
-    Refused(503, "too many connections are open; try again later", kind="server_error")
+    RequestError(503, "too many connections are open; try again later", kind="server_error")
     .body()
     .model_dump_json()
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 #: Accepted with any value: they say who asks or where data is stored, or only matter together with
 #: another field that asks for nothing.
-IGNORED = {
+IGNORED_FIELDS = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key",
     "prompt_cache_retention", "prompt_cache_options", "parallel_tool_calls",
     # vLLM
@@ -21,7 +21,7 @@ IGNORED = {
     "mirostat_tau", "mirostat_eta", "min_keep", "grammar_lazy", "grammar_triggers",
 }  # fmt: skip
 #: Accepted only with these values (or null), with which they request nothing.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,), "presence_penalty": (0,), "logprobs": (False,), "best_of": (1,),
     "echo": (False,), "logit_bias": ({}, []), "suffix": ("",),
     "response_format": ({"type": "text"},), "tools": ([],), "tool_choice": ("none", "auto"),
@@ -51,8 +51,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "backend_sampling": (False,), "reasoning_format": ("none", "auto"),
 }  # fmt: skip
 #: How vLLM encodes a prompt by default; the default differs between its two APIs.
-CHAT_NEUTRAL = {**NEUTRAL, "add_special_tokens": (False,)}
-COMPLETION_NEUTRAL = {**NEUTRAL, "add_special_tokens": (True,)}
+CHAT_NEUTRAL = {**NEUTRAL_VALUES, "add_special_tokens": (False,)}
+COMPLETION_NEUTRAL = {**NEUTRAL_VALUES, "add_special_tokens": (True,)}
 
 
 def asks_for_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:

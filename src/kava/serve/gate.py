@@ -10,7 +10,7 @@ from kava.serve.asgi import CLOSE, Receive, Scope, Send, replay, unclear_length
 from kava.serve.hosts import Hosts
 from kava.serve.limits import Limits
 from kava.serve.metrics import Metrics
-from kava.serve.protocol import Refused
+from kava.serve.protocol import RequestError
 
 
 class Gate:
@@ -24,7 +24,7 @@ class Gate:
     ):
         self.app, self.limits, self.metrics, self.hosts = app, limits, metrics, hosts
         self.key = None if api_key is None else api_key.encode()
-        self.held = 0  # total bytes of request bodies being read or answered
+        self.body_bytes = 0  # total bytes of request bodies being read or answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check an ASGI request, then pass it on to the application."""
@@ -42,18 +42,18 @@ class Gate:
         body = bytearray()
         try:
             if wrong := unclear_length(scope):
-                raise Refused(400, wrong, headers=CLOSE)
-            if wrong := self.hosts.refusal(scope):
-                raise Refused(400, wrong)
+                raise RequestError(400, wrong, headers=CLOSE)
+            if wrong := self.hosts.host_error(scope):
+                raise RequestError(400, wrong)
             self._check_key(scope)
             if scope["type"] == "http":  # a WebSocket has no body; no route takes one
                 await self._read(scope, receive, body)
                 receive = replay(bytes(body), receive)
             await self.app(scope, receive, watched)
-        except Refused as refused:
+        except RequestError as refused:
             await refused.response()(scope, receive, watched)
         finally:
-            self.held -= len(body)
+            self.body_bytes -= len(body)
             self.metrics.count(scope["path"], status)
 
     def _check_key(self, scope: Scope) -> None:
@@ -63,7 +63,7 @@ class Gate:
         scheme, _, key = header.partition(b" ")
         if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self.key):
             headers = {"WWW-Authenticate": "Bearer"}
-            raise Refused(
+            raise RequestError(
                 401, "send the API key as a bearer token", None, "invalid_api_key", headers
             )
 
@@ -77,27 +77,27 @@ class Gate:
                 self._read_rest(receive, body), min(self.limits.arrival, self.limits.timeout)
             )
         except TimeoutError:
-            raise Refused(408, "the request did not arrive in time") from None
+            raise RequestError(408, "the request did not arrive in time") from None
 
     async def _read_rest(self, receive: Receive, body: bytearray) -> None:
         more = True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Refused(400, "the client disconnected")
+                raise RequestError(400, "the client disconnected")
             part, more = message.get("body", b""), message.get("more_body", False)
             body += part
-            self.held += len(part)
+            self.body_bytes += len(part)
             if len(body) > self.limits.body_bytes:
                 raise self._too_large()
-            if self.held > self.limits.held_bytes:
+            if self.body_bytes > self.limits.held_bytes:
                 wait = {"Retry-After": "1"}
-                raise Refused(
+                raise RequestError(
                     503,
                     "too many requests are being read; try again later",
                     kind="server_error",
                     headers=wait,
                 )
 
-    def _too_large(self) -> Refused:
-        return Refused(413, f"a request may have at most {self.limits.body_bytes:,} bytes")
+    def _too_large(self) -> RequestError:
+        return RequestError(413, f"a request may have at most {self.limits.body_bytes:,} bytes")

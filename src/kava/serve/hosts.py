@@ -35,21 +35,21 @@ class Hosts:
     it cannot be the result of rebinding.
     """
 
-    def __init__(self, host: str = "127.0.0.1", allowed: Iterable[str] = (), bound: str = ""):
+    def __init__(self, host: str = "127.0.0.1", allowed_hosts: Iterable[str] = (), bound: str = ""):
         own = {_plain(name) for name in (host, bound) if name}
         self.any_address = any(at and at.is_unspecified for at in map(_address, own))
         if self.any_address:
             own.add(_plain(socket.gethostname()))
-        self.names = {*_LOCAL, *own, *map(_plain, allowed)}
+        self.names = {*_LOCAL, *own, *map(_plain, allowed_hosts)}
 
-    def refusal(self, scope: Scope) -> str | None:
+    def host_error(self, scope: Scope) -> str | None:
         """Return what is wrong with the Host header, or None if it is accepted."""
         values = _headers(scope, b"host")
         if len(values) != 1:
             return "a request must have exactly one Host header"
         return self._refusal("Host header", values[0], _name(values[0]))
 
-    def strange(self, scope: Scope) -> str | None:
+    def foreign_header(self, scope: Scope) -> str | None:
         """Return which header shows that another site asks, or names a foreign address; else None.
 
         `Origin` is the site of the page that sends the request. The other headers are those from

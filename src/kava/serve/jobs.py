@@ -72,7 +72,7 @@ class Job:
     cancelled: bool = False
     done: bool = False
 
-    def over(self) -> str | None:
+    def why_unwanted(self) -> str | None:
         """Return why nobody waits for this answer any more, or None if somebody does."""
         if time.monotonic() > self.deadline:
             return TIMEOUT
@@ -86,6 +86,6 @@ class Job:
 
     def end_if_over(self) -> bool:
         """End the job if nobody waits for its answer any more; return whether it has ended."""
-        if reason := self.over():
+        if reason := self.why_unwanted():
             self.end(Piece("", reason))
         return self.done

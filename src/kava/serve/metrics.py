@@ -55,7 +55,7 @@ class Metrics:
         self.sizes.observe(size)
         self.seconds.observe(seconds)
 
-    def answered(self, last: Piece) -> None:
+    def count_answer(self, last: Piece) -> None:
         """Count an answer by its last piece, however it ended; called from any thread."""
         self.answers.labels(last.reason).inc()
         if last.reason in (STOP, LENGTH):

@@ -26,7 +26,7 @@ _REASONS = {
 _REF = "#/components/schemas/{model}"
 _RETRY_AFTER = {"schema": {"type": "integer", "minimum": 1}, "required": True}
 #: Every route may answer with these.
-COMMON = (400, 408, 413, 503)
+COMMON_STATUSES = (400, 408, 413, 503)
 #: The routes that generate may also answer with these.
 GENERATING = (404, 415, 429, 500, 504)
 

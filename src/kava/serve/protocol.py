@@ -20,12 +20,18 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from kava.serve.fields import CHAT_NEUTRAL, COMPLETION_NEUTRAL, IGNORED, NEUTRAL, asks_for_nothing
+from kava.serve.fields import (
+    CHAT_NEUTRAL,
+    COMPLETION_NEUTRAL,
+    IGNORED_FIELDS,
+    NEUTRAL_VALUES,
+    asks_for_nothing,
+)
 from kava.serve.jobs import Sampling
 from kava.serve.responses import ErrorBody, ErrorDetail, ErrorType
 
 
-class Refused(Exception):
+class RequestError(Exception):
     """A request that gets an error response.
 
     It holds the HTTP status, the message, the parameter at fault, and the error type of OpenAI.
@@ -57,7 +63,7 @@ class Refused(Exception):
 
 
 #: Dividing logits by a lower temperature overflows; such an answer would be greedy in effect.
-COLDEST = 1e-3
+MIN_TEMPERATURE = 1e-3
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
@@ -108,7 +114,7 @@ def _content(value: Any) -> list[Any]:
 def _allow_extra_fields(schema: dict[str, Any], request: type[Request]) -> None:
     """Add to the JSON schema the extra fields that `Request.check` allows."""
     schema["additionalProperties"] = False
-    for name in sorted(IGNORED):
+    for name in sorted(IGNORED_FIELDS):
         schema["properties"][name] = {"description": "Accepted and ignored."}
     for name, values in request.neutral.items():
         schema["properties"][name] = {
@@ -154,7 +160,7 @@ class Request(BaseModel):
         extra="allow", strict=True, protected_namespaces=(), json_schema_extra=_allow_extra_fields
     )
 
-    neutral: ClassVar[dict[str, tuple[Any, ...]]] = NEUTRAL
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = NEUTRAL_VALUES
 
     model: Annotated[str, Field(max_length=256)]
     max_tokens: Tokens = None
@@ -192,7 +198,7 @@ class Request(BaseModel):
     @property
     def sampling(self) -> Sampling:
         """Sampling settings: greedy unless a temperature of at least `COLDEST` is given."""
-        if self.temperature is None or self.temperature < COLDEST:
+        if self.temperature is None or self.temperature < MIN_TEMPERATURE:
             return Sampling()
         return Sampling(self.temperature, self.top_p or 1.0, self.seed)
 
@@ -218,10 +224,10 @@ class Request(BaseModel):
         """
         for name, value in (self.model_extra or {}).items():
             known = name in self.neutral
-            if name in IGNORED or (known and asks_for_nothing(value, self.neutral[name])):
+            if name in IGNORED_FIELDS or (known and asks_for_nothing(value, self.neutral[name])):
                 continue
             why = "is not supported by this model" if known else "is not a field of this request"
-            raise Refused(400, f"'{name[:64]}' {why}", name[:64])
+            raise RequestError(400, f"'{name[:64]}' {why}", name[:64])
 
 
 class TextPart(BaseModel):
@@ -278,7 +284,7 @@ class ChatRequest(Request):
         messages = [one for one in self.messages if one.role not in SYSTEM or one.text.strip()]
         if [message.role for message in messages] != ["user"]:
             roles = ", ".join(message.role for message in self.messages[:4])
-            raise Refused(
+            raise RequestError(
                 400,
                 "this model answers a single question: send exactly one message, with the role "
                 f"'user' (got: {roles})",

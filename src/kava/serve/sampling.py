@@ -12,7 +12,7 @@ from transformers import LogitsProcessor, TopPLogitsWarper
 from kava.serve.jobs import Sampling
 
 
-class Draw(LogitsProcessor):
+class BatchSampler(LogitsProcessor):
     """Logits processor that samples a token for each row with a temperature above 0.
 
     Each row has a generator of its own, so that what it draws depends on its seed and not on the

@@ -20,11 +20,13 @@ from kava.serve.batcher import Batcher, QueueFull
 from kava.serve.jobs import Job, Piece
 from kava.serve.limits import Limits
 from kava.serve.metrics import Metrics
-from kava.serve.protocol import Refused, Request
+from kava.serve.protocol import Request, RequestError
 from kava.serve.responses import Form, Model, usage
 
-QUICK = 20_000  # characters tokenized in the event loop; longer texts go to another thread
-GRACE = 1.0  # seconds to wait beyond the deadline, as a forward pass cannot be interrupted
+MAX_INLINE_CHARS = (
+    20_000  # characters tokenized in the event loop; longer texts go to another thread
+)
+GRACE_SECONDS = 1.0  # seconds to wait beyond the deadline, as a forward pass cannot be interrupted
 
 
 class Service:
@@ -54,21 +56,21 @@ class Service:
         """
         request.check()
         if request.model != self.name:
-            raise Refused(
+            raise RequestError(
                 404, f"there is no model '{request.model}'; this service has '{self.name}'", "model"
             )
         questions, each = request.questions(), request.n or 1
         most = self.limits.queue_length
         if len(questions) * each > most:
-            raise Refused(400, f"at most {most:,} answers per request", "n")
+            raise RequestError(400, f"at most {most:,} answers per request", "n")
         num_iterations = self._num_iterations(request)
         new_tokens = self._new_tokens(request)
-        if sum(map(len, questions)) > QUICK:
+        if sum(map(len, questions)) > MAX_INLINE_CHARS:
             encoded = await asyncio.to_thread(self._encode, questions)
         else:
             encoded = self._encode(questions)
         deadline = time.monotonic() + self.limits.timeout
-        answers = Answers(deadline + GRACE)
+        answers = Answers(deadline + GRACE_SECONDS)
         jobs = [
             Job(
                 question=question,
@@ -88,9 +90,9 @@ class Service:
         except QueueFull as full:
             self.metrics.rejected.inc()
             wait = {"Retry-After": str(full.retry_after)}
-            raise Refused(429, str(full), kind="rate_limit_error", headers=wait) from None
+            raise RequestError(429, str(full), kind="rate_limit_error", headers=wait) from None
         except KavaError as error:
-            raise Refused(503, str(error), kind="server_error") from None
+            raise RequestError(503, str(error), kind="server_error") from None
         if request.stream:
             events = self._events(request, form, jobs, answers, len(questions))
             return StreamingResponse(events, media_type="text/event-stream")
@@ -99,7 +101,7 @@ class Service:
     def _emit(self, answers: Answers, index: int, piece: Piece) -> None:
         """Pass a piece on to the request that waits for it; called from any thread."""
         if piece.reason:
-            self.metrics.answered(piece)
+            self.metrics.count_answer(piece)
         answers.put(index, piece)
 
     async def _whole(
@@ -132,7 +134,7 @@ class Service:
                 try:
                     index, piece = await answers.get()
                     raise_for(piece)
-                except Refused as refused:
+                except RequestError as refused:
                     yield _event(refused.body())
                     break
                 choice = form.chunk_choice(index, piece, index not in begun)
@@ -158,15 +160,17 @@ class Service:
         allowed = self.limits.question_tokens
         for question in questions:
             if not question.strip():
-                raise Refused(400, "the question is empty")
+                raise RequestError(400, "the question is empty")
             if "\ufffd" in question or any("\ud800" <= letter <= "\udfff" for letter in question):
-                raise Refused(400, "the question contains invalid characters; send UTF-8")
+                raise RequestError(400, "the question contains invalid characters; send UTF-8")
             if len(question) > allowed * LETTERS_PER_TOKEN:
                 raise _too_long(f"{len(question):,} characters", allowed)
         encoded = self.reasoner.encoder.questions(questions)
         for tokens in encoded:
             if len(tokens) == self.no_tokens:
-                raise Refused(400, "the question is empty: the tokenizer produces no tokens for it")
+                raise RequestError(
+                    400, "the question is empty: the tokenizer produces no tokens for it"
+                )
             if len(tokens) > allowed:
                 raise _too_long(f"{len(tokens):,} tokens", allowed)
         return encoded
@@ -180,25 +184,25 @@ class Service:
         wanted, allowed = request.num_iterations, self.limits.num_iterations
         recipe = self.reasoner.recipe
         if wanted is not None and not self.reasoner.method.iterates:
-            raise Refused(
+            raise RequestError(
                 400,
                 f"the method '{recipe.method}' of this model does not iterate",
                 "num_iterations",
             )
         least = 1 if wanted == "auto" else wanted
         if least is not None and allowed is not None and least > allowed:
-            raise Refused(400, f"at most {allowed} latent iterations", "num_iterations")
+            raise RequestError(400, f"at most {allowed} latent iterations", "num_iterations")
         return None if wanted == recipe.num_iterations else wanted
 
     def _new_tokens(self, request: Request) -> int:
         wanted, allowed = request.limit(), self.limits.new_tokens
         if wanted is not None and wanted > allowed:
-            raise Refused(400, f"at most {allowed:,} new tokens per answer", "max_tokens")
+            raise RequestError(400, f"at most {allowed:,} new tokens per answer", "max_tokens")
         return wanted or allowed
 
 
-def _too_long(has: str, allowed: int) -> Refused:
-    return Refused(400, f"the question has {has}; the limit is {allowed:,} tokens")
+def _too_long(has: str, allowed: int) -> RequestError:
+    return RequestError(400, f"the question has {has}; the limit is {allowed:,} tokens")
 
 
 def _event(body: BaseModel) -> str:

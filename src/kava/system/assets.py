@@ -77,19 +77,19 @@ def find_all(path: str | Path) -> list[Path]:
     )
 
 
-def distinct_names(paths: Sequence[Path], between: str) -> tuple[list[str], list[int]]:
+def distinct_names(paths: Sequence[Path], separator: str) -> tuple[list[str], list[int]]:
     """Return a name for each path: its last part, with as many folders as make it unique.
 
     Args:
         paths: absolute paths.
-        between: separator between the parts of a name.
+        separator: text between the parts of a name.
 
     Returns:
         the names, and the indices of those that are not unique with all folders.
     """
     taken = [1] * len(paths)
     while True:
-        found = [between.join(p.parts[-n:]) for p, n in zip(paths, taken, strict=True)]
+        found = [separator.join(p.parts[-n:]) for p, n in zip(paths, taken, strict=True)]
         clashing = [i for i, name in enumerate(found) if found.count(name) > 1]
         longer = [i for i in clashing if taken[i] < len(paths[i].parts) - 1]
         if not longer:

@@ -16,13 +16,15 @@ from kava.system import links
 
 
 @contextmanager
-def writing(path: Path, then: str = "free some space and start again") -> Iterator[None]:
+def disk_errors_explained(
+    path: Path, advice: str = "free some space and start again"
+) -> Iterator[None]:
     """Turn any error that a full or failing disk raises inside the block into a one-line message.
 
     safetensors and torch have their own errors for this, which are not subclasses of OSError.
 
     Args:
-        then: what the user can do, if the location itself is writable.
+        advice: what the user can do, if the location itself is writable.
 
     Raises:
         KavaError: with the path and the reason that the system gives.
@@ -37,9 +39,9 @@ def writing(path: Path, then: str = "free some space and start again") -> Iterat
         reason = getattr(error, "strerror", None) or first_line(error)
         code = "system.not-written"
         if getattr(error, "errno", None) in _NOT_SPACE:
-            then, code = "choose another location", "system.not-writable"
+            advice, code = "choose another location", "system.not-writable"
         raise KavaError(
-            f"{path}: cannot be written: {reason}; {then}", code=code, key=str(path)
+            f"{path}: cannot be written: {reason}; {advice}", code=code, key=str(path)
         ) from None
 
 
@@ -64,7 +66,7 @@ def check_writable(file: Path) -> None:
         KavaError: with the path and the reason that the system gives; or for a symbolic link, see
             `kava.system.links`.
     """
-    with writing(file, "choose another location"):
+    with disk_errors_explained(file, "choose another location"):
         links.check(file)
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -89,7 +91,7 @@ def write_whole(file: Path, content: str | bytes, below: Path | None = None) -> 
         KavaError: if the disk is full or fails, or there is a symbolic link. An existing file is
             then unchanged.
     """
-    with writing(file):
+    with disk_errors_explained(file):
         links.check(file, below)
         links.make_folder(file.parent)
         links.replace(file, content.encode() if isinstance(content, str) else content)

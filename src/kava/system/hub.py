@@ -14,14 +14,14 @@ from kava.errors import KavaError, first_line
 class NotAvailable(KavaError):
     """A folder or repository that exists neither locally nor on the Hub.
 
-    told: its name and the reason, without advice, which depends on the caller.
+    reason: its name and the reason, without advice, which depends on the caller.
     """
 
     def __init__(
-        self, message: str, told: str, *, code: str = "system.not-had", key: str | None = None
+        self, message: str, reason: str, *, code: str = "system.not-had", key: str | None = None
     ):
         super().__init__(message, code=code, key=key)
-        self.told = told
+        self.reason = reason
 
 
 _offline: ContextVar[bool] = ContextVar("kava_offline", default=False)
@@ -63,7 +63,7 @@ def record_download(name: str, what: str, files: Iterable[Path]) -> None:
 
 
 @contextmanager
-def offline() -> Iterator[None]:
+def offline_mode() -> Iterator[None]:
     """Inside the block, send no request to the Hub; earlier downloads are still found."""
     token = _offline.set(True)
     try:
@@ -72,7 +72,7 @@ def offline() -> Iterator[None]:
         _offline.reset(token)
 
 
-def reachable(name: str, kind: str) -> bool:
+def is_reachable(name: str, kind: str) -> bool:
     """Whether the Hub answers a request for a repository, without retries.
 
     If the Hub is unreachable, the loading libraries retry for half a minute before they use their
@@ -123,7 +123,7 @@ def download(name: str, revision: str | None, patterns: list[str], what: str, in
             revision=revision,
             allow_patterns=patterns,
             ignore_patterns=["original/*"],
-            local_files_only=not reachable(name, "model"),
+            local_files_only=not is_reachable(name, "model"),
         )
     except LocalEntryNotFoundError:
         why = "the Hugging Face Hub cannot be reached and there is no local copy"
@@ -147,14 +147,14 @@ def has_file(name: str, file: str, revision: str | None = None) -> bool:
     try:
         if isinstance(try_to_load_from_cache(name, file, revision=revision), str):
             return True
-        return reachable(name, "model") and HfApi().file_exists(name, file, revision=revision)
+        return is_reachable(name, "model") and HfApi().file_exists(name, file, revision=revision)
     except (HfHubHTTPError, HFValidationError):  # gated, or no such name: loading it reports this
         return False
 
 
 def revision(name: str, kind: str) -> str | None:
     """Return the newest commit of a repository, or None if the Hub does not answer."""
-    if not reachable(name, kind):
+    if not is_reachable(name, kind):
         return None
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError

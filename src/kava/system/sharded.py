@@ -85,7 +85,7 @@ def gather_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {**found, "state": state}
 
 
-def shard_optimizer(optimizer: torch.optim.Optimizer, whole: dict[str, Any]) -> dict[str, Any]:
+def shard_optimizer(optimizer: torch.optim.Optimizer, full_state: dict[str, Any]) -> dict[str, Any]:
     """Invert `gather_optimizer`: shard each tensor of a full state like its weight."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -98,13 +98,13 @@ def shard_optimizer(optimizer: torch.optim.Optimizer, whole: dict[str, Any]) -> 
 
     state = {
         number: {name: parted(value, weights[number]) for name, value in one.items()}
-        for number, one in whole["state"].items()
+        for number, one in full_state["state"].items()
     }
-    return {**whole, "state": state}
+    return {**full_state, "state": state}
 
 
 @contextmanager
-def unsharded(model: nn.Module) -> Iterator[None]:
+def full_weights(model: nn.Module) -> Iterator[None]:
     """Inside the block, each process holds all weights and can answer questions on its own."""
     parts = _parts(model)
     for part in parts:

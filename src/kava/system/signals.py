@@ -27,17 +27,17 @@ class Preempted(BaseException):
 
 
 @contextmanager
-def listen_for(received: list[int], *numbers: int) -> Iterator[None]:
+def listen_for(signals: list[int], *numbers: int) -> Iterator[None]:
     """Inside the block, treat the signals `numbers` as requests to stop. Main thread only.
 
     Args:
-        received: list that gets the signals in order; with several processes, those sent to any.
+        signals: list that gets the signals in order; with several processes, those sent to any.
 
     Raises:
         Preempted: out of the block, after a stop was requested.
     """
     global _received, _listening
-    _received, _listening = received, True
+    _received, _listening = signals, True
     before = {number: signal.signal(number, _receive) for number in numbers}
     try:
         yield

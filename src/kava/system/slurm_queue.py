@@ -9,12 +9,19 @@ from collections.abc import Iterable
 from kava.errors import KavaError
 
 #: States of a job that will not run again; in any other state it waits, runs, or is about to.
-ENDED = {
+ENDED_STATES = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
     "PREEMPTED", "REVOKED", "TIMEOUT",
 }  # fmt: skip
 #: States of a job that is waiting to run.
-WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+WAITING_STATES = {
+    "PENDING",
+    "REQUEUED",
+    "REQUEUE_FED",
+    "REQUEUE_HOLD",
+    "RESV_DEL_HOLD",
+    "SPECIAL_EXIT",
+}
 
 
 def states(jobs: Iterable[str]) -> dict[str, str]:
@@ -51,4 +58,4 @@ def states(jobs: Iterable[str]) -> dict[str, str]:
 
 def is_active(state: str | None) -> bool:
     """Whether a job in this state waits, runs or is about to run."""
-    return state is not None and state not in ENDED
+    return state is not None and state not in ENDED_STATES

@@ -13,7 +13,7 @@ Lines = Sequence[Sequence[str]]
 def terminal_table(
     headings: Sequence[str],
     lines: Lines,
-    left: Collection[int] = (0,),
+    left_aligned: Collection[int] = (0,),
     title: str | None = None,
     caption: str | None = None,
     bold: Collection[int] = (),
@@ -24,13 +24,13 @@ def terminal_table(
     more of them fit into 80 columns.
 
     Args:
-        left: indices of the columns that are aligned to the left; the others hold numbers.
+        left_aligned: indices of the columns that are aligned to the left; the others hold numbers.
         bold: indices of the lines in bold.
     """
     table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD, show_edge=False)
     for place, heading in enumerate(headings):
         widest = max(map(len, [*heading.split(), *(line[place] for line in lines)]), default=0)
-        side = "left" if place in left else "right"
+        side = "left" if place in left_aligned else "right"
         table.add_column(heading, justify=side, min_width=widest)
     for place, line in enumerate(lines):
         table.add_row(*line, style="bold" if place in bold else None)
@@ -44,7 +44,7 @@ def markdown_table(
 
     Args:
         headings: None for a table without headings.
-        left: indices of the columns that are aligned to the left; the others hold numbers.
+        left_aligned: indices of the columns that are aligned to the left; the others hold numbers.
     """
     columns = range(len(headings or lines[0]))
     head = "| " * len(columns) + "|" if headings is None else _line(headings)

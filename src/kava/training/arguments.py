@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from transformers import TrainingArguments
 
-from kava.errors import KavaError, install, unknown
+from kava.errors import KavaError, install, unknown_name
 from kava.reasoning import batching, context_window
 from kava.reasoning.reasoner import Reasoner
 from kava.recipe import registry
@@ -59,7 +59,7 @@ def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -
         eval_steps=recipe.eval.every,
         save_strategy="steps" if settings.save_every else "no",
         save_steps=settings.save_every or 500,
-        save_total_limit=resume.KEPT,
+        save_total_limit=resume.MAX_CHECKPOINTS,
         report_to=settings.report_to or "none",
         project="kava",
         run_name=run.resolve().name,
@@ -229,8 +229,15 @@ def _positions(
             yield from ((row, row.columns + latents) for row in part)
             continue
         # A call on something else than the examples, such as simcot's on steps, is not longer.
-        calls = [call for work in known for call in work.calls if len(call.new) == len(part)]
-        ends = torch.stack([(call.past + call.new) * (call.new > 0) for call in calls])
+        calls = [
+            call
+            for work in known
+            for call in work.forward_passes
+            if len(call.new_tokens) == len(part)
+        ]
+        ends = torch.stack(
+            [(call.past_tokens + call.new_tokens) * (call.new_tokens > 0) for call in calls]
+        )
         yield from zip(part, ends.amax(0).tolist(), strict=True)
 
 
@@ -250,7 +257,7 @@ def check_reports(names: list[str]) -> None:
 
     for name in names:
         if name not in known:
-            raise unknown("train.report_to", name, known, code="training.unknown-tracker")
+            raise unknown_name("train.report_to", name, known, code="training.unknown-tracker")
         try:
             known[name]()
         except (ImportError, RuntimeError):

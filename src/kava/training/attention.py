@@ -32,7 +32,7 @@ def check_attention(reasoner: Reasoner, rows: Sequence[batching.Row]) -> None:
     Raises:
         KavaError: names the example, its length and the memory.
     """
-    settings, there = reasoner.recipe.train, available(reasoner.device)
+    settings, there = reasoner.recipe.train, free_memory(reasoner.device)
     together = rows_at_once(settings, distributed.world_size())
     longest = max(rows, key=lambda row: row.columns)
     needed = mask_bytes(longest, together, reasoner)
@@ -48,8 +48,8 @@ def check_attention(reasoner: Reasoner, rows: Sequence[batching.Row]) -> None:
     )
 
 
-def mask_bytes(row: batching.Row, together: int, reasoner: Reasoner) -> int:
-    """Return the bytes of the mask of the largest forward pass of `together` rows of one length.
+def mask_bytes(row: batching.Row, batch_size: int, reasoner: Reasoner) -> int:
+    """Return the bytes of the mask of the largest forward pass of `batch_size` rows of one length.
 
     A cell takes one byte, and as many as a value of the attention once it is added to the scores.
     """
@@ -57,10 +57,10 @@ def mask_bytes(row: batching.Row, together: int, reasoner: Reasoner) -> int:
     cells = max(len(row.question) ** 2, rest * row.columns)
     precision, on_gpu = reasoner.recipe.train.precision, reasoner.device.type == "cuda"
     halved = precision == "bf16" or (precision == "auto" and on_gpu)
-    return together * cells * (3 if halved else 5)
+    return batch_size * cells * (3 if halved else 5)
 
 
-def available(device: torch.device) -> int | None:
+def free_memory(device: torch.device) -> int | None:
     """Return the bytes of memory that are free; None if the system does not say."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

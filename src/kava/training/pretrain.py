@@ -23,7 +23,7 @@ from kava.runs.folder import clear, create_or_resume, exclusive_lock
 from kava.runs.layout import RESULT
 from kava.system import distributed, sharded
 from kava.system.environment import default_device, provenance
-from kava.system.files import write_json, write_whole, writing
+from kava.system.files import disk_errors_explained, write_json, write_whole
 from kava.system.progress import Progress, no_bars
 from kava.training.arguments import check_reports, rows_at_once
 from kava.training.rows import data_record, read_rows
@@ -58,13 +58,13 @@ def pretrain(
             **measured,
             **provenance(),
         }
-        with sharded.unsharded(reasoner):
+        with sharded.full_weights(reasoner):
             sample = _sample(reasoner, validation[:20])
         weights = sharded.gather_weights(reasoner)
 
         def write() -> None:
             checkpoint.check_finite(reasoner, weights, folder)
-            with no_bars(), writing(folder):
+            with no_bars(), disk_errors_explained(folder):
                 checkpoint.save_lm(reasoner, folder, weights)
                 tokenizer.save_pretrained(folder)
             write_whole(folder / SAMPLE, sample)

@@ -40,7 +40,7 @@ class EpochOrder(Sampler[int]):
     Args:
         rows: number of examples.
         seed: epoch e is drawn from seed + e, as in accelerate's seedable sampler.
-        together: the length is rounded up with blanks to a multiple of this.
+        multiple_of: the length is rounded up with blanks to a multiple of this.
         lengths: lengths of the examples, to put examples of similar length into the same batch.
         batch: number of examples in a step.
     """
@@ -49,11 +49,11 @@ class EpochOrder(Sampler[int]):
         self,
         rows: int,
         seed: int,
-        together: int,
+        multiple_of: int,
         lengths: Sequence[int] | None = None,
         batch: int = 1,
     ):
-        self.rows, self.seed, self.together = rows, seed, together
+        self.rows, self.seed, self.multiple_of = rows, seed, multiple_of
         self.lengths, self.batch = lengths, batch
         self.epoch = 0
 
@@ -62,7 +62,7 @@ class EpochOrder(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self.rows // self.together) * self.together
+        return -(-self.rows // self.multiple_of) * self.multiple_of
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)

@@ -19,7 +19,7 @@ from kava.system import assets
 from kava.training import run as runs
 
 STEPS, ROWS = 3, 32
-LONGEST = 80  # tokens; no generated chain of thought is longer
+MAX_TOKENS = 80  # tokens; no generated chain of thought is longer
 
 
 def smoke_run(resolved: Recipe, output: Path | None, console: Console) -> None:
@@ -84,7 +84,7 @@ def _all_stages(tree: dict) -> dict:
     # Shorten a curriculum, so that its last stage begins before the last step.
     resolved = validate_resolved(tree, "smoke")
     method = registry.find("methods", resolved.method)(resolved)
-    needed = method.last_stage_at(LONGEST)
+    needed = method.last_stage_at(MAX_TOKENS)
     if needed:
         begins = (resolved.train.total_steps(ROWS) - 1) * resolved.train.batch_size / ROWS
         tree["method_options"] = method.options.scale_epochs(begins / needed).model_dump()

@@ -28,11 +28,11 @@ from kava.reasoning.reasoner import Reasoner
 from kava.runs.layout import METRICS
 from kava.runs.resume import last_checkpoint, write_checksums
 from kava.system import distributed, sharded, signals
-from kava.system.files import writing
+from kava.system.files import disk_errors_explained
 from kava.system.progress import Progress
 from kava.training.arguments import arguments, check_lengths, check_schedule, check_steps
 from kava.training.attention import check_attention
-from kava.training.callbacks import GO_ON, Record, StopWhenAsked
+from kava.training.callbacks import GO_ON, Record, StopOnSignal
 from kava.training.sampler import EncodedRows, EpochOrder, collate
 from kava.types import Example
 
@@ -177,7 +177,7 @@ class StepTrainer(Trainer):
         broken = ~torch.isfinite(torch.stack([*values, norm.detach().float()])).all()
         if not self.accelerator.reduce(broken.float(), "sum"):
             return
-        here = [(one.ids, one.broken) for one in self._micro_batches]
+        here = [(one.ids, one.non_finite_terms) for one in self._micro_batches]
         everywhere = [one for part in distributed.gather(here) for one in part]
         raise KavaError(
             _not_finite(self.state.global_step + 1, everywhere), code="training.not-finite"
@@ -210,7 +210,7 @@ class StepTrainer(Trainer):
         """Compute the accuracy on the validation examples by greedy generation, not a loss."""
         begin = time.perf_counter()
         settings = self.reasoner.recipe.eval
-        with sharded.unsharded(self.reasoner):
+        with sharded.full_weights(self.reasoner):
             result = evaluate(
                 self.reasoner,
                 cast(Sequence[Example], self.eval_dataset),
@@ -265,7 +265,7 @@ class StepTrainer(Trainer):
         def write() -> None:
             if self.args.should_save:
                 checkpoint.check_finite(self.reasoner, self._weights, folder)
-            with writing(folder, GO_ON):
+            with disk_errors_explained(folder, GO_ON):
                 save()
                 if self.args.should_save:
                     write_checksums(folder)
@@ -337,7 +337,7 @@ class MicroBatch:
     terms: dict[str, Tensor]
 
     @property
-    def broken(self) -> list[str]:
+    def non_finite_terms(self) -> list[str]:
         """Return the terms that are not finite; `loss` only if no other term is."""
         found = [name for name, value in self.terms.items() if not torch.isfinite(value)]
         return [name for name in found if name != "loss"] or found
@@ -403,7 +403,7 @@ def train(
     start = distributed.from_main_rank(lambda: last_checkpoint(run)) if resume else None
     if start:
         checkpoint.load_weights(reasoner, start)
-    stop = StopWhenAsked()
+    stop = StopOnSignal()
     trainer = StepTrainer(
         model=reasoner,
         args=arguments(recipe, run, reasoner.device, validate=bool(validation)),

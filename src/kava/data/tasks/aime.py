@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from kava.data.tasks import Task
 from kava.data.tasks._rows import Source
-from kava.errors import unknown
+from kava.errors import unknown_name
 
 VERSION = 1
 # The Hub has a single split, which is called train; nothing is trained on it.
@@ -25,6 +25,6 @@ def load(file: str | None = None, limit: int | None = None, year: int = 2024) ->
             not 30 rows.
     """
     if year not in HUB:
-        raise unknown("year of task aime", str(year), map(str, HUB), code="data.unknown-year")
+        raise unknown_name("year of task aime", str(year), map(str, HUB), code="data.unknown-year")
     source = Source(f"AIME {year}", f"aime-{year}", 30, HUB[year], ("train",))
     return Task(f"aime-{year}", VERSION, "test", *source.load(file, limit))

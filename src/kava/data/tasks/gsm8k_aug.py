@@ -9,7 +9,7 @@ from __future__ import annotations
 from kava.data.gsm8k_aug import NAMES, ROWS
 from kava.data.tasks import Task
 from kava.data.tasks._rows import Source
-from kava.errors import unknown
+from kava.errors import unknown_name
 
 VERSION = 1
 
@@ -31,9 +31,9 @@ def load(
     """
     splits = [name for name in ROWS if name != "train"]
     if split not in splits:
-        raise unknown("split of task gsm8k_aug", split, splits, code="data.unknown-split")
+        raise unknown_name("split of task gsm8k_aug", split, splits, code="data.unknown-split")
     if form not in NAMES:
-        raise unknown("form of task gsm8k_aug", form, list(NAMES), code="data.unknown-form")
+        raise unknown_name("form of task gsm8k_aug", form, list(NAMES), code="data.unknown-form")
     source = Source(f"GSM8k-Aug {split}", f"gsm8k-aug-{split}", ROWS[split], NAMES[form], (split,))
     name = "gsm8k_aug" if split == "test" else f"gsm8k_aug-{split}"
     return Task(name, VERSION, split, *source.load(file, limit))

@@ -52,13 +52,13 @@ class Eviction(ABC):
     needs_attention = False
 
     @abstractmethod
-    def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
+    def score(self, inputs: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
         """Return a score for each token, [batch, kv_heads, steps]; the highest scores are kept.
 
         The caller handles padding and recent tokens.
         """
 
-    def parts(self, scored: EvictionInputs) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
+    def parts(self, inputs: EvictionInputs) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
         """Return the components of the score by name, each [batch, kv_heads, steps].
 
         They are used for inspection. `importance` is I, which is high where the answer attends;
@@ -66,15 +66,15 @@ class Eviction(ABC):
         """
         return {}
 
-    def check(self, longest: int, budget: int) -> None:  # noqa: B027
-        """Check that this method can compress `longest` tokens to `budget` tokens.
+    def check(self, max_steps: int, budget: int) -> None:  # noqa: B027
+        """Check that this method can compress `max_steps` tokens to `budget` tokens.
 
         Raises:
             KavaError: the method cannot do that.
         """
 
     def keep(
-        self, scored: EvictionInputs, budget: int
+        self, inputs: EvictionInputs, budget: int
     ) -> tuple[
         Int[Tensor, "batch kv_heads {budget}"],
         Bool[Tensor, "batch kv_heads {budget}"],
@@ -87,11 +87,11 @@ class Eviction(ABC):
             filled: [batch, kv_heads, budget], true in filled slots. An example with fewer real
                 tokens than `budget` fills its first slots.
         """
-        return select_top_k(self.score(scored), scored, budget)
+        return select_top_k(self.score(inputs), inputs, budget)
 
 
 def select_top_k(
-    scores: Float[Tensor, "batch kv_heads steps"], scored: EvictionInputs, budget: int
+    scores: Float[Tensor, "batch kv_heads steps"], inputs: EvictionInputs, budget: int
 ) -> tuple[Int[Tensor, "batch kv_heads {budget}"], Bool[Tensor, "batch kv_heads {budget}"]]:
     """Select the `budget` tokens with the highest scores, in the order of the text.
 
@@ -106,10 +106,10 @@ def select_top_k(
     Returns:
         columns and filled, as described in `Eviction.keep`.
     """
-    columns = scored.keys.shape[2]
-    real = scored.mask[:, None, :]
+    columns = inputs.keys.shape[2]
+    real = inputs.mask[:, None, :]
     scores = scores.float().masked_fill(~real, -torch.inf)
-    scores = scores.masked_fill(_recent(scored)[:, None, :], torch.inf)
+    scores = scores.masked_fill(_recent(inputs)[:, None, :], torch.inf)
     # A stable sort, so that the first of several equal scores wins. Equal scores do occur: all
     # tokens outside a sliding window receive no attention.
     first = scores.argsort(dim=-1, descending=True, stable=True)[..., :budget]
@@ -122,10 +122,10 @@ def select_top_k(
     return ordered.masked_fill(~filled, 0), filled
 
 
-def _recent(scored: EvictionInputs) -> Bool[Tensor, "batch steps"]:
+def _recent(inputs: EvictionInputs) -> Bool[Tensor, "batch steps"]:
     """Return a mask of the last `recent` real tokens of each example, [batch, steps]."""
-    from_here_on = scored.mask.flip(1).cumsum(1).flip(1)
-    return scored.mask & (from_here_on <= scored.recent)
+    from_here_on = inputs.mask.flip(1).cumsum(1).flip(1)
+    return inputs.mask & (from_here_on <= inputs.recent)
 
 
 def gather(

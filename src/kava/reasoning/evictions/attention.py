@@ -14,13 +14,13 @@ class Attention(Eviction):
 
     needs_attention = True
 
-    def parts(self, scored: EvictionInputs) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
+    def parts(self, inputs: EvictionInputs) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
         """Return the importance I, [batch, kv_heads, steps]."""
-        return {"importance": importance(scored)}
+        return {"importance": importance(inputs)}
 
-    def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
+    def score(self, inputs: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
         """Return S = I, [batch, kv_heads, steps]."""
-        return self.parts(scored)["importance"]
+        return self.parts(inputs)["importance"]
 
 
 IMPLEMENTATION = Attention

@@ -12,13 +12,13 @@ from kava.shapes import Float
 class Cosine(Eviction):
     """Keep the tokens whose keys are least similar to the other keys: S = R."""
 
-    def parts(self, scored: EvictionInputs) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
+    def parts(self, inputs: EvictionInputs) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
         """Return the redundancy term R of KaVa, [batch, kv_heads, steps]; high at unlike keys."""
-        return {"redundancy": redundancy(scored)}
+        return {"redundancy": redundancy(inputs)}
 
-    def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
+    def score(self, inputs: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
         """Return S = R, [batch, kv_heads, steps]."""
-        return self.parts(scored)["redundancy"]
+        return self.parts(inputs)["redundancy"]
 
 
 IMPLEMENTATION = Cosine

@@ -12,10 +12,10 @@ from kava.shapes import Float
 class CropRight(Eviction):
     """Keep the first tokens: S decreases with the position."""
 
-    def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
+    def score(self, inputs: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
         """Return S = -position, [batch, kv_heads, steps]."""
-        batch, heads, columns, _ = scored.keys.shape
-        falling = -torch.arange(columns, device=scored.keys.device, dtype=torch.float32)
+        batch, heads, columns, _ = inputs.keys.shape
+        falling = -torch.arange(columns, device=inputs.keys.device, dtype=torch.float32)
         return falling.expand(batch, heads, columns)
 
 

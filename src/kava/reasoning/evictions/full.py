@@ -12,23 +12,23 @@ from kava.shapes import Float
 class Full(Eviction):
     """Keep all tokens without compression."""
 
-    def check(self, longest: int, budget: int) -> None:
+    def check(self, max_steps: int, budget: int) -> None:
         """Check that no token would have to be evicted.
 
         Raises:
             KavaError: a chain of thought of `longest` tokens does not fit `budget`.
         """
-        if longest > budget:
+        if max_steps > budget:
             raise KavaError(
-                f"kv.eviction.name: 'full' keeps everything, but a reasoning trace of {longest} "
+                f"kv.eviction.name: 'full' keeps everything, but a reasoning trace of {max_steps} "
                 f"tokens does not fit num_latents {budget}; raise num_latents or choose 'rkv'",
                 code="reasoning.trace-too-long",
                 key="kv.eviction.name",
             )
 
-    def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
+    def score(self, inputs: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
         """Return equal scores for all tokens, [batch, kv_heads, steps]."""
-        return scored.keys.new_zeros(scored.keys.shape[:3])
+        return inputs.keys.new_zeros(inputs.keys.shape[:3])
 
 
 IMPLEMENTATION = Full

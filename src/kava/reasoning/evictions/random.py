@@ -12,9 +12,9 @@ from kava.shapes import Float
 class Random(Eviction):
     """Keep random tokens: S is uniform noise, drawn anew in every call, layer and head."""
 
-    def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
+    def score(self, inputs: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
         """Return S, drawn uniformly from [0, 1), [batch, kv_heads, steps]."""
-        return torch.rand(scored.keys.shape[:3], device=scored.keys.device)
+        return torch.rand(inputs.keys.shape[:3], device=inputs.keys.device)
 
 
 IMPLEMENTATION = Random

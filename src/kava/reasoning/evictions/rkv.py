@@ -15,18 +15,18 @@ from kava.reasoning.evictions._base import Eviction, EvictionInputs
 from kava.shapes import Float
 
 
-def importance(scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
+def importance(inputs: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
     """Return the importance I of each token, [batch, kv_heads, steps].
 
     I is the mean of the attention A over the answer tokens (KaVa, Listing 1).
     """
-    attention = cast(Tensor, scored.attention)  # never None if `needs_attention` is true
-    weight = scored.answer_mask[:, None, :, None].to(attention.dtype)
+    attention = cast(Tensor, inputs.attention)  # never None if `needs_attention` is true
+    weight = inputs.answer_mask[:, None, :, None].to(attention.dtype)
     count = weight.sum(2).clamp(min=1)
     return (attention * weight).sum(2) / count
 
 
-def redundancy(scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
+def redundancy(inputs: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
     """Return R for each token, [batch, kv_heads, steps]; high where a key is unlike the others.
 
     R = softmax over the C reasoning tokens of (- sum_j c_ij / N_C) (KaVa, Listing 1), where c is
@@ -34,12 +34,12 @@ def redundancy(scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
     of real tokens. The row sums of c need no C x C matrix: for keys of unit length,
     sum_j c_ij = k_i . (sum_j k_j) - k_i . k_i.
     """
-    real = scored.mask[:, None, :, None]
-    unit = torch.nn.functional.normalize(scored.keys.float(), dim=-1) * real
+    real = inputs.mask[:, None, :, None]
+    unit = torch.nn.functional.normalize(inputs.keys.float(), dim=-1) * real
     total = unit.sum(2, keepdim=True)
     similarity = (unit * total).sum(-1) - (unit * unit).sum(-1)
-    count = scored.mask.sum(1).clamp(min=1)[:, None, None]
-    return masked_softmax(-similarity / count, scored.mask[:, None, :])
+    count = inputs.mask.sum(1).clamp(min=1)[:, None, None]
+    return masked_softmax(-similarity / count, inputs.mask[:, None, :])
 
 
 class RKV(Eviction):
@@ -50,13 +50,13 @@ class RKV(Eviction):
 
     needs_attention = True
 
-    def parts(self, scored: EvictionInputs) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
+    def parts(self, inputs: EvictionInputs) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
         """Return the importance I and the redundancy term R, each [batch, kv_heads, steps]."""
-        return {"importance": importance(scored), "redundancy": redundancy(scored)}
+        return {"importance": importance(inputs), "redundancy": redundancy(inputs)}
 
-    def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
+    def score(self, inputs: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
         """Return S = lambda I + (1 - lambda) R, [batch, kv_heads, steps]."""
-        parts = self.parts(scored)
+        parts = self.parts(inputs)
         return self.lam * parts["importance"] + (1 - self.lam) * parts["redundancy"]
 
 

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from kava.backbones.attention import masked_softmax
-from kava.errors import KavaError, unknown
+from kava.errors import KavaError, unknown_name
 from kava.reasoning.evictions._base import Eviction, EvictionInputs
 from kava.reasoning.evictions.rkv import importance
 from kava.shapes import Bool, Float, Int
@@ -81,35 +81,35 @@ class RKVDecoding(Eviction):
                     key=name,
                 )
         if self.retain not in DIRECTIONS:
-            raise unknown(
+            raise unknown_name(
                 "direction of rkv_decoding's retain",
                 str(self.retain),
                 DIRECTIONS,
                 code="reasoning.unknown-direction",
             )
 
-    def score(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
+    def score(self, inputs: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
         """Return Z = lambda I - (1 - lambda) R, [batch, kv_heads, steps]."""
-        parts = self.parts(scored)
+        parts = self.parts(inputs)
         return self.lam * parts["importance"] - (1 - self.lam) * parts["redundancy"]
 
-    def parts(self, scored: EvictionInputs) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
+    def parts(self, inputs: EvictionInputs) -> dict[str, Float[Tensor, "batch kv_heads steps"]]:
         """Return the pooled importance I and the redundancy R, each [batch, kv_heads, steps].
 
         R is high where a key is repeated; in `rkv` it is the other way round.
         """
-        if scored.keys.shape[2] == 0:
-            none = scored.keys.new_zeros(scored.keys.shape[:3])
+        if inputs.keys.shape[2] == 0:
+            none = inputs.keys.new_zeros(inputs.keys.shape[:3])
             return {"importance": none, "redundancy": none}
         pooled = torch.nn.functional.max_pool1d(
-            importance(scored), self.kernel, stride=1, padding=self.kernel // 2
+            importance(inputs), self.kernel, stride=1, padding=self.kernel // 2
         )
-        return {"importance": pooled, "redundancy": self.redundancy(scored)}
+        return {"importance": pooled, "redundancy": self.redundancy(inputs)}
 
-    def redundancy(self, scored: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
+    def redundancy(self, inputs: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
         """Return the redundancy R, [batch, kv_heads, steps]; zero at padding."""
-        mask, columns = scored.mask, scored.keys.shape[2]
-        unit = torch.nn.functional.normalize(scored.keys.float(), dim=-1)
+        mask, columns = inputs.mask, inputs.keys.shape[2]
+        unit = torch.nn.functional.normalize(inputs.keys.float(), dim=-1)
         unit = unit * mask[:, None, :, None]
         count = mask.sum(1).clamp(min=1)
         total = torch.zeros_like(unit[..., 0])
@@ -119,11 +119,11 @@ class RKVDecoding(Eviction):
             # Without this, autocast would compute the similarities in bf16.
             with torch.autocast(unit.device.type, enabled=False):
                 cosine = unit[:, :, rows] @ unit.transpose(2, 3) * another
-            spared = self.spared((cosine > self.threshold) & another, count)
+            spared = self.exempt_copies((cosine > self.threshold) & another, count)
             total += cosine.masked_fill(spared, 0).sum(2)
         return masked_softmax(total / count[:, None, None], mask[:, None, :])
 
-    def spared(
+    def exempt_copies(
         self,
         similar: Bool[Tensor, "batch kv_heads rows steps"],
         count: Int[Tensor, "batch"],

@@ -21,7 +21,7 @@ from kava.reasoning.states import AutoIterations, LatentState, Suffix
 from kava.shapes import Float, Int
 
 
-def settle(
+def iterate_until_converged(
     reasoner: ReasonerBase,
     question: MaskedCache,
     num_latents: int,

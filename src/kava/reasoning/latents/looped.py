@@ -14,7 +14,7 @@ from torch import Tensor
 from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.latents._iterate import iterate
-from kava.reasoning.latents._settle import settle
+from kava.reasoning.latents._settle import iterate_until_converged
 from kava.reasoning.states import AutoIterations, LatentState, Suffix
 from kava.shapes import Float
 
@@ -38,5 +38,7 @@ def think(
         return reasoner.special("latent") + reasoner.project(states[:, -num_latents:])
 
     if isinstance(num_iterations, AutoIterations):
-        return settle(reasoner, question, num_latents, num_iterations, suffix, following)
+        return iterate_until_converged(
+            reasoner, question, num_latents, num_iterations, suffix, following
+        )
     return iterate(reasoner, question, num_latents, num_iterations, suffix, keep_all, following)

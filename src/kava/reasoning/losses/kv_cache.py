@@ -18,7 +18,7 @@ Pair = tuple[
 def kv_cache_loss(
     student: list[Pair],
     teacher: list[Pair],
-    filled: list[Bool[Tensor, "batch kv_heads latents"]],
+    slot_mask: list[Bool[Tensor, "batch kv_heads latents"]],
     kind: str,
     layerwise_std: bool,
     count: Num[Tensor, ""],
@@ -33,7 +33,7 @@ def kv_cache_loss(
     Args:
         student, teacher: for each layer, a pair of keys and values
             [batch, kv_heads, latents, head_dim]. No gradient flows into `teacher`.
-        filled: for each layer, [batch, kv_heads, latents], true where the teacher kept a token.
+        slot_mask: for each layer, [batch, kv_heads, latents], true where the teacher kept a token.
             Each head has the same number of filled slots.
         kind: distance, `l1`, `smooth_l1` or `mse`.
         layerwise_std: divide each layer by the teacher's standard deviation in that layer; if
@@ -44,7 +44,7 @@ def kv_cache_loss(
         reduction: `mean` as above; `row` for the mean over examples of the mean of each example;
             `sum` for the sum over heads, head size and layers, averaged over filled slots.
     """
-    mask, count = torch.stack(filled)[..., None], count.clamp(min=1)
+    mask, count = torch.stack(slot_mask)[..., None], count.clamp(min=1)
     terms = [
         _term(
             student,

@@ -27,14 +27,14 @@ class Spans:
     """Spans of all examples of a batch, and the tokens in them.
 
     rows, latents: [spans], the example of each span and the latent that should predict it.
-    of: [tokens], the span of each token.
+    span_index: [tokens], the span of each token.
     ids: [tokens], token ids.
     weights: [tokens], weight of each token in the target; those of a span sum to 1.
     """
 
     rows: Int[Tensor, "spans"]
     latents: Int[Tensor, "spans"]
-    of: Int[Tensor, "tokens"]
+    span_index: Int[Tensor, "tokens"]
     ids: Int[Tensor, "tokens"]
     weights: Float[Tensor, "tokens"]
 
@@ -111,10 +111,10 @@ def multiplex_loss(
             number given here.
     """
     predicted = (reasoner.logits(hidden).float() / tau).log_softmax(-1)
-    cross = -(spans.weights * predicted[spans.of, spans.ids]).sum()
+    cross = -(spans.weights * predicted[spans.span_index, spans.ids]).sum()
     # A token may occur twice in a span: its weights are one entry of q. Equal entries are found by
     # sorting, which unlike `unique` does not wait for a GPU.
-    entries, order = (spans.of * predicted.shape[-1] + spans.ids).sort()
+    entries, order = (spans.span_index * predicted.shape[-1] + spans.ids).sort()
     weights = spans.weights[order]
     entry = torch.zeros_like(entries)
     entry[1:] = (entries[1:] != entries[:-1]).cumsum(0)

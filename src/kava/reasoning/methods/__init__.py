@@ -11,9 +11,9 @@ from kava.reasoning.methods._base import (
     Batch,
     Curriculum,
     LatentMethod,
+    LossTerms,
     Method,
     TeacherOutput,
-    Terms,
     Uniform,
     eot_suffix,
     label_loss,
@@ -22,30 +22,37 @@ from kava.reasoning.methods._base import (
     student_suffix,
     teacher_forward,
 )
-from kava.reasoning.methods._work import Call, Work, chain, lengths, one_by_one, refined
+from kava.reasoning.methods._work import (
+    ForwardPass,
+    Work,
+    consecutive_passes,
+    lengths,
+    one_by_one,
+    parallel_passes,
+)
 from kava.recipe import registry
 
 __all__ = [
     "Batch",
-    "Call",
     "Curriculum",
+    "ForwardPass",
     "LatentMethod",
+    "LossTerms",
     "Method",
     "ReasoningResult",
     "TeacherOutput",
-    "Terms",
     "Uniform",
     "Work",
-    "chain",
+    "consecutive_passes",
     "eot_suffix",
     "label_loss",
     "label_of",
     "lengths",
     "one_by_one",
     "paper_of",
+    "parallel_passes",
     "prefill_question",
     "prompt_ids",
-    "refined",
     "student_suffix",
     "teacher_forward",
 ]

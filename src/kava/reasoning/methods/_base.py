@@ -19,13 +19,13 @@ from kava.reasoning.answers import ReasoningResult
 from kava.reasoning.batching import Row
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.losses.cross_entropy import cross_entropy
-from kava.reasoning.methods._work import Call, Work, chain
+from kava.reasoning.methods._work import ForwardPass, Work, consecutive_passes
 from kava.reasoning.states import AutoIterations, LatentState, Suffix
 from kava.recipe.schema import Recipe, Section
 
 #: Tensors by name (see `kava.reasoning.batching.collate`), and the entries that a curriculum adds.
 Batch = dict[str, Any]
-Terms = dict[str, Tensor]
+LossTerms = dict[str, Tensor]
 #: Returns a random number between 0 and 1 for each example, [batch] on the CPU, anew in each call.
 Uniform = Callable[[], Tensor]
 
@@ -115,11 +115,11 @@ class Method(ABC):
         """
         return None
 
-    def last_stage_at(self, longest: int) -> float:
+    def last_stage_at(self, max_steps: int) -> float:
         """Return the epoch at which the last stage begins.
 
         Args:
-            longest: number of tokens of the longest chain of thought.
+            max_steps: number of tokens of the longest chain of thought.
         """
         return 0.0
 
@@ -133,7 +133,7 @@ class Method(ABC):
         """
         return batch
 
-    def counts(self, batch: Batch) -> Terms:
+    def counts(self, batch: Batch) -> LossTerms:
         """Return the denominators of the losses for one micro-batch, as scalars by name.
 
         With gradient accumulation, the trainer sums them over all micro-batches, so that the
@@ -154,7 +154,7 @@ class Method(ABC):
     # -- what a method is ------------------------------------------------------------------------
 
     @abstractmethod
-    def loss(self, reasoner: ReasonerBase, batch: Batch, counts: Terms) -> Terms:
+    def loss(self, reasoner: ReasonerBase, batch: Batch, counts: LossTerms) -> LossTerms:
         """Run the forward passes of a training step and return `loss` and all logged terms.
 
         Args:
@@ -198,7 +198,7 @@ class Method(ABC):
             question: [batch], lengths of the questions.
             num_iterations: T.
         """
-        return Work(chain(question), labels=0)
+        return Work(consecutive_passes(question), labels=0)
 
 
 class LatentMethod(Method):
@@ -234,7 +234,7 @@ class LatentMethod(Method):
 
     def latent_calls(
         self, question: Tensor, num_iterations: int, suffix: Tensor
-    ) -> list[Call] | None:
+    ) -> list[ForwardPass] | None:
         """Return the forward passes that the latents and the suffix require, or None; see `work`.
 
         Args:
@@ -254,7 +254,7 @@ class LatentMethod(Method):
         if latents is None:
             return None
         projected = len(question) * self.projected_latents(num_iterations)
-        return Work([*chain(question), *latents], 0, projected)
+        return Work([*consecutive_passes(question), *latents], 0, projected)
 
     def passes(self, num_iterations: int) -> int:
         """Return the number of sequential forward passes after pass 0 (part of the prefill)."""

@@ -17,7 +17,7 @@ from kava.reasoning.batching import Row
 from kava.reasoning.evictions._base import Eviction, EvictionInputs, gather, select_top_k
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.losses.kv_cache import denominator, kv_cache_loss
-from kava.reasoning.methods._base import Batch, LatentMethod, TeacherOutput, Terms
+from kava.reasoning.methods._base import Batch, LatentMethod, LossTerms, TeacherOutput
 from kava.reasoning.methods._readout import Readout
 from kava.reasoning.projection import KvProjection
 from kava.reasoning.states import LatentState
@@ -26,17 +26,17 @@ from kava.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
-class Kept:
+class Selection:
     """Tokens of the chain of thought that each head of one layer keeps.
 
     Args:
-        columns, filled: [batch, kv_heads, latents], as returned by `Eviction.keep`; if latents come
-            in blocks, one block after the other.
+        columns, slot_mask: [batch, kv_heads, latents], as returned by `Eviction.keep`; if latents
+            come in blocks, one block after the other.
         scores: for each block, [batch, kv_heads, steps]; meaningful only at the block's own tokens.
     """
 
     columns: Tensor
-    filled: Tensor
+    slot_mask: Tensor
     scores: list[Tensor]
 
 
@@ -88,7 +88,7 @@ class KvDistillation:
         shapes = reasoner.cache_shapes()
         return nn.ModuleDict({"kv_projection": KvProjection(self.kv.projection, shapes)})
 
-    def counts(self, batch: Batch, latents: int | None = None) -> Terms:
+    def counts(self, batch: Batch, latents: int | None = None) -> LossTerms:
         """Return the denominator of L_KV.
 
         Args:
@@ -119,10 +119,10 @@ class KvDistillation:
         self,
         reasoner: ReasonerBase,
         batch: Batch,
-        counts: Terms,
+        counts: LossTerms,
         teacher: TeacherOutput,
         student: LatentState,
-    ) -> Terms:
+    ) -> LossTerms:
         """Return the loss term `kv` and the terms that are only logged or added to it.
 
         With `kv.supervise: all`, `kv` is the mean over all T + 1 passes, and each pass is logged as
@@ -169,7 +169,7 @@ class KvDistillation:
             terms["kv_answer"] = compare(ours, theirs, heads, count)
         return terms
 
-    def weighted_loss(self, terms: Terms) -> Tensor:
+    def weighted_loss(self, terms: LossTerms) -> Tensor:
         """Return alpha_2 (`kv.weight`) times the sum of `kv` and, if present, `kv_answer`."""
         return self.kv.weight * (terms["kv"] + terms.get("kv_answer", 0))
 
@@ -220,12 +220,12 @@ class KvDistillation:
         target, filled = [], []
         for pair, kept in zip(steps, self.choose(batch, teacher), strict=True):
             target.append(tuple(gather_kept(states, kept) for states in pair))
-            real = kept.filled
+            real = kept.slot_mask
             filled.append(real if self.recipe.short_traces == "mask" else torch.ones_like(real))
         return target, filled
 
     @torch.no_grad()
-    def choose(self, batch: Batch, teacher: TeacherOutput) -> list[Kept]:
+    def choose(self, batch: Batch, teacher: TeacherOutput) -> list[Selection]:
         """Select the tokens that each head of each layer keeps.
 
         Raises:
@@ -247,7 +247,7 @@ class KvDistillation:
                 for score, scored, (_, budget) in zip(scores, inputs, blocks, strict=True)
             ]
             columns, filled = (torch.cat(part, dim=-1) for part in zip(*kept, strict=True))
-            chosen.append(Kept(columns, filled, scores))
+            chosen.append(Selection(columns, filled, scores))
         return chosen
 
     def eviction_inputs(
@@ -267,17 +267,17 @@ class KvDistillation:
         return EvictionInputs(keys, mask, attention, batch["answer_mask"])
 
 
-def gather_kept(states: Tensor, kept: Kept) -> Tensor:
+def gather_kept(states: Tensor, selection: Selection) -> Tensor:
     """Gather the kept tokens of keys or values; unfilled slots are zero.
 
     Args:
         states: [batch, kv_heads, steps, head_dim].
-        kept: the selection.
+        selection: the tokens to keep.
 
     Returns:
         [batch, kv_heads, latents, head_dim].
     """
-    return gather(states, kept.columns) * kept.filled[..., None]
+    return gather(states, selection.columns) * selection.slot_mask[..., None]
 
 
 def visible_steps(batch: Batch, mask: Tensor, window: int | None) -> Tensor:

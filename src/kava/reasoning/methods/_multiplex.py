@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.losses.multiplex import Spans, cut_into_spans, multiplex_loss, random_cuts
-from kava.reasoning.methods._base import Batch, Terms, Uniform
+from kava.reasoning.methods._base import Batch, LossTerms, Uniform
 from kava.reasoning.methods._readout import states_read
 from kava.reasoning.states import LatentState
 from kava.recipe.schema import Recipe
@@ -21,7 +21,7 @@ class MultiplexLoss:
     def __init__(self, recipe: Recipe):
         self.settings = recipe.multiplex
         self.weight = recipe.multiplex.weight
-        self.used = recipe.multiplex.weight > 0
+        self.enabled = recipe.multiplex.weight > 0
 
     def add_spans(self, batch: Batch, seen: Batch, latents: int, uniform: Uniform) -> Batch:
         """Return the batch with the spans of the latents added as `spans_*`, see `Spans`.
@@ -32,7 +32,7 @@ class MultiplexLoss:
             latents: number of latents in use.
             uniform: source of the random cuts.
         """
-        if not self.used:
+        if not self.enabled:
             return batch
         mask = seen["step_of"] >= 0
         mask = mask if latents else torch.zeros_like(mask)
@@ -40,26 +40,26 @@ class MultiplexLoss:
         spans = cut_into_spans(seen["steps"], mask, cuts, self.settings.decay)
         return {**batch, **{f"spans_{f.name}": getattr(spans, f.name) for f in fields(Spans)}}
 
-    def counts(self, batch: Batch) -> Terms:
+    def counts(self, batch: Batch) -> LossTerms:
         """Return the number of spans, the denominator of the loss."""
-        if not self.used:
+        if not self.enabled:
             return {}
         rows = batch["spans_rows"]
         return {"spans": torch.full((), rows.numel(), dtype=torch.long, device=rows.device)}
 
     def labels(self, batch: Batch) -> int:
         """Return the number of states whose logits the loss needs."""
-        return batch["spans_rows"].numel() if self.used else 0
+        return batch["spans_rows"].numel() if self.enabled else 0
 
     def terms(
-        self, reasoner: ReasonerBase, batch: Batch, counts: Terms, state: LatentState
-    ) -> tuple[Terms, Tensor | float]:
+        self, reasoner: ReasonerBase, batch: Batch, counts: LossTerms, state: LatentState
+    ) -> tuple[LossTerms, Tensor | float]:
         """Return the loss term `multiplex`, and its weighted value; nothing and 0 if not used.
 
         Args:
             state: the student's latents.
         """
-        if not self.used:
+        if not self.enabled:
             return {}, 0.0
         spans = Spans(*(batch[f"spans_{f.name}"] for f in fields(Spans)))
         states = states_read(state, -1, self.settings.target)

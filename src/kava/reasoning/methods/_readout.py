@@ -10,7 +10,7 @@ from torch import Tensor
 from kava.errors import KavaError
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.losses.latent_readout import latent_readout_loss, readout_labels
-from kava.reasoning.methods._base import Batch, Terms
+from kava.reasoning.methods._base import Batch, LossTerms
 from kava.reasoning.states import LatentState
 from kava.recipe.schema import Recipe
 
@@ -55,7 +55,7 @@ class Readout:
         names = ("readout_rows", "readout_latents", "readout_ids")
         return {**batch, **dict(zip(names, labels, strict=True))}
 
-    def counts(self, batch: Batch) -> Terms:
+    def counts(self, batch: Batch) -> LossTerms:
         """Return the number of supervised latents, the denominator of the loss."""
         ids = batch["readout_ids"]
         return {"readout": torch.full((), ids.numel(), dtype=torch.long, device=ids.device)}
@@ -64,7 +64,7 @@ class Readout:
         self,
         reasoner: ReasonerBase,
         batch: Batch,
-        counts: Terms,
+        counts: LossTerms,
         state: LatentState,
         passes: Sequence[int] | None = None,
     ) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kava.reasoning.latents import sequential
 from kava.reasoning.methods._base import LatentMethod
-from kava.reasoning.methods._work import Call, one_by_one
+from kava.reasoning.methods._work import ForwardPass, one_by_one
 from kava.reasoning.states import LatentState
 
 
@@ -15,7 +15,7 @@ class SequentialMethod(LatentMethod):
         """Generate the latents one at a time, with one forward pass each."""
         return sequential.think(reasoner, question, self.recipe.num_latents, suffix)
 
-    def latent_calls(self, question, num_iterations, suffix) -> list[Call]:
+    def latent_calls(self, question, num_iterations, suffix) -> list[ForwardPass]:
         """Return the forward passes: <bot> and each latent have a pass of their own."""
         return one_by_one(question, self.recipe.num_latents, suffix)
 

@@ -18,21 +18,21 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Call:
+class ForwardPass:
     """One forward pass over a batch.
 
     Args:
-        new: [batch], number of new real tokens of each example.
-        past: [batch], number of real tokens before them.
+        new_tokens: [batch], number of new real tokens of each example.
+        past_tokens: [batch], number of real tokens before them.
     """
 
-    new: Tensor
-    past: Tensor
+    new_tokens: Tensor
+    past_tokens: Tensor
 
     @property
     def pairs(self) -> Tensor:
         """Query-key pairs of causal attention, each token attending to itself too; [batch]."""
-        return self.new * self.past + self.new * (self.new + 1) // 2
+        return self.new_tokens * self.past_tokens + self.new_tokens * (self.new_tokens + 1) // 2
 
 
 @dataclass(frozen=True)
@@ -40,24 +40,24 @@ class Work:
     """Total work of a step or of an answer.
 
     Args:
-        calls: all forward passes.
+        forward_passes: all of them, in order.
         labels: number of positions whose logits are needed.
-        projected: number of latent states that pass through the projection P.
+        num_projected: number of latent states that pass through the projection P.
     """
 
-    calls: Sequence[Call]
+    forward_passes: Sequence[ForwardPass]
     labels: int
-    projected: int = 0
+    num_projected: int = 0
 
     @property
     def columns(self) -> int:
         """Total number of real tokens over all forward passes and examples."""
-        return sum(int(call.new.sum()) for call in self.calls)
+        return sum(int(call.new_tokens.sum()) for call in self.forward_passes)
 
     @property
     def pairs(self) -> int:
         """Total number of query-key pairs of one layer, over all forward passes and examples."""
-        return sum(int(call.pairs.sum()) for call in self.calls)
+        return sum(int(call.pairs.sum()) for call in self.forward_passes)
 
 
 def lengths(batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,23 +66,25 @@ def lengths(batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     return question.sum(1), steps.sum(1), answer.sum(1)
 
 
-def chain(*parts: Tensor | int, after: Tensor | None = None) -> list[Call]:
+def consecutive_passes(*parts: Tensor | int, after: Tensor | None = None) -> list[ForwardPass]:
     """Return consecutive forward passes, each of which continues from all passes before it.
 
     Args:
         parts: number of new tokens of each pass, [batch] or a single number.
         after: [batch], number of real tokens before the first pass; 0 by default.
     """
-    calls: list[Call] = []
+    calls: list[ForwardPass] = []
     for part in parts:
         like = torch.as_tensor(part) if after is None else after
         new = torch.as_tensor(part, device=like.device).expand_as(like)
-        calls.append(Call(new, torch.zeros_like(new) if after is None else after))
-        after = calls[-1].past + new
+        calls.append(ForwardPass(new, torch.zeros_like(new) if after is None else after))
+        after = calls[-1].past_tokens + new
     return calls
 
 
-def refined(question: Tensor, latents: int, iterations: int, suffix: Tensor) -> list[Call]:
+def parallel_passes(
+    question: Tensor, latents: int, iterations: int, suffix: Tensor
+) -> list[ForwardPass]:
     """Return the forward passes of latents that are refined in parallel.
 
     These are pass 0 with <bot> and T passes after it; the last pass includes the suffix.
@@ -94,13 +96,16 @@ def refined(question: Tensor, latents: int, iterations: int, suffix: Tensor) -> 
         suffix: [batch], lengths of the suffixes.
     """
     if iterations == 0:
-        return chain(1 + latents + suffix, after=question)
-    iteration = Call(torch.full_like(question, latents), question + 1)
-    first, last = chain(1 + latents, after=question), Call(latents + suffix, question + 1)
+        return consecutive_passes(1 + latents + suffix, after=question)
+    iteration = ForwardPass(torch.full_like(question, latents), question + 1)
+    first, last = (
+        consecutive_passes(1 + latents, after=question),
+        ForwardPass(latents + suffix, question + 1),
+    )
     return [*first, *[iteration] * (iterations - 1), last]
 
 
-def one_by_one(question: Tensor, latents: Tensor | int, suffix: Tensor) -> list[Call]:
+def one_by_one(question: Tensor, latents: Tensor | int, suffix: Tensor) -> list[ForwardPass]:
     """Return the forward passes of latents that are generated one at a time.
 
     <bot> and each latent have a pass of their own; the suffix is counted after the last latent.
@@ -111,7 +116,7 @@ def one_by_one(question: Tensor, latents: Tensor | int, suffix: Tensor) -> list[
         suffix: [batch], lengths of the suffixes.
     """
     count = torch.as_tensor(latents, device=question.device).expand_as(question)
-    calls = chain(1, after=question)
+    calls = consecutive_passes(1, after=question)
     for i in range(1, int(count.max()) + 1):
-        calls.append(Call((count >= i).long(), question + i))
-    return [*calls, Call(suffix, question + 1 + count)]
+        calls.append(ForwardPass((count >= i).long(), question + i))
+    return [*calls, ForwardPass(suffix, question + 1 + count)]

@@ -20,7 +20,7 @@ from kava.reasoning.latents import sequential
 from kava.reasoning.methods._base import (
     Batch,
     Curriculum,
-    Terms,
+    LossTerms,
     Uniform,
     label_loss,
     prefill_question,
@@ -28,7 +28,7 @@ from kava.reasoning.methods._base import (
     teacher_forward,
 )
 from kava.reasoning.methods._sequential import SequentialMethod
-from kava.reasoning.methods._work import Work, chain, lengths, one_by_one
+from kava.reasoning.methods._work import Work, consecutive_passes, lengths, one_by_one
 
 
 class CoconutOptions(Curriculum):
@@ -93,7 +93,7 @@ class Coconut(SequentialMethod):
             return last
         return math.floor(epoch / self.options.epochs_per_stage + 1e-9)
 
-    def last_stage_at(self, longest: int) -> float:
+    def last_stage_at(self, max_steps: int) -> float:
         """Return the epoch at which the stage without steps begins."""
         return (self.options.max_stage + 1) * self.options.epochs_per_stage
 
@@ -120,7 +120,7 @@ class Coconut(SequentialMethod):
         left = batching.drop_first_tokens(batch, tokens)
         return {**left, "latents": latents, "most_latents": most}
 
-    def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
+    def loss(self, reasoner, batch: Batch, counts: LossTerms) -> LossTerms:
         """Return the cross-entropy over the remaining steps and the answer."""
         question = prefill_question(reasoner, batch)
         if "latents" not in batch:  # stage 0
@@ -141,11 +141,13 @@ class Coconut(SequentialMethod):
         """Return the minimum work: question, latents, remaining steps and answer."""
         question, steps, answer = lengths(batch)
         if "latents" not in batch:
-            return Work(chain(question, steps + answer), batch["teacher_ids"].numel())
+            return Work(consecutive_passes(question, steps + answer), batch["teacher_ids"].numel())
         latents = batch["latents"]
         student = one_by_one(question, latents, 1 + steps + answer)
         projected = 0 if self.recipe.projection == "none" else int(latents.sum())
-        return Work([*chain(question), *student], batch["teacher_ids"].numel(), projected)
+        return Work(
+            [*consecutive_passes(question), *student], batch["teacher_ids"].numel(), projected
+        )
 
 
 _ALL = 1_000_000  # more steps than any chain of thought has

@@ -11,13 +11,13 @@ from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.answers import ReasoningResult
 from kava.reasoning.methods._base import (
     Batch,
+    LossTerms,
     Method,
-    Terms,
     label_loss,
     prefill_question,
     teacher_forward,
 )
-from kava.reasoning.methods._work import Work, chain, lengths
+from kava.reasoning.methods._work import Work, consecutive_passes, lengths
 
 
 class CoT(Method):
@@ -27,7 +27,7 @@ class CoT(Method):
     # The last step is kept, because the answer is read from it.
     defaults = {"drop_last_step": False}
 
-    def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
+    def loss(self, reasoner, batch: Batch, counts: LossTerms) -> LossTerms:
         """Return the cross-entropy over the chain of thought and the answer."""
         written = teacher_forward(reasoner, prefill_question(reasoner, batch), batch)
         ce = label_loss(reasoner, written.hidden, batch, "teacher", counts["written"])
@@ -36,7 +36,7 @@ class CoT(Method):
     def work(self, batch: Batch) -> Work:
         """Return the minimum work: question, chain of thought and answer, once each."""
         question, steps, answer = lengths(batch)
-        return Work(chain(question, steps + answer), batch["teacher_ids"].numel())
+        return Work(consecutive_passes(question, steps + answer), batch["teacher_ids"].numel())
 
     def think(
         self, reasoner, question: Tensor, mask: Tensor, num_iterations=None

@@ -17,13 +17,13 @@ from kava.reasoning import batching
 from kava.reasoning.methods._base import (
     Batch,
     Curriculum,
-    Terms,
+    LossTerms,
     Uniform,
     label_loss,
     prefill_question,
     teacher_forward,
 )
-from kava.reasoning.methods._work import Work, chain, lengths
+from kava.reasoning.methods._work import Work, consecutive_passes, lengths
 from kava.reasoning.methods.no_cot import NoCoT
 
 
@@ -67,10 +67,10 @@ class ICoT(NoCoT):
         removed = math.floor(removed + 5e-7)
         return _ALL if removed >= beyond else removed
 
-    def last_stage_at(self, longest: int) -> float:
+    def last_stage_at(self, max_steps: int) -> float:
         """Return the epoch at which the longest chain of thought is removed."""
-        beyond = self.options.remove_all_beyond or longest
-        return min(longest, beyond) / self.options.tokens_per_epoch
+        beyond = self.options.remove_all_beyond or max_steps
+        return min(max_steps, beyond) / self.options.tokens_per_epoch
 
     def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
         """Return the batch without the tokens removed so far and, with smoothing, a few more."""
@@ -82,7 +82,7 @@ class ICoT(NoCoT):
             count += (-(1 - uniform()).log() / smoothing).long()
         return batching.drop_first_tokens(batch, count.to(batch["steps"].device))
 
-    def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
+    def loss(self, reasoner, batch: Batch, counts: LossTerms) -> LossTerms:
         """Return the cross-entropy over the rest of the chain of thought and the answer."""
         written = teacher_forward(reasoner, prefill_question(reasoner, batch), batch)
         ce = label_loss(reasoner, written.hidden, batch, "teacher", counts["written"])
@@ -91,7 +91,7 @@ class ICoT(NoCoT):
     def work(self, batch: Batch) -> Work:
         """Return the minimum work: question, rest of the chain of thought and answer, once each."""
         question, steps, answer = lengths(batch)
-        return Work(chain(question, steps + answer), batch["teacher_ids"].numel())
+        return Work(consecutive_passes(question, steps + answer), batch["teacher_ids"].numel())
 
 
 _ALL = 1_000_000  # more tokens than any chain of thought has

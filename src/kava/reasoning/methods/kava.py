@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from kava.reasoning.methods._base import Batch, TeacherOutput, Terms, Uniform
+from kava.reasoning.methods._base import Batch, LossTerms, TeacherOutput, Uniform
 from kava.reasoning.methods._kv import KvMethod
 from kava.reasoning.methods._work import Work
 from kava.reasoning.methods.pccot import PCCoT
@@ -39,7 +39,7 @@ class KaVa(KvMethod, PCCoT):
             self.readout.add_targets(batch, batch, self.recipe.num_latents) if self.reads else batch
         )
 
-    def counts(self, batch: Batch) -> Terms:
+    def counts(self, batch: Batch) -> LossTerms:
         """Return the denominators of PCCoT, of L_KV (filled slots) and of the latent readout."""
         found = super().counts(batch)
         if self.distils:
@@ -54,8 +54,13 @@ class KaVa(KvMethod, PCCoT):
         return replace(least, labels=least.labels + batch["readout_ids"].numel())
 
     def combine(
-        self, reasoner, batch: Batch, counts: Terms, teacher: TeacherOutput, student: LatentState
-    ) -> Terms:
+        self,
+        reasoner,
+        batch: Batch,
+        counts: LossTerms,
+        teacher: TeacherOutput,
+        student: LatentState,
+    ) -> LossTerms:
         """Return the terms of PCCoT, L_KV and the latent readout, the latter two if weighted."""
         terms = super().combine(reasoner, batch, counts, teacher, student)
         if self.distils:

@@ -20,7 +20,7 @@ from kava.reasoning.latents import looped
 from kava.reasoning.methods._base import (
     Batch,
     Curriculum,
-    Terms,
+    LossTerms,
     Uniform,
     label_loss,
     prefill_question,
@@ -29,7 +29,13 @@ from kava.reasoning.methods._base import (
 )
 from kava.reasoning.methods._kv import KvMethod
 from kava.reasoning.methods._multiplex import MultiplexLoss
-from kava.reasoning.methods._work import Call, Work, chain, lengths, refined
+from kava.reasoning.methods._work import (
+    ForwardPass,
+    Work,
+    consecutive_passes,
+    lengths,
+    parallel_passes,
+)
 from kava.reasoning.states import LatentState
 from kava.recipe.schema import Recipe
 
@@ -118,16 +124,16 @@ class Lotus(KvMethod):
             reasoner, question, self.recipe.num_latents, num_iterations, suffix, keep_all
         )
 
-    def latent_calls(self, question, num_iterations, suffix) -> list[Call]:
+    def latent_calls(self, question, num_iterations, suffix) -> list[ForwardPass]:
         """Return the forward passes: pass 0 and R loops over all blocks."""
-        return refined(question, self.recipe.num_latents, num_iterations, suffix)
+        return parallel_passes(question, self.recipe.num_latents, num_iterations, suffix)
 
     def begin_answer(self, reasoner, eot: Tensor) -> tuple[Tensor, None]:
         """Return the likeliest token after <eot>, with which each answer begins."""
         scores = reasoner.logits(eot).float()
         scores[:, reasoner.tokenizer.eos_token_id] = -math.inf
-        if reasoner.unreadable is not None:
-            scores = scores.masked_fill(reasoner.unreadable, -math.inf)
+        if reasoner.unreadable_ids is not None:
+            scores = scores.masked_fill(reasoner.unreadable_ids, -math.inf)
         return scores.argmax(dim=-1, keepdim=True), None
 
     def thinking_work(self, question: Tensor, num_iterations: int) -> Work | None:
@@ -141,7 +147,7 @@ class Lotus(KvMethod):
             return self.blocks
         return math.floor(epoch / self.options.epochs_per_stage + 1e-9)
 
-    def last_stage_at(self, longest: int) -> float:
+    def last_stage_at(self, max_steps: int) -> float:
         """Return the epoch at which the last block of latents is added."""
         return self.blocks * self.options.epochs_per_stage
 
@@ -155,20 +161,20 @@ class Lotus(KvMethod):
         steps = batch["steps"].new_full((batch["steps"].shape[0],), stage)
         left = batching.drop_first_tokens(batch, batching.tokens_of_steps(batch, steps))
         batch = {**batch, "stage": stage, "left": left}
-        seen, latents = self.supervised(batch), stage * self.width
+        seen, latents = self.select_replaced_steps(batch), stage * self.width
         batch = self.multiplex.add_spans(batch, seen, latents, uniform)
         return self.readout.add_targets(batch, seen, latents)
 
-    def counts(self, batch: Batch) -> Terms:
+    def counts(self, batch: Batch) -> LossTerms:
         """Return the denominators: labels after <eot>, supervised latents, and those of L_KV."""
         left = super().counts(batch["left"])
         found = {**super().counts(batch), "student": left["written"], **self.readout.counts(batch)}
         found |= self.multiplex.counts(batch)
         if self.distils:
-            found |= self.kv.counts(self.supervised(batch), batch["stage"] * self.width)
+            found |= self.kv.counts(self.select_replaced_steps(batch), batch["stage"] * self.width)
         return found
 
-    def supervised(self, batch: Batch) -> Batch:
+    def select_replaced_steps(self, batch: Batch) -> Batch:
         """Return the batch with only those steps in `step_of` that latents currently replace."""
         now = (batch["step_of"] >= 0) & (batch["step_of"] < batch["stage"])
         return {**batch, "step_of": batch["step_of"].masked_fill(~now, -1)}
@@ -186,17 +192,20 @@ class Lotus(KvMethod):
         stage = batch["stage"]
         question, left, answer = lengths(batch["left"])
         loops, latents = self.loops(stage), stage * self.width
-        calls = [*chain(question), *refined(question, latents, loops, 1 + left + answer)]
+        calls = [
+            *consecutive_passes(question),
+            *parallel_passes(question, latents, loops, 1 + left + answer),
+        ]
         labels = batch["left"]["teacher_ids"].numel() + batch["readout_ids"].numel()
         labels += self.multiplex.labels(batch)
         if self.distils:
             _, steps, _ = lengths(batch)
-            calls += chain(steps + answer, after=question)
+            calls += consecutive_passes(steps + answer, after=question)
             labels += batch["teacher_ids"].numel()
         projected = 0 if self.recipe.projection == "none" else len(question) * latents * loops
         return Work(calls, labels, projected)
 
-    def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
+    def loss(self, reasoner, batch: Batch, counts: LossTerms) -> LossTerms:
         """Run the forward passes of a training step and return `loss` and all logged terms."""
         recipe, stage = self.recipe, batch["stage"]
         by_loop = stage > 0 and self.options.readout_after == "own_loop"
@@ -223,7 +232,7 @@ class Lotus(KvMethod):
             terms["teacher_ce"] = label_loss(
                 reasoner, teacher.hidden, batch, "teacher", counts["written"]
             )
-            supervised = self.supervised(batch)
+            supervised = self.select_replaced_steps(batch)
             terms |= self.kv.terms(reasoner, supervised, counts, teacher, state)
             loss = (
                 loss + recipe.teacher_ce_weight * terms["teacher_ce"] + self.kv.weighted_loss(terms)

@@ -11,13 +11,13 @@ from torch import Tensor
 from kava.reasoning.answers import ReasoningResult
 from kava.reasoning.methods._base import (
     Batch,
+    LossTerms,
     Method,
-    Terms,
     label_loss,
     prefill_question,
     prompt_ids,
 )
-from kava.reasoning.methods._work import Work, chain, lengths
+from kava.reasoning.methods._work import Work, consecutive_passes, lengths
 
 
 class NoCoT(Method):
@@ -26,7 +26,7 @@ class NoCoT(Method):
     label = "No-CoT"
     uses_steps = False
 
-    def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
+    def loss(self, reasoner, batch: Batch, counts: LossTerms) -> LossTerms:
         """Return the cross-entropy over the answer."""
         context, last = prefill_question(reasoner, batch)
         output, _ = reasoner.extend(context, reasoner.embed(batch["answer"]), batch["answer_mask"])
@@ -37,7 +37,7 @@ class NoCoT(Method):
     def work(self, batch: Batch) -> Work:
         """Return the minimum work: question and answer, once each."""
         question, _, answer = lengths(batch)
-        return Work(chain(question, answer), batch["answer_ids"].numel())
+        return Work(consecutive_passes(question, answer), batch["answer_ids"].numel())
 
     def think(
         self, reasoner, question: Tensor, mask: Tensor, num_iterations=None

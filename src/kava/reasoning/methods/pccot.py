@@ -19,8 +19,8 @@ from kava.reasoning.losses.hidden_state import hidden_state_loss
 from kava.reasoning.methods._base import (
     Batch,
     LatentMethod,
+    LossTerms,
     TeacherOutput,
-    Terms,
     Uniform,
     label_loss,
     prefill_question,
@@ -28,7 +28,13 @@ from kava.reasoning.methods._base import (
     teacher_forward,
 )
 from kava.reasoning.methods._multiplex import MultiplexLoss
-from kava.reasoning.methods._work import Call, Work, chain, lengths, refined
+from kava.reasoning.methods._work import (
+    ForwardPass,
+    Work,
+    consecutive_passes,
+    lengths,
+    parallel_passes,
+)
 from kava.reasoning.states import LatentState
 from kava.recipe.schema import Recipe
 
@@ -58,9 +64,9 @@ class PCCoT(LatentMethod):
             reasoner, question, self.recipe.num_latents, num_iterations, suffix, keep_all
         )
 
-    def latent_calls(self, question, num_iterations, suffix) -> list[Call]:
+    def latent_calls(self, question, num_iterations, suffix) -> list[ForwardPass]:
         """Return the forward passes: pass 0 and T passes over all latents."""
-        return refined(question, self.recipe.num_latents, num_iterations, suffix)
+        return parallel_passes(question, self.recipe.num_latents, num_iterations, suffix)
 
     def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
         """Return the batch, with what is drawn for it.
@@ -74,7 +80,7 @@ class PCCoT(LatentMethod):
             batch = {**batch, "iterations": drawn}
         return self.multiplex.add_spans(batch, batch, self.recipe.num_latents, uniform)
 
-    def counts(self, batch: Batch) -> Terms:
+    def counts(self, batch: Batch) -> LossTerms:
         """Return the denominators of all losses."""
         return super().counts(batch) | self.multiplex.counts(batch)
 
@@ -91,9 +97,9 @@ class PCCoT(LatentMethod):
         labels = batch["answer_ids"].numel() + batch["teacher_ids"].numel()
         labels += self.multiplex.labels(batch)
         projected = len(question) * self.projected_latents(iterations)
-        return Work([*chain(question, steps + answer), *student], labels, projected)
+        return Work([*consecutive_passes(question, steps + answer), *student], labels, projected)
 
-    def loss(self, reasoner, batch: Batch, counts: Terms) -> Terms:
+    def loss(self, reasoner, batch: Batch, counts: LossTerms) -> LossTerms:
         """Run the forward passes of a training step and return `loss` and all logged terms."""
         recipe = self.recipe
         layers = recipe.codi.weight > 0
@@ -109,8 +115,13 @@ class PCCoT(LatentMethod):
         return self.combine(reasoner, batch, counts, teacher, student)
 
     def combine(
-        self, reasoner, batch: Batch, counts: Terms, teacher: TeacherOutput, student: LatentState
-    ) -> Terms:
+        self,
+        reasoner,
+        batch: Batch,
+        counts: LossTerms,
+        teacher: TeacherOutput,
+        student: LatentState,
+    ) -> LossTerms:
         """Return the loss terms and, as `loss`, their weighted sum.
 
         Args:

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from kava.backbones import lora, structure
 from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.losses.cross_entropy import cross_entropy
-from kava.reasoning.methods._base import Batch, TeacherOutput, Terms, Uniform
-from kava.reasoning.methods._work import Call, Work
+from kava.reasoning.methods._base import Batch, LossTerms, TeacherOutput, Uniform
+from kava.reasoning.methods._work import ForwardPass, Work
 from kava.reasoning.methods.codi import CODI
 from kava.reasoning.states import LatentState
 from kava.recipe.schema import Section
@@ -95,7 +95,7 @@ class SimCoT(CODI):
         super().check(reasoner)
         self.eos: int = reasoner.tokenizer.eos_token_id
 
-    def counts(self, batch: Batch) -> Terms:
+    def counts(self, batch: Batch) -> LossTerms:
         """Return the denominators of CODI, and the number of tokens of each latent's step."""
         tokens = batch["decoder_mask"].sum(1)
         sums = tokens.new_zeros(self.recipe.num_latents)
@@ -105,20 +105,25 @@ class SimCoT(CODI):
     def work(self, batch: Batch) -> Work:
         """Return the minimum work of CODI, and that of a decoder as large as the backbone."""
         least, tokens = super().work(batch), batch["decoder_mask"].sum(1)
-        decoder = Call(tokens, torch.zeros_like(tokens))
+        decoder = ForwardPass(tokens, torch.zeros_like(tokens))
         labels = least.labels + int(tokens.sum())
-        return replace(least, calls=[*least.calls, decoder], labels=labels)
+        return replace(least, forward_passes=[*least.forward_passes, decoder], labels=labels)
 
     def combine(
-        self, reasoner, batch: Batch, counts: Terms, teacher: TeacherOutput, student: LatentState
-    ) -> Terms:
+        self,
+        reasoner,
+        batch: Batch,
+        counts: LossTerms,
+        teacher: TeacherOutput,
+        student: LatentState,
+    ) -> LossTerms:
         """Return the terms of CODI and the cross-entropy of the decoder, `step_ce`."""
         terms = super().combine(reasoner, batch, counts, teacher, student)
         terms["step_ce"] = self.step_loss(reasoner, batch, counts, student.inputs[-1])
         terms["loss"] = terms["loss"] + self.options.step_weight * terms["step_ce"]
         return terms
 
-    def step_loss(self, reasoner, batch: Batch, counts: Terms, latents: Tensor) -> Tensor:
+    def step_loss(self, reasoner, batch: Batch, counts: LossTerms, latents: Tensor) -> Tensor:
         """Return the mean over latents of the mean cross-entropy of their steps.
 
         Args:

@@ -14,12 +14,13 @@ class _Closed(Exception):
     """Raised in the worker when the generator was closed and nobody listens any more."""
 
 
-def as_it_happens(work: Callable[[Callable[[T], None]], None]) -> Iterator[T]:
-    """Yield each item that `work` reports, at the time it is reported.
+def stream_reports(function: Callable[[Callable[[T], None]], None]) -> Iterator[T]:
+    """Yield each item that `function` reports, at the time it is reported.
 
-    `work(tell)` runs in its own thread, and only while the next item is being waited for: it pauses
-    between two items, so displaying an item takes no time from it. An exception in `work` is raised
-    here. If the generator is closed, `work` ends at its next call of `tell`.
+    `function(tell)` runs in its own thread, and only while the next item is being waited for:
+    it pauses between two items, so displaying an item takes no time from it. An exception in
+    `function` is raised here. If the generator is closed, `function` ends at its next
+    call of `tell`.
     """
     items: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     resume, closed = threading.Semaphore(0), threading.Event()
@@ -32,7 +33,7 @@ def as_it_happens(work: Callable[[Callable[[T], None]], None]) -> Iterator[T]:
 
     def run() -> None:
         try:
-            work(tell)
+            function(tell)
         except _Closed:
             pass
         except BaseException as error:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 
 
-class Brake:
+class LoginLimiter:
     """Limits wrong passwords from each network address: some at once, then one in every interval.
 
     Memory is constant: addresses share `slots` counters, by a hash that clients cannot predict. An
@@ -30,7 +30,7 @@ class Brake:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.seconds, self.clock = seconds, clock
-        self.most = (burst - 1) * seconds
+        self.max_debt = (burst - 1) * seconds
         # The time at which a slot's whole burst is free again (the generic cell rate algorithm).
         self._free_at = array("d", [0.0]) * slots
         self._salt = secrets.token_bytes(16)
@@ -42,12 +42,12 @@ class Brake:
         """
         slot, now = self._slot(address), self.clock()
         owed = max(0.0, self._free_at[slot] - now)
-        if owed > self.most:
-            return owed - self.most
+        if owed > self.max_debt:
+            return owed - self.max_debt
         self._free_at[slot] = now + owed + self.seconds
         return 0.0
 
-    def forgive(self, address: str) -> None:
+    def refund(self, address: str) -> None:
         """Take back an attempt, since its password was right."""
         self._free_at[self._slot(address)] -= self.seconds
 

@@ -14,24 +14,24 @@ from typing import Any
 
 from starlette.responses import PlainTextResponse
 
-from kava.demo.brake import Brake
+from kava.demo.login_limiter import LoginLimiter
 from kava.serve.asgi import CLOSE, Receive, Scope, Send, replay, unclear_length
 from kava.serve.hosts import Hosts
 
 BODY_BYTES = 1_000_000
-JOIN = "/gradio_api/queue/join"
+QUEUE_JOIN = "/gradio_api/queue/join"
 #: Routes for GET and HEAD: the page, its settings and files, and the results of functions.
-READ = {
+GET_PATHS = {
     "/", "/config", "/config/", "/favicon.ico", "/logout", "/manifest.json", "/robots.txt",
     "/theme.css", "/gradio_api/app_id", "/gradio_api/info", "/gradio_api/login_check",
     "/gradio_api/queue/data", "/gradio_api/queue/status", "/gradio_api/startup-events",
 }  # fmt: skip
-BELOW = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
-LOGIN = {"/login", "/login/"}
-WRITTEN = {*LOGIN, JOIN, "/gradio_api/cancel", "/gradio_api/reset"}
+GET_PREFIXES = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
+LOGIN_PATHS = {"/login", "/login/"}
+POST_PATHS = {*LOGIN_PATHS, QUEUE_JOIN, "/gradio_api/cancel", "/gradio_api/reset"}
 
 
-class Closed(Exception):
+class RequestRejected(Exception):
     """A request that is refused, with an HTTP status and a message of one line."""
 
     def __init__(self, status: int, message: str, headers: dict[str, str] | None = None):
@@ -39,7 +39,7 @@ class Closed(Exception):
         self.status, self.headers = status, headers
 
 
-class Door:
+class PageMiddleware:
     """ASGI middleware that refuses foreign Hosts and Origins, and whatever the page does not need.
 
     The page needs only certain routes, and only plain values as data. Passwords can be guessed only
@@ -48,7 +48,7 @@ class Door:
 
     def __init__(self, app: Any, hosts: Hosts):
         self.app, self.hosts = app, hosts
-        self.brake = Brake()
+        self.login_limiter = LoginLimiter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check an ASGI request, then pass it on to gradio or refuse it."""
@@ -57,20 +57,20 @@ class Door:
             return
         try:
             if wrong := unclear_length(scope):
-                raise Closed(400, wrong, CLOSE)
-            if wrong := self.hosts.refusal(scope):
-                raise Closed(400, wrong)
-            if wrong := self.hosts.strange(scope):
-                raise Closed(403, wrong)
+                raise RequestRejected(400, wrong, CLOSE)
+            if wrong := self.hosts.host_error(scope):
+                raise RequestRejected(400, wrong)
+            if wrong := self.hosts.foreign_header(scope):
+                raise RequestRejected(403, wrong)
             check_route(scope)
             if scope["method"] == "POST":
                 body = await _read(receive)
-                if scope["path"] == JOIN:
+                if scope["path"] == QUEUE_JOIN:
                     check_data(body)
                 receive = replay(body, receive)
-                if scope["path"] in LOGIN:
+                if scope["path"] in LOGIN_PATHS:
                     send = self._brake(scope, send)
-        except Closed as closed:
+        except RequestRejected as closed:
             refusal = PlainTextResponse(f"kava demo: {closed}\n", closed.status, closed.headers)
             await refusal(scope, receive, send)
         else:
@@ -83,8 +83,8 @@ class Door:
             Closed: there were too many wrong passwords.
         """
         address = (scope.get("client") or ("",))[0]
-        if wait := ceil(self.brake.attempt(address)):
-            raise Closed(
+        if wait := ceil(self.login_limiter.attempt(address)):
+            raise RequestRejected(
                 429,
                 f"too many wrong passwords; try again in {wait} s",
                 {"Retry-After": str(wait)},
@@ -92,7 +92,7 @@ class Door:
 
         async def watched(message: Any) -> None:
             if message["type"] == "http.response.start" and message["status"] < 400:
-                self.brake.forgive(address)
+                self.login_limiter.refund(address)
             await send(message)
 
         return watched
@@ -106,12 +106,12 @@ def check_route(scope: Scope) -> None:
     """
     path, method = scope["path"], scope.get("method", "a WebSocket to")
     if method in ("GET", "HEAD"):
-        needed = path in READ or path.startswith(BELOW)
+        needed = path in GET_PATHS or path.startswith(GET_PREFIXES)
     else:
-        needed = method == "POST" and path in WRITTEN
+        needed = method == "POST" and path in POST_PATHS
     if not needed:
         shown = ascii(path[:128])
-        raise Closed(404, f"{method} {shown} is not served; for programs, use kava serve")
+        raise RequestRejected(404, f"{method} {shown} is not served; for programs, use kava serve")
 
 
 def check_data(body: bytes) -> None:
@@ -123,14 +123,14 @@ def check_data(body: bytes) -> None:
     try:
         request = json.loads(body)  # parsed as FastAPI parses it
     except (ValueError, RecursionError):
-        raise Closed(400, "the body is not valid JSON") from None
+        raise RequestRejected(400, "the body is not valid JSON") from None
     data = request.get("data") if isinstance(request, dict) else None
     if not isinstance(data, list):
-        raise Closed(400, 'the body must be an object with a list as "data"')
+        raise RequestRejected(400, 'the body must be an object with a list as "data"')
     for i, value in enumerate(data):
         if value is not None and not isinstance(value, str | int | float):  # bool is an int
             kind = "a list" if isinstance(value, list) else "an object"
-            raise Closed(
+            raise RequestRejected(
                 400,
                 f"data[{i}] is {kind}; must be a text, a number, true, false or null, not a file",
             )
@@ -141,9 +141,9 @@ async def _read(receive: Receive) -> bytes:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Closed(400, "the client disconnected")
+            raise RequestRejected(400, "the client disconnected")
         body += message.get("body", b"")
         more = message.get("more_body", False)
         if len(body) > BODY_BYTES:
-            raise Closed(413, f"a request may have at most {BODY_BYTES:,} bytes")
+            raise RequestRejected(413, f"a request may have at most {BODY_BYTES:,} bytes")
     return bytes(body)
