@@ -200,14 +200,14 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_before(
     assert kava(*words, "--dry-run")[0] == 0  # here it is one process, whatever a job would have
     assert kava(*words)[0] == 0
     code, said = kava(*words, *job)  # nothing is left to train
-    assert code == 0 and "1 done before" in said
+    assert code == 0 and "1 finished before" in said
 
 
 def test_what_a_job_asks_for_does_not_make_another_run(kava, backbone, tmp_path):
     recipe, out = write(tmp_path, backbone), tmp_path / "out"
     assert kava("sweep", recipe, "-o", out)[0] == 0
     code, said = kava("sweep", recipe, "-o", out, "--set", "resources.cpus=9")
-    assert code == 0 and "1 done before" in said
+    assert code == 0 and "1 finished before" in said
 
 
 # -- how runs get on -----------------------------------------------------------------------------
@@ -238,10 +238,10 @@ def test_the_status_of_a_sweep_on_this_machine(kava, backbone, tmp_path, monkeyp
     for seed in (2, 3):
         rows = (out / f"a-seed{seed}" / "metrics.jsonl").read_text().splitlines()
         losses[seed] = [row["loss"] for row in map(json.loads, rows) if "loss" in row][-1]
-    assert lines[2].split() == ["a-seed2", "done", "4", "of", "4", f"{losses[2]:.4g}"]
+    assert lines[2].split() == ["a-seed2", "finished", "4", "of", "4", f"{losses[2]:.4g}"]
     assert lines[3].split() == ["a-seed3", "preempted", "4", "of", "4", f"{losses[3]:.4g}"]
     assert lines[4] == "a-seed1 failed: RuntimeError: out of memory"
-    assert lines[5] == "3 runs: 1 done, 1 preempted, 1 failed"
+    assert lines[5] == "3 runs: 1 finished, 1 preempted, 1 failed"
 
     with lock.acquire(out / "a-seed3.lock"):
         assert "a-seed3  running" in kava("sweep", "--status", out)[1]
@@ -255,7 +255,7 @@ def test_the_status_of_a_sweep_on_this_machine(kava, backbone, tmp_path, monkeyp
     assert (out / "summary.json").stat().st_mtime_ns == before
     (out / "summary.json").unlink()
     code, said = kava("sweep", "--status", out)
-    assert code == 0 and "3 runs: 3 done" in said and "summary in" in said
+    assert code == 0 and "3 runs: 3 finished" in said and "summary in" in said
     (row,) = json.loads((out / "summary.json").read_text())["rows"]
     assert (row["seeds"], row["task"], row["n"]) == ([1, 2, 3], "synthetic", 4)
 
@@ -282,17 +282,17 @@ def test_a_damaged_run_is_told_as_failed_beside_the_others(file, text, wrong, ba
     (asked[0].run.folder / "recipe.yaml").write_text((tmp_path / "a.yaml").read_text())
     (asked[0].run.folder / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5}\n')
     (asked[0].run.folder / file).write_text(text)
-    damaged, other = status.look(asked, out)
-    assert (damaged.state, other.state) == ("failed", "waiting")
-    assert str(asked[0].run.folder / file) in damaged.why and wrong in damaged.why
+    damaged, other = status.read_statuses(asked, out)
+    assert (damaged.state, other.state) == ("failed", "pending")
+    assert str(asked[0].run.folder / file) in damaged.reason and wrong in damaged.reason
 
 
 def test_a_plan_grows_and_a_folder_without_one_is_no_sweep(kava, backbone, tmp_path):
     recipe, out = load_resolved(write(tmp_path, backbone)), tmp_path / "out"
     one, two = (Run("a", recipe, out / f"a-seed{seed}") for seed in (1, 2))
-    record.remember(out, [one], Scoring())
-    record.remember(out, [two, one], Scoring(("synthetic",), limit=3))
-    found = record.recall(out)
+    record.add_to_plan(out, [one], Scoring())
+    record.add_to_plan(out, [two, one], Scoring(("synthetic",), limit=3))
+    found = record.load_plan(out)
     assert [asked.run for asked in found] == [one, two]
     assert all((asked.scoring.names, asked.scoring.limit) == (["synthetic"], 3) for asked in found)
 
@@ -323,8 +323,8 @@ def test_a_plan_grows_and_a_folder_without_one_is_no_sweep(kava, backbone, tmp_p
 @pytest.mark.parametrize("where", ["key", "name"])
 def test_a_plan_names_no_run_elsewhere(name, where, backbone, tmp_path, kava):
     out, recipe = tmp_path / "out", load_resolved(write(tmp_path, backbone))
-    record.remember(out, [Run("a", recipe, out / "a-seed42")], Scoring())
-    assert [asked.run.folder for asked in record.recall(out)] == [out / "a-seed42"]
+    record.add_to_plan(out, [Run("a", recipe, out / "a-seed42")], Scoring())
+    assert [asked.run.folder for asked in record.load_plan(out)] == [out / "a-seed42"]
     file = out / "sweep.json"
     (entry,) = json.loads(file.read_text())["runs"].values()
     key, entry["name"] = (name, "a") if where == "key" else ("a-seed42", name)
@@ -350,7 +350,7 @@ def test_a_job_has_a_number_and_a_log_beside_it(job, log, tmp_path):
 
 @pytest.mark.parametrize(
     "in_queue, begun, state",
-    [("PENDING", False, "waiting"), ("PENDING", True, "preempted"), ("RUNNING", True, "running"),
+    [("PENDING", False, "pending"), ("PENDING", True, "preempted"), ("RUNNING", True, "running"),
      ("COMPLETING", True, "running"), ("REQUEUED", True, "preempted"), ("SUSPENDED", 1, "running"),
      ("CANCELLED", True, "failed"), ("TIMEOUT", True, "failed"), (None, False, "failed"),
      ("PREEMPTED", True, "preempted")],
@@ -368,12 +368,12 @@ def test_what_slurm_says_of_a_job_is_what_its_run_does(
         (run.folder / "metrics.jsonl").write_text('{"step": 3, "loss": 1.5}\n')
         (run.folder / "recipe.yaml").write_text((tmp_path / "a.yaml").read_text())
     monkeypatch.setattr(slurm_queue, "states", lambda jobs: {"7": in_queue} if in_queue else {})
-    (line,) = status.look([record.PlannedRun(run, Scoring())], out)
+    (line,) = status.read_statuses([record.PlannedRun(run, Scoring())], out)
     assert (line.state, line.job) == (state, "7")
     assert (line.step, line.steps, line.loss) == ((3, 4, 1.5) if begun else (None, 4, None))
     assert line.log == str(out / "slurm" / "7_0_log.out")
     wanted = f"job 7 ended without a result{f' ({in_queue})' if in_queue else ''}"
-    assert line.why == (f"{wanted}: slurmstepd: error: too slow" if state == "failed" else "")
+    assert line.reason == (f"{wanted}: slurmstepd: error: too slow" if state == "failed" else "")
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_a_job_queues_itself_again_unless_it_is_taken_away(
     before = signal.signal(signal.SIGUSR2, submitit)
     try:
         with pytest.raises(SystemExit) as ended:
-            slurm.JobWork.of(run, Scoring())()
+            slurm.JobWork.tasks_for(run, Scoring())()
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert asked == [signal.SIGUSR2] * again

@@ -22,7 +22,7 @@ from slurm_here import slurm as real_slurm
 
 from kava.runs.folder import read_metrics, read_result
 from kava.sweeps import record, slurm, status, sweep
-from kava.sweeps.attempt import ELSEWHERE, SKIPPED, SUBMITTED, Scoring
+from kava.sweeps.attempt import LOCKED, SKIPPED, SUBMITTED, Scoring
 from kava.system import slurm_queue
 
 LONG = 60  # steps; enough to be met on the way
@@ -145,7 +145,7 @@ def test_preempted_jobs_go_on_and_end_as_uninterrupted_ones(submitted, whole, ka
         and "SLURM job 1_0 is" in said
     )
     assert len(record.jobs(out)) == 2 and not list(out.glob("slurm/2*"))
-    assert kava("sweep", "--status", out)[0] == status.UNDERWAY
+    assert kava("sweep", "--status", out)[0] == status.UNFINISHED
 
     # Told to stop as SLURM tells before the end of a job's time: it queues itself again.
     run = out / "long-seed1"
@@ -183,7 +183,7 @@ def test_preempted_jobs_go_on_and_end_as_uninterrupted_ones(submitted, whole, ka
     # What is done is not submitted; the summary comes with the last of them.
     long_alone = [word for word in words if not str(word).endswith("bad.yaml")]
     code, said = kava(*long_alone)
-    assert code == 0 and "1 run: 1 done before" in said and "summary in" in said
+    assert code == 0 and "1 run: 1 finished before" in said and "summary in" in said
     (row,) = json.loads((out / "summary.json").read_text())["rows"]
     assert (row["task"], row["n"], row["seeds"]) == ("synthetic", 4, [1])
     assert len(record.jobs(out)) == 2 and not list(out.glob("slurm/2*"))
@@ -195,7 +195,7 @@ def test_a_job_that_waits_or_is_cancelled(cluster, backbone, tmp_path, kava):
     code, said = kava(*words)
     number = re.search(r"1 submitted as job (\d+);", said)[1]
     code, said = kava("sweep", "--status", out)
-    assert code == status.UNDERWAY and states(said) == {"a-seed42": "waiting"}
+    assert code == status.UNFINISHED and states(said) == {"a-seed42": "pending"}
     assert "1 locked by another process" in kava(*words)[1]
     assert f"job {number} is PENDING" in kava(*words, "--dry-run")[1]
     subprocess.run(["scancel", number], check=True)
@@ -257,13 +257,13 @@ def test_a_job_of_the_local_executor_does_the_same(backbone, whole, tmp_path, mo
     runs = planned(out, [write(tmp_path, "long", backbone, LONG)], 1)
     options = slurm.SubmitOptions(cluster="local")
     outcomes = sweep.sweep(runs, Scoring(), out, console, options)
-    assert [outcome.what for outcome in outcomes] == [SUBMITTED]
+    assert [outcome.status for outcome in outcomes] == [SUBMITTED]
     process = int(record.jobs(out)["long-seed1"].job)
     try:
         long, file = runs[0].folder, runs[0].lock
         until(lambda: steps(long) > 3, "the long run has begun")
         working = int(file.read_text().split()[0])
-        assert slurm.predicted_state(runs[0], Scoring(), "").what == ELSEWHERE
+        assert slurm.predicted_state(runs[0], Scoring(), "").status == LOCKED
         os.kill(working, signal.SIGUSR2)
         assert os.waitpid(process, 0)[1] == 0
     finally:
@@ -272,10 +272,10 @@ def test_a_job_of_the_local_executor_does_the_same(backbone, whole, tmp_path, mo
     cut = read_result(long)["resumed_from"]
     assert 3 < cut < LONG
     assert trajectory(long) == trajectory(whole) and same(long, whole)
-    (line,) = status.look(record.recall(out), out)
-    assert (line.state, line.step, line.steps) == ("done", LONG, LONG)
+    (line,) = status.read_statuses(record.load_plan(out), out)
+    assert (line.state, line.step, line.steps) == ("finished", LONG, LONG)
     outcomes = sweep.sweep(runs, Scoring(), out, console, options)
-    assert [outcome.what for outcome in outcomes] == [SKIPPED]
+    assert [outcome.status for outcome in outcomes] == [SKIPPED]
     assert (out / "summary.json").is_file()
 
 
@@ -335,8 +335,8 @@ def test_two_processes_of_a_job_do_what_one_does(shared, backbone, tmp_path):
     main, other = (file.read_text() for file in sorted(shared.glob("slurm/*_log.out")))
     assert main.count("trained 60 steps") == main.count("synthetic: ") == 1
     assert "long-seed1" not in other and not list(shared.glob("*.lock"))
-    (line,) = status.look(record.recall(shared), shared)
-    assert (line.state, line.step, Path(line.log).read_text()) == ("done", LONG, main)
+    (line,) = status.read_statuses(record.load_plan(shared), shared)
+    assert (line.state, line.step, Path(line.log).read_text()) == ("finished", LONG, main)
 
 
 @pytest.mark.processes
@@ -389,7 +389,7 @@ def test_two_processes_stop_together_and_one_that_is_killed_ends_the_job(
     files = [folder / "predictions/synthetic.jsonl" for folder in (run, whole)]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert not (run / "error.log").exists() and not list(out.glob("*.lock"))
-    assert kava("sweep", "--status", out)[0] == status.ALL_DONE
+    assert kava("sweep", "--status", out)[0] == status.ALL_FINISHED
 
 
 def tasks(job: str) -> dict[int, int]:

@@ -69,13 +69,13 @@ def test_a_matrix_runs_is_skipped_when_done_and_is_summed_up(kava, backbone, tmp
 
     before = files(tmp_path / "out")
     status, said = kava(*words, "--task", "synthetic", "--limit", 6)
-    assert status == 0 and "4 runs: 4 done before" in said
+    assert status == 0 and "4 runs: 4 finished before" in said
     assert files(tmp_path / "out") == before
     status, said = kava(*words, "--task", "synthetic", "--limit", 5)  # other scores are asked for
     assert status == 0 and "4 runs: 4 scored anew" in said
     assert {row["n"] for row in summary(tmp_path / "out")["rows"]} == {5}
     status, said = kava(*words)  # validation alone was measured by the training
-    assert status == 0 and "4 runs: 4 done before" in said
+    assert status == 0 and "4 runs: 4 finished before" in said
     assert {(row["task"], row["n"]) for row in summary(tmp_path / "out")["rows"]} == {
         (VALIDATION, 4)
     }
@@ -129,7 +129,7 @@ def test_other_rows_of_as_many_are_scored_anew(kava, backbone, tmp_path):
     one = mine("rows.jsonl", "4", "5")
     assert "1 trained" in kava(*words, "--file", one)[1]
     status, said = told(one)
-    assert status == 0 and "1 done before" in said
+    assert status == 0 and "1 finished before" in said
     status, said = told(mine("rows.jsonl", "4", "6"))  # its content
     assert status == 3 and "1 scored anew" in said
     (tmp_path / "b").mkdir()
@@ -144,7 +144,7 @@ def test_other_rows_of_as_many_are_scored_anew(kava, backbone, tmp_path):
     old = {**read_result(out / "a-seed42"), "scores": {"rows-rows": score}}
     (out / "a-seed42" / "result.json").write_text(json.dumps(old))
     status, said = told(mine("rows.jsonl", "8"), "--limit", 1)
-    assert status == 0 and "1 done before" in said
+    assert status == 0 and "1 finished before" in said
     (tmp_path / "rows.jsonl").unlink()  # not to be had: by name and limit
     words += ["--status", "--file", tmp_path / "rows.jsonl", "--limit"]
     assert kava(*words, 1)[0] == 0
@@ -181,7 +181,7 @@ def test_a_failure_is_reported_and_the_rest_goes_on(kava, backbone, tmp_path):
     lines = [{"question": f"q {i} ?", "steps": ["<<1+1=2>>"], "answer": "2"} for i in range(8)]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
     status, said = kava("sweep", bad, good, "--seeds", 1, 2, "-o", out)
-    assert status == 0 and "4 runs: 2 trained, 2 done before" in said
+    assert status == 0 and "4 runs: 2 trained, 2 finished before" in said
     assert not (out / "bad-seed1" / "error.log").exists()
 
 
@@ -270,7 +270,7 @@ def test_a_run_of_another_recipe_is_neither_kept_nor_overwritten(kava, backbone,
     tree = yaml.safe_load(saved.read_text())
     assert tree["kv"].pop("supervise") == "last"
     saved.write_text(yaml.safe_dump(tree))
-    assert "1 done before" in kava("sweep", recipe, "--seeds", 1, "-o", out)[1]
+    assert "1 finished before" in kava("sweep", recipe, "--seeds", 1, "-o", out)[1]
 
 
 def test_seeds_are_the_words_that_follow_and_else_the_recipes_own(kava, backbone, tmp_path):
@@ -283,13 +283,13 @@ def test_seeds_are_the_words_that_follow_and_else_the_recipes_own(kava, backbone
     ):
         status, said = kava("sweep", *words, "--dry-run")
         assert status == 0, said
-        found = re.findall(r"a-seed(\d+)\s+would run\s+(\d+)", said)
+        found = re.findall(r"a-seed(\d+)\s+planned\s+(\d+)", said)
         assert {int(seed) for seed, _ in found} == wanted and len(found) == len(wanted)
-        assert f"{'2 runs' if len(wanted) == 2 else '1 run'}: {len(wanted)} would run;" in said
+        assert f"{'2 runs' if len(wanted) == 2 else '1 run'}: {len(wanted)} planned;" in said
         assert {steps for _, steps in found} == {"3" if "--set" in words else "2"}
     assert kava("sweep", recipe, "--seeds", "-o", out)[0] == 2
     assert kava("sweep", recipe, "--set", "seed=3")[1].code == "sweeps.seed-in-settings"
-    assert "\n1 run: 1 waiting\n" in kava("sweep", recipe, "--status", "-o", out)[1]
+    assert "\n1 run: 1 pending\n" in kava("sweep", recipe, "--status", "-o", out)[1]
 
 
 def test_recipes_of_backbones_are_left_out_aloud(kava, backbone, tmp_path):
@@ -298,7 +298,7 @@ def test_recipes_of_backbones_are_left_out_aloud(kava, backbone, tmp_path):
     status, said = kava("sweep", makes, good, good, "-o", tmp_path / "out")
     assert status == 0 and "1 run: 1 trained" in said
     assert f"{makes}: makes a backbone (kava pretrain), left out" in said
-    assert f"{good}: named twice, taken once" in said
+    assert f"{good}: given twice; it is run once" in said
     status, said = kava("sweep", makes, "-o", tmp_path / "out")
     assert (status, said.code) == (2, "sweeps.no-training")
 
@@ -345,7 +345,7 @@ def test_a_run_in_other_hands_is_left_to_them(kava, backbone, tmp_path):
     assert f"process {os.getpid()} on" in said
     assert not (out / "a-seed1").exists()
     (row,) = summary(out)["rows"]
-    assert row["missing_seeds"] == [1] and "elsewhere" in row["missing_because"]["1"]
+    assert row["missing_seeds"] == [1] and "locked" in row["missing_because"]["1"]
 
 
 @pytest.mark.processes

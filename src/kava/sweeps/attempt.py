@@ -32,12 +32,12 @@ from kava.system.text import format_duration, one_line
 from kava.training.run import train_run
 
 T = TypeVar("T")
-ERROR = "error.log"
+ERROR_FILE = "error.log"
 
 # What a run needs, in the order of its progress.
-START, RESUME, SCORE, DONE = "would run", "would resume", "would be scored", "done"
+START, RESUME, SCORE, FINISHED = "planned", "to resume", "to score", "finished"
 # The outcome of a run.
-TRAINED, SCORED, SKIPPED, ELSEWHERE, FAILED = "trained", "scored", "skipped", "elsewhere", "failed"
+TRAINED, SCORED, SKIPPED, LOCKED, FAILED = "trained", "scored", "skipped", "locked", "failed"
 SUBMITTED = "submitted"
 
 
@@ -57,16 +57,16 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a run, with a reason if it is `failed` or `elsewhere`."""
+    """The outcome of a run, with a reason if it is `failed` or `locked`."""
 
     run: Run
-    what: str
+    status: str
     reason: str = ""
 
     @property
     def counts(self) -> bool:
         """Whether the result of the run is the one that was asked for."""
-        return self.what in (TRAINED, SCORED, SKIPPED)
+        return self.status in (TRAINED, SCORED, SKIPPED)
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Scoring:
     def __post_init__(self) -> None:
         self._copies = local_copies("sweep", self.names, self.files)
 
-    def of(self, recipe: Recipe) -> list[Task]:
+    def tasks_for(self, recipe: Recipe) -> list[Task]:
         """Return the tasks of one recipe; each distinct set of options is loaded once.
 
         Raises:
@@ -137,7 +137,7 @@ def state(run: Run, tasks: Sequence[Task]) -> tuple[str, list[Task]]:
     if result is None:
         return (RESUME if has_checkpoint(folder) else START), list(tasks)
     missing = [task for task in tasks if not is_scored(result, task)]
-    return (SCORE if missing else DONE), missing
+    return (SCORE if missing else FINISHED), missing
 
 
 def is_scored(result: dict[str, Any], task: Task) -> bool:
@@ -153,7 +153,7 @@ def is_scored(result: dict[str, Any], task: Task) -> bool:
     return (score.get("n"), score.get("version"), score.get("sha256", wanted[2])) == wanted
 
 
-def attempt(run: Run, scoring: Scoring, say: Callable[[str], None], console: Console) -> Outcome:
+def attempt(run: Run, scoring: Scoring, log: Callable[[str], None], console: Console) -> Outcome:
     """Do what a run needs; any error ends up in the outcome.
 
     If training or evaluation fails, the traceback is written to `error.log`.
@@ -163,23 +163,23 @@ def attempt(run: Run, scoring: Scoring, say: Callable[[str], None], console: Con
     """
     try:
         with lock.acquire_for_all(run.lock):
-            outcome = _carry_out(run, scoring, say, console)
+            outcome = _carry_out(run, scoring, log, console)
     except lock.LockHeld as held:
-        outcome = Outcome(run, ELSEWHERE, str(held))
-    if outcome.what in (SKIPPED, ELSEWHERE, FAILED):
-        say(f"{outcome.what}: {outcome.reason}" if outcome.reason else "done before, skipped")
+        outcome = Outcome(run, LOCKED, str(held))
+    if outcome.status in (SKIPPED, LOCKED, FAILED):
+        log(f"{outcome.status}: {outcome.reason}" if outcome.reason else "finished before, skipped")
     return outcome
 
 
 def _carry_out(run: Run, scoring: Scoring, say: Callable[[str], None], console: Console) -> Outcome:
     try:
-        tasks = distributed.main_rank_first(partial(_as_kava_error, scoring.of, run.recipe))
+        tasks = distributed.main_rank_first(partial(_as_kava_error, scoring.tasks_for, run.recipe))
         todo, missing = distributed.from_main_rank(partial(_as_kava_error, _todo, run, tasks))
     except KavaError as error:  # the folder is not this run's: write nothing there
         return Outcome(run, FAILED, str(error))
-    if todo == DONE:
+    if todo == FINISHED:
         return Outcome(run, SKIPPED)
-    log = run.folder / ERROR
+    log = run.folder / ERROR_FILE
     try:
         signals.stop_if_asked()
         if todo != SCORE:
@@ -227,7 +227,7 @@ def _written_down(error: Exception, log: Path) -> str:
     return line
 
 
-def train(run: Run, resume: bool, say: Callable[[str], None], console: Console) -> None:
+def train(run: Run, resume: bool, log: Callable[[str], None], console: Console) -> None:
     """Train a run, or resume a training that was interrupted."""
 
     def make_room() -> None:
@@ -235,7 +235,7 @@ def train(run: Run, resume: bool, say: Callable[[str], None], console: Console) 
             back_up(run.folder, console)  # interrupted before its first checkpoint
 
     distributed.on_main_rank(make_room)
-    say(f"{'resuming' if resume else 'training'} {run.recipe.method}, seed {run.recipe.seed}")
+    log(f"{'resuming' if resume else 'training'} {run.recipe.method}, seed {run.recipe.seed}")
     with signals.defer_signals():
         result = train_run(run.recipe, run.folder, console, resume)
     validated = (
@@ -243,10 +243,10 @@ def train(run: Run, resume: bool, say: Callable[[str], None], console: Console) 
         if result["validation_accuracy"] is not None
         else ""
     )
-    say(f"trained {result['steps']} steps in {format_duration(result['train_seconds'])}{validated}")
+    log(f"trained {result['steps']} steps in {format_duration(result['train_seconds'])}{validated}")
 
 
-def score(run: Run, tasks: Sequence[Task], say: Callable[[str], None]) -> None:
+def score(run: Run, tasks: Sequence[Task], log: Callable[[str], None]) -> None:
     """Evaluate the checkpoint of a run on tasks."""
     device = default_device()
     reasoner = distributed.main_rank_first(
@@ -254,4 +254,4 @@ def score(run: Run, tasks: Sequence[Task], say: Callable[[str], None]) -> None:
     )
     for task in tasks:
         signals.stop_if_asked()
-        say(line(task.name, score_run(reasoner, task, run.folder).summary))
+        log(line(task.name, score_run(reasoner, task, run.folder).summary))

@@ -36,7 +36,7 @@ from kava.training.smoke import family
 from kava.types import Example
 
 SAMPLE = 256  # examples that are counted, drawn at random
-STAGED = 32  # approximate number of micro-batches counted, if a method has stages
+SAMPLED_BATCHES = 32  # approximate number of micro-batches counted, if a method has stages
 
 # Assumed if the examples or the tokenizer are not on this machine, for an example of GSM8k-Aug:
 # tokens of the question with BOS, of all steps, and of the answer with its prompt and EOS (ours;
@@ -54,13 +54,13 @@ class Cost:
     """The cost of one training run. None means that a value could not be determined.
 
     notes: why it could not be determined, and what was assumed.
-    refusal: why the training would not begin; empty if it would.
+    error: why the training would not begin; empty if it would.
     """
 
     steps: int | None
     token_forwards: int | None
     notes: tuple[str, ...] = ()
-    refusal: str = ""
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Estimator:
         """
         key = repr((recipe.model_copy(update={"seed": 0}), processes))
         if key not in self._costs:
-            with hub.offline():
+            with hub.offline_mode():
                 self._costs[key] = _cost(recipe, self.rows(recipe.data), processes)
         return self._costs[key]
 
@@ -149,7 +149,7 @@ def count(reasoner: Reasoner, batches: Sequence[Batch], steps: int, rows: int) -
     """
     train = reasoner.recipe.train
     spans = list(pairwise([*stage_begins(reasoner, steps, rows), steps]))
-    each = len(batches) if len(spans) == 1 else max(1, STAGED // len(spans))
+    each = len(batches) if len(spans) == 1 else max(1, SAMPLED_BATCHES // len(spans))
     total = 0.0
     for i, (begin, end) in enumerate(spans):
         chosen = [batches[(i + j) % len(batches)] for j in range(min(each, len(batches)))]

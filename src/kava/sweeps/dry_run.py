@@ -11,7 +11,7 @@ from kava.errors import KavaError
 from kava.recipe import registry
 from kava.runs.folder import read_result
 from kava.sweeps import slurm
-from kava.sweeps.attempt import DONE, RESUME, SCORE, START, Run, Scoring, state
+from kava.sweeps.attempt import FINISHED, RESUME, SCORE, START, Run, Scoring, state
 from kava.sweeps.cost import Cost, Estimator
 from kava.sweeps.gpus import visible_gpus
 from kava.system import hub, lock
@@ -53,8 +53,8 @@ def list_runs(
                 now, why = REFUSED, unfit
             shared = jobs is not None and now != REFUSED
             cost = estimator.cost(run.recipe, run.recipe.resources.all_processes if shared else 1)
-            if cost.refusal and now in (START, RESUME):
-                now, why = REFUSED, cost.refusal
+            if cost.error and now in (START, RESUME):
+                now, why = REFUSED, cost.error
             if now in (START, RESUME, SCORE):
                 to_submit.append(run)
             states.append(now)
@@ -64,7 +64,7 @@ def list_runs(
                 notes.add(run.name, note)
             lines.append((run.folder.name, now, *_cost_cells(cost)))
     headings = ("run", "state", "steps", "token-forwards")
-    console.print(terminal_table(headings, lines, left=(0, 1)))
+    console.print(terminal_table(headings, lines, left_aligned=(0, 1)))
     counts = ", ".join(f"{states.count(now)} {now}" for now in dict.fromkeys(states))
     print_text(
         console,
@@ -110,8 +110,8 @@ def _foreseen(run: Run, scoring: Scoring) -> tuple[str, str]:
     if holder := lock.holder(run.lock):
         return LOCKED, holder
     try:
-        with hub.offline():
-            return state(run, scoring.of(run.recipe))[0], ""
+        with hub.offline_mode():
+            return state(run, scoring.tasks_for(run.recipe))[0], ""
     except KavaError as error:
         why = str(error)
     try:
@@ -119,9 +119,9 @@ def _foreseen(run: Run, scoring: Scoring) -> tuple[str, str]:
     except KavaError:
         return REFUSED, why
     scores = (read_result(run.folder) or {}).get("scores", {})
-    known = now == DONE and set(scoring.names) <= scores.keys()
+    known = now == FINISHED and set(scoring.names) <= scores.keys()
     note = f"its tasks cannot be loaded here, so their number of rows is not checked: {why}"
-    return (DONE if known else SCORE if now == DONE else now), note
+    return (FINISHED if known else SCORE if now == FINISHED else now), note
 
 
 def _unfit(run: Run, now: str) -> str:

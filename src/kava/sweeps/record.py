@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field
 
-from kava.errors import KavaError, shown
+from kava.errors import KavaError, truncate
 from kava.reasoning.resolve import validate_resolved
 from kava.recipe import schema
 from kava.sweeps.attempt import Run, Scoring
@@ -50,7 +50,7 @@ class SlurmJob:
     time: str = ""
 
 
-def remember(output: Path, runs: Sequence[Run], scoring: Scoring) -> None:
+def add_to_plan(output: Path, runs: Sequence[Run], scoring: Scoring) -> None:
     """Add runs to the plan of the folder; a run that is already there gets the new tasks."""
     plan = _read(output) if (output / PLAN).is_file() else {}
     new = {run.folder.name: _entry(run, scoring) for run in runs}
@@ -58,7 +58,7 @@ def remember(output: Path, runs: Sequence[Run], scoring: Scoring) -> None:
         write_json(output / PLAN, {"runs": {**plan, **new}})
 
 
-def recall(output: Path) -> list[PlannedRun]:
+def load_plan(output: Path) -> list[PlannedRun]:
     """Return every run of the folder's plan, in the order in which they were requested.
 
     Raises:
@@ -137,7 +137,7 @@ def _read(output: Path) -> dict[str, Any]:
         for one in (name, entry["name"]):
             if not _is_name(one):
                 raise KavaError(
-                    f"{file}: run {shown(one)!r}: not a plain folder name; delete the run",
+                    f"{file}: run {truncate(one)!r}: not a plain folder name; delete the run",
                     code="sweeps.run-elsewhere",
                     key=one,
                 )

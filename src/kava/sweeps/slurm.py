@@ -34,9 +34,9 @@ from kava.errors import KavaError, install
 from kava.reasoning.resolve import validate_resolved
 from kava.sweeps import record
 from kava.sweeps.attempt import (
-    DONE,
-    ELSEWHERE,
     FAILED,
+    FINISHED,
+    LOCKED,
     RESUME,
     SKIPPED,
     START,
@@ -109,7 +109,7 @@ class JobWork:
     words: tuple[str, ...] | None = None
 
     @classmethod
-    def of(cls, run: Run, scoring: Scoring) -> JobWork:
+    def from_run(cls, run: Run, scoring: Scoring) -> JobWork:
         """Make the work of a run."""
         tree = run.recipe.model_dump(by_alias=True)
         tasks = tuple(scoring.names), tuple(scoring.files), scoring.limit
@@ -130,10 +130,10 @@ class JobWork:
         except signals.Preempted:
             distributed.leave_process_group()
             self._stop(received, sent_signal, queue_again)
-        if outcome.what == FAILED:
+        if outcome.status == FAILED:
             distributed.exit_process(1)
         distributed.leave_process_group()
-        return outcome.what
+        return outcome.status
 
     def checkpoint(self) -> DelayedSubmission:
         """Return the same work to submit again; submitit calls this.
@@ -193,10 +193,10 @@ def submit(
                 predicted_state(run, scoring, reason)
                 for run, reason in with_queue_state(runs, output)
             ]
-            new = [outcome.run for outcome in outcomes if outcome.what == SUBMITTED]
+            new = [outcome.run for outcome in outcomes if outcome.status == SUBMITTED]
             for group, limit in group_by_resources(new, options.array_limit):
                 _submit_group(group, scoring, output, options, limit, console)
-            record.remember(output, runs, scoring)
+            record.add_to_plan(output, runs, scoring)
     except lock.LockHeld as held:
         raise KavaError(f"sweep: {held}", code="sweeps.in-use", key=str(output)) from None
     except KavaError:
@@ -227,13 +227,13 @@ def with_queue_state(runs: Sequence[Run], output: Path) -> Iterator[tuple[Run, s
 def predicted_state(run: Run, scoring: Scoring, in_queue: str) -> Outcome:
     """Return the predicted outcome of a run; `in_queue` is its state in SLURM's queue."""
     if reason := in_queue or lock.holder(run.lock):
-        return Outcome(run, ELSEWHERE, reason)
+        return Outcome(run, LOCKED, reason)
     try:
-        todo, _ = state(run, scoring.of(run.recipe))
+        todo, _ = state(run, scoring.tasks_for(run.recipe))
         check_batch(run, todo)
     except Exception as error:
         return Outcome(run, FAILED, one_line(error))
-    return Outcome(run, SKIPPED if todo == DONE else SUBMITTED)
+    return Outcome(run, SKIPPED if todo == FINISHED else SUBMITTED)
 
 
 def check_output(output: Path) -> None:
@@ -360,7 +360,7 @@ def _submit_group(
     links.check_tree(output / record.FOLDER, apart_from=".submission_file_*.sh")
     folder = (output / record.FOLDER).resolve()
     wanted = runs[0].recipe.resources
-    work = [JobWork.of(run, scoring) for run in runs]
+    work = [JobWork.from_run(run, scoring) for run in runs]
     with _nothing_left_by_failure(folder):
         executor = _executor(folder, wanted, output.resolve().name, options, limit)
         submitted = executor.submit_array(work)

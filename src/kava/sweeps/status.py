@@ -21,15 +21,15 @@ from kava.runs import watch
 from kava.runs.folder import differences, holds_run, read_result
 from kava.sweeps import record
 from kava.sweeps import sweep as sweeps
-from kava.sweeps.attempt import ERROR, SKIPPED, Outcome, is_scored
+from kava.sweeps.attempt import ERROR_FILE, SKIPPED, Outcome, is_scored
 from kava.sweeps.record import PlannedRun, SlurmJob
 from kava.system import hub, lock, slurm_queue
 from kava.system.text import format_count, print_columns, print_text
 
-WAITING, RUNNING, DONE = "waiting", "running", "done"
+PENDING, RUNNING, FINISHED = "pending", "running", "finished"
 FAILED, PREEMPTED = "failed", "preempted"
-#: Exit status: all runs are done; some failed; none failed, but some are not done yet.
-ALL_DONE, SOME_FAILED, UNDERWAY = 0, 1, 3
+#: Exit status: all runs are finished; some failed; none failed, but some are not finished.
+ALL_FINISHED, SOME_FAILED, UNFINISHED = 0, 1, 3
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class RunStatus:
 
     step, steps, loss: as last logged; None if nothing was logged, or the length is not known yet.
     job, log: its job and log file, if any.
-    why: for a failed run, the last line that it printed.
+    reason: for a failed run, the last line that it printed.
     """
 
     name: str
@@ -48,49 +48,49 @@ class RunStatus:
     loss: float | None = None
     job: str = ""
     log: str = ""
-    why: str = ""
+    reason: str = ""
 
 
-def show(asked: Sequence[PlannedRun], output: Path, console: Console) -> int:
+def show(runs: Sequence[PlannedRun], output: Path, console: Console) -> int:
     """Print a line for each run, and return the exit status.
 
-    If all runs are done and the summary does not show it yet, the summary is written.
+    If all runs are finished and the summary does not show it yet, the summary is written.
 
     Raises:
         KavaError: if SLURM does not answer. A run whose folder cannot be read counts as failed.
     """
-    lines = look(asked, output)
+    lines = read_statuses(runs, output)
     table = [("run", "state", "step", "loss", "job", "log"), *map(_cells, lines)]
     print_columns(console, table)
     for line in lines:
-        if line.why:
-            print_text(console, f"{line.name} {line.state}", line.why)
+        if line.reason:
+            print_text(console, f"{line.name} {line.state}", line.reason)
     names = [line.state for line in lines]
-    order = (DONE, RUNNING, WAITING, PREEMPTED, FAILED)
+    order = (FINISHED, RUNNING, PENDING, PREEMPTED, FAILED)
     counts = ", ".join(f"{names.count(name)} {name}" for name in order if name in names)
     print_text(console, f"{format_count(len(lines), 'run')}: {counts}")
-    if set(names) == {DONE}:
-        _sum_up(asked, output, console)
-        return ALL_DONE
-    return SOME_FAILED if FAILED in names else UNDERWAY
+    if set(names) == {FINISHED}:
+        _sum_up(runs, output, console)
+        return ALL_FINISHED
+    return SOME_FAILED if FAILED in names else UNFINISHED
 
 
-def look(asked: Sequence[PlannedRun], output: Path) -> list[RunStatus]:
+def read_statuses(runs: Sequence[PlannedRun], output: Path) -> list[RunStatus]:
     """Return the current state of each run."""
     jobs = record.jobs(output)
-    known = [jobs.get(one.run.folder.name) for one in asked]
+    known = [jobs.get(one.run.folder.name) for one in runs]
     states = slurm_queue.states(job.job for job in known if job and job.cluster == "slurm")
     return [
         _line(one, job, states.get(job.job) if job else None, output)
-        for one, job in zip(asked, known, strict=True)
+        for one, job in zip(runs, known, strict=True)
     ]
 
 
 def _line(asked: PlannedRun, job: SlurmJob | None, in_queue: str | None, output: Path) -> RunStatus:
     run = asked.run
     log = str(output / record.FOLDER / job.log) if job else ""
-    if not job and (run.folder / ERROR).is_file():
-        log = str(run.folder / ERROR)
+    if not job and (run.folder / ERROR_FILE).is_file():
+        log = str(run.folder / ERROR_FILE)
     try:
         step, steps, loss = _progress(asked)
         state, why = _state(asked, job, in_queue, log)
@@ -107,23 +107,23 @@ def _state(
     if holds_run(folder) and (different := differences(folder, asked.run.recipe)):
         return FAILED, f"its folder holds a run of another recipe ({different})"
     result = read_result(folder)
-    if slurm_queue.is_active(in_queue) and in_queue not in slurm_queue.WAITING:
+    if slurm_queue.is_active(in_queue) and in_queue not in slurm_queue.WAITING_STATES:
         return RUNNING, ""
     if lock.holder(asked.run.lock):
         return RUNNING, ""
     if result is not None and _is_scored(asked, result):
-        return DONE, ""
+        return FINISHED, ""
     if slurm_queue.is_active(in_queue):
-        return (PREEMPTED if holds_run(folder) else WAITING), ""
-    if (folder / ERROR).is_file():
-        return FAILED, _last_line(folder / ERROR)
+        return (PREEMPTED if holds_run(folder) else PENDING), ""
+    if (folder / ERROR_FILE).is_file():
+        return FAILED, _last_line(folder / ERROR_FILE)
     if in_queue == "PREEMPTED":
         return PREEMPTED, ""
     if job and job.cluster == "slurm":
         end = f"job {job.job} ended without a result"
         named = f"{end} ({in_queue})" if in_queue else end
         return FAILED, ": ".join(filter(None, [named, _last_line(Path(log))]))
-    return (PREEMPTED if holds_run(folder) else WAITING), ""
+    return (PREEMPTED if holds_run(folder) else PENDING), ""
 
 
 def _is_scored(asked: PlannedRun, result: dict[str, Any]) -> bool:
@@ -133,8 +133,8 @@ def _is_scored(asked: PlannedRun, result: dict[str, Any]) -> bool:
     name and have no more rows than the limit.
     """
     try:
-        with hub.offline():
-            tasks = asked.scoring.of(asked.run.recipe)
+        with hub.offline_mode():
+            tasks = asked.scoring.tasks_for(asked.run.recipe)
     except KavaError:
         scores = result.get("scores", {})
         names, limit = asked.scoring.found_in(scores), asked.scoring.limit
@@ -149,7 +149,7 @@ def _progress(asked: PlannedRun) -> tuple[int | None, int | None, float | None]:
     result = read_result(asked.run.folder) or {}
     step = steps = result.get("steps")
     try:
-        state = watch.look(asked.run.folder)
+        state = watch.read_state(asked.run.folder)
     except KavaError:  # nothing was logged
         return step, steps or asked.run.recipe.train.steps, None
     losses = [record["loss"] for record in state.records if "loss" in record]

@@ -28,9 +28,9 @@ from kava.report.terminal import quickstart_table
 from kava.runs.folder import read_result
 from kava.sweeps import gpus, local, record, slurm
 from kava.sweeps.attempt import (
-    DONE,
-    ELSEWHERE,
     FAILED,
+    FINISHED,
+    LOCKED,
     SCORED,
     SKIPPED,
     SUBMITTED,
@@ -78,7 +78,7 @@ def plan(
         if is_backbone(file):
             console.print(f"{file}: makes a backbone (kava pretrain), left out", highlight=False)
         elif file.resolve() in [other.resolve() for other in kept]:
-            console.print(f"{file}: named twice, taken once", highlight=False)
+            console.print(f"{file}: given twice; it is run once", highlight=False)
         else:
             kept.append(file)
     if not kept:
@@ -111,16 +111,16 @@ def is_backbone(file: Path) -> bool:
     return False
 
 
-def names(files: Sequence[Path], between: str = "-") -> list[str]:
+def names(files: Sequence[Path], separator: str = "-") -> list[str]:
     """Return a name for each file: its stem, with as many parent folders as make it unique.
 
     Args:
-        between: separator between the parts of a name.
+        separator: text between the parts of a name.
 
     Raises:
         KavaError: if paths differ only in a hyphen in place of a slash, or in their extensions.
     """
-    found, clashing = assets.distinct_names([f.resolve().with_suffix("") for f in files], between)
+    found, clashing = assets.distinct_names([f.resolve().with_suffix("") for f in files], separator)
     if clashing:
         first = str(files[clashing[0]])
         raise KavaError(
@@ -149,9 +149,9 @@ def sweep(
             checkpoint at a step boundary.
     """
     for run in runs:
-        scoring.of(run.recipe)
+        scoring.tasks_for(run.recipe)
     if jobs is None:
-        record.remember(output, runs, scoring)
+        record.add_to_plan(output, runs, scoring)
         with signals.listen_for([], signal.SIGTERM):
             if len(found := gpus.visible_gpus()) > 1 and len(runs) > 1:
                 outcomes = gpus.run_all(found, runs, scoring, console)
@@ -159,7 +159,7 @@ def sweep(
                 outcomes = local.run_all(runs, scoring, console)
     else:
         outcomes = slurm.submit(runs, scoring, output, jobs, console)
-        if any(outcome.what in (SUBMITTED, ELSEWHERE) for outcome in outcomes):
+        if any(outcome.status in (SUBMITTED, LOCKED) for outcome in outcomes):
             count(outcomes, console)
             print_text(console, f"kava sweep --status {output} says how they get on")
             return outcomes
@@ -171,7 +171,7 @@ def sum_up(
 ) -> list[Outcome]:
     """Write the summary and print a report; return the outcomes as they are by then."""
     # A task may use another name for its rows (`rows`, `gsm8k_aug`).
-    scored = dict.fromkeys(task.name for o in outcomes for task in scoring.of(o.run.recipe))
+    scored = dict.fromkeys(task.name for o in outcomes for task in scoring.tasks_for(o.run.recipe))
     before: Sequence[Outcome] = []
     while outcomes != before:  # includes what other processes finish meanwhile
         before, outcomes = outcomes, [_looked_at_again(outcome, scoring) for outcome in outcomes]
@@ -196,7 +196,7 @@ def summary(outcomes: Sequence[Outcome], rows: Sequence[TableRow]) -> dict[str, 
         "seeds": list(dict.fromkeys(outcome.run.recipe.seed for outcome in outcomes)),
         "rows": rows,
         "runs": [
-            {"run": o.run.folder.name, "outcome": o.what, "reason": o.reason} for o in outcomes
+            {"run": o.run.folder.name, "outcome": o.status, "reason": o.reason} for o in outcomes
         ],
         **provenance(),
     }
@@ -213,22 +213,22 @@ def report(outcomes: Sequence[Outcome], rows: Sequence[TableRow], console: Conso
 
 def count(outcomes: Sequence[Outcome], console: Console) -> None:
     """Print the number of runs by outcome, and the reasons for those that were not done."""
-    counts = {what: sum(o.what == what for o in outcomes) for what in _OUTCOME_TEXTS}
+    counts = {what: sum(o.status == what for o in outcomes) for what in _OUTCOME_TEXTS}
     summary = ", ".join(
         f"{count} {_OUTCOME_TEXTS[what]}" for what, count in counts.items() if count
     )
     print_text(console, f"{format_count(len(outcomes), 'run')}: {summary}")
     for outcome in outcomes:
         if outcome.reason:
-            print_text(console, f"  {outcome.what}  {outcome.run.folder.name}", outcome.reason)
+            print_text(console, f"  {outcome.status}  {outcome.run.folder.name}", outcome.reason)
 
 
 _OUTCOME_TEXTS = {
     TRAINED: "trained",
     SCORED: "scored anew",
     SUBMITTED: "submitted",
-    SKIPPED: "done before",
-    ELSEWHERE: "locked by another process",
+    SKIPPED: "finished before",
+    LOCKED: "locked by another process",
     FAILED: "failed",
 }
 
@@ -245,16 +245,16 @@ def collect(outcomes: Sequence[Outcome], tasks: Sequence[str]) -> list[TableRow]
                 o.run.recipe.seed: read_result(o.run.folder) if o.counts else None for o in group
             }
             row = make_row(name, results, task, group[0].run.recipe)
-            why = {str(o.run.recipe.seed): f"{o.what}: {o.reason}" for o in group if o.reason}
+            why = {str(o.run.recipe.seed): f"{o.status}: {o.reason}" for o in group if o.reason}
             rows.append({**row, "missing_because": why})
     return rows
 
 
 def _looked_at_again(outcome: Outcome, scoring: Scoring) -> Outcome:
     """Return the outcome of a run, updated if another process has finished it by now."""
-    if outcome.what == ELSEWHERE:
+    if outcome.status == LOCKED:
         try:
-            if state(outcome.run, scoring.of(outcome.run.recipe))[0] == DONE:
+            if state(outcome.run, scoring.tasks_for(outcome.run.recipe))[0] == FINISHED:
                 return Outcome(outcome.run, SKIPPED)
         except Exception as error:
             return Outcome(outcome.run, FAILED, one_line(error))
