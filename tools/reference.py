@@ -1,14 +1,15 @@
 """Reference pages made from the code: `python -m tools.reference docs/reference`.
 
 Every command with its help, every recipe key with its type and default, every method, eviction,
-task and data set with the first line of its file, and what is called from Python. A test compares
-the committed pages with these.
+task and data set with the first line of its file, and what is called from Python; and the JSON
+schema of recipes. A test compares the committed files with these.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import sys
 import textwrap
@@ -23,6 +24,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from kava.data import data_sets
+from kava.reasoning.resolve import recipe_schema
 from kava.recipe import registry
 from kava.recipe.load import load_recipe
 from kava.recipe.registry import PACKAGES
@@ -35,9 +37,10 @@ WIDTH = 96
 
 
 def pages() -> dict[str, str]:
-    """File name to Markdown."""
+    """File name to text."""
     made = {"commands": commands, "recipe": recipe, "pieces": pieces, "python": python}
-    return {f"{name}.md": make() for name, make in made.items()}
+    schema = json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
+    return {**{f"{name}.md": make() for name, make in made.items()}, "recipe.schema.json": schema}
 
 
 def commands() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -312,6 +313,18 @@ def check_recipes(
     from kava.sweeps.recipes import check
 
     raise typer.Exit(0 if check(paths or [], make_console()) else 1)
+
+
+@recipe_app.command("schema", epilog=examples("kava recipes schema > recipe.schema.json"))
+def schema_of_recipes() -> None:
+    """Print the JSON schema of recipes, for editors.
+
+    With a first line `# yaml-language-server: $schema=recipe.schema.json`, an editor completes the
+    keys of a recipe and marks mistakes.
+    """
+    from kava.reasoning.resolve import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=1, ensure_ascii=False))
 
 
 def _recipe_name(recipe: str) -> str:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from kava.errors import KavaError
 from kava.recipe import registry
+from kava.recipe.json_schema import json_schema
 from kava.recipe.load import load_recipe
 from kava.recipe.schema import Recipe, merge, to_kava_error, validate
 
@@ -78,6 +79,12 @@ def _check_iterations(recipe: Recipe, method: Any, where: str) -> None:
             code="reasoning.uneven-passes",
             key="kv.supervise",
         )
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON schema of recipe files, with the options of each method."""
+    methods = registry.names("methods")
+    return json_schema({name: registry.find("methods", name).Options for name in methods})
 
 
 def load_resolved(path: str | Path, overrides: Sequence[str] = (), saved: bool = False) -> Recipe:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 STEPS, ROWS = 2, 32
 BACKBONE = "backbone"
+#: How the line begins that names the JSON schema of a recipe.
+FOR_EDITORS = "# yaml-language-server:"
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Entry:
 
     path: the path with which `kava train` finds it (`kava pretrain` for a backbone).
     method: the method of the recipe, or `backbone`.
-    about: its `description`, otherwise the first line of the file if that is a comment.
+    about: its `description`, otherwise the first line of the file if that is a comment, and not for
+        editors.
     """
 
     path: str
@@ -195,7 +198,8 @@ def _shipped() -> list[tuple[str, Path]]:
 def _entry(path: str, file: Path) -> Entry:
     tree = read(file)
     method = BACKBONE if "architecture" in tree else str(tree.get("method", "-"))
-    first = file.read_text(encoding="utf-8").partition("\n")[0]
+    lines = file.read_text(encoding="utf-8").splitlines()
+    first = next((line for line in lines if not line.startswith(FOR_EDITORS)), "")
     comment = first.lstrip("# ") if first.startswith("#") else ""
     described = " ".join(str(tree.get("description") or "").split())
     return Entry(path, file, method, described or comment)
