@@ -4,6 +4,7 @@
 # make test-fast    the mathematics and the command line alone, in less than a minute
 # make test-oldest   the core's tests with the oldest versions that kava allows, in .venv-oldest
 # make test-kvpress our press against NVIDIA's kvpress, in .venv-kvpress: it needs an older transformers
+# make test-trackers  what wandb, trackio and TensorBoard log of a training, in .venv-trackers
 # make docs         the documentation as a site, in site/
 # make clean        remove .venv and caches; results under runs/ stay
 
@@ -25,7 +26,7 @@ KVPRESS := $(shell grep '^kvpress==' constraints.txt)
 OLDEST := attention backbones bench checkpoint decoding generation latents layerwise plain_run python recipe \
   report resuming serve step training
 
-.PHONY: quickstart test test-fast test-real test-oldest test-kvpress docs clean
+.PHONY: quickstart test test-fast test-real test-oldest test-kvpress test-trackers docs clean
 
 quickstart: .venv/ready
 	@$(BIN)/kava quickstart
@@ -68,6 +69,16 @@ test-kvpress: .venv-kvpress/ready
 	@.venv-kvpress/bin/pip install -qq --disable-pip-version-check $(KVPRESS) $(TORCH) pytest
 	@touch $@
 
+test-trackers: .venv-trackers/ready
+	.venv-trackers/bin/pytest -rs tests/test_trackers.py
+
+.venv-trackers/ready: pyproject.toml constraints.txt
+	@echo "Setting up .venv-trackers (once): the extra track, at the tested versions"
+	@$(PYTHON) -m venv .venv-trackers
+	@.venv-trackers/bin/pip install -qq --disable-pip-version-check -c constraints.txt $(TORCH_OPTIONS) $(TORCH)
+	@.venv-trackers/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[track,test]'
+	@touch $@
+
 define check_python
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
   echo "kava needs Python 3.11 or later as '$(PYTHON)'; name one with PYTHON=/path/to/python"; \
@@ -101,5 +112,5 @@ endef
 	@touch .venv/ready $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-kvpress site .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-kvpress .venv-trackers site .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

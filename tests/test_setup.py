@@ -52,7 +52,8 @@ def dependencies(*extras):
 
 
 @pytest.mark.parametrize(
-    "target", ["quickstart", "test", "test-real", "test-oldest", "docs", "clean"]
+    "target",
+    ["quickstart", "test", "test-real", "test-oldest", "test-trackers", "docs", "clean"],
 )
 def test_makefile_has_target(target):
     assert re.search(rf"^{target}:", read("Makefile"), re.MULTILINE)

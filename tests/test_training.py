@@ -89,20 +89,6 @@ def test_the_first_step_and_the_last_are_logged_however_few_there_are(backbone, 
     assert [text in line for text, line in zip(told, shown, strict=True)] == [True, True]
 
 
-def test_every_term_goes_to_tensorboard_where_asked(backbone, tmp_path, kava):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    recipe = write_recipe(tmp_path, backbone)
-    words = ["train.report_to=[tensorboard]", "train.steps=2"]
-    status, said = kava("train", recipe, *words, "-o", tmp_path / "r")
-    assert status == 0, said
-    events = EventAccumulator(str(tmp_path / "r" / "tensorboard"))
-    events.Reload()
-    logged = read_metrics(tmp_path / "r")[0]
-    for term in ("loss", "student_ce", "teacher_ce", "codi", "kv", "kv_step_1"):
-        assert events.Scalars(f"train/{term}")[0].value == pytest.approx(logged[term])
-
-
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_the_learning_rate_rises_during_the_warmup_of_every_schedule(schedule, tmp_path):
     settings = [f"train.schedule={schedule}", "train.warmup=0.5", "train.steps=10"]
