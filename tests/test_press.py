@@ -1,6 +1,6 @@
 """Our `rkv` inside NVIDIA's kvpress, against loops over Python numbers.
 
-kvpress holds transformers back (0.5.4 below 5.3), so this runs in an environment of its own:
+kvpress holds transformers back (0.5.5 below 5.3), so this runs in an environment of its own:
 `make test-kvpress`. It uses nothing of the package but the press.
 """
 
