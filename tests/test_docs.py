@@ -210,6 +210,18 @@ def test_the_readme_is_a_first_page_whose_links_lead_somewhere():
             assert anchor in slugs, target
 
 
+def test_the_page_for_assistants_is_one_page_and_names_what_is_there():
+    text = read("AGENTS.md")
+    assert len(text.splitlines()) <= 60
+    places = re.findall(r"\]\(([^)]+)\)|`((?:\w+/)+[\w.]+|src/kava)`|-m (tools\.\w+)", text)
+    for name in (link or path or module.replace(".", "/") + ".py" for link, path, module in places):
+        assert any((ROOT / above / name).exists() for above in ABOVE), name
+    targets = re.findall(r"^    make ([\w-]+)", text, re.MULTILINE)
+    assert targets and all(f"\n{target}:" in read("Makefile") for target in targets)
+    assert re.search("never .*telemetry", text, re.IGNORECASE)
+    assert "kava collects no telemetry" in read("README.md")
+
+
 # -- commands that are only shown ----------------------------------------------------------------
 
 
