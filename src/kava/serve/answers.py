@@ -33,7 +33,7 @@ class Answers:
         """Return the next piece with the index of its answer.
 
         Raises:
-            Refused: the piece did not arrive before the deadline.
+            RequestError: the piece did not arrive before the deadline.
         """
         try:
             return await asyncio.wait_for(self._queue.get(), self._seconds_left())
@@ -47,7 +47,7 @@ class Answers:
         """Return the last piece of each answer, in order, or None if the client disconnects before.
 
         Raises:
-            Refused: a piece did not arrive before the deadline.
+            RequestError: a piece did not arrive before the deadline.
         """
         last: dict[int, Piece] = {}
         leaving = asyncio.create_task(_disconnected(http))
@@ -77,7 +77,7 @@ async def _disconnected(http: HttpRequest) -> None:
 
 
 def raise_for(piece: Piece) -> None:
-    """Raise `Refused` for a last piece that is not the end of an answer."""
+    """Raise `RequestError` for a last piece that is not the end of an answer."""
     if piece.reason == TIMEOUT:
         raise _late()
     if piece.reason == ERROR:

@@ -220,7 +220,7 @@ class Request(BaseModel):
         """Refuse fields that the service does not support.
 
         Raises:
-            Refused: names the unsupported field.
+            RequestError: names the unsupported field.
         """
         for name, value in (self.model_extra or {}).items():
             known = name in self.neutral
@@ -278,7 +278,7 @@ class ChatRequest(Request):
         """Return the one question, as a list.
 
         Raises:
-            Refused: the request is not exactly one message with the role `user`, beside empty
+            RequestError: the request is not exactly one message with the role `user`, beside empty
                 messages of the system.
         """
         messages = [one for one in self.messages if one.role not in SYSTEM or one.text.strip()]

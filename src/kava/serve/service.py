@@ -52,7 +52,7 @@ class Service:
         """Check a request, queue its questions, and wait for the answers or stream them.
 
         Raises:
-            Refused: the request cannot be answered, for whatever reason.
+            RequestError: the request cannot be answered, for whatever reason.
         """
         request.check()
         if request.model != self.name:
@@ -155,7 +155,7 @@ class Service:
         """Return the token ids of each question.
 
         Raises:
-            Refused: a question is empty, contains broken characters, or is too long.
+            RequestError: a question is empty, contains broken characters, or is too long.
         """
         allowed = self.limits.question_tokens
         for question in questions:
