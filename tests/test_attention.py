@@ -242,7 +242,7 @@ def test_losses_and_gradients_are_those_of_boolean_masks(family, way, monkeypatc
     with way():
         found = loss_and_gradients(thinker)
     with monkeypatch.context() as patched, way():
-        patched.setattr(masks, "additive", lambda mask, *_: mask)
+        patched.setattr(masks, "to_additive", lambda mask, *_: mask)
         patched.setitem(ALL_ATTENTION_FUNCTIONS, "kava", by_boolean_masks)
         expected = loss_and_gradients(thinker)
     assert found.keys() == expected.keys() and len(found) > 10
