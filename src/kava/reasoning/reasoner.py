@@ -58,7 +58,7 @@ class Reasoner(ReasonerBase):
         self.encoder = batching.Encoder(tokenizer, recipe.drop_last_step)
         ids = structure.unreadable_ids(model, tokenizer, SPECIAL_TOKENS.values())
         #: Mask [vocabulary] of token ids that are never generated, for they have no text, or None.
-        self.register_buffer("unreadable", _mask_of(ids, model), persistent=False)
+        self.register_buffer("unreadable_ids", _mask_of(ids, model), persistent=False)
         self.windows = structure.windows(model)
         self._tied = structure.head(model).weight is structure.table(model).weight
         self.method: Method = registry.find("methods", recipe.method)(recipe)
