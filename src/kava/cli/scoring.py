@@ -246,13 +246,16 @@ def data() -> None:
     epilog=examples(
         "kava data check train.jsonl --against gsm8k,svamp",
         "kava data check train.jsonl --against gsm8k --against-file gsm8k_test.jsonl --strict",
+        "kava data check train.jsonl --debug recipes/quickstart/kava.yaml",
     ),
 )
 def check_data(
     file: Annotated[
         str, typer.Argument(help="training examples: a file, or the name of a data set")
     ],
-    against: Annotated[str, typer.Option(help="one task or several, separated by commas")],
+    against: Annotated[
+        str | None, typer.Option(help="one task or several, separated by commas")
+    ] = None,
     against_file: Annotated[
         list[str] | None,
         typer.Option(
@@ -267,6 +270,13 @@ def check_data(
         bool, typer.Option("--strict", help="rows that differ only in numbers are leaks too")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print every leak as JSON")] = False,
+    debug: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="instead, show the tokens, masks and labels of three rows, as this recipe trains",
+        ),
+    ] = None,
 ) -> None:
     """Find training rows that are test questions.
 
@@ -274,9 +284,27 @@ def check_data(
     Rows that differ from one only in numbers are listed, and count as equal with --strict.
     """
     from kava.data.tasks import read_options
+    from kava.errors import KavaError
     from kava.training.leaks import check
 
     given = read_options("data check", option or [])
     own = read_options("data check", data_option or [])
+    if (against is None) == (debug is None):
+        raise KavaError(
+            "data check: pass either --against TASK, to find test questions, or --debug RECIPE, "
+            "to see rows as trained on",
+            code="cli.against-or-debug",
+            key="--against",
+        )
+    if debug is not None:
+        from kava.data import load_examples
+        from kava.reasoning.reasoner import Reasoner
+        from kava.reasoning.resolve import load_resolved
+        from kava.training.shown_rows import ROWS, show_rows
+
+        rows = load_examples(file, "train", limit=ROWS, options=own)
+        for line in show_rows(Reasoner.build(load_resolved(debug)), rows):
+            print(printable(line))
+        return
     tasks = names(against, "--against")
     raise typer.Exit(check(file, tasks, against_file, given, strict, as_json, make_console(), own))
