@@ -247,7 +247,7 @@ def test_the_status_of_a_sweep_on_this_machine(kava, backbone, tmp_path, monkeyp
         assert "a-seed3  running" in kava("sweep", "--status", out)[1]
     assert kava(*words, "--status")[1].splitlines()[:4] == lines[:4]  # by the recipes, the same
     code, said = kava("sweep", recipe, "--seeds", 4, 2, "--status", "-o", out)
-    assert code == 3 and "a-seed4  waiting  0 of 4" in said  # none has failed, one is to come
+    assert code == 3 and "a-seed4  pending   0 of 4" in said  # none has failed, one is to come
 
     assert kava(*words)[0] == 0
     before = (out / "summary.json").stat().st_mtime_ns
@@ -409,7 +409,7 @@ def test_a_job_queues_itself_again_unless_it_is_taken_away(
     before = signal.signal(signal.SIGUSR2, submitit)
     try:
         with pytest.raises(SystemExit) as ended:
-            slurm.JobWork.tasks_for(run, Scoring())()
+            slurm.JobWork.from_run(run, Scoring())()
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert asked == [signal.SIGUSR2] * again

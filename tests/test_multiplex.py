@@ -85,7 +85,9 @@ def test_a_head_that_predicts_the_target_has_no_loss(monkeypatch):
     thinker = reasoner("llama", "mux")
     data = thinker.apply_stage(batch(thinker, [example(4, 9)]))
     q = torch.full((len(data["spans_rows"]), thinker.lm.config.vocab_size), 1e-9)
-    q.index_put_((data["spans_of"], data["spans_ids"]), data["spans_weights"], accumulate=True)
+    q.index_put_(
+        (data["spans_span_index"], data["spans_ids"]), data["spans_weights"], accumulate=True
+    )
     spans = Spans(*(data[f"spans_{name}"] for name in ("rows", "latents", "of", "ids", "weights")))
     monkeypatch.setattr(thinker, "logits", lambda _: q.log())
     loss = multiplex_loss(thinker, torch.zeros(len(q), 32), spans, 1.0, torch.tensor(len(q)))
@@ -98,7 +100,7 @@ def test_what_is_drawn_depends_on_the_example_and_the_draw_alone():
 
     def spans(chosen, draw):
         data = thinker.apply_stage(batch(thinker, chosen), draw=draw)
-        return [data["spans_of"][data["spans_rows"][data["spans_of"]] == row].tolist()
+        return [data["spans_span_index"][data["spans_rows"][data["spans_span_index"]] == row].tolist()
                 for row in range(len(chosen))]  # fmt: skip
 
     first, second = spans(examples, 5)

@@ -104,6 +104,6 @@ def test_a_job_takes_along_what_may_be_told(monkeypatch, tmp_path):
     }  # fmt: skip
     run = Run("a", validate_resolved(tree, "a"), tmp_path)
     monkeypatch.setattr(sys, "argv", ["kava", "sweep", "--hf-token", "s3"])
-    assert JobWork.tasks_for(run, Scoring((), (), None)).words == ("sweep", "--hf-token", "***")
+    assert JobWork.from_run(run, Scoring((), (), None)).words == ("sweep", "--hf-token", "***")
     monkeypatch.setattr(sys, "argv", ["service.py", "--customer", "7"])
-    assert JobWork.tasks_for(run, Scoring((), (), None)).words is None
+    assert JobWork.from_run(run, Scoring((), (), None)).words is None

@@ -152,7 +152,7 @@ def test_tokens_that_are_never_to_come_stay_away_with_the_unreadable_ones(kava, 
     first = int(ids_of(kava)[0, 0])
     second = int(ids_of(kava, suppress_tokens=[first])[0, 0])
     monkeypatch.setitem(
-        kava._buffers, "unreadable", torch.arange(kava.lm.config.vocab_size) == second
+        kava._buffers, "unreadable_ids", torch.arange(kava.lm.config.vocab_size) == second
     )
     kept = ids_of(kava, suppress_tokens=[first]).flatten().tolist()
     assert first not in kept and second not in kept

@@ -121,7 +121,7 @@ def spans_of(data):
     found = [[] for _ in data["ids"]]
     for n, row in enumerate(data["spans_rows"].tolist()):
         assert data["spans_latents"][n] == len(found[row])  # the first latents, in order
-        found[row].append(data["spans_ids"][data["spans_of"] == n].tolist())
+        found[row].append(data["spans_ids"][data["spans_span_index"] == n].tolist())
     return found
 
 

@@ -69,24 +69,22 @@ class Generation:
         It is None if the method does not state it.
         """
         lengths, recipe = self.mask.sum(1), self.reasoner.recipe
-        reasoning = self.reasoner.method.thinking_work(lengths, recipe.num_iterations)
-        if reasoning is None:
+        prefill = self.reasoner.method.thinking_work(lengths, recipe.num_iterations)
+        if prefill is None:
             return None
         reasoning = self.think()
         # The model reads in sequence: the prompt, then each token except the last.
-        context_tokens, prompt_tokens = (
-            reasoning.cache.attention_mask.sum(1),
-            reasoning.prompt.shape[1],
-        )
+        context_tokens = reasoning.cache.attention_mask.sum(1)
+        prompt_tokens = reasoning.prompt.shape[1]
         answer = consecutive_passes(
             prompt_tokens, *[1] * (self.new_tokens - 1), after=context_tokens
         )
         labels = self.new_tokens * len(lengths)
-        whole = Work([*reasoning.forward_passes, *answer], labels, reasoning.num_projected)
+        whole = Work([*prefill.forward_passes, *answer], labels, prefill.num_projected)
         if recipe.method == "cot":  # the question's last token is the prompt: counted once
             whole = Work([*consecutive_passes(lengths - 1), *answer], labels)
-            reasoning = Work(consecutive_passes(lengths - 1), 0)
-        return reasoning, whole
+            prefill = Work(consecutive_passes(lengths - 1), 0)
+        return prefill, whole
 
     def record(self, prefill: list[float], total: list[float], rate: float) -> dict[str, Any]:
         """Return all measurements of one model and batch size.

@@ -259,11 +259,11 @@ def _picker(pick: Questions) -> gr.Dropdown:
 
 def _slider(span: sizes.Range | None, label: str, name: str) -> gr.Slider | gr.State:
     """Return a slider for M or T; if there is no choice, a state of None, the recipe's value."""
-    if span is None or span.minimum == span.max_question_tokens:
+    if span is None or span.minimum == span.maximum:
         return gr.State(None)
     return gr.Slider(
         span.minimum,
-        span.max_question_tokens,
+        span.maximum,
         value=span.default,
         step=span.step,
         precision=0,

@@ -69,7 +69,7 @@ def stream_answer(
         report = _Report(reasoner, tell, interval)
         with watch_passes(report.on_pass):
             reasoning = reasoner.think([question], num_iterations)
-        report.cache(reasoning)
+        report.on_reasoning(reasoning)
         follow = StoppingCriteriaList([_FollowRow(report)])
         (answer,) = reasoner.answer(reasoning, max_new_tokens, stopping_criteria=follow)
         seconds = report.seconds

@@ -137,4 +137,4 @@ def _work(run: Run, scoring: Any, mark: str, quiet: bool, result: Connection) ->
         sys.exit(128 + signal.SIGTERM)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    result.send((outcome.what, outcome.reason))
+    result.send((outcome.status, outcome.reason))
