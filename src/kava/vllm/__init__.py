@@ -19,7 +19,7 @@ MODE = "kava"
 
 def register() -> None:
     """Register the architectures and the renderer; vLLM calls it in each of its processes."""
-    from vllm import ModelRegistry
+    from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.renderers.registry import RENDERER_REGISTRY
     from vllm.tokenizers.registry import TokenizerRegistry

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from kava.backbones import cache, masks
-from kava.backbones.thought import Thought
+from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.interface import SPECIAL_TOKENS, ReasonerBase
 from kava.reasoning.methods import eot_suffix, prefill_question
 from kava.reasoning.projection import Projection
@@ -108,27 +108,27 @@ class EngineReasoner(ReasonerBase):
 
     def extend(
         self,
-        thought: Thought,
+        context: MaskedCache,
         embeds: Tensor,
         mask: Tensor | None = None,
         hidden_states: bool = False,
         suffix: Suffix | None = None,
-    ) -> tuple[Any, Thought]:
-        """Run vLLM's layers on new columns that follow a thought; see `ReasonerBase.extend`."""
+    ) -> tuple[Any, MaskedCache]:
+        """Run vLLM's layers on new columns that follow a context; see `ReasonerBase.extend`."""
         if mask is None:
             mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
         if suffix is not None:
             embeds = torch.cat((embeds, suffix.embeds), dim=1)
             mask = torch.cat((mask, suffix.mask), dim=1)
-        past, model = cache.fork(thought.past_key_values), self._decoder[0]
-        places = masks.positions(thought.attention_mask, mask).flatten()
+        past, model = cache.fork(context.past_key_values), self._decoder[0]
+        places = masks.positions(context.attention_mask, mask).flatten()
         hidden, residual = embeds.flatten(0, 1).clone(), None  # vLLM's kernels work in place
-        with _dense(model, past, masks.causal_mask(thought.attention_mask, mask)):
+        with _dense(model, past, masks.causal_mask(context.attention_mask, mask)):
             for layer in model.layers:
                 hidden, residual = layer(places, hidden, residual)
         hidden, _ = model.norm(hidden, residual)
         output = _Output(hidden.unflatten(0, embeds.shape[:2]), past)
-        return output, Thought(past, torch.cat((thought.attention_mask, mask), dim=1))
+        return output, MaskedCache(past, torch.cat((context.attention_mask, mask), dim=1))
 
     @torch.no_grad()
     def think(self, questions: list[list[int]], num_iterations: int) -> Tensor:

@@ -26,6 +26,8 @@ _TOGETHER = 32
 class _Thinks:
     """What the three models share. vLLM's protocol is inherited by the classes themselves."""
 
+    model: Any
+
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # pyright: ignore
         model = vllm_config.model_config
