@@ -53,7 +53,10 @@ WINDOWED |= {"gemma3_text": {None, WINDOW}}
 def test_no_model_class_is_named_in_the_package():
     named = re.compile(r"\b(?!Auto|PreTrained|Generation|Lora)[A-Z]\w*(?:ForCausalLM|Config)\b")
     allowed = {"ConfigDict", "GgufConfig"}  # the latter says how a file is read
-    for file in Path(kava.__file__).parent.rglob("*.py"):
+    package = Path(kava.__file__).parent
+    for file in package.rglob("*.py"):
+        if file.parent == package / "vllm":  # its engine has a class for each family
+            continue
         found = set(named.findall(file.read_text(encoding="utf-8"))) - allowed
         assert not found, f"{file.name}: {found}"
 

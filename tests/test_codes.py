@@ -10,6 +10,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "kava"
 ROOMS = (
     "backbones", "bench", "cli", "data", "demo", "evaluation", "inference", "inspect", "lm_eval",
     "reasoning", "recipe", "report", "runs", "serve", "sweeps", "system", "training",
+    "vllm",
 )  # fmt: skip
 ERRORS = ("KavaError", "NotAvailable", "unknown_name")
 CODE = re.compile(r"[a-z_]+\.[a-z0-9-]+")

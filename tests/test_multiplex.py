@@ -100,8 +100,8 @@ def test_what_is_drawn_depends_on_the_example_and_the_draw_alone():
 
     def spans(chosen, draw):
         data = thinker.apply_stage(batch(thinker, chosen), draw=draw)
-        return [data["spans_span_index"][data["spans_rows"][data["spans_span_index"]] == row].tolist()
-                for row in range(len(chosen))]  # fmt: skip
+        span, row_of = data["spans_span_index"], data["spans_rows"]
+        return [span[row_of[span] == row].tolist() for row in range(len(chosen))]
 
     first, second = spans(examples, 5)
     assert spans(examples[:1], 5) == [first]
