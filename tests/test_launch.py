@@ -260,7 +260,7 @@ def test_the_status_of_a_sweep_on_this_machine(kava, backbone, tmp_path, monkeyp
     assert (row["seeds"], row["task"], row["n"]) == ([1, 2, 3], "synthetic", 4)
 
     (out / "a-seed3" / "metrics.jsonl").unlink()  # as where it was lost
-    assert "a-seed3  done   4 of 4" in kava("sweep", "--status", out)[1]
+    assert "a-seed3  finished  4 of 4" in kava("sweep", "--status", out)[1]
 
     score = read_result(out / "a-seed1")  # a score that was asked for is missing
     (out / "a-seed1" / "result.json").write_text(json.dumps({**score, "scores": {}}))

@@ -1,6 +1,7 @@
 """Spans of the chain of thought are drawn fairly, and what they weigh is MUX's equation."""
 
 from collections import Counter
+from dataclasses import fields
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_a_head_that_predicts_the_target_has_no_loss(monkeypatch):
     q.index_put_(
         (data["spans_span_index"], data["spans_ids"]), data["spans_weights"], accumulate=True
     )
-    spans = Spans(*(data[f"spans_{name}"] for name in ("rows", "latents", "of", "ids", "weights")))
+    spans = Spans(*(data[f"spans_{field.name}"] for field in fields(Spans)))
     monkeypatch.setattr(thinker, "logits", lambda _: q.log())
     loss = multiplex_loss(thinker, torch.zeros(len(q), 32), spans, 1.0, torch.tensor(len(q)))
     assert abs(loss) < 1e-6
