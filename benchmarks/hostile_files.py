@@ -213,7 +213,7 @@ def rebinding(_: Path) -> str | None:
         b"127.0.0.1.nip.io",
     )
     for name in strangers:
-        if Hosts().refusal({"type": "http", "headers": [(b"host", name)]}) is None:
+        if Hosts().host_error({"type": "http", "headers": [(b"host", name)]}) is None:
             return f"{name.decode()} is accepted"
     return None
 
