@@ -81,3 +81,12 @@ def test_the_command(kava, backbone, tmp_path):
     for words in ((), ("--against", "gsm8k", "--debug", tmp_path / "r.yaml")):
         status, said = kava("data", "check", tmp_path / "rows.jsonl", *words)
         assert (status, said.code) == (2, "cli.against-or-debug")
+    for words in (
+        ("--json",),
+        ("--strict",),
+        ("--option", "form=natural"),
+        ("--against-file", "x"),
+    ):
+        more = ("--debug", tmp_path / "r.yaml", *words)
+        status, said = kava("data", "check", tmp_path / "rows.jsonl", *more)
+        assert (status, said.code, said.key) == (2, "cli.not-with-debug", words[0])

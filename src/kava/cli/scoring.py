@@ -296,6 +296,16 @@ def check_data(
             code="cli.against-or-debug",
             key="--against",
         )
+    for name, is_given in (
+        ("--against-file", against_file), ("--option", option), ("--strict", strict),
+        ("--json", as_json),
+    ):  # fmt: skip
+        if debug is not None and is_given:
+            raise KavaError(
+                f"data check: {name} belongs to --against; leave it out with --debug",
+                code="cli.not-with-debug",
+                key=name,
+            )
     if debug is not None:
         from kava.data import load_examples
         from kava.reasoning.reasoner import Reasoner
