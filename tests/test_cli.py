@@ -111,9 +111,9 @@ BAD = {
         ["eval", "checkpoints/quickstart/kava", "--task", "synthetic", "--limit", "2"],
         ("evaluation.not-a-run", "checkpoints/quickstart/kava", " -o "),
     ),
-    "an option where there is none": (
-        ["eval", "{backbone}", "--task", "gsm8k", "--option", "steps=why", "-o", "{tmp}/r"],
-        ("data.no-options", "steps", "task gsm8k "),
+    "an option of another task": (
+        ["eval", "{backbone}", "--task", "gsm8k", "--option", "year=2024", "-o", "{tmp}/r"],
+        ("data.unknown-option", "year", "task gsm8k"),
     ),
     "a backbone for what has all its weights": (
         ["ask", "checkpoints/quickstart/kava", "--backbone", "{backbone}", "hello"],

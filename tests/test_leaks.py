@@ -172,7 +172,7 @@ def test_what_cannot_be_checked_is_named(tmp_path, gold_file):
         (other, ("gsm8k",), "data.missing-field", "question", ("line 1: ", ": prompt, answer")),
         ("", ("gsm8k",), "data.no-rows", str(rows), ()),
         ("{}\n", ("gsm8k,svamp",), "data.files-and-tasks", "--file", ("1 --file", "2", "svamp;")),
-        ("{}\n", ("gsm8k", "--option", "seed=1"), "data.no-options", "seed", ("gsm8k",)),
+        ("{}\n", ("gsm8k", "--option", "seed=1"), "data.unknown-option", "seed", ("gsm8k",)),
     ):
         rows.write_text(text)
         with refused(code, key) as caught:

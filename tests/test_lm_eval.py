@@ -118,6 +118,15 @@ def test_arguments_that_are_no_numbers_are_one_line(arguments, code, key, value)
     assert str(told.value).startswith("model kava: ") and value in str(told.value)
 
 
+def test_metadata_names_the_fields(tmp_path):
+    from kava.lm_eval.rows import load
+
+    (tmp_path / "rows.jsonl").write_text('{"task": "How many?", "answer": "7"}\n')
+    metadata = {"svamp_file": str(tmp_path / "rows.jsonl"), "svamp_limit": 1}
+    rows = load("svamp", **metadata, svamp_options={"question": "task"})["test"]
+    assert rows["question"] == ["How many?"]
+
+
 @pytest.mark.parametrize(
     ("metadata", "code", "key", "value"),
     [
@@ -125,6 +134,7 @@ def test_arguments_that_are_no_numbers_are_one_line(arguments, code, key, value)
         ({"svamp_limit": 0}, "reasoning.bad-number", "svamp_limit", "at least 1, not 0"),
         ({"svamp_limit": [2]}, "reasoning.bad-number", "svamp_limit", "at least 1, not [2]"),
         ({"svamp_file": 5}, "lm_eval.bad-file", "svamp_file", "not 5"),
+        ({"svamp_options": "x"}, "data.bad-option", "svamp_options", "not 'x'"),
     ],
 )
 def test_metadata_that_means_nothing_is_one_line(metadata, code, key, value):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from refusals import refused
 from tiny import Table
 
-from kava.data import prontoqa
+from kava.data import call, prontoqa
 from kava.data.answers import plain_number
 from kava.data.tasks import load_task, read_options
 from kava.evaluation.answers import score
@@ -21,6 +21,11 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_real_data = pytest.mark.skipif(
     not SHARED.is_dir(), reason="real data (../shared/data) is not here"
 )
+# The tasks that read the file of a published test set.
+PUBLISHED_SETS = [
+    "aime", "asdiv", "gsm8k", "gsm8k_aug", "gsm8k_platinum", "gsm_hard", "gsm_plus", "math_500",
+    "multiarith", "svamp",
+]  # fmt: skip
 PUBLISHED = {
     "question": "How many?",
     "answer": "16 - 3 = <<16-3=13>>13 eggs.\nTimes 100 is $<<13*100=1300>>1300.\n#### 1,300",
@@ -42,8 +47,10 @@ def test_wrong_names():
     )
     said = refuses("data.unknown-option", "foo", "synthetic", options={"foo": 2})
     assert re.search(r": [a-z_, ]+, seed$", said)  # asked by --option
-    said = refuses("data.no-options", "seed", "gsm8k", options={"seed": 1})
-    assert said == "task gsm8k has no options; remove 'seed'"
+    said = refuses("data.unknown-option", "seed", "aime", options={"seed": 1, "question": "task"})
+    assert said.endswith(": annotations, answer, field, question, steps, year")
+    with refused("data.no-options", "seed"):
+        call(lambda limit: limit, "task plain", {"limit": 1}, {"seed": 1})
     assert "1, not 0" in refuses("data.bad-limit", "limit", "gsm8k", limit=0)
 
 
@@ -55,6 +62,17 @@ def test_gsm8k_as_published(tmp_path):
     assert (example.id, example.answer) == ("gsm8k-test-0", "1300")
     said = refuses("data.other-row-count", str(file), "gsm8k", file=str(file))
     assert "has 1 rows" in said and "GSM8K test has 1,319" in said
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED_SETS, "prosqa", "prontoqa", "rows"])
+def test_fields_by_other_names(tmp_path, name):
+    file = tmp_path / "rows.json"
+    row = {"task": "How many?", "labels": "7", "why": ["3+4=7"], "answer": "0"}
+    file.write_text(json.dumps({"rows": [row], "others": [{"question": "?", "answer": "1"}]}))
+    columns = {"question": "task", "answer": "labels", "steps": "why", "field": "rows"}
+    (example,) = load_task(name, file=str(file), limit=5, options=columns).examples
+    assert (example.question, example.answer, example.steps) == ("How many?", "7", ("3+4=7",))
+    refuses("data.bad-option", "steps", name, file=str(file), options={**columns, "steps": 3})
 
 
 def test_gsm8k_from_the_hub(monkeypatch):

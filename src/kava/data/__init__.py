@@ -110,8 +110,8 @@ def load_file(
         KavaError: as `load_examples`.
     """
     path = path if str(path).startswith(shards.HUB) else assets.expand_user(path)
-    columns = rows.Columns(question, answer, steps, annotations)
-    found = files.read_rows(path, split, field)
+    columns = rows.Columns(question, answer, steps, annotations, field)
+    found = files.read_rows(path, split, columns.field)
     return rows.to_examples(found, str(path), files.stem_of(path), limit, columns, need_steps)
 
 
@@ -210,14 +210,18 @@ def call(
     description: str,
     fixed_options: dict[str, Any],
     options: dict[str, Any],
+    further: Sequence[str] = (),
 ) -> Any:
     """Call `function(**fixed_options, **options)`, where `options` were written by a user.
+
+    Args:
+        further: names of options that the caller has already used, for the message.
 
     Raises:
         KavaError: if `function` does not have an option, or rejects its value.
     """
     parameters = inspect.signature(function).parameters
-    known = [name for name in parameters if name not in fixed_options]
+    known = [*(name for name in parameters if name not in fixed_options), *further]
     passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for name in options:
         if name in fixed_options or (name not in known and not passes_on):

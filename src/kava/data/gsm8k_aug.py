@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kava.data import load_file, load_hub
+from kava.data import call, load_file, load_hub
 from kava.errors import KavaError, unknown_name
 from kava.types import Example
 
@@ -20,7 +20,11 @@ ROWS = {"train": 385_620, "validation": 500, "test": 1_319}
 
 
 def load(
-    split: str, limit: int | None = None, form: str = "equation", file: str | Path | None = None
+    split: str,
+    limit: int | None = None,
+    form: str = "equation",
+    file: str | Path | None = None,
+    **columns: Any,
 ) -> list[Example]:
     """Load one split from the Hub, or from `file`, a local copy of that split.
 
@@ -28,17 +32,21 @@ def load(
         split: `train`, `validation` or `test`.
         limit: load only the first `limit` rows. Without it, the number of rows is checked.
         form: `equation` or `natural`.
+        columns: the options of `kava.data.rows.Columns`, such as `question`.
 
     Raises:
-        KavaError: if the split or form is unknown; if there are fewer or more rows than published;
-            or as `load_examples`.
+        KavaError: if the split, form or an option is unknown; if there are fewer or more rows than
+            published; or as `load_examples`.
     """
     if split not in ROWS:
         raise unknown_name("split of gsm8k_aug", split, list(ROWS), code="data.unknown-split")
     if form not in NAMES:
         raise unknown_name("form of gsm8k_aug", form, list(NAMES), code="data.unknown-form")
     source = str(file or f"{NAMES[form]}, split {split}")
-    examples = load_file(file, limit=limit) if file else load_hub(NAMES[form], split, limit=limit)
+    given = {"path": file} if file else {"name": NAMES[form], "split": split}
+    examples = call(
+        load_file if file else load_hub, "gsm8k_aug", {**given, "limit": limit}, columns
+    )
     if limit is None and len(examples) != ROWS[split]:
         raise KavaError(
             f"{source} has {len(examples):,} rows and GSM8k-Aug {split} has {ROWS[split]:,}; set "

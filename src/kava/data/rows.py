@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from decimal import Decimal
 from functools import cached_property
 from itertools import islice
@@ -49,6 +49,7 @@ class Columns:
     """How a row is read.
 
     question, answer, steps: names of the fields, if they are not the usual ones.
+    field: the field of a JSON file that contains the rows, if there are several lists.
     annotations: what to do with the calculator annotations of GSM8K (`16-3 = <<16-3=13>>13`) in a
         solution: `remove` them, `keep` them, or keep `only` them, as steps. A line of nothing else
         is a step in any case.
@@ -58,9 +59,10 @@ class Columns:
     answer: str | None = None
     steps: str | None = None
     annotations: Annotations = "remove"
+    field: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("question", "answer", "steps"):
+        for name in ("question", "answer", "steps", "field"):
             if not isinstance(value := getattr(self, name), str | None):
                 raise KavaError(
                     f"option {name}: give the name of a field, not {value!r}",
@@ -77,6 +79,7 @@ class Columns:
 
 
 DEFAULT_COLUMNS = Columns()
+COLUMN_OPTIONS = tuple(option.name for option in fields(Columns))
 
 
 def to_examples(

@@ -5,6 +5,7 @@ Examples come from the Hub, or from a local file given with `--metadata`:
     --metadata '{"svamp_file": "svamp.jsonl"}'
 
 A file must contain the whole task, or the number of examples must be given: `"svamp_limit": 20`.
+Options of a task, such as the names of the fields: `"svamp_options": {"question": "problem"}`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ def load(task: str, **metadata: Any) -> dict[str, Any]:
 
     Args:
         task: a task of `kava.data.tasks`.
-        metadata: the contents of `--metadata` and `--model_args`; `TASK_file` and `TASK_limit` are
-            read.
+        metadata: the contents of `--metadata` and `--model_args`; `TASK_file`, `TASK_limit`
+            and `TASK_options` are read.
 
     Raises:
         KavaError: the examples cannot be loaded or are not those of the task, or an invalid limit.
@@ -43,7 +44,15 @@ def load(task: str, **metadata: Any) -> dict[str, Any]:
             code="lm_eval.bad-file",
             key=f"{task}_file",
         )
-    loaded = load_task(task, file=file, limit=limit)
+    options = metadata.get(f"{task}_options", {})
+    if not isinstance(options, dict):
+        raise KavaError(
+            f'--metadata: {task}_options must be an object such as {{"question": "problem"}}, not '
+            f"{options!r}",
+            code="data.bad-option",
+            key=f"{task}_options",
+        )
+    loaded = load_task(task, file=file, limit=limit, options=options)
     rows = [{"id": e.id, "question": e.question, "answer": e.answer} for e in loaded.examples]
     return {loaded.split: Dataset.from_list(rows)}
 

@@ -1,16 +1,19 @@
 """The tasks that a model is evaluated on. To add a task, add one file to this folder.
 
 The file defines `VERSION`, which increases whenever the rows or their text change, so that scores
-of different versions are never compared, and `load(file, limit, **options) -> Task`.
+of different versions are never compared, and `load(file, limit, **options) -> Task`. If `load` also
+takes `columns`, the names of the fields can be given as options of the task.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kava.data import call
+from kava.data.rows import COLUMN_OPTIONS, Columns
 from kava.errors import KavaError
 from kava.recipe import registry
 from kava.types import Example
@@ -39,7 +42,8 @@ def load_task(
     Args:
         file: a local copy, for tasks that come from the Hub.
         limit: load only the first `limit` examples.
-        options: keyword arguments of the task.
+        options: keyword arguments of the task, and for a task of a published test set the options
+            of `kava.data.rows.Columns`, such as `question`.
 
     Raises:
         KavaError: if the task or an option is unknown; if the rows cannot be loaded; or if `limit`
@@ -52,7 +56,14 @@ def load_task(
             key="limit",
         )
     module = registry.module("tasks", name)
-    return call(module.load, f"task {name}", {"file": file, "limit": limit}, options or {})
+    options = dict(options or {})
+    given: dict[str, Any] = {"file": file, "limit": limit}
+    further: tuple[str, ...] = ()
+    if "columns" in inspect.signature(module.load).parameters:
+        further = COLUMN_OPTIONS
+        chosen = {option: options.pop(option) for option in further if option in options}
+        given["columns"] = Columns(**chosen)
+    return call(module.load, f"task {name}", given, options, further)
 
 
 def local_copies(

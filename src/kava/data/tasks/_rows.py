@@ -10,7 +10,7 @@ from itertools import chain
 from kava.data import hub_rows
 from kava.data.answers import plain_number
 from kava.data.files import read_rows
-from kava.data.rows import Row, to_examples
+from kava.data.rows import DEFAULT_COLUMNS, Columns, Row, to_examples
 from kava.errors import KavaError
 from kava.types import Example
 
@@ -39,6 +39,7 @@ class Source:
         self,
         file: str | None,
         limit: int | None,
+        columns: Columns = DEFAULT_COLUMNS,
         read: Callable[[Iterable[Row]], Iterable[Row]] | None = None,
     ) -> tuple[list[Example], str]:
         """Load the examples; return them with a description of their source.
@@ -46,6 +47,7 @@ class Source:
         Args:
             file: a local copy; by default the rows come from the Hub.
             limit: load only the first `limit` examples.
+            columns: the names of the fields, if they are not the usual ones.
             read: converts rows of the file to rows with the usual fields (`kava.data.rows`).
 
         Raises:
@@ -53,7 +55,7 @@ class Source:
                 differs from the published one.
         """
         if file:
-            rows: Iterable[Row] = read_rows(file, "test")
+            rows: Iterable[Row] = read_rows(file, "test", columns.field)
         else:
             parts = (
                 hub_rows(self.hub, split, self.config, instead="a local copy, --file FILE")
@@ -62,7 +64,7 @@ class Source:
             rows = chain.from_iterable(parts)
         description = ", ".join(filter(None, [self.config, " + ".join(self.splits)]))
         source = str(file or f"{self.hub} ({description})")
-        examples = to_examples(read(rows) if read else rows, source, self.stem, limit)
+        examples = to_examples(read(rows) if read else rows, source, self.stem, limit, columns)
         if self.by_program:
             examples = [replace(one, answer=_in_digits(one.answer)) for one in examples]
         if limit is None and len(examples) != self.rows:

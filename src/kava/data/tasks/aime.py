@@ -5,6 +5,7 @@ Every answer is a whole number from 0 to 999, which the rule `numeric` reads (`0
 
 from __future__ import annotations
 
+from kava.data.rows import DEFAULT_COLUMNS, Columns
 from kava.data.tasks import Task
 from kava.data.tasks._rows import Source
 from kava.errors import unknown_name
@@ -14,7 +15,12 @@ VERSION = 1
 HUB = {2024: "HuggingFaceH4/aime_2024", 2025: "MathArena/aime_2025"}
 
 
-def load(file: str | None = None, limit: int | None = None, year: int = 2024) -> Task:
+def load(
+    file: str | None = None,
+    limit: int | None = None,
+    year: int = 2024,
+    columns: Columns = DEFAULT_COLUMNS,
+) -> Task:
     """Load the problems of a year from the Hub or `file`; `aime-2024` is the name of the scores.
 
     Args:
@@ -27,4 +33,4 @@ def load(file: str | None = None, limit: int | None = None, year: int = 2024) ->
     if year not in HUB:
         raise unknown_name("year of task aime", str(year), map(str, HUB), code="data.unknown-year")
     source = Source(f"AIME {year}", f"aime-{year}", 30, HUB[year], ("train",))
-    return Task(f"aime-{year}", VERSION, "test", *source.load(file, limit))
+    return Task(f"aime-{year}", VERSION, "test", *source.load(file, limit, columns))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from kava.data.rows import Row
+from kava.data.rows import DEFAULT_COLUMNS, Columns, Row
 from kava.data.tasks import Task
 from kava.data.tasks._rows import Source
 
@@ -17,13 +17,15 @@ VERSION = 1
 SOURCE = Source("ASDiv", "asdiv", 2_305, "EleutherAI/asdiv", ("validation",))
 
 
-def load(file: str | None = None, limit: int | None = None) -> Task:
+def load(
+    file: str | None = None, limit: int | None = None, columns: Columns = DEFAULT_COLUMNS
+) -> Task:
     """Load all rows from the Hub or `file`: with `body` and `question`, or with the usual fields.
 
     Raises:
         KavaError: if a row is invalid; or, without `limit`, if there are not 2,305 rows.
     """
-    return Task("asdiv", VERSION, "test", *SOURCE.load(file, limit, _read))
+    return Task("asdiv", VERSION, "test", *SOURCE.load(file, limit, columns, _read))
 
 
 def _read(rows: Iterable[Row]) -> Iterator[Row]:

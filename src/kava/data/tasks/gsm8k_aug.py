@@ -7,6 +7,7 @@ test questions are those of GSM8K test, with one or two steps as equations.
 from __future__ import annotations
 
 from kava.data.gsm8k_aug import NAMES, ROWS
+from kava.data.rows import DEFAULT_COLUMNS, Columns
 from kava.data.tasks import Task
 from kava.data.tasks._rows import Source
 from kava.errors import unknown_name
@@ -15,7 +16,11 @@ VERSION = 1
 
 
 def load(
-    file: str | None = None, limit: int | None = None, split: str = "test", form: str = "equation"
+    file: str | None = None,
+    limit: int | None = None,
+    split: str = "test",
+    form: str = "equation",
+    columns: Columns = DEFAULT_COLUMNS,
 ) -> Task:
     """Load one split from the Hub, or from `file`.
 
@@ -36,4 +41,4 @@ def load(
         raise unknown_name("form of task gsm8k_aug", form, list(NAMES), code="data.unknown-form")
     source = Source(f"GSM8k-Aug {split}", f"gsm8k-aug-{split}", ROWS[split], NAMES[form], (split,))
     name = "gsm8k_aug" if split == "test" else f"gsm8k_aug-{split}"
-    return Task(name, VERSION, split, *source.load(file, limit))
+    return Task(name, VERSION, split, *source.load(file, limit, columns))

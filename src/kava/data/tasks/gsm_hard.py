@@ -7,6 +7,7 @@ still identical, word for word, to those of GSM8K test.
 
 from __future__ import annotations
 
+from kava.data.rows import DEFAULT_COLUMNS, Columns
 from kava.data.tasks import Task
 from kava.data.tasks._rows import Source
 
@@ -17,10 +18,12 @@ SOURCE = Source(
 )
 
 
-def load(file: str | None = None, limit: int | None = None) -> Task:
+def load(
+    file: str | None = None, limit: int | None = None, columns: Columns = DEFAULT_COLUMNS
+) -> Task:
     """Load all rows from the Hub, or from `file` with fields `input` and `target`, or the usual.
 
     Raises:
         KavaError: if a row is invalid; or, without `limit`, if there are not 1,319 rows.
     """
-    return Task("gsm_hard", VERSION, "test", *SOURCE.load(file, limit))
+    return Task("gsm_hard", VERSION, "test", *SOURCE.load(file, limit, columns))

@@ -8,14 +8,19 @@ headline `numeric` cannot.
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from kava.data import load_file
+from kava.data.rows import DEFAULT_COLUMNS, Columns
 from kava.data.tasks import Task
 from kava.errors import KavaError
 
 VERSION = 1
 
 
-def load(file: str | None = None, limit: int | None = None) -> Task:
+def load(
+    file: str | None = None, limit: int | None = None, columns: Columns = DEFAULT_COLUMNS
+) -> Task:
     """Load the rows of `file`, such as `prosqa_test.json`.
 
     Raises:
@@ -27,5 +32,5 @@ def load(file: str | None = None, limit: int | None = None) -> Task:
             code="data.file-needed",
             key="file",
         )
-    examples = load_file(file, limit=limit, split="test", need_steps=False)
+    examples = load_file(file, limit=limit, split="test", need_steps=False, **asdict(columns))
     return Task("prosqa", VERSION, "test", examples, file)

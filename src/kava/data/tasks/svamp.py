@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from kava.data.rows import Row
+from kava.data.rows import DEFAULT_COLUMNS, Columns, Row
 from kava.data.tasks import Task
 from kava.data.tasks._rows import Source
 
@@ -16,13 +16,15 @@ VERSION = 1
 SOURCE = Source("SVAMP", "svamp", 1_000, "ChilleD/SVAMP", ("train", "test"), by_program=True)
 
 
-def load(file: str | None = None, limit: int | None = None) -> Task:
+def load(
+    file: str | None = None, limit: int | None = None, columns: Columns = DEFAULT_COLUMNS
+) -> Task:
     """Load both splits from the Hub, or `file`: SVAMP.json as published, or with the usual fields.
 
     Raises:
         KavaError: if a row is invalid; or, without `limit`, if there are not 1,000 rows.
     """
-    return Task("svamp", VERSION, "test", *SOURCE.load(file, limit, _read))
+    return Task("svamp", VERSION, "test", *SOURCE.load(file, limit, columns, _read))
 
 
 def _read(rows: Iterable[Row]) -> Iterator[Row]:
