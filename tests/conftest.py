@@ -1,12 +1,15 @@
 """One thread, fixed seeds, no deadline: a test says true or false, never how fast."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import shapes_checked
 
 shapes_checked.switch_on()
 
+import combinations
 import jaxtyping
 import pytest
 import torch
@@ -21,6 +24,8 @@ from kava.recipe import registry
 __all__ = ["browser", "browser_page"]  # fixtures for every test file
 
 torch.set_num_threads(1)
+if "KAVA_COMBINATIONS" in os.environ:
+    combinations.record(Path(os.environ["KAVA_COMBINATIONS"]))
 settings.register_profile(
     "kava",
     deadline=None,

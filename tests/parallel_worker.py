@@ -12,6 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
+import combinations
 import torch
 from rich.console import Console
 
@@ -170,6 +171,8 @@ def main() -> None:
     from kava.reasoning.losses import cross_entropy
     from kava.system import distributed
 
+    if "KAVA_COMBINATIONS" in os.environ:
+        combinations.record(Path(os.environ["KAVA_COMBINATIONS"]))
     cross_entropy.LOGITS_AT_ONCE = 1000  # some labels at a time, where one process has all at once
     outcomes = []
     for job in json.loads((FOLDER / "jobs.json").read_text()):
