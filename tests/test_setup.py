@@ -53,7 +53,7 @@ def dependencies(*extras):
 
 @pytest.mark.parametrize(
     "target",
-    ["quickstart", "test", "test-real", "test-oldest", "test-trackers", "docs", "clean"],
+    ["quickstart", "test", "test-real", "test-oldest", "test-extras", "docs", "clean"],
 )
 def test_makefile_has_target(target):
     assert re.search(rf"^{target}:", read("Makefile"), re.MULTILINE)

@@ -175,7 +175,8 @@ def from_the_hub(monkeypatch, rows):
 
 def test_every_task_is_tried_here():
     assert COUNTS.keys() == ON_THE_HUB.keys()
-    assert set(registry.names("tasks")) == {*COUNTS, "synthetic", "rows", "prosqa", "prontoqa"}
+    generated = {"synthetic", "prontoqa", "gsm_symbolic", "reasoning_gym"}
+    assert set(registry.names("tasks")) == {*COUNTS, *generated, "rows", "prosqa"}
 
 
 def test_rows_of_ones_own(tmp_path):

@@ -1,6 +1,6 @@
 """Each tracker that `train.report_to` can name gets every term of the loss, read back here.
 
-trackio and wandb are in the extra `track`: `make test-trackers` runs this with all three.
+trackio and wandb are in the extra `track`: `make test-extras` runs this with all three.
 """
 
 import importlib.util
@@ -91,7 +91,7 @@ def of_wandb(folder):
 @pytest.mark.parametrize("name", TRACKERS)
 def test_every_term_of_the_loss_is_logged_at_every_step(name, folder):
     if name not in INSTALLED:
-        pytest.skip(f"{name} is not installed: make test-trackers")
+        pytest.skip(f"{name} is not installed: make test-extras")
     read_back = {"tensorboard": of_tensorboard, "trackio": of_trackio, "wandb": of_wandb}[name]
     logged = [record for record in read_back(folder) if "train/loss" in record]
     kept = [record for record in read_metrics(folder / "run") if "loss" in record]

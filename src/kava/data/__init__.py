@@ -77,6 +77,26 @@ def data_sets() -> list[str]:
     return registry.names("data")
 
 
+def note_on_related(source: str, task: str) -> str | None:
+    """Return what a score on a task must say if the training data was made from its questions.
+
+    Args:
+        source: the training data, `data.train`; of a data set of this package, `RELATED_TASKS`
+            names such tasks.
+    """
+    related = (
+        getattr(registry.module("data", source), "RELATED_TASKS", ())
+        if source in data_sets()
+        else ()
+    )
+    if task not in related:
+        return None
+    return (
+        f"the training problems ({source}) were made from test questions of GSM8K: do not report "
+        f"this as a score on {task}"
+    )
+
+
 def is_file(source: str) -> bool:
     """Whether `source` means a file or folder, existing or not, rather than a Hub name."""
     path = assets.expand_user(source)

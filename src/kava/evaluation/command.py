@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from kava.backbones.device import describe
+from kava.data import note_on_related
 from kava.data.tasks import Task, load_task, local_copies, read_options
 from kava.errors import KavaError
 from kava.evaluation.runner import check_room
@@ -97,7 +98,8 @@ def evaluate_tasks(
         summary = result.summary
         summaries[task.name] = summary
         console.print(line(task.name, summary), highlight=False)
-        for note in result.notes():
+        related = note_on_related(reasoner.recipe.data.train, task.name)
+        for note in [*result.notes(), *([related] if related else [])]:
             console.print(note, highlight=False)
     console.print(f"predictions and scores in {folder}", highlight=False)
     return summaries

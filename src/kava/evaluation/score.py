@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from kava.data import rows_hash
+from kava.data import note_on_related, rows_hash
 from kava.data.tasks import Task
 from kava.evaluation.runner import EvaluationResult, evaluate
 from kava.reasoning import checkpoint
@@ -43,6 +43,8 @@ def score_run(
         on_batch=on_batch,
     )
 
+    related = note_on_related(reasoner.recipe.data.train, task.name)
+
     def write() -> None:
         score = {
             "version": task.version,
@@ -51,6 +53,7 @@ def score_run(
             "sha256": rows_hash(task.examples),
             **({} if num_iterations is None else {"num_iterations": num_iterations}),
             "merged": reasoner.merged,
+            **({"note": related} if related else {}),
             **({"model": reasoner.source} if reasoner.source else {}),
             **result.summary,
             **provenance(),

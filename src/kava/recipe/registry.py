@@ -24,7 +24,7 @@ PACKAGES = {
     "tasks": "data.tasks",
     "data": "data",
 }
-_NOT_DATA_SETS = {"answers", "files", "rows", "shards"}
+_NOT_DATA_SETS = {"answers", "files", "parquet", "rows", "shards"}
 _PACKAGE = Path(__file__).resolve().parent.parent
 _outside: dict[tuple[str, str], Any] = {}
 

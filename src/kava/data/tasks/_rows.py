@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from itertools import chain
+from typing import Any
 
-from kava.data import hub_rows
+from kava.data import call, hub_rows, load_file
 from kava.data.answers import plain_number
 from kava.data.files import read_rows
 from kava.data.rows import DEFAULT_COLUMNS, Columns, Row, to_examples
@@ -75,6 +76,35 @@ class Source:
                 key=source,
             )
         return examples, source
+
+
+def read_or_generate(
+    name: str,
+    generate: Callable[..., list[Example]],
+    file: str | None,
+    limit: int | None,
+    count: int,
+    options: dict[str, Any],
+) -> tuple[list[Example], str]:
+    """Load the rows of `file`, or generate test problems; return them with their source.
+
+    Args:
+        name: the task, for messages.
+        generate: a function of a module of `kava.data`.
+        limit: at most so many examples.
+        count: the number of problems that the task consists of, without a file.
+        options: those of `generate`, or with a file those of `kava.data.load_file`.
+
+    Raises:
+        KavaError: if an option is unknown or has a wrong value, or a row is invalid.
+    """
+    if file:
+        given = {"path": file, "limit": limit, "split": "test", "need_steps": False}
+        return call(load_file, f"task {name}", given, options), file
+    wanted = {"split": "test", "count": min(count, limit or count)}
+    settings = ", ".join(f"{key}={value}" for key, value in {"count": count, **options}.items())
+    source = f"{generate.__module__} ({settings})"
+    return call(generate, f"task {name}", wanted, options), source
 
 
 def _in_digits(answer: str) -> str:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from kava.data import call, load_file, prontoqa
+from kava.data import prontoqa
 from kava.data.tasks import Task
+from kava.data.tasks._rows import read_or_generate
 
 VERSION = 1
 
@@ -25,12 +26,9 @@ def load(
     Raises:
         KavaError: if a row is invalid, or an option is unknown or has a wrong value.
     """
-    if file:
-        given = {"path": file, "limit": limit, "split": "test", "need_steps": False}
-        return Task(
-            "prontoqa", VERSION, "test", call(load_file, "task prontoqa", given, options), file
-        )
-    wanted = {"split": "test", "count": min(count, limit or count)}
-    examples = call(prontoqa.generate, "task prontoqa", wanted, options)
-    told = ", ".join(f"{key}={value}" for key, value in {"count": count, **options}.items())
-    return Task("prontoqa", VERSION, "test", examples, f"kava.data.prontoqa ({told})")
+    return Task(
+        "prontoqa",
+        VERSION,
+        "test",
+        *read_or_generate("prontoqa", prontoqa.generate, file, limit, count, options),
+    )
