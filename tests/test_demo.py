@@ -106,6 +106,15 @@ def test_after_t_iterations_it_tells_what_t_iterations_alone_think(method):
         ]
 
 
+def test_until_convergence_it_tells_the_passes_that_it_took():
+    thinker = tiny.reasoner("llama", "kava", max_iterations=9, tolerance=0.3)
+    told, wanted = every(thinker, num_iterations="auto"), offline(thinker, QUESTION, "auto")
+    assert told[-1].answer == wanted
+    assert len(told[-1].passes) - 1 + wanted.generated_tokens == wanted.forward_passes
+    reasoning = thinker.think([QUESTION], "auto")
+    assert reasoning.iterations == [len(told[-1].passes) - 1]
+
+
 def test_latents_made_one_at_a_time_are_told_one_at_a_time():
     thinker = tiny.reasoner("llama", "codi")
     told = [one for one in every(thinker) if not one.text]
@@ -460,6 +469,12 @@ def test_load_ask_slide_ask_again_and_ask_what_is_not_answered(browser_page, url
     assert tab.grid() == words(fewer, question, 3)
     assert [len(row) for row in tab.grid()] == [14] * 4
 
+    tab.page.get_by_label("Iterate until convergence").check()
+    converged = offline(fewer, question, "auto").forward_passes
+    assert numbers(tab.ask(question))[0] == converged != offline(fewer, question, 3).forward_passes
+    most = thinker.recipe.max_iterations
+    assert f"kava, 14 latents, at most {most} iterations" in tab.text("#thought")
+
     assert tab.ask("  ") == "The question is empty. Enter a question or choose an example."
     assert tab.page.get_by_role("alert").count() == 1
     assert "Nothing yet" in tab.text("#written") and tab.grid() == []  # no answer to another one
@@ -475,7 +490,7 @@ def test_a_question_can_be_picked_and_asked_with_the_keyboard_alone(browser_page
     tab = Tab(browser_page, url)
     press = tab.page.keyboard.press
     names = []
-    for _ in range(9):
+    for _ in range(10):
         press("Tab")
         names.append(
             tab.page.evaluate(
@@ -677,7 +692,7 @@ def test_no_function_of_the_page_takes_a_file_or_an_address(visitor, private):
         elsewhere.listen()
         elsewhere.settimeout(0.2)
         address = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/"
-        for function, values in ((0, ["w1", 35, 4]), (1, ["w1"])):
+        for function, values in ((0, ["w1", 35, 4, True]), (1, ["w1"])):
             for i in range(len(values)):
                 for bad in (given(private), given(address), [given(private)], {"w": 1}, []):
                     data = [*values[:i], bad, *values[i + 1 :]]

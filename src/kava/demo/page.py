@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
@@ -30,6 +30,9 @@ IN_PARALLEL = (
 SEQUENTIAL = "The other computes latent tokens one at a time and then generates only the answer."
 NO_LATENTS = "The other has no latent tokens."
 
+#: T, "auto" to iterate until the latents no longer change, or None for the recipe's value.
+Iterations = int | Literal["auto"] | None
+
 
 @dataclass(frozen=True)
 class PageModel:
@@ -45,7 +48,7 @@ class PageModel:
         return folder.resolve().name if folder.is_dir() else self.name
 
     def describe(
-        self, num_latents: int | None = None, num_iterations: int | None = None
+        self, num_latents: int | None = None, num_iterations: Iterations = None
     ) -> panels.Description:
         """Return the model's description with this M and T; None stands for the recipe's value."""
         reasoner, method = self.reasoner, self.reasoner.recipe.method
@@ -53,7 +56,9 @@ class PageModel:
             return panels.Description(self.label, f"{method}, no latents")
         latents = num_latents or reasoner.recipe.num_latents
         size = f"{method}, {_count(latents, 'latent')}"
-        if reasoner.method.iterates:
+        if num_iterations == "auto":
+            size += f", at most {_count(reasoner.recipe.max_iterations, 'iteration')}"
+        elif reasoner.method.iterates:
             chosen = reasoner.recipe.num_iterations if num_iterations is None else num_iterations
             size += f", {_count(chosen, 'iteration')}"
         return panels.Description(self.label, size)
@@ -88,14 +93,20 @@ class Demo:
         self.iterations = sizes.iterations(latent_model.reasoner)
 
     def ask(
-        self, question: str, num_latents: int | None, num_iterations: int | None
+        self,
+        question: str,
+        num_latents: int | None,
+        num_iterations: int | None,
+        until_converged: bool | None = False,
     ) -> Iterator[tuple[str, str, str, str]]:
         """Yield the four parts of the page as they change: costs, both answers, and the latents.
 
-        For invalid input, the first part is an error message of one line.
+        With `until_converged`, T is found ("auto") and `num_iterations` is not used. For invalid
+        input, the first part is an error message of one line.
         """
         try:
-            yield from self._ask(question or "", num_latents, num_iterations)
+            chosen = "auto" if until_converged and self.iterations else num_iterations
+            yield from self._ask(question or "", num_latents, chosen)
         except KavaError as error:
             yield (
                 panels.problem(str(error)),
@@ -105,11 +116,11 @@ class Demo:
             )
 
     def _ask(
-        self, question: str, num_latents: int | None, num_iterations: int | None
+        self, question: str, num_latents: int | None, num_iterations: Iterations
     ) -> Iterator[tuple[str, str, str, str]]:
         for model in (self.latent_model, self.cot_model):
             questions.check(model.reasoner, question, self.max_question_tokens)
-        if num_iterations is not None and self.iterations is not None:
+        if isinstance(num_iterations, int) and self.iterations is not None:
             self.iterations.check(num_iterations, "number of iterations")
         thinker = sizes.resize_latents(self.latent_model.reasoner, num_latents)
         question, gold = question.strip(), self.pick.gold(question)
@@ -146,7 +157,7 @@ class Demo:
         progress: AnswerProgress | None = None,
         gold: str | None = None,
         num_latents: int | None = None,
-        num_iterations: int | None = None,
+        num_iterations: Iterations = None,
         before: str = panels.PLACEHOLDER,
     ) -> str:
         """Return the card of the model that reasons in latents, with this M and T."""
@@ -208,6 +219,7 @@ def build(demo: Demo) -> gr.Blocks:
             picked = _picker(demo.pick)
             latents = _slider(demo.latents, "Latents (M)", "latents")
             iterations = _slider(demo.iterations, "Iterations (T)", "iterations")
+            until_converged = _checkbox(demo)
             button = gr.Button("Ask", variant="primary", elem_id="ask", min_width=120, scale=0)
         costs = _html("", "costs")
         with gr.Row(equal_height=True):
@@ -217,7 +229,7 @@ def build(demo: Demo) -> gr.Blocks:
         gr.on(
             [button.click, question.submit],
             demo.ask,
-            [question, latents, iterations],
+            [question, latents, iterations, until_converged],
             [costs, written, thought, decoded],
             show_progress="hidden",
             api_visibility="private",
@@ -254,6 +266,21 @@ def _picker(pick: Questions) -> gr.Dropdown:
         visible=bool(choices),
         elem_id="pick",
         scale=3,
+    )
+
+
+def _checkbox(demo: Demo) -> gr.Checkbox | gr.State:
+    """Return the choice to iterate until the latents no longer change, if the method iterates."""
+    if demo.iterations is None:
+        return gr.State(False)
+    most = demo.latent_model.reasoner.recipe.max_iterations
+    return gr.Checkbox(
+        False,
+        label="Iterate until convergence",
+        info=f"in place of T, at most {most}",
+        elem_id="until_converged",
+        scale=2,
+        min_width=200,
     )
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,7 +44,7 @@ class AnswerProgress:
 def stream_answer(
     reasoner: Reasoner,
     question: str,
-    num_iterations: int | None = None,
+    num_iterations: int | Literal["auto"] | None = None,
     max_new_tokens: int = 256,
     interval: float = 0.1,
     repeat_below: float = 2.0,
@@ -54,7 +54,7 @@ def stream_answer(
     The last one holds the answer that `reasoner.answer(reasoner.think([question]))` returns.
 
     Args:
-        num_iterations: T; the recipe's value if not given.
+        num_iterations: T, or "auto" (`Reasoner.generate`); the recipe's value if not given.
         interval: minimum number of seconds between two reported tokens. For a small model,
             displaying each token would cost more than generating it, and slow it down.
         repeat_below: an answer that took fewer seconds than this is generated a second time,
@@ -152,7 +152,10 @@ class _FollowRow(StoppingCriteria):
 
 
 def _alone(
-    reasoner: Reasoner, question: str, num_iterations: int | None, max_new_tokens: int
+    reasoner: Reasoner,
+    question: str,
+    num_iterations: int | Literal["auto"] | None,
+    max_new_tokens: int,
 ) -> float:
     """Return the seconds that an answer takes when it is not observed."""
     begin = time.perf_counter()
