@@ -9,7 +9,7 @@ import pytest
 from refusals import refused
 from tiny import Table
 
-from kava.data import data_sets, gsm8k_aug, is_file, load_examples
+from kava.data import data_sets, gsm8k_aug, is_path, load_examples
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_real_data = pytest.mark.skipif(
@@ -168,7 +168,7 @@ def test_a_wrong_source_is_named(tmp_path):
     source = write(tmp_path / "a.jsonl", "")
     refuses("data.no-rows", source, [], source)
     refuses("data.bad-limit", "limit", ["1, not 0"], "synthetic", limit=0)
-    assert not is_file("owner/name-v1.5") and is_file("~/rows.txt")
+    assert not is_path("owner/name-v1.5") and is_path("~/rows.txt")
 
 
 def test_synthetic():

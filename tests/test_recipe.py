@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from refusals import refused
 
 from kava.backbones import loading
-from kava.data import is_file, load_examples
+from kava.data import is_path, load_examples
 from kava.reasoning.resolve import load_resolved, resolve, validate_resolved
 from kava.recipe.load import load_recipe
 from kava.recipe.schema import BackboneRecipe, Recipe, dump
@@ -389,7 +389,7 @@ def test_a_home_of_nobody_is_no_folder(written):
         assets.find_all(path)
     with refused("backbones.no-such-folder", path):
         loading.locate(path, None)
-    assert is_file(path)
+    assert is_path(path)
     with refused("data.no-file", path):
         load_examples(path)
 

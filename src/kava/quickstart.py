@@ -91,7 +91,7 @@ def run_matrix(plan: QuickstartPlan, console: Console) -> None:
     runs = sweeps.plan(files, plan.seeds, [], plan.folder, console)
     scoring = sweeps.Scoring(["synthetic"], limit=QUESTIONS["full"])
     outcomes = sweeps.sweep(runs, scoring, plan.folder, console)
-    failed = [outcome.run.folder.name for outcome in outcomes if not outcome.counts]
+    failed = [outcome.run.folder.name for outcome in outcomes if not outcome.is_usable]
     if failed:
         raise KavaError(
             f"quickstart: no result for {', '.join(failed)}; see the errors above",

@@ -74,18 +74,18 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     if failed and not isinstance(failed[0], Panic):
         raise failed[0]
     if not done:
-        raise _useless(tokenizer, failed[0] if failed else None, seconds)
+        raise _tokenizer_error(tokenizer, failed[0] if failed else None, seconds)
     return done[0]
 
 
-def _useless(tokenizer: Any, panic: BaseException | None, seconds: float) -> KavaError:
+def _tokenizer_error(tokenizer: Any, panic: BaseException | None, seconds: float) -> KavaError:
     folder = str(getattr(tokenizer, "name_or_path", "") or "tokenizer")
     told = (
         f"took longer than {seconds:.0f} s for a text" if panic is None else f"panicked ({panic})"
     )
     return KavaError(
-        f"tokenizer of {folder}: it {told}; a pattern in its tokenizer.json repeats what is "
-        "already repeated, such as (a+)+; use a tokenizer without such a pattern",
+        f"tokenizer of {folder}: it {told}; a regular expression in its tokenizer.json probably "
+        "has nested quantifiers, such as (a+)+; use a tokenizer without them",
         code="backbones.tokenizer-pattern",
         key=folder,
     )

@@ -155,7 +155,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     except KavaError:
         raise
     except Exception as error:  # of transformers, of Python, or of libraries that it uses
-        raise _unusable(folder, error) from None
+        raise _loading_error(folder, error) from None
     # An exported folder has weights of kava beside those of the backbone, see OWN_PREFIX.
     info["unexpected_keys"] = {k for k in info["unexpected_keys"] if not k.startswith(OWN_PREFIX)}
     problems = {key: sorted(map(str, info[key])) for key in _LOADING_PROBLEMS if info.get(key)}
@@ -316,7 +316,7 @@ def _hashes(identity: dict[str, Any]) -> dict[str, str]:
     return {f: str(h) for f, h in files.items() if f.endswith((".safetensors", ".gguf"))}
 
 
-def _unusable(folder: Path, error: Exception) -> Exception:
+def _loading_error(folder: Path, error: Exception) -> Exception:
     """Return the error to raise for a backbone that transformers cannot load.
 
     An out-of-memory error is returned unchanged.

@@ -48,7 +48,11 @@ _ON_CPU = {
 
 
 def count_flops(work: Callable[[], Any], attention: bool = True) -> int:
-    """Run `work` once and return its FLOPs; on CPUs, `attention` False leaves attention out."""
+    """Run `work` once and return its FLOPs.
+
+    Args:
+        attention: whether to count attention on CPUs; on GPUs it is always counted.
+    """
     with FlopCounterMode(display=False, custom_mapping=_ON_CPU if attention else None) as counter:
         work()
     return counter.get_total_flops()

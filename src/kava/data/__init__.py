@@ -58,7 +58,7 @@ def load_examples(
     options = dict(options or {})
     if source in data_sets():
         return _load_named(source, split, limit, options)
-    if is_file(source):
+    if is_path(source):
         given = {"path": source, "limit": limit, "split": split, "need_steps": True}
         return call(load_file, source, given, options)
     if _HUB_NAME.fullmatch(source):
@@ -97,8 +97,8 @@ def note_on_related(source: str, task: str) -> str | None:
     )
 
 
-def is_file(source: str) -> bool:
-    """Whether `source` means a file or folder, existing or not, rather than a Hub name."""
+def is_path(source: str) -> bool:
+    """Whether `source` is the path of a file or folder, existing or not, and not a Hub name."""
     path = assets.expand_user(source)
     return (
         source.startswith(shards.HUB)
@@ -193,7 +193,7 @@ def hub_rows(
 
 def revision(source: str, options: dict[str, Any]) -> str | None:
     """Return the commit of a Hub data set; None for other sources or if the Hub does not answer."""
-    if is_file(source) or "file" in options:
+    if is_path(source) or "file" in options:
         return None
     if source in data_sets():
         hub_name = getattr(registry.module("data", source), "hub_name", None)

@@ -149,7 +149,7 @@ def to_example(
 
 
 def question_of(row: Mapping[str, Any], where: str, columns: Columns = DEFAULT_COLUMNS) -> str:
-    """Return the question of a row, whatever else it has.
+    """Return the question of a row; no other field is read or checked.
 
     Raises:
         KavaError: if the question is missing, empty or not a text.

@@ -75,5 +75,5 @@ def _cosines(student: list[KeyValues], teacher: KeyValues, real: Tensor, part: i
     )
 
 
-def _cosine(ours: Tensor, theirs: Tensor) -> Tensor:
-    return torch.nn.functional.cosine_similarity(ours.float(), theirs.float(), dim=-1)
+def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    return torch.nn.functional.cosine_similarity(student.float(), teacher.float(), dim=-1)

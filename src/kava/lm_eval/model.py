@@ -107,7 +107,7 @@ class KavaLM(LM):
             answers = self.reasoner.answer(reasoning, longest)
             prompt_length = len(reasoning.prompt_text or "")
             return [
-                _before(found.text, request.args[1].get("until"), prompt_length)
+                _truncate_at_stop(found.text, request.args[1].get("until"), prompt_length)
                 for request, found in zip(group, answers, strict=True)
             ]
 
@@ -220,7 +220,7 @@ def _device(name: str | None) -> torch.device | None:
         ) from None
 
 
-def _before(text: str, until: str | list[str] | None, start: int) -> str:
+def _truncate_at_stop(text: str, until: str | list[str] | None, start: int) -> str:
     """Return `text` up to the first stop sequence that begins at `start` or later."""
     stops = [until] if isinstance(until, str) else until or []
     found = (text.find(stop, start) for stop in stops if stop)

@@ -295,7 +295,7 @@ class Recipe(Section):
     by `Options` in its file. A method may also define defaults (`defaults` in its file), which a
     recipe overrides; `kava.reasoning.resolve` adds them. With `latent_update: residual`, an
     iteration adds P(h) to the inputs of the latents instead of replacing them (our addition).
-    `random_iterations` gives the least and the largest T that a training draws anew for each step;
+    `random_iterations` gives the minimum and maximum T, which a training draws anew for each step;
     answers use `num_iterations`. If T is `auto`, an answer iterates until no latent's input changes
     by more than `tolerance` of its norm, at most `max_iterations` times (our additions).
     """
@@ -344,7 +344,7 @@ class Recipe(Section):
         if bounds is not None and not 0 <= bounds[0] <= bounds[1]:
             raise ValueError(
                 KavaError(
-                    f"random_iterations is {list(bounds)}; give the least and the largest number "
+                    f"random_iterations is {list(bounds)}; give the minimum and maximum number "
                     "of iterations, such as [1, 8]",
                     code="recipe.bad-range",
                     key="random_iterations",

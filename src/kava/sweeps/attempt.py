@@ -64,8 +64,8 @@ class Outcome:
     reason: str = ""
 
     @property
-    def counts(self) -> bool:
-        """Whether the result of the run is the one that was asked for."""
+    def is_usable(self) -> bool:
+        """Whether the run is finished and its result is used in the summary."""
         return self.status in (TRAINED, SCORED, SKIPPED)
 
 

@@ -242,7 +242,7 @@ def collect(outcomes: Sequence[Outcome], tasks: Sequence[str]) -> list[TableRow]
     for task in tasks:
         for name, group in by_name.items():
             results = {
-                o.run.recipe.seed: read_result(o.run.folder) if o.counts else None for o in group
+                o.run.recipe.seed: read_result(o.run.folder) if o.is_usable else None for o in group
             }
             row = make_row(name, results, task, group[0].run.recipe)
             why = {str(o.run.recipe.seed): f"{o.status}: {o.reason}" for o in group if o.reason}

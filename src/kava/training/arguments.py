@@ -120,8 +120,8 @@ def check_schedule(reasoner: Reasoner, longest: int, rows: int) -> None:
     if needed and epochs <= needed:
         raise KavaError(
             f"method_options: the last stage of '{recipe.method}' begins after {needed:.2f} epochs "
-            f"and the training ends after {epochs:.2f} (of {per_epoch} steps); train longer, or "
-            "make the stages shorter",
+            f"but the training ends after {epochs:.2f} epochs of {per_epoch} steps; train longer, "
+            "or make the stages shorter",
             code="training.too-short",
             key="method_options",
         )

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from kava.data import call, is_file, load_examples
+from kava.data import call, is_path, load_examples
 from kava.data.files import read_rows
 from kava.data.rows import columns_of, question_of
 from kava.data.tasks import Task, load_task, local_copies
@@ -216,7 +216,7 @@ def format_summary(leaks: list[Leak], rows: int, task: Task) -> str:
 
 def _questions(source: str, options: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the location and question of each row; other fields of a file are not checked."""
-    if not is_file(source):
+    if not is_path(source):
         yield from ((e.id, e.question) for e in load_examples(source, "train", options=options))
         return
     columns, others = columns_of(options)
