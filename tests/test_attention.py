@@ -114,7 +114,7 @@ def attended(query, key, value, mask, scaling):
     return torch.stack(rows).view_as(query).transpose(1, 2)
 
 
-@pytest.mark.parametrize("way", (nullcontext, attention.as_on_gpus), ids=("cpu", "gpu"))
+@pytest.mark.parametrize("way", (nullcontext, attention.allocate_as_on_gpu), ids=("cpu", "gpu"))
 @pytest.mark.parametrize("scaling", (None, 0.3))
 @pytest.mark.parametrize("queries,group", [(1, 1), (1, 3), (4, 1), (4, 3), (40, 2)])
 def test_masked_attention_is_that_by_loops(queries, group, scaling, way):
@@ -139,7 +139,7 @@ def test_masked_attention_is_that_by_loops(queries, group, scaling, way):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("way", (nullcontext, attention.as_on_gpus), ids=("cpu", "gpu"))
+@pytest.mark.parametrize("way", (nullcontext, attention.allocate_as_on_gpu), ids=("cpu", "gpu"))
 def test_for_the_backward_pass_keys_and_values_are_kept_as_they_are(way):
     query, keys, values = (torch.randn(2, h, 5, 4, requires_grad=True) for h in (6, 2, 2))
     mask, kept = torch.ones(2, 1, 5, 5, dtype=torch.bool).tril(), []
@@ -158,7 +158,7 @@ def test_on_a_gpu_no_token_of_a_padded_batch_repeats_the_cache(monkeypatch):
     theirs = attention.sdpa_attention_forward
     monkeypatch.setattr(attention, "sdpa_attention_forward", repeating)
     questions = ["w1 w2 w3", "w4"]
-    with attention.as_on_gpus():
+    with attention.allocate_as_on_gpu():
         found = thinker.generate(questions, max_new_tokens=4)
     assert all(mask is None for mask in calls)
     assert found == thinker.generate(questions, max_new_tokens=4)
@@ -236,7 +236,7 @@ def loss_and_gradients(thinker):
     return {"loss": loss, **{name: p.grad for name, p in named if p.grad is not None}}
 
 
-@pytest.mark.parametrize("way", (nullcontext, attention.as_on_gpus), ids=("cpu", "gpu"))
+@pytest.mark.parametrize("way", (nullcontext, attention.allocate_as_on_gpu), ids=("cpu", "gpu"))
 def test_losses_and_gradients_are_those_of_boolean_masks(family, way, monkeypatch):
     thinker = reasoner(family)
     with way():
@@ -278,7 +278,7 @@ def test_layers_share_one_mask_in_the_dtype_of_their_attention(autocast, monkeyp
     thinker = wrap(bare("llama", num_hidden_layers=3))
     data = batch(thinker, EXAMPLES)
     calls.clear()
-    with attention.as_on_gpus(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with attention.allocate_as_on_gpu(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         prefill_question(thinker, data)
     assert len(calls) == 3 and len(set(calls)) == 1
     ((dtype, _, strides),) = set(calls)

@@ -192,7 +192,7 @@ def test_an_answer_costs_what_runs_and_holds_the_cache_that_is_told():
 
         one.reasoner.lm.generate = keep
         one.generate()
-        assert cache.columns_in_bytes(kept[0]) == record["cache_bytes"], method
+        assert cache.size_in_bytes(kept[0]) == record["cache_bytes"], method
 
 
 def test_pieces_take_turns_after_the_warm_up():

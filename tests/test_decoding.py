@@ -235,8 +235,8 @@ def test_the_cache_stays_small_and_is_not_empty(family):
     assert all(len(layers) == 1 for layers in sizes)  # every layer alike
     assert max(map(max, sizes)) == 17 and min(map(min, sizes)) == 12
     plain = generate(bare(family), prompts(5, 16), 60)[1].past_key_values
-    small = caches.columns_in_bytes(out.past_key_values)
-    assert 0 < small <= caches.columns_in_bytes(plain) * 18 / log.uncompressed_columns
+    small = caches.size_in_bytes(out.past_key_values)
+    assert 0 < small <= caches.size_in_bytes(plain) * 18 / log.uncompressed_columns
 
 
 def test_tokens_keep_their_positions_and_their_order():

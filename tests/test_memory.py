@@ -125,7 +125,7 @@ def test_attention_as_on_gpus_is_the_same_attention():
     training.gradients()
     plain = [weight.grad.clone() for weight in model.parameters() if weight.grad is not None]
     training.optimiser.zero_grad()
-    with attention.as_on_gpus():
+    with attention.allocate_as_on_gpu():
         training.gradients()
     other = [weight.grad for weight in model.parameters() if weight.grad is not None]
     assert plain

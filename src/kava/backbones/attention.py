@@ -40,8 +40,8 @@ def choose_kernels() -> None:
 
     From version 2.11 on, torch prefers it on Hopper GPUs if there is a mask, as there always is
     here. Its backward pass returns NaN for some lengths and masks (query lengths of 64 modulo 128
-    with very negative logits, seen in Qwen2.5-0.5B), and it plans each new shape anew, while each
-    batch has a shape of its own. Without it, torch uses its memory-efficient kernel.
+    with very negative logits, seen in Qwen2.5-0.5B), and it builds a new plan for each new
+    shape, which nearly every batch has. Without it, torch uses its memory-efficient kernel.
     """
     if os.environ.get(CUDNN) != "1":
         torch.backends.cuda.enable_cudnn_sdp(False)
@@ -110,7 +110,7 @@ _as_on_gpus = False
 
 
 @contextmanager
-def as_on_gpus() -> Iterator[None]:
+def allocate_as_on_gpu() -> Iterator[None]:
     """Let attention on a CPU allocate what it would allocate on a GPU, inside the `with` block.
 
     This is slower; it is used to count memory.
@@ -149,19 +149,19 @@ def _sdpa(
     if _recorders:
         _record(module, query, kwargs)  # pyright: ignore[reportCallIssue] `disable` is not typed
     if attention_mask is not None:
-        attention_mask = attention_mask[..., : key.shape[2]]  # it is wider, see `additive`
+        attention_mask = attention_mask[..., : key.shape[2]]  # it is wider, see `to_additive`
     one = None if attention_mask is None else attention_mask[:, :1]  # without copies for groups
     if kwargs.get("softcap") is not None:
         return capped_attention(query, key, value, one, **kwargs), None
     # On a CPU, a single query goes to transformers, so plain decoding is bitwise equal to theirs.
-    fewest = 2 if _groups_as_they_are(key) else 1
-    most = _most_rows(key, key.shape[1] * key.shape[3])
+    fewest = 2 if _supports_grouped_heads(key) else 1
+    most = _max_grouped_queries(key, key.shape[1] * key.shape[3])
     if attention_mask is None or not fewest <= query.shape[2] <= most:
         return sdpa_attention_forward(module, query, key, value, one, **kwargs)
     return masked_attention(query, key, value, attention_mask, **kwargs), None
 
 
-def _most_rows(like: Tensor, width: int) -> float:
+def _max_grouped_queries(like: Tensor, width: int) -> float:
     """Return the number of queries up to which grouped heads are computed as rows of one head.
 
     That computation needs a mask for each row. With more queries, the mask takes more memory than
@@ -171,10 +171,10 @@ def _most_rows(like: Tensor, width: int) -> float:
         like: a tensor on the device.
         width: kv_heads * head_dim.
     """
-    return math.inf if _groups_as_they_are(like) else 2 * width
+    return math.inf if _supports_grouped_heads(like) else 2 * width
 
 
-def _groups_as_they_are(like: Tensor) -> bool:
+def _supports_grouped_heads(like: Tensor) -> bool:
     """Whether the device's kernel supports grouped-query attention together with a mask."""
     return like.device.type == "cpu" and not _as_on_gpus
 
@@ -190,8 +190,8 @@ def mask_copies(model: PreTrainedModel, embeds: Tensor) -> int:
     shared = getattr(config, "num_key_value_heads", None) or heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     capped = getattr(config, "attn_logit_softcapping", None) is not None
-    fits = 1 < embeds.shape[1] <= _most_rows(embeds, shared * size)
-    return heads // shared if fits and not (capped or _groups_as_they_are(embeds)) else 1
+    fits = 1 < embeds.shape[1] <= _max_grouped_queries(embeds, shared * size)
+    return heads // shared if fits and not (capped or _supports_grouped_heads(embeds)) else 1
 
 
 def compute_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -221,14 +221,14 @@ def masked_attention(
         query: [batch, kv_heads * groups, queries, head_dim]; `groups` query heads share a key/value
             head.
         key, value: [batch, kv_heads, columns, head_dim].
-        mask: [batch, 1 or groups, queries, columns], a slice of `kava.backbones.masks.additive`.
+        mask: [batch, 1 or groups, queries, columns], a slice of `kava.backbones.masks.to_additive`.
 
     Returns:
         [batch, queries, kv_heads * groups, head_dim].
     """
     attend = partial(scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
     groups = query.shape[1] // key.shape[1]
-    if groups == 1 or _groups_as_they_are(key):
+    if groups == 1 or _supports_grouped_heads(key):
         output = attend(query, key, value, mask[:, :1], enable_gqa=groups > 1)
         return output.transpose(1, 2).contiguous()
     rows = query.unflatten(1, (-1, groups)).flatten(2, 3)  # [B, H, G * n, D]
@@ -260,8 +260,8 @@ def capped_attention(
         query: [batch, kv_heads * groups, queries, head_dim]; `groups` query heads share a key/value
             head.
         key, value: [batch, kv_heads, columns, head_dim].
-        mask: [batch, 1, queries, columns], a slice of `kava.backbones.masks.additive`; causal if
-            None.
+        mask: [batch, 1, queries, columns], a slice of `kava.backbones.masks.to_additive`; causal
+            if None.
         softcap: c.
 
     Returns:
@@ -344,6 +344,8 @@ def answer_attention(
         [batch, kv_heads, answer, steps]; zero at padding, and zero everywhere for an answer token
         that cannot attend to any reasoning token.
     """
+    # Listing 1 takes the maximum over the group before the softmax; pooling the weights after it
+    # would give other scores.
     logits = grouped_logits(queries, keys, scaling, softcap).amax(dim=2)
     mask = keys_mask[:, None] if keys_mask.dim() == 2 else keys_mask
     return masked_softmax(logits, mask[:, None])
@@ -351,5 +353,7 @@ def answer_attention(
 
 def masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
     """Compute a softmax over the unmasked entries of the last axis; zeros if all are masked."""
+    # The smallest finite number instead of -inf: a row without any unmasked entry would be NaN,
+    # and its gradient would stay NaN even after the multiplication by the mask.
     weights = torch.softmax(logits.masked_fill(~mask, torch.finfo(logits.dtype).min), dim=-1)
     return weights * mask

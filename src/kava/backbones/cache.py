@@ -28,7 +28,7 @@ def empty() -> DynamicCache:
     return DynamicCache()
 
 
-def is_one(value: Any) -> bool:
+def is_dynamic_cache(value: Any) -> bool:
     """Whether a value is a `DynamicCache`."""
     return isinstance(value, DynamicCache)
 
@@ -119,7 +119,7 @@ def detach(pairs: KeyValues) -> KeyValues:
     return [(keys.detach(), values.detach()) for keys, values in pairs]
 
 
-def columns_in_bytes(cache: DynamicCache) -> int:
+def size_in_bytes(cache: DynamicCache) -> int:
     """Return the size of a cache in bytes."""
     return sum(t.numel() * t.element_size() for pair in key_values(cache) for t in pair)
 
@@ -182,14 +182,14 @@ class ShrinkingLayer(DynamicLayer):
         """Replace keys and values, [batch, kv_heads, columns, head_dim] each."""
         self.keys, self.values = keys, values
 
-    def _refuse(self, *_: Any, **_named: Any) -> Any:
+    def _raise_unsupported(self, *_: Any, **_named: Any) -> Any:
         raise KavaError(
             "a cache that is compressed while decoding cannot be reordered or cropped; beam "
             "search and assisted decoding are not supported",
             code="backbones.compressed-cache",
         )
 
-    reorder_cache = crop = batch_repeat_interleave = batch_select_indices = _refuse
+    reorder_cache = crop = batch_repeat_interleave = batch_select_indices = _raise_unsupported
 
 
 def enable_shrinking(cache: DynamicCache, config: Any, layers: list[int]) -> list[ShrinkingLayer]:

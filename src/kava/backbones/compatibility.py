@@ -73,16 +73,16 @@ def check(model: PreTrainedModel) -> None:
     model.eval()  # dropout would make the logits differ
     try:
         with no_warnings():
-            plain = _plain(model)[0]
+            plain = _whole_text_logits(model)[0]
         with _in_fp32(model), no_warnings():
-            theirs, read = _plain(model)
+            theirs, read = _whole_text_logits(model)
             with record_queries(slice(None)) as record:
-                ours = _in_pieces(model, kinds)
+                ours = _logits_in_pieces(model, kinds)
     except KavaError:
         raise
     except Exception as error:  # the forward pass of an unknown model may raise anything
         if record is not None and not record.queries:  # with masks that only our attention takes
-            raise _no_attention(model, what, 0) from None
+            raise _no_attention_error(model, what, 0) from None
         raise KavaError(
             f"{what}: cannot continue a KV cache with the masks and positions of the caller "
             f"({type(error).__name__}: {first_line(error)})",
@@ -99,7 +99,7 @@ def check(model: PreTrainedModel) -> None:
             code="backbones.not-finite",
             key=model.config.model_type,
         )
-    if not _same(theirs, read):
+    if not _logits_agree(theirs, read):
         raise KavaError(
             f"{what}: its language-model head is not supported; it must be a matrix product with "
             "an optional soft cap",
@@ -107,7 +107,7 @@ def check(model: PreTrainedModel) -> None:
             key=model.config.model_type,
         )
     _check_layers(model, kinds, record, what)
-    if not _same(theirs, ours):
+    if not _logits_agree(theirs, ours):
         raise KavaError(
             f"{what}: its logits after a cache with gaps differ from those for the whole text; it "
             "ignores the masks and positions of the caller, or its attention is more than scaled "
@@ -119,7 +119,7 @@ def check(model: PreTrainedModel) -> None:
 
 @contextmanager
 def _in_fp32(model: PreTrainedModel) -> Iterator[None]:
-    """Compute with half-precision weights in fp32; those of a layer are fp32 only while it runs.
+    """Compute in fp32 with half-precision weights, which are cast one layer at a time.
 
     Published models have a few activations that are a thousand times as large as the others and
     that cancel out later. In bf16, rounding then spoils the logits of token ids as unusual as
@@ -168,25 +168,25 @@ def _half_tensors(module: nn.Module) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor.dtype in _HALF]
 
 
-def _ids(model: PreTrainedModel) -> Tensor:
+def _probe_ids(model: PreTrainedModel) -> Tensor:
     rows = structure.table(model).weight.shape[0]
     return (torch.arange(1, TOKENS + 1, device=model.device) % rows)[None]
 
 
-def _plain(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
+def _whole_text_logits(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Compute logits with the model itself, and from its last hidden states with our head.
 
     Returns:
         Two tensors [tokens, vocabulary].
     """
     model.set_attn_implementation("eager")
-    inputs = {"input_ids": _ids(model), "use_cache": False}
+    inputs = {"input_ids": _probe_ids(model), "use_cache": False}
     hidden = model.base_model(**inputs).last_hidden_state
     return model(**inputs).logits[0], structure.logits(model, hidden)[0]
 
 
-def _in_pieces(model: PreTrainedModel, kinds: masks.Windows) -> Tensor:
-    """Compute the logits of `_plain` in three forward passes that continue a padded cache.
+def _logits_in_pieces(model: PreTrainedModel, kinds: masks.Windows) -> Tensor:
+    """Compute the same logits in three forward passes, each of which continues a padded cache.
 
     There is padding before, between and after the tokens.
 
@@ -194,7 +194,7 @@ def _in_pieces(model: PreTrainedModel, kinds: masks.Windows) -> Tensor:
         The logits [tokens, vocabulary].
     """
     model.set_attn_implementation(IMPLEMENTATION_NAME)
-    embeds = model.get_input_embeddings()(_ids(model))
+    embeds = model.get_input_embeddings()(_probe_ids(model))
     context = MaskedCache.empty(1, model.device)
     kept = []
     for part, pads in ((slice(0, 2), (2, 0)), (slice(2, 4), (0, 1)), (slice(4, None), (0, 1))):
@@ -206,7 +206,7 @@ def _in_pieces(model: PreTrainedModel, kinds: masks.Windows) -> Tensor:
     return structure.logits(model, torch.cat(kept))
 
 
-def _no_attention(model: PreTrainedModel, what: str, layer: int) -> KavaError:
+def _no_attention_error(model: PreTrainedModel, what: str, layer: int) -> KavaError:
     return KavaError(
         f"{what}: layer {layer} does not use the attention interface of transformers (it is "
         "recurrent, or of an older design), but the keys and values of every layer are needed",
@@ -229,7 +229,7 @@ def _check_layers(
     layers = model.config.num_hidden_layers
     for layer in range(layers):
         if layer not in record.queries:
-            raise _no_attention(model, what, layer)
+            raise _no_attention_error(model, what, layer)
         window = kinds[model.config.layer_types[layer]] if isinstance(kinds, dict) else kinds
         if record.window[layer] != window:
             raise KavaError(
@@ -240,7 +240,7 @@ def _check_layers(
             )
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _logits_agree(one: Tensor, other: Tensor) -> bool:
     """Whether two computations of the same logits agree up to rounding."""
     if one.shape != other.shape:
         return False

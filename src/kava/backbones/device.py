@@ -29,8 +29,8 @@ def describe(model: PreTrainedModel, autocast: bool, rows: int) -> str:
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     computed = torch.bfloat16 if autocast else model.dtype
     return (
-        f"device: {device.type}{name}; weights in {_short(model.dtype)}, computed in "
-        f"{_short(computed)}; {rows} rows at once; attention: {kernel(model, computed)}"
+        f"device: {device.type}{name}; weights in {_short_name(model.dtype)}, computed in "
+        f"{_short_name(computed)}; {rows} rows at once; attention: {kernel(model, computed)}"
     )
 
 
@@ -60,5 +60,5 @@ def kernel(model: PreTrainedModel, dtype: torch.dtype) -> str:
 _COLUMNS = 16
 
 
-def _short(dtype: torch.dtype) -> str:
+def _short_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -1,6 +1,6 @@
-"""Tokenize texts with a tokenizer whose patterns may be made to fail or to take forever.
+"""Tokenize texts with a time limit, since the patterns of a tokenizer may backtrack exponentially.
 
-A pattern of tokenizer.json with nested repetitions, such as `(a+)+$`, takes exponential time on
+A pattern of tokenizer.json with nested quantifiers, such as `(a+)+$`, takes exponential time on
 some texts. The regular expressions of the tokenizers library give up after ten million steps, and
 the library then panics: an error that is no `Exception`. Below that limit, one text may still take
 minutes.
@@ -18,7 +18,7 @@ from kava.errors import KavaError
 # A tokenizer needs some millionths of a second for a character; a busy machine more.
 SECONDS, SECONDS_PER_CHARACTER = 30.0, 1e-4
 
-#: Texts on which patterns with nested repetitions fail, if they are meant for usual texts.
+#: Texts on which patterns with nested quantifiers fail, if they are meant for usual texts.
 PROBES = tuple(
     part * 40 + end
     for part in ("a", "A", "1", " ", "\n", ".", "é", "一", "a ", "1,")
@@ -32,7 +32,7 @@ class Panic(RuntimeError):
 
 @contextmanager
 def catching_panics() -> Iterator[None]:
-    """Raise `Panic` for a panic of Rust, whose own class is a BaseException without a module."""
+    """Raise `Panic` for a panic of Rust, whose own exception is no subclass of `Exception`."""
     try:
         yield
     except Exception:

@@ -27,9 +27,9 @@ _PREFIXES = {
 
 
 def check(folder: Path) -> None:
-    """Check that a folder or a GGUF file is not one of the usual things that are not a model.
+    """Report common mistakes about a backbone's folder or GGUF file, before transformers reads it.
 
-    Nothing is checked of a folder with none of these; transformers reads it.
+    A folder without any of these mistakes is not checked further.
 
     Raises:
         KavaError: a file is a Git LFS pointer; the folder belongs to the cache of the Hub; it holds
@@ -105,17 +105,17 @@ def _check_shards(folder: Path) -> None:
     if not index.is_file():
         if shards := sorted(folder.glob("model-*-of-*.safetensors")):
             raise KavaError(
-                f"{index}: is missing, but {len(shards)} parts of a model are there (first: "
+                f"{index}: is missing, but the folder has {len(shards)} shards of a model (first: "
                 f"{_name(shards[0].name)}); copy this file too",
                 code="backbones.no-shard-index",
                 key=str(index),
             )
         return
     said = _weight_map(index)
-    lacking = sorted({file for file in said.values() if not _beside(index, file)})
+    lacking = sorted({file for file in said.values() if not _is_in_folder(index, file)})
     if lacking:
         raise KavaError(
-            f"{index}: {len(lacking)} of {len(set(said.values()))} parts are not in the folder "
+            f"{index}: {len(lacking)} of {len(set(said.values()))} shards are not in the folder "
             f"(first: {_name(lacking[0])}); copy them too",
             code="backbones.shard-missing",
             key=str(index),
@@ -123,7 +123,7 @@ def _check_shards(folder: Path) -> None:
     wrong = sorted(set(said.items()) ^ set(_weights_of_shards(folder, said.values())))
     if wrong:
         raise KavaError(
-            f"{index}: does not belong to the parts in its folder: they differ in {len(wrong)} "
+            f"{index}: does not match the shards in its folder: they differ in {len(wrong)} "
             f"weights (first: {_name(wrong[0][0])}); copy the model again, or save it "
             "again with save_pretrained",
             code="backbones.stale-shard-index",
@@ -145,14 +145,14 @@ def _weight_map(index: Path) -> Mapping[str, str]:
     )
 
 
-def _beside(index: Path, name: str) -> bool:
+def _is_in_folder(index: Path, name: str) -> bool:
     """Whether a shard lies in the folder of its index; a path elsewhere is not followed."""
     plain = os.path.basename(name) == name and "\0" not in name and len(name) < 256
     return plain and (index.parent / name).is_file()
 
 
 def _weights_of_shards(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Return each weight that the shards hold, with the name of its shard."""
+    """Yield the name of each weight in the shards, with the name of its shard."""
     for name in sorted(set(names)):
         try:
             with safe_open(folder / name, framework="pt") as shard:
@@ -182,8 +182,8 @@ def other_weights(folder: Path, problems: Mapping[str, Sequence[str]]) -> KavaEr
     origin = _PREFIXES.get(prefix)
     saved = f" (saved from {origin})" if origin else ""
     hint = (
-        f"; all that are not expected begin with '{_name(prefix)}'{saved}: take this "
-        "prefix off the names and save them again"
+        f"; all unexpected names begin with '{_name(prefix)}'{saved}: remove this prefix from the "
+        "names and save the weights again"
         if prefix
         else ""
     )
@@ -195,7 +195,7 @@ def other_weights(folder: Path, problems: Mapping[str, Sequence[str]]) -> KavaEr
 
 
 def _prefix(missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    """Return the prefix without which the unexpected names are the missing ones; '' if none."""
+    """Return the prefix that turns the missing names into the unexpected ones; '' if none does."""
     known = [prefix for prefix in _PREFIXES if all(n.startswith(prefix) for n in unexpected)]
     if not unexpected or not missing or known:
         return known[0] if known and unexpected else ""
@@ -205,5 +205,5 @@ def _prefix(missing: Sequence[str], unexpected: Sequence[str]) -> str:
 
 
 def _name(text: str) -> str:
-    """A name that a file gives, as it may be shown in one line."""
+    """Return a name from a file without control characters, shortened to fit into a message."""
     return truncate(" ".join(printable(text).split()), 120)

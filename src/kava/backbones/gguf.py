@@ -46,7 +46,7 @@ def _check_installed(file: Path) -> None:
 
 @contextmanager
 def single_file_options(file: Path) -> Iterator[dict[str, Any]]:
-    """Return the arguments with which `from_pretrained` reads nothing but this file.
+    """Yield the arguments with which `from_pretrained` reads nothing but this file.
 
     transformers also reads tokenizer_config.json, tokenizer.json and adapter_config.json beside a
     GGUF file. In a folder of downloads these may be another model's, so the file is linked into a
@@ -74,23 +74,23 @@ def weight_options() -> dict[str, Any]:
 
 
 def check_size(file: Path, config: PreTrainedConfig) -> None:
-    """Check that the table of tokens of a config is no larger than all that its file has.
+    """Check that the embedding table of a config is not larger than all tensors of its file.
 
-    transformers would otherwise create the rest with random weights, whatever their size.
+    transformers would otherwise allocate the missing rows with random weights, whatever their size.
 
     Raises:
-        KavaError: it does.
+        KavaError: the table is larger.
     """
     text = config.get_text_config()
     if text.vocab_size * text.hidden_size > sum(_sizes(file).values()):
-        raise _too_much(file, "vocab_size", text.vocab_size)
+        raise _size_error(file, "vocab_size", text.vocab_size)
 
 
 def check_layers(file: Path) -> None:
-    """Check the number of layers before transformers reads the metadata, and makes lists of them.
+    """Check the number of layers before transformers reads the metadata and allocates the layers.
 
     Raises:
-        KavaError: the metadata ask for more layers than the file has, or the package gguf is not
+        KavaError: the metadata state more layers than the file has, or the package gguf is not
             installed.
     """
     _check_installed(file)
@@ -100,10 +100,10 @@ def check_layers(file: Path) -> None:
     there = {tensor.name.split(".")[1] for tensor in reader.tensors if tensor.name[:4] == "blk."}
     for name, field in reader.fields.items():
         if name.endswith(".block_count") and int(field.contents()) > len(there):
-            raise _too_much(file, "block_count", int(field.contents()))
+            raise _size_error(file, "block_count", int(field.contents()))
 
 
-def _too_much(file: Path, key: str, value: int) -> KavaError:
+def _size_error(file: Path, key: str, value: int) -> KavaError:
     return KavaError(
         f"{file}: {key} is {value:,} in the metadata, but the file has tensors for fewer; use "
         "another file",
@@ -119,14 +119,14 @@ def _sizes(file: Path) -> dict[str, int]:
     return {tensor.name: math.prod(map(int, tensor.shape)) for tensor in GGUFReader(file).tensors}
 
 
-def check_whole(file: Path, model: PreTrainedModel) -> None:
-    """Check that a model has as many numbers as its file.
+def check_complete(file: Path, model: PreTrainedModel) -> None:
+    """Check that a model has as many weights as its file.
 
     transformers leaves out tensors that it does not know. `rope_freqs.weight` is one of them:
     without it, a Llama 3.1 or 3.2 would rotate its keys by other angles than it was trained with.
 
     Raises:
-        KavaError: the file has more numbers, or fewer.
+        KavaError: the file has more weights, or fewer.
     """
     tensors = _sizes(file)
     there, read = sum(tensors.values()), model.num_parameters()
@@ -134,8 +134,8 @@ def check_whole(file: Path, model: PreTrainedModel) -> None:
         rotary = [name for name in tensors if name.startswith("rope_")]
         which = f", among them {rotary[0]}" if rotary else ""
         raise KavaError(
-            f"{file}: transformers reads {read:,} of the file's {there:,} numbers{which}; use the "
-            "model in safetensors, from which the file was made",
+            f"{file}: transformers reads only {read:,} of the file's {there:,} weights{which}; "
+            "use the safetensors model from which the file was made",
             code="backbones.gguf-not-whole",
             key=str(file),
         )

@@ -60,7 +60,7 @@ def read(folder: Path) -> dict[str, TensorHeader]:
 
 
 def check_layers(folder: Path, stored: Mapping[str, TensorHeader]) -> None:
-    """Check the number of layers before transformers reads the config, which makes lists of them.
+    """Check the number of layers before transformers reads the config and allocates lists for them.
 
     Raises:
         KavaError: config.json asks for more layers than the files have, or than any model.
@@ -75,7 +75,7 @@ def check_layers(folder: Path, stored: Mapping[str, TensorHeader]) -> None:
             if layers < min(value, LAYERS)
             else f"kava loads at most {LAYERS:,}"
         )
-        raise _mismatch(folder, key, f"{value:,}", f"{there} layers")
+        raise _config_error(folder, key, f"{value:,}", f"{there} layers")
 
 
 def check_shapes(
@@ -100,13 +100,13 @@ def check_shapes(
     for name, weight in model.state_dict().items():
         there = stored.get(name) or stored.get(name.removeprefix(prefix))
         if there is not None and there.shape != tuple(weight.shape):
-            raise _other_shape(folder, raw, name, tuple(weight.shape), there)
+            raise _shape_error(folder, raw, name, tuple(weight.shape), there)
     head = model.get_output_embeddings()
     if head is not None and not config.tie_word_embeddings:
         shape = tuple(head.weight.shape)
         if sum(tensor.shape == shape for tensor in stored.values()) < 2:
             told = f"the weights have no head of shape {shape} beside the embeddings"
-            raise _mismatch(folder, "tie_word_embeddings", "false", told)
+            raise _config_error(folder, "tie_word_embeddings", "false", told)
     wanted = sum(weight.numel() for weight in model.parameters())
     have = sum(math.prod(tensor.shape) for tensor in stored.values())
     if wanted > have * (_PACKED if raw.get("quantization_config") else 2):
@@ -119,7 +119,7 @@ def check_shapes(
 
 
 def _layers(stored: Mapping[str, TensorHeader]) -> int:
-    """The number of layers by the names of tensors: the first number in each is its layer."""
+    """Return the number of layers, from the layer index in the names of the tensors."""
     numbers = (re.search(r"\.(\d{1,9})\.", name) for name in stored)
     return max((int(number[1]) + 1 for number in numbers if number), default=0)
 
@@ -129,7 +129,7 @@ def _shards(index: Path) -> list[Path]:
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         if outside := [name for name in names if name != Path(name).name]:
-            raise ValueError(f"it names '{truncate(outside[0])}'")
+            raise ValueError(f"'{truncate(outside[0])}' is not in this folder")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise KavaError(
             f"{index}: not an index of files in its folder ({type(error).__name__}: {error})",
@@ -140,7 +140,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    """The content of config.json; empty if it is not valid, which `load_config` reports."""
+    """Return the content of config.json; empty if it is not valid, which `load_config` reports."""
     try:
         found = json.loads((folder / pretrained.CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -149,7 +149,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _whole_numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """Yield the keys of a config with whole numbers, and those of the configs inside it."""
+    """Yield all keys of a config whose values are whole numbers, with these, nested configs too."""
     for key, value in config.items():
         if isinstance(value, dict):
             yield from _whole_numbers(value)
@@ -157,18 +157,20 @@ def _whole_numbers(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
             yield key, value
 
 
-def _other_shape(
+def _shape_error(
     folder: Path, raw: Mapping[str, Any], name: str, shape: tuple[int, ...], there: TensorHeader
 ) -> KavaError:
-    """The error for a tensor of another shape: it names the key of the config with that number."""
+    """Return the error for a tensor of another shape; it names the config key with that size."""
     pairs = zip(shape, there.shape, strict=False)
     number = next((asked for asked, found in pairs if asked != found), None)
     key = next((key for key, value in _whole_numbers(raw) if value == number), None)
     told = f"'{name}' in {there.file.name} has shape {there.shape}, not {shape}"
-    return _mismatch(folder, key or name, "of another size" if key is None else f"{number:,}", told)
+    return _config_error(
+        folder, key or name, "of another size" if key is None else f"{number:,}", told
+    )
 
 
-def _mismatch(folder: Path, key: str, value: str, told: str) -> KavaError:
+def _config_error(folder: Path, key: str, value: str, told: str) -> KavaError:
     return KavaError(
         f"{folder / pretrained.CONFIG}: {truncate(key)} is {value}, but {told}; use the "
         "config that belongs to the weights",

@@ -69,7 +69,7 @@ def _layer_forward(
     """Replace a layer's `forward`: run it on its own cache, then update the shared cache."""
     forward = type(layer).forward
     given = dict(enumerate(inputs)) | named
-    caches = [place for place, value in given.items() if cache.is_one(value)]
+    caches = [place for place, value in given.items() if cache.is_dynamic_cache(value)]
     if not layer.training or not caches:
         return forward(layer, *inputs, **named)
     (place,) = caches

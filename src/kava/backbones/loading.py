@@ -125,7 +125,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """Load the model of a folder or a GGUF file without its tokenizer; see `load`.
 
     Raises:
-        KavaError: the folder is none of a model (`kava.backbones.faults`), the model cannot be
+        KavaError: the folder does not hold a model (`kava.backbones.faults`), the model cannot be
             loaded, or its weights do not fit its architecture.
     """
     faults.check(folder)
@@ -162,15 +162,15 @@ def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     if problems:
         raise faults.other_weights(folder, problems)
     if gguf.is_file(folder):
-        gguf.check_whole(folder, model)
-        model = _unquantised(model)
+        gguf.check_complete(folder, model)
+        model = _as_plain_model(model)
     return prepare(model)
 
 
-def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a plain model with the weights of one that was read from a GGUF file.
+def _as_plain_model(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy the weights of a model that was read from a GGUF file into a plain model.
 
-    transformers 5.23 does not save what it has read from a GGUF file, even dequantised.
+    transformers 5.23 does not save a model that it read from a GGUF file, even if dequantised.
     """
     config = model.config
     config.name_or_path = ""  # a title that the file gives itself; peft would ask the Hub for it
@@ -205,7 +205,7 @@ def load_tokenizer(folder: Path) -> Any:
     except KavaError:
         raise
     except Exception as error:  # the tokenizers library raises a bare Exception for broken files
-        why = f" ({_in_a_line(error)})"
+        why = f" ({_describe_error(error)})"
     if tokenizer is None or not known:
         raise KavaError(
             f"tokenizer of {folder}: its files are missing or not readable{why}; save them in the "
@@ -251,11 +251,11 @@ _RECORDED = (
 def identity(
     model: PreTrainedModel, name: str, revision: str | None, folder: Path | None = None
 ) -> dict[str, Any]:
-    """What a checkpoint remembers of its backbone, to notice another one.
+    """Return what a checkpoint stores about its backbone, so that a different one is detected.
 
     `files` has the SHA-256 of the files of weights and tokenizer in `folder`. Without `folder`, for
     a backbone that is not in files yet, and in checkpoints of earlier versions, there is only the
-    fingerprint, which proves nothing of a backbone that was made to pass (see `fingerprint`).
+    fingerprint, which can be forged (see `fingerprint`).
     """
     config = model.config.get_text_config()
     return {
@@ -271,17 +271,17 @@ def identity(
 
 
 def _files(place: Path) -> dict[str, str]:
-    """Return the SHA-256 of the files of a folder, or of a GGUF file under whatever name it has."""
+    """Return the SHA-256 of the files of a folder, or of a GGUF file independent of its name."""
     if gguf.is_file(place):
         return {f"model{gguf.SUFFIX}": sha256(place)}
     return sha256_of(place, _RECORDED)
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A hash of a sample of the weights, the same in fp32 and bf16.
+    """Return a hash of a sample of the weights, which is the same in fp32 and bf16.
 
-    The first 256 numbers of each parameter are in it: all others may differ and it is the same. So
-    it is no proof of identity; that is the SHA-256 of the files, which `identity` records.
+    Only the first 256 values of each parameter are hashed, so it is no proof of identity. The
+    SHA-256 of the files is, which `identity` records.
     """
     digest = hashlib.sha256()
     for name, weight in sorted(model.named_parameters()):
@@ -311,7 +311,7 @@ def describe_difference(saved: dict[str, Any], found: dict[str, Any]) -> str | N
 
 
 def _hashes(identity: dict[str, Any]) -> dict[str, str]:
-    """The recorded files of weights with their SHA-256."""
+    """Return the SHA-256 of each recorded file of weights."""
     files = identity.get("files") or {}
     return {f: str(h) for f, h in files.items() if f.endswith((".safetensors", ".gguf"))}
 
@@ -323,11 +323,11 @@ def _loading_error(folder: Path, error: Exception) -> Exception:
     """
     if out_of_memory(error):
         return error
-    message = f"backbone {folder}: {_in_a_line(error)}"
+    message = f"backbone {folder}: {_describe_error(error)}"
     return KavaError(message, code="backbones.unusable", key=str(folder))
 
 
-def _in_a_line(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     line = on_one_line(error)
     known = isinstance(error, OSError | ValueError | ImportError | SafetensorError)
     return line if known else f"{type(error).__name__}: {line}"

@@ -57,7 +57,7 @@ def default_targets(model: PreTrainedModel) -> list[str] | str:
 
 
 def describe_default(recipe: Recipe, resolved_recipe: Recipe, family: str) -> str:
-    """Say in a line which targets were taken if the recipe names none and they are unusual.
+    """Describe in one line the targets that were chosen by default, if they are unusual.
 
     Args:
         recipe: the recipe as it was given.

@@ -95,11 +95,11 @@ def both_positions(past: Tensor, mask: Tensor) -> Tensor:
 
 
 def to_additive(mask: Tensor, dtype: torch.dtype, copies: int = 1) -> Tensor:
-    """Return a boolean attention mask as numbers that attention adds to its logits.
+    """Convert a boolean attention mask to one that is added to the attention logits.
 
     A kernel would convert a boolean mask in each layer. The memory-efficient kernel of GPUs also
-    needs rows that begin at multiples of 8 numbers, and would copy any other mask in each layer, or
-    fail in compiled code. So the result is wider than the mask, and attention takes a slice of it;
+    needs rows that begin at multiples of 8 elements, and would copy any other mask in each layer,
+    or fail in compiled code. So the result is wider than the mask, and attention takes a slice;
     compiled code would be compiled again for each width if it were given the slice.
 
     Args:
@@ -118,18 +118,18 @@ def to_additive(mask: Tensor, dtype: torch.dtype, copies: int = 1) -> Tensor:
     return numbers
 
 
-ALIGNMENT = 8  # numbers
+ALIGNMENT = 8  # elements
 
 
 def layer_masks(
     past: Tensor, mask: Tensor, windows: Windows, dtype: torch.dtype, copies: int = 1
 ) -> Tensor | dict[str, Tensor]:
-    """Return the `attention_mask` of a backbone: an `additive` mask for each kind of layer.
+    """Return the `attention_mask` of a backbone: an additive mask for each kind of layer.
 
     Args:
         past, mask: see `causal_mask`.
         windows: see `kava.backbones.structure.windows`.
-        dtype, copies: see `additive`.
+        dtype, copies: see `to_additive`.
     """
     if isinstance(windows, dict):
         kinds = windows.items()

@@ -38,7 +38,7 @@ def remove_rope(model: PreTrainedModel, pairs: KeyValues, positions: Tensor) -> 
     if angles is None:
         return pairs
     return [
-        (_turn_back(keys.float(), *layer).to(keys.dtype), values)
+        (_rotate_back(keys.float(), *layer).to(keys.dtype), values)
         for (keys, values), layer in zip(pairs, angles, strict=True)
     ]
 
@@ -60,7 +60,7 @@ def reposition_keys(
     if before is None or after is None:
         return pairs
     return [
-        (_turn(_turn_back(keys.float(), *old), *new).to(keys.dtype), values)
+        (_rotate(_rotate_back(keys.float(), *old), *new).to(keys.dtype), values)
         for (keys, values), old, new in zip(pairs, before, after, strict=True)
     ]
 
@@ -86,27 +86,27 @@ def _angles(
 _ROUNDING = {True: 1e-3, False: 2e-2}
 
 
-def _turn(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate keys, k cos + half(k) sin, in fp32.
 
     A model may rotate only the first features of a head; the others are unchanged.
     """
-    rotary, half, rest = _parts(keys, cos)
+    rotary, half, rest = _split_features(keys, cos)
     return torch.cat((rotary * cos[:, None].float() + half * sin[:, None].float(), rest), dim=-1)
 
 
-def _turn_back(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Invert `_turn`: return the keys before the rotation, in fp32.
+def _rotate_back(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Invert `_rotate`: return the keys before the rotation, in fp32.
 
     The result is divided by cos^2 + sin^2, which is not 1 if a model scales its rotation.
     """
     cos, sin = cos[:, None].float(), sin[:, None].float()
-    rotary, half, rest = _parts(keys, cos)
+    rotary, half, rest = _split_features(keys, cos)
     back = (rotary * cos - half * sin) / (cos.square() + sin.square())
     return torch.cat((back, rest), dim=-1)
 
 
-def _parts(keys: Tensor, cos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _split_features(keys: Tensor, cos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Split keys into the rotated features, these with their halves swapped, and the other ones."""
     size = cos.shape[-1]
     rotary, rest = keys[..., :size], keys[..., size:]

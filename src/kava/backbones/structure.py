@@ -61,12 +61,12 @@ def states_of_layers(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     """
     states: list[Tensor] = []
 
-    def keep(_: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> None:
+    def append(_: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> None:
         if not states:
             states.append(inputs[0] if inputs else named["hidden_states"])
         states.append(output[0] if isinstance(output, tuple) else output)
 
-    hooks = [layer.register_forward_hook(keep, with_kwargs=True) for layer in layers(model)]
+    hooks = [layer.register_forward_hook(append, with_kwargs=True) for layer in layers(model)]
     try:
         yield states
     finally:

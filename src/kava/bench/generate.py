@@ -105,7 +105,7 @@ class Generation:
         reasoning = self.think()
         columns = reasoning.cache.columns + reasoning.prompt.shape[1] + self.new_tokens - 1
         # For CoT, the prompt is the question's last token, cached only with the first new token.
-        cache_bytes = cache.columns_in_bytes(reasoning.cache.past_key_values)
+        cache_bytes = cache.size_in_bytes(reasoning.cache.past_key_values)
         return {
             "batch_size": rows,
             "generated_tokens": self.new_tokens,

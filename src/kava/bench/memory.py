@@ -98,7 +98,7 @@ def count(recipe: Recipe, shape: str, lengths: Lengths, rows: int, device: str) 
     training = Training.from_reasoner(reasoner, lengths, recipe.train.autocasts(device))
     with ExitStack() as stack:
         if device == "cuda":
-            stack.enter_context(attention.as_on_gpus())
+            stack.enter_context(attention.allocate_as_on_gpu())
             stack.enter_context(_dropout_as_on_gpus())
         return _counted(training)
 

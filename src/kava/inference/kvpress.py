@@ -87,7 +87,7 @@ class RKVPress(ScorerPress):
         batch, window = keys.shape[0], min(self.window, hidden_states.shape[1])
         candidates = keys[:, :, :-window]
         queries = get_prerope_query_states(module, hidden_states[:, -window:])
-        queries = _turn(queries, *kwargs["position_embeddings"])
+        queries = _rotate(queries, *kwargs["position_embeddings"])
         before = torch.ones(batch, candidates.shape[2], dtype=torch.bool, device=keys.device)
         observing = torch.ones(batch, window, dtype=torch.bool, device=keys.device)
         attention = answer_attention(queries, candidates, before, module.scaling)
@@ -95,7 +95,7 @@ class RKVPress(ScorerPress):
         return nn.functional.pad(scores, (0, window), value=ALWAYS_KEPT)
 
 
-def _turn(queries: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate(queries: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply the rotary embedding to queries: [batch, heads, n, head_dim].
 
     `cos` and `sin` end at the last query. While decoding, kvpress knows the rotation of the newest
