@@ -32,7 +32,7 @@ from kava.errors import KavaError
 from kava.evaluation import symbolic
 from kava.evaluation.answers import math_verify
 from kava.recipe.load import load_recipe
-from kava.report.table import _no_formula
+from kava.report.table import _escape_formula
 from kava.serve.hosts import Hosts
 from kava.system.files import write_json, write_whole
 
@@ -197,7 +197,7 @@ def endless(_: Path) -> str | None:
 )
 def formula(_: Path) -> str | None:
     """A spreadsheet would run it."""
-    return None if _no_formula("=cmd|' /C calc'!A0").startswith("'") else "it is a formula"
+    return None if _escape_formula("=cmd|' /C calc'!A0").startswith("'") else "it is a formula"
 
 
 @attack(

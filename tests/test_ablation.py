@@ -119,7 +119,7 @@ def test_iterations_go_from_0_to_those_of_the_recipe(method):
 def test_one_latent_has_no_other_order():
     found = texts(measured(reasoner(num_latents=1), 3))
     assert found["shuffled"] == found["as_they_are"]
-    orders = [interventions.another_order(2, random.Random(seed)) for seed in range(20)]
+    orders = [interventions.draw_other_order(2, random.Random(seed)) for seed in range(20)]
     assert orders == [[1, 0]] * 20
 
 

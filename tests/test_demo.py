@@ -18,7 +18,7 @@ from refusals import refused
 from rich.console import Console
 
 from kava.demo import command, panels, questions, sizes
-from kava.demo.command import PageAddress, _its_writer, serve, server
+from kava.demo.command import PageAddress, _cot_model_of, serve, server
 from kava.demo.progress import stream_answer
 from kava.demo.questions import PageLimits, Questions, example_questions
 from kava.demo.reports import stream_reports
@@ -304,7 +304,7 @@ def test_an_address_that_is_taken_is_named():
 
 def test_of_another_backbone_the_writer_has_to_be_named():
     with refused("demo.no-writer", "--written") as told:
-        _its_writer(PageModel(tiny.reasoner(), "runs/mine"))
+        _cot_model_of(PageModel(tiny.reasoner(), "runs/mine"))
     assert "runs/mine " in str(told.value) and " tiny;" in str(told.value)
 
 

@@ -48,7 +48,7 @@ def asked_to_stop(folder: Path, wanted: Recipe, numbers=(SIGNAL,), **rest) -> li
     with pytest.raises(Preempted), signals.listen_for(asked, *numbers):
         go(folder, wanted, **rest)
     assert not folder.with_name(folder.name + ".lock").exists()
-    assert not signals.is_asked()
+    assert not signals.stop_requested()
     return asked
 
 

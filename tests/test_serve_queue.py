@@ -143,7 +143,7 @@ class Leaving(Job):
 
     asked = 0
 
-    def why_unwanted(self):
+    def unwanted_reason(self):
         self.asked += 1
         return CANCELLED if self.asked > 3 else None
 

@@ -28,7 +28,7 @@ class KavaError(Exception):
 
 
 def truncate(text: str, max_length: int = 80) -> str:
-    """A text in a message: what is beyond so many letters is left out."""
+    """Return a text of at most `max_length` characters; a longer one is cut and ends in `...`."""
     return text if len(text) <= max_length else f"{text[: max_length - 3]}..."
 
 
@@ -38,7 +38,7 @@ def first_line(error: object, max_length: int = 300) -> str:
 
 
 def on_one_line(error: object, max_length: int = 300) -> str:
-    """Return the whole text of another library's error, whose first line says too little."""
+    """Return the whole text of another library's error on one line, shortened."""
     return truncate(" ".join(str(error).split()), max_length)
 
 

@@ -75,7 +75,7 @@ def run(plan: QuickstartPlan, console: Console) -> None:
     if plan.length == "full":
         run_matrix(plan, console)
         return
-    task = held_out(plan)
+    task = load_held_out(plan)
     for seed in plan.seeds:
         for method in plan.methods:
             train_and_score(plan, method, seed, task, console)
@@ -141,17 +141,17 @@ def introduce(plan: QuickstartPlan, console: Console) -> None:
     console.print(
         "KaVa quickstart: teach a small language model to think in latent tokens.\n"
         f"backbone   {BACKBONE}: {made['weights']:,} weights, solves word problems with "
-        "written steps\n"
+        "a chain of thought\n"
         f"training   {', '.join(plan.methods)}: {first.train.steps} steps each, on the same rows, "
         f"seed {', '.join(map(str, plan.seeds))}\n"
         f"held out   {QUESTIONS[plan.length]} problems that share nothing with the training rows",
         highlight=False,
     )
     if plan.length == "smoke":
-        console.print("smoke: only to see that it runs; nothing it measures is a result")
+        console.print("smoke: only checks that everything runs; its numbers are not results")
 
 
-def held_out(plan: QuickstartPlan) -> Task:
+def load_held_out(plan: QuickstartPlan) -> Task:
     """Return the test problems; those of the short run are the first ones of the full run's."""
     options = plan.recipe(plan.methods[0], plan.seeds[0]).data.options
     return load_task("synthetic", limit=QUESTIONS[plan.length], options=options)
@@ -213,7 +213,7 @@ def plot(plan: QuickstartPlan, rows: list[dict[str, Any]]) -> None:
 def conclude(
     plan: QuickstartPlan, rows: list[dict[str, Any]], task: Task, console: Console
 ) -> None:
-    """The table, three questions, and where everything lies."""
+    """Print the table of results, three questions, and where all files are."""
     made = f"\n[bold]Made just now[/bold] ({plan.length} length)"
     console.print(made, highlight=False, markup=True)
     console.print(quickstart_table(rows))
@@ -238,7 +238,7 @@ def show_committed(console: Console) -> None:
     summary = json.loads(assets.find(SUMMARY).read_text(encoding="utf-8"))
     seeds = ", ".join(map(str, summary["seeds"]))
     console.print(
-        f"\n[bold]Committed[/bold], made earlier by `kava quickstart --full` (seeds {seeds}; "
+        f"\n[bold]Committed results[/bold] of an earlier `kava quickstart --full` (seeds {seeds}; "
         f"{SUMMARY})",
         highlight=False,
         markup=True,
@@ -249,7 +249,7 @@ def show_committed(console: Console) -> None:
 def ask_three(plan: QuickstartPlan, task: Task, console: Console) -> None:
     """Print three held-out questions with the answers of up to three models."""
     models = {
-        "written steps (the backbone)": open_reasoner(BACKBONE),
+        "chain of thought (the backbone)": open_reasoner(BACKBONE),
         "KaVa (committed checkpoint)": open_reasoner(CHECKPOINT),
     }
     if "no_cot" in plan.methods:

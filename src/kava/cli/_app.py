@@ -29,7 +29,7 @@ def options(
     if cpu:
         from kava.system import distributed
 
-        distributed.ask_for_cpu()
+        distributed.request_cpu()
 
 
 Overrides = Annotated[
@@ -166,7 +166,7 @@ Iterations = Annotated[
 
 
 def make_console(quiet: bool = False) -> Any:
-    """A console for everything that a command says; of several processes the main one speaks."""
+    """Return the console of a command; with several processes, only the main one prints."""
     from kava.system import distributed
     from kava.system.text import PlainConsole
 

@@ -164,10 +164,10 @@ def export(
 
 
 def _secret(option: str, given: str | None, file: Path | None) -> str | None:
-    """What was given, or the first line of a file.
+    """Return a secret from its option, or from the first line of a file.
 
     Raises:
-        KavaError: both are given, or the file is no text that can be read.
+        KavaError: both are given, or the file cannot be read as text.
     """
     if file is None:
         return given

@@ -283,7 +283,7 @@ def pretrain(
     console.print(
         f"{result['weights']:,} weights after {result['steps']} steps in "
         f"{result['train_seconds']:.0f} s, validation accuracy "
-        f"{result['validation_accuracy']} % of {result['validation_n']}; in {folder}",
+        f"{result['validation_accuracy']} % (n = {result['validation_n']}); in {folder}",
         highlight=False,
     )
 

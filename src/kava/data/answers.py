@@ -50,7 +50,7 @@ _SEPARATED = re.compile(rf"(?<![\d.,])\d{{1,3}}(?:{_SEPARATOR}\d{{3}})+(?!\d)")
 _OTHER_SIGNS = str.maketrans({"٬": ",", "٫": ".", "٪": "%", "⁄": "/"})
 _ORDINARY = re.compile(r"[^\\'~{}\u0080-\U0010ffff]*")
 
-_DRESSES = (
+_FORMULA_FORMS = (
     re.compile(r"\$\$?((?:[^$]|\\\$)+)\$\$?"),
     re.compile(r"\\\((.+)\\\)"),
     re.compile(r"\\\[(.+)\\\]", re.DOTALL),
@@ -101,14 +101,14 @@ def read_answer(text: str) -> ParsedAnswer:
     """Return what an answer is, read as a whole.
 
     A number may have a sign, separators between thousands (commas, blanks, apostrophes, `{,}`,
-    `\\,`), a currency, a unit or a percent sign, which are ignored, digits of any script, and the
-    dress of LaTeX (`$18$`, `\\boxed{18}`). `3 1/2` is a number too; `5 million` is words.
+    `\\,`), a currency, a unit or a percent sign, which are ignored, digits of any script, and
+    delimiters of LaTeX (`$18$`, `\\boxed{18}`). `3 1/2` is a number too; `5 million` is words.
     """
     if len(text) > _LONGEST or _MARKER.search(text):
         return UNREADABLE
     if _SIMPLE.fullmatch(text):  # most answers; ten times as fast
         return ParsedAnswer("number", Fraction(text))
-    plain = _undressed(normalize_text(text).strip())
+    plain = _strip_formula(normalize_text(text).strip())
     if _TIME_OR_DATE.fullmatch(plain):
         return ParsedAnswer("words")
     number = _WHOLE.fullmatch(plain)
@@ -138,11 +138,11 @@ def read_number(text: str) -> Fraction | None:
     for powers of ten beyond 999.
     """
     match = _NUMBER.search(normalize_text(text))
-    if match is None or len(match.group()) > _LONGEST or _too_high(match["power"]):
+    if match is None or len(match.group()) > _LONGEST or _exponent_too_large(match["power"]):
         return None
-    value = _exact(match["above"])
+    value = _to_fraction(match["above"])
     if match["below"]:
-        below = _exact(match["below"])
+        below = _to_fraction(match["below"])
         if below == 0:
             return None
         value /= below
@@ -184,11 +184,11 @@ def normalize_text(text: str) -> str:
     text = _SEPARATED.sub(lambda found: re.sub(_SEPARATOR, ",", found.group()), text)
     if text.isascii():
         return text
-    letters = (_letter(text[at], text[at - 1 : at]) for at in range(len(text)))
+    letters = (_normalize_character(text[at], text[at - 1 : at]) for at in range(len(text)))
     return unicodedata.normalize("NFKC", "".join(letters)).translate(_OTHER_SIGNS)
 
 
-def _letter(sign: str, before: str) -> str:
+def _normalize_character(sign: str, before: str) -> str:
     if sign.isascii():
         return sign
     form = unicodedata.decomposition(sign).partition(" ")[0]
@@ -199,10 +199,10 @@ def _letter(sign: str, before: str) -> str:
     return str(unicodedata.decimal(sign)) if sign.isdecimal() else sign
 
 
-def _undressed(text: str) -> str:
-    """Return a text without what surrounds a formula: `$...$`, `\\boxed{...}`, a full stop."""
+def _strip_formula(text: str) -> str:
+    """Return a formula without its delimiters: `$...$`, `\\boxed{...}`, a full stop at the end."""
     while True:
-        found = next((m for dress in _DRESSES if (m := dress.fullmatch(text))), None)
+        found = next((m for form in _FORMULA_FORMS if (m := form.fullmatch(text))), None)
         inner = found and found[1].strip()
         if not inner or not _balanced(inner):
             return text
@@ -235,7 +235,7 @@ def _is_variable(number: re.Match[str] | None) -> bool:
 
 
 def _value_of(number: re.Match[str]) -> ParsedAnswer:
-    if _too_high(number["power"]):
+    if _exponent_too_large(number["power"]):
         return UNREADABLE
     if number["whole"]:
         part, parts = int(number["part"]), int(number["parts"])
@@ -243,9 +243,11 @@ def _value_of(number: re.Match[str]) -> ParsedAnswer:
             return UNREADABLE
         value = int(number["whole"]) + Fraction(part, parts)
     else:
-        value = _exact(_without_separators(number["above"]))
+        value = _to_fraction(_without_separators(number["above"]))
         value *= Fraction(10) ** int(number["power"] or 0)
-        below = _exact(_without_separators(number["below"])) if number["below"] else Fraction(1)
+        below = (
+            _to_fraction(_without_separators(number["below"])) if number["below"] else Fraction(1)
+        )
         if below == 0:
             return UNREADABLE
         value /= below
@@ -258,9 +260,9 @@ def _without_separators(number: str) -> str:
     return plain.replace(".", "") if plain.count(".") > 1 else plain
 
 
-def _too_high(power: str | None) -> bool:
+def _exponent_too_large(power: str | None) -> bool:
     return power is not None and abs(int(power)) > _HIGHEST_POWER
 
 
-def _exact(number: str) -> Fraction:
+def _to_fraction(number: str) -> Fraction:
     return Fraction(number.replace(",", ""))

@@ -73,7 +73,7 @@ def _rows_of(path: Path, field: str | None) -> Iterator[Row]:
 GZIP_BYTES = 1 << 30
 
 
-class _Unpacked(RawIOBase):
+class _Decompressed(RawIOBase):
     """The content of a gzip file, up to `GZIP_BYTES`."""
 
     def __init__(self, path: Path):
@@ -89,7 +89,7 @@ class _Unpacked(RawIOBase):
         self.size += len(content)
         if self.size > GZIP_BYTES:
             raise KavaError(
-                f"{self.path}: unpacks to more than {GZIP_BYTES:,} bytes; unpack it yourself, and "
+                f"{self.path}: decompresses to more than {GZIP_BYTES:,} bytes; decompress it and "
                 "give the file that comes of it",
                 code="data.gzip-too-large",
                 key=str(self.path),
@@ -104,7 +104,7 @@ class _Unpacked(RawIOBase):
 def _open(path: Path) -> BufferedIOBase:
     if path.suffix.lower() != ".gz":
         return path.open("rb")
-    return BufferedReader(_Unpacked(path), 1 << 16)
+    return BufferedReader(_Decompressed(path), 1 << 16)
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -144,16 +144,16 @@ def _json_list(path: Path, field: str | None = None) -> Iterator[Row]:
     with _open(path) as file:
         start = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"[") or field is not None:
-        yield from _numbered(_whole(path), path, field)
-    elif (only := _one_object(path)) is None:
+        yield from _number_rows(_parse_file(path), path, field)
+    elif (only := _parse_single_object(path)) is None:
         yield from _json_rows(path)
-    elif (name := _list_in(only, path)) is None:
+    elif (name := _find_list_field(only, path)) is None:
         yield f"{path}, line 1", only
     else:
-        yield from _numbered(only, path, name)
+        yield from _number_rows(only, path, name)
 
 
-def _whole(path: Path) -> Any:
+def _parse_file(path: Path) -> Any:
     with _open(path) as file:
         content = file.read()
     try:
@@ -167,7 +167,7 @@ def _whole(path: Path) -> Any:
     return _parse(text, str(path), "a list of objects")
 
 
-def _one_object(path: Path) -> dict[str, Any] | None:
+def _parse_single_object(path: Path) -> dict[str, Any] | None:
     """Return the object that is all of a file; None if it has an object on each line."""
     lines = _lines(path)
     where, first = next(lines, ("", ""))
@@ -176,13 +176,13 @@ def _one_object(path: Path) -> dict[str, Any] | None:
     if first.endswith("}"):
         return _object(_parse(first, where, "one object per line"), where)
     try:
-        found = _whole(path)
+        found = _parse_file(path)
     except KavaError:
         return None  # one object per line, of which the first is broken
     return found if isinstance(found, dict) else None
 
 
-def _list_in(found: dict[str, Any], path: Path) -> str | None:
+def _find_list_field(found: dict[str, Any], path: Path) -> str | None:
     """Return the field of an object that holds the rows; None if the object is a row itself."""
     if any(name in found for name in ROW_FIELDS):
         return None
@@ -201,7 +201,7 @@ def _list_in(found: dict[str, Any], path: Path) -> str | None:
     return lists[0] if lists else None
 
 
-def _numbered(found: Any, path: Path, field: str | None) -> Iterator[Row]:
+def _number_rows(found: Any, path: Path, field: str | None) -> Iterator[Row]:
     for part in field.split(".") if field else ():
         if not isinstance(found, dict) or part not in found:
             there = ", ".join(found) if isinstance(found, dict) else "a list"

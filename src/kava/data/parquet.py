@@ -24,8 +24,8 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the rows of a file, each with its place for error messages.
 
     Raises:
-        KavaError: the file is not valid; the footer tells of more than the limits; or, while
-            iterating, the rows unpack to more than `FILE_BYTES`.
+        KavaError: the file is not valid; its footer declares more than the limits; or, while
+            iterating, the rows decompress to more than `FILE_BYTES`.
     """
     import pyarrow
     import pyarrow.parquet
@@ -36,8 +36,8 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             for batch in table.iter_batches(batch_size=_check(path, table.metadata)):
                 for row in batch.to_pylist():
                     number += 1
-                    unpacked += _size(row)  # an Arrow batch can refer to one text too
-                    _limit(path, "bytes when unpacked", unpacked, FILE_BYTES)
+                    unpacked += _text_bytes(row)  # an Arrow batch can refer to one text too
+                    _check_limit(path, "bytes when unpacked", unpacked, FILE_BYTES)
                     yield f"{path}, row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
         why = first_line(error)
@@ -47,41 +47,41 @@ def rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _check(path: Path, footer: Any) -> int:
-    """Check a footer, and return how many rows to decode at once.
+    """Check the footer of a file, and return the number of rows to decode at once.
 
     A value is at most as large as what its column has in a row group. Where a text can be used more
     often than it is stored, so many rows are decoded at once that `BATCH_BYTES` hold even the
     largest.
     """
-    _limit(path, "rows", footer.num_rows, ROWS)
-    _limit(path, "columns", footer.num_columns, COLUMNS)
-    _limit(path, "row groups", footer.num_row_groups, ROW_GROUPS)
+    _check_limit(path, "rows", footer.num_rows, ROWS)
+    _check_limit(path, "columns", footer.num_columns, COLUMNS)
+    _check_limit(path, "row groups", footer.num_row_groups, ROW_GROUPS)
     values, size, largest = 0, 0, 1
     for i in range(footer.num_row_groups):
         columns = [footer.row_group(i).column(j) for j in range(footer.num_columns)]
         group = sum(column.total_uncompressed_size for column in columns)
-        _limit(path, f"bytes in row group {i + 1} without compression", group, GROUP_BYTES)
+        _check_limit(path, f"bytes in row group {i + 1} without compression", group, GROUP_BYTES)
         size += group
         values += sum(column.num_values for column in columns)
         repeated = [
             c.total_uncompressed_size for c in columns if not _AS_LARGE.issuperset(c.encodings)
         ]
         largest = max(largest, sum(repeated))
-    _limit(path, "bytes without compression", size, FILE_BYTES)
-    _limit(path, "values", values, VALUES)
+    _check_limit(path, "bytes without compression", size, FILE_BYTES)
+    _check_limit(path, "values", values, VALUES)
     return max(1, min(BATCH_ROWS, BATCH_BYTES // largest))
 
 
-def _size(value: Any) -> int:
-    """Estimate the bytes of a value of a row: the lengths of all texts in it."""
+def _text_bytes(value: Any) -> int:
+    """Estimate the size of a value in bytes, as the total length of all texts in it."""
     if isinstance(value, str | bytes):
         return len(value)
     if isinstance(value, dict):
-        return sum(map(_size, value.values()))
-    return sum(map(_size, value)) if isinstance(value, list | tuple) else 8
+        return sum(map(_text_bytes, value.values()))
+    return sum(map(_text_bytes, value)) if isinstance(value, list | tuple) else 8
 
 
-def _limit(path: Path, what: str, found: int, most: int) -> None:
+def _check_limit(path: Path, what: str, found: int, most: int) -> None:
     if found > most:
         raise KavaError(
             f"{path}: {found:,} {what}; of a Parquet file kava reads at most {most:,}; split it, "

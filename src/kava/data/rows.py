@@ -166,19 +166,19 @@ class _Reader:
 
     def check_fields(self) -> None:
         """Raise a KavaError if there is no field with a question, or none with an answer."""
-        self._take(self._question_field)
-        self._take(self._answer_field)
+        self._get_field(self._question_field)
+        self._get_field(self._answer_field)
 
     def question(self) -> str:
         """Return the question, with a system message or an instruction before it."""
         field = self._question_field
-        question = self._take(field)
+        question = self._get_field(field)
         if field in CHATS or isinstance(question, list):
-            question, _ = _of_chat(question, f"{self.where}: '{field}'", field in CHATS)
+            question, _ = _split_chat(question, f"{self.where}: '{field}'", field in CHATS)
         if field == "instruction" and self.row.get("input") and isinstance(question, str):
-            question = f"{question}\n{self._take('input')}"
+            question = f"{question}\n{self._get_field('input')}"
         if not isinstance(question, str) or not question.strip():
-            raise _bad_field(self.where, field, "must be a non-empty string", question)
+            raise _field_error(self.where, field, "must be a non-empty string", question)
         return question
 
     def answer(self) -> str:
@@ -186,7 +186,7 @@ class _Reader:
         solution = self._solution
         if solution is not None and solution.answer is not None:
             return _answer(solution.answer, self.where, self._answer_field)
-        value = self._take(self._answer_field)
+        value = self._get_field(self._answer_field)
         if self._is_reply:
             raise KavaError(
                 f"{self.where}: '{self._answer_field}' states no answer; end it with a line "
@@ -199,34 +199,34 @@ class _Reader:
     def steps(self) -> list[str] | None:
         """Return the steps without blank ones; None if the row does not state any."""
         named = self.columns.steps
-        field = named or self._first(STEPS)
-        value = None if field is None else self._take(field)
+        field = named or self._first_present(STEPS)
+        value = None if field is None else self._get_field(field)
         if not _is_missing(value):
-            return self._listed(value, field or "steps")
-        reply = self._first((*CHATS, "completion", "completions"))
+            return self._steps_from_list(value, field or "steps")
+        reply = self._first_present((*CHATS, "completion", "completions"))
         solution = self._solution or (self._read_solution(reply) if reply else None)
         return None if solution is None else solution.steps
 
     def refuse_without_steps(self) -> None:
         """Raise the error for a row that states no chain of thought."""
         if field := next((name for name in STEPS if name in self.row), None):
-            raise _not_steps(self.where, field, None)
-        self._take("cot", "steps' or 'cot")
+            raise _steps_error(self.where, field, None)
+        self._get_field("cot", "steps' or 'cot")
 
     @cached_property
     def _question_field(self) -> str:
         if self.columns.question:
             return self.columns.question
-        own = self._first(("question", *CHATS))
+        own = self._first_present(("question", *CHATS))
         if own or "instruction" in self.row:
             return own or "instruction"
-        is_prompt = "prompt" in self.row and self._first(REPLIES)
-        return self._first(QUESTIONS) or ("prompt" if is_prompt else "question")
+        is_prompt = "prompt" in self.row and self._first_present(REPLIES)
+        return self._first_present(QUESTIONS) or ("prompt" if is_prompt else "question")
 
     @cached_property
     def _answer_field(self) -> str:
-        own = self.columns.answer or self._first(ANSWERS)
-        return own or self._first((*CHATS, *REPLIES)) or "answer"
+        own = self.columns.answer or self._first_present(ANSWERS)
+        return own or self._first_present((*CHATS, *REPLIES)) or "answer"
 
     @cached_property
     def _is_reply(self) -> bool:
@@ -238,17 +238,17 @@ class _Reader:
 
     def _read_solution(self, field: str) -> _Solution | None:
         """Read steps and answer from a field that holds both; None if it is an answer alone."""
-        value, is_reply = self._take(field), field in (*CHATS, *REPLIES)
+        value, is_reply = self._get_field(field), field in (*CHATS, *REPLIES)
         if field == "completions":
-            return self._stepwise(value)
+            return self._read_stepwise(value)
         if field in CHATS or (is_reply and isinstance(value, list)):
             whole = True if field in CHATS else None
-            _, value = _of_chat(value, f"{self.where}: '{field}'", whole)
+            _, value = _split_chat(value, f"{self.where}: '{field}'", whole)
         if not isinstance(value, str) or not (is_reply or _MARKER.search(value)):
             return None
         return _Solution.of(value, self.columns.annotations)
 
-    def _stepwise(self, completions: Any) -> _Solution:
+    def _read_stepwise(self, completions: Any) -> _Solution:
         """Read TRL's stepwise rows: each completion is a step, and the last one has the answer."""
         labels = to_builtin(self.row.get("labels"))
         self.used.add("labels")
@@ -259,23 +259,23 @@ class _Reader:
                 code="data.wrong-step",
                 key="labels",
             )
-        steps = self._listed(completions, "completions")
+        steps = self._steps_from_list(completions, "completions")
         last = _Solution.of(steps[-1] if steps else "", self.columns.annotations)
         return _Solution([*steps[:-1], *last.steps], last.answer)
 
-    def _listed(self, value: Any, field: str) -> list[str]:
+    def _steps_from_list(self, value: Any, field: str) -> list[str]:
         if isinstance(value, str) and value.lstrip().startswith("["):
             value = _json_list(value)
         if isinstance(value, str):
             return split_steps(value, self.columns.annotations)
         if not isinstance(value, list) or not all(isinstance(step, str) for step in value):
-            raise _not_steps(self.where, field, value)
+            raise _steps_error(self.where, field, value)
         return [step for step in value if step.strip()]
 
-    def _first(self, names: Iterable[str]) -> str | None:
+    def _first_present(self, names: Iterable[str]) -> str | None:
         return next((name for name in names if not _is_missing(self.row.get(name))), None)
 
-    def _take(self, field: str, told: str | None = None) -> Any:
+    def _get_field(self, field: str, told: str | None = None) -> Any:
         if field not in self.row:
             there = ", ".join(map(str, self.row)) or "none"
             raise KavaError(
@@ -334,7 +334,7 @@ def to_builtin(value: Any) -> Any:
     return to_builtin(value.tolist())
 
 
-def _of_chat(messages: Any, what: str, whole: bool | None) -> tuple[str, str]:
+def _split_chat(messages: Any, what: str, whole: bool | None) -> tuple[str, str]:
     """Return the question and the reply of a conversation of one question.
 
     Args:
@@ -345,11 +345,11 @@ def _of_chat(messages: Any, what: str, whole: bool | None) -> tuple[str, str]:
         role = message.get("role", message.get("from")) if isinstance(message, dict) else None
         role = _ROLES.get(str(role), role)
         if role not in said:
-            raise _bad_chat(f"{what}: {truncate(repr(message), 60)} has no role that kava reads")
+            raise _chat_error(f"{what}: {truncate(repr(message), 60)} has no role that kava reads")
         said[role].append(_content(message, what))
     asked, replied = len(said["user"]), len(said["assistant"])
     if (asked, replied) != (whole is not None, whole is not False):
-        raise _bad_chat(f"{what} has {asked} messages of the user and {replied} of the assistant")
+        raise _chat_error(f"{what} has {asked} messages of the user and {replied} of the assistant")
     return "\n".join(said["system"] + said["user"]), "".join(said["assistant"])
 
 
@@ -360,11 +360,11 @@ def _content(message: Mapping[str, Any], what: str) -> str:
         texts = [part for part in content if isinstance(part, str)]
         content = "".join(texts) if len(texts) == len(content) else None
     if not isinstance(content, str):
-        raise _bad_chat(f"{what}: the content of a message is not text; only text is read")
+        raise _chat_error(f"{what}: the content of a message is not text; only text is read")
     return content
 
 
-def _bad_chat(problem: str) -> KavaError:
+def _chat_error(problem: str) -> KavaError:
     return KavaError(
         f"{problem}; give one question of the user and one reply of the assistant, after any system"
         " message",
@@ -373,7 +373,7 @@ def _bad_chat(problem: str) -> KavaError:
     )
 
 
-def _not_steps(where: str, field: str, value: Any) -> KavaError:
+def _steps_error(where: str, field: str, value: Any) -> KavaError:
     return KavaError(
         f"{where}: '{field}' must be a list of strings or a string, not "
         f"{truncate(repr(value), 60)}",
@@ -382,7 +382,7 @@ def _not_steps(where: str, field: str, value: Any) -> KavaError:
     )
 
 
-def _bad_field(where: str, field: str, must: str, value: Any) -> KavaError:
+def _field_error(where: str, field: str, must: str, value: Any) -> KavaError:
     told = truncate(repr(value), 60)
     return KavaError(f"{where}: '{field}' {must}, not {told}", code="data.bad-field", key=field)
 
@@ -395,7 +395,7 @@ def _answer(value: Any, where: str, field: str) -> str:
     if isinstance(value, Decimal) and value.is_finite():
         return plain_number(value)
     if not isinstance(value, str) or not value.strip():
-        raise _bad_field(where, field, "must be a number or a string", value)
+        raise _field_error(where, field, "must be a number or a string", value)
     return canonical_form(value.strip())
 
 

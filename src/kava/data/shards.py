@@ -32,35 +32,35 @@ def find_files(source: str | Path, split: str | None, endings: Iterable[str]) ->
         return [_from_hub(name)]
     path = assets.expand_user(source)
     if path.is_dir():
-        return _of_folder(path, split, tuple(endings))
+        return _files_in_folder(path, split, tuple(endings))
     if path.exists():
         return [path]
     parts = [assets.expand_user(part.strip()) for part in name.split(",")]
     if len(parts) > 1 and all(part.exists() for part in parts):
         return [file for part in parts for file in find_files(part, split, endings)]
-    if found := sorted(glob.glob(str(path)), key=_in_order):
+    if found := sorted(glob.glob(str(path)), key=_natural_key):
         return [Path(file) for file in found]
     raise KavaError(f"{path}: no such file", code="data.no-file", key=str(path))
 
 
-def _of_folder(folder: Path, split: str | None, endings: tuple[str, ...]) -> list[Path]:
+def _files_in_folder(folder: Path, split: str | None, endings: tuple[str, ...]) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
-        splits = _listed(folder / "dataset_dict.json", "splits")
+        splits = _read_names(folder / "dataset_dict.json", "splits")
         if split not in splits:
-            raise _no_split(folder, split, splits)
+            raise _unknown_split(folder, split, splits)
         folder = folder / str(split)
     if (folder / "state.json").is_file():
-        return [folder / name for name in _listed(folder / "state.json", "_data_files")]
+        return [folder / name for name in _read_names(folder / "state.json", "_data_files")]
     files = [
         file
-        for file in sorted(folder.iterdir(), key=lambda file: _in_order(file.name))
+        for file in sorted(folder.iterdir(), key=lambda file: _natural_key(file.name))
         if file.is_file() and file.name not in _NO_SHARDS and _ending(file) in endings
     ]
     named = {file: _split_of(file.name) for file in files}
     if any(named.values()):
         files = [file for file in files if named[file] == split]
         if not files:
-            raise _no_split(folder, split, sorted(filter(None, named.values())))
+            raise _unknown_split(folder, split, sorted(filter(None, named.values())))
     kinds = sorted({_ending(file) for file in files})
     if len(kinds) != 1:
         has = f"files that end in {', '.join(kinds)}" if kinds else "no data files"
@@ -73,13 +73,13 @@ def _of_folder(folder: Path, split: str | None, endings: tuple[str, ...]) -> lis
     return files
 
 
-def _listed(file: Path, key: str) -> list[str]:
-    """Return a list of names from a file of `save_to_disk`, none of which leaves its folder."""
+def _read_names(file: Path, key: str) -> list[str]:
+    """Return the names listed in a file of `save_to_disk`, after checking that they are local."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))[key]
         names = [one["filename"] if isinstance(one, dict) else one for one in found]
         if not names or not all(Path(name).name == name for name in names):
-            raise ValueError("its names are not those of files beside it")
+            raise ValueError("it lists names outside of its folder")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise KavaError(
             f"{file}: not a file of save_to_disk ({truncate(str(error))})",
@@ -89,7 +89,7 @@ def _listed(file: Path, key: str) -> list[str]:
     return names
 
 
-def _no_split(folder: Path, split: str | None, splits: Iterable[str]) -> KavaError:
+def _unknown_split(folder: Path, split: str | None, splits: Iterable[str]) -> KavaError:
     return unknown_name(f"split of {folder}", str(split), set(splits), code="data.unknown-split")
 
 
@@ -102,8 +102,8 @@ def _ending(file: Path) -> str:
     return Path(file.name.lower().removesuffix(".gz")).suffix
 
 
-def _in_order(name: str) -> list[tuple[int, str]]:
-    """A key by which shard 10 follows shard 9."""
+def _natural_key(name: str) -> list[tuple[int, str]]:
+    """Return a sort key by which shard 10 follows shard 9."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 

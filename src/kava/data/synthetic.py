@@ -83,7 +83,7 @@ def generate(
             chain = _draw_chain(rng, steps, max_value)
             if steps > 1 and _split_of(canonical_equations(chain)) != split:
                 continue
-            question, written = _word(rng, chain, form, max_value, distractors)
+            question, written = _write_problem(rng, chain, form, max_value, distractors)
             # The few problems with one step occur in every split; their wording decides.
             if question not in questions and (steps > 1 or _split_of(question) == split):
                 break
@@ -157,7 +157,7 @@ def _draw_step(rng: random.Random, before: int, max_value: int) -> Step:
     return rng.choice(steps)
 
 
-def _word(
+def _write_problem(
     rng: random.Random, chain: list[Step], form: Form, max_value: int, distractors: int
 ) -> tuple[str, tuple[str, ...]]:
     """Put a problem into words; return the question and its chain of thought."""
@@ -168,7 +168,7 @@ def _word(
         week.append(_draw_step(rng, week[-1].after, max_value))
     facts = [f"{DAYS[0]} brought {name} {start} {noun(start, things)}."]
     facts += [step.to_text(DAYS[i + 1], DAYS[i]) for i, step in enumerate(week)]
-    facts_in_order = [facts[i] for i in _order(rng, len(chain) + 1, distractors)]
+    facts_in_order = [facts[i] for i in _draw_order(rng, len(chain) + 1, distractors)]
     question = " ".join([*facts_in_order, f"How many {things} did {last_day} bring {name}?"])
     if form == "equation":
         return question, tuple(f"<<{step.equation}>>" for step in chain)
@@ -180,7 +180,7 @@ def _word(
     )
 
 
-def _order(rng: random.Random, needed: int, spare: int) -> list[int]:
+def _draw_order(rng: random.Random, needed: int, spare: int) -> list[int]:
     """Draw an order of the facts in which those that the answer needs are not sorted.
 
     The first `needed` facts are needed for the answer, in the order 0, 1, 2 ...; `spare` facts are

@@ -99,7 +99,7 @@ def serve(
         thinker = PageModel(
             open_reasoner(run or CHECKPOINT, backbone, revision=revision), run or CHECKPOINT
         )
-        written = written or _its_writer(thinker)
+        written = written or _cot_model_of(thinker)
         writer = PageModel(open_reasoner(written), written)
         if writer.reasoner.method.uses_latents:
             raise KavaError(
@@ -131,7 +131,7 @@ def server(demo: Demo, address: PageAddress, hosts: Hosts) -> uvicorn.Server:
     import uvicorn
 
     # Where no event loop is running, gradio creates some and never closes them.
-    app = asyncio.run(_mounted(demo, address, hosts))
+    app = asyncio.run(_build_app(demo, address, hosts))
     logging.getLogger("httpx").setLevel(logging.WARNING)
     return uvicorn.Server(
         uvicorn.Config(
@@ -145,11 +145,11 @@ def server(demo: Demo, address: PageAddress, hosts: Hosts) -> uvicorn.Server:
     )
 
 
-async def _mounted(demo: Demo, address: PageAddress, hosts: Hosts) -> FastAPI:
+async def _build_app(demo: Demo, address: PageAddress, hosts: Hosts) -> FastAPI:
     """Build the FastAPI application.
 
     It makes no external requests: no telemetry, no tunnel, no fonts or scripts from elsewhere. It
-    gives no access to local files: see `Door`.
+    gives no access to local files, see `PageMiddleware`.
     """
     import gradio
     from fastapi import FastAPI
@@ -179,7 +179,7 @@ async def _mounted(demo: Demo, address: PageAddress, hosts: Hosts) -> FastAPI:
     )
 
 
-def _its_writer(thinker: PageModel) -> str:
+def _cot_model_of(thinker: PageModel) -> str:
     """Return the model that writes the chain of thought, known only for the quickstart's backbone.
 
     Raises:

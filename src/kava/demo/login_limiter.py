@@ -48,7 +48,7 @@ class LoginLimiter:
         return 0.0
 
     def refund(self, address: str) -> None:
-        """Take back an attempt, since its password was right."""
+        """Do not count an attempt whose password was correct."""
         self._free_at[self._slot(address)] -= self.seconds
 
     def _slot(self, address: str) -> int:

@@ -69,15 +69,15 @@ class PageMiddleware:
                     check_data(body)
                 receive = replay(body, receive)
                 if scope["path"] in LOGIN_PATHS:
-                    send = self._brake(scope, send)
+                    send = self._limit_logins(scope, send)
         except RequestRejected as closed:
             refusal = PlainTextResponse(f"kava demo: {closed}\n", closed.status, closed.headers)
             await refusal(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
-    def _brake(self, scope: Scope, send: Send) -> Send:
-        """Count an attempt to log in; return a `send` that takes it back if it succeeds.
+    def _limit_logins(self, scope: Scope, send: Send) -> Send:
+        """Count a login attempt; return a `send` that refunds it if the login succeeds.
 
         Raises:
             Closed: there were too many wrong passwords.
@@ -115,7 +115,7 @@ def check_route(scope: Scope) -> None:
 
 
 def check_data(body: bytes) -> None:
-    """Check that the data of a function call holds only plain values: a dictionary can be a file.
+    """Check that a function call has only plain values, since gradio reads a dictionary as a file.
 
     Raises:
         Closed: a value is a list or an object, or the body is not in gradio's format.

@@ -110,8 +110,8 @@ class Demo:
         except KavaError as error:
             yield (
                 panels.problem(str(error)),
-                self.write_card(),
-                self.think_card(),
+                self.cot_card(),
+                self.latent_card(),
                 self.latents_card(),
             )
 
@@ -125,23 +125,23 @@ class Demo:
         thinker = sizes.resize_latents(self.latent_model.reasoner, num_latents)
         question, gold = question.strip(), self.pick.gold(question)
         costs, tokens = "", self.limits.new_tokens
-        written = self.write_card(before="Waiting for the other model …")
-        thought = self.think_card(
+        written = self.cot_card(before="Waiting for the other model …")
+        thought = self.latent_card(
             None, None, num_latents, num_iterations, "Processing the question …"
         )
         yield costs, written, thought, self.latents_card()
         for progress in stream_answer(thinker, question, num_iterations, tokens):
-            thought = self.think_card(progress, gold, num_latents, num_iterations)
+            thought = self.latent_card(progress, gold, num_latents, num_iterations)
             latents = self.latents_card(progress)
             yield costs, written, thought, latents
         reasoning = progress
         for progress in stream_answer(self.cot_model.reasoner, question, None, tokens):
-            written = self.write_card(progress, gold)
+            written = self.cot_card(progress, gold)
             if progress.answer is not None:
                 costs = panels.comparison(reasoning, progress)
             yield costs, written, thought, latents
 
-    def write_card(
+    def cot_card(
         self,
         progress: AnswerProgress | None = None,
         gold: str | None = None,
@@ -152,7 +152,7 @@ class Demo:
             "Chain of thought", self.cot_model.describe(), progress, gold, before
         )
 
-    def think_card(
+    def latent_card(
         self,
         progress: AnswerProgress | None = None,
         gold: str | None = None,
@@ -166,7 +166,7 @@ class Demo:
         return panels.answer_card(title, model, progress, gold, before)
 
     @property
-    def lead(self) -> str:
+    def introduction(self) -> str:
         """The introduction of the page, in a few sentences."""
         other = NO_LATENTS
         if self.latents:
@@ -181,7 +181,7 @@ class Demo:
         return panels.latents_card(progress.passes if progress else [], reasoner.method.iterates)
 
     def warm_up(self) -> None:
-        """Answer one question unseen, since a model's first answer is slower than later ones."""
+        """Answer one question that is not displayed, because a model's first answer is slower."""
         for model in (self.latent_model, self.cot_model):
             for _ in stream_answer(model.reasoner, self.pick.default or "1 + 1 = ?", None, 2):
                 pass
@@ -211,7 +211,7 @@ def theme() -> Any:
 def build(demo: Demo) -> gr.Blocks:
     """Build the page, not yet served."""
     with gr.Blocks(analytics_enabled=False, title=TITLE) as page:
-        _html(f'<div class="intro"><h1>{TITLE}</h1><p>{demo.lead}</p></div>')
+        _html(f'<div class="intro"><h1>{TITLE}</h1><p>{demo.introduction}</p></div>')
         question = gr.Textbox(
             demo.pick.default, label="Question", lines=1, max_lines=6, elem_id="question"
         )
@@ -223,8 +223,8 @@ def build(demo: Demo) -> gr.Blocks:
             button = gr.Button("Ask", variant="primary", elem_id="ask", min_width=120, scale=0)
         costs = _html("", "costs")
         with gr.Row(equal_height=True):
-            written = _html(demo.write_card(), "written")
-            thought = _html(demo.think_card(), "thought")
+            written = _html(demo.cot_card(), "written")
+            thought = _html(demo.latent_card(), "thought")
         decoded = _html(demo.latents_card(), "decoded")
         gr.on(
             [button.click, question.submit],

@@ -40,15 +40,15 @@ def answer_card(
         gold: the correct answer, if it is known.
         before: text shown while there is no progress yet.
     """
-    about = _soft(f"{model.name}: {model.size}")
+    about = _note(f"{model.name}: {model.size}")
     if progress is None:
-        return _card(title, about + _soft(before))
+        return _card(title, about + _note(before))
     written, answer = split_at_marker(progress.text)
     shown = text(answer or "") or ("…" if progress.answer is None else "no answer")
     return _card(
         title,
         f'{about}<p class="answer">{shown}{_verdict(progress, gold)}</p>'
-        f"{_facts(progress)}{_cut_off_note(progress)}{_steps(written)}{_reading(progress)}",
+        f"{_cost_line(progress)}{_cut_off_note(progress)}{_steps(written)}{_reading_note(progress)}",
     )
 
 
@@ -73,13 +73,15 @@ def latents_card(passes: Sequence[Sequence[Top]], iterates: bool) -> str:
     of the last pass are also in a table.
     """
     if not passes:
-        return _card(_LATENTS, _soft(PLACEHOLDER))
+        return _card(_LATENTS, _note(PLACEHOLDER))
     count = len(passes[-1])
     numbers = "".join(f'<th scope="col">{i + 1}</th>' for i in range(count))
     rows = []
     for t, tops in enumerate(passes):
         before = passes[t - 1] if t else None
-        cells = "".join(_cell(top, before[i] if before else None) for i, top in enumerate(tops))
+        cells = "".join(
+            _token_cell(top, before[i] if before else None) for i, top in enumerate(tops)
+        )
         name = (f"iteration {t}" if t else "pass 0") if iterates else "latents"
         rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
     return _card(
@@ -93,11 +95,11 @@ def latents_card(passes: Sequence[Sequence[Top]], iterates: bool) -> str:
 
 def no_latents(method: str) -> str:
     """Return the latents card of a model that has no latents."""
-    return _card(_LATENTS, _soft(f"The method {method} has no latent tokens."))
+    return _card(_LATENTS, _note(f"The method {method} has no latent tokens."))
 
 
 def problem(message: str) -> str:
-    """Return an error message of one line."""
+    """Return an error message of one line as HTML."""
     return f'<p class="problem" role="alert">{text(message)}</p>'
 
 
@@ -120,7 +122,7 @@ def _card(title: str, inside: str) -> str:
     )
 
 
-def _soft(value: str) -> str:
+def _note(value: str) -> str:
     return f'<p class="soft">{text(value)}</p>'
 
 
@@ -132,7 +134,7 @@ def _verdict(progress: AnswerProgress, gold: str | None) -> str:
     return f' <span class="wrong">✗ incorrect, the answer is {text(gold)}</span>'
 
 
-def _facts(progress: AnswerProgress) -> str:
+def _cost_line(progress: AnswerProgress) -> str:
     facts = {"forward passes": f"{progress.forward_passes}", "time": _time(progress.seconds)}
     if progress.answer is not None:
         facts["generated tokens"] = f"{progress.answer.generated_tokens}"
@@ -143,26 +145,26 @@ def _facts(progress: AnswerProgress) -> str:
 def _cut_off_note(progress: AnswerProgress) -> str:
     if progress.answer is None or progress.answer.finished:
         return ""
-    return _soft("The answer was cut off at the maximum number of tokens.")
+    return _note("The answer was cut off at the maximum number of tokens.")
 
 
 def _steps(written: str) -> str:
     steps = "".join(f"<li>{text(step)}</li>" for step in split_steps(written))
-    return f"{_soft('chain of thought')}<ol>{steps}</ol>" if steps else ""
+    return f"{_note('chain of thought')}<ol>{steps}</ol>" if steps else ""
 
 
-def _reading(progress: AnswerProgress) -> str:
+def _reading_note(progress: AnswerProgress) -> str:
     if not progress.passes:
         return ""
     read = "".join(top[0][0] for top in progress.passes[-1])
-    return f"{_soft('what the latents decode to')}<p class='reading'>{text(read)}</p>"
+    return f"{_note('what the latents decode to')}<p class='reading'>{text(read)}</p>"
 
 
 def _time(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
-def _cell(top: Top, before: Top | None) -> str:
+def _token_cell(top: Top, before: Top | None) -> str:
     word, chance = top[0]
     moved = before is not None and before[0][0] != word
     title = ", ".join(f"{token(other)} {100 * p:.0f} %" for other, p in top)
@@ -174,7 +176,7 @@ def _cell(top: Top, before: Top | None) -> str:
 
 def _legend(iterates: bool) -> str:
     moved = " Bold and underlined: the token changed in this iteration." if iterates else ""
-    return _soft(
+    return _note(
         "The most likely token of each latent, decoded with the language-model head, and its "
         f"probability in percent. A stronger color means a higher probability.{moved}"
     )

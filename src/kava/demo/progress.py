@@ -65,8 +65,8 @@ def stream_answer(
         KavaError: see `Reasoner.think`.
     """
 
-    def work(tell: Callable[[AnswerProgress], None]) -> None:
-        report = _Report(reasoner, tell, interval)
+    def work(emit: Callable[[AnswerProgress], None]) -> None:
+        report = _Report(reasoner, emit, interval)
         with watch_passes(report.on_pass):
             reasoning = reasoner.think([question], num_iterations)
         report.on_reasoning(reasoning)
@@ -75,7 +75,7 @@ def stream_answer(
         seconds = report.seconds
         if seconds < repeat_below:
             time.sleep(0.05)  # gives the server time to send the last progress to the page
-            seconds = _alone(reasoner, question, num_iterations, max_new_tokens)
+            seconds = _time_unobserved(reasoner, question, num_iterations, max_new_tokens)
         report.on_answer(answer, seconds)
 
     return stream_reports(work)
@@ -84,8 +84,8 @@ def stream_answer(
 class _Report:
     """Reports progress, with the clock stopped while it does so."""
 
-    def __init__(self, reasoner: Reasoner, tell: Callable[[AnswerProgress], None], every: float):
-        self.reasoner, self.tell, self.every = reasoner, tell, every
+    def __init__(self, reasoner: Reasoner, emit: Callable[[AnswerProgress], None], every: float):
+        self.reasoner, self.emit, self.every = reasoner, emit, every
         self.passes: list[list[Top]] = []
         self.tokens: list[int] = []
         self.reasoning: ReasoningResult | None = None
@@ -102,7 +102,7 @@ class _Report:
                 self.passes[0] = [*self.passes[0], *tops]
             iterated = self.reasoner.method.iterates
             passes = len(self.passes) - 1 if iterated else len(self.passes[0])
-            self.tell(AnswerProgress(list(self.passes), "", passes, seconds))
+            self.emit(AnswerProgress(list(self.passes), "", passes, seconds))
 
     def on_reasoning(self, reasoning: ReasoningResult) -> None:
         """Store the result of the reasoning: the latents are complete."""
@@ -117,12 +117,12 @@ class _Report:
         with self._clock_stopped() as seconds:
             passes = self.reasoning.forward_passes + len(self.tokens)
             text = self.reasoning.text(self.reasoner.tokenizer, 0, self.tokens)
-            self.tell(AnswerProgress(list(self.passes), text, passes, seconds))
+            self.emit(AnswerProgress(list(self.passes), text, passes, seconds))
 
     def on_answer(self, answer: Answer, seconds: float) -> None:
         """Report that the answer is complete."""
         passes = list(self.passes)
-        self.tell(AnswerProgress(passes, answer.text, answer.forward_passes, seconds, answer))
+        self.emit(AnswerProgress(passes, answer.text, answer.forward_passes, seconds, answer))
 
     @property
     def seconds(self) -> float:
@@ -151,7 +151,7 @@ class _FollowRow(StoppingCriteria):
         return torch.zeros(1, dtype=torch.bool, device=input_ids.device)
 
 
-def _alone(
+def _time_unobserved(
     reasoner: Reasoner,
     question: str,
     num_iterations: int | Literal["auto"] | None,

@@ -17,15 +17,15 @@ class _Closed(Exception):
 def stream_reports(function: Callable[[Callable[[T], None]], None]) -> Iterator[T]:
     """Yield each item that `function` reports, at the time it is reported.
 
-    `function(tell)` runs in its own thread, and only while the next item is being waited for:
+    `function(emit)` runs in its own thread, and only while the next item is being waited for:
     it pauses between two items, so displaying an item takes no time from it. An exception in
     `function` is raised here. If the generator is closed, `function` ends at its next
-    call of `tell`.
+    call of `emit`.
     """
     items: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
     resume, closed = threading.Semaphore(0), threading.Event()
 
-    def tell(item: T) -> None:
+    def emit(item: T) -> None:
         items.put(("item", item))
         resume.acquire()
         if closed.is_set():
@@ -33,7 +33,7 @@ def stream_reports(function: Callable[[Callable[[T], None]], None]) -> Iterator[
 
     def run() -> None:
         try:
-            function(tell)
+            function(emit)
         except _Closed:
             pass
         except BaseException as error:

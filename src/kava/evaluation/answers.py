@@ -152,7 +152,7 @@ def math_verify(text: str, gold: str) -> bool:
         read = read[: symbolic.MAX_CHARS].rpartition(" ")[0]
     if after_marker(text) is not None:
         read = _for_math_verify(read)
-    gold = _written_out(gold) if kind == "number" else _for_math_verify(gold)
+    gold = _write_out(gold) if kind == "number" else _for_math_verify(gold)
     return bool(read) and symbolic.is_equivalent(read, gold)
 
 
@@ -179,14 +179,14 @@ def _number_after_marker(tail: str) -> Fraction | None:
 
 
 def _for_math_verify(text: str) -> str:
-    """Put an expression between `$`, and write a number without separators between thousands."""
+    """Return an expression between `$`, and a number without thousands separators."""
     if "$" not in text and read_answer(text).kind == "expression":
         return f"${text}$"
     return canonical_form(text)
 
 
-def _written_out(gold: str) -> str:
-    """Write a number in digits, or as a fraction; a per cent sign is left to math-verify."""
+def _write_out(gold: str) -> str:
+    """Format a number in digits, or as a fraction; math-verify handles a percent sign itself."""
     gold = canonical_form(gold)
     try:
         return plain_number(Decimal(gold))

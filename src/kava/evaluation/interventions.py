@@ -116,7 +116,7 @@ def shuffled(inputs: InterventionInputs) -> KeyValues:
     embeddings, this changes nothing: attention treats keys and values as a set (`left_out`).
     """
     places = inputs.own_latents.positions
-    order = torch.tensor([another_order(places.shape[1], draw) for draw in inputs.draws])
+    order = torch.tensor([draw_other_order(places.shape[1], draw) for draw in inputs.draws])
     order = order.to(places.device)
     index = order[:, None, :, None]
     permutation = [
@@ -166,7 +166,7 @@ class Mean:
 
     def add(self, model: PreTrainedModel, latents: Latents) -> None:
         """Add the latents of a batch."""
-        pairs = latents.at_positions(model, _from_zero(latents.positions))
+        pairs = latents.at_positions(model, _positions_from_zero(latents.positions))
         sums = [(k.double().sum(0), v.double().sum(0)) for k, v in pairs]
         if self.sums:
             both = zip(self.sums, sums, strict=True)
@@ -182,10 +182,12 @@ class Mean:
             )
             for sums, of_layer in zip(self.sums, like.key_values, strict=True)
         ]
-        return rope.reposition_keys(model, pairs, _from_zero(like.positions), like.positions)
+        return rope.reposition_keys(
+            model, pairs, _positions_from_zero(like.positions), like.positions
+        )
 
 
-def _from_zero(positions: Tensor) -> Tensor:
+def _positions_from_zero(positions: Tensor) -> Tensor:
     return torch.arange(positions.shape[1], device=positions.device).expand_as(positions)
 
 
@@ -196,7 +198,7 @@ def replace_latents(
     """Return a reasoning result in which the keys and values of the latents are replaced.
 
     Args:
-        own: the latents of `thinking`.
+        own: the latents of `reasoning`.
         pairs: per layer, keys and values: [batch, kv_heads, m, head_dim]. m may differ from the
             number of latents.
     """
@@ -225,7 +227,7 @@ def partners(count: int, seed: int) -> list[int]:
     return [following[i] for i in range(count)]
 
 
-def another_order(count: int, draw: random.Random) -> list[int]:
+def draw_other_order(count: int, draw: random.Random) -> list[int]:
     """Draw an order of `count` slots that differs from the current one, if there are several."""
     order = list(range(count))
     while order == list(range(count)) and count > 1:

@@ -46,7 +46,7 @@ def read_predictions(file: str, field: str | None = None) -> list[Prediction]:
             text = _text(row, field or FIELD, where)
             found.append(Prediction(where, text, None if identity is None else str(identity)))
             continue
-        one = _of_harness(row, field or "resps", where)
+        one = _from_harness_sample(row, field or "resps", where)
         before = documents.setdefault(one.index or 0, one)
         if before.text != one.text:
             raise KavaError(
@@ -83,7 +83,7 @@ def pair_with_examples(
     if predictions[0].index is not None:
         predictions = [_with_id(one, examples, source) for one in predictions]
     if any(one.id is None for one in predictions):
-        return _by_order(predictions, examples, file, source)
+        return _pair_by_order(predictions, examples, file, source)
     known = {example.id for example in examples}
     texts: dict[str, Prediction] = {}
     for one in predictions:
@@ -138,7 +138,7 @@ def _text(row: dict[str, Any], field: str, where: str) -> str:
     return value
 
 
-def _of_harness(row: dict[str, Any], field: str, where: str) -> Prediction:
+def _from_harness_sample(row: dict[str, Any], field: str, where: str) -> Prediction:
     index, document = row["doc_id"], row.get("doc")
     if not isinstance(index, int) or isinstance(index, bool) or index < 0:
         raise KavaError(
@@ -172,7 +172,7 @@ def _with_id(one: Prediction, examples: Sequence[Example], source: str) -> Predi
     return Prediction(one.location, one.text, example.id)
 
 
-def _by_order(
+def _pair_by_order(
     predictions: Sequence[Prediction], examples: Sequence[Example], file: str, source: str
 ) -> list[tuple[Example, str]]:
     if len(predictions) != len(examples):

@@ -94,7 +94,7 @@ def evaluate(
     begin = time.perf_counter()
     with peak_memory(reasoner.device) as peak:
         for chosen in distributed.split_over_ranks(batches(examples, batch_size)):
-            signals.stop_if_asked()
+            signals.stop_if_requested()
             if chosen is None:
                 continue
             texts = [examples[i].question for i in chosen]
@@ -116,7 +116,7 @@ def evaluate(
     summary["tokens_per_second"] = round(tokens / seconds, 1) if seconds else None
     summary["peak_memory"] = asdict(peak)
     if timed_alone:
-        signals.stop_if_asked()
+        signals.stop_if_requested()
         questions = [e.question for e in examples[:timed_alone]]
         timed = partial(time_alone, reasoner, questions, max_new_tokens, num_iterations)
         summary["ms_per_question"] = distributed.on_main_rank(timed)

@@ -49,7 +49,7 @@ def score_file(
 
     Raises:
         KavaError: if not exactly one of `task` and `data` is given; if rows cannot be loaded or
-            read; or if there is not one prediction for each row (`paired`).
+            read; or if there is not one prediction for each row (`pair_with_examples`).
     """
     if (task is None) == (data is None):
         raise KavaError(

@@ -5,7 +5,7 @@ depends on it (names and thresholds: arXiv:2608.27265, read second-hand; the def
 
 sufficiency   the slice of another question leads to that question's answer      at least 0.80
 selectivity   everything but the slice leads to the other question's answer      at most 0.25
-necessity     a right answer is lost if the slice is the mean over all questions at least 0.50
+necessity     a right answer is share_lost if the slice is the mean over all questions at least 0.50
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Slice:
 
     def complement(self, layers: int) -> Slice:
         """Return everything but this slice, in a cache of that many layers."""
-        return Slice(f"all_but_{self.name}", _everything(layers) - self.parts)
+        return Slice(f"all_but_{self.name}", _whole_cache(layers) - self.parts)
 
 
 def read_slice(text: str, layers: int) -> Slice:
@@ -88,7 +88,7 @@ def usual_slices(layers: int) -> list[Slice]:
 def rows(
     slices: Sequence[Slice], own: KeyValues, other: KeyValues, mean: KeyValues
 ) -> dict[str, Callable[[], KeyValues]]:
-    """Return what to put in the latents' place to measure the slices, by the name of the table row.
+    """Return, by the name of the table row, the keys and values that replace those of the latents.
 
     Everything but a slice is a row of its own only if no other slice is the same part.
 
@@ -106,7 +106,7 @@ def rows(
 
 
 def complement_among(one: Slice, slices: Sequence[Slice], layers: int) -> Slice:
-    """Return everything but a slice, which is another one of the slices if that is the same."""
+    """Return the complement of a slice, as one of the given slices if it is equal to one."""
     rest = one.complement(layers)
     return next((other for other in slices if other.parts == rest.parts), rest)
 
@@ -136,10 +136,10 @@ def measure_slices(
     pairs = [i for i, partner in enumerate(partner_of) if own[i] != own[partner]]
     correct = [i for i, hit in enumerate(right["as_they_are"]) if hit]
 
-    def transferred(row: str) -> float | None:
+    def share_transferred(row: str) -> float | None:
         return _share(said[row][i] == own[partner_of[i]] for i in pairs)
 
-    def lost(row: str) -> float | None:
+    def share_lost(row: str) -> float | None:
         return _share(not right[row][i] for i in correct)
 
     names = [("latents", "swapped", "as_they_are", "mean")]
@@ -148,7 +148,7 @@ def measure_slices(
         names.append((one.name, f"swapped_{one.name}", f"swapped_{rest}", f"mean_{one.name}"))
     found = []
     for name, exchanged, others, averaged in names:
-        shares = transferred(exchanged), transferred(others), lost(averaged)
+        shares = share_transferred(exchanged), share_transferred(others), share_lost(averaged)
         found.append(
             {
                 "name": name,
@@ -166,7 +166,7 @@ def _passes(sufficiency: Any, selectivity: Any, necessity: Any) -> bool:
 
 
 def _answer_of(text: str) -> Any:
-    """Return what an answer says: the number after its last marker, or else its text."""
+    """Return the value of an answer: the number after its last marker, otherwise its text."""
     number = read_number(after_marker(text) or "")
     return text if number is None else number
 
@@ -176,5 +176,5 @@ def _share(hits: Any) -> float | None:
     return round(sum(hits) / len(hits), 4) if hits else None
 
 
-def _everything(layers: int) -> frozenset[tuple[int, int]]:
+def _whole_cache(layers: int) -> frozenset[tuple[int, int]]:
     return frozenset((layer, part) for layer in range(layers) for part in (0, 1))

@@ -59,7 +59,7 @@ _judged: TimeoutCounts | None = None
 
 @contextlib.contextmanager
 def count_timeouts() -> Iterator[TimeoutCounts]:
-    """Inside the block, count the time-outs of `agrees`, which stops after `TIME_OUTS` of them."""
+    """Count the time-outs of `is_equivalent` in the block; after `TIME_OUTS`, it returns False."""
     global _judged
     before, _judged = _judged, TimeoutCounts()
     try:
@@ -72,7 +72,7 @@ def is_equivalent(text: str, gold: str) -> bool:
     """Whether math-verify finds `gold` in `text`.
 
     The result is False if it takes more than a second of processor time, 30 seconds on the clock or
-    4 GiB, or ends the process; and, inside `counting`, after `TIME_OUTS` time-outs.
+    4 GiB, or ends the process; and, inside `count_timeouts`, after `TIME_OUTS` time-outs.
 
     Raises:
         KavaError: if math-verify cannot be started at all.
@@ -114,7 +114,7 @@ class _Worker:
             )
             assert self.process.stdin is not None and self.process.stdout is not None
             self.input, self.output = self.process.stdin, self.process.stdout
-            if self._line(START_SECONDS) != b"ready\n":
+            if self._read_line(START_SECONDS) != b"ready\n":
                 self.close()
                 complaints.seek(0)
                 last = complaints.read().decode(errors="replace").strip().rpartition("\n")[2]
@@ -129,12 +129,12 @@ class _Worker:
         try:
             self.input.write(json.dumps([text, gold]).encode() + b"\n")
             self.input.flush()
-            line = self._line(WALL_SECONDS)
+            line = self._read_line(WALL_SECONDS)
         except OSError:
             return None
         return json.loads(line) if line.endswith(b"\n") else None
 
-    def _line(self, seconds: float) -> bytes:
+    def _read_line(self, seconds: float) -> bytes:
         """Read a line; end the process and return nothing if there is none within the time."""
         if not select.select([self.output], [], [], seconds)[0]:
             self.stalled = True
@@ -151,9 +151,9 @@ class _Worker:
 
 
 def _environment() -> dict[str, str]:
-    """Return an environment of import path and fixed hash seed, without tokens of the user.
+    """Return the environment of the worker: no access tokens, and a fixed hash seed.
 
-    Where to find shared libraries is kept: Python itself may need it to start.
+    The paths of shared libraries are kept, because Python itself may need them to start.
     """
     path = os.pathsep.join(place or os.getcwd() for place in sys.path)
     fixed = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONHASHSEED": "0"}
@@ -165,6 +165,6 @@ _LIBRARIES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
 @atexit.register
-def _end() -> None:
+def _close_worker() -> None:
     if _worker is not None and _worker.owner == os.getpid():
         _worker.close()

@@ -287,7 +287,7 @@ class _Compressor:
         call = {**dict(zip(self.names, args, strict=False)), **kwargs}
         inputs = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
         rows = self.rows(call, inputs)
-        new = _real(call, inputs, rows.num_received)[:, rows.num_received :]
+        new = _real_columns(call, inputs, rows.num_received)[:, rows.num_received :]
         if rows.compressed:
             call["attention_mask"] = self.mask(call, inputs, rows, new)
         with record_queries(slice(-self.plan.window, None)) as record:
@@ -314,7 +314,7 @@ class _Compressor:
                 zip(self.layers, enable_shrinking(cache, self.config, self.layers), strict=True)
             )
             past = next(iter(layers.values())).cumulative_length
-            mask = _real(call, inputs, past)[:, :past]
+            mask = _real_columns(call, inputs, past)[:, :past]
             self.caches[cache] = _Rows(layers, mask, mask.sum(1).tolist(), window_mask=mask[:, :0])
         return self.caches[cache]
 
@@ -383,7 +383,7 @@ class _Compressor:
         return EvictionInputs(keys, real, attention, rows.window_mask[chosen], recent=window)
 
 
-def _real(call: dict[str, Any], inputs: Tensor, past: int) -> Tensor:
+def _real_columns(call: dict[str, Any], inputs: Tensor, past: int) -> Tensor:
     """Return a mask of the real columns of a cache and of n new inputs: [batch, past + n]."""
     shape = inputs.shape[0], past + inputs.shape[1]
     mask = call.get("attention_mask")

@@ -110,10 +110,10 @@ class TextGenerationPipeline:
         check_whole_number("pipeline: batch_size", size, 1)
         given, alone = _inputs(text_inputs)
         questions = [one if isinstance(one, str) else _question(one) for one in given]
-        answered = self._answered(questions, given, full, size, max_new_tokens, options)
+        answered = self._answer(questions, given, full, size, max_new_tokens, options)
         return answered[0] if alone else answered
 
-    def _answered(
+    def _answer(
         self,
         questions: list[str],
         given: list[str | Chat],
@@ -129,7 +129,7 @@ class TextGenerationPipeline:
             reasoning = self.model.think(questions[at : at + size], iterations)
             texts += [one.text for one in self.model.answer(reasoning, max_new_tokens, **options)]
         return [
-            [{"generated_text": _joined(one, text, full)} for text in texts[i * copies :][:copies]]
+            [{"generated_text": _join(one, text, full)} for text in texts[i * copies :][:copies]]
             for i, one in enumerate(given)
         ]
 
@@ -242,7 +242,7 @@ def _is_text(part: Any) -> bool:
     )
 
 
-def _joined(given: str | Chat, text: str, full: bool) -> Any:
+def _join(given: str | Chat, text: str, full: bool) -> Any:
     if not full:
         return text
     return f"{given} {text}" if isinstance(given, str) else [*given, _assistant_message(text)]

@@ -20,7 +20,7 @@ def numbers(values: Tensor, mask: Tensor | None = None) -> Any:
     """Return nested lists of floats with four significant digits; None where masked or not finite.
 
     Args:
-        mask: true where there is a value; same shape as `values`.
+        mask: true at the values to return; same shape as `values`.
     """
     if mask is not None:
         values = values.masked_fill(~mask, math.nan)

@@ -72,9 +72,9 @@ def inspect(
     file = output or default_file(run, example.question)
     # Without -o the page is written into a subfolder of the run's folder.
     below = file.parent if output else file.parent.parent
-    in_the_way(file, below)
+    check_overwrite(file, below)
     if as_json:
-        in_the_way(as_json)
+        check_overwrite(as_json)
     record = inspect_question(
         reasoner,
         example.question,
@@ -175,7 +175,7 @@ def slug(question: str) -> str:
     return f"{words}-{digest}" if words else digest
 
 
-def in_the_way(file: Path, below: Path | None = None) -> None:
+def check_overwrite(file: Path, below: Path | None = None) -> None:
     """Raise a KavaError if the path is a link or holds a file not written by `kava inspect`."""
     links.check(file, below)
     if not file.exists():

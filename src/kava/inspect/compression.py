@@ -25,7 +25,7 @@ def compression(
     so. If the eviction cannot handle this chain of thought, both panels are absent.
     """
     kv, trained = _distillation(reasoner)
-    notes = [] if trained else [_untrained(reasoner)]
+    notes = [] if trained else [_untrained_note(reasoner)]
     try:
         kv.check(reasoner)
         chosen = kv.choose(batch, teacher)
@@ -42,7 +42,7 @@ def compression(
     maps = kv.student_kv_for_loss if projected else kv.keys_for_loss
     student = [maps(reasoner, one, before[:, :start], real) for one in state.key_values]
     filled = [kept.slot_mask for kept in chosen]
-    how = [*notes, *_how_compared(reasoner, kv)]
+    how = [*notes, *_comparison_notes(reasoner, kv)]
     return (
         similarity(student, target, filled, how),
         kept_tokens(reasoner, kv, batch, teacher, chosen, notes),
@@ -57,14 +57,14 @@ def _distillation(reasoner: Reasoner) -> tuple[KvDistillation, bool]:
     return own, reasoner.recipe.kv.weight > 0
 
 
-def _untrained(reasoner: Reasoner) -> str:
+def _untrained_note(reasoner: Reasoner) -> str:
     return (
         f"This {reasoner.recipe.method} was not trained to match this cache; the compression is "
         "that of the recipe's kv section (its defaults where it has none)."
     )
 
 
-def _how_compared(reasoner: Reasoner, kv: KvDistillation) -> list[str]:
+def _comparison_notes(reasoner: Reasoner, kv: KvDistillation) -> list[str]:
     notes = []
     if kv.kv.keys == "post_rope":
         notes.append("Keys are compared as the cache holds them (kv.keys: post_rope).")

@@ -55,7 +55,7 @@ def kept_tokens(
     blocks = kv.blocks(batch)
     parts: dict[str, list] = {}
     for layer, one in enumerate(selections):
-        for name, values in _measured(kv, batch, teacher, layer, one).items():
+        for name, values in _measure_scores(kv, batch, teacher, layer, one).items():
             parts.setdefault(name, []).append(values)
     return KeptTokens(
         tokens=list(zip(pieces(reasoner.tokenizer, ids), steps, strict=True)),
@@ -80,7 +80,7 @@ def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
     ]
 
 
-def _measured(
+def _measure_scores(
     kv: KvDistillation, batch: Batch, teacher: TeacherOutput, layer: int, kept: Selection
 ) -> dict[str, torch.Tensor]:
     """Return one layer's score and its parts, each [H, C]; each token's are from its own block."""

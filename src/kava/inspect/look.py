@@ -146,7 +146,7 @@ def inspect_question(
         right=None if answer is None else numeric_match(prompt, answer) or string(prompt, answer),
         trace=trace,
         decoded=decode_passes(reasoner, state),
-        movement=movement(state.inputs) if method.iterates else _one_at_a_time(reasoner),
+        movement=movement(state.inputs) if method.iterates else _not_parallel(reasoner),
         similarity=compared,
         kept=kept,
         attended=measure_attention(reasoner, state, reasoning.prompt, written),
@@ -171,7 +171,7 @@ def _latent_method(reasoner: Reasoner, num_iterations: int | None) -> LatentMeth
     return method
 
 
-def _one_at_a_time(reasoner: Reasoner) -> Unavailable:
+def _not_parallel(reasoner: Reasoner) -> Unavailable:
     return Unavailable(
         f"method '{reasoner.recipe.method}' makes its latents one at a time: there are no "
         "iterations to move in"

@@ -154,7 +154,7 @@ function writtenSteps() {
   const trace = look.trace, list = el("ol", { class: "steps" });
   trace.steps.forEach((step, i) => list.append(el("li", { class: i < trace.read ? null : "dropped" }, step)));
   return [
-    el("h3", {}, "The written steps"),
+    el("h3", {}, "The chain of thought"),
     trace.steps.length ? list : el("p", {}, "(none)"),
     el("p", {}, "Answer: ", el("code", {}, trace.answer || "(none)")),
     el("p", {}, trace.told),
@@ -332,8 +332,8 @@ function drawAttended(paid) {
 header();
 panel("decoded", "What each latent decodes to", "Each latent's last state, read by the model's own language-model head, after each iteration.", look.decoded, drawDecoded);
 panel("movement", "How far latents move", "When the latents have settled, another iteration changes little.", look.movement, drawMovement);
-panel("similarity", "Student and teacher, slot by slot", "The keys and values of the latents after the last iteration, against those that are left of the written steps in the teacher's compressed cache.", look.similarity, drawSimilarity);
-panel("kept", "Which reasoning tokens each head keeps", "The teacher's cache of the written steps is compressed to as many tokens as there are latents, by each head for itself.", look.kept, drawKept);
+panel("similarity", "Student and teacher, slot by slot", "The keys and values of the latents after the last iteration, against those of the chain of thought in the teacher's compressed cache.", look.similarity, drawSimilarity);
+panel("kept", "Which reasoning tokens each head keeps", "The teacher's cache of the chain of thought is compressed to as many tokens as there are latents, separately in each head.", look.kept, drawKept);
 panel("attended", "Where the answer looks", "Attention of the answer's first tokens over everything before them. The “:” is the one that asks for the answer.", look.attended, drawAttended);
 document.querySelector("nav").append(...panels.map(([id, title]) => el("a", { href: "#" + id }, title)));
 document.querySelector("footer").append(`Backbone ${look.about.backbone}. Every number of this page is in it as JSON (element “look”). Nothing is loaded from elsewhere.`);

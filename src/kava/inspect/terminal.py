@@ -33,7 +33,7 @@ def show(inspection: Inspection, console: Console) -> None:
     _say(console, inspection.question)
     _say(console, f"answered {inspection.answer or '(nothing)'}{verdict}", "bold")
     _say(console, _about(inspection), "dim")
-    _heading(console, "The written steps")
+    _heading(console, "The chain of thought")
     _trace(inspection.trace, console)
     _heading(console, "What each latent decodes to")
     _decoded(inspection.decoded, console)

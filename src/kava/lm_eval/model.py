@@ -111,7 +111,7 @@ class KavaLM(LM):
                 for request, found in zip(group, answers, strict=True)
             ]
 
-        return self._in_batches(requests, self._longest, answer, disable_tqdm)
+        return self._in_batches(requests, self._max_new_tokens, answer, disable_tqdm)
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -135,7 +135,7 @@ class KavaLM(LM):
             key="loglikelihood_rolling",
         )
 
-    def _longest(self, request: Instance) -> int:
+    def _max_new_tokens(self, request: Instance) -> int:
         """Return the maximum number of new tokens of an answer."""
         settings = request.args[1]
         if settings.get("do_sample") and settings.get("temperature", 1.0) > 0:

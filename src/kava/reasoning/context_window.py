@@ -54,9 +54,9 @@ def check(
             which = "the question" if len(questions) == 1 else f"question {place + 1}"
             reserved = reserved_tokens(reasoner)
             raise KavaError(
-                f"{names[place] if names else which} has {len(ids)} tokens and the backbone "
-                f"{most} positions; in addition to {reserved} tokens for latents and answer "
-                f"prompt and one for the answer, a question may have at most {max(room, 0)}",
+                f"{names[place] if names else which} has {len(ids)} tokens; the backbone has "
+                f"{most} positions, of which {reserved} are reserved for latents and answer prompt "
+                f"and one for the answer, so a question may have at most {max(room, 0)} tokens",
                 code="reasoning.question-too-long",
                 key=names[place] if names else which,
             )

@@ -74,8 +74,8 @@ def _check_iterations(recipe: Recipe, method: Any, where: str) -> None:
         )
     if recipe.random_iterations and recipe.kv.weight and recipe.kv.supervise == "all":
         raise KavaError(
-            f"{where}: kv.supervise all logs each pass, and random_iterations changes their "
-            "number; use kv.supervise: last",
+            f"{where}: kv.supervise: all logs a loss for each pass, and random_iterations "
+            "changes their number; use kv.supervise: last",
             code="reasoning.uneven-passes",
             key="kv.supervise",
         )
@@ -88,10 +88,10 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def load_resolved(path: str | Path, overrides: Sequence[str] = (), saved: bool = False) -> Recipe:
-    """Read a recipe file, as `kava.load_recipe` does, and add what its method says.
+    """Read a recipe file as `kava.load_recipe` does, and resolve it (see `resolve`).
 
     Args:
-        saved: it lies in a run or a checkpoint, see there.
+        saved: whether the file belongs to a run or a checkpoint.
 
     Raises:
         KavaError: see `kava.load_recipe` and `resolve`.

@@ -34,7 +34,7 @@ def load_recipe(
         path: a YAML file, or a recipe that ships with the package (`recipes/quickstart/kava.yaml`).
         overrides: assignments with dotted keys; values are parsed as YAML.
         kind: `Recipe` or `BackboneRecipe`.
-        saved: it lies in a run or a checkpoint, where it is complete and extends no other.
+        saved: the file belongs to a run or a checkpoint; it is then complete and extends no other.
 
     Raises:
         KavaError: the file is missing or not valid YAML, or a key is unknown or has a value of the
@@ -74,7 +74,7 @@ def _extended(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if "extends" not in tree:
         return tree
     name = str(tree.pop("extends"))
-    under = _beside_or_shipped(file, name)
+    under = _find_extended(file, name)
     if under in (*above, file.resolve()):
         raise KavaError(
             f"{file}: key 'extends': circular reference, because {truncate(name)} also extends "
@@ -92,11 +92,13 @@ def _extended(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     return merge(_extended(under, (*above, file.resolve())), tree)
 
 
-def _beside_or_shipped(file: Path, name: str) -> Path:
-    """The recipe of this name in the folder of another, below it or one above, or a shipped one.
+def _find_extended(file: Path, name: str) -> Path:
+    """Return the recipe that `file` extends: near its own folder, or a shipped one.
+
+    Allowed are the folder of `file`, those below it, and the one above.
 
     Raises:
-        KavaError: there is none, or it lies elsewhere.
+        KavaError: there is none, or it is in another folder.
     """
     elsewhere = KavaError(
         f"{file}: key 'extends': {truncate(name)} was found neither in this recipe's folder nor "
@@ -116,11 +118,11 @@ def _beside_or_shipped(file: Path, name: str) -> Path:
     raise elsewhere
 
 
-def _text(file: Path) -> str:
-    """What is in a regular file, if it is not too large for a recipe.
+def _read_text(file: Path) -> str:
+    """Read the text of a recipe file.
 
     Raises:
-        KavaError: it is something else, or too large.
+        KavaError: it is not a regular file, or too large.
     """
     mode = file.stat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a device need not end, a pipe not begin
@@ -147,7 +149,7 @@ def _read(file: Path) -> dict[str, Any]:
         KavaError: the file is missing, is a folder, is not valid YAML or not a mapping.
     """
     try:
-        tree = yaml.load(_text(file), Loader=_Loader)
+        tree = yaml.load(_read_text(file), Loader=_Loader)
     except IsADirectoryError:
         yaml_files = sorted(path.name for path in file.glob("*.yaml"))
         holds = f"; the folder contains {', '.join(yaml_files)}" if yaml_files else ""
@@ -214,12 +216,12 @@ def _problem(error: Exception) -> str:
 
 def _code(error: Exception, key: str) -> tuple[str, str]:
     """Return the code and the key of a YAML error; the given key if the error has none."""
-    if isinstance(error, _Refused):
+    if isinstance(error, _YamlError):
         return error.code, error.key or key
     return "recipe.bad-yaml", key
 
 
-class _Refused(yaml.MarkedYAMLError):
+class _YamlError(yaml.MarkedYAMLError):
     """Error of `_Loader`, with the code and the key of the KavaError that it becomes."""
 
     def __init__(self, code: str, problem: str, mark: yaml.Mark, key: str | None = None):
@@ -242,7 +244,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise _Refused(
+            raise _YamlError(
                 "recipe.alias",
                 "aliases and anchors (*name, &name) are not supported; write the value out, or "
                 "quote a string that starts with * or &",
@@ -251,13 +253,13 @@ class _Loader(yaml.SafeLoader):
         self._depth += 1
         self._nodes += 1
         if self._depth > self.deepest:
-            raise _Refused(
+            raise _YamlError(
                 "recipe.nested-too-deep",
                 f"nested more than {self.deepest} levels deep",
                 event.start_mark,
             )
         if self._nodes > self.most:
-            raise _Refused(
+            raise _YamlError(
                 "recipe.too-many-values", f"more than {self.most:,} values", event.start_mark
             )
         node = super().compose_node(parent, index)
@@ -273,14 +275,14 @@ class _Loader(yaml.SafeLoader):
                 raise ValueError
             return super().construct_object(node, deep)
         except (ValueError, LookupError, AttributeError):  # what is made of a word is not checked
-            raise _Refused(
+            raise _YamlError(
                 "recipe.not-of-its-type",
                 f"'{truncate(node.value)}' is not a valid {kind}; quote it if it is a string",
                 node.start_mark,
             ) from None
 
     def _check_number(self, word: str) -> None:
-        """Neither of base 60 (`!!int 1:30`), nor so long that it takes time to read or to print."""
+        """Refuse a number to base 60 (`!!int 1:30`), and one with too many digits to convert."""
         if ":" in word or len(word) > self.longest_number:
             raise ValueError
 
@@ -288,13 +290,13 @@ class _Loader(yaml.SafeLoader):
         keys: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise _Refused(
+                raise _YamlError(
                     "recipe.key-is-no-word",
                     "a key must be a single word, not a list or a mapping",
                     key.start_mark,
                 )
             if key.value in keys:
-                raise _Refused(
+                raise _YamlError(
                     "recipe.key-twice",
                     f"key '{truncate(key.value)}' is given twice",
                     key.start_mark,
@@ -305,9 +307,9 @@ class _Loader(yaml.SafeLoader):
 
 
 def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    """PyYAML's, with other numbers: each part of a pattern has its letters for itself.
+    """Return PyYAML's resolvers, with patterns of numbers that cannot backtrack.
 
-    So no text is read several times over, and there are no numbers to the base of 60.
+    There are no numbers to base 60.
     """
     numbers = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
     return {

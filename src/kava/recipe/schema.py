@@ -205,7 +205,7 @@ class Train(Section):
     report_to: list[str] = []
 
     @model_validator(mode="after")
-    def _one_length(self) -> Train:
+    def _check_length(self) -> Train:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(
                 KavaError(
@@ -264,7 +264,7 @@ class Resources(Section):
     minutes: int = Field(default=1440, ge=2)
 
     @model_validator(mode="after")
-    def _a_process_for_each_gpu(self) -> Resources:
+    def _check_processes(self) -> Resources:
         if self.processes and self.gpus and self.processes != self.gpus:
             raise ValueError(
                 KavaError(
@@ -333,14 +333,14 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _known_method(cls, tree: Any) -> Any:
+    def _check_method(cls, tree: Any) -> Any:
         if isinstance(tree, dict) and isinstance(tree.get("method"), str):
             registry.check("methods", tree["method"])
         return tree
 
     @field_validator("random_iterations")
     @classmethod
-    def _in_order(cls, bounds: tuple[int, int] | None) -> tuple[int, int] | None:
+    def _check_order(cls, bounds: tuple[int, int] | None) -> tuple[int, int] | None:
         if bounds is not None and not 0 <= bounds[0] <= bounds[1]:
             raise ValueError(
                 KavaError(
@@ -460,7 +460,7 @@ def to_kava_error(error: ValidationError, kind: type[Section], prefix: str = "")
     Args:
         error: the errors of pydantic.
         kind: the section that was validated.
-        above: the recipe key under which the section is, with a dot at the end.
+        prefix: the recipe key under which the section is, with a dot at the end.
     """
     found = error.errors()
     lines = [truncate(_explain(item, kind), 500) for item in found[:_MOST_LINES]]

@@ -99,9 +99,9 @@ def _curves(groups: Sequence[Group], folder: Path) -> Iterator[str]:
 
 
 def _name(group: Group) -> str:
-    """Return the name by which `looks` finds the style: the method's own for a plain run.
+    """Return the name by which `styles_of` chooses a style: the method's name for a plain run.
 
-    A run with another name than its method's has a style of its own.
+    A run that is not named like its method has a style of its own.
     """
     return group.method if group_label(group) != group.name else group.name
 

@@ -93,7 +93,7 @@ def find(paths: Iterable[str | Path]) -> list[Group]:
             )
         for folder, result in found:
             _add(groups, folder, result)
-    return _named_apart(list(groups.values()))
+    return _make_names_unique(list(groups.values()))
 
 
 def check_column(groups: Iterable[Group], task: str) -> None:
@@ -143,7 +143,7 @@ def changes(group: Group, recipe: Recipe) -> dict[str, Any]:
     return {key: own.get(key) for key in keys}
 
 
-def _named_apart(groups: list[Group]) -> list[Group]:
+def _make_names_unique(groups: list[Group]) -> list[Group]:
     """Make the names of groups unique by prefixing as much of their folders' path as needed."""
     folders = [next(iter(group.runs.values())).resolve().parent for group in groups]
     paths = [folder / group.name for folder, group in zip(folders, groups, strict=True)]

@@ -145,18 +145,18 @@ def check_alike(results: Mapping[str, Result | None], task: str, keys: Sequence[
                 continue
             other, known = first.setdefault(key, (run, value))
             if _comparable(key, known) != _comparable(key, value):
-                differing = [k for k in keys if _differ(scores[other], score, k)]
+                differing = [k for k in keys if _values_differ(scores[other], score, k)]
                 difference = ", ".join(f"{k} {scores[other][k]} and {score[k]}" for k in differing)
                 raise KavaError(
                     f"{other} and {run} were not scored in the same way on '{task}' "
-                    f"({difference}), so they cannot stand in one table; score one of them again "
+                    f"({difference}), so they cannot be in one table; score one of them again "
                     "with kava eval",
                     code="report.not-scored-alike",
                     key=task,
                 )
 
 
-def _differ(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
+def _values_differ(one: Mapping[str, Any], other: Mapping[str, Any], key: str) -> bool:
     values = one.get(key), other.get(key)
     return None not in values and _comparable(key, values[0]) != _comparable(key, values[1])
 

@@ -84,15 +84,15 @@ class Table:
         return f"{markdown_table(head, lines, left)}\n\n{self.caption}\n"
 
     def csv(self) -> str:
-        """Comma-separated values; numbers unrounded, empty where there is none.
+        """Return comma-separated values, with unrounded numbers; a missing number is empty.
 
-        A text that a spreadsheet would take for a formula has an apostrophe before it.
+        A text that a spreadsheet would evaluate as a formula gets an apostrophe before it.
         """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         head: list[str] = []
         for heading, number in zip(self.headings, self.numbers, strict=True):
-            heading = _no_formula(heading)
+            heading = _escape_formula(heading)
             head += [heading, f"{heading} ±"] if number else [heading]
         writer.writerow(head)
         for row in self.rows:
@@ -100,9 +100,9 @@ class Table:
             for cell, number in zip(row, self.numbers, strict=True):
                 if number:
                     known = cell if isinstance(cell, MeasuredValue) else MeasuredValue(None)
-                    line += [_plain(known.value), _plain(known.spread)]
+                    line += [_csv_number(known.value), _csv_number(known.spread)]
                 else:
-                    line.append(_no_formula(_text(cell)))
+                    line.append(_escape_formula(_text(cell)))
             writer.writerow(line)
         return out.getvalue()
 
@@ -312,18 +312,18 @@ def _text(cell: Cell) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Make a text fit into one cell, on one line."""
+    """Return a text on one line, escaped for a cell of a Markdown table."""
     return " ".join(text.splitlines()).replace("|", "\\|")
 
 
-def _no_formula(text: str) -> str:
-    """On one line, which a spreadsheet shows as it is and does not work out."""
+def _escape_formula(text: str) -> str:
+    """Return a text on one line that a spreadsheet does not evaluate as a formula."""
     line = " ".join(text.splitlines())
     begins = line.lstrip(" ")[:1] in ("=", "+", "-", "@", "\t")
     return f"'{line}" if begins and line != GAP else line
 
 
-def _plain(value: float | None) -> str:
+def _csv_number(value: float | None) -> str:
     return "" if value is None else f"{value:.15g}"
 
 

@@ -40,7 +40,7 @@ def create_or_resume(
     If training inside the block fails before it logs anything, the files created here are removed.
 
     Args:
-        inputs: what the result will say about the examples (`data`) and the backbone.
+        inputs: the entries `data` and `backbone` of the result to be written.
 
     Raises:
         KavaError: if the folder contains another run or other files, or a symbolic link where
@@ -95,7 +95,7 @@ def _prepare(run: Path, resolved: schema.Section, resume: bool, inputs: dict[str
 
 
 def holds_run(run: Path) -> bool:
-    """Whether a folder contains more of a run than a start that failed at once leaves behind."""
+    """Whether a folder contains a run, and not only the files of a start that failed at once."""
     return any(next(run.glob(name), None) for name in (METRICS, RESULT, "checkpoints/*"))
 
 
@@ -256,7 +256,7 @@ def back_up(run: Path, console: Console) -> None:
         names = (run.with_name(f"{run.name}-{number}") for number in range(1, 10_000))
         aside = next(path for path in names if not path.exists())
         run.rename(aside)
-        console.print(f"what was in {run} before is now in {aside}", style="dim")
+        console.print(f"the earlier contents of {run} are now in {aside}", style="dim")
 
 
 def clear(run: Path) -> None:
@@ -270,7 +270,7 @@ def clear(run: Path) -> None:
 
 @contextmanager
 def exclusive_lock(run: Path) -> Iterator[None]:
-    """Keep all other processes out of a run folder, whatever path they use for it.
+    """Lock a run folder for this process, whatever path other processes use for it.
 
     Raises:
         KavaError: if another process uses it; or if it is the root of the file system, which has no

@@ -25,8 +25,8 @@ def last_checkpoint(run: Path) -> str:
     A checkpoint whose writing was interrupted lacks its last file, and is skipped.
 
     Raises:
-        KavaError: if there is none, or if the newest one has been damaged since. An older one is
-            never used instead without being asked.
+        KavaError: if there is none, or if the newest one is damaged. An older one is never used
+            instead, unless the user deletes the newest.
     """
     found = _checkpoints(run)
     if not found:
@@ -77,27 +77,27 @@ def find_corruption(folder: Path) -> KavaError | None:
     """
     parts = [part for part in _PARTS if (folder / part).is_dir()]
     if not parts:
-        return _missing(folder, "contains neither an adapter nor a backbone")
+        return _missing_error(folder, "contains neither an adapter nor a backbone")
     if not next((folder / parts[0]).glob("*.safetensors"), None):
-        return _missing(folder / parts[0], "contains no weights")
+        return _missing_error(folder / parts[0], "contains no weights")
     try:
         hashes = _json(folder / CHECKSUMS_FILE) if (folder / CHECKSUMS_FILE).is_file() else {}
     except ValueError:
-        return _damaged(folder / CHECKSUMS_FILE)
+        return _damaged_error(folder / CHECKSUMS_FILE)
     for file in dict.fromkeys([*_files(folder), *(folder / name for name in hashes)]):
         if not file.is_file():
-            return _missing(file, "this file of the checkpoint is missing")
+            return _missing_error(file, "this file of the checkpoint is missing")
         known = hashes.get(str(file.relative_to(folder)))
-        if not _whole(file) or (known and _hash(file) != known):
-            return _damaged(file)
+        if not _is_intact(file) or (known and _hash(file) != known):
+            return _damaged_error(file)
     return None
 
 
-def _missing(file: Path, why: str) -> KavaError:
+def _missing_error(file: Path, why: str) -> KavaError:
     return KavaError(f"{file}: {why}", code="reasoning.file-missing", key=str(file))
 
 
-def _damaged(file: Path) -> KavaError:
+def _damaged_error(file: Path) -> KavaError:
     return KavaError(f"{file}: damaged", code="reasoning.damaged", key=str(file))
 
 
@@ -129,7 +129,7 @@ def _json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _whole(file: Path) -> bool:
+def _is_intact(file: Path) -> bool:
     """Whether a file is intact, as far as that can be checked without its hash."""
     try:
         if file.name == _STATE:

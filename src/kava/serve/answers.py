@@ -38,12 +38,12 @@ class Answers:
         try:
             return await asyncio.wait_for(self._queue.get(), self._seconds_left())
         except TimeoutError:
-            raise _late() from None
+            raise _timeout_error() from None
 
     def _seconds_left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())
 
-    async def all_of(self, count: int, http: HttpRequest) -> list[Piece] | None:
+    async def wait_for_all(self, count: int, http: HttpRequest) -> list[Piece] | None:
         """Return the last piece of each answer, in order, or None if the client disconnects before.
 
         Raises:
@@ -63,7 +63,7 @@ class Answers:
                     getting.cancel()
                     if leaving.done():
                         return None
-                    raise _late()
+                    raise _timeout_error()
                 index, piece = getting.result()
                 last[index] = piece
         finally:
@@ -79,10 +79,10 @@ async def _disconnected(http: HttpRequest) -> None:
 def raise_for(piece: Piece) -> None:
     """Raise `RequestError` for a last piece that is not the end of an answer."""
     if piece.reason == TIMEOUT:
-        raise _late()
+        raise _timeout_error()
     if piece.reason == ERROR:
         raise RequestError(500, "the model failed on this question", kind="server_error")
 
 
-def _late() -> RequestError:
+def _timeout_error() -> RequestError:
     return RequestError(504, "the answer took too long", kind="timeout")

@@ -111,7 +111,7 @@ class Batcher:
                 _answer(self.reasoner, [_Watched(job) for job in batch])
             except _Abandoned:
                 for job in batch:
-                    job.end_if_over()
+                    job.end_if_unwanted()
             except Exception:  # the thread must survive a batch that fails
                 _log.exception("a batch of %d failed", len(batch))
                 for job in batch:
@@ -164,7 +164,7 @@ def _answer(reasoner: Reasoner, batch: list[_Watched]) -> None:
     jobs = [one.job for one in batch]
 
     def check_jobs(_: Tensor) -> None:
-        if all(job.why_unwanted() for job in jobs):
+        if all(job.unwanted_reason() for job in jobs):
             raise _Abandoned
 
     with watch_passes(check_jobs):
@@ -208,7 +208,7 @@ class _Follow(StoppingCriteria):
         watched, tokens = self.batch[row], self.tokens[row]
         job = watched.job
         tokens.append(token)
-        reason = job.why_unwanted()
+        reason = job.unwanted_reason()
         if reason is None and token == self.tokenizer.eos_token_id:
             reason = STOP
         if reason is None and len(tokens) >= job.max_new_tokens:

@@ -55,7 +55,7 @@ CHAT_NEUTRAL = {**NEUTRAL_VALUES, "add_special_tokens": (False,)}
 COMPLETION_NEUTRAL = {**NEUTRAL_VALUES, "add_special_tokens": (True,)}
 
 
-def asks_for_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:
-    """Return whether a field has one of its neutral values, or null."""
+def is_neutral(value: Any, neutral: tuple[Any, ...]) -> bool:
+    """Whether a field has one of its neutral values, or null, and so requests nothing."""
     truth = isinstance(value, bool)  # in Python, True == 1 and False == 0
     return value is None or any(value == v and truth == isinstance(v, bool) for v in neutral)

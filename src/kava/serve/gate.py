@@ -54,7 +54,7 @@ class Gate:
             await refused.response()(scope, receive, watched)
         finally:
             self.body_bytes -= len(body)
-            self.metrics.count(scope["path"], status)
+            self.metrics.count_request(scope["path"], status)
 
     def _check_key(self, scope: Scope) -> None:
         if self.key is None or scope["path"] == "/health":

@@ -36,11 +36,11 @@ class Hosts:
     """
 
     def __init__(self, host: str = "127.0.0.1", allowed_hosts: Iterable[str] = (), bound: str = ""):
-        own = {_plain(name) for name in (host, bound) if name}
+        own = {_normalize(name) for name in (host, bound) if name}
         self.any_address = any(at and at.is_unspecified for at in map(_address, own))
         if self.any_address:
-            own.add(_plain(socket.gethostname()))
-        self.names = {*_LOCAL, *own, *map(_plain, allowed_hosts)}
+            own.add(_normalize(socket.gethostname()))
+        self.names = {*_LOCAL, *own, *map(_normalize, allowed_hosts)}
 
     def host_error(self, scope: Scope) -> str | None:
         """Return what is wrong with the Host header, or None if it is accepted."""
@@ -50,7 +50,7 @@ class Hosts:
         return self._refusal("Host header", values[0], _name(values[0]))
 
     def foreign_header(self, scope: Scope) -> str | None:
-        """Return which header shows that another site asks, or names a foreign address; else None.
+        """Return the header by which the request comes from another site, or None.
 
         `Origin` is the site of the page that sends the request. The other headers are those from
         which gradio derives its own address.
@@ -115,11 +115,11 @@ def _name(authority: str) -> str | None:
     match = _HOST.fullmatch(authority)
     if match is None:
         return None
-    name = _plain(match[1])
+    name = _normalize(match[1])
     return None if match[1].startswith("[") and _address(name) is None else name
 
 
-def _plain(name: str) -> str:
+def _normalize(name: str) -> str:
     """Normalise a host: an address to its usual form, a name to lower case without trailing dot."""
     bare = name.strip("[]").partition("%")[0].lower().removesuffix(".")
     return str(_address(bare) or bare)

@@ -72,8 +72,8 @@ class Job:
     cancelled: bool = False
     done: bool = False
 
-    def why_unwanted(self) -> str | None:
-        """Return why nobody waits for this answer any more, or None if somebody does."""
+    def unwanted_reason(self) -> str | None:
+        """Return why this answer is no longer needed, or None if it still is."""
         if time.monotonic() > self.deadline:
             return TIMEOUT
         return CANCELLED if self.cancelled else None
@@ -84,8 +84,8 @@ class Job:
             self.done = True
             self.emit(piece)
 
-    def end_if_over(self) -> bool:
-        """End the job if nobody waits for its answer any more; return whether it has ended."""
-        if reason := self.why_unwanted():
+    def end_if_unwanted(self) -> bool:
+        """End the job if its answer is no longer needed; return whether it has ended."""
+        if reason := self.unwanted_reason():
             self.end(Piece("", reason))
         return self.done

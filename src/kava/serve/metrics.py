@@ -63,7 +63,7 @@ class Metrics:
             self.passes.inc(last.forward_passes)
             self.latents.inc(last.latents)
 
-    def count(self, path: str, status: int) -> None:
+    def count_request(self, path: str, status: int) -> None:
         """Count a request; all unknown paths are counted as one route."""
         route = next((r for r in _ROUTES if path == r or path.startswith(f"{r}/")), "other")
         self.requests.labels(route, str(status)).inc()

@@ -76,7 +76,7 @@ def describe(app: FastAPI, name: str, limits: Limits, iterates: bool) -> None:
 
 
 def _limit(fields: dict[str, Any], name: str, limits: Limits, iterates: bool) -> None:
-    """Narrow the fields of a request to what this service accepts."""
+    """Set the limits of this service in the schema of a request."""
     fields["model"]["enum"] = [name]
     for tokens in ("max_tokens", "max_completion_tokens"):
         if tokens in fields:

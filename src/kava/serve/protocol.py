@@ -25,7 +25,7 @@ from kava.serve.fields import (
     COMPLETION_NEUTRAL,
     IGNORED_FIELDS,
     NEUTRAL_VALUES,
-    asks_for_nothing,
+    is_neutral,
 )
 from kava.serve.jobs import Sampling
 from kava.serve.responses import ErrorBody, ErrorDetail, ErrorType
@@ -71,7 +71,7 @@ StopStrings = Annotated[list[StopString], Field(max_length=4)]
 Prompts = Annotated[list[str], Field(min_length=1, max_length=256)]
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     """Return a list; a single string becomes a list of one.
 
     Then validation errors are about one type, and not about each type of a union.
@@ -88,7 +88,7 @@ def _prompts(value: Any) -> list[Any]:
 
     Token ids are refused: a question is encoded as it was in training, whatever the client does.
     """
-    prompts = _listed(value)
+    prompts = _as_list(value)
     if any(isinstance(one, list) or type(one) is int for one in prompts[:1]):
         raise PydanticCustomError(
             "token_ids", "must be text, not token ids; in lm-eval, set tokenized_requests=False"
@@ -96,19 +96,20 @@ def _prompts(value: Any) -> list[Any]:
     return prompts
 
 
-def _unlimited(value: Any) -> Any:
-    """Return None for -1, with which clients of llama.cpp ask for no limit of their own."""
+def _none_if_unlimited(value: Any) -> Any:
+    """Return None for -1, which clients of llama.cpp send to request no limit."""
     return None if type(value) is int and value == -1 else value
 
 
 Tokens = Annotated[
-    Count | None, BeforeValidator(_unlimited, json_schema_input_type=Count | Literal[-1] | None)
+    Count | None,
+    BeforeValidator(_none_if_unlimited, json_schema_input_type=Count | Literal[-1] | None),
 ]
 
 
 def _content(value: Any) -> list[Any]:
     """Return the content of a message as a list of parts; a string becomes one text part."""
-    return [{"type": "text", "text": value}] if isinstance(value, str) else _listed(value)
+    return [{"type": "text", "text": value}] if isinstance(value, str) else _as_list(value)
 
 
 def _allow_extra_fields(schema: dict[str, Any], request: type[Request]) -> None:
@@ -178,7 +179,7 @@ class Request(BaseModel):
     )
     stop: (
         Annotated[
-            StopStrings, BeforeValidator(_listed, json_schema_input_type=StopString | StopStrings)
+            StopStrings, BeforeValidator(_as_list, json_schema_input_type=StopString | StopStrings)
         ]
         | None
     ) = Field(
@@ -224,7 +225,7 @@ class Request(BaseModel):
         """
         for name, value in (self.model_extra or {}).items():
             known = name in self.neutral
-            if name in IGNORED_FIELDS or (known and asks_for_nothing(value, self.neutral[name])):
+            if name in IGNORED_FIELDS or (known and is_neutral(value, self.neutral[name])):
                 continue
             why = "is not supported by this model" if known else "is not a field of this request"
             raise RequestError(400, f"'{name[:64]}' {why}", name[:64])
@@ -278,8 +279,8 @@ class ChatRequest(Request):
         """Return the one question, as a list.
 
         Raises:
-            RequestError: the request is not exactly one message with the role `user`, beside empty
-                messages of the system.
+            RequestError: the request is not exactly one message with the role `user`, apart from
+            empty system messages.
         """
         messages = [one for one in self.messages if one.role not in SYSTEM or one.text.strip()]
         if [message.role for message in messages] != ["user"]:

@@ -42,7 +42,7 @@ class Queue:
         return True
 
     def first_count(self) -> int:
-        """Return how many jobs could be in the next batch, if it had no maximum size."""
+        """Return the number of jobs that a next batch without a maximum size would have."""
         return sum(map(len, self._split()[0]))
 
     def take(self, size: int) -> list[Job]:
@@ -73,6 +73,8 @@ class Queue:
         return same, others
 
     def _drop(self) -> None:
-        """End the jobs that nobody waits for any more, and remove them."""
-        waiting = (deque(job for job in jobs if not job.end_if_over()) for jobs in self._requests)
+        """End and remove the jobs whose answers are no longer needed."""
+        waiting = (
+            deque(job for job in jobs if not job.end_if_unwanted()) for jobs in self._requests
+        )
         self._requests = deque(filter(None, waiting))

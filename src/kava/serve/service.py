@@ -96,7 +96,7 @@ class Service:
         if request.stream:
             events = self._events(request, form, jobs, answers, len(questions))
             return StreamingResponse(events, media_type="text/event-stream")
-        return await self._whole(form, jobs, answers, len(questions), http)
+        return await self._complete_response(form, jobs, answers, len(questions), http)
 
     def _emit(self, answers: Answers, index: int, piece: Piece) -> None:
         """Pass a piece on to the request that waits for it; called from any thread."""
@@ -104,11 +104,11 @@ class Service:
             self.metrics.count_answer(piece)
         answers.put(index, piece)
 
-    async def _whole(
+    async def _complete_response(
         self, form: Form, jobs: Sequence[Job], answers: Answers, questions: int, http: HttpRequest
     ) -> Response:
         try:
-            last = await answers.all_of(len(jobs), http)
+            last = await answers.wait_for_all(len(jobs), http)
         finally:
             for job in jobs:
                 job.cancelled = True

@@ -116,7 +116,7 @@ class Scoring:
 
 
 def state(run: Run, tasks: Sequence[Task]) -> tuple[str, list[Task]]:
-    """Return what a run needs, and the tasks that are still to be scored.
+    """Return the next action for a run, and the tasks that are still to be scored.
 
     Raises:
         KavaError: if the folder contains a run of another recipe, other files that a run would
@@ -154,7 +154,7 @@ def is_scored(result: dict[str, Any], task: Task) -> bool:
 
 
 def attempt(run: Run, scoring: Scoring, log: Callable[[str], None], console: Console) -> Outcome:
-    """Do what a run needs; any error ends up in the outcome.
+    """Train and score a run as far as needed; any error is returned in the outcome.
 
     If training or evaluation fails, the traceback is written to `error.log`.
 
@@ -163,32 +163,38 @@ def attempt(run: Run, scoring: Scoring, log: Callable[[str], None], console: Con
     """
     try:
         with lock.acquire_for_all(run.lock):
-            outcome = _carry_out(run, scoring, log, console)
+            outcome = _run_attempt(run, scoring, log, console)
     except lock.LockHeld as held:
         outcome = Outcome(run, LOCKED, str(held))
     if outcome.status in (SKIPPED, LOCKED, FAILED):
-        log(f"{outcome.status}: {outcome.reason}" if outcome.reason else "finished before, skipped")
+        log(
+            f"{outcome.status}: {outcome.reason}" if outcome.reason else "already finished; skipped"
+        )
     return outcome
 
 
-def _carry_out(run: Run, scoring: Scoring, say: Callable[[str], None], console: Console) -> Outcome:
+def _run_attempt(
+    run: Run, scoring: Scoring, say: Callable[[str], None], console: Console
+) -> Outcome:
     try:
         tasks = distributed.main_rank_first(partial(_as_kava_error, scoring.tasks_for, run.recipe))
-        todo, missing = distributed.from_main_rank(partial(_as_kava_error, _todo, run, tasks))
+        todo, missing = distributed.from_main_rank(
+            partial(_as_kava_error, _state_with_indices, run, tasks)
+        )
     except KavaError as error:  # the folder is not this run's: write nothing there
         return Outcome(run, FAILED, str(error))
     if todo == FINISHED:
         return Outcome(run, SKIPPED)
     log = run.folder / ERROR_FILE
     try:
-        signals.stop_if_asked()
+        signals.stop_if_requested()
         if todo != SCORE:
             train(run, todo == RESUME, say, console)
         if missing:
             score(run, [tasks[number] for number in missing], say)
         distributed.on_main_rank(lambda: log.unlink(missing_ok=True))
     except Exception as error:
-        return Outcome(run, FAILED, _written_down(error, log))
+        return Outcome(run, FAILED, _log_error(error, log))
     return Outcome(run, SCORED if todo == SCORE else TRAINED)
 
 
@@ -206,14 +212,14 @@ def _as_kava_error(act: Callable[..., T], *given: Any) -> T:
         raise KavaError(one_line(error), code="sweeps.failed", key=type(error).__name__) from error
 
 
-def _todo(run: Run, tasks: Sequence[Task]) -> tuple[str, list[int]]:
+def _state_with_indices(run: Run, tasks: Sequence[Task]) -> tuple[str, list[int]]:
     """Return the result of `state`, with tasks as indices; a folder that is a link is an error."""
     links.check(run.folder)
     todo, missing = state(run, tasks)
     return todo, [i for i, task in enumerate(tasks) if any(task is one for one in missing)]
 
 
-def _written_down(error: Exception, log: Path) -> str:
+def _log_error(error: Exception, log: Path) -> str:
     """Return the error as one line, and write its traceback to `log`, once for all processes."""
     text, line = traceback.format_exc(), one_line(error)
     if distributed.is_peer_failure(error):
@@ -253,5 +259,5 @@ def score(run: Run, tasks: Sequence[Task], log: Callable[[str], None]) -> None:
         lambda: Reasoner.from_pretrained(run.folder, device=device)
     )
     for task in tasks:
-        signals.stop_if_asked()
+        signals.stop_if_requested()
         log(line(task.name, score_run(reasoner, task, run.folder).summary))

@@ -114,14 +114,14 @@ def _cost(recipe: Recipe, rows: TrainingRows, processes: int) -> Cost:
                 forwards = count(reasoner, batches, steps, rows.count or len(examples))
             if rows.count:
                 known = batches if examples is rows.examples else []
-                refusal = _refusal(reasoner, known, rows.count)
+                refusal = _start_problem(reasoner, known, rows.count)
     except KavaError as error:
         notes.append(f"not counted: {error}")
     return Cost(steps, forwards, tuple(notes), refusal)
 
 
-def _refusal(reasoner: Reasoner, batches: Sequence[Batch], rows: int) -> str:
-    """Return why the training would not begin, or an empty text.
+def _start_problem(reasoner: Reasoner, batches: Sequence[Batch], rows: int) -> str:
+    """Return the error with which the training would fail at its start, or an empty text.
 
     The longest chain of thought of all examples is at least as long as that of a sample.
     """
@@ -229,7 +229,7 @@ def _published_rows(data: Data) -> int | None:
 
 
 def text(recipe: Recipe, rows: TrainingRows, notes: list[str]) -> tuple[Any, Sequence[Example]]:
-    """Return a tokenizer and examples to count with; made up unless both are on this machine."""
+    """Return a tokenizer and examples for counting; assumed ones if one is not local."""
     if rows.examples is None:
         lacking = f"the rows of {recipe.data.train} are"
     else:
@@ -248,10 +248,10 @@ def text(recipe: Recipe, rows: TrainingRows, notes: list[str]) -> tuple[Any, Seq
         f"{lacking} not on this machine; assumed: {number} of question {QUESTION}, reasoning "
         f"{tokens} in {STEPS} steps{dropped}, answer {ANSWER} tokens (GSM8k-Aug)"
     )
-    return word_tokenizer(()), [_assumed(tokens)] * SAMPLE
+    return word_tokenizer(()), [_assumed_example(tokens)] * SAMPLE
 
 
-def _assumed(reasoning: int) -> Example:
+def _assumed_example(reasoning: int) -> Example:
     """Make an example of the assumed lengths, in words."""
     bounds = [reasoning * i // STEPS for i in range(STEPS + 1)]
     steps = tuple(" ".join("w" * (end - begin)) for begin, end in pairwise(bounds))

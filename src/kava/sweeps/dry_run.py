@@ -48,8 +48,8 @@ def list_runs(
     queued = slurm.with_queue_state(runs, output) if jobs else ((run, "") for run in runs)
     with console.status("counting"):
         for run, in_queue in queued:
-            now, why = (LOCKED, in_queue) if in_queue else _foreseen(run, scoring)
-            if jobs and (unfit := _unfit(run, now)):
+            now, why = (LOCKED, in_queue) if in_queue else _predict(run, scoring)
+            if jobs and (unfit := _batch_problem(run, now)):
                 now, why = REFUSED, unfit
             shared = jobs is not None and now != REFUSED
             cost = estimator.cost(run.recipe, run.recipe.resources.all_processes if shared else 1)
@@ -105,7 +105,7 @@ class Notes:
         return [f"{', '.join(about)}: {note}" for note, about in self._about.items()]
 
 
-def _foreseen(run: Run, scoring: Scoring) -> tuple[str, str]:
+def _predict(run: Run, scoring: Scoring) -> tuple[str, str]:
     """Return the state of a run, and the reason if it would not run."""
     if holder := lock.holder(run.lock):
         return LOCKED, holder
@@ -124,8 +124,8 @@ def _foreseen(run: Run, scoring: Scoring) -> tuple[str, str]:
     return (FINISHED if known else SCORE if now == FINISHED else now), note
 
 
-def _unfit(run: Run, now: str) -> str:
-    """Return why the processes of a job cannot train a run; empty if they can."""
+def _batch_problem(run: Run, now: str) -> str:
+    """Return why a run cannot be trained by the processes of its job; empty if it can."""
     try:
         slurm.check_batch(run, now)
     except KavaError as error:

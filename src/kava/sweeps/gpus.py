@@ -33,7 +33,7 @@ def visible_gpus() -> list[str]:
 
     Empty if the CPU was requested, or if this process is one of several that a launcher started.
     """
-    if distributed.world_size() > 1 or distributed.asked_for_cpu():
+    if distributed.world_size() > 1 or distributed.cpu_requested():
         return []
     count = torch.cuda.device_count()
     named = [name.strip() for name in os.environ.get(_VISIBLE, "").split(",") if name.strip()]

@@ -76,7 +76,7 @@ def check(paths: list[str], console: Console) -> bool:
     """
     found, failed = entries(paths), []
     width = max(len(entry.path) for entry in found)
-    with tempfile.TemporaryDirectory() as scratch, _libraries_kept():
+    with tempfile.TemporaryDirectory() as scratch, _freeze_garbage_collector():
         bench = Bench(Path(scratch))
         for entry in found:
             begin = time.perf_counter()
@@ -141,7 +141,7 @@ class Bench:
 
 
 @contextmanager
-def _libraries_kept() -> Iterator[None]:
+def _freeze_garbage_collector() -> Iterator[None]:
     # The Trainer runs garbage collection before each training. Without freezing, half of the time
     # of a check is spent on scanning the imported libraries.
     import kava.training.pretrain  # noqa: F401

@@ -237,7 +237,7 @@ def predicted_state(run: Run, scoring: Scoring, in_queue: str) -> Outcome:
 
 
 def check_output(output: Path) -> None:
-    """Refuse a folder whose name a job's script or SLURM would not take as it is.
+    """Refuse a folder whose name has characters that SLURM or a job's script would interpret.
 
     Raises:
         KavaError: names the character.
@@ -361,7 +361,7 @@ def _submit_group(
     folder = (output / record.FOLDER).resolve()
     wanted = runs[0].recipe.resources
     work = [JobWork.from_run(run, scoring) for run in runs]
-    with _nothing_left_by_failure(folder):
+    with _undo_on_failure(folder):
         executor = _executor(folder, wanted, output.resolve().name, options, limit)
         submitted = executor.submit_array(work)
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -409,7 +409,7 @@ def _executor(
 
 
 @contextmanager
-def _nothing_left_by_failure(folder: Path) -> Iterator[None]:
+def _undo_on_failure(folder: Path) -> Iterator[None]:
     """Create the folder; if the submission is refused, restore its previous state.
 
     Raises:

@@ -70,7 +70,7 @@ def show(runs: Sequence[PlannedRun], output: Path, console: Console) -> int:
     counts = ", ".join(f"{names.count(name)} {name}" for name in order if name in names)
     print_text(console, f"{format_count(len(lines), 'run')}: {counts}")
     if set(names) == {FINISHED}:
-        _sum_up(runs, output, console)
+        _write_missing_summary(runs, output, console)
         return ALL_FINISHED
     return SOME_FAILED if FAILED in names else UNFINISHED
 
@@ -158,7 +158,7 @@ def _progress(asked: PlannedRun) -> tuple[int | None, int | None, float | None]:
     return step, steps, losses[-1] if losses else None
 
 
-def _sum_up(asked: Sequence[PlannedRun], output: Path, console: Console) -> None:
+def _write_missing_summary(asked: Sequence[PlannedRun], output: Path, console: Console) -> None:
     scorings = {
         (tuple(one.scoring.names), tuple(one.scoring.files), one.scoring.limit): one.scoring
         for one in asked
@@ -172,11 +172,11 @@ def _sum_up(asked: Sequence[PlannedRun], output: Path, console: Console) -> None
     scored = [scoring.found_in(result.get("scores", {})) or [] for result in results]
     names = dict.fromkeys(name for part in scored for name in part)
     rows = sweeps.collect(outcomes, tuple(names) or (VALIDATION,))
-    if rows != _summed_up(output):
+    if rows != _read_summary(output):
         sweeps.write_summary(outcomes, rows, output, console)
 
 
-def _summed_up(output: Path) -> Any:
+def _read_summary(output: Path) -> Any:
     try:
         return json.loads((output / sweeps.SUMMARY).read_text(encoding="utf-8"))["rows"]
     except (OSError, ValueError, KeyError):

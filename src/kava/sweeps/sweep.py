@@ -76,7 +76,7 @@ def plan(
     kept: list[Path] = []
     for file in (file for given in files for file in assets.find_all(given)):
         if is_backbone(file):
-            console.print(f"{file}: makes a backbone (kava pretrain), left out", highlight=False)
+            console.print(f"{file}: is a recipe of kava pretrain; skipped", highlight=False)
         elif file.resolve() in [other.resolve() for other in kept]:
             console.print(f"{file}: given twice; it is run once", highlight=False)
         else:
@@ -174,7 +174,7 @@ def sum_up(
     scored = dict.fromkeys(task.name for o in outcomes for task in scoring.tasks_for(o.run.recipe))
     before: Sequence[Outcome] = []
     while outcomes != before:  # includes what other processes finish meanwhile
-        before, outcomes = outcomes, [_looked_at_again(outcome, scoring) for outcome in outcomes]
+        before, outcomes = outcomes, [_refresh(outcome, scoring) for outcome in outcomes]
         rows = collect(outcomes, tuple(scored) or (VALIDATION,))
         write_json(output / SUMMARY, summary(outcomes, rows))
     write_summary(outcomes, rows, output, console)
@@ -250,7 +250,7 @@ def collect(outcomes: Sequence[Outcome], tasks: Sequence[str]) -> list[TableRow]
     return rows
 
 
-def _looked_at_again(outcome: Outcome, scoring: Scoring) -> Outcome:
+def _refresh(outcome: Outcome, scoring: Scoring) -> Outcome:
     """Return the outcome of a run, updated if another process has finished it by now."""
     if outcome.status == LOCKED:
         try:

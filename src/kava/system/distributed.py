@@ -49,7 +49,7 @@ def is_main() -> bool:
 
 
 def check_command(words: list[str]) -> None:
-    """Reject several processes for a command that would do all of its work several times.
+    """Reject several processes for a command that would repeat its work in each of them.
 
     Also reject a single process if several were requested: on CPUs, `accelerate launch
     --num_processes 2` prepares for two and starts one (accelerate 1.15).
@@ -139,7 +139,7 @@ def _state() -> Any:
     import torch
     from accelerate import PartialState
 
-    on_cpu = asked_for_cpu() or not torch.cuda.is_available()
+    on_cpu = cpu_requested() or not torch.cuda.is_available()
     if not on_cpu and torch.cuda.device_count() == 1:
         # SLURM may show each task its own GPU only. That is GPU 0 of the task, but accelerate's
         # barrier would use the GPU with the number of the task.
@@ -147,12 +147,12 @@ def _state() -> Any:
     return PartialState(cpu=on_cpu, timeout=_WORK_OF_ONE)
 
 
-def asked_for_cpu() -> bool:
+def cpu_requested() -> bool:
     """Whether `kava --cpu` or `accelerate launch --cpu` requested the CPU, with or without GPUs."""
     return os.environ.get(_CPU, "").lower() == "true"
 
 
-def ask_for_cpu() -> None:
+def request_cpu() -> None:
     """Request the CPU for this process and those that it starts."""
     os.environ[_CPU] = "true"
 
@@ -266,7 +266,7 @@ def shared_micro_batch(shared: bool, weight: float = 1.0) -> Iterator[None]:
 
 
 def sum_over_micro_batch(part: Tensor) -> Tensor:
-    """Turn a sum over this process's examples into one over the whole micro-batch. No gradient."""
+    """All-reduce a sum over this process's examples to the whole micro-batch, without gradient."""
     weight = _weight.get()
     if weight is None:
         return part

@@ -44,23 +44,23 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def command() -> str:
-    """What was called, for a result file, which may be published.
+    """Return the command line for a result file, which may be published.
 
-    Of kava's own command and of the scripts in `benchmarks/` the words, without secrets and without
-    the name of the home folder. The words of any other program are its own affair.
+    Secrets and the name of the home folder are removed. Only kava's own command and the scripts in
+    `benchmarks/` are recorded with their arguments; any other program may have private ones.
     """
     program = _program()
     if program is None:
         return "called from Python"
-    return " ".join(map(_quoted, [*program, *_covered(sys.argv[1:])]))
+    return " ".join(map(_quote, [*program, *_redact(sys.argv[1:])]))
 
 
 def own_words() -> list[str] | None:
-    """The words after kava's own command, secrets and the home folder covered.
+    """Return the arguments of kava's own command, with secrets and the home folder removed.
 
-    None where another program imports kava.
+    It is None if another program imports kava.
     """
-    return None if _program() is None else _covered(sys.argv[1:])
+    return None if _program() is None else _redact(sys.argv[1:])
 
 
 def _program() -> list[str] | None:
@@ -91,8 +91,8 @@ _SECRET_VALUE = re.compile(
 _SECRET_LOOKS = re.compile(r"\b(?:hf_|sk-)[\w-]{16,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 
 
-def _covered(words: list[str]) -> list[str]:
-    """Words of a command without secrets and without the name of the home folder."""
+def _redact(words: list[str]) -> list[str]:
+    """Return the arguments of a command without secrets and the name of the home folder."""
     found: list[str] = []
     is_secret = False
     for word in words:
@@ -116,8 +116,8 @@ def _without_home(word: str) -> str:
     return word
 
 
-def _quoted(word: str) -> str:
-    """For a shell, which is to see the home folder in `~/...`."""
+def _quote(word: str) -> str:
+    """Quote an argument for a shell, so that `~/...` is still expanded."""
     return f"~/{shlex.quote(word[2:])}" if word[:2] == "~/" and word[2:] else shlex.quote(word)
 
 
@@ -175,16 +175,16 @@ def default_device() -> str:
     _check_cuda()
     if distributed.world_size() > 1:
         return distributed.device()
-    return "cuda" if torch.cuda.is_available() and not distributed.asked_for_cpu() else "cpu"
+    return "cuda" if torch.cuda.is_available() and not distributed.cpu_requested() else "cpu"
 
 
 def _check_cuda() -> None:
     """Refuse to compute on the CPU only because torch cannot use the NVIDIA GPU of this machine.
 
-    A GPU that is hidden by `CUDA_VISIBLE_DEVICES`, or that this process may not open, is none.
+    A GPU that is hidden by `CUDA_VISIBLE_DEVICES`, or that this process may not open, is ignored.
     """
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
-    if hidden or distributed.asked_for_cpu() or torch.cuda.is_available() or not _has_nvidia_gpu():
+    if hidden or distributed.cpu_requested() or torch.cuda.is_available() or not _has_nvidia_gpu():
         return
     why = "it finds no device"
     try:

@@ -9,7 +9,7 @@ _known: dict[tuple[int, int, int, int], str] = {}
 
 
 def sha256(file: Path) -> str:
-    """Return the SHA-256 of a file, which is read in parts; of a link, that of what it names."""
+    """Return the SHA-256 of a file, or of the file that a link leads to; it is read in parts."""
     with file.open("rb") as opened:
         found = file.stat()
         key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)

@@ -127,14 +127,14 @@ def download(name: str, revision: str | None, patterns: list[str], what: str, in
         )
     except LocalEntryNotFoundError:
         why = "the Hugging Face Hub cannot be reached and there is no local copy"
-        raise _nowhere(name, why, what, instead) from None
+        raise _not_available(name, why, what, instead) from None
     except (OSError, ValueError, HfHubHTTPError) as error:
-        raise _nowhere(name, first_line(error), what, instead) from None
+        raise _not_available(name, first_line(error), what, instead) from None
     record_download(name, what, sorted(file for file in Path(folder).iterdir() if file.is_file()))
     return Path(folder)
 
 
-def _nowhere(name: str, why: str, what: str, instead: str) -> NotAvailable:
+def _not_available(name: str, why: str, what: str, instead: str) -> NotAvailable:
     detail = f"{name}: no such folder, and it cannot be loaded from the Hub: {why}"
     return NotAvailable(f"{what} {detail}; {instead}", detail, code="system.not-on-hub", key=name)
 

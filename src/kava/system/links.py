@@ -74,10 +74,10 @@ def check_named(folder: Path, patterns: tuple[str, ...]) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it that are not there.
+    """Create a folder and its missing parents.
 
-    In the temporary folder, which all users of a machine share, they are this user's alone, also
-    where others may write into what the user makes (umask): nobody puts a lock or a link there.
+    Inside the temporary folder, which all users of a machine share, only this user may write into
+    them, whatever the umask allows: nobody else can put a lock or a link there.
     """
     shared = Path(tempfile.gettempdir()).resolve()
     missing = [one for one in (folder, *folder.parents) if not one.is_dir()]

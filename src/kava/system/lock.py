@@ -42,7 +42,7 @@ def acquire(file: Path, patience: float = _MOMENT) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise LockHeld(_described(file)) from None
+        raise LockHeld(_describe_holder(file)) from None
     try:
         if not isinstance(lock, SoftFileLock):  # which writes the same itself
             with os.fdopen(os.open(file, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW), "w") as out:
@@ -82,10 +82,10 @@ def holder(file: Path) -> str:
         with FileLock(file, blocking=False):
             return ""
     except (Timeout, OSError):  # or this user may not try
-        return _described(file)
+        return _describe_holder(file)
 
 
-def _described(file: Path) -> str:
+def _describe_holder(file: Path) -> str:
     try:
         with file.open(encoding="utf-8", errors="replace") as opened:
             pid, host, *_ = opened.read(300).split("\n")

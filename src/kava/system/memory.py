@@ -39,12 +39,12 @@ def peak_memory(device: torch.device) -> Iterator[Peak]:
         peak.bytes = torch.cuda.max_memory_allocated(device)
         peak.reserved = torch.cuda.max_memory_reserved(device)
         return
-    peak = Peak("process", since_start=not _set_back())
+    peak = Peak("process", since_start=not _reset_peak())
     yield peak
     peak.bytes = _resident_peak()
 
 
-def _set_back() -> bool:
+def _reset_peak() -> bool:
     """Reset the peak of this process, which Linux allows; return whether it worked."""
     try:
         _CLEAR.write_text("5", encoding="ascii")

@@ -91,13 +91,13 @@ def shard_optimizer(optimizer: torch.optim.Optimizer, full_state: dict[str, Any]
 
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
 
-    def parted(value: Any, weight: Tensor) -> Any:
+    def shard(value: Any, weight: Tensor) -> Any:
         if not isinstance(weight, DTensor) or not torch.is_tensor(value) or not value.dim():
             return value
         return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
 
     state = {
-        number: {name: parted(value, weights[number]) for name, value in one.items()}
+        number: {name: shard(value, weights[number]) for name, value in one.items()}
         for number, one in full_state["state"].items()
     }
     return {**full_state, "state": state}

@@ -19,7 +19,7 @@ from kava.system import distributed
 
 _received: list[int] = []
 _listening = False
-_kept = False
+_deferred = False
 
 
 class Preempted(BaseException):
@@ -49,12 +49,12 @@ def listen_for(signals: list[int], *numbers: int) -> Iterator[None]:
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """Inside the block, do not interrupt; a requested stop takes effect at its end, or in `check`.
+    """Inside the block, defer a requested stop until its end, or until `check` is called.
 
     Raises:
         Preempted: if a stop was requested.
     """
-    with _keeping():
+    with _deferring():
         yield
     check()
 
@@ -69,7 +69,7 @@ def save_on_signal() -> Iterator[None]:
     Raises:
         Preempted: if training was ended.
     """
-    with listen_for([], signal.SIGTERM), _keeping():
+    with listen_for([], signal.SIGTERM), _deferring():
         yield
 
 
@@ -79,21 +79,21 @@ def check() -> None:
     Raises:
         Preempted: on all processes, if a stop was requested.
     """
-    if is_asked():
+    if stop_requested():
         raise Preempted
 
 
-def stop_if_asked() -> None:
+def stop_if_requested() -> None:
     """Call `check`, unless inside `defer_signals`; for use between repeatable parts of work.
 
     Raises:
         Preempted: if a stop was requested.
     """
-    if not _kept:
+    if not _deferred:
         check()
 
 
-def is_asked() -> bool:
+def stop_requested() -> bool:
     """Whether a stop was requested.
 
     With several processes, all must call this together; all get the same answer.
@@ -108,17 +108,17 @@ def is_asked() -> bool:
 
 
 @contextmanager
-def _keeping() -> Iterator[None]:
-    global _kept
-    _kept = True
+def _deferring() -> Iterator[None]:
+    global _deferred
+    _deferred = True
     try:
         yield
     finally:
-        _kept = False
+        _deferred = False
 
 
 def _receive(number: int, frame: Any) -> None:
     _received.append(number)
     # One exception is enough: a second one would interrupt the cleanup after the first.
-    if not _kept and len(_received) == 1 and distributed.world_size() == 1:
+    if not _deferred and len(_received) == 1 and distributed.world_size() == 1:
         raise Preempted

@@ -44,7 +44,7 @@ def markdown_table(
 
     Args:
         headings: None for a table without headings.
-        left_aligned: indices of the columns that are aligned to the left; the others hold numbers.
+        left: indices of the columns that are aligned to the left; the others hold numbers.
     """
     columns = range(len(headings or lines[0]))
     head = "| " * len(columns) + "|" if headings is None else _line(headings)

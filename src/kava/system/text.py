@@ -39,7 +39,7 @@ _CONTROLS = dict.fromkeys(code for code in (*range(32), *range(127, 160)) if cod
 
 
 def printable(text: str) -> str:
-    """Without the control characters by which a text could write anywhere in a terminal."""
+    """Return a text without the control characters that could move the cursor of a terminal."""
     return text.translate(_CONTROLS)
 
 
@@ -50,7 +50,7 @@ class PlainConsole(Console):
         super().__init__(**{"markup": False, "emoji": False, **how})
 
     def render(self, *what: Any, **how: Any) -> Iterable[Segment]:
-        """What rich makes of a text; its own control codes are apart from it."""
+        """Render with rich, and remove control characters from the text, but not rich's own."""
         for part in super().render(*what, **how):
             yield part if part.control else Segment(printable(part.text), part.style)
 

@@ -248,7 +248,7 @@ _DRAWS = (0.0, 1 - 2**-53)
 
 
 def check_reports(names: list[str]) -> None:
-    """Raise an error if `train.report_to` is unknown to transformers or not installed.
+    """Raise an error if a tracker in `train.report_to` is unknown or not installed.
 
     Raises:
         KavaError: names the tracker and the valid choices, or how to install it.

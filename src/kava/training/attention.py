@@ -39,8 +39,8 @@ def check_attention(reasoner: Reasoner, rows: Sequence[batching.Row]) -> None:
     if there is None or needed <= there:
         return
     raise KavaError(
-        f"data.train: row {longest.id} has {longest.columns:,} tokens; the attention mask of a "
-        f"micro-batch of {together} as long as it takes {format_bytes(needed)}, and "
+        f"data.train: row {longest.id} has {longest.columns:,} tokens; a micro-batch of {together} "
+        f"rows of this length needs an attention mask of {format_bytes(needed)}, but only "
         f"{format_bytes(there)} of memory are available; lower train.micro_batch_size, or remove "
         "such rows",
         code="training.no-memory-for-row",

@@ -29,7 +29,7 @@ class Record(TrainerCallback):
         Raises:
             KavaError: if its log is damaged; on all processes.
         """
-        distributed.on_main_rank(lambda: _cut_after(self.file, state.global_step))
+        distributed.on_main_rank(lambda: _truncate_log(self.file, state.global_step))
         self.progress.begin(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -60,13 +60,13 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop if it was requested during the step."""
-        if signals.is_asked():
+        if signals.stop_requested():
             control.should_log = True
             self._stop(control)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop if it was requested during the validation after the step."""
-        if signals.is_asked():
+        if signals.stop_requested():
             self._stop(control)
 
     def check(self) -> None:
@@ -85,7 +85,7 @@ class StopOnSignal(TrainerCallback):
         control.should_save = control.should_training_stop = self._stopped = True
 
 
-def _cut_after(file: Path, step: int) -> None:
+def _truncate_log(file: Path, step: int) -> None:
     if file.exists():
         kept = (record for record in read_records(file) if record["step"] <= step)
         write_whole(file, "".join(json.dumps(record) + "\n" for record in kept))

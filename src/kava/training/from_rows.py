@@ -95,7 +95,7 @@ def _as_mapping(located: tuple[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def use_recipe(reasoner: Reasoner, recipe: Recipe) -> None:
-    """Set another recipe on a reasoner, for training the same weights.
+    """Replace the recipe of a reasoner, to train the same weights with it.
 
     Raises:
         KavaError: if the recipe is for other weights, or does not fit. The reasoner is then

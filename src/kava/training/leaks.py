@@ -91,7 +91,7 @@ def without_numbers(normal_form: str) -> str:
 def find_leaks(rows: Iterable[tuple[str, str]], task: Task) -> Iterator[Leak]:
     """Yield the leaks among training rows, in order, at most one for each row.
 
-    A row that equals one test question, and another one up to numbers, counts as equal.
+    If a row equals one test question, and differs from another only in numbers, it counts as equal.
 
     Args:
         rows: the location of each row and its question.
@@ -110,7 +110,7 @@ def find_leaks(rows: Iterable[tuple[str, str]], task: Task) -> Iterator[Leak]:
         ]
         for kind, found in both:
             if found:
-                short = _shortened(question), _shortened(found.question)
+                short = _shorten(question), _shorten(found.question)
                 yield Leak(kind, task.name, where, found.id, *short)
                 break
 
@@ -140,7 +140,7 @@ def check_training_rows(data: Data, rows: list[Example], console: Console | None
             ) from None
         leaks = list(find_leaks(((e.id, e.question) for e in rows), task))
         say(f"leak check: {format_summary(leaks, len(rows), task)}", style="dim", highlight=False)
-        stopping = _stopping(leaks, data.leak_stop == "up_to_numbers")
+        stopping = _leaks_that_stop(leaks, data.leak_stop == "up_to_numbers")
         stopping = [x for x in stopping if not {x.task, name, x.test} & set(data.allow_leaks)]
         if stopping:
             raise KavaError(
@@ -200,7 +200,7 @@ def check(
             console.print(f"... and {len(leaks) - MOST_PRINTED:,} more; --json lists them all")
         for task in loaded:
             console.print(format_summary(found[task.name], len(rows), task), highlight=False)
-    return 1 if _stopping(leaks, strict) else 0
+    return 1 if _leaks_that_stop(leaks, strict) else 0
 
 
 def format_summary(leaks: list[Leak], rows: int, task: Task) -> str:
@@ -233,7 +233,7 @@ def _counts(leaks: list[Leak]) -> dict[str, int]:
     return {"equal": kinds.count(EQUAL), "up_to_numbers": kinds.count(UP_TO_NUMBERS)}
 
 
-def _stopping(leaks: list[Leak], strict: bool) -> list[Leak]:
+def _leaks_that_stop(leaks: list[Leak], strict: bool) -> list[Leak]:
     return [leak for leak in leaks if strict or leak.kind == EQUAL]
 
 
@@ -242,6 +242,6 @@ def _ids(leaks: list[Leak]) -> str:
     return ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
 
 
-def _shortened(question: str) -> str:
+def _shorten(question: str) -> str:
     text = " ".join(question.split())
     return text if len(text) <= _SHORT else f"{text[: _SHORT - 3]}..."

@@ -78,8 +78,8 @@ def pretrain(
 def new_reasoner(resolved: BackboneRecipe, rows: list[Example]) -> tuple[Reasoner, Any]:
     """Create a randomly initialised backbone with the `cot` method, and its tokenizer.
 
-    The special tokens are added to a copy of the tokenizer, which the reasoner has; the backbone
-    itself does not know them.
+    The special tokens are added to the reasoner's copy of the tokenizer only, and are not part of
+    the saved backbone.
     """
     torch.manual_seed(resolved.seed)
     tokenizer = train_tokenizer(

@@ -39,10 +39,12 @@ def without_shared(
     data: Data,
     console: Console | None = None,
 ) -> list[Example]:
-    """Return the training examples whose questions, in normal form, are no validation questions.
+    """Return the training examples without those whose question is also a validation question.
+
+    Questions are compared in normal form (`kava.training.leaks.normalize`).
 
     Raises:
-        KavaError: if there are others and `data.overlap` is `error`, or all are others.
+        KavaError: if there are such examples and `data.overlap` is `error`, or no others are left.
     """
     held_out = {normalize(e.question) for e in validation}
     kept = [e for e in train_rows if normalize(e.question) not in held_out]
@@ -52,7 +54,7 @@ def without_shared(
     such = min(e.question for e in validation if normalize(e.question) in shared)
     if data.overlap == "error" or not kept:
         raise KavaError(
-            f"data: {len(shared)} validation questions are training questions too, such as "
+            f"data: {len(shared)} validation questions are also in the training data, such as "
             f"{such[:80]!r}; leave them out of the training with data.overlap=skip, or choose "
             "other validation rows",
             code="training.shared-validation",
@@ -60,8 +62,8 @@ def without_shared(
         )
     if console:
         console.print(
-            f"data.overlap: {left_out:,} training rows are left out, since {len(shared)} "
-            f"validation questions are training questions too, such as {such[:80]!r}",
+            f"data.overlap: {left_out:,} training rows are left out, because {len(shared)} "
+            f"validation questions are also in the training data, such as {such[:80]!r}",
             highlight=False,
             markup=False,
         )

@@ -36,7 +36,7 @@ def smoke_run(resolved: Recipe, output: Path | None, console: Console) -> None:
     console.print(
         f"smoke: {result['steps']} steps of '{resolved.method}' on a random "
         f"{family(resolved)} of {weights:,} weights and {ROWS} generated rows. "
-        "It runs; nothing here is a result.",
+        "It runs; its numbers are not results.",
         highlight=False,
     )
 

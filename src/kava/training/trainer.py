@@ -87,7 +87,7 @@ class StepTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if batches:
             self._enter_stage()
-            batches = [self._staged(batch, i) for i, batch in enumerate(batches)]
+            batches = [self._apply_stage(batch, i) for i, batch in enumerate(batches)]
             count_in = self.reasoner.method.counts
             parts = [
                 {name: count * batch["weight"] for name, count in count_in(batch).items()}
@@ -114,7 +114,7 @@ class StepTrainer(Trainer):
         if method.options.reset_optimizer:
             cast(Optimizer, self.optimizer).state.clear()
 
-    def _staged(self, batch: dict[str, Any], index: int) -> dict[str, Any]:
+    def _apply_stage(self, batch: dict[str, Any], index: int) -> dict[str, Any]:
         return self.reasoner.apply_stage(
             batch, self.epoch_of(self.state.global_step), self._first_row(index)
         )
@@ -137,7 +137,10 @@ class StepTrainer(Trainer):
         # The third number separates dropout from the random numbers of the curriculum.
         torch.manual_seed(hash((self.args.seed, draw, 1)))
         # For FSDP2, accelerate relies on half-precision weights and sets no autocast.
-        with distributed.shared_micro_batch(self._shared, weight), self.accelerator.autocast():
+        with (
+            distributed.shared_micro_batch(self._shares_micro_batch, weight),
+            self.accelerator.autocast(),
+        ):
             terms = model(**inputs)
         if not weight:
             terms = {name: 0 * value for name, value in terms.items()}
@@ -156,7 +159,7 @@ class StepTrainer(Trainer):
         return (loss, terms) if return_outputs else loss
 
     @property
-    def _shared(self) -> bool:
+    def _shares_micro_batch(self) -> bool:
         """Whether the processes share one micro-batch, because the recipe's is the whole batch."""
         return (
             self.accelerator.num_processes > 1 and not self.reasoner.recipe.train.micro_batch_size

@@ -113,7 +113,7 @@ def read_options(command: str, words: list[str]) -> dict[str, Any]:
         key, sign, value = word.partition("=")
         if not sign or not key:
             raise KavaError(
-                f"{command}: --option {word}: an option is written key=value",
+                f"{command}: --option {word}: must have the form key=value",
                 code="data.bad-option-word",
                 key=word,
             )

@@ -67,7 +67,7 @@ class Source:
         source = str(file or f"{self.hub} ({description})")
         examples = to_examples(read(rows) if read else rows, source, self.stem, limit, columns)
         if self.by_program:
-            examples = [replace(one, answer=_in_digits(one.answer)) for one in examples]
+            examples = [replace(one, answer=_write_in_digits(one.answer)) for one in examples]
         if limit is None and len(examples) != self.rows:
             raise KavaError(
                 f"{source} has {len(examples):,} rows and {self.title} has {self.rows:,}; set a"
@@ -107,8 +107,8 @@ def read_or_generate(
     return call(generate, f"task {name}", wanted, options), source
 
 
-def _in_digits(answer: str) -> str:
-    """Write a number by `plain_number`; leave every other answer as it is."""
+def _write_in_digits(answer: str) -> str:
+    """Format a number with `plain_number`; return any other answer unchanged."""
     try:
         return plain_number(Decimal(answer))
     except InvalidOperation:

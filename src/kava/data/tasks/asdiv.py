@@ -29,7 +29,7 @@ def load(
 
 
 def _read(rows: Iterable[Row]) -> Iterator[Row]:
-    """Join `body` and `question` to one question, and take the unit off the answer."""
+    """Join `body` and `question` to one question, and remove the unit from the answer."""
     for where, row in rows:
         changed = dict(row)
         if isinstance(row.get("body"), str) and isinstance(row.get("question"), str):

@@ -28,10 +28,10 @@ def load(
 
 
 def _read(rows: Iterable[Row]) -> Iterator[Row]:
-    return map(_joined, rows)
+    return map(_join_question, rows)
 
 
-def _joined(located: Row) -> Row:
+def _join_question(located: Row) -> Row:
     """Join `Body` and `Question` to one question, and make an id of `ID` (`chal-17`)."""
     where, row = located
     if not isinstance(row.get("Body"), str) or not isinstance(row.get("Question"), str):
