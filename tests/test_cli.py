@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from refusals import refused
+from typer.main import get_command
 
+from kava.cli import app
 from kava.inference import compressed
 from kava.inspect import ask
 
@@ -33,6 +35,21 @@ def test_help_names_each_command_with_its_purpose(kava):
     for command in (*commands.split(), "prefetch", "watch", "serve", "demo", "recipes", "data"):
         line = next(row for row in said.splitlines() if row.split()[:1] == [command])
         assert len(line.split()) > 4 and not line.endswith("...")
+
+
+def commands(command, path=()):
+    """The words of each command and group of commands, that of `kava` itself among them."""
+    yield path
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, (*path, name))
+
+
+@pytest.mark.parametrize("words", list(commands(get_command(app))), ids=" ".join)
+def test_each_help_ends_with_two_examples_of_its_command(kava, words):
+    status, said = kava(*words, "--help")
+    lines = said.out.partition("Examples:\n")[2].splitlines()
+    assert status == 0 and len(lines) >= 2
+    assert all(" ".join(("kava", *words)) in line for line in lines)
 
 
 @pytest.mark.processes

@@ -11,11 +11,21 @@ from typer.core import TyperCommand
 
 from kava.errors import KavaError
 
+
+def examples(*lines: str) -> str:
+    """Return the end of a command's `--help`: examples, one line each."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    epilog=examples(
+        'kava ask checkpoints/quickstart/kava "Ann has 4 pens and buys 3. How many?"',
+        "kava train recipes/quickstart/kava.yaml -o runs/mine",
+    ),
 )
 
 
@@ -113,11 +123,6 @@ def _shown(value: Any) -> Any:
     if isinstance(value, list):
         return [_shown(one) for one in value]
     return value.removeprefix(_HIDDEN) if isinstance(value, str) else value
-
-
-def examples(*lines: str) -> str:
-    """Return the end of a command's `--help`: examples, one line each."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 def names(text: str | None, option: str = "--task") -> list[str]:

@@ -14,6 +14,10 @@ bench_app = typer.Typer(
     rich_markup_mode=None,
     no_args_is_help=True,
     help="Measure speed on random weights and tokens: no Hub, no data.",
+    epilog=examples(
+        "kava bench train recipes/bench/kava.yaml",
+        "kava bench memory recipes/llama1b_aug/kava.yaml --rows 32 64",
+    ),
 )
 app.add_typer(bench_app, name="bench")
 

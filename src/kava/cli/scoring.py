@@ -24,7 +24,15 @@ from kava.cli._app import (
 from kava.system import distributed
 from kava.system.text import printable
 
-data_app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+data_app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    epilog=examples(
+        "kava data check train.jsonl --against gsm8k,svamp",
+        "kava data check train.jsonl --debug recipes/quickstart/kava.yaml",
+    ),
+)
 app.add_typer(data_app, name="data")
 Options = Annotated[
     list[str] | None, typer.Option("--option", help="option of the task, as key=value")

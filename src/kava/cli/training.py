@@ -24,7 +24,11 @@ from kava.cli._app import (
 from kava.errors import KavaError
 from kava.reasoning.resolve import resolve
 
-recipe_app = typer.Typer(add_completion=False, rich_markup_mode=None)
+recipe_app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    epilog=examples("kava recipes", "kava recipes check recipes/quickstart/kava.yaml"),
+)
 app.add_typer(recipe_app, name="recipes")
 
 
@@ -315,7 +319,13 @@ def check_recipes(
     raise typer.Exit(0 if check(paths or [], make_console()) else 1)
 
 
-@recipe_app.command("schema", epilog=examples("kava recipes schema > recipe.schema.json"))
+@recipe_app.command(
+    "schema",
+    epilog=examples(
+        "kava recipes schema",
+        "kava recipes schema > recipe.schema.json",
+    ),
+)
 def schema_of_recipes() -> None:
     """Print the JSON schema of recipes, for editors.
 
