@@ -85,7 +85,9 @@ def test_the_first_step_and_the_last_are_logged_however_few_there_are(backbone, 
     first, last = (r for r in read_metrics(run) if "loss" in r)
     assert (first["step"], last["step"]) == (1, 4)
     shown = [line for line in said.out.splitlines() if "  step " in line]
-    told = [f"step {step}  ce {of['student_ce']:.3f}" for step, of in ((2, first), (4, last))]
+    told = [
+        f"step {step}  student CE {of['student_ce']:.3f}" for step, of in ((2, first), (4, last))
+    ]
     assert [text in line for text, line in zip(told, shown, strict=True)] == [True, True]
 
 

@@ -37,7 +37,8 @@ def no_warnings() -> Iterator[None]:
         logging.set_verbosity(level)
 
 
-_SHORT = {"student_ce": "ce", "teacher_ce": "teacher", "codi": "codi", "kv": "kv"}
+#: Loss terms that are shown while training, by their keys in `metrics.jsonl`.
+_LABELS = {"student_ce": "student CE", "teacher_ce": "teacher CE", "codi": "L_CODI", "kv": "L_KV"}
 
 
 class Progress:
@@ -75,7 +76,7 @@ class Progress:
 
     def log(self, record: dict[str, Any]) -> None:
         """Show a record of the metrics."""
-        parts = [f"{_SHORT[k]} {record[k]:.3f}" for k in _SHORT if k in record]
+        parts = [f"{label} {record[key]:.3f}" for key, label in _LABELS.items() if key in record]
         if parts:
             self._parts = "  ".join(parts)
         if "validation_accuracy" in record:
