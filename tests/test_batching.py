@@ -138,7 +138,7 @@ def test_counts_are_the_denominators(parts, latents):
     found = method.counts(method.apply_stage(data, 0.0, None))
     slots = sum(min(len(r.steps), latents) for r in rows)
     assert {name: int(count) for name, count in found.items()} == {
-        "written": sum(len(r.steps) + len(r.answer) for r in rows),
+        "teacher": sum(len(r.steps) + len(r.answer) for r in rows),
         "answer": sum(len(r.answer) for r in rows),
         "rows": len(rows),
         "slots": slots,

@@ -105,7 +105,7 @@ def test_the_least_of_thinking_is_what_runs(method, monkeypatch):
         model.method.think(model, batch["question"], batch["question_mask"])
     lengths = batch["question_mask"].sum(1)
     kept = 1 if method == "cot" else 0  # its last token is the prompt that writing begins with
-    least = model.method.thinking_work(lengths - kept, model.recipe.num_iterations)
+    least = model.method.reasoning_work(lengths - kept, model.recipe.num_iterations)
     if least is None:
         pytest.skip(f"{method} does not say what it needs at the least")
     assert (least.columns, least.pairs) == (seen.columns, seen.pairs)

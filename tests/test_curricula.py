@@ -184,7 +184,7 @@ def test_rows_in_different_stages_are_as_if_alone():
             gone = int(alone["steps_mask"].sum() - data["steps_mask"][i].sum())
             alone = batching.drop_first_tokens(alone, torch.tensor([gone]))
             alone |= {"latents": torch.tensor([latents]), "most_latents": latents}
-            counts = {"written": torch.tensor(1)}
+            counts = {"teacher": torch.tensor(1)}
             total += thinker.method.loss(thinker, alone, counts)["loss"]
     torch.testing.assert_close(together, total / data["teacher_ids"].numel())
 

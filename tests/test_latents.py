@@ -30,7 +30,7 @@ def iterate(thinker, start, passes, **options):
         return jacobi.think(thinker, start[0], M, passes, start[1], **options)
 
 
-def one_by_one(thinker, start):
+def sequential_passes(thinker, start):
     with torch.no_grad():
         return sequential.think(thinker, start[0], M, start[1])
 
@@ -49,21 +49,21 @@ def same_columns(first, second, count):
 
 @pytest.mark.parametrize("passes", range(1, M + 3))
 def test_after_t_iterations_the_first_t_latents_are_the_sequential_ones(thinker, start, passes):
-    ours, theirs = iterate(thinker, start, passes), one_by_one(thinker, start)
+    ours, theirs = iterate(thinker, start, passes), sequential_passes(thinker, start)
     assert close(ours.inputs[-1][:, :passes], theirs.inputs[-1][:, :passes])
     assert same_columns(ours.key_values[-1], theirs.key_values[-1], passes)
 
 
 @pytest.mark.parametrize("passes", (1, 2))
 def test_before_that_the_next_latent_still_differs(thinker, start, passes):
-    ours, theirs = iterate(thinker, start, passes), one_by_one(thinker, start)
+    ours, theirs = iterate(thinker, start, passes), sequential_passes(thinker, start)
     gap = (ours.inputs[-1][:, passes] - theirs.inputs[-1][:, passes]).abs()
     assert gap.max() > 1e-2
 
 
 def test_as_many_iterations_as_latents_give_the_same_answer_states(thinker, start):
     mask = start[1].mask
-    ours, theirs = iterate(thinker, start, M), one_by_one(thinker, start)
+    ours, theirs = iterate(thinker, start, M), sequential_passes(thinker, start)
     assert close(ours.suffix[mask], theirs.suffix[mask])
 
 
@@ -135,7 +135,7 @@ def test_every_loop_has_the_inputs_of_plain_calls_without_cache(thinker, start, 
 
 
 def test_one_at_a_time_equals_plain_calls_without_cache(thinker, start):
-    state = one_by_one(thinker, start)
+    state = sequential_passes(thinker, start)
     for i, one in enumerate(EXAMPLES):
         question = token_embeds(thinker, thinker.encoder.question(one.question))
         with torch.no_grad():

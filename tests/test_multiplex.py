@@ -58,8 +58,8 @@ def test_spans_are_the_chain_of_thought_in_order(lengths, spans, seed, decay):
     ours = []
     for n in range(len(found.rows)):
         ids, weights = (
-            found.ids[found.span_index == n].tolist(),
-            found.weights[found.span_index == n].tolist(),
+            found.ids[found.span_of == n].tolist(),
+            found.weights[found.span_of == n].tolist(),
         )
         ours.append((int(found.rows[n]), int(found.latents[n]), ids, pytest.approx(weights)))
     assert expected == ours
@@ -69,7 +69,7 @@ def test_a_token_that_occurs_twice_is_one_entry_of_the_target():
     thinker = reasoner()
     spans = Spans(
         rows=torch.tensor([0, 0]), latents=torch.tensor([0, 1]),
-        span_index=torch.tensor([0, 0, 0, 1]),
+        span_of=torch.tensor([0, 0, 0, 1]),
         ids=torch.tensor([7, 9, 7, 3]), weights=torch.tensor([0.5, 0.3, 0.2, 1.0]),
     )  # fmt: skip
     hidden = torch.randn(2, 32)
@@ -85,11 +85,13 @@ def test_a_token_that_occurs_twice_is_one_entry_of_the_target():
 def test_a_head_that_predicts_the_target_has_no_loss(monkeypatch):
     thinker = reasoner("llama", "mux")
     data = thinker.apply_stage(batch(thinker, [example(4, 9)]))
-    q = torch.full((len(data["spans_rows"]), thinker.lm.config.vocab_size), 1e-9)
+    q = torch.full((len(data["multiplex_rows"]), thinker.lm.config.vocab_size), 1e-9)
     q.index_put_(
-        (data["spans_span_index"], data["spans_ids"]), data["spans_weights"], accumulate=True
+        (data["multiplex_span_of"], data["multiplex_ids"]),
+        data["multiplex_weights"],
+        accumulate=True,
     )
-    spans = Spans(*(data[f"spans_{field.name}"] for field in fields(Spans)))
+    spans = Spans(*(data[f"multiplex_{field.name}"] for field in fields(Spans)))
     monkeypatch.setattr(thinker, "logits", lambda _: q.log())
     loss = multiplex_loss(thinker, torch.zeros(len(q), 32), spans, 1.0, torch.tensor(len(q)))
     assert abs(loss) < 1e-6
@@ -101,7 +103,7 @@ def test_what_is_drawn_depends_on_the_example_and_the_draw_alone():
 
     def spans(chosen, draw):
         data = thinker.apply_stage(batch(thinker, chosen), draw=draw)
-        span, row_of = data["spans_span_index"], data["spans_rows"]
+        span, row_of = data["multiplex_span_of"], data["multiplex_rows"]
         return [span[row_of[span] == row].tolist() for row in range(len(chosen))]
 
     first, second = spans(examples, 5)

@@ -55,7 +55,7 @@ def supervised_rows(thinker, data):
         [data["answer_rows"]] if method == "no_cot" else [data["answer_rows"], data["teacher_rows"]]
     )
     if method == "mux":
-        rows.append(data["spans_rows"])
+        rows.append(data["multiplex_rows"])
     if method == "simcot":
         of, mask = data["decoder_latents"], data["decoder_mask"]
         for i in range(thinker.recipe.num_latents):

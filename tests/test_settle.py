@@ -12,7 +12,7 @@ from tiny import batch, example, reasoner, recipe
 
 from kava.backbones import cache
 from kava.reasoning.latents import jacobi, sequential
-from kava.reasoning.latents._settle import _settled
+from kava.reasoning.latents._settle import _count_settled
 from kava.reasoning.methods import prefill_question, student_suffix
 from kava.reasoning.states import AutoIterations
 
@@ -95,8 +95,8 @@ def test_settled_are_the_latents_before_the_first_that_changes(changes):
     inputs = torch.ones(1, M, 3)
     update = inputs + 0.1 * torch.tensor(changes)[None, :, None]
     expected = changes.index(True) if True in changes else M
-    assert _settled(inputs, update, 0.05).tolist() == [expected]
-    assert _settled(inputs, update, 0.2).tolist() == [M]
+    assert _count_settled(inputs, update, 0.05).tolist() == [expected]
+    assert _count_settled(inputs, update, 0.2).tolist() == [M]
 
 
 @pytest.mark.parametrize("method", ("kava", "pccot", "lotus"))

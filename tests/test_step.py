@@ -116,12 +116,12 @@ def assert_same_terms(ours, theirs):
 
 def spans_of(data):
     """The tokens of each latent's span by row, None where the loss of MUX is not used."""
-    if "spans_rows" not in data:
+    if "multiplex_rows" not in data:
         return None
     found = [[] for _ in data["ids"]]
-    for n, row in enumerate(data["spans_rows"].tolist()):
-        assert data["spans_latents"][n] == len(found[row])  # the first latents, in order
-        found[row].append(data["spans_ids"][data["spans_span_index"] == n].tolist())
+    for n, row in enumerate(data["multiplex_rows"].tolist()):
+        assert data["multiplex_latents"][n] == len(found[row])  # the first latents, in order
+        found[row].append(data["multiplex_ids"][data["multiplex_span_of"] == n].tolist())
     return found
 
 

@@ -69,7 +69,7 @@ class Generation:
         It is None if the method does not state it.
         """
         lengths, recipe = self.mask.sum(1), self.reasoner.recipe
-        prefill = self.reasoner.method.thinking_work(lengths, recipe.num_iterations)
+        prefill = self.reasoner.method.reasoning_work(lengths, recipe.num_iterations)
         if prefill is None:
             return None
         reasoning = self.think()

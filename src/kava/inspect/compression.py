@@ -41,10 +41,10 @@ def compression(
     projected = "kv_projection" in reasoner.method_modules
     maps = kv.student_kv_for_loss if projected else kv.keys_for_loss
     student = [maps(reasoner, one, before[:, :start], real) for one in state.key_values]
-    filled = [kept.slot_mask for kept in chosen]
+    slot_masks = [kept.slot_mask for kept in chosen]
     how = [*notes, *_comparison_notes(reasoner, kv)]
     return (
-        similarity(student, target, filled, how),
+        similarity(student, target, slot_masks, how),
         kept_tokens(reasoner, kv, batch, teacher, chosen, notes),
     )
 

@@ -94,8 +94,8 @@ def _measure_scores(
 
 
 def _columns(kept: Selection) -> list[list[int | None]]:
-    columns, filled = kept.columns[0].tolist(), kept.slot_mask[0].tolist()
+    columns, slot_mask = kept.columns[0].tolist(), kept.slot_mask[0].tolist()
     return [
         [column if real else None for column, real in zip(*head, strict=True)]
-        for head in zip(columns, filled, strict=True)
+        for head in zip(columns, slot_mask, strict=True)
     ]

@@ -44,18 +44,18 @@ class Similarity:
 
 
 def similarity(
-    student: list[KeyValues], teacher: KeyValues, filled: list[Tensor], notes: list[str]
+    student: list[KeyValues], teacher: KeyValues, slot_masks: list[Tensor], notes: list[str]
 ) -> Similarity | Unavailable:
     """Compare student and teacher slot by slot.
 
     Args:
         student: for each pass, a pair of keys and values per layer, each [1, H, M, D].
         teacher: the compressed cache, of the same shape.
-        filled: [1, H, M] per layer, true where the teacher has a token.
+        slot_masks: [1, H, M] per layer, true where the teacher has a token.
     """
-    if not any(bool(one.any()) for one in filled):
+    if not any(bool(one.any()) for one in slot_masks):
         return Unavailable("the teacher read no step, so its compressed cache is empty")
-    real = torch.stack([one[0] for one in filled])
+    real = torch.stack([one[0] for one in slot_masks])
     keys, values = (_cosines(student, teacher, real, part) for part in (0, 1))
     return Similarity(keys, values, notes)
 

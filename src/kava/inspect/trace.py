@@ -16,7 +16,7 @@ from kava.reasoning.answers import ReasoningResult
 from kava.reasoning.batching import Encoder, Row
 from kava.reasoning.context_window import max_positions
 from kava.reasoning.methods import prompt_ids
-from kava.reasoning.methods.cot import begin_writing
+from kava.reasoning.methods.cot import prefill_all_but_last
 from kava.types import ANSWER_PROMPT, Example
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def split_steps(text: str) -> list[str]:
 def _write(reasoner: Reasoner, question: str, most: int) -> tuple[list[str], str | None, str]:
     """Return steps, answer and a description; the model writes them greedily after Q, no <bot>."""
     ids = torch.tensor([reasoner.encoder.question(question)], device=reasoner.device)
-    text = _text(reasoner, begin_writing(reasoner, ids, torch.ones_like(ids) > 0), most)
+    text = _text(reasoner, prefill_all_but_last(reasoner, ids, torch.ones_like(ids) > 0), most)
     note = "No steps were given, so the model wrote them itself (greedily, without <bot>)."
     if reasoner.recipe.drop_last_step:
         note += " It learned to leave the last one out (drop_last_step)."

@@ -92,7 +92,7 @@ class Encoder:
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
         """Tokenize examples: question, chain of thought and answer of each."""
-        texts = [[*map(_spaced, self._steps_in_use(e))] for e in examples]
+        texts = [[*map(_with_leading_space, self._steps_in_use(e))] for e in examples]
         traces = self._parts(texts)
         answers = self._answers([" " + e.answer for e in examples])
         questions = self.questions([e.question for e in examples])
@@ -132,13 +132,14 @@ class Encoder:
         return [[ids[part] for part in parts] for parts in texts]
 
     def _steps_in_use(self, example: Example) -> tuple[str, ...]:
+        # As in PCCoT's code and in KaVa's recipes, but not in LOTUS and Coconut (`defaults`).
         return example.steps[:-1] if self.drop_last_step else example.steps
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return encode(self.tokenizer, texts)
 
 
-def _spaced(step: str) -> str:
+def _with_leading_space(step: str) -> str:
     """Return the step with a leading space, unless it is an equation (`<<...>>`)."""
     return step if step.startswith("<<") else " " + step
 
@@ -216,10 +217,11 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 def _labels(steps: Tensor, steps_mask: Tensor, answer: Tensor, answer_mask: Tensor) -> dict:
     """Return the `teacher_*` and `answer_*` labels of a batch, see `collate`."""
-    written = next_token_labels(
+    # The first label is the token after the question: a question is never a label.
+    teacher = next_token_labels(
         torch.cat((steps, answer), dim=1), torch.cat((steps_mask, answer_mask), dim=1)
     )
-    found = {"teacher": written, "answer": next_token_labels(answer, answer_mask)}
+    found = {"teacher": teacher, "answer": next_token_labels(answer, answer_mask)}
     return {
         f"{name}_{part}": getattr(labels, part)
         for name, labels in found.items()

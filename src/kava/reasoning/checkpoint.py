@@ -36,7 +36,7 @@ from kava.reasoning.resolve import load_resolved
 from kava.recipe import schema
 from kava.system import assets, hub, links
 from kava.system.environment import versions
-from kava.system.files import disk_errors_explained, write_whole
+from kava.system.files import explain_disk_errors, write_whole
 from kava.system.progress import no_bars
 
 FORMAT = 1
@@ -73,7 +73,7 @@ def save(
         links.check(place, below)
     shutil.rmtree(parts, ignore_errors=True)
     try:
-        with disk_errors_explained(folder):
+        with explain_disk_errors(folder):
             parts.mkdir(parents=True)
             write(reasoner, parts, weights)
     except BaseException:
@@ -433,7 +433,7 @@ def _read(file: Path) -> dict[str, Tensor]:
             code="reasoning.file-missing",
             key=str(file),
         )
-    with _undamaged(file):
+    with _explain_damage(file):
         return load_file(file)
 
 
@@ -445,14 +445,14 @@ def _read_exported(folder: Path) -> dict[str, Tensor]:
     """
     weights: dict[str, Tensor] = {}
     for file in sorted(folder.glob("model*.safetensors")):
-        with _undamaged(file), safe_open(file, framework="pt") as opened:
+        with _explain_damage(file), safe_open(file, framework="pt") as opened:
             names = [name for name in opened.keys() if name.startswith(loading.OWN_PREFIX)]  # noqa: SIM118
             weights |= {n.removeprefix(loading.OWN_PREFIX): opened.get_tensor(n) for n in names}
     return weights
 
 
 @contextmanager
-def _undamaged(file: Path) -> Iterator[None]:
+def _explain_damage(file: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:

@@ -21,7 +21,7 @@ from kava.errors import KavaError
 from kava.reasoning import checkpoint
 from kava.reasoning.reasoner import Reasoner
 from kava.system import links
-from kava.system.files import disk_errors_explained, write_whole
+from kava.system.files import explain_disk_errors, write_whole
 from kava.system.progress import no_bars
 
 #: Version of the section `kava` in config.json.
@@ -56,7 +56,7 @@ def export(reasoner: Reasoner, folder: str | Path) -> Path:
     links.check(parts)
     shutil.rmtree(parts, ignore_errors=True)
     try:
-        with disk_errors_explained(folder):
+        with explain_disk_errors(folder):
             parts.mkdir(parents=True)
             _write(reasoner.merge(), parts)
             parts.rename(folder)

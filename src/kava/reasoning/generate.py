@@ -304,7 +304,7 @@ class _EndsOfBeams(_Ends):
 
 @contextmanager
 def _no_position_from(lm: PreTrainedModel, most: int) -> Iterator[None]:
-    """Limit position ids to `most` - 1 inside the `with` block.
+    """Clamp position ids to at most `most` - 1 inside the `with` block.
 
     A row that has reached the last position is padded while the other rows of the batch continue.
     Without the limit, its padding would use learned positions that do not exist, or change a rotary

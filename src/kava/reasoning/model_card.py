@@ -39,8 +39,8 @@ def card(
     parts = [
         _head(recipe, identity),
         f"# {_text(recipe.method)} on {_text(identity['name'])}",
-        _what(recipe),
-        "## How to use it\n\n" + _use(),
+        _summary(recipe),
+        "## How to use it\n\n" + _usage(),
         "## What it was made from\n\n"
         + markdown_table(None, _origin(recipe, identity, record, merged), left=(0, 1)),
         "## What was measured\n\n" + _scores(record),
@@ -62,7 +62,7 @@ def _head(recipe: Recipe, identity: dict[str, Any]) -> str:
     return f"---\n{yaml.safe_dump(front_matter, sort_keys=False, width=float('inf'))}---"
 
 
-def _what(recipe: Recipe) -> str:
+def _summary(recipe: Recipe) -> str:
     name, paper = label_of(recipe.method), paper_of(recipe.method)
     source = f" ([arXiv:{paper}](https://arxiv.org/abs/{paper}))" if paper else ""
     return (
@@ -73,7 +73,7 @@ def _what(recipe: Recipe) -> str:
     )
 
 
-def _use() -> str:
+def _usage() -> str:
     return (
         "Install kava from a clone of its repository, with `pip install .` there. It is not on "
         "PyPI; the package `kava` there is another project.\n\n"

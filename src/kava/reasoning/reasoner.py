@@ -270,6 +270,7 @@ class Reasoner(ReasonerBase):
 
         def uniform() -> Tensor:
             if not rows:
+                # Unlike the hash of a text, that of whole numbers is the same in every process.
                 seeds = (hash((self.recipe.seed, place)) for place in places)
                 rows.extend(torch.Generator().manual_seed(seed) for seed in seeds)
             return torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in rows])
@@ -486,7 +487,7 @@ class Reasoner(ReasonerBase):
 
         With `num_return_sequences`, the answers to the same question are consecutive.
         """
-        found = self._continued(reasoning, max_new_tokens, options)
+        found = self._generate_tokens(reasoning, max_new_tokens, options)
         parts = (found.ids.tolist(), found.lengths.tolist(), found.finished.tolist())
         copies = len(found.lengths) // len(reasoning.prompt)
         return [
@@ -526,10 +527,10 @@ class Reasoner(ReasonerBase):
                 is not a whole number above 0; or an option is not possible here, such as
                 `use_cache`.
         """
-        return self._continued(reasoning, max_new_tokens, options).ids
+        return self._generate_tokens(reasoning, max_new_tokens, options).ids
 
     @torch.no_grad()
-    def _continued(
+    def _generate_tokens(
         self, reasoning: ReasoningResult, max_new_tokens: int, options: dict[str, Any]
     ) -> Continuation:
         with self.autocast():

@@ -32,11 +32,12 @@ def split(parts: Sequence[str], ids: Mapping[str, Ids]) -> list[Ids]:
 
     Args:
         parts: the parts of the text.
-        ids: token ids of each of its `beginnings`.
+        ids: token ids of each text in `prefixes(parts)`.
     """
     if not parts:
         return []
     texts = prefixes(parts)
+    # The number of tokens of a prefix tells where its last part ends in the whole text.
     whole = ids[texts[-1]]
     ends = [min(end, len(whole)) for end in accumulate((len(ids[t]) for t in texts), max)]
     return [whole[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]

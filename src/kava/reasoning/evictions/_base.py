@@ -84,7 +84,7 @@ class Eviction(ABC):
         Returns:
             columns: [batch, kv_heads, budget], indices of the kept tokens in the order of the text,
                 0 in unfilled slots.
-            filled: [batch, kv_heads, budget], true in filled slots. An example with fewer real
+            slot_mask: [batch, kv_heads, budget], true in filled slots. An example with fewer real
                 tokens than `budget` fills its first slots.
         """
         return select_top_k(self.score(inputs), inputs, budget)
@@ -100,11 +100,11 @@ def select_top_k(
 
     Args:
         scores: [batch, kv_heads, steps].
-        scored: the inputs that the scores were computed from.
+        inputs: the inputs that the scores were computed from.
         budget: number of slots for each example and head.
 
     Returns:
-        columns and filled, as described in `Eviction.keep`.
+        columns and slot_mask, as described in `Eviction.keep`.
     """
     columns = inputs.keys.shape[2]
     real = inputs.mask[:, None, :]
@@ -118,8 +118,8 @@ def select_top_k(
     ordered = torch.where(is_real, first, columns).sort(dim=-1).values
     missing = budget - ordered.shape[-1]
     ordered = torch.nn.functional.pad(ordered, (0, max(missing, 0)), value=columns)
-    filled = ordered < columns
-    return ordered.masked_fill(~filled, 0), filled
+    slot_mask = ordered < columns
+    return ordered.masked_fill(~slot_mask, 0), slot_mask
 
 
 def _recent(inputs: EvictionInputs) -> Bool[Tensor, "batch steps"]:

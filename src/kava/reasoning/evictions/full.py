@@ -16,7 +16,7 @@ class Full(Eviction):
         """Check that no token would have to be evicted.
 
         Raises:
-            KavaError: a chain of thought of `longest` tokens does not fit `budget`.
+            KavaError: a chain of thought of `max_steps` tokens does not fit `budget`.
         """
         if max_steps > budget:
             raise KavaError(

@@ -21,6 +21,8 @@ def importance(inputs: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
     I is the mean of the attention A over the answer tokens (KaVa, Listing 1).
     """
     attention = cast(Tensor, inputs.attention)  # never None if `needs_attention` is true
+    # The paper does not say which tokens belong to the answer. In training, they are all from "The
+    # answer is:" to EOS (`teacher_forward`).
     weight = inputs.answer_mask[:, None, :, None].to(attention.dtype)
     count = weight.sum(2).clamp(min=1)
     return (attention * weight).sum(2) / count
@@ -57,6 +59,8 @@ class RKV(Eviction):
     def score(self, inputs: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
         """Return S = lambda I + (1 - lambda) R, [batch, kv_heads, steps]."""
         parts = self.parts(inputs)
+        # A sum, where the R-KV paper has a difference: R of Listing 1 is already negated, and high
+        # for tokens that repeat no other.
         return self.lam * parts["importance"] + (1 - self.lam) * parts["redundancy"]
 
 

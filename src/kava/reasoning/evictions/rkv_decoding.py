@@ -101,6 +101,8 @@ class RKVDecoding(Eviction):
         if inputs.keys.shape[2] == 0:
             none = inputs.keys.new_zeros(inputs.keys.shape[:3])
             return {"importance": none, "redundancy": none}
+        # As in the R-KV paper, so that the neighbours of an important token score as high as it
+        # does. Listing 1 of KaVa has no pooling.
         pooled = torch.nn.functional.max_pool1d(
             importance(inputs), self.kernel, stride=1, padding=self.kernel // 2
         )
@@ -138,6 +140,7 @@ class RKVDecoding(Eviction):
         most = (
             (self.retain_ratio * count).long().clamp(min=1) if percent else torch.ones_like(count)
         )
+        # Number of near-copies from the start of the row up to each column, itself included.
         ahead = similar.cumsum(-1)
         if direction == "last":
             ahead = ahead[..., -1:] - ahead + similar

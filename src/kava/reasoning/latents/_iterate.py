@@ -26,7 +26,7 @@ def iterate(
     num_iterations: int,
     suffix: Suffix,
     keep_all: bool,
-    following: Callable[
+    next_inputs: Callable[
         [Float[Tensor, "batch columns hidden"]], Float[Tensor, "batch latents hidden"]
     ],
 ) -> LatentState:
@@ -38,7 +38,7 @@ def iterate(
         num_iterations: T; with 0 the <latent> embeddings are used unchanged (pause tokens).
         suffix: what follows the latents in the last pass; begins with <eot>.
         keep_all: also keep the latents' keys, values and hidden states of passes 0 .. T - 1.
-        following: computes the next inputs [batch, latents, hidden] from the last layer's hidden
+        next_inputs: computes the next inputs [batch, latents, hidden] from the last layer's hidden
             states of a pass: [batch, 1 + latents, hidden] in pass 0, where <bot> is the first
             column, and [batch, latents, hidden] in later passes.
 
@@ -65,7 +65,7 @@ def iterate(
             return LatentState(
                 after, output, offset + num_latents, history, trajectory, states, of_bot[0]
             )
-        embeds = following(output.last_hidden_state)
+        embeds = next_inputs(output.last_hidden_state)
         trajectory.append(embeds)
         if t == 0:
             # Keep <bot> in the cache, but not the latents of pass 0: every later pass recomputes

@@ -27,7 +27,7 @@ def iterate_until_converged(
     num_latents: int,
     limits: AutoIterations,
     suffix: Suffix,
-    following: Callable[
+    next_inputs: Callable[
         [Float[Tensor, "batch columns hidden"]], Float[Tensor, "batch latents hidden"]
     ],
 ) -> LatentState:
@@ -42,22 +42,24 @@ def iterate_until_converged(
     output, after = reasoner.extend(question, torch.cat((bot, inputs), dim=1))
     of_bot, states = output.last_hidden_state[:, :1], output.last_hidden_state[:, 1:]
     report_pass(states)
-    trajectory, inputs = [inputs], following(output.last_hidden_state)
+    trajectory, inputs = [inputs], next_inputs(output.last_hidden_state)
     iterations = torch.zeros(batch, dtype=torch.long, device=inputs.device)
     settled, done = torch.zeros_like(iterations), 0
     for t in range(1, limits.max_iterations + 1):
         trajectory.append(inputs)
+        # Latents that all examples have settled keep their keys and values in the cache.
         output, after = reasoner.extend(after.crop(first + done), inputs[:, done:], suffix=suffix)
         fresh = output.last_hidden_state[:, : num_latents - done]
         states = torch.cat((states[:, :done], fresh), dim=1)
         report_pass(states)
+        # `settled` is still that of the pass before: T counts the passes until an example settled.
         iterations = iterations.masked_fill(settled < num_latents, t)
-        update = following(states)
-        settled = _settled(inputs, update, limits.tolerance)
+        update = next_inputs(states)
+        settled = _count_settled(inputs, update, limits.tolerance)
         least = int(settled.min())
         if least == num_latents or t == limits.max_iterations:
             break
-        inputs = torch.where(_before(settled, inputs), inputs, update)
+        inputs = torch.where(_settled_mask(settled, inputs), inputs, update)
         done = least
     return LatentState(
         cache=after,
@@ -71,7 +73,7 @@ def iterate_until_converged(
     )
 
 
-def _settled(
+def _count_settled(
     inputs: Float[Tensor, "batch latents hidden"],
     update: Float[Tensor, "batch latents hidden"],
     tolerance: float,
@@ -82,7 +84,7 @@ def _settled(
     return (change <= tolerance * size).long().cumprod(dim=1).sum(dim=1)
 
 
-def _before(settled: Int[Tensor, "batch"], inputs: Tensor) -> Tensor:
+def _settled_mask(settled: Int[Tensor, "batch"], inputs: Tensor) -> Tensor:
     """Return a mask [batch, latents, 1] of the settled latents."""
     columns = torch.arange(inputs.shape[1], device=inputs.device)
     return (columns < settled[:, None])[..., None]

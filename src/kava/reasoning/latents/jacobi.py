@@ -32,28 +32,31 @@ def think(
 ) -> LatentState:
     """Refine `num_latents` latents in parallel, in `num_iterations` passes after pass 0.
 
-    The arguments are described in `iterate`. With `Auto`, each example has its own number of
-    iterations, and `keep_all` has no effect.
+    The arguments are described in `iterate`. With `AutoIterations`, each example has its own number
+    of iterations, and `keep_all` has no effect.
     """
     residual = reasoner.recipe.latent_update == "residual"
     inputs = reasoner.special("latent")
     first: Float[Tensor, "batch 1 hidden"] | None = None
 
-    def following(
+    def next_inputs(
         states: Float[Tensor, "batch columns hidden"],
     ) -> Float[Tensor, "batch latents hidden"]:
         nonlocal first, inputs
         projected = reasoner.project(states)
+        # Shifted by one column, as in sequential generation: the input of latent i is the
+        # projected state of the column before it.
         if first is None:  # pass 0, where <bot> is the first column
             first = projected[:, :1]
             update = projected[:, :num_latents]
         else:
+            # The first latent follows <bot>, which is not computed again: X^1_1 is final.
             update = torch.cat((first, projected[:, : num_latents - 1]), dim=1)
         inputs = inputs + update if residual else update
         return inputs
 
     if isinstance(num_iterations, AutoIterations):
         return iterate_until_converged(
-            reasoner, question, num_latents, num_iterations, suffix, following
+            reasoner, question, num_latents, num_iterations, suffix, next_inputs
         )
-    return iterate(reasoner, question, num_latents, num_iterations, suffix, keep_all, following)
+    return iterate(reasoner, question, num_latents, num_iterations, suffix, keep_all, next_inputs)

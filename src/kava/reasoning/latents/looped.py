@@ -32,13 +32,15 @@ def think(
     The arguments are described in `iterate`.
     """
 
-    def following(
+    def next_inputs(
         states: Float[Tensor, "batch columns hidden"],
     ) -> Float[Tensor, "batch latents hidden"]:
+        # Not shifted, unlike Jacobi iteration: each latent is refined from its own state. The
+        # state of <bot>, the first column of pass 0, is not used.
         return reasoner.special("latent") + reasoner.project(states[:, -num_latents:])
 
     if isinstance(num_iterations, AutoIterations):
         return iterate_until_converged(
-            reasoner, question, num_latents, num_iterations, suffix, following
+            reasoner, question, num_latents, num_iterations, suffix, next_inputs
         )
-    return iterate(reasoner, question, num_latents, num_iterations, suffix, keep_all, following)
+    return iterate(reasoner, question, num_latents, num_iterations, suffix, keep_all, next_inputs)

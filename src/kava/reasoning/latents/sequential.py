@@ -49,6 +49,7 @@ def think(
         states.append(output.last_hidden_state[:, -1:])
         if i > 0:  # the first forward pass is that of <bot>, not of a latent
             report_pass(states[-1])
+        # An example with fewer latents gets padding here, so that all have the same columns.
         embeds, mask = reasoner.project(states[-1]), real[:, i : i + 1]
         inputs.append(embeds)
     output, after = reasoner.extend(after, embeds, mask, suffix=suffix)

@@ -43,8 +43,8 @@ def cross_entropy(
     if labels is None or len(ids) <= labels:
         return _all_at_once(reasoner, hidden, ids, count)
     if torch.is_grad_enabled():
-        return _InParts.apply(reasoner, labels, hidden, ids, count)
-    return _in_parts(reasoner, labels, hidden, ids, count)[0]
+        return _InChunks.apply(reasoner, labels, hidden, ids, count)
+    return _in_chunks(reasoner, labels, hidden, ids, count)[0]
 
 
 def labels_at_once(model: Any) -> int | None:
@@ -68,7 +68,7 @@ def _all_at_once(
     return F.cross_entropy(reasoner.logits(hidden).float(), ids, reduction="sum") / count
 
 
-def _in_parts(
+def _in_chunks(
     reasoner: ReasonerBase,
     labels: int,
     hidden: Float[Tensor, "labels hidden"],
@@ -87,13 +87,13 @@ def _in_parts(
     return torch.stack(losses).sum(), torch.cat(gradients) if gradients else None
 
 
-class _InParts(torch.autograd.Function):
+class _InChunks(torch.autograd.Function):
     """Cross-entropy in chunks, whose gradient is computed in the forward pass and saved."""
 
     @staticmethod
     def forward(ctx: Any, *given: Any) -> Float[Tensor, ""]:
         with torch.enable_grad():
-            loss, gradient = _in_parts(*given)
+            loss, gradient = _in_chunks(*given)
         ctx.save_for_backward(gradient)
         return loss
 

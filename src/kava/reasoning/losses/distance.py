@@ -46,6 +46,7 @@ def masked_std(
     sums = [part.sum(dims, keepdim=True) for part in (weight, values * weight)]
     count, total = sum_over_micro_batch(torch.stack(sums))
     mean = total / count.clamp(min=1)
+    # A second pass over the values, because E[x^2] - E[x]^2 cancels if the mean is large.
     square = sum_over_micro_batch(((values - mean).square() * weight).sum(dims, keepdim=True))
     std = torch.sqrt(square / (count - 1).clamp(min=1)).clamp(min=1e-6)
     return std.masked_fill(square == 0, 1)

@@ -31,6 +31,8 @@ def hidden_state_loss(
     """
     teacher = teacher.detach().float()
     everything = teacher.new_ones(1).bool()
+    # The paper does not say of what the standard deviation is taken. Here it is that of the
+    # teacher, which has no gradient: the student cannot lower the loss by increasing its own.
     std = masked_std(teacher, everything, (1, 2) if layerwise_std else (0, 1, 2))
     per_layer = (distance(kind, student, teacher) / std).mean(dim=(0, 2))
     return per_layer.sum() / rows

@@ -83,15 +83,17 @@ def _term(
     count: Num[Tensor, ""],
 ) -> Float[Tensor, ""]:
     """Return the term of L_KV for the keys (`part` 0) or for the values (`part` 1)."""
-    ours = torch.stack([pair[part] for pair in student])
-    theirs = torch.stack([pair[part] for pair in teacher]).detach().float()
+    student_states = torch.stack([pair[part] for pair in student])
+    teacher_states = torch.stack([pair[part] for pair in teacher]).detach().float()
     dims = (1, 2, 3, 4) if layerwise_std else (0, 1, 2, 3, 4)
-    layers, _, heads, _, size = theirs.shape
-    error = distance(kind, ours, theirs) / masked_std(theirs, mask, dims) * mask
+    layers, _, heads, _, size = teacher_states.shape
+    std = masked_std(teacher_states, mask, dims)
+    error = distance(kind, student_states, teacher_states) / std * mask
     if reduction == "sum":
         return error.sum() / count
     if reduction == "row":
         # Layer 0 and head 0 stand for all: each head has the same number of filled slots.
         slots = mask[0, :, 0].sum(dim=(1, 2)).clamp(min=1)[:, None, None, None]
         error = error / slots
+    # The paper leaves the normalization open. A mean does not grow with M, layers or heads.
     return error.sum() / (count * layers * heads * size)

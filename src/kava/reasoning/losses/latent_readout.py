@@ -29,14 +29,14 @@ def slots(
 
     Returns:
         columns: [batch, num_latents], the index of the token, 0 for a latent without a token.
-        filled: [batch, num_latents], true for each latent that has a token.
+        slot_mask: [batch, num_latents], true for each latent that has a token.
     """
     batch, length = step_of.shape
     column = torch.arange(length, device=step_of.device).expand(batch, length)
-    slot = column if width is None else step_of * width + _place(step_of, column)
+    slot = column if width is None else step_of * width + _index_in_step(step_of, column)
     outside = (step_of < 0) | (slot >= num_latents)
     if width is not None:
-        outside |= _place(step_of, column) >= width
+        outside |= _index_in_step(step_of, column) >= width
     # Tokens without a latent are scattered into one spare slot at the end, which is then cut off.
     slot = slot.masked_fill(outside, num_latents)
     table = step_of.new_full((batch, num_latents + 1), -1).scatter(1, slot, column)
@@ -44,7 +44,7 @@ def slots(
     return columns.clamp(min=0), columns >= 0
 
 
-def _place(
+def _index_in_step(
     step_of: Int[Tensor, "batch steps"], column: Int[Tensor, "batch steps"]
 ) -> Int[Tensor, "batch steps"]:
     """Return the index of each token within its reasoning step, [batch, steps]."""
@@ -73,12 +73,12 @@ def readout_labels(
     Returns:
         rows, latents, ids: [labels] each; the example, the latent and the token id of each label.
     """
-    columns, filled = slots(step_of, num_latents, width)
+    columns, slot_mask = slots(step_of, num_latents, width)
     if target == "next":
         columns = columns + 1
-        filled = filled & (columns < (step_of >= 0).sum(1, keepdim=True))
-        columns = columns.masked_fill(~filled, 0)
-    rows, latents = filled.nonzero(as_tuple=True)
+        slot_mask = slot_mask & (columns < (step_of >= 0).sum(1, keepdim=True))
+        columns = columns.masked_fill(~slot_mask, 0)
+    rows, latents = slot_mask.nonzero(as_tuple=True)
     return rows, latents, steps[rows, columns[rows, latents]]
 
 

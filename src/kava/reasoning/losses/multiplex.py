@@ -27,14 +27,14 @@ class Spans:
     """Spans of all examples of a batch, and the tokens in them.
 
     rows, latents: [spans], the example of each span and the latent that should predict it.
-    span_index: [tokens], the span of each token.
+    span_of: [tokens], the index of each token's span.
     ids: [tokens], token ids.
     weights: [tokens], weight of each token in the target; those of a span sum to 1.
     """
 
     rows: Int[Tensor, "spans"]
     latents: Int[Tensor, "spans"]
-    span_index: Int[Tensor, "tokens"]
+    span_of: Int[Tensor, "tokens"]
     ids: Int[Tensor, "tokens"]
     weights: Float[Tensor, "tokens"]
 
@@ -88,10 +88,10 @@ def cut_into_spans(
     column = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     begins = (column * starts).cummax(dim=1).values if mask.shape[1] else column
     rows, latents = starts.nonzero(as_tuple=True)[0], (starts.cumsum(1) - 1)[starts]
-    of = (starts.flatten().cumsum(0) - 1).view_as(column)[mask]
+    span_of = (starts.flatten().cumsum(0) - 1).view_as(column)[mask]
     weights = decay ** (column - begins)[mask].float()
-    total = weights.new_zeros(len(rows)).index_add(0, of, weights)
-    return Spans(rows, latents, of, steps[mask], weights / total[of])
+    total = weights.new_zeros(len(rows)).index_add(0, span_of, weights)
+    return Spans(rows, latents, span_of, steps[mask], weights / total[span_of])
 
 
 def multiplex_loss(
@@ -111,12 +111,14 @@ def multiplex_loss(
             number given here.
     """
     predicted = (reasoner.logits(hidden).float() / tau).log_softmax(-1)
-    cross = -(spans.weights * predicted[spans.span_index, spans.ids]).sum()
+    cross = -(spans.weights * predicted[spans.span_of, spans.ids]).sum()
     # A token may occur twice in a span: its weights are one entry of q. Equal entries are found by
     # sorting, which unlike `unique` does not wait for a GPU.
-    entries, order = (spans.span_index * predicted.shape[-1] + spans.ids).sort()
+    entries, order = (spans.span_of * predicted.shape[-1] + spans.ids).sort()
     weights = spans.weights[order]
     entry = torch.zeros_like(entries)
     entry[1:] = (entries[1:] != entries[:-1]).cumsum(0)
     q = torch.zeros_like(weights).index_add(0, entry, weights)
+    # The entropy of q has no gradient. It is subtracted so that the logged value is the KL
+    # divergence, which is 0 for a perfect prediction.
     return (cross + (weights * q[entry].log()).sum()) / count.clamp(min=1)

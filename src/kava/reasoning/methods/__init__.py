@@ -27,8 +27,8 @@ from kava.reasoning.methods._work import (
     Work,
     consecutive_passes,
     lengths,
-    one_by_one,
     parallel_passes,
+    sequential_passes,
 )
 from kava.recipe import registry
 
@@ -48,11 +48,11 @@ __all__ = [
     "label_loss",
     "label_of",
     "lengths",
-    "one_by_one",
     "paper_of",
     "parallel_passes",
     "prefill_question",
     "prompt_ids",
+    "sequential_passes",
     "student_suffix",
     "teacher_forward",
 ]

@@ -103,6 +103,7 @@ class Method(ABC):
         """Names of the special tokens whose embeddings the method uses; the others are frozen."""
         if not self.uses_latents:
             return ()
+        # Sequential latents have no <latent> embedding: the input of each is a projected state.
         return ("bot", "latent", "eot") if self.iterates else ("bot", "eot")
 
     # -- curriculum ------------------------------------------------------------------------------
@@ -144,8 +145,8 @@ class Method(ABC):
             batch: a micro-batch to which `apply_stage` was applied.
         """
         device = batch["question"].device
-        written, answer = batch["teacher_ids"].numel(), batch["answer_ids"].numel()
-        found = {"written": written, "answer": answer, "rows": batch["question"].shape[0]}
+        teacher, answer = batch["teacher_ids"].numel(), batch["answer_ids"].numel()
+        found = {"teacher": teacher, "answer": answer, "rows": batch["question"].shape[0]}
         return {
             name: torch.full((), value, dtype=torch.long, device=device)
             for name, value in found.items()
@@ -191,7 +192,7 @@ class Method(ABC):
             num_iterations: T, or `auto`; by default that of the recipe.
         """
 
-    def thinking_work(self, question: Tensor, num_iterations: int) -> Work | None:
+    def reasoning_work(self, question: Tensor, num_iterations: int) -> Work | None:
         """Return the minimum work that `think` requires, without the answer.
 
         Args:
@@ -248,7 +249,7 @@ class LatentMethod(Method):
         """Return how many latent states of one example pass through the projection P."""
         return 0 if self.recipe.projection == "none" else self.recipe.num_latents * num_iterations
 
-    def thinking_work(self, question: Tensor, num_iterations: int) -> Work | None:
+    def reasoning_work(self, question: Tensor, num_iterations: int) -> Work | None:
         """Return the minimum work for the question, <bot>, the latents and <eot>."""
         latents = self.latent_calls(question, num_iterations, torch.ones_like(question))
         if latents is None:
@@ -285,6 +286,7 @@ class LatentMethod(Method):
         passes = (
             self.passes(num_iterations) if isinstance(num_iterations, int) else max(found or ())
         )
+        # Two passes belong to the prefill: that of the question and pass 0, which has <bot>.
         return ReasoningResult(state.cache, prompt, text, passes, 2, state.latents, found)
 
     def begin_answer(self, reasoner: ReasonerBase, eot: Tensor) -> tuple[Tensor, str | None]:
@@ -352,8 +354,11 @@ def teacher_forward(
     ids = torch.cat((batch["steps"], batch["answer"]), dim=1)
     mask = torch.cat((batch["steps_mask"], batch["answer_mask"]), dim=1)
     start, width = question[0].columns, batch["steps"].shape[1]
+    # Listing 1 needs the queries of the answer segment only, which follows the chain of thought.
     with record_queries(slice(width, None)) if queries else nullcontext() as record:
         output, after = reasoner.extend(question[0], reasoner.embed(ids), mask, layers)
+    # The teacher is trained by its own cross-entropy only: both distillation losses see detached
+    # states.
     pairs = cache.detach(cache.key_values(after.past_key_values, start))
     return TeacherOutput(
         hidden=torch.cat((question[1], output.last_hidden_state), dim=1),

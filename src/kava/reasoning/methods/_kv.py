@@ -136,12 +136,12 @@ class KvDistillation:
         real = before[:, first : first + latents]
         passes = student.key_values if kv.supervise == "all" else student.key_values[-1:]
         ours = [self.student_kv_for_loss(reasoner, one, before[:, :first], real) for one in passes]
-        written = self.keys_for_loss(
+        teacher_steps = self.keys_for_loss(
             reasoner, teacher.steps, batch["question_mask"], batch["steps_mask"]
         )
-        target, filled = self.compress(batch, teacher, written)
+        target, slot_masks = self.compress(batch, teacher, teacher_steps)
         target = [(k[:, :, :latents], v[:, :, :latents]) for k, v in target]
-        filled = [slots[:, :, :latents] for slots in filled]
+        slot_masks = [slots[:, :, :latents] for slots in slot_masks]
 
         def compare(one: KeyValues, other: KeyValues, mask: list[Tensor], count: Tensor) -> Tensor:
             return kv_cache_loss(
@@ -154,7 +154,7 @@ class KvDistillation:
                 reduction=kv.reduction,
             )
 
-        per_pass = [compare(one, target, filled, counts["slots"]) for one in ours]
+        per_pass = [compare(one, target, slot_masks, counts["slots"]) for one in ours]
         terms = {"kv": torch.stack(per_pass).mean()}
         if kv.supervise == "all":
             terms.update({f"kv_step_{i + 1}": value for i, value in enumerate(per_pass)})
@@ -195,6 +195,8 @@ class KvDistillation:
             past: [batch, past], mask of the columns before them.
             mask: [batch, columns], mask of these columns.
         """
+        # The paper does not say which keys are compared. After the rotary embedding, as cached, the
+        # difference of student and teacher includes that of their positions.
         if self.kv.keys == "post_rope":
             return pairs
         return rope.remove_rope(reasoner.lm, pairs, masks.positions(past, mask))
@@ -214,15 +216,16 @@ class KvDistillation:
 
         Returns:
             K~, V~: for each layer, [batch, kv_heads, latents, head_dim] each.
-            filled: for each layer, [batch, kv_heads, latents], true in filled slots.
+            slot_masks: for each layer, [batch, kv_heads, latents], true in filled slots.
         """
         steps = teacher.steps if steps is None else steps
-        target, filled = [], []
+        target, slot_masks = [], []
         for pair, kept in zip(steps, self.choose(batch, teacher), strict=True):
             target.append(tuple(gather_kept(states, kept) for states in pair))
+            # The paper does not say what a chain of thought shorter than M is compared with.
             real = kept.slot_mask
-            filled.append(real if self.recipe.short_traces == "mask" else torch.ones_like(real))
-        return target, filled
+            slot_masks.append(real if self.recipe.short_traces == "mask" else torch.ones_like(real))
+        return target, slot_masks
 
     @torch.no_grad()
     def choose(self, batch: Batch, teacher: TeacherOutput) -> list[Selection]:
@@ -246,8 +249,8 @@ class KvDistillation:
                 select_top_k(score, scored, budget)
                 for score, scored, (_, budget) in zip(scores, inputs, blocks, strict=True)
             ]
-            columns, filled = (torch.cat(part, dim=-1) for part in zip(*kept, strict=True))
-            chosen.append(Selection(columns, filled, scores))
+            columns, slot_mask = (torch.cat(part, dim=-1) for part in zip(*kept, strict=True))
+            chosen.append(Selection(columns, slot_mask, scores))
         return chosen
 
     def eviction_inputs(

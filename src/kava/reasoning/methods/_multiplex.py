@@ -23,33 +23,33 @@ class MultiplexLoss:
         self.weight = recipe.multiplex.weight
         self.enabled = recipe.multiplex.weight > 0
 
-    def add_spans(self, batch: Batch, seen: Batch, latents: int, uniform: Uniform) -> Batch:
-        """Return the batch with the spans of the latents added as `spans_*`, see `Spans`.
+    def add_spans(self, batch: Batch, source: Batch, latents: int, uniform: Uniform) -> Batch:
+        """Return the batch with the spans of the latents added as `multiplex_*`, see `Spans`.
 
         Args:
             batch: the batch to which the spans are added.
-            seen: the batch whose chain of thought the latents should predict.
+            source: the batch whose chain of thought the latents should predict.
             latents: number of latents in use.
             uniform: source of the random cuts.
         """
         if not self.enabled:
             return batch
-        mask = seen["step_of"] >= 0
+        mask = source["step_of"] >= 0
         mask = mask if latents else torch.zeros_like(mask)
         cuts = random_cuts(mask.sum(1).cpu(), latents, uniform)
-        spans = cut_into_spans(seen["steps"], mask, cuts, self.settings.decay)
-        return {**batch, **{f"spans_{f.name}": getattr(spans, f.name) for f in fields(Spans)}}
+        spans = cut_into_spans(source["steps"], mask, cuts, self.settings.decay)
+        return {**batch, **{f"multiplex_{f.name}": getattr(spans, f.name) for f in fields(Spans)}}
 
     def counts(self, batch: Batch) -> LossTerms:
         """Return the number of spans, the denominator of the loss."""
         if not self.enabled:
             return {}
-        rows = batch["spans_rows"]
+        rows = batch["multiplex_rows"]
         return {"spans": torch.full((), rows.numel(), dtype=torch.long, device=rows.device)}
 
     def labels(self, batch: Batch) -> int:
         """Return the number of states whose logits the loss needs."""
-        return batch["spans_rows"].numel() if self.enabled else 0
+        return batch["multiplex_rows"].numel() if self.enabled else 0
 
     def terms(
         self, reasoner: ReasonerBase, batch: Batch, counts: LossTerms, state: LatentState
@@ -61,7 +61,7 @@ class MultiplexLoss:
         """
         if not self.enabled:
             return {}, 0.0
-        spans = Spans(*(batch[f"spans_{f.name}"] for f in fields(Spans)))
+        spans = Spans(*(batch[f"multiplex_{f.name}"] for f in fields(Spans)))
         states = states_read(state, -1, self.settings.target)
         read = states[spans.rows, spans.latents]
         loss = multiplex_loss(reasoner, read, spans, self.settings.tau, counts["spans"])

@@ -37,12 +37,12 @@ class Readout:
                 key="num_latents",
             )
 
-    def add_targets(self, batch: Batch, seen: Batch, latents: int) -> Batch:
+    def add_targets(self, batch: Batch, source: Batch, latents: int) -> Batch:
         """Return the batch with the labels of the latents added.
 
         Args:
             batch: the batch to which the labels are added.
-            seen: the batch whose chain of thought the latents should predict.
+            source: the batch whose chain of thought the latents should predict.
             latents: number of latents in use.
 
         Returns:
@@ -50,7 +50,11 @@ class Readout:
         """
         settings = self.settings
         labels = readout_labels(
-            seen["steps"], seen["step_of"], latents, width=settings.width, target=settings.target
+            source["steps"],
+            source["step_of"],
+            latents,
+            width=settings.width,
+            target=settings.target,
         )
         names = ("readout_rows", "readout_latents", "readout_ids")
         return {**batch, **dict(zip(names, labels, strict=True))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kava.reasoning.latents import sequential
 from kava.reasoning.methods._base import LatentMethod
-from kava.reasoning.methods._work import ForwardPass, one_by_one
+from kava.reasoning.methods._work import ForwardPass, sequential_passes
 from kava.reasoning.states import LatentState
 
 
@@ -17,7 +17,7 @@ class SequentialMethod(LatentMethod):
 
     def latent_calls(self, question, num_iterations, suffix) -> list[ForwardPass]:
         """Return the forward passes: <bot> and each latent have a pass of their own."""
-        return one_by_one(question, self.recipe.num_latents, suffix)
+        return sequential_passes(question, self.recipe.num_latents, suffix)
 
     def projected_latents(self, num_iterations: int) -> int:
         """Return the number of projected latent states: each latent once, if projected at all."""

@@ -105,7 +105,7 @@ def parallel_passes(
     return [*first, *[iteration] * (iterations - 1), last]
 
 
-def one_by_one(question: Tensor, latents: Tensor | int, suffix: Tensor) -> list[ForwardPass]:
+def sequential_passes(question: Tensor, latents: Tensor | int, suffix: Tensor) -> list[ForwardPass]:
     """Return the forward passes of latents that are generated one at a time.
 
     <bot> and each latent have a pass of their own; the suffix is counted after the last latent.

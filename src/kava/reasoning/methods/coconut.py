@@ -28,7 +28,7 @@ from kava.reasoning.methods._base import (
     teacher_forward,
 )
 from kava.reasoning.methods._sequential import SequentialMethod
-from kava.reasoning.methods._work import Work, consecutive_passes, lengths, one_by_one
+from kava.reasoning.methods._work import Work, consecutive_passes, lengths, sequential_passes
 
 
 class CoconutOptions(Curriculum):
@@ -91,6 +91,7 @@ class Coconut(SequentialMethod):
         last = self.options.max_stage + 1
         if epoch >= last * self.options.epochs_per_stage:
             return last
+        # `epoch` is a quotient of steps, which rounding may put just below the start of a stage.
         return math.floor(epoch / self.options.epochs_per_stage + 1e-9)
 
     def last_stage_at(self, max_steps: int) -> float:
@@ -103,6 +104,7 @@ class Coconut(SequentialMethod):
         Except in stage 0, the batch gains `latents` [batch], the number of latents of each example,
         and `most_latents`, the largest of these numbers.
         """
+        # Without <bot> and <eot>, because the authors train this stage as a separate CoT run.
         if self.stage(epoch) == 0:
             return batch
         device, rows = batch["steps"].device, batch["steps"].shape[0]
@@ -125,7 +127,7 @@ class Coconut(SequentialMethod):
         question = prefill_question(reasoner, batch)
         if "latents" not in batch:  # stage 0
             written = teacher_forward(reasoner, question, batch)
-            ce = label_loss(reasoner, written.hidden, batch, "teacher", counts["written"])
+            ce = label_loss(reasoner, written.hidden, batch, "teacher", counts["teacher"])
             return {"loss": ce, "student_ce": ce}
         state = sequential.think(
             reasoner,
@@ -134,7 +136,7 @@ class Coconut(SequentialMethod):
             student_suffix(reasoner, batch, steps=True),
             batch["latents"],
         )
-        ce = label_loss(reasoner, state.suffix, batch, "teacher", counts["written"])
+        ce = label_loss(reasoner, state.suffix, batch, "teacher", counts["teacher"])
         return {"loss": ce, "student_ce": ce}
 
     def work(self, batch: Batch) -> Work:
@@ -143,7 +145,7 @@ class Coconut(SequentialMethod):
         if "latents" not in batch:
             return Work(consecutive_passes(question, steps + answer), batch["teacher_ids"].numel())
         latents = batch["latents"]
-        student = one_by_one(question, latents, 1 + steps + answer)
+        student = sequential_passes(question, latents, 1 + steps + answer)
         projected = 0 if self.recipe.projection == "none" else int(latents.sum())
         return Work(
             [*consecutive_passes(question), *student], batch["teacher_ids"].numel(), projected

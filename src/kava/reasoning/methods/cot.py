@@ -30,7 +30,7 @@ class CoT(Method):
     def loss(self, reasoner, batch: Batch, counts: LossTerms) -> LossTerms:
         """Return the cross-entropy over the chain of thought and the answer."""
         written = teacher_forward(reasoner, prefill_question(reasoner, batch), batch)
-        ce = label_loss(reasoner, written.hidden, batch, "teacher", counts["written"])
+        ce = label_loss(reasoner, written.hidden, batch, "teacher", counts["teacher"])
         return {"loss": ce, "teacher_ce": ce}
 
     def work(self, batch: Batch) -> Work:
@@ -42,10 +42,10 @@ class CoT(Method):
         self, reasoner, question: Tensor, mask: Tensor, num_iterations=None
     ) -> ReasoningResult:
         """Prefill the question; the chain of thought is generated as part of the answer."""
-        return begin_writing(reasoner, question, mask)
+        return prefill_all_but_last(reasoner, question, mask)
 
 
-def begin_writing(reasoner, question: Tensor, mask: Tensor) -> ReasoningResult:
+def prefill_all_but_last(reasoner, question: Tensor, mask: Tensor) -> ReasoningResult:
     """Prefill a question without its last token, which becomes the prompt of the generation.
 
     Args:

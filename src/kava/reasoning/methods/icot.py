@@ -85,7 +85,7 @@ class ICoT(NoCoT):
     def loss(self, reasoner, batch: Batch, counts: LossTerms) -> LossTerms:
         """Return the cross-entropy over the rest of the chain of thought and the answer."""
         written = teacher_forward(reasoner, prefill_question(reasoner, batch), batch)
-        ce = label_loss(reasoner, written.hidden, batch, "teacher", counts["written"])
+        ce = label_loss(reasoner, written.hidden, batch, "teacher", counts["teacher"])
         return {"loss": ce, "student_ce": ce}
 
     def work(self, batch: Batch) -> Work:

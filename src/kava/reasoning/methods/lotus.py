@@ -131,14 +131,15 @@ class Lotus(KvMethod):
     def begin_answer(self, reasoner, eot: Tensor) -> tuple[Tensor, None]:
         """Return the likeliest token after <eot>, with which each answer begins."""
         scores = reasoner.logits(eot).float()
+        # This token becomes the prompt of `generate`, which does not stop at an EOS in its prompt.
         scores[:, reasoner.tokenizer.eos_token_id] = -math.inf
         if reasoner.unreadable_ids is not None:
             scores = scores.masked_fill(reasoner.unreadable_ids, -math.inf)
         return scores.argmax(dim=-1, keepdim=True), None
 
-    def thinking_work(self, question: Tensor, num_iterations: int) -> Work | None:
+    def reasoning_work(self, question: Tensor, num_iterations: int) -> Work | None:
         """Return the minimum work, which includes the logits of the first token after <eot>."""
-        work = super().thinking_work(question, num_iterations)
+        work = super().reasoning_work(question, num_iterations)
         return work and replace(work, labels=len(question))
 
     def stage(self, epoch: float) -> int:
@@ -161,14 +162,14 @@ class Lotus(KvMethod):
         steps = batch["steps"].new_full((batch["steps"].shape[0],), stage)
         left = batching.drop_first_tokens(batch, batching.tokens_of_steps(batch, steps))
         batch = {**batch, "stage": stage, "left": left}
-        seen, latents = self.select_replaced_steps(batch), stage * self.width
-        batch = self.multiplex.add_spans(batch, seen, latents, uniform)
-        return self.readout.add_targets(batch, seen, latents)
+        replaced, latents = self.select_replaced_steps(batch), stage * self.width
+        batch = self.multiplex.add_spans(batch, replaced, latents, uniform)
+        return self.readout.add_targets(batch, replaced, latents)
 
     def counts(self, batch: Batch) -> LossTerms:
         """Return the denominators: labels after <eot>, supervised latents, and those of L_KV."""
         left = super().counts(batch["left"])
-        found = {**super().counts(batch), "student": left["written"], **self.readout.counts(batch)}
+        found = {**super().counts(batch), "student": left["teacher"], **self.readout.counts(batch)}
         found |= self.multiplex.counts(batch)
         if self.distils:
             found |= self.kv.counts(self.select_replaced_steps(batch), batch["stage"] * self.width)
@@ -219,6 +220,7 @@ class Lotus(KvMethod):
             student_suffix(reasoner, left, steps=True),
             keep_all=by_loop or (self.distils and recipe.kv.supervise == "all"),
         )
+        # The authors' file for 1B supervises block t after loop t; the paper, all after the last.
         passes = [self.loops(block + 1) for block in range(stage)] if by_loop else None
         terms = {
             "student_ce": label_loss(reasoner, state.suffix, left, "teacher", counts["student"]),
@@ -230,7 +232,7 @@ class Lotus(KvMethod):
         if self.distils:
             teacher = teacher_forward(reasoner, question, batch, queries=self.kv.needs_queries)
             terms["teacher_ce"] = label_loss(
-                reasoner, teacher.hidden, batch, "teacher", counts["written"]
+                reasoner, teacher.hidden, batch, "teacher", counts["teacher"]
             )
             supervised = self.select_replaced_steps(batch)
             terms |= self.kv.terms(reasoner, supervised, counts, teacher, state)

@@ -76,6 +76,8 @@ class PCCoT(LatentMethod):
         """
         bounds = self.recipe.random_iterations
         if bounds and epoch < math.inf:
+            # Seeded by the step and not by the example: all micro-batches and processes of a step
+            # must run the same number of passes.
             drawn = random.Random(f"{self.recipe.seed}/iterations/{epoch!r}").randint(*bounds)
             batch = {**batch, "iterations": drawn}
         return self.multiplex.add_spans(batch, batch, self.recipe.num_latents, uniform)
@@ -131,8 +133,9 @@ class PCCoT(LatentMethod):
         """
         terms = {
             "student_ce": label_loss(reasoner, student.suffix, batch, "answer", counts["answer"]),
-            "teacher_ce": label_loss(reasoner, teacher.hidden, batch, "teacher", counts["written"]),
+            "teacher_ce": label_loss(reasoner, teacher.hidden, batch, "teacher", counts["teacher"]),
         }
+        # The weight w_t is our addition; the paper's equation has none, which is the default of 1.
         loss = terms["student_ce"] + self.recipe.teacher_ce_weight * terms["teacher_ce"]
         codi = self.recipe.codi
         if codi.weight > 0:

@@ -68,6 +68,7 @@ class SimCoT(CODI):
         """
         most = self.recipe.num_latents
         rows, columns = batch["steps_mask"].nonzero(as_tuple=True)
+        # As in the authors' code, all surplus steps belong to the last latent.
         step = batch["step_of"].clamp(max=most - 1)[rows, columns]
         found, pair, sizes = (rows * most + step).unique_consecutive(
             return_inverse=True, return_counts=True
@@ -142,6 +143,8 @@ class SimCoT(CODI):
         )
         hidden = output.last_hidden_state.to(latents.dtype).flatten(0, 1)[places].split(sizes)
         labels = ids.flatten()[places].split(sizes)
+        # A mean for each latent, and then over latents, as in the authors' code: latents with long
+        # steps count no more than others.
         losses = [
             cross_entropy(reasoner, states, tokens, counts[f"step_{i}"].clamp(min=1))
             for i, (states, tokens) in enumerate(zip(hidden, labels, strict=True))
