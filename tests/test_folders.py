@@ -26,7 +26,7 @@ from kava.recipe.schema import dump
 from kava.runs import folder as run_folder
 from kava.runs.folder import back_up, check_free, exclusive_lock, read_metrics, read_result
 from kava.system import lock
-from kava.system.files import disk_errors_explained
+from kava.system.files import explain_disk_errors
 from kava.training import run as runs
 
 QUIET = Console(quiet=True)
@@ -310,7 +310,7 @@ def test_a_place_for_scores_is_tried_before_anything_is_answered(
      (errno.EEXIST, "system.not-writable")],
 )  # fmt: skip
 def test_space_is_asked_for_only_where_it_would_help(reason, code, tmp_path):
-    with refused(code, str(tmp_path)) as told, disk_errors_explained(tmp_path):
+    with refused(code, str(tmp_path)) as told, explain_disk_errors(tmp_path):
         raise OSError(reason, os.strerror(reason))
     assert ("some space" in str(told.value)) is (code == "system.not-written")
 

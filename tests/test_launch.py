@@ -401,7 +401,7 @@ def test_a_job_queues_itself_again_unless_it_is_taken_away(
         asked.append(number)
         sys.exit(-1)
 
-    monkeypatch.setattr(slurm.JobWork, "_attempt", struck)
+    monkeypatch.setattr(slurm.JobWork, "_run_attempt", struck)
     monkeypatch.setattr(slurm_queue, "states", lambda jobs: dict.fromkeys(jobs, in_queue))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     if in_queue:

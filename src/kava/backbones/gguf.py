@@ -24,14 +24,14 @@ from kava.errors import KavaError, install
 SUFFIX = ".gguf"
 
 
-def names_file(name: str | Path) -> bool:
+def has_gguf_suffix(name: str | Path) -> bool:
     """Whether a name is that of a GGUF file, by its ending."""
     return str(name).lower().endswith(SUFFIX)
 
 
 def is_file(path: Path) -> bool:
     """Whether a path is that of a GGUF file that exists."""
-    return names_file(path) and path.is_file()
+    return has_gguf_suffix(path) and path.is_file()
 
 
 def _check_installed(file: Path) -> None:

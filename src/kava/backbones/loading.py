@@ -105,7 +105,7 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
     try:
         return assets.find(name), None
     except KavaError:
-        if gguf.names_file(name) or not hub.is_name(name):
+        if gguf.has_gguf_suffix(name) or not hub.is_name(name):
             raise hub.NotAvailable(
                 f"backbone: {name}: no such folder; give a folder with config.json and "
                 "model.safetensors, a GGUF file, a finished run of method cot, or a Hub name such "

@@ -38,7 +38,7 @@ def load_config(path: Path) -> PreTrainedConfig:
         OSError, ValueError: transformers cannot read the config.
     """
     check_sizes(path)
-    with _without_code(path, CONFIG), _source(path) as source:
+    with _refuse_remote_code(path, CONFIG), _source(path) as source:
         return AutoConfig.from_pretrained(**source, local_files_only=True, trust_remote_code=False)
 
 
@@ -47,7 +47,7 @@ def load_model(path: Path, **options: Any) -> Any:
 
     Raises the errors of `load_config` and of that function.
     """
-    with _without_code(path, CONFIG), _source(path) as source, loading_everywhere():
+    with _refuse_remote_code(path, CONFIG), _source(path) as source, loading_everywhere():
         return AutoModelForCausalLM.from_pretrained(
             **source, local_files_only=True, trust_remote_code=False, **options
         )
@@ -59,7 +59,7 @@ def load_tokenizer(path: Path) -> Any:
     Raises the errors of `load_config` and of that function.
     """
     check_sizes(path)
-    with _without_code(path, TOKENIZER, CONFIG), _source(path) as source:
+    with _refuse_remote_code(path, TOKENIZER, CONFIG), _source(path) as source:
         return AutoTokenizer.from_pretrained(
             **source, local_files_only=True, trust_remote_code=False
         )
@@ -77,7 +77,7 @@ def new_model(config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
 
     Raises the errors of `load_config`.
     """
-    with _without_code(Path(config.name_or_path or ""), CONFIG):
+    with _refuse_remote_code(Path(config.name_or_path or ""), CONFIG):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
 
 
@@ -98,7 +98,7 @@ def check_sizes(folder: Path) -> None:
 
 
 @contextmanager
-def _without_code(folder: Path, *files: str) -> Iterator[None]:
+def _refuse_remote_code(folder: Path, *files: str) -> Iterator[None]:
     """Convert the error of transformers about remote code to a KavaError of one line.
 
     A panic of the tokenizers or safetensors library becomes an `Exception`.
@@ -116,7 +116,7 @@ def _without_code(folder: Path, *files: str) -> Iterator[None]:
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
-        asking = [folder / file for file in files if _asks(folder / file)]
+        asking = [folder / file for file in files if _requests_code(folder / file)]
         raise KavaError(
             f"{asking[0] if asking else folder}: requires custom code (auto_map), and kava does "
             "not run code from a model's folder; use a model that transformers supports",
@@ -125,7 +125,7 @@ def _without_code(folder: Path, *files: str) -> Iterator[None]:
         ) from None
 
 
-def _asks(file: Path) -> bool:
+def _requests_code(file: Path) -> bool:
     """Whether a JSON file requests remote code (`auto_map`)."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))

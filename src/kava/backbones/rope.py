@@ -108,6 +108,8 @@ def _rotate_back(keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _split_features(keys: Tensor, cos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Split keys into the rotated features, these with their halves swapped, and the other ones."""
+    # Feature i is rotated together with feature i + size / 2, as in transformers. The check below
+    # rejects models that rotate neighbouring features.
     size = cos.shape[-1]
     rotary, rest = keys[..., :size], keys[..., size:]
     left, right = rotary.chunk(2, dim=-1)

@@ -56,14 +56,14 @@ def bench_train(
         name: Training.build(recipe, plan.shape or recipe.backbone, plan.lengths, device)
         for name, recipe in recipes.items()
     }
-    rates = {name: _rate(recipe, device) for name, recipe in recipes.items()}
+    rates = {name: _matrix_rate(recipe, device) for name, recipe in recipes.items()}
 
     def renew(done: int) -> None:
         if plan.lengths.source:
             for training in trainings.values():
                 training.renew(plan.lengths, seed=done)
 
-    seconds = _timed(train.pieces(trainings), plan, device, console, renew)
+    seconds = _time_pieces(train.pieces(trainings), plan, device, console, renew)
     rows = {
         name: train.measure(training, seconds[name], rates[name])
         for name, training in trainings.items()
@@ -102,14 +102,14 @@ def bench_generate(
     reasoners = {
         name: _reasoner(path, settings, plan, device, revision) for name, path in named.items()
     }
-    rates = {name: _rate(r.recipe, device, r.lm.dtype) for name, r in reasoners.items()}
+    rates = {name: _matrix_rate(r.recipe, device, r.lm.dtype) for name, r in reasoners.items()}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in reasoners}
     for size in batch_sizes:
         generations = {
             name: Generation.build(reasoner, plan.lengths, size)
             for name, reasoner in reasoners.items()
         }
-        seconds = _timed(generate.pieces(generations), plan, device, console)
+        seconds = _time_pieces(generate.pieces(generations), plan, device, console)
         for name, one in generations.items():
             record = one.record(seconds[f"{name} prefill"], seconds[name], rates[name])
             rows[name].append(record)
@@ -161,7 +161,7 @@ def _reasoner(
     return Reasoner.from_pretrained(name, device=device, revision=revision)
 
 
-def _timed(
+def _time_pieces(
     pieces: dict[str, Any],
     plan: BenchSettings,
     device: torch.device,
@@ -180,7 +180,7 @@ def _timed(
         )
 
 
-def _rate(recipe: Recipe, device: torch.device, dtype: torch.dtype | None = None) -> float:
+def _matrix_rate(recipe: Recipe, device: torch.device, dtype: torch.dtype | None = None) -> float:
     if dtype is None:
         bf16 = recipe.train.autocasts(device.type)
         dtype = torch.bfloat16 if bf16 else loading.choose_dtype(recipe, device)
@@ -221,11 +221,11 @@ def _train_tables(rows: dict[str, dict[str, Any]]) -> list[Table]:
             [
                 name,
                 f"{row['token_forwards']:,}",
-                _known(row["token_forwards_least"], "{:,}"),
+                _format_or_dash(row["token_forwards_least"], "{:,}"),
                 f"{row['flops'] / 1e9:.2f}",
-                _known(row["flops_least"], "{:.2f}", 1e-9),
-                _known(row["flops_over_least"], "{:.3f}"),
-                _known(row["mfu"], "{:.1f} %", 100),
+                _format_or_dash(row["flops_least"], "{:.2f}", 1e-9),
+                _format_or_dash(row["flops_over_least"], "{:.3f}"),
+                _format_or_dash(row["mfu"], "{:.1f} %", 100),
                 _peak(row),
             ]
         )
@@ -245,7 +245,7 @@ def _peak(row: dict[str, Any]) -> str:
     return f"{peak['bytes'] / 1e6:,.0f}{reserved}"
 
 
-def _known(value: float | None, form: str, unit: float = 1) -> str:
+def _format_or_dash(value: float | None, form: str, unit: float = 1) -> str:
     """Format a number; `-` if the method does not state its minimum work."""
     return "-" if value is None else form.format(value * unit)
 
@@ -271,10 +271,10 @@ def _generate_tables(rows: dict[str, list[dict[str, Any]]]) -> list[Table]:
                     size,
                     str(row["forward_passes"]),
                     f"{row['flops'] / 1e9:.3f}",
-                    _known(row["flops_least"], "{:.3f}", 1e-9),
+                    _format_or_dash(row["flops_least"], "{:.3f}", 1e-9),
                     f"{row['cache_bytes'] / 1e6:,.2f}",
                     _peak(row),
-                    _known(row["mfu"], "{:.1f} %", 100),
+                    _format_or_dash(row["mfu"], "{:.1f} %", 100),
                 ]
             )
     return [terminal_table(_GENERATE_TIME, time), terminal_table(_GENERATE_WORK, work)]

@@ -97,15 +97,15 @@ def cost(reasoner: Reasoner, training: bool) -> UnitCost:
     lm: Any = reasoner.lm
     _check(lm)
     head = lm.get_output_embeddings().weight
-    of_layers = _products(lm.base_model, training)
+    of_layers = _flops_of_linear_layers(lm.base_model, training)
     shape = lm.config.get_text_config()
     size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     pair = 2 * size * shape.num_attention_heads * shape.num_hidden_layers * (7 if training else 2)
     return UnitCost(
         column=of_layers,
         pair=pair,
-        label=2 * head.numel() * _times(head, training),
-        latent=_products(reasoner.projection, training),
+        label=2 * head.numel() * _products_per_weight(head, training),
+        latent=_flops_of_linear_layers(reasoner.projection, training),
     )
 
 
@@ -122,10 +122,10 @@ def _check(lm: Any) -> None:
             )
 
 
-def _products(module: nn.Module, training: bool) -> float:
+def _flops_of_linear_layers(module: nn.Module, training: bool) -> float:
     layers = (m for m in module.modules() if isinstance(m, nn.Linear | Conv1D))
-    return sum(2 * m.weight.numel() * _times(m.weight, training) for m in layers)
+    return sum(2 * m.weight.numel() * _products_per_weight(m.weight, training) for m in layers)
 
 
-def _times(weight: torch.Tensor, training: bool) -> int:
+def _products_per_weight(weight: torch.Tensor, training: bool) -> int:
     return 1 + training * (1 + weight.requires_grad)

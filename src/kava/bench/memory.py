@@ -100,7 +100,7 @@ def count(recipe: Recipe, shape: str, lengths: Lengths, rows: int, device: str) 
         if device == "cuda":
             stack.enter_context(attention.allocate_as_on_gpu())
             stack.enter_context(_dropout_as_on_gpus())
-        return _counted(training)
+        return _count_step(training)
 
 
 @contextmanager
@@ -121,8 +121,8 @@ def _dropout_as_on_gpus() -> Iterator[None]:
         torch.nn.functional.dropout = theirs
 
 
-def _counted(training: Training) -> Memory:
-    training, fake = _without_values(training)
+def _count_step(training: Training) -> Memory:
+    training, fake = _on_fake_tensors(training)
     reasoner, living = training.reasoner, LiveBytes()
     with fake, living:
         for tensor in (*reasoner.parameters(), *reasoner.buffers()):
@@ -144,11 +144,11 @@ def _counted(training: Training) -> Memory:
         return Memory(weights, gradients, states, living.peak - weights - gradients - states)
 
 
-def _without_values(training: Training) -> tuple[Training, FakeTensorMode]:
+def _on_fake_tensors(training: Training) -> tuple[Training, FakeTensorMode]:
     """Return a copy of the step on fake tensors; the reasoner is changed in place."""
     fake, twins = FakeTensorMode(), {}
 
-    def twin(tensor: Tensor | None) -> Tensor | None:
+    def fake_copy(tensor: Tensor | None) -> Tensor | None:
         if tensor is not None and id(tensor) not in twins:
             made = fake.from_tensor(tensor.detach())
             is_weight = isinstance(tensor, nn.Parameter)
@@ -157,8 +157,8 @@ def _without_values(training: Training) -> tuple[Training, FakeTensorMode]:
 
     for module in training.reasoner.modules():
         for tensors in (module._parameters, module._buffers):
-            tensors.update({name: twin(tensor) for name, tensor in tensors.items()})
-    batches = tree_map_only(Tensor, twin, training.micro_batches)
+            tensors.update({name: fake_copy(tensor) for name, tensor in tensors.items()})
+    batches = tree_map_only(Tensor, fake_copy, training.micro_batches)
     with fake:
         adam = optimiser(training.reasoner)
     return replace(training, micro_batches=batches, optimiser=adam), fake

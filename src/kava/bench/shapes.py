@@ -150,13 +150,13 @@ def random_reasoner(recipe: Recipe, shape: str, device: torch.device) -> Reasone
     Raises:
         KavaError: the shape is not known, or does not fit the recipe.
     """
-    config, tokenizer = _fitting(shape)
+    config, tokenizer = _config_and_tokenizer(shape)
     torch.manual_seed(recipe.seed)
-    model = loading.prepare(_made(config, loading.choose_dtype(recipe, device), device))
+    model = loading.prepare(_new_model(config, loading.choose_dtype(recipe, device), device))
     return Reasoner(model, tokenizer, recipe, {"name": shape, "revision": None})
 
 
-def _untouched(like: torch.Tensor) -> torch.Tensor:
+def _lazy_zeros(like: torch.Tensor) -> torch.Tensor:
     """Return zeros that take no memory until they are written; torch writes its own at once.
 
     Uninitialised memory would not do: some methods test their backbone (`rotary.check`), and would
@@ -177,11 +177,11 @@ def reasoner_of_sizes(recipe: Recipe, shape: str, dtype: torch.dtype) -> Reasone
     Raises:
         KavaError: the shape is not known, or does not fit the recipe.
     """
-    config, tokenizer = _fitting(shape)
-    model = _made(config, dtype, torch.device("meta")).to_empty(device="cpu")
+    config, tokenizer = _config_and_tokenizer(shape)
+    model = _new_model(config, dtype, torch.device("meta")).to_empty(device="cpu")
     model.tie_weights()
     for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = _untouched(tensor)
+        tensor.data = _lazy_zeros(tensor)
     model.get_input_embeddings().weight.detach().zero_()  # new embeddings are drawn on its scale
     return Reasoner(model, tokenizer, recipe, {"name": shape, "revision": None})
 
@@ -190,7 +190,7 @@ def reasoner_of_sizes(recipe: Recipe, shape: str, dtype: torch.dtype) -> Reasone
 _PROMPT = ANSWER_PROMPT.replace(":", " :").split()
 
 
-def _fitting(shape: str) -> tuple[Any, PreTrainedTokenizerFast]:
+def _config_and_tokenizer(shape: str) -> tuple[Any, PreTrainedTokenizerFast]:
     config, tokenizer = configuration(shape), word_tokenizer(_PROMPT)
     if config.get_text_config().vocab_size < len(tokenizer) + 3:
         raise KavaError(
@@ -201,7 +201,7 @@ def _fitting(shape: str) -> tuple[Any, PreTrainedTokenizerFast]:
     return config, tokenizer
 
 
-def _made(config: Any, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def _new_model(config: Any, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     with torch.device(device):
         return pretrained.new_model(config, dtype=dtype, attn_implementation=IMPLEMENTATION_NAME)
 

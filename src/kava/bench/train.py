@@ -86,7 +86,10 @@ class Training:
 
         Runs the step twice.
         """
-        method, without = self.reasoner.method, [_plain(batch) for batch in self.micro_batches]
+        method, without = (
+            self.reasoner.method,
+            [_without_counts(batch) for batch in self.micro_batches],
+        )
         works = [method.work(batch) for batch in without]
         cost = flops.cost(self.reasoner, training=True)
         known = None not in works  # a method may leave its minimum work unstated
@@ -155,7 +158,7 @@ def _batch(reasoner: Reasoner, lengths: Lengths, seed: int) -> list[Row]:
     return sorted(rows, key=lambda row: row.columns)[at : at + size]
 
 
-def _plain(batch: dict[str, Any]) -> dict[str, Any]:
+def _without_counts(batch: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in batch.items() if name != "counts"}
 
 

@@ -103,7 +103,7 @@ class QuestionCommand(ManyWords):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Hide the minus of a question from the parser."""
+        """Parse the words, where a question that begins with a minus is not taken for an option."""
         known = {name: param for param in self.params for name in param.opts}
         valued = {name for name, param in known.items() if not getattr(param, "is_flag", False)}
         words: list[str] = []
@@ -112,16 +112,16 @@ class QuestionCommand(ManyWords):
             value = words and words[-1] in valued and words[-1].startswith("-")
             words.append(_HIDDEN + word if asked and not value and "--" not in words else word)
         rest = super().parse_args(ctx, words)
-        ctx.params = {name: _shown(value) for name, value in ctx.params.items()}
+        ctx.params = {name: _unhide(value) for name, value in ctx.params.items()}
         return rest
 
 
 _HIDDEN = "\0"  # no word of a command line can have it
 
 
-def _shown(value: Any) -> Any:
+def _unhide(value: Any) -> Any:
     if isinstance(value, list):
-        return [_shown(one) for one in value]
+        return [_unhide(one) for one in value]
     return value.removeprefix(_HIDDEN) if isinstance(value, str) else value
 
 

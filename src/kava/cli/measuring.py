@@ -42,7 +42,7 @@ Repeats = Annotated[int, typer.Option(min=1, help="number of timed rounds")]
 WarmUp = Annotated[int, typer.Option(min=0, help="number of warm-up rounds, which are not timed")]
 
 
-def _writable(output: Path | None) -> Path | None:
+def _check_output(output: Path | None) -> Path | None:
     if output is not None:
         from kava.system.files import check_writable
 
@@ -52,7 +52,7 @@ def _writable(output: Path | None) -> Path | None:
 
 Result = Annotated[
     Path | None,
-    typer.Option("--output", "-o", callback=_writable, help="JSON file to write"),
+    typer.Option("--output", "-o", callback=_check_output, help="JSON file to write"),
 ]
 
 

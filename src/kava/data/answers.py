@@ -98,7 +98,7 @@ UNREADABLE = ParsedAnswer("unreadable")
 
 
 def read_answer(text: str) -> ParsedAnswer:
-    """Return what an answer is, read as a whole.
+    """Parse an answer as a whole: as a number, an expression or words.
 
     A number may have a sign, separators between thousands (commas, blanks, apostrophes, `{,}`,
     `\\,`), a currency, a unit or a percent sign, which are ignored, digits of any script, and
@@ -204,12 +204,12 @@ def _strip_formula(text: str) -> str:
     while True:
         found = next((m for form in _FORMULA_FORMS if (m := form.fullmatch(text))), None)
         inner = found and found[1].strip()
-        if not inner or not _balanced(inner):
+        if not inner or not _has_balanced_braces(inner):
             return text
         text = inner
 
 
-def _balanced(text: str) -> bool:
+def _has_balanced_braces(text: str) -> bool:
     depth = 0
     for sign in text:
         depth += (sign == "{") - (sign == "}")

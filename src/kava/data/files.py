@@ -90,7 +90,7 @@ class _Decompressed(RawIOBase):
         if self.size > GZIP_BYTES:
             raise KavaError(
                 f"{self.path}: decompresses to more than {GZIP_BYTES:,} bytes; decompress it and "
-                "give the file that comes of it",
+                "pass the decompressed file",
                 code="data.gzip-too-large",
                 key=str(self.path),
             )

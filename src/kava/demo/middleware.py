@@ -15,7 +15,7 @@ from typing import Any
 from starlette.responses import PlainTextResponse
 
 from kava.demo.login_limiter import LoginLimiter
-from kava.serve.asgi import CLOSE, Receive, Scope, Send, replay, unclear_length
+from kava.serve.asgi import CLOSE, Receive, Scope, Send, length_error, replay
 from kava.serve.hosts import Hosts
 
 BODY_BYTES = 1_000_000
@@ -56,7 +56,7 @@ class PageMiddleware:
             await self.app(scope, receive, send)
             return
         try:
-            if wrong := unclear_length(scope):
+            if wrong := length_error(scope):
                 raise RequestRejected(400, wrong, CLOSE)
             if wrong := self.hosts.host_error(scope):
                 raise RequestRejected(400, wrong)
@@ -90,12 +90,12 @@ class PageMiddleware:
                 {"Retry-After": str(wait)},
             )
 
-        async def watched(message: Any) -> None:
+        async def send_and_watch(message: Any) -> None:
             if message["type"] == "http.response.start" and message["status"] < 400:
                 self.login_limiter.refund(address)
             await send(message)
 
-        return watched
+        return send_and_watch
 
 
 def check_route(scope: Scope) -> None:

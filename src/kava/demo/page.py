@@ -110,9 +110,9 @@ class Demo:
         except KavaError as error:
             yield (
                 panels.problem(str(error)),
-                self.cot_card(),
-                self.latent_card(),
-                self.latents_card(),
+                self.cot_answer_card(),
+                self.latent_answer_card(),
+                self.decoded_card(),
             )
 
     def _ask(
@@ -125,23 +125,23 @@ class Demo:
         thinker = sizes.resize_latents(self.latent_model.reasoner, num_latents)
         question, gold = question.strip(), self.pick.gold(question)
         costs, tokens = "", self.limits.new_tokens
-        written = self.cot_card(before="Waiting for the other model …")
-        thought = self.latent_card(
+        written = self.cot_answer_card(before="Waiting for the other model …")
+        thought = self.latent_answer_card(
             None, None, num_latents, num_iterations, "Processing the question …"
         )
-        yield costs, written, thought, self.latents_card()
+        yield costs, written, thought, self.decoded_card()
         for progress in stream_answer(thinker, question, num_iterations, tokens):
-            thought = self.latent_card(progress, gold, num_latents, num_iterations)
-            latents = self.latents_card(progress)
+            thought = self.latent_answer_card(progress, gold, num_latents, num_iterations)
+            latents = self.decoded_card(progress)
             yield costs, written, thought, latents
         reasoning = progress
         for progress in stream_answer(self.cot_model.reasoner, question, None, tokens):
-            written = self.cot_card(progress, gold)
+            written = self.cot_answer_card(progress, gold)
             if progress.answer is not None:
                 costs = panels.comparison(reasoning, progress)
             yield costs, written, thought, latents
 
-    def cot_card(
+    def cot_answer_card(
         self,
         progress: AnswerProgress | None = None,
         gold: str | None = None,
@@ -152,7 +152,7 @@ class Demo:
             "Chain of thought", self.cot_model.describe(), progress, gold, before
         )
 
-    def latent_card(
+    def latent_answer_card(
         self,
         progress: AnswerProgress | None = None,
         gold: str | None = None,
@@ -173,12 +173,12 @@ class Demo:
             other = IN_PARALLEL if self.iterations else SEQUENTIAL
         return INTRODUCTION.format(other=other)
 
-    def latents_card(self, progress: AnswerProgress | None = None) -> str:
+    def decoded_card(self, progress: AnswerProgress | None = None) -> str:
         """Return the card that shows what the latents decode to so far."""
         reasoner = self.latent_model.reasoner
         if not reasoner.method.uses_latents:
             return panels.no_latents(reasoner.recipe.method)
-        return panels.latents_card(progress.passes if progress else [], reasoner.method.iterates)
+        return panels.decoded_card(progress.passes if progress else [], reasoner.method.iterates)
 
     def warm_up(self) -> None:
         """Answer one question that is not displayed, because a model's first answer is slower."""
@@ -223,9 +223,9 @@ def build(demo: Demo) -> gr.Blocks:
             button = gr.Button("Ask", variant="primary", elem_id="ask", min_width=120, scale=0)
         costs = _html("", "costs")
         with gr.Row(equal_height=True):
-            written = _html(demo.cot_card(), "written")
-            thought = _html(demo.latent_card(), "thought")
-        decoded = _html(demo.latents_card(), "decoded")
+            written = _html(demo.cot_answer_card(), "written")
+            thought = _html(demo.latent_answer_card(), "thought")
+        decoded = _html(demo.decoded_card(), "decoded")
         gr.on(
             [button.click, question.submit],
             demo.ask,

@@ -66,7 +66,7 @@ def comparison(latent: AnswerProgress, cot: AnswerProgress) -> str:
     )
 
 
-def latents_card(passes: Sequence[Sequence[Top]], iterates: bool) -> str:
+def decoded_card(passes: Sequence[Sequence[Top]], iterates: bool) -> str:
     """Return a table of the most likely token of each latent (columns) after each pass (rows).
 
     Each token is shown with its probability. The five most likely ones are in a tooltip, and those

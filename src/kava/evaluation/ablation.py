@@ -188,14 +188,14 @@ def measure(
         `chance`: see `chance`. With `parts`, also `slices`: see `slices.measure_slices`.
     """
     partner_of = partners(len(examples), seed)
-    hits = {name: _hits(examples, given) for name, given in answers.items()}
+    hits = {name: _correct_flags(examples, given) for name, given in answers.items()}
     rows = []
     for name, given in answers.items():
         row = _row(name, given, hits[name], answers[BASELINE], hits[BASELINE], seed)
         if name == SWAPPED:
-            theirs = sum(_hits([examples[i] for i in partner_of], given))
+            theirs = sum(_correct_flags([examples[i] for i in partner_of], given))
             row["partner_accuracy"] = percent(theirs, len(given))
-            row["partner_accuracy_interval"] = _rounded(paired.wilson(theirs, len(given)))
+            row["partner_accuracy_interval"] = _round_interval(paired.wilson(theirs, len(given)))
         rows.append(row)
     table = {"rows": rows, "chance": chance(examples)}
     if parts:
@@ -219,7 +219,7 @@ def chance(examples: Sequence[Example]) -> dict[str, float]:
     }
 
 
-def _hits(examples: Sequence[Example], answers: Sequence[Answer]) -> list[bool]:
+def _correct_flags(examples: Sequence[Example], answers: Sequence[Answer]) -> list[bool]:
     rule, pairs = RULES[HEADLINE], zip(examples, answers, strict=True)
     return [rule(answer.text, example.answer) for example, answer in pairs]
 
@@ -239,9 +239,11 @@ def _row(
         "n": n,
         "accuracy": percent(right, n),
         "accuracy_se": standard_error(right, n),
-        "accuracy_interval": _rounded(paired.wilson(right, n)),
+        "accuracy_interval": _round_interval(paired.wilson(right, n)),
         "difference": round(paired.difference(hits, as_they_are_hits), 2),
-        "difference_interval": _rounded(paired.paired_bootstrap(hits, as_they_are_hits, seed)),
+        "difference_interval": _round_interval(
+            paired.paired_bootstrap(hits, as_they_are_hits, seed)
+        ),
         "mcnemar_p": float(f"{paired.mcnemar(hits, as_they_are_hits):.3g}"),
         "changed": percent(other, n),
         "forward_passes": round(sum(a.forward_passes for a in answers) / n, 3),
@@ -249,7 +251,7 @@ def _row(
     }
 
 
-def _rounded(interval: tuple[float, float]) -> list[float]:
+def _round_interval(interval: tuple[float, float]) -> list[float]:
     return [round(end, 2) for end in interval]
 
 
@@ -334,7 +336,7 @@ def _write_predictions(
     """Write one file in `predictions/ablation` per row of the table, one JSON line per example."""
     partner_of = partners(len(examples), seed)
     for name, given in answers.items():
-        lines, hits = [], _hits(examples, given)
+        lines, hits = [], _correct_flags(examples, given)
         for i, (example, answer) in enumerate(zip(examples, given, strict=True)):
             record: dict[str, Any] = {"id": example.id, "prediction": answer.text}
             if name == SWAPPED:

@@ -99,14 +99,17 @@ def noise(inputs: InterventionInputs) -> KeyValues:
     """Replace each key and each value by a random direction of the same norm."""
     sources = [torch.Generator().manual_seed(draw.getrandbits(63)) for draw in inputs.draws]
 
-    def replaced(states: Tensor) -> Tensor:
+    def random_directions(states: Tensor) -> Tensor:
         drawn = [torch.randn(states.shape[1:], generator=source) for source in sources]
         random_ones = torch.stack(drawn).to(states.device)
         length = torch.linalg.vector_norm(states.float(), dim=-1, keepdim=True)
         short = torch.linalg.vector_norm(random_ones, dim=-1, keepdim=True)
         return (random_ones * length / short).to(states.dtype)
 
-    return [(replaced(keys), replaced(values)) for keys, values in inputs.own_latents.key_values]
+    return [
+        (random_directions(keys), random_directions(values))
+        for keys, values in inputs.own_latents.key_values
+    ]
 
 
 def shuffled(inputs: InterventionInputs) -> KeyValues:

@@ -24,10 +24,10 @@ def numbers(values: Tensor, mask: Tensor | None = None) -> Any:
     """
     if mask is not None:
         values = values.masked_fill(~mask, math.nan)
-    return _rounded(values.detach().float().tolist())
+    return _round(values.detach().float().tolist())
 
 
-def _rounded(value: Any) -> Any:
+def _round(value: Any) -> Any:
     if isinstance(value, list):
-        return [_rounded(one) for one in value]
+        return [_round(one) for one in value]
     return float(f"{value:.4g}") if math.isfinite(value) else None

@@ -30,27 +30,27 @@ def show(inspection: Inspection, console: Console) -> None:
     verdict = {None: "", True: "  right", False: f"  wrong, it is {inspection.gold}"}[
         inspection.right
     ]
-    _say(console, inspection.question)
-    _say(console, f"answered {inspection.answer or '(nothing)'}{verdict}", "bold")
-    _say(console, _about(inspection), "dim")
+    _print(console, inspection.question)
+    _print(console, f"answered {inspection.answer or '(nothing)'}{verdict}", "bold")
+    _print(console, _describe_run(inspection), "dim")
     _heading(console, "The chain of thought")
-    _trace(inspection.trace, console)
+    _show_trace(inspection.trace, console)
     _heading(console, "What each latent decodes to")
-    _decoded(inspection.decoded, console)
+    _show_decoded(inspection.decoded, console)
     for title, content, draw in (
-        ("How far latents move, |X' - X| / |X|", inspection.movement, _movement),
-        ("Cosine of student and teacher, slot by slot", inspection.similarity, _similarity),
-        ("Which reasoning tokens each head keeps", inspection.kept, _kept),
-        ("Where the answer looks", inspection.attended, _attended),
+        ("How far latents move, |X' - X| / |X|", inspection.movement, _show_movement),
+        ("Cosine of student and teacher, slot by slot", inspection.similarity, _show_similarity),
+        ("Which reasoning tokens each head keeps", inspection.kept, _show_kept),
+        ("Where the answer looks", inspection.attended, _show_attended),
     ):
         _heading(console, title)
         if isinstance(content, Unavailable):
-            _say(console, f"not here: {content.reason}", "dim")
+            _print(console, f"not here: {content.reason}", "dim")
         else:
             draw(content, console)
 
 
-def _about(look: Inspection) -> str:
+def _describe_run(look: Inspection) -> str:
     about = look.about
     iterations = "" if about.iterations is None else f", {about.iterations} iterations"
     return (
@@ -59,25 +59,25 @@ def _about(look: Inspection) -> str:
     )
 
 
-def _trace(trace: Trace, console: Console) -> None:
+def _show_trace(trace: Trace, console: Console) -> None:
     for number, step in enumerate(trace.steps, start=1):
         dropped = "" if number <= trace.read else "  (dropped)"
-        _say(console, f"{number:3d}  {step}{dropped}")
-    _say(console, f"  =  {trace.answer or '(none)'}")
-    _say(console, trace.origin, "dim")
+        _print(console, f"{number:3d}  {step}{dropped}")
+    _print(console, f"  =  {trace.answer or '(none)'}")
+    _print(console, trace.origin, "dim")
 
 
-def _decoded(decoded: DecodedLatents, console: Console) -> None:
+def _show_decoded(decoded: DecodedLatents, console: Console) -> None:
     """Print the likeliest token after each iteration, and the five likeliest after the last one."""
     last = decoded.passes[-1]
     words = [[_word(top[0]) for top in latents] for latents in decoded.passes[:-1]]
     widths = [max(map(len, column)) for column in words]
     names = [f"{t:<{max(width, 1)}}" for t, width in enumerate(widths)]
     if words:
-        _say(console, f"after   {'  '.join(names)}  {len(widths)}: top 5", "dim")
+        _print(console, f"after   {'  '.join(names)}  {len(widths)}: top 5", "dim")
     for i, top in enumerate(last):
         before = [f"{column[i]:<{width}}" for column, width in zip(words, widths, strict=True)]
-        _say(console, "  ".join([f"latent {i + 1:2d}" if not words else f"{i + 1:5d} ", *before,
+        _print(console, "  ".join([f"latent {i + 1:2d}" if not words else f"{i + 1:5d} ", *before,
                                  *map(_word, top)]))  # fmt: skip
 
 
@@ -85,24 +85,24 @@ def _word(token: tuple[str, float]) -> str:
     return f"{token[0]!r} {token[1]:.2f}"
 
 
-def _movement(moved: Movement, console: Console) -> None:
+def _show_movement(moved: Movement, console: Console) -> None:
     top = max(map(max, moved.distance))
     for t, (row, mean) in enumerate(zip(moved.distance, moved.mean_distance, strict=True)):
-        _say(console, f"{t} -> {t + 1}   {_bars(row, top)}  mean {mean:.3f}")
-    _say(console, f"a column for each latent; a full one is {top:.3g}", "dim")
+        _print(console, f"{t} -> {t + 1}   {_bars(row, top)}  mean {mean:.3f}")
+    _print(console, f"a column for each latent; a full one is {top:.3g}", "dim")
 
 
-def _similarity(similar: Similarity, console: Console) -> None:
+def _show_similarity(similar: Similarity, console: Console) -> None:
     for name, part in (("keys", similar.keys), ("values", similar.values)):
         for layer, row in enumerate(part.layers, start=1):
-            _say(console, f"{name:6} layer {layer:2d}  {_bars(row, 1)}  mean {_mean(row):.3f}")
+            _print(console, f"{name:6} layer {layer:2d}  {_bars(row, 1)}  mean {_mean(row):.3f}")
         passes = ", ".join(f"{mean:.3f}" for mean in part.passes)
-        _say(console, f"{name:6} mean      {_bars(part.slots, 1)}  by pass: {passes}")
+        _print(console, f"{name:6} mean      {_bars(part.slots, 1)}  by pass: {passes}")
     legend = "a column for each slot, mean over heads; full is 1, empty 0 or below, - no token. "
-    _say(console, legend + " ".join(similar.notes), "dim")
+    _print(console, legend + " ".join(similar.notes), "dim")
 
 
-def _kept(kept: KeptTokens, console: Console) -> None:
+def _show_kept(kept: KeptTokens, console: Console) -> None:
     """Print each head's kept tokens; with many heads, those that most heads of a layer keep."""
     kept_columns = [[set(head) - {None} for head in layer] for layer in kept.columns]
     many = sum(map(len, kept_columns)) > MANY_HEADS
@@ -116,7 +116,7 @@ def _kept(kept: KeptTokens, console: Console) -> None:
             console.print(_line(f"layer {number:2d} head {head:2d}  ", kept, columns))
     full = all(len(head) == len(kept.tokens) for layer in kept_columns for head in layer)
     slots = f"{kept.blocks} x {kept.budget}" if kept.blocks > 1 else str(kept.budget)
-    _say(
+    _print(
         console,
         f"{len(kept.tokens)} tokens, {slots} slots, eviction {kept.eviction}; "
         + ("all fit, nothing is evicted. " if full else "evicted tokens stand in [brackets]. ")
@@ -138,16 +138,16 @@ def _line(name: str, kept: KeptTokens, columns: Collection[int]) -> Text:
     return line
 
 
-def _attended(paid: AnswerAttention, console: Console) -> None:
+def _show_attended(paid: AnswerAttention, console: Console) -> None:
     width = max(len(repr(token)) for token in paid.tokens)
     for token, shares, latents in zip(paid.tokens, paid.shares, paid.latents, strict=True):
         named = zip(paid.parts, shares, strict=True)
         parts = ", ".join(f"{name} {100 * share:.1f}" for name, share in named)
-        _say(console, f"{token!r:{width}}  {parts} (percent)")
+        _print(console, f"{token!r:{width}}  {parts} (percent)")
         top = max(latents)
         most = f"most to latent {1 + latents.index(top)}: {100 * top:.1f}"
-        _say(console, f"{'':{width}}  {_bars(latents, top)}  {most}")
-    _say(console, "mean over layers and heads; a column for each latent", "dim")
+        _print(console, f"{'':{width}}  {_bars(latents, top)}  {most}")
+    _print(console, "mean over layers and heads; a column for each latent", "dim")
 
 
 def _bars(values: Sequence[float | None], top: float) -> str:
@@ -166,8 +166,8 @@ def _mean(values: Sequence[float | None]) -> float:
 
 
 def _heading(console: Console, text: str) -> None:
-    _say(console, f"\n{text}", "bold")
+    _print(console, f"\n{text}", "bold")
 
 
-def _say(console: Console, text: Any, style: str | None = None) -> None:
+def _print(console: Console, text: Any, style: str | None = None) -> None:
     console.print(text, style=style, highlight=False, markup=False)

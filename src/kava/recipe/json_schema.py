@@ -31,8 +31,8 @@ def json_schema(options: Mapping[str, type[Section]]) -> dict[str, Any]:
     )
     defs = whole["$defs"]
     for kind in _sections(kinds):
-        _widen(defs[kind.__name__], kind)
-    _name_pieces(defs)
+        _accept_text_values(defs[kind.__name__], kind)
+    _list_known_names(defs)
     for kind in (Recipe, BackboneRecipe):
         made = defs[kind.__name__]
         made["properties"]["extends"] = {
@@ -40,7 +40,7 @@ def json_schema(options: Mapping[str, type[Section]]) -> dict[str, Any]:
             "description": "A recipe beside this one, or a shipped one, whose values hold where "
             "this file gives none.",
         }
-        made |= {"if": {"required": ["extends"]}, "else": _required(kind)}
+        made |= {"if": {"required": ["extends"]}, "else": _required_keys(kind)}
     defs["Recipe"]["allOf"] = [
         {
             "if": {"properties": {"method": {"const": name}}, "required": ["method"]},
@@ -67,38 +67,38 @@ def _sections(kinds: list[type[Section]]) -> list[type[Section]]:
     """Return the sections and all sections inside them, each once."""
     found = list(dict.fromkeys(kinds))
     for kind in found:  # grows while it is read
-        inner = (_inner(field.annotation) for field in kind.model_fields.values())
+        inner = (_section_of(field.annotation) for field in kind.model_fields.values())
         found += [one for one in inner if one and one not in found]
     return found
 
 
-def _inner(annotation: Any) -> type[Section] | None:
+def _section_of(annotation: Any) -> type[Section] | None:
     is_section = isinstance(annotation, type) and issubclass(annotation, Section)
     return annotation if is_section else None
 
 
-def _widen(made: dict[str, Any], kind: type[Section]) -> None:
-    """Change the schema of a section, in place, to what the loader accepts.
+def _accept_text_values(made: dict[str, Any], kind: type[Section]) -> None:
+    """Change the schema of a section, in place, so that it accepts all that the loader accepts.
 
-    A key can be given by the field's name as well as by its alias, and numbers and truth values as
-    text. Which keys must be given, `_required` says.
+    A key can be given by the field's name as well as by its alias, and numbers and booleans as
+    text. `_required_keys` adds which keys must be given.
     """
     made.pop("required", None)
     properties = made.setdefault("properties", {})
     for value in properties.values():
-        _widen_value(value)
+        _accept_text(value)
     for name, field in kind.model_fields.items():
         if field.alias:
             properties[name] = properties[field.alias]
 
 
-def _widen_value(value: Any) -> None:
+def _accept_text(value: Any) -> None:
     if isinstance(value, list):
         for one in value:
-            _widen_value(one)
+            _accept_text(one)
     elif isinstance(value, dict):
         for key in ("anyOf", "items", "prefixItems", "additionalProperties"):
-            _widen_value(value.get(key))
+            _accept_text(value.get(key))
         if value.get("type") in ("integer", "number"):
             value |= {"type": [value["type"], "string"], "pattern": _NUMBER}
         elif value.get("type") == "boolean":
@@ -106,19 +106,19 @@ def _widen_value(value: Any) -> None:
             value |= {"minimum": 0, "maximum": 1}
 
 
-def _name_pieces(defs: dict[str, Any]) -> None:
-    """List the names that are known: methods, compressors and tasks."""
+def _list_known_names(defs: dict[str, Any]) -> None:
+    """Add the names of methods, evictions and tasks to the schema as enumerations."""
     defs["Recipe"]["properties"]["method"]["enum"] = registry.names("methods")
     defs["EvictionSettings"]["properties"]["name"]["enum"] = registry.names("evictions")
     tasks = defs["Data"]["properties"]["leak_check"]["anyOf"][0]
     tasks["items"]["enum"] = registry.names("tasks")
 
 
-def _required(kind: type[Section]) -> dict[str, Any]:
+def _required_keys(kind: type[Section]) -> dict[str, Any]:
     """Return the part of the schema that says which keys must be given, in all sections."""
     fields = {field.alias or name: field for name, field in kind.model_fields.items()}
-    inner = {key: one for key, field in fields.items() if (one := _inner(field.annotation))}
-    below = {key: tree for key, one in inner.items() if (tree := _required(one))}
+    inner = {key: one for key, field in fields.items() if (one := _section_of(field.annotation))}
+    below = {key: tree for key, one in inner.items() if (tree := _required_keys(one))}
     required = [key for key, field in fields.items() if field.is_required()]
     return {
         **({"required": required} if required else {}),

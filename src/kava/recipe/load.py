@@ -41,7 +41,7 @@ def load_recipe(
             wrong type; the message names it.
     """
     file = assets.find(path)
-    tree = _read(file) if saved else _extended(file, ())
+    tree = _read(file) if saved else _read_with_extends(file, ())
     if saved and "extends" in tree:
         raise KavaError(
             f"{file}: key 'extends': the recipe of a run or a checkpoint is complete and cannot "
@@ -60,10 +60,10 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         KavaError: a file is missing or not valid YAML.
     """
-    return _extended(assets.find(path), ())
+    return _read_with_extends(assets.find(path), ())
 
 
-def _extended(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def _read_with_extends(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """Return the keys of a recipe merged into those of the recipe that it `extends`.
 
     Args:
@@ -89,7 +89,7 @@ def _extended(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
             code="recipe.extends-too-many",
             key="extends",
         )
-    return merge(_extended(under, (*above, file.resolve())), tree)
+    return merge(_read_with_extends(under, (*above, file.resolve())), tree)
 
 
 def _find_extended(file: Path, name: str) -> Path:
@@ -200,7 +200,7 @@ def parse(text: str, where: str) -> Any:
             return text.strip()
         raise KavaError(
             f"{where}: '{truncate(text)}' would end before '#', where a comment begins in YAML; "
-            "remove what follows, or put quotes around a text",
+            "put the value in quotes, or remove the comment",
             code="recipe.comment-in-value",
             key=where.rpartition(" ")[2],
         )

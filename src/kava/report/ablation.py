@@ -91,17 +91,19 @@ def draw(table: dict[str, Any], path: Path) -> Path:
     The other question is the one whose latents were swapped in. Slices have a table of their own.
     """
 
-    def named(name: str) -> str:
+    def label_of_slice(name: str) -> str:
         return MEANINGS.get(name, label(name))
 
     found = [
-        Dot(named(row["name"]), row["accuracy"], *row["accuracy_interval"])
+        Dot(label_of_slice(row["name"]), row["accuracy"], *row["accuracy_interval"])
         for row in table["rows"]
         if not row["name"].startswith(("swapped_", "mean_"))
     ]
     swapped = next(row for row in table["rows"] if row["name"] == "swapped")
     partner = Dot(
-        named("swapped"), swapped["partner_accuracy"], *swapped["partner_accuracy_interval"]
+        label_of_slice("swapped"),
+        swapped["partner_accuracy"],
+        *swapped["partner_accuracy_interval"],
     )
     method, n = style_of(table["method"]).label, swapped["n"]
     return dots(

@@ -9,10 +9,10 @@ from kava.recipe import schema
 from kava.report.plots import (
     Point,
     accuracy_against_passes,
+    describe_spread,
     lines,
     loss_parts,
     spread,
-    spread_words,
 )
 from kava.report.results import Group, check_column
 from kava.report.rows import VALIDATION, TableRow
@@ -110,5 +110,5 @@ def _count_text(rows: list[tuple[Group, TableRow]], with_spread: bool = False) -
     counts = " or ".join(f"{n:,}" for n in sorted({row["n"] for _, row in rows}))
     many = max(len(row["seeds"]) for _, row in rows)
     mean = f", mean of {many} seeds" if many > 1 else ""
-    end = f", ± {spread_words([row for _, row in rows])}" if with_spread else ""
+    end = f", ± {describe_spread([row for _, row in rows])}" if with_spread else ""
     return f"{counts} problems{mean if not with_spread else ''}{end}"

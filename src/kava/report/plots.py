@@ -102,7 +102,7 @@ def spread(row: TableRow) -> float:
     return row["accuracy_std"] if len(row.get("seeds") or ()) > 1 else row["accuracy_se"]
 
 
-def spread_words(rows: Sequence[TableRow]) -> str:
+def describe_spread(rows: Sequence[TableRow]) -> str:
     """Describe what ± means in these rows; rows without an accuracy are ignored."""
     counts = {len(row.get("seeds") or ()) for row in rows if row["accuracy"] is not None}
     many = max(counts, default=0)
@@ -133,7 +133,7 @@ def accuracy_against_passes(rows: Sequence[TableRow], path: str | Path) -> Path:
     axes.set_ylabel("Accuracy (%)")
     counts = sorted({row["n"] for row in rows})
     problems = " or ".join(f"{n:,}" for n in counts)
-    words = f"{problems} problems, ± {spread_words(rows)}"
+    words = f"{problems} problems, ± {describe_spread(rows)}"
     _title(axes, f"Accuracy and cost of an answer\n{words}")
     for row in sorted(rows, key=lambda row: -row["accuracy"]):
         _point(axes, row)

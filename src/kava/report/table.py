@@ -14,7 +14,7 @@ from kava.reasoning.methods import paper_of
 from kava.reasoning.resolve import load_resolved
 from kava.recipe import registry
 from kava.report import published
-from kava.report.plots import spread, spread_words, style_of
+from kava.report.plots import describe_spread, spread, style_of
 from kava.report.results import Group, changes, check_column, seeds, setting
 from kava.report.rows import TableRow
 from kava.system import assets
@@ -79,7 +79,9 @@ class Table:
 
     def markdown(self) -> str:
         """Return a Markdown table with its caption below."""
-        head, *lines = ([_markdown(_text(c)) for c in r] for r in (self.headings, *self.rows))
+        head, *lines = (
+            [_escape_markdown(_text(c)) for c in r] for r in (self.headings, *self.rows)
+        )
         left = [place for place, number in enumerate(self.numbers) if not number]
         return f"{markdown_table(head, lines, left)}\n\n{self.caption}\n"
 
@@ -110,7 +112,7 @@ class Table:
         """Return a `tabular` with rules from booktabs, and the caption as a comment above."""
         columns = "".join("r" if number else "l" for number in self.numbers)
         lines = [
-            [_latex(h) for h in self.headings],
+            [_escape_latex(h) for h in self.headings],
             *([_latex_cell(c) for c in r] for r in self.rows),
         ]
         head, *body = (" & ".join(line) + r" \\" for line in lines)
@@ -304,14 +306,14 @@ def caption(rows: Sequence[TableRow], subject: str = "") -> str:
     counts = sorted({row["n"] for row in rows if row["n"] is not None})
     words = " or ".join(f"{n:,}" for n in counts) or "no"
     share = "; (k/m): only k of m seeds" if any(row.get("missing_seeds") for row in rows) else ""
-    return f"n = {words}{subject}; ± is {spread_words(rows)}{share}"
+    return f"n = {words}{subject}; ± is {describe_spread(rows)}{share}"
 
 
 def _text(cell: Cell) -> str:
     return cell if isinstance(cell, str) else cell.text()
 
 
-def _markdown(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     """Return a text on one line, escaped for a cell of a Markdown table."""
     return " ".join(text.splitlines()).replace("|", "\\|")
 
@@ -333,9 +335,9 @@ _SPECIAL = {
 }  # fmt: skip
 
 
-def _latex(text: str) -> str:
+def _escape_latex(text: str) -> str:
     return "".join(_SPECIAL.get(letter, letter) for letter in " ".join(text.splitlines()))
 
 
 def _latex_cell(cell: Cell) -> str:
-    return _latex(cell) if isinstance(cell, str) else cell.text(r"$\pm$")
+    return _escape_latex(cell) if isinstance(cell, str) else cell.text(r"$\pm$")

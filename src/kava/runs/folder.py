@@ -157,7 +157,7 @@ def check_scores(run: Path, task: str) -> None:
 
 
 def _is_left_behind(run: Path, resolved: schema.Section) -> bool:
-    """Whether the recipe in a folder is this one as kava writes it, apart from keys of a job."""
+    """Whether the recipe in a folder was written by kava for this run; `resources` may differ."""
     try:
         saved = _saved_recipe(run, type(resolved))
         text = (run / RECIPE).read_text(encoding="utf-8")

@@ -50,7 +50,7 @@ class Answers:
             RequestError: a piece did not arrive before the deadline.
         """
         last: dict[int, Piece] = {}
-        leaving = asyncio.create_task(_disconnected(http))
+        leaving = asyncio.create_task(_wait_for_disconnect(http))
         try:
             while len(last) < count:
                 getting = asyncio.create_task(self._queue.get())
@@ -71,12 +71,12 @@ class Answers:
         return [last[i] for i in range(count)]
 
 
-async def _disconnected(http: HttpRequest) -> None:
+async def _wait_for_disconnect(http: HttpRequest) -> None:
     while (await http.receive())["type"] != "http.disconnect":
         pass
 
 
-def raise_for(piece: Piece) -> None:
+def raise_if_failed(piece: Piece) -> None:
     """Raise `RequestError` for a last piece that is not the end of an answer."""
     if piece.reason == TIMEOUT:
         raise _timeout_error()

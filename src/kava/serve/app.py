@@ -22,7 +22,7 @@ from kava.serve.gate import Gate
 from kava.serve.hosts import Hosts
 from kava.serve.limits import Limits
 from kava.serve.metrics import Metrics
-from kava.serve.openapi import COMMON_STATUSES, GENERATING, describe, errors, stream_of
+from kava.serve.openapi import COMMON_STATUSES, GENERATING, describe, errors, streamed_response
 from kava.serve.protocol import ChatRequest, CompletionRequest, RequestError
 from kava.serve.responses import (
     CHAT,
@@ -121,7 +121,7 @@ def _add_routes(app: FastAPI, service: Service, needs_key: bool) -> None:
     @api.post(
         "/v1/chat/completions",
         response_model=ChatCompletion,
-        responses=errors(*GENERATING) | stream_of(ChatCompletionChunk),
+        responses=errors(*GENERATING) | streamed_response(ChatCompletionChunk),
     )
     async def create_chat_completion(request: ChatRequest, http: HttpRequest) -> Response:
         """Generate an answer to a chat message with the role `user`."""
@@ -130,7 +130,7 @@ def _add_routes(app: FastAPI, service: Service, needs_key: bool) -> None:
     @api.post(
         "/v1/completions",
         response_model=Completion,
-        responses=errors(*GENERATING) | stream_of(Completion),
+        responses=errors(*GENERATING) | streamed_response(Completion),
     )
     async def create_completion(request: CompletionRequest, http: HttpRequest) -> Response:
         """Generate answers to one prompt or several."""
@@ -171,11 +171,11 @@ def _add_routes(app: FastAPI, service: Service, needs_key: bool) -> None:
 
 def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestError)
-    async def refused(_: HttpRequest, error: RequestError) -> Response:
+    async def handle_request_error(_: HttpRequest, error: RequestError) -> Response:
         return error.response()
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(http: HttpRequest, error: RequestValidationError) -> Response:
+    async def handle_invalid_request(http: HttpRequest, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         if first["loc"] == ("body",) and not _says_json(http):
             return RequestError(
@@ -189,12 +189,12 @@ def _handle_errors(app: FastAPI) -> None:
         return RequestError(400, message[:512], where or None).response()
 
     @app.exception_handler(HTTPException)
-    async def other(_: HttpRequest, error: HTTPException) -> Response:
+    async def handle_http_error(_: HttpRequest, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
         return RequestError(error.status_code, str(error.detail), headers=headers).response()
 
     @app.exception_handler(Exception)
-    async def failed(_: HttpRequest, error: Exception) -> Response:
+    async def handle_failure(_: HttpRequest, error: Exception) -> Response:
         # Starlette raises the error again, to log it.
         message = "the service failed on this request"
         return RequestError(500, message, kind="server_error").response()

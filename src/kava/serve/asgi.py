@@ -16,7 +16,7 @@ Scope, Receive, Send = (
 CLOSE = {"Connection": "close"}
 
 
-def unclear_length(scope: Scope) -> str | None:
+def length_error(scope: Scope) -> str | None:
     """Return what is wrong with the length of the body, or None.
 
     Content-Length beside Transfer-Encoding is how requests are smuggled: a proxy may read the body

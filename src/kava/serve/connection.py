@@ -60,7 +60,7 @@ class _Connection(H11Protocol):
             transport.write(_REFUSAL)
             transport.close()
         else:
-            self._watch()
+            self._update_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all timers of a closed connection."""
@@ -71,14 +71,14 @@ class _Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Process received bytes; the first bytes of a request start its timer."""
         if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
-            self._owe(None)
+            self._set_owed(None)
         super().data_received(data)
-        self._watch()
+        self._update_timer()
 
     def on_response_complete(self) -> None:
         """Finish a response, and wait for the next request."""
         super().on_response_complete()
-        self._watch()
+        self._update_timer()
 
     def pause_writing(self) -> None:
         """Start a timer, because the client has stopped reading."""
@@ -90,14 +90,14 @@ class _Connection(H11Protocol):
         super().resume_writing()
         self._stop("reading")
 
-    def _watch(self) -> None:
+    def _update_timer(self) -> None:
         them, done = self.conn.their_state, self.conn.our_state is h11.DONE
         refused = them is h11.SEND_BODY and done
         owed = "head" if them is h11.IDLE else "refused body" if refused else None
         if owed != self._owed:
-            self._owe(owed)
+            self._set_owed(owed)
 
-    def _owe(self, owed: str | None) -> None:
+    def _set_owed(self, owed: str | None) -> None:
         self._owed = owed
         self._stop("sending")
         if owed:

@@ -6,7 +6,7 @@ import asyncio
 import hmac
 from typing import Any
 
-from kava.serve.asgi import CLOSE, Receive, Scope, Send, replay, unclear_length
+from kava.serve.asgi import CLOSE, Receive, Scope, Send, length_error, replay
 from kava.serve.hosts import Hosts
 from kava.serve.limits import Limits
 from kava.serve.metrics import Metrics
@@ -33,7 +33,7 @@ class Gate:
             return
         status = 500
 
-        async def watched(message: Any) -> None:
+        async def send_and_count(message: Any) -> None:
             nonlocal status
             if message["type"].endswith("http.response.start"):
                 status = message["status"]
@@ -41,7 +41,7 @@ class Gate:
 
         body = bytearray()
         try:
-            if wrong := unclear_length(scope):
+            if wrong := length_error(scope):
                 raise RequestError(400, wrong, headers=CLOSE)
             if wrong := self.hosts.host_error(scope):
                 raise RequestError(400, wrong)
@@ -49,9 +49,9 @@ class Gate:
             if scope["type"] == "http":  # a WebSocket has no body; no route takes one
                 await self._read(scope, receive, body)
                 receive = replay(bytes(body), receive)
-            await self.app(scope, receive, watched)
+            await self.app(scope, receive, send_and_count)
         except RequestError as refused:
-            await refused.response()(scope, receive, watched)
+            await refused.response()(scope, receive, send_and_count)
         finally:
             self.body_bytes -= len(body)
             self.metrics.count_request(scope["path"], status)

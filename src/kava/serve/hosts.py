@@ -47,7 +47,7 @@ class Hosts:
         values = _headers(scope, b"host")
         if len(values) != 1:
             return "a request must have exactly one Host header"
-        return self._refusal("Host header", values[0], _name(values[0]))
+        return self._host_refusal("Host header", values[0], _name(values[0]))
 
     def foreign_header(self, scope: Scope) -> str | None:
         """Return the header by which the request comes from another site, or None.
@@ -60,19 +60,19 @@ class Hosts:
             asking = _authority(origin).lower()
             # If the page's site is an IP address, it must be one of this service's own.
             if asking != host and _name(asking) not in self.names:
-                return _not_a_name("Origin header", origin, _name(asking))
+                return _unknown_host_message("Origin header", origin, _name(asking))
         for header in (b"x-forwarded-host", b"x-gradio-server"):
             for value in _headers(scope, header):
                 forwarded = value.partition(",")[0].strip()
                 name, title = _name(_authority(forwarded)), header.decode().title()
-                if wrong := self._refusal(f"{title} header", forwarded, name):
+                if wrong := self._host_refusal(f"{title} header", forwarded, name):
                     return wrong
         return None
 
-    def _refusal(self, header: str, value: str, name: str | None) -> str | None:
+    def _host_refusal(self, header: str, value: str, name: str | None) -> str | None:
         if name in self.names or (self.any_address and name and _address(name)):
             return None
-        return _not_a_name(header, value, name)
+        return _unknown_host_message(header, value, name)
 
 
 def check_names(command: str, names: Sequence[str]) -> None:
@@ -91,7 +91,7 @@ def check_names(command: str, names: Sequence[str]) -> None:
             )
 
 
-def _not_a_name(header: str, value: str, name: str | None) -> str:
+def _unknown_host_message(header: str, value: str, name: str | None) -> str:
     return (
         f"the {header} is {value[:128]!a}, which is not a name of this service; to allow it, "
         f"restart the service with --allow-host {name or 'NAME'}"

@@ -44,7 +44,7 @@ def errors(*statuses: int) -> Responses:
     return responses
 
 
-def stream_of(chunk: type[BaseModel]) -> Responses:
+def streamed_response(chunk: type[BaseModel]) -> Responses:
     """Return the streamed response of a route: chunks or an error, then `[DONE]`."""
     parts = [{"$ref": _REF.format(model=part.__name__)} for part in (chunk, ErrorBody)]
     json = {"contentMediaType": "application/json", "contentSchema": {"anyOf": parts}}

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from kava.errors import KavaError
 from kava.reasoning.context_window import LETTERS_PER_TOKEN
 from kava.reasoning.reasoner import Reasoner
-from kava.serve.answers import Answers, raise_for
+from kava.serve.answers import Answers, raise_if_failed
 from kava.serve.batcher import Batcher, QueueFull
 from kava.serve.jobs import Job, Piece
 from kava.serve.limits import Limits
@@ -94,7 +94,7 @@ class Service:
         except KavaError as error:
             raise RequestError(503, str(error), kind="server_error") from None
         if request.stream:
-            events = self._events(request, form, jobs, answers, len(questions))
+            events = self._stream_events(request, form, jobs, answers, len(questions))
             return StreamingResponse(events, media_type="text/event-stream")
         return await self._complete_response(form, jobs, answers, len(questions), http)
 
@@ -115,14 +115,14 @@ class Service:
         if last is None:
             return Response(status_code=499)  # the client has disconnected and will not read it
         for piece in last:
-            raise_for(piece)
+            raise_if_failed(piece)
         choices = [form.choice(i, piece) for i, piece in enumerate(last)]
         body = form.completion(
             **form.head(self.name, stream=False), choices=choices, usage=usage(last, questions)
         )
         return Response(body.model_dump_json(), media_type="application/json")
 
-    async def _events(
+    async def _stream_events(
         self, request: Request, form: Form, jobs: Sequence[Job], answers: Answers, questions: int
     ) -> AsyncIterator[str]:
         head = form.head(self.name, stream=True)
@@ -133,7 +133,7 @@ class Service:
             while len(last) < len(jobs):
                 try:
                     index, piece = await answers.get()
-                    raise_for(piece)
+                    raise_if_failed(piece)
                 except RequestError as refused:
                     yield _event(refused.body())
                     break

@@ -164,10 +164,10 @@ def token_forwards(reasoner: Reasoner, batches: Sequence[Batch], epoch: float) -
     """Compute the loss of each batch at a point of the training; count the backbone's inputs."""
     columns: list[int] = []
 
-    def enters(module: nn.Module, args: tuple, inputs: Batch) -> None:
+    def count_inputs(module: nn.Module, args: tuple, inputs: Batch) -> None:
         columns.append(inputs["inputs_embeds"].shape[:2].numel())
 
-    hook = reasoner.lm.base_model.register_forward_pre_hook(enters, with_kwargs=True)
+    hook = reasoner.lm.base_model.register_forward_pre_hook(count_inputs, with_kwargs=True)
     try:
         for batch in batches:
             staged = reasoner.apply_stage(batch, epoch)

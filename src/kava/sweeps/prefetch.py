@@ -37,7 +37,7 @@ def prefetch(
     wanted: dict[str, Callable[[], object]] = {}
     for file in (file for given in files for file in assets.find_all(given)):
         kind = BackboneRecipe if is_backbone(file) else Recipe
-        wanted |= _needed(load_recipe(file, [*settings], kind), tasks)
+        wanted |= _requirements(load_recipe(file, [*settings], kind), tasks)
     reported: set[tuple] = set()
     total = 0
     for fetch in wanted.values():
@@ -59,7 +59,7 @@ def prefetch(
     )
 
 
-def _needed(recipe: Recipe | BackboneRecipe, tasks: Iterable[str]) -> dict[str, Callable]:
+def _requirements(recipe: Recipe | BackboneRecipe, tasks: Iterable[str]) -> dict[str, Callable]:
     """Return what a recipe needs: for each item a key that identifies it, and how to load it."""
     needed: dict[str, Callable[[], object]] = {}
     if isinstance(recipe, Recipe):

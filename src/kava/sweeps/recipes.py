@@ -54,7 +54,7 @@ def entries(paths: Iterable[str | Path] = ()) -> list[Entry]:
     Raises:
         KavaError: if a file or folder does not exist, contains no recipe, or is not YAML.
     """
-    found = [pair for path in paths for pair in _files(path)] or _shipped()
+    found = [pair for path in paths for pair in _files(path)] or _shipped_files()
     return [_entry(path, file) for path, file in sorted(found, key=lambda pair: _order(pair[0]))]
 
 
@@ -190,7 +190,7 @@ def _files(path: str | Path) -> list[tuple[str, Path]]:
     return found
 
 
-def _shipped() -> list[tuple[str, Path]]:
+def _shipped_files() -> list[tuple[str, Path]]:
     folder = shipped_folder()
     return [(file.relative_to(folder.parent).as_posix(), file) for file in folder.rglob("*.yaml")]
 

@@ -120,13 +120,13 @@ class JobWork:
     def __call__(self) -> str:
         """Run inside the job and return the outcome; a failure ends the job with status 1."""
         recipe = validate_resolved(self.recipe, self.name)
-        _join(recipe.resources)
+        _join_process_group(recipe.resources)
         sent_signal = _signal()
         queue_again = signal.getsignal(sent_signal)  # the handler of submitit
         received: list[int] = []
         try:
             with signals.listen_for(received, sent_signal, signal.SIGTERM):
-                outcome = self._attempt(recipe)
+                outcome = self._run_attempt(recipe)
         except signals.Preempted:
             distributed.leave_process_group()
             self._stop(received, sent_signal, queue_again)
@@ -144,7 +144,7 @@ class JobWork:
 
         return DelayedSubmission(self)
 
-    def _attempt(self, recipe: Recipe) -> Outcome:
+    def _run_attempt(self, recipe: Recipe) -> Outcome:
         console = PlainConsole(soft_wrap=True, quiet=not distributed.is_main())
         # Until here submitit's own (kava.system.environment).
         sys.argv = ["python"] if self.words is None else ["kava", *self.words]
@@ -433,7 +433,7 @@ def _undo_on_failure(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _join(resources: Resources) -> None:
+def _join_process_group(resources: Resources) -> None:
     """Set the environment of a distributed job, as a launcher would (`kava.system.distributed`)."""
     if resources.all_processes == 1:
         return

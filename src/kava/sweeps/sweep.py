@@ -163,13 +163,13 @@ def sweep(
             count(outcomes, console)
             print_text(console, f"kava sweep --status {output} says how they get on")
             return outcomes
-    return sum_up(outcomes, scoring, output, console)
+    return write_and_report(outcomes, scoring, output, console)
 
 
-def sum_up(
+def write_and_report(
     outcomes: Sequence[Outcome], scoring: Scoring, output: Path, console: Console
 ) -> list[Outcome]:
-    """Write the summary and print a report; return the outcomes as they are by then."""
+    """Update the outcomes, write the summary and print a report; return the outcomes."""
     # A task may use another name for its rows (`rows`, `gsm8k_aug`).
     scored = dict.fromkeys(task.name for o in outcomes for task in scoring.tasks_for(o.run.recipe))
     before: Sequence[Outcome] = []

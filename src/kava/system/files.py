@@ -16,7 +16,7 @@ from kava.system import links
 
 
 @contextmanager
-def disk_errors_explained(
+def explain_disk_errors(
     path: Path, advice: str = "free some space and start again"
 ) -> Iterator[None]:
     """Turn any error that a full or failing disk raises inside the block into a one-line message.
@@ -66,7 +66,7 @@ def check_writable(file: Path) -> None:
         KavaError: with the path and the reason that the system gives; or for a symbolic link, see
             `kava.system.links`.
     """
-    with disk_errors_explained(file, "choose another location"):
+    with explain_disk_errors(file, "choose another location"):
         links.check(file)
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
@@ -91,7 +91,7 @@ def write_whole(file: Path, content: str | bytes, below: Path | None = None) -> 
         KavaError: if the disk is full or fails, or there is a symbolic link. An existing file is
             then unchanged.
     """
-    with disk_errors_explained(file):
+    with explain_disk_errors(file):
         links.check(file, below)
         links.make_folder(file.parent)
         links.replace(file, content.encode() if isinstance(content, str) else content)

@@ -29,7 +29,7 @@ def check(path: Path, below: Path | None = None) -> None:
     for part in path.relative_to(at).parts:
         at = at / part
         if at.is_symlink():
-            raise _refused(at)
+            raise _link_error(at)
 
 
 def check_tree(folder: Path, apart_from: str | None = None) -> None:
@@ -48,12 +48,12 @@ def check_tree(folder: Path, apart_from: str | None = None) -> None:
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
             link = Path(place, name)
-            if apart_from and fnmatch(name, apart_from) and _leads_beside(link):
+            if apart_from and fnmatch(name, apart_from) and _links_within_folder(link):
                 continue
             check(link)
 
 
-def _leads_beside(link: Path) -> bool:
+def _links_within_folder(link: Path) -> bool:
     """Whether a link leads to a regular file in its own folder that is no link itself."""
     if not link.is_symlink():
         return True
@@ -118,7 +118,7 @@ def append(file: Path, text: str, below: Path | None = None) -> None:
         out.write(text)
 
 
-def _refused(link: Path) -> KavaError:
+def _link_error(link: Path) -> KavaError:
     return KavaError(
         f"{link}: is a symbolic link, and kava does not write through symbolic links inside a "
         "folder; delete the link, or choose another location",

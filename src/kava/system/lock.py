@@ -55,7 +55,7 @@ def acquire(file: Path, patience: float = _MOMENT) -> Iterator[None]:
 
 @contextmanager
 def acquire_for_all(file: Path) -> Iterator[None]:
-    """Hold a lock inside the block, on the main process for all that work together.
+    """Hold a lock inside the block; with several processes, the main one holds it for all.
 
     Raises:
         LockHeld: on all processes.

@@ -49,9 +49,13 @@ def check_attention(reasoner: Reasoner, rows: Sequence[batching.Row]) -> None:
 
 
 def mask_bytes(row: batching.Row, batch_size: int, reasoner: Reasoner) -> int:
-    """Return the bytes of the mask of the largest forward pass of `batch_size` rows of one length.
+    """Return the size in bytes of the masks of the largest forward pass, for equal rows.
 
-    A cell takes one byte, and as many as a value of the attention once it is added to the scores.
+    There are two masks: a boolean one, and the additive one in the dtype of the attention.
+
+    Args:
+        row: an example.
+        batch_size: number of such examples in a micro-batch.
     """
     rest = len(row.steps) + len(row.answer)
     cells = max(len(row.question) ** 2, rest * row.columns)

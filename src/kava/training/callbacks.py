@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from kava.runs.metrics import read_records
 from kava.system import distributed, links, signals
-from kava.system.files import disk_errors_explained, write_whole
+from kava.system.files import explain_disk_errors, write_whole
 from kava.system.progress import Progress
 
 #: Advice in the error message if a file cannot be written.
@@ -43,7 +43,7 @@ class Record(TrainerCallback):
         logs = kwargs["logs"]
         record = {"step": state.global_step, **logs}
         if "train_runtime" not in logs and state.is_world_process_zero:
-            with disk_errors_explained(self.file, GO_ON):
+            with explain_disk_errors(self.file, GO_ON):
                 links.append(self.file, json.dumps(record) + "\n")
         self.progress.log(record)
 

@@ -46,7 +46,7 @@ def train_on(
             code="training.no-output",
             key="output",
         )
-    resolved = _resolved(reasoner, recipe)
+    resolved = _resolve_recipe(reasoner, recipe)
     options = resolved.data.options
     examples = as_examples(rows, "rows", options)
     held_out = as_examples(validation, "validation", options) if len(validation) else []
@@ -128,7 +128,7 @@ def use_recipe(reasoner: Reasoner, recipe: Recipe) -> None:
     reasoner.merged = False  # from here on, all of it is trained
 
 
-def _resolved(reasoner: Reasoner, recipe: Recipe | str | Path | None) -> Recipe:
+def _resolve_recipe(reasoner: Reasoner, recipe: Recipe | str | Path | None) -> Recipe:
     if recipe is None:
         return reasoner.recipe
     return resolve(recipe) if isinstance(recipe, Recipe) else load_resolved(recipe)

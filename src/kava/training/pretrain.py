@@ -23,7 +23,7 @@ from kava.runs.folder import clear, create_or_resume, exclusive_lock
 from kava.runs.layout import RESULT
 from kava.system import distributed, sharded
 from kava.system.environment import default_device, provenance
-from kava.system.files import disk_errors_explained, write_json, write_whole
+from kava.system.files import explain_disk_errors, write_json, write_whole
 from kava.system.progress import Progress, no_bars
 from kava.training.arguments import check_reports, rows_at_once
 from kava.training.rows import data_record, read_rows
@@ -64,7 +64,7 @@ def pretrain(
 
         def write() -> None:
             checkpoint.check_finite(reasoner, weights, folder)
-            with no_bars(), disk_errors_explained(folder):
+            with no_bars(), explain_disk_errors(folder):
                 checkpoint.save_lm(reasoner, folder, weights)
                 tokenizer.save_pretrained(folder)
             write_whole(folder / SAMPLE, sample)

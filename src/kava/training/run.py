@@ -85,7 +85,7 @@ def train_reasoner(
         console.print(describe(reasoner.lm, half, rows_each), highlight=False, markup=False)
         title = f"{resolved.method} (seed {resolved.seed})"
         measured = train(reasoner, *rows, run, resume, Progress(title, console))
-        result = _result(reasoner, data, measured)
+        result = _describe_result(reasoner, data, measured)
         weights = sharded.gather_weights(reasoner)
 
         def write() -> None:
@@ -99,7 +99,9 @@ def train_reasoner(
     return result
 
 
-def _result(reasoner: Reasoner, data: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+def _describe_result(
+    reasoner: Reasoner, data: dict[str, Any], measured: dict[str, Any]
+) -> dict[str, Any]:
     resolved = reasoner.recipe
     return {
         "method": resolved.method,

@@ -67,10 +67,12 @@ class EpochOrder(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         drawn = torch.randperm(self.rows, generator=generator).tolist()
-        yield from drawn if not self.lengths else self._grouped(drawn, self.lengths, generator)
-        yield from range(self.rows, len(self))
+        yield from (
+            drawn if not self.lengths else self._group_by_length(drawn, self.lengths, generator)
+        )
+        yield from range(self.rows, len(self))  # blanks, which are no examples
 
-    def _grouped(
+    def _group_by_length(
         self, drawn: list[int], lengths: Sequence[int], generator: torch.Generator
     ) -> Iterator[int]:
         """Sort each pool of drawn examples by length, cut it into batches, and shuffle the batches.

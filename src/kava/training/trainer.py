@@ -28,7 +28,7 @@ from kava.reasoning.reasoner import Reasoner
 from kava.runs.layout import METRICS
 from kava.runs.resume import last_checkpoint, write_checksums
 from kava.system import distributed, sharded, signals
-from kava.system.files import disk_errors_explained
+from kava.system.files import explain_disk_errors
 from kava.system.progress import Progress
 from kava.training.arguments import arguments, check_lengths, check_schedule, check_steps
 from kava.training.attention import check_attention
@@ -111,6 +111,7 @@ class StepTrainer(Trainer):
         stage = method.stage(self.epoch_of(step))
         if stage is None or step == 0 or stage == method.stage(self.epoch_of(step - 1)):
             return
+        # The moments of AdamW alone: the learning rate continues on its schedule.
         if method.options.reset_optimizer:
             cast(Optimizer, self.optimizer).state.clear()
 
@@ -142,6 +143,7 @@ class StepTrainer(Trainer):
             self.accelerator.autocast(),
         ):
             terms = model(**inputs)
+        # A stand-in must not count, but its backward pass takes part in the collective operations.
         if not weight:
             terms = {name: 0 * value for name, value in terms.items()}
         self._micro_batches.append(
@@ -268,7 +270,7 @@ class StepTrainer(Trainer):
         def write() -> None:
             if self.args.should_save:
                 checkpoint.check_finite(self.reasoner, self._weights, folder)
-            with disk_errors_explained(folder, GO_ON):
+            with explain_disk_errors(folder, GO_ON):
                 save()
                 if self.args.should_save:
                     write_checksums(folder)
