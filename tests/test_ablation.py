@@ -143,7 +143,7 @@ def scene_of(thinker, own, other, seed=0):
     average, ours = Mean(), Latents.from_reasoning(reasoning)
     for latents in (ours, theirs):
         average.add(thinker.lm, latents)
-    averaged = average.at(thinker.lm, ours)
+    averaged = average.at_positions_of(thinker.lm, ours)
     return InterventionInputs(thinker.lm, ours, theirs, averaged, draws), reasoning
 
 

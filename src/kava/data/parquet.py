@@ -84,7 +84,7 @@ def _text_bytes(value: Any) -> int:
 def _check_limit(path: Path, what: str, found: int, most: int) -> None:
     if found > most:
         raise KavaError(
-            f"{path}: {found:,} {what}; of a Parquet file kava reads at most {most:,}; split it, "
+            f"{path}: {found:,} {what}; kava reads at most {most:,} from a Parquet file; split it, "
             "or write the rows as JSON lines",
             code="data.parquet-too-large",
             key=str(path),

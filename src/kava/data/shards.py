@@ -79,7 +79,7 @@ def _read_names(file: Path, key: str) -> list[str]:
         found = json.loads(file.read_text(encoding="utf-8"))[key]
         names = [one["filename"] if isinstance(one, dict) else one for one in found]
         if not names or not all(Path(name).name == name for name in names):
-            raise ValueError("it lists names outside of its folder")
+            raise ValueError("it lists files outside of its folder")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise KavaError(
             f"{file}: not a file of save_to_disk ({truncate(str(error))})",

@@ -139,7 +139,7 @@ def _batch(
     reasoning = reasoner.think(questions)
     own = Latents.from_reasoning(reasoning)
     other = Latents.from_reasoning(reasoner.think(partners_of))
-    averaged = average.at(reasoner.lm, own)
+    averaged = average.at_positions_of(reasoner.lm, own)
     answers: Answers = {}
     for name, intervene in INTERVENTIONS.items():
         if name in left_out(reasoner.lm):

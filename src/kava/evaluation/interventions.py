@@ -176,7 +176,7 @@ class Mean:
             sums = [(k + more_k, v + more_v) for (k, v), (more_k, more_v) in both]
         self.sums, self.count = sums, self.count + len(latents.positions)
 
-    def at(self, model: PreTrainedModel, like: Latents) -> KeyValues:
+    def at_positions_of(self, model: PreTrainedModel, like: Latents) -> KeyValues:
         """Return the mean at the positions of other latents, and in their shape and dtype."""
         pairs = [
             tuple(

@@ -614,8 +614,8 @@ def load_backbone(
     reasoner = Reasoner.from_pretrained(folder)
     if reasoner.method.uses_latents:
         raise KavaError(
-            f"backbone {folder}: a run of '{reasoner.recipe.method}', which reasons in latents; a "
-            "run can only be a backbone if its method reasons in text, such as cot",
+            f"backbone {folder}: is a run of '{reasoner.recipe.method}', which reasons in latents; "
+            "a run can only be a backbone if its method reasons in text, such as cot",
             code="reasoning.latent-backbone",
             key=str(folder),
         )
