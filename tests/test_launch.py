@@ -196,7 +196,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_before(
     assert code == 1 and "1 run: 1 failed" in said and re.search(f"failed  {refused}", said)
     assert not (out / "slurm").exists()
     code, said = kava(*words, *job[:2], "--nodes", 2, "--gpus", 2, "--dry-run")
-    assert code == 0 and "1 as jobs of SLURM, 1 at a time; each 2 nodes of 2 GPUs, 4 proc" in said
+    assert code == 0 and "1 as SLURM jobs, 1 at a time; each 2 nodes of 2 GPUs, 4 proc" in said
     assert kava(*words, "--dry-run")[0] == 0  # here it is one process, whatever a job would have
     assert kava(*words)[0] == 0
     code, said = kava(*words, *job)  # nothing is left to train

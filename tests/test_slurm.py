@@ -125,7 +125,7 @@ def test_preempted_jobs_go_on_and_end_as_uninterrupted_ones(submitted, whole, ka
     out, words = submitted
     status_, said = kava(*words, "--dry-run")
     assert status_ == 0 and not out.exists()
-    assert "2 as jobs of SLURM, 2 at a time; each no GPU, 1 CPU, 0.5 GB, 0:10 h" in said
+    assert "2 as SLURM jobs, 2 at a time; each no GPU, 1 CPU, 0.5 GB, 0:10 h" in said
     status_, said = kava(*words)
     assert status_ == 0, said
     assert "2 submitted as job array 1, at most 2 at a time" in said

@@ -191,9 +191,7 @@ _FOLDERS = {
 
 
 def _plain(doc: str) -> str:
-    """A docstring as Markdown: `name: what it is` as an item of a list, and no pointers to the
-    specification, which readers do not have."""
-    doc = re.sub(r"\s*\(spec, [^)]*\)|;\s+spec, [^).]*", "", doc)
+    """Return a docstring as Markdown, with each `name: what it is` as an item of a list."""
     return re.sub(r"^([a-z]+_\w+|[a-z]+)(: )(?=\S)", r"- `\1`\2", doc, flags=re.MULTILINE)
 
 

@@ -80,11 +80,11 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 def _tokenizer_error(tokenizer: Any, panic: BaseException | None, seconds: float) -> KavaError:
     folder = str(getattr(tokenizer, "name_or_path", "") or "tokenizer")
-    told = (
+    problem = (
         f"took longer than {seconds:.0f} s for a text" if panic is None else f"panicked ({panic})"
     )
     return KavaError(
-        f"tokenizer of {folder}: it {told}; a regular expression in its tokenizer.json probably "
+        f"tokenizer of {folder}: it {problem}; a regular expression in its tokenizer.json probably "
         "has nested quantifiers, such as (a+)+; use a tokenizer without them",
         code="backbones.tokenizer-pattern",
         key=folder,

@@ -172,7 +172,7 @@ def other_weights(folder: Path, problems: Mapping[str, Sequence[str]]) -> KavaEr
         folder: the folder of the model.
         problems: what transformers reports: for each kind, names of weights, sorted.
     """
-    told = "; ".join(
+    summary = "; ".join(
         f"{kind}: {len(names)} ({', '.join(map(_name, names[:3]))}"
         f"{', ...' if len(names) > 3 else ''})"
         for kind, names in problems.items()
@@ -188,7 +188,7 @@ def other_weights(folder: Path, problems: Mapping[str, Sequence[str]]) -> KavaEr
         else ""
     )
     return KavaError(
-        f"backbone {folder}: weights do not fit the architecture: {told}{hint}",
+        f"backbone {folder}: weights do not fit the architecture: {summary}{hint}",
         code="backbones.other-weights",
         key=str(folder),
     )

@@ -105,8 +105,8 @@ def check_shapes(
     if head is not None and not config.tie_word_embeddings:
         shape = tuple(head.weight.shape)
         if sum(tensor.shape == shape for tensor in stored.values()) < 2:
-            told = f"the weights have no head of shape {shape} beside the embeddings"
-            raise _config_error(folder, "tie_word_embeddings", "false", told)
+            finding = f"the weights have no head of shape {shape} beside the embeddings"
+            raise _config_error(folder, "tie_word_embeddings", "false", finding)
     wanted = sum(weight.numel() for weight in model.parameters())
     have = sum(math.prod(tensor.shape) for tensor in stored.values())
     if wanted > have * (_PACKED if raw.get("quantization_config") else 2):
@@ -164,15 +164,15 @@ def _shape_error(
     pairs = zip(shape, there.shape, strict=False)
     number = next((asked for asked, found in pairs if asked != found), None)
     key = next((key for key, value in _whole_numbers(raw) if value == number), None)
-    told = f"'{name}' in {there.file.name} has shape {there.shape}, not {shape}"
+    finding = f"'{name}' in {there.file.name} has shape {there.shape}, not {shape}"
     return _config_error(
-        folder, key or name, "of another size" if key is None else f"{number:,}", told
+        folder, key or name, "of another size" if key is None else f"{number:,}", finding
     )
 
 
-def _config_error(folder: Path, key: str, value: str, told: str) -> KavaError:
+def _config_error(folder: Path, key: str, value: str, finding: str) -> KavaError:
     return KavaError(
-        f"{folder / pretrained.CONFIG}: {truncate(key)} is {value}, but {told}; use the "
+        f"{folder / pretrained.CONFIG}: {truncate(key)} is {value}, but {finding}; use the "
         "config that belongs to the weights",
         code="backbones.config-mismatch",
         key=key,

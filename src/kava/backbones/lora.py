@@ -68,10 +68,10 @@ def describe_default(recipe: Recipe, resolved_recipe: Recipe, family: str) -> st
     usual = (None, USUAL_TARGETS, TARGETS.get(family))
     if recipe.adapter != "lora" or recipe.lora.targets is not None or chosen in usual:
         return ""
-    told = "all-linear" if chosen == "all-linear" else f"[{', '.join(chosen)}], as in peft"
+    described = "all-linear" if chosen == "all-linear" else f"[{', '.join(chosen)}], as in peft"
     return (
         f"lora.targets: a {family} has not all of {', '.join(USUAL_TARGETS)}; the adapter is on "
-        f"{told}"
+        f"{described}"
     )
 
 

@@ -102,17 +102,17 @@ def to_examples(
         KavaError: if a field is missing or invalid (names the row); if an id is repeated; or if
             there are no rows.
     """
-    seen: dict[str, str] = {}
+    location_of: dict[str, str] = {}
     examples = []
     for index, (where, row) in enumerate(islice(rows, limit)):
         example = to_example(row, where, f"{stem}-{index}", columns, need_steps)
-        if example.id in seen:
+        if example.id in location_of:
             raise KavaError(
-                f"{where}: id '{example.id}' is already used by {seen[example.id]}",
+                f"{where}: id '{example.id}' is already used by {location_of[example.id]}",
                 code="data.repeated-id",
                 key=example.id,
             )
-        seen[example.id] = where
+        location_of[example.id] = where
         examples.append(example)
     if not examples:
         raise KavaError(f"{source} contains no rows", code="data.no-rows", key=source)
@@ -275,12 +275,12 @@ class _Reader:
     def _first_present(self, names: Iterable[str]) -> str | None:
         return next((name for name in names if not _is_missing(self.row.get(name))), None)
 
-    def _get_field(self, field: str, told: str | None = None) -> Any:
+    def _get_field(self, field: str, shown: str | None = None) -> Any:
         if field not in self.row:
             there = ", ".join(map(str, self.row)) or "none"
             raise KavaError(
-                f"{self.where}: no field '{told or field}'; name it with the option question, steps"
-                f" or answer (data.options in a recipe); the row has: {there}",
+                f"{self.where}: no field '{shown or field}'; name it with the option question, "
+                f"steps or answer (data.options in a recipe); the row has: {there}",
                 code="data.missing-field",
                 key=field,
             )
@@ -383,8 +383,8 @@ def _steps_error(where: str, field: str, value: Any) -> KavaError:
 
 
 def _field_error(where: str, field: str, must: str, value: Any) -> KavaError:
-    told = truncate(repr(value), 60)
-    return KavaError(f"{where}: '{field}' {must}, not {told}", code="data.bad-field", key=field)
+    shown = truncate(repr(value), 60)
+    return KavaError(f"{where}: '{field}' {must}, not {shown}", code="data.bad-field", key=field)
 
 
 def _answer(value: Any, where: str, field: str) -> str:

@@ -166,19 +166,19 @@ def _time(seconds: float) -> str:
 
 def _token_cell(top: Top, before: Top | None) -> str:
     word, chance = top[0]
-    moved = before is not None and before[0][0] != word
+    changed = before is not None and before[0][0] != word
     title = ", ".join(f"{token(other)} {100 * p:.0f} %" for other, p in top)
     return (
-        f'<td class="{"moved" if moved else "same"}" style="--p:{chance:.2f}" title="{title}">'
+        f'<td class="{"moved" if changed else "same"}" style="--p:{chance:.2f}" title="{title}">'
         f"{token(word)}<small>{100 * chance:.0f}</small></td>"
     )
 
 
 def _legend(iterates: bool) -> str:
-    moved = " Bold and underlined: the token changed in this iteration." if iterates else ""
+    changed = " Bold and underlined: the token changed in this iteration." if iterates else ""
     return _note(
         "The most likely token of each latent, decoded with the language-model head, and its "
-        f"probability in percent. A stronger color means a higher probability.{moved}"
+        f"probability in percent. A stronger color means a higher probability.{changed}"
     )
 
 

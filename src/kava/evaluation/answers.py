@@ -38,13 +38,13 @@ def note_on_unreadable_golds(golds: Iterable[str]) -> str | None:
         ("words", "'string' compares", "text"),
         ("unreadable", "no rule reads", "other"),
     )
-    told = [
+    examples = [
         f"{rule} {format_count(found[kind], thing)}" for kind, rule, thing in readers if found[kind]
     ]
     return (
         f"{others:,} of {len(golds):,} right answers are not plain numbers, such as "
         f"{' and '.join(shown)}; by '{HEADLINE}', the headline, nothing is right there; "
-        + ", ".join(told)
+        + ", ".join(examples)
     )
 
 

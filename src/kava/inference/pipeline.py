@@ -108,10 +108,10 @@ class TextGenerationPipeline:
         full = return_full_text is None or return_full_text
         size = self.batch_size if batch_size is None else batch_size
         check_whole_number("pipeline: batch_size", size, 1)
-        given, alone = _inputs(text_inputs)
+        given, is_single = _inputs(text_inputs)
         questions = [one if isinstance(one, str) else _question(one) for one in given]
         answered = self._answer(questions, given, full, size, max_new_tokens, options)
-        return answered[0] if alone else answered
+        return answered[0] if is_single else answered
 
     def _answer(
         self,

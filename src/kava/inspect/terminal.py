@@ -85,9 +85,9 @@ def _word(token: tuple[str, float]) -> str:
     return f"{token[0]!r} {token[1]:.2f}"
 
 
-def _show_movement(moved: Movement, console: Console) -> None:
-    top = max(map(max, moved.distance))
-    for t, (row, mean) in enumerate(zip(moved.distance, moved.mean_distance, strict=True)):
+def _show_movement(movement: Movement, console: Console) -> None:
+    top = max(map(max, movement.distance))
+    for t, (row, mean) in enumerate(zip(movement.distance, movement.mean_distance, strict=True)):
         _print(console, f"{t} -> {t + 1}   {_bars(row, top)}  mean {mean:.3f}")
     _print(console, f"a column for each latent; a full one is {top:.3g}", "dim")
 

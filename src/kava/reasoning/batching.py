@@ -111,15 +111,15 @@ class Encoder:
 
     def _answers(self, answers: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each answer, as they follow the answer prompt."""
-        alone = [parts[0] for parts in self._parts([[answer] for answer in answers])]
+        separate = [parts[0] for parts in self._parts([[answer] for answer in answers])]
         if not self._whole:
-            return alone
+            return separate
         pairs = self._parts([[ANSWER_PROMPT, answer] for answer in answers])
         # Inference continues the prompt's own ids. If a token spans prompt and answer, the answer
         # cannot have the ids of the whole text.
         return [
             after if prompt == self.prompt else answer
-            for (prompt, after), answer in zip(pairs, alone, strict=True)
+            for (prompt, after), answer in zip(pairs, separate, strict=True)
         ]
 
     def _parts(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:

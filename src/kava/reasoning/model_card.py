@@ -136,13 +136,17 @@ def _adapter(recipe: Recipe, merged: bool) -> str:
     return f"{description}; merged into the backbone" if merged else description
 
 
-def _rows(name: str, told: dict[str, Any] | None) -> str:
-    if not told:
+def _rows(name: str, data_record: dict[str, Any] | None) -> str:
+    if not data_record:
         return f"{_text(name)} (not read yet)"
-    revision = told.get("revision")
+    revision = data_record.get("revision")
     at = f" at revision {_code(revision)}" if revision else ""
-    digest = f", SHA-256 of the rows {_code(told['sha256'][:16])}" if told.get("sha256") else ""
-    return f"{told['rows']:,} of {_text(told['source'])}{at}{digest}"
+    digest = (
+        f", SHA-256 of the rows {_code(data_record['sha256'][:16])}"
+        if data_record.get("sha256")
+        else ""
+    )
+    return f"{data_record['rows']:,} of {_text(data_record['source'])}{at}{digest}"
 
 
 def _scores(record: dict[str, Any]) -> str:

@@ -48,8 +48,8 @@ def slices_table(table: dict[str, Any]) -> Table:
         shown.add_column(heading, justify="right")
     for row in table["slices"]:
         shares = (row[name] for name in ("sufficiency", "selectivity", "necessity"))
-        told = ("" if share is None else f"{share:.2f}" for share in shares)
-        shown.add_row(label(row["name"]), *told, "yes" if row["passes"] else "no")
+        cells = ("" if share is None else f"{share:.2f}" for share in shares)
+        shown.add_row(label(row["name"]), *cells, "yes" if row["passes"] else "no")
     return shown
 
 

@@ -182,9 +182,9 @@ def check_result(result: Any, file: Path) -> None:
         value = result
         for part in path:
             value = value.get(part)
-        told = " of ".join(f"'{part}'" for part in reversed(path[1:] or path))
+        place = " of ".join(f"'{part}'" for part in reversed(path[1:] or path))
         raise KavaError(
-            f"{file}: not a kava result: {told}: {first['msg']}, not {truncate(repr(value), 60)}",
+            f"{file}: not a kava result: {place}: {first['msg']}, not {truncate(repr(value), 60)}",
             code="report.not-a-result",
             key=path[-1],
         ) from None

@@ -214,11 +214,11 @@ def _paper_table(
         check_column(counted, task)
     title = {"accuracy": "Accuracy (%)", "forward_passes": "Forward passes per answer"}[quantity]
     measured = caption(shown) if any(row["n"] for row in shown) else "no run of ours yet"
-    told = (
+    table_caption = (
         f"{title}; ours: {measured}; published: by others, second-hand; - where there is none{note}"
     )
     headings = ("setting", "task", "method", "ours", "published", "difference", "source")
-    return Table(name, told, headings, rows)
+    return Table(name, table_caption, headings, rows)
 
 
 def _by_paper() -> list[str]:

@@ -73,7 +73,7 @@ def list_runs(
     )
     for group, limit in slurm.group_by_resources(to_submit, jobs.array_limit) if jobs else ():
         wanted = slurm.describe_resources(group[0].recipe.resources)
-        print_text(console, f"{len(group)} as jobs of SLURM, {limit} at a time; each {wanted}")
+        print_text(console, f"{len(group)} as SLURM jobs, {limit} at a time; each {wanted}")
     if not jobs and len(found := visible_gpus()) > 1:
         print_text(console, f"{len(found)} GPUs of this machine, one run on each at a time")
     console.print()

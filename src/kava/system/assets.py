@@ -87,15 +87,15 @@ def distinct_names(paths: Sequence[Path], separator: str) -> tuple[list[str], li
     Returns:
         the names, and the indices of those that are not unique with all folders.
     """
-    taken = [1] * len(paths)
+    num_parts = [1] * len(paths)
     while True:
-        found = [separator.join(p.parts[-n:]) for p, n in zip(paths, taken, strict=True)]
+        found = [separator.join(p.parts[-n:]) for p, n in zip(paths, num_parts, strict=True)]
         clashing = [i for i, name in enumerate(found) if found.count(name) > 1]
-        longer = [i for i in clashing if taken[i] < len(paths[i].parts) - 1]
+        longer = [i for i in clashing if num_parts[i] < len(paths[i].parts) - 1]
         if not longer:
             return found, clashing
         for i in longer:
-            taken[i] += 1
+            num_parts[i] += 1
 
 
 def portable_name(path: Path) -> str:
