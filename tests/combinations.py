@@ -57,7 +57,7 @@ def record(folder: Path) -> None:
         return run
 
     Reasoner.forward = watched(TRAINED, Reasoner.forward)
-    Reasoner._continued = watched(ANSWERED, Reasoner._continued)
+    Reasoner._generate_tokens = watched(ANSWERED, Reasoner._generate_tokens)
     compatibility.check_config = judged(compatibility.check_config, lambda config: config)
     compatibility.check = judged(compatibility.check, lambda model: model.config)
 

@@ -321,7 +321,7 @@ def test_smoke_runs_the_papers_recipe_and_its_checkpoint_shows_its_thoughts(
     run = tmp_path / "run"
     status, said = kava("train", "recipes/llama1b_aug/kava.yaml", "--smoke", "-o", run)
     assert status == 0, said
-    assert "nothing here is a result" in said.out
+    assert "its numbers are not results" in said.out
     status, asked = kava("ask", run, QUESTION, "--backbone", run / "backbone", "--show-thoughts")
     assert status == 0, asked
     latents = [line for line in asked.out.splitlines() if line.startswith("latent ")]

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     for owner, name in (
-        (Reasoner, "forward"), (Reasoner, "_continued"),
+        (Reasoner, "forward"), (Reasoner, "_generate_tokens"),
         (compatibility, "check_config"), (compatibility, "check"),
     ):  # fmt: skip
         monkeypatch.setattr(owner, name, getattr(owner, name))  # so that they are restored

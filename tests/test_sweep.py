@@ -297,7 +297,7 @@ def test_recipes_of_backbones_are_left_out_aloud(kava, backbone, tmp_path):
     good = write(tmp_path, "good", backbone)
     status, said = kava("sweep", makes, good, good, "-o", tmp_path / "out")
     assert status == 0 and "1 run: 1 trained" in said
-    assert f"{makes}: makes a backbone (kava pretrain), left out" in said
+    assert f"{makes}: is a recipe of kava pretrain" in said
     assert f"{good}: given twice; it is run once" in said
     status, said = kava("sweep", makes, "-o", tmp_path / "out")
     assert (status, said.code) == (2, "sweeps.no-training")
