@@ -108,12 +108,18 @@ def test_shards_are_read_like_a_single_file(folder):
     assert loading.load_model(folder, torch.float32) is not None
 
 
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", 7])
-def test_an_index_names_only_files_beside_it(folder, name):
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("../model.safetensors", "backbones.bad-index"), ("/etc/passwd", "backbones.bad-index"),
+        ("..", "backbones.bad-index"), (7, "backbones.bad-shard-index"),
+    ],
+)  # fmt: skip
+def test_an_index_names_only_files_beside_it(folder, name, code):
     (folder / "model.safetensors").rename(folder / "other.safetensors")
     file = folder / "model.safetensors.index.json"
     file.write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
-    with refused("backbones.bad-index", str(file)):
+    with refused(code, str(file)):
         headers.read(folder)
 
 

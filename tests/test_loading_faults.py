@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import bare
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from kava.backbones import faults, loading
+from kava.backbones import faults, headers, loading
 from kava.backbones import lora as adapters
 from kava.recipe.schema import Recipe
 from kava.system.progress import no_bars
@@ -77,20 +77,20 @@ def test_shards_with_their_index_load(sharded):
 
 
 def test_shards_without_their_index(sharded, asked):
-    (sharded / faults.INDEX_FILE).unlink()
-    assert faults.INDEX_FILE in asked(
-        sharded, "backbones.no-shard-index", sharded / faults.INDEX_FILE
+    (sharded / headers.INDEX_FILE).unlink()
+    assert headers.INDEX_FILE in asked(
+        sharded, "backbones.no-shard-index", sharded / headers.INDEX_FILE
     )
 
 
 def test_a_shard_that_is_missing(sharded, asked):
     lost = sorted(sharded.glob("model-*.safetensors"))[1]
     lost.unlink()
-    assert lost.name in asked(sharded, "backbones.shard-missing", sharded / faults.INDEX_FILE)
+    assert lost.name in asked(sharded, "backbones.shard-missing", sharded / headers.INDEX_FILE)
 
 
 def test_a_shard_elsewhere_is_not_read(sharded, asked):
-    index = sharded / faults.INDEX_FILE
+    index = sharded / headers.INDEX_FILE
     said = json.loads(index.read_text())
     moved = shutil.move(sorted(sharded.glob("model-*.safetensors"))[0], sharded.parent)
     name = moved.rpartition("/")[2]
@@ -101,7 +101,7 @@ def test_a_shard_elsewhere_is_not_read(sharded, asked):
 
 
 def test_an_index_of_an_older_model(sharded, asked):
-    index = sharded / faults.INDEX_FILE
+    index = sharded / headers.INDEX_FILE
     said = json.loads(index.read_text())
     said["weight_map"]["model.layers.9.weight"] = said["weight_map"].pop("model.norm.weight")
     index.write_text(json.dumps(said))
@@ -111,8 +111,8 @@ def test_an_index_of_an_older_model(sharded, asked):
 
 @pytest.mark.parametrize("text", ("[1]", "{", '{"weight_map": {"a": 1}}', '{"weight_map": 3}'))
 def test_an_index_that_is_none(text, sharded, asked):
-    (sharded / faults.INDEX_FILE).write_text(text)
-    asked(sharded, "backbones.bad-shard-index", sharded / faults.INDEX_FILE)
+    (sharded / headers.INDEX_FILE).write_text(text)
+    asked(sharded, "backbones.bad-shard-index", sharded / headers.INDEX_FILE)
 
 
 def test_a_folder_of_the_hubs_cache(folder, tmp_path, asked):

@@ -5,18 +5,16 @@ transformers reports these cases as files that are missing or not readable, or n
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from kava.backbones import gguf
+from kava.backbones import gguf, headers
+from kava.backbones.headers import INDEX_FILE, WEIGHTS_FILE
 from kava.errors import KavaError, truncate
 from kava.system.text import printable
 
-WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 _POINTER = b"version https://git-lfs.github.com/spec/"
 #: What a prefix of all names of weights comes from.
 _PREFIXES = {
@@ -111,11 +109,13 @@ def _check_shards(folder: Path) -> None:
                 key=str(index),
             )
         return
-    said = _weight_map(index)
-    lacking = sorted({file for file in said.values() if not _is_in_folder(index, file)})
+    said = headers.weight_map(index)
+    names = set(said.values())
+    # A path elsewhere is not followed.
+    lacking = sorted(n for n in names if not (headers.is_file_name(n) and (folder / n).is_file()))
     if lacking:
         raise KavaError(
-            f"{index}: {len(lacking)} of {len(set(said.values()))} shards are not in the folder "
+            f"{index}: {len(lacking)} of {len(names)} shards are not in the folder "
             f"(first: {_name(lacking[0])}); copy them too",
             code="backbones.shard-missing",
             key=str(index),
@@ -129,26 +129,6 @@ def _check_shards(folder: Path) -> None:
             code="backbones.stale-shard-index",
             key=str(index),
         )
-
-
-def _weight_map(index: Path) -> Mapping[str, str]:
-    try:
-        said = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if all(isinstance(word, str) for pair in said.items() for word in pair):
-            return said
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
-    raise KavaError(
-        f"{index}: is not an index of shards (an object with 'weight_map'); copy it again",
-        code="backbones.bad-shard-index",
-        key=str(index),
-    )
-
-
-def _is_in_folder(index: Path, name: str) -> bool:
-    """Whether a shard lies in the folder of its index; a path elsewhere is not followed."""
-    plain = os.path.basename(name) == name and "\0" not in name and len(name) < 256
-    return plain and (index.parent / name).is_file()
 
 
 def _weights_of_shards(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:

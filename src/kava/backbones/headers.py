@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from kava.backbones import pretrained
 from kava.errors import KavaError, truncate
 
 LAYERS = 1000  # of any model; building a layer takes milliseconds
-_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 #: How configs of transformers call the number of layers.
 _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
 _PACKED = 8  # weights in one number of the file, with a quantization of 4 bits
@@ -45,10 +46,10 @@ def read(folder: Path) -> dict[str, TensorHeader]:
         KavaError: the index is too large, not valid, or names a file outside of the folder.
         OSError, SafetensorError: a file cannot be read or is damaged.
     """
-    if (folder / _WHOLE).is_file():
-        files = [folder / _WHOLE]
-    elif (folder / _INDEX).is_file():
-        files = _shards(folder / _INDEX)
+    if (folder / WEIGHTS_FILE).is_file():
+        files = [folder / WEIGHTS_FILE]
+    elif (folder / INDEX_FILE).is_file():
+        files = _shards(folder / INDEX_FILE)
     else:
         return {}
     found: dict[str, TensorHeader] = {}
@@ -124,19 +125,42 @@ def _layers(stored: Mapping[str, TensorHeader]) -> int:
     return max((int(number[1]) + 1 for number in numbers if number), default=0)
 
 
-def _shards(index: Path) -> list[Path]:
+def weight_map(index: Path) -> Mapping[str, str]:
+    """Return the names of all weights in an index of shards, with the file name of their shard.
+
+    Raises:
+        KavaError: the file is too large, or is no such index.
+    """
     pretrained.check_sizes(index.parent)
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if outside := [name for name in names if name != Path(name).name]:
-            raise ValueError(f"'{truncate(outside[0])}' is not in this folder")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if all(isinstance(word, str) for pair in found.items() for word in pair):
+            return found
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise KavaError(
+        f"{index}: is not an index of shards (an object with 'weight_map'); copy it again",
+        code="backbones.bad-shard-index",
+        key=str(index),
+    )
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name is that of a file of the same folder, rather than a path."""
+    plain = os.path.basename(name) == name and name not in ("", ".", "..")
+    return plain and "\0" not in name and len(name) < 256
+
+
+def _shards(index: Path) -> list[Path]:
+    names = sorted(set(weight_map(index).values()))
+    if outside := [name for name in names if not is_file_name(name)]:
         raise KavaError(
-            f"{index}: not an index of files in its folder ({type(error).__name__}: {error})",
+            f"{index}: names the file '{truncate(outside[0])}', which is not in its folder; copy "
+            "the model again",
             code="backbones.bad-index",
             key=str(index),
-        ) from None
-    return sorted(index.parent / name for name in names)
+        )
+    return [index.parent / name for name in names]
 
 
 def _config(folder: Path) -> dict[str, Any]:
