@@ -21,7 +21,7 @@ from kava.reasoning import batching, checkpoint, context_window
 from kava.reasoning.answers import Answer, GenerateOutput, ReasoningResult
 from kava.reasoning.generate import Continuation, check_whole_number, generate_tokens
 from kava.reasoning.interface import SPECIAL_TOKENS, ReasonerBase
-from kava.reasoning.methods import LatentMethod, Method, eot_suffix, prefill_question
+from kava.reasoning.methods import LatentMethod, Method, latent_embeds
 from kava.reasoning.projection import Projection
 from kava.reasoning.resolve import resolve
 from kava.recipe import registry
@@ -469,12 +469,9 @@ class Reasoner(ReasonerBase):
         mask = torch.ones_like(tokens, dtype=torch.bool)
         if isinstance(self.method, LatentMethod):
             iterations = self.recipe.num_iterations if num_iterations is None else num_iterations
-            context, _ = prefill_question(self, {"question": tokens, "question_mask": mask})
-            suffix = eot_suffix(self, context)
-            state = self.method.latents(self, context, suffix, iterations)
+            state = self.method.think_in_latents(self, tokens, mask, iterations)
             reasoning = self.method.finish_thinking(self, state, iterations)
-            bot, eot = (self.special(name).expand(1, 1, -1) for name in ("bot", "eot"))
-            parts = [self.embed(tokens), bot, state.inputs[-1], eot]
+            parts = [self.embed(tokens), latent_embeds(self, state)]
         else:
             reasoning = self.method.think(self, tokens, mask)
             parts = [self.embed(tokens[:, : reasoning.cache.columns])]

@@ -14,7 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from kava.backbones import cache, masks
 from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.interface import SPECIAL_TOKENS, ReasonerBase
-from kava.reasoning.methods import eot_suffix, prefill_question
+from kava.reasoning.methods import latent_embeds
 from kava.reasoning.projection import Projection
 from kava.reasoning.states import Suffix
 from kava.recipe import registry
@@ -142,7 +142,4 @@ class EngineReasoner(ReasonerBase):
             [batch, M + 2, hidden].
         """
         ids, mask = (part.to(self.device) for part in masks.pad(questions, "left"))
-        context, _ = prefill_question(self, {"question": ids, "question_mask": mask})
-        state = self.method.latents(self, context, eot_suffix(self, context), num_iterations)
-        bot, eot = (self.special(name).expand(len(ids), 1, -1) for name in ("bot", "eot"))
-        return torch.cat((bot, state.inputs[-1], eot), dim=1)
+        return latent_embeds(self, self.method.think_in_latents(self, ids, mask, num_iterations))

@@ -273,9 +273,19 @@ class LatentMethod(Method):
         iterations = recipe.num_iterations if num_iterations is None else num_iterations
         if iterations == "auto":
             iterations = AutoIterations(recipe.max_iterations, recipe.tolerance)
-        context, _ = prefill_question(reasoner, {"question": question, "question_mask": mask})
-        state = self.latents(reasoner, context, eot_suffix(reasoner, context), iterations)
+        state = self.think_in_latents(reasoner, question, mask, iterations)
         return self.finish_thinking(reasoner, state, iterations)
+
+    def think_in_latents(
+        self,
+        reasoner: ReasonerBase,
+        question: Tensor,
+        mask: Tensor,
+        num_iterations: int | AutoIterations,
+    ) -> LatentState:
+        """Prefill the question and generate the latents and <eot>; see `think`."""
+        context, _ = prefill_question(reasoner, {"question": question, "question_mask": mask})
+        return self.latents(reasoner, context, eot_suffix(reasoner, context), num_iterations)
 
     def finish_thinking(
         self, reasoner: ReasonerBase, state: LatentState, num_iterations: int | AutoIterations
@@ -388,6 +398,19 @@ def eot_suffix(reasoner: ReasonerBase, question: MaskedCache) -> Suffix:
     """Return what follows the latents at inference: <eot> alone."""
     mask = question.attention_mask.new_ones(question.attention_mask.shape[0], 1)
     return Suffix(reasoner.special("eot").expand(*mask.shape, -1), mask)
+
+
+def latent_embeds(reasoner: ReasonerBase, state: LatentState) -> Tensor:
+    """Return the embeddings of <bot>, the latents in the last pass and <eot>.
+
+    As input after the question, they yield the keys and values of the last pass.
+
+    Returns:
+        [batch, 2 + latents, hidden].
+    """
+    latents = state.inputs[-1]
+    bot, eot = (reasoner.special(name).expand(len(latents), 1, -1) for name in ("bot", "eot"))
+    return torch.cat((bot, latents, eot), dim=1)
 
 
 def student_suffix(
