@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tiny
 import torch
 from refusals import refused
 from safetensors import safe_open
@@ -28,6 +29,12 @@ def test_an_exported_checkpoint_answers_as_before(tmp_path, method, adapter):
     for name, value in terms.items():
         torch.testing.assert_close(again[name], value, rtol=1e-6, atol=1e-6)
     assert read.merged is reasoner.merged
+
+
+def test_questions_keep_their_tokens(tmp_path, family):
+    reasoner = tiny.reasoner(family)  # its tokenizer is not one of its family
+    read = Reasoner.from_pretrained(export(reasoner, tmp_path / "exported"))
+    assert read.encoder.questions(QUESTIONS) == reasoner.encoder.questions(QUESTIONS)
 
 
 def test_transformers_reads_the_merged_backbone(tmp_path, family):

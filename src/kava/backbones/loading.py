@@ -188,8 +188,12 @@ OWN_PREFIX = "kava."
 _LOADING_PROBLEMS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: Path, saved: bool = False) -> Any:
     """Load the tokenizer; if it has no pad token, EOS is used (padding is always masked).
+
+    Args:
+        folder: a folder or a GGUF file.
+        saved: see `pretrained.load_tokenizer`.
 
     Raises:
         KavaError: the tokenizer's files are missing, can only be read by code of the folder, or
@@ -199,7 +203,7 @@ def load_tokenizer(folder: Path) -> Any:
     """
     known, why, tokenizer = set(), "", None
     try:
-        tokenizer = pretrained.load_tokenizer(folder)
+        tokenizer = pretrained.load_tokenizer(folder, saved)
         ids = encode(tokenizer, [ANSWER_PROMPT, *PROBES])[0]
         known = set(ids) - {tokenizer.unk_token_id}
     except KavaError:

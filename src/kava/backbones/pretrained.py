@@ -53,15 +53,21 @@ def load_model(path: Path, **options: Any) -> Any:
         )
 
 
-def load_tokenizer(path: Path) -> Any:
+def load_tokenizer(path: Path, saved: bool = False) -> Any:
     """Load a tokenizer with `AutoTokenizer.from_pretrained`.
+
+    Args:
+        path: a folder or a GGUF file.
+        saved: whether `save_pretrained` wrote the folder, so that the class that it names is right.
+            By default, transformers prefers the class of the model's family for some families.
 
     Raises the errors of `load_config` and of that function.
     """
     check_sizes(path)
+    options = {"config": PreTrainedConfig()} if saved else {}
     with _refuse_remote_code(path, TOKENIZER, CONFIG), _source(path) as source:
         return AutoTokenizer.from_pretrained(
-            **source, local_files_only=True, trust_remote_code=False
+            **source, **options, local_files_only=True, trust_remote_code=False
         )
 
 

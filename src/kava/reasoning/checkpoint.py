@@ -234,7 +234,7 @@ def read(folder: str | Path, revision: str | None = None) -> CheckpointContent:
     """
     folder, commit = locate_commit(folder, revision)
     described, resolved = describe(folder), _recipe(folder)
-    tokenizer = loading.load_tokenizer(folder)
+    tokenizer = loading.load_tokenizer(folder, saved=True)
     if len(tokenizer) != described["tokenizer_size"]:
         raise KavaError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, "
