@@ -11,14 +11,15 @@ The renderer and `MODELS_CONFIG_MAP` are internals of vLLM. The plugin is for ve
 
 from __future__ import annotations
 
-#: Architectures of backbones whose layers the latent passes can run on.
-FAMILIES = ("Llama", "Qwen2", "Qwen3")
+#: Architectures of exported folders on whose layers the latent passes can run.
+ARCHITECTURES = tuple(f"Kava{family}ForCausalLM" for family in ("Llama", "Qwen2", "Qwen3"))
 #: Name of vLLM's tokenizer mode and renderer for exported folders.
 MODE = "kava"
 
 
 def register() -> None:
     """Register the architectures and the renderer; vLLM calls it in each of its processes."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
     from vllm.renderers.registry import RENDERER_REGISTRY
@@ -28,9 +29,11 @@ def register() -> None:
 
     if MODE in RENDERER_REGISTRY.renderers:  # vLLM may load a plugin more than once
         return
-    for family in FAMILIES:
-        name = f"Kava{family}ForCausalLM"
-        ModelRegistry.register_model(name, f"kava.vllm.model:{name}")
+    for family in sorted(set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())):
+        name = f"Kava{family}"
+        # The others for a line by `KavaConfig`, in place of vLLM's list of all that it knows.
+        found = name if name in ARCHITECTURES else ARCHITECTURES[0]
+        ModelRegistry.register_model(name, f"kava.vllm.model:{found}")
         MODELS_CONFIG_MAP[name] = KavaConfig
     RENDERER_REGISTRY.register(MODE, "kava.vllm.renderer", "KavaRenderer")
-    TokenizerRegistry.register(MODE, "vllm.tokenizers.hf", "CachedHfTokenizer")
+    TokenizerRegistry.register(MODE, "kava.vllm.tokenizer", "SavedTokenizer")

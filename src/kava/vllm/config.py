@@ -9,6 +9,7 @@ from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from kava.reasoning.export import FORMAT
 from kava.reasoning.methods import LatentMethod
 from kava.recipe import registry
+from kava.vllm import ARCHITECTURES, MODE
 
 
 class KavaConfig(VerifyAndUpdateConfig):
@@ -28,19 +29,27 @@ class KavaConfig(VerifyAndUpdateConfig):
                 f"{model_config.model}: config.json has no section `kava` of format {FORMAT}; "
                 "write the folder with `kava export`"
             )
+        if model_config.architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"{model_config.model}: {model_config.architecture} is not supported, only "
+                f"{', '.join(ARCHITECTURES)}; use `prompt_embeds`"
+            )
         method = registry.find("methods", section["method"])
         if not issubclass(method, LatentMethod) or (
             method.begin_answer is not LatentMethod.begin_answer
         ):
             raise ValueError(
-                f"{model_config.model}: method '{section['method']}' is not supported here; it "
-                "does not answer after latents and a fixed prompt; use `prompt_embeds`"
+                f"{model_config.model}: method '{section['method']}' is not supported, since it "
+                "does not answer after latents; use `prompt_embeds`"
             )
         if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
             raise ValueError(
                 f"{model_config.model}: sliding windows are not supported; use `prompt_embeds`"
             )
-        model_config.tokenizer_mode = "kava"
+        model_config.tokenizer_mode = MODE
+        if not method.prompted:
+            first = "kava.vllm.first_token:FirstToken"
+            model_config.logits_processors = [*(model_config.logits_processors or []), first]
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:

@@ -93,6 +93,12 @@ class EngineReasoner(ReasonerBase):
             {name: nn.Parameter(torch.zeros(size, dtype=torch.float32)) for name in SPECIAL_TOKENS}
         )
         self.projection = Projection(recipe.projection, size, recipe.projection_dim, 1.0).float()
+        self.method_modules = self.method.modules(self).float()
+
+    def cache_shapes(self) -> list[tuple[int, int]]:
+        """Return (kv_heads, head_dim) of each layer's cache, of all devices together."""
+        modules = [layer.self_attn for layer in self._decoder[0].layers]
+        return [(module.total_num_kv_heads, module.head_dim) for module in modules]
 
     def special(self, name: str) -> Tensor:
         """Return the embedding [hidden] of `bot`, `latent` or `eot`, in the backbone's dtype."""

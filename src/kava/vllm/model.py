@@ -27,6 +27,7 @@ class _Thinks:
     """What the three models share. vLLM's protocol is inherited by the classes themselves."""
 
     model: Any
+    unreadable_ids: Tensor
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # pyright: ignore
@@ -34,7 +35,8 @@ class _Thinks:
         folder = checkpoint.locate(model.model, model.revision)
         recipe = load_resolved(folder / "recipe.yaml", saved=True)
         self.kava = EngineReasoner(self.model, recipe, model.hf_config.hidden_size, model.dtype)
-        self._unreadable = model.hf_config.kava["unreadable_ids"]
+        unreadable = torch.tensor(model.hf_config.kava["unreadable_ids"], dtype=torch.long)
+        self.register_buffer("unreadable_ids", unreadable, persistent=False)  # pyright: ignore
 
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
@@ -74,9 +76,7 @@ class _Thinks:
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """Return the logits; ids that have no text are never generated."""
         logits = super().compute_logits(hidden_states)  # pyright: ignore
-        if logits is not None and self._unreadable:
-            logits[:, self._unreadable] = -torch.inf
-        return logits
+        return None if logits is None else logits.index_fill_(1, self.unreadable_ids, -torch.inf)
 
 
 _registered = MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=DummyInputs)

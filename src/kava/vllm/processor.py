@@ -115,6 +115,9 @@ class Processor(BaseMultiModalProcessor[Info]):
     def apply(self, inputs: ProcessorInputs, timing_ctx: Any) -> Any:
         """Return vLLM's input: question, placeholders and answer prompt."""
         question, width = list(inputs.prompt), self.info.width
+        rows = self.info.get_hf_config().vocab_size
+        if beyond := [token for token in question if token >= rows]:
+            raise ValueError(f"token id {beyond[0]} has no embedding; the largest is {rows - 1}")
         iterations = self.info.iterations(inputs.hf_processor_mm_kwargs)
         data = BatchFeature(
             {"question": torch.tensor([question]), "iterations": torch.tensor([iterations])}

@@ -39,7 +39,7 @@ class KavaRenderer(HfRenderer):
         """
         roles = [str(one.get("role")) for one in messages]
         if roles != ["user"]:
-            raise ValueError(f"a chat must be one user message, not {', '.join(roles)}")
+            raise ValueError(f"a chat must be one user message, not {', '.join(roles) or 'empty'}")
         content = messages[0].get("content")
         if isinstance(content, list):
             if any(part.get("type") != "text" for part in content):

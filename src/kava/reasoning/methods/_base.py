@@ -209,6 +209,9 @@ class LatentMethod(Method):
     """
 
     uses_latents = True
+    #: Whether an answer begins with "The answer is:"; if not, the method decodes everything after
+    #: <eot> itself.
+    prompted = True
 
     @property
     def block(self) -> int:
@@ -302,7 +305,8 @@ class LatentMethod(Method):
     def begin_answer(self, reasoner: ReasonerBase, eot: Tensor) -> tuple[Tensor, str | None]:
         """Return the token ids that an answer begins with, and their text (`ReasoningResult`).
 
-        These are "The answer is:", unless the method decodes everything after <eot> itself.
+        These are "The answer is:" or, if the method is not `prompted`, the likeliest token after
+        <eot>.
 
         Args:
             eot: [batch, hidden], hidden state of <eot> in the last layer.
@@ -310,7 +314,13 @@ class LatentMethod(Method):
         Returns:
             Token ids, [batch, prompt], and the text.
         """
-        return prompt_ids(reasoner, len(eot), eot.device), reasoner.prompt_text
+        if self.prompted:
+            return prompt_ids(reasoner, len(eot), eot.device), reasoner.prompt_text
+        scores = reasoner.logits(eot).float()
+        scores[:, reasoner.tokenizer.eos_token_id] = -torch.inf
+        if reasoner.unreadable_ids is not None:
+            scores = scores.masked_fill(reasoner.unreadable_ids, -torch.inf)
+        return scores.argmax(dim=-1, keepdim=True), None
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ class Lotus(KvMethod):
     paper = "2606.31779"
     Options = LotusOptions
     iterates = True
+    prompted = False
     losses = ("kv", "latent_readout", "multiplex")
     defaults = {
         "drop_last_step": False,
@@ -127,15 +128,6 @@ class Lotus(KvMethod):
     def latent_calls(self, question, num_iterations, suffix) -> list[ForwardPass]:
         """Return the forward passes: pass 0 and R loops over all blocks."""
         return parallel_passes(question, self.recipe.num_latents, num_iterations, suffix)
-
-    def begin_answer(self, reasoner, eot: Tensor) -> tuple[Tensor, None]:
-        """Return the likeliest token after <eot>, with which each answer begins."""
-        scores = reasoner.logits(eot).float()
-        # This token becomes the prompt of `generate`, which does not stop at an EOS in its prompt.
-        scores[:, reasoner.tokenizer.eos_token_id] = -math.inf
-        if reasoner.unreadable_ids is not None:
-            scores = scores.masked_fill(reasoner.unreadable_ids, -math.inf)
-        return scores.argmax(dim=-1, keepdim=True), None
 
     def reasoning_work(self, question: Tensor, num_iterations: int) -> Work | None:
         """Return the minimum work, which includes the logits of the first token after <eot>."""
