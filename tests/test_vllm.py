@@ -1,30 +1,14 @@
-"""The plugin in vLLM itself: an exported folder answers plain text as `Reasoner` does.
-
-vLLM is large and holds its own versions of torch and transformers, so this runs in an environment
-of its own: `make test-vllm`.
-"""
-
-import os
-from pathlib import Path
+"""The plugin in vLLM itself: an exported folder answers plain text as `Reasoner` does."""
 
 import pytest
+from vllm_here import CHECKPOINT, GREEDY, kava_ids, serving, vllm
 
-vllm = pytest.importorskip(
-    "vllm", reason="needs vLLM, in an environment of its own: make test-vllm"
-)
-# The engine runs in this process, on little memory.
-os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+from kava import Reasoner
+from kava.data.synthetic import generate
+from kava.reasoning.export import export
 
-from vllm.exceptions import VLLMValidationError  # noqa: E402
-
-from kava import Reasoner  # noqa: E402
-from kava.data.synthetic import generate  # noqa: E402
-from kava.reasoning.export import export  # noqa: E402
-
-CHECKPOINT = Path(__file__).resolve().parents[1] / "checkpoints" / "quickstart" / "kava"
 # Those of vLLM and of the versions that it brings.
 pytestmark = pytest.mark.filterwarnings("ignore")
-GREEDY = vllm.SamplingParams(temperature=0, max_tokens=8)
 QUESTIONS = [example.question for example in generate("test", 200)]
 
 
@@ -36,24 +20,16 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine(folder):
     """Chunks of 64 tokens, which cut the latents, and blocks of 32 tokens in the prefix cache."""
-    return vllm.LLM(
-        str(folder), dtype="float32", enforce_eager=True, max_num_batched_tokens=64,
-        max_num_seqs=32, block_size=32, enable_prefix_caching=True, enable_chunked_prefill=True,
-    )  # fmt: skip
+    settings = {"enable_prefix_caching": True, "enable_chunked_prefill": True}
+    with serving(folder, max_num_batched_tokens=64, max_num_seqs=32, **settings) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")
 def expected(folder):
     """Token ids of the answers by kava itself, for each T."""
     reasoner = Reasoner.from_pretrained(folder)
-
-    def ids(iterations):
-        thinking = reasoner.think(QUESTIONS, iterations)
-        found = reasoner.continue_from(thinking, max_new_tokens=8)
-        lengths = reasoner.generated_lengths(found).tolist()
-        return [row[:length] for row, length in zip(found.tolist(), lengths, strict=True)]
-
-    return {iterations: ids(iterations) for iterations in (None, 0, 1, 2)}
+    return {number: kava_ids(reasoner, QUESTIONS, number) for number in (None, 0, 1, 2)}
 
 
 def answers(engine, prompts):
@@ -94,6 +70,6 @@ def test_a_chat_is_one_user_message(engine, expected):
     "prompt", ["  ", asking("1 + 1", -1), asking("1 + 1", True), "why? " * 400]
 )
 def test_a_bad_prompt_is_refused_and_the_next_is_answered(engine, expected, prompt):
-    with pytest.raises((ValueError, VLLMValidationError)):
+    with pytest.raises((ValueError, vllm.exceptions.VLLMValidationError)):
         engine.generate([prompt], GREEDY, use_tqdm=False)
     assert answers(engine, QUESTIONS[:1])[0] == expected[None][:1]

@@ -1,25 +1,13 @@
-"""The plugin in vLLM with each method that thinks in latents, on random backbones of each family.
-
-As test_vllm.py, it needs an environment of its own: `make test-vllm`.
-"""
-
-import gc
-import os
-from contextlib import contextmanager
+"""The plugin in vLLM with each method that thinks in latents, on random weights of each family."""
 
 import pytest
 import tiny
 import torch
+from vllm_here import GREEDY, kava_ids, serving, vllm
 
-vllm = pytest.importorskip(
-    "vllm", reason="needs vLLM, in an environment of its own: make test-vllm"
-)
-# The engine runs in this process, on little memory.
-os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
-
-from kava.reasoning.export import export  # noqa: E402
-from kava.reasoning.methods import LatentMethod  # noqa: E402
-from kava.recipe import registry  # noqa: E402
+from kava.reasoning.export import export
+from kava.reasoning.methods import LatentMethod
+from kava.recipe import registry
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 #: Heads of a size that vLLM's attention on a CPU supports; its Qwen2 takes hidden size / heads.
@@ -43,26 +31,12 @@ OTHERS = [
     ("pccot", {"projection": "none", "num_iterations": 3}),
 ]
 QUESTIONS = [tiny.words(count, seed) for seed, count in enumerate((3, 1, 12, 7))]
-GREEDY = vllm.SamplingParams(temperature=0, max_tokens=8)
-SETTINGS = {"dtype": "float32", "enforce_eager": True, "block_size": 32, "max_num_seqs": 8}
 
 
 def exported(folder, family, method="kava", sizes=None, **changes):
     model = tiny.bare(family, **(SIZES[family] if sizes is None else sizes))
     reasoner = tiny.wrap(model, method, **changes)
-    return reasoner, str(export(reasoner, folder / "exported"))
-
-
-@contextmanager
-def serving(folder, **settings):
-    """An engine that ends before the next begins: they share what vLLM keeps in globals."""
-    engine = vllm.LLM(folder, **SETTINGS, **settings)
-    try:
-        yield engine
-    finally:
-        engine.llm_engine.engine_core.shutdown()
-        del engine
-        gc.collect()
+    return reasoner, export(reasoner, folder / "exported")
 
 
 def thoughts(model, questions, iterations):
@@ -88,14 +62,8 @@ def test_thoughts_and_answers_are_those_of_kava(tmp_path, method, changes, famil
         expected = embeds[: reasoner.recipe.num_latents + 2]
         assert thought.shape == expected.shape
         torch.testing.assert_close(thought, expected, rtol=1e-4, atol=1e-4)
-    result = reasoner.think(QUESTIONS)
-    rows = reasoner.continue_from(result, max_new_tokens=GREEDY.max_tokens)
-    if not reasoner.method.prompted:  # the first token is generated as well
-        rows = torch.cat((result.prompt, rows), dim=1)[:, : GREEDY.max_tokens]
-    lengths = reasoner.generated_lengths(rows).tolist()
-    assert [list(one.outputs[0].token_ids) for one in answers] == [
-        row[:length] for row, length in zip(rows.tolist(), lengths, strict=True)
-    ]
+    ids = [list(one.outputs[0].token_ids) for one in answers]
+    assert ids == kava_ids(reasoner, QUESTIONS)
 
 
 def test_the_first_token_of_lotus_is_the_likeliest_that_does_not_end_the_answer(tmp_path):
@@ -106,7 +74,7 @@ def test_the_first_token_of_lotus_is_the_likeliest_that_does_not_end_the_answer(
         head[reasoner.tokenizer.eos_token_id] = 2 * head[result.prompt[0, 0]]
     first = reasoner.think(QUESTIONS[:1]).prompt[0, 0]
     sampled = vllm.SamplingParams(temperature=2.0, max_tokens=4, n=16, seed=1)
-    with serving(str(export(reasoner, tmp_path / "exported"))) as engine:
+    with serving(export(reasoner, tmp_path / "exported")) as engine:
         (output,) = engine.generate(QUESTIONS[:1], sampled, use_tqdm=False)
     assert {one.token_ids[0] for one in output.outputs} == {int(first)}
     assert len({tuple(one.token_ids) for one in output.outputs}) > 1
@@ -124,7 +92,7 @@ def test_the_first_token_of_lotus_is_the_likeliest_that_does_not_end_the_answer(
 )
 def test_what_cannot_be_served_is_refused_by_name(tmp_path, family, changes, settings, named):
     _, folder = exported(tmp_path, family, sizes={}, **changes)
-    with pytest.raises(ValueError, match=named) as error:
-        vllm.LLM(folder, **SETTINGS, **settings)
+    with pytest.raises(ValueError, match=named) as error, serving(folder, **settings):
+        pass
     lines = [line for line in str(error.value).splitlines() if named in line]
     assert len(lines) == 1 and len(lines[0]) < 500
