@@ -10,6 +10,7 @@ from safetensors import safe_open
 from test_checkpoint import QUESTIONS, build, outputs, without_training_modules
 from transformers import AutoModelForCausalLM
 
+from kava.backbones import loading, to_gguf
 from kava.reasoning.export import export
 from kava.reasoning.reasoner import Reasoner
 from kava.recipe import registry
@@ -101,3 +102,59 @@ def test_a_checkpoint_that_lost_its_own_weights_is_refused(tmp_path):
     AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder)  # the backbone alone
     with refused("reasoning.weight-missing"):
         Reasoner.from_pretrained(folder)
+
+
+ROTATED = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("of", "changes"),
+    [
+        ("llama", {}),
+        ("llama", {"tie_word_embeddings": False}),
+        ("qwen2", {"use_sliding_window": False}),
+        ("qwen3", {"head_dim": 128}),  # transformers reads no other size
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gguf_file_has_the_weights_of_the_backbone(tmp_path, of, changes, dtype):
+    pytest.importorskip("gguf")
+    reasoner = tiny.wrap(tiny.bare(of, **changes).to(dtype))
+    folder = export(reasoner, tmp_path / "exported", gguf=True)
+    read = loading.load_model(folder / "backbone.gguf", torch.float32)
+    assert read.config.model_type == of
+    weights = read.state_dict()
+    for name, weight in reasoner.lm.state_dict().items():
+        torch.testing.assert_close(weights[name], weight.float(), rtol=0, atol=0)
+    assert Reasoner.from_pretrained(folder).lm.dtype == torch.float32  # the folder is as without
+
+
+def test_the_factors_of_rotary_frequencies_are_those_of_llama_3(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    model = tiny.bare("llama", rope_parameters=ROTATED)
+    to_gguf.write(model, tmp_path / "backbone.gguf")
+    tensors = {one.name: one.data for one in gguf.GGUFReader(tmp_path / "backbone.gguf").tensors}
+    plain = tiny.bare("llama").model.rotary_emb.inv_freq
+    expected = plain / model.model.rotary_emb.inv_freq
+    torch.testing.assert_close(torch.tensor(tensors["rope_freqs.weight"]), expected)
+    assert len(expected.unique()) > 1
+
+
+@pytest.mark.parametrize(
+    ("of", "code"), [("gemma2", "backbones.gguf-family"), ("qwen2", "backbones.gguf-window")]
+)
+def test_a_backbone_that_gguf_files_cannot_hold_is_refused(tmp_path, of, code):
+    pytest.importorskip("gguf")
+    with refused(code):
+        export(tiny.reasoner(of), tmp_path / "exported", gguf=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_writes_a_gguf_file_if_asked(tmp_path, kava):
+    pytest.importorskip("gguf")
+    status, _ = kava("export", KAVA, "-o", tmp_path / "exported", "--format", "gguf")
+    assert status == 0 and (tmp_path / "exported" / "backbone.gguf").stat().st_size > 1e5
+    assert kava("export", KAVA, "-o", tmp_path / "other", "--format", "onnx")[0] != 0

@@ -34,7 +34,7 @@ def is_file(path: Path) -> bool:
     return has_gguf_suffix(path) and path.is_file()
 
 
-def _check_installed(file: Path) -> None:
+def check_installed(file: Path) -> None:
     """Raise a KavaError if the package gguf is not installed."""
     if find_spec("gguf") is None:
         raise KavaError(
@@ -55,7 +55,7 @@ def single_file_options(file: Path) -> Iterator[dict[str, Any]]:
     Raises:
         KavaError: the package gguf is not installed.
     """
-    _check_installed(file)
+    check_installed(file)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / f"model{SUFFIX}").symlink_to(file.resolve())
         # The bar of dequantisation is drawn by tqdm itself, whatever transformers was told.
@@ -93,7 +93,7 @@ def check_layers(file: Path) -> None:
         KavaError: the metadata state more layers than the file has, or the package gguf is not
             installed.
     """
-    _check_installed(file)
+    check_installed(file)
     from gguf import GGUFReader
 
     reader = GGUFReader(file)

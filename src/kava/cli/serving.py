@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kava.cli._app import Merge, Revision, TaskFile, app, examples, make_console
-from kava.errors import KavaError
+from kava.errors import KavaError, unknown_name
 
 AllowHost = Annotated[
     list[str] | None,
@@ -143,7 +143,7 @@ def demo(
 @app.command(
     epilog=examples(
         "kava export runs/mine -o exported",
-        "kava export checkpoints/quickstart/kava -o exported",
+        "kava export checkpoints/quickstart/kava -o exported --format gguf",
     )
 )
 def export(
@@ -153,13 +153,19 @@ def export(
         str | None, typer.Option(help="new location of the backbone, if it has moved")
     ] = None,
     revision: Revision = None,
+    format: Annotated[
+        str, typer.Option(help="safetensors; or gguf, which also writes the backbone for llama.cpp")
+    ] = "safetensors",
 ) -> None:
     """Write a run as one folder that transformers and engines can load."""
+    if format not in (known := ("safetensors", "gguf")):
+        raise unknown_name("--format", format, known, code="cli.unknown-format")
     from kava.reasoning.export import export as write
     from kava.reasoning.reasoner import Reasoner
     from kava.system.text import printable
 
-    folder = write(Reasoner.from_pretrained(run, backbone, revision=revision), output)
+    reasoner = Reasoner.from_pretrained(run, backbone, revision=revision)
+    folder = write(reasoner, output, gguf=format == "gguf")
     print(printable(f"written: {folder}"))
 
 

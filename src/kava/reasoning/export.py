@@ -4,6 +4,7 @@ config.json          the backbone's, with `architectures: [Kava...]` and a secti
 model*.safetensors   the backbone with its adapter merged; kava's own weights as `kava.*`
 tokenizer.json ...   the tokenizer with the three special tokens
 kava.json, recipe.yaml, README.md   as in a checkpoint
+backbone.gguf        if requested: the merged backbone for llama.cpp
 
 transformers reads the folder as the plain backbone and ignores `kava.*`; kava reads it as the
 checkpoint that it was made from; an engine with a plugin for the architecture can run the latents.
@@ -16,7 +17,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from kava.backbones import loading
+from kava.backbones import loading, to_gguf
 from kava.errors import KavaError
 from kava.reasoning import checkpoint
 from kava.reasoning.reasoner import Reasoner
@@ -27,9 +28,10 @@ from kava.system.progress import no_bars
 #: Version of the section `kava` in config.json.
 FORMAT = 1
 _CONFIG = "config.json"
+_GGUF = "backbone.gguf"
 
 
-def export(reasoner: Reasoner, folder: str | Path) -> Path:
+def export(reasoner: Reasoner, folder: str | Path, gguf: bool = False) -> Path:
     """Write a reasoner as one folder of plain files; an adapter is merged into it in place.
 
     The weights keep their dtype. The folder is written under a temporary name next to its place
@@ -38,12 +40,14 @@ def export(reasoner: Reasoner, folder: str | Path) -> Path:
     Args:
         reasoner: what to export.
         folder: a folder that does not exist yet.
+        gguf: also write the backbone as a GGUF file.
 
     Returns:
         The folder.
 
     Raises:
-        KavaError: the folder exists, is a symbolic link, or cannot be written.
+        KavaError: the folder exists, is a symbolic link, or cannot be written; or the backbone
+            cannot be written as a GGUF file.
     """
     folder = Path(folder)
     if folder.exists() or folder.is_symlink():
@@ -52,6 +56,8 @@ def export(reasoner: Reasoner, folder: str | Path) -> Path:
             code="reasoning.export-exists",
             key=str(folder),
         )
+    if gguf:
+        to_gguf.check(reasoner.lm, folder / _GGUF)
     parts = folder.with_name(folder.name + ".partial")
     links.check(parts)
     shutil.rmtree(parts, ignore_errors=True)
@@ -59,6 +65,8 @@ def export(reasoner: Reasoner, folder: str | Path) -> Path:
         with explain_disk_errors(folder):
             parts.mkdir(parents=True)
             _write(reasoner.merge(), parts)
+            if gguf:
+                to_gguf.write(reasoner.lm, parts / _GGUF)
             parts.rename(folder)
     except BaseException:
         shutil.rmtree(parts, ignore_errors=True)
