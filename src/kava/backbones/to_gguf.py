@@ -66,7 +66,14 @@ def write(model: PreTrainedModel, file: Path) -> None:
             weight = _interleaved(weight, config.num_attention_heads)
         if family == "llama" and ".k_proj." in name:
             weight = _interleaved(weight, config.num_key_value_heads)
-        _add(writer, names.get_name(name, try_suffixes=(".weight", ".bias")), weight)
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if stored is None:
+            raise KavaError(
+                f"{file}: GGUF has no name for the weight '{name}' of a {family} backbone",
+                code="backbones.gguf-weight",
+                key=name,
+            )
+        _add(writer, stored, weight)
     rope = config.rope_parameters["rope_type"]
     if rope != "default":
         _add(writer, "rope_freqs.weight", _frequency_factors(config, rope))

@@ -92,13 +92,13 @@ def _write(reasoner: Reasoner, folder: Path) -> None:
 def section(reasoner: Reasoner) -> dict[str, Any]:
     """Return what an engine needs to run the latents, as stored in config.json."""
     recipe, unreadable = reasoner.recipe, reasoner.unreadable_ids
-    prompted = getattr(reasoner.method, "prompted", True)
+    with_prompt = getattr(reasoner.method, "begins_with_prompt", True)
     return {
         "format": FORMAT,
         "method": recipe.method,
         "num_latents": recipe.num_latents if reasoner.method.uses_latents else 0,
         "num_iterations": recipe.num_iterations if reasoner.method.iterates else None,
         "projection": recipe.projection if reasoner.method.uses_latents else "none",
-        "prompt_ids": reasoner.encoder.prompt if prompted else [],
+        "prompt_ids": reasoner.encoder.prompt if with_prompt else [],
         "unreadable_ids": [] if unreadable is None else unreadable.nonzero().flatten().tolist(),
     }

@@ -47,7 +47,7 @@ class KavaConfig(VerifyAndUpdateConfig):
                 f"{model_config.model}: sliding windows are not supported; use `prompt_embeds`"
             )
         model_config.tokenizer_mode = MODE
-        if not method.prompted:
+        if not method.begins_with_prompt:
             first = "kava.vllm.first_token:FirstToken"
             model_config.logits_processors = [*(model_config.logits_processors or []), first]
 

@@ -211,7 +211,7 @@ class LatentMethod(Method):
     uses_latents = True
     #: Whether an answer begins with "The answer is:"; if not, the method decodes everything after
     #: <eot> itself.
-    prompted = True
+    begins_with_prompt = True
 
     @property
     def block(self) -> int:
@@ -305,8 +305,8 @@ class LatentMethod(Method):
     def begin_answer(self, reasoner: ReasonerBase, eot: Tensor) -> tuple[Tensor, str | None]:
         """Return the token ids that an answer begins with, and their text (`ReasoningResult`).
 
-        These are "The answer is:" or, if the method is not `prompted`, the likeliest token after
-        <eot>.
+        These are "The answer is:" or, if `begins_with_prompt` is false, the likeliest token
+        after <eot>.
 
         Args:
             eot: [batch, hidden], hidden state of <eot> in the last layer.
@@ -314,9 +314,10 @@ class LatentMethod(Method):
         Returns:
             Token ids, [batch, prompt], and the text.
         """
-        if self.prompted:
+        if self.begins_with_prompt:
             return prompt_ids(reasoner, len(eot), eot.device), reasoner.prompt_text
         scores = reasoner.logits(eot).float()
+        # This token becomes the prompt of `generate`, which does not stop at an EOS in its prompt.
         scores[:, reasoner.tokenizer.eos_token_id] = -torch.inf
         if reasoner.unreadable_ids is not None:
             scores = scores.masked_fill(reasoner.unreadable_ids, -torch.inf)

@@ -79,7 +79,7 @@ class Lotus(KvMethod):
     paper = "2606.31779"
     Options = LotusOptions
     iterates = True
-    prompted = False
+    begins_with_prompt = False
     losses = ("kv", "latent_readout", "multiplex")
     defaults = {
         "drop_last_step": False,
