@@ -20,7 +20,7 @@ from torch import nn
 
 import kava
 from kava.backbones import cache, structure
-from kava.bench import flops, lengths, shapes, timing
+from kava.bench import flops, shapes, timing
 from kava.bench.command import BenchSettings, bench_generate, bench_train, recipe_paths
 from kava.bench.generate import Generation
 from kava.bench.memory_command import bench_memory
@@ -36,6 +36,7 @@ from kava.bench.train import Training
 from kava.evaluation.runner import time_alone
 from kava.reasoning.resolve import load_resolved
 from kava.recipe import registry
+from kava.sweeps import lengths
 from kava.system.environment import versions
 from kava.system.files import check_writable
 
@@ -458,6 +459,28 @@ def test_each_round_has_new_examples_of_real_lengths(monkeypatch):
     plan = BenchSettings(TINY, Lengths(source="gsm8k"), repeats=2, warm_up=1, output=None)
     told = bench_train(["recipes/bench/cot.yaml"], settings, plan, Console(quiet=True))
     assert seeds == [0, 1, 2] and told["lengths"]["source"] == "gsm8k"
+
+
+def test_each_round_has_new_questions_of_real_lengths(monkeypatch):
+    shapes, renew = [], Generation.renew
+
+    def watched(generation, lengths, seed):
+        renew(generation, lengths, seed)
+        shapes.append((seed, generation.question.shape, generation.new_tokens))
+
+    monkeypatch.setattr(Generation, "renew", watched)
+    plan = BenchSettings(TINY, Lengths(source="gsm8k"), repeats=2, warm_up=1, output=None)
+    bench_generate(["recipes/bench/cot.yaml"], [], plan, [2], Console(quiet=True))
+    assert [seed for seed, *_ in shapes] == [0, 1, 2]
+    assert len({tokens for *_, tokens in shapes}) > 1, "chains of thought are long and short"
+
+
+def test_real_lengths_and_given_ones_are_not_mixed(kava):
+    words = ("bench", "train", "recipes/bench/cot.yaml", "--lengths", "gsm8k", "--reasoning", 9)
+    status, said = kava(*words)
+    assert status == 2 and "--reasoning cannot be used with --lengths gsm8k" in said
+    status, said = kava("bench", "memory", "recipes/bench/cot.yaml", "--lengths", "gsm9k")
+    assert status == 2 and "'gsm8k'" in said
 
 
 def test_micro_batches_give_the_gradient_of_the_whole():

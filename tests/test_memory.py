@@ -10,13 +10,16 @@ from rich.console import Console
 
 from kava.backbones import attention, pretrained
 from kava.bench import memory as counting
-from kava.bench.memory import LiveBytes
 from kava.bench.memory_command import bench_memory
-from kava.bench.shapes import Lengths, configuration, random_reasoner
+from kava.bench.shapes import Lengths, configuration, random_reasoner, random_rows
 from kava.bench.train import Training
+from kava.reasoning import batching
 from kava.reasoning.losses import cross_entropy
 from kava.reasoning.resolve import load_resolved
 from kava.recipe import registry
+from kava.training import memory as stepping
+from kava.training.memory import LiveBytes
+from kava.training.sampler import EpochOrder
 
 SHORT = Lengths(question=(5, 9), reasoning=(6, 6), answer=(7, 7))
 TINY = (
@@ -92,6 +95,37 @@ def test_tensors_without_values_take_what_real_ones_take(method, settings):
     assert counted.total == pytest.approx(real_peak(settings, method), rel=0.01)
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_widest_of_many_micro_batches_is_counted(grouped, monkeypatch):
+    """Against micro-batches that are made and measured one by one."""
+    draws, seen = 40, []
+    monkeypatch.setattr(counting, "DRAWS", draws)
+    monkeypatch.setattr(stepping, "count", lambda reasoner, batches, *_: seen.extend(batches))
+    settings = ("train.micro_batch_size=2", f"train.group_by_length={grouped}".lower())
+    wanted, real = recipe("kava", *settings), Lengths(source="gsm8k")
+    counting.count(wanted, TINY, real, 2, "cpu")
+
+    def width(batch):
+        return sum(batch[part].shape[1] for part in ("question", "steps", "answer"))
+
+    reasoner = random_reasoner(wanted, TINY, torch.device("cpu"))
+    rows = random_rows(reasoner, real, 2 * draws)
+    lengths = [row.columns for row in rows] if grouped else None
+    order = list(EpochOrder(len(rows), 0, 2, lengths, wanted.train.batch_size))
+    micro = [batching.collate([rows[i] for i in order[at : at + 2]], 0) for at in range(0, 80, 2)]
+    assert [width(batch) for batch in seen] == [max(map(width, micro))] * 2  # of two in a step
+    assert width(seen[0]) > max(row.columns for row in rows) or grouped
+
+
+def test_lengths_of_real_examples_are_counted_unless_others_are_given(kava, tmp_path):
+    words = ("bench", "memory", "recipes/bench/cot.yaml", "--shape", TINY, "--rows", 2)
+    for more, source in (((), "gsm8k"), (("--question", 9), None), (("--reasoning", 9), None)):
+        status, said = kava(*words, *more, "-o", tmp_path / "memory.json")
+        assert status == 0, said
+        told = json.loads((tmp_path / "memory.json").read_text())
+        assert told["lengths"]["source"] == source
+
+
 @pytest.mark.parametrize("method", registry.names("methods"))
 def test_every_method_can_be_counted(method):
     settings = {
@@ -153,7 +187,7 @@ def test_dropout_keeps_a_byte_for_each_number_as_on_gpus():
     given, kept = torch.ones(64, dtype=torch.bfloat16, requires_grad=True), []
     layer = torch.nn.Dropout(0.5)
     with (
-        counting._dropout_as_on_gpus(),
+        stepping._dropout_as_on_gpus(),
         torch.autograd.graph.saved_tensors_hooks(kept.append, lambda held: held),
     ):
         assert set(layer(given).tolist()) == {0.0, 2.0}

@@ -1,7 +1,7 @@
 """Count the lengths of GSM8k-Aug's examples: `python -m tools.lengths ROWS TOKENIZER`.
 
-Writes `src/kava/bench/gsm8k_lengths.json`: how many examples have how many tokens in their question
-and in their chain of thought. No example can be recovered from these numbers.
+Writes `src/kava/sweeps/gsm8k_lengths.json`: how many examples have how many tokens in their
+question and in their chain of thought. No example can be recovered from these numbers.
 
     ROWS       JSONL with `question` and `cot`
     TOKENIZER  a `tokenizer.json`; the committed counts are those of SmolLM2
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from kava.bench.lengths import BIN, COUNTS, NAME
+from kava.sweeps.lengths import BIN, COUNTS, NAME
 from kava.system.files import write_whole
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,7 @@ def bench_train(
     }
     rates = {name: _matrix_rate(recipe, device) for name, recipe in recipes.items()}
 
-    def renew(done: int) -> None:
-        if plan.lengths.source:
-            for training in trainings.values():
-                training.renew(plan.lengths, seed=done)
-
-    seconds = _time_pieces(train.pieces(trainings), plan, device, console, renew)
+    seconds = _time_pieces(train.pieces(trainings), plan, device, console, _draw_each_round(trainings, plan))
     rows = {
         name: train.measure(training, seconds[name], rates[name])
         for name, training in trainings.items()
@@ -109,7 +104,8 @@ def bench_generate(
             name: Generation.build(reasoner, plan.lengths, size)
             for name, reasoner in reasoners.items()
         }
-        seconds = _time_pieces(generate.pieces(generations), plan, device, console)
+        renew = _draw_each_round(generations, plan)
+        seconds = _time_pieces(generate.pieces(generations), plan, device, console, renew)
         for name, one in generations.items():
             record = one.record(seconds[f"{name} prefill"], seconds[name], rates[name])
             rows[name].append(record)
@@ -161,12 +157,25 @@ def _reasoner(
     return Reasoner.from_pretrained(name, device=device, revision=revision)
 
 
+def _draw_each_round(
+    measured: Mapping[str, Training | Generation], plan: BenchSettings
+) -> Callable[[int], None]:
+    """Return what draws new examples before each round, if they have real lengths."""
+
+    def renew(done: int) -> None:
+        if plan.lengths.source:
+            for one in measured.values():
+                one.renew(plan.lengths, seed=done)
+
+    return renew
+
+
 def _time_pieces(
     pieces: dict[str, Any],
     plan: BenchSettings,
     device: torch.device,
     console: Console,
-    before: Callable[[int], None] = lambda _: None,
+    before: Callable[[int], None],
 ) -> Any:
     rounds = plan.warm_up + plan.repeats
     with console.status(f"round 0 of {rounds}") as status:

@@ -40,18 +40,13 @@ class Generation:
             KavaError: the answer is too short, or the backbone's FLOPs cannot be counted.
         """
         flops.cost(reasoner, training=False)  # raises before anything is timed
-        rows = random_rows(reasoner, lengths, batch * POOL)
-        at = POOL // 2 * batch
-        rows = sorted(rows, key=lambda row: len(row.question))[at : at + batch]
-        pad = reasoner.tokenizer.pad_token_id
-        question, mask = masks.pad([row.question for row in rows], "left", pad)
-        written = max(len(row.steps) for row in rows)
-        answer, prompt = max(len(row.answer) for row in rows), len(reasoner.encoder.prompt)
-        writes = reasoner.recipe.method == "cot"
-        tokens = written + answer if writes else answer - prompt
-        device = reasoner.device
         reasoner.eval().requires_grad_(False)
-        return cls(reasoner, question.to(device), mask.to(device), tokens)
+        return cls(reasoner, *_questions(reasoner, lengths, batch))
+
+    def renew(self, lengths: Lengths, seed: int) -> None:
+        """Replace the questions by others, drawn with this seed."""
+        drawn = _questions(self.reasoner, lengths, len(self.question), seed)
+        self.question, self.mask, self.new_tokens = drawn
 
     @torch.no_grad()
     def think(self) -> ReasoningResult:
@@ -126,6 +121,23 @@ class Generation:
             "repeats": len(total),
             "peak_memory": asdict(peak),
         }
+
+
+def _questions(
+    reasoner: Reasoner, lengths: Lengths, batch: int, seed: int = 0
+) -> tuple[Tensor, Tensor, int]:
+    """Return questions, left-padded, their mask, and the number of tokens of each answer."""
+    rows = random_rows(reasoner, lengths, batch * POOL, seed)
+    at = POOL // 2 * batch
+    rows = sorted(rows, key=lambda row: len(row.question))[at : at + batch]
+    question, mask = masks.pad(
+        [row.question for row in rows], "left", reasoner.tokenizer.pad_token_id
+    )
+    written = max(len(row.steps) for row in rows)
+    answer, prompt = max(len(row.answer) for row in rows), len(reasoner.encoder.prompt)
+    writes = reasoner.recipe.method == "cot"
+    tokens = written + answer if writes else answer - prompt
+    return question.to(reasoner.device), mask.to(reasoner.device), tokens
 
 
 POOL = 10  # examples of similar length are taken from a pool of this many batches

@@ -11,19 +11,19 @@ from rich.console import Console
 
 from kava.bench import memory
 from kava.bench.command import recipe_paths, settings_of, write_result
-from kava.bench.memory import Memory
 from kava.bench.shapes import Lengths
 from kava.errors import KavaError
 from kava.reasoning.resolve import load_resolved
 from kava.system.tables import terminal_table
 from kava.system.text import format_bytes, format_count, print_text
+from kava.training.memory import Memory
 
 DEVICES = ("cuda", "cpu")
 #: A note on what the numbers do not include.
 LEFT_OUT = (
     "counted on tensors without values: storages that live at the same time, in a step like any "
-    "but the first; the allocator's fragments, the kernels' workspaces and CUDA's half gigabyte "
-    "are not in, and layers count uncompiled"
+    "but the first, on the widest of many micro-batches; the allocator's fragments, the kernels' "
+    "workspaces and CUDA's half gigabyte are not in, and layers count uncompiled"
 )
 
 
@@ -75,6 +75,7 @@ def bench_memory(
         "device": device,
         "shapes": {name: shape or recipe.backbone for name, recipe in recipes.items()},
         "lengths": asdict(lengths),
+        "drawn_micro_batches": memory.DRAWS,
         "recipes": {name: settings_of(recipe) for name, recipe in recipes.items()},
         "rows": {
             name: {str(size): {**asdict(one), "peak": one.total} for size, one in by_size.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import mmap
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -23,12 +24,13 @@ from kava.backbones import compatibility, loading, pretrained, structure
 from kava.backbones.attention import IMPLEMENTATION_NAME
 from kava.backbones.published import KNOWN_BACKBONES
 from kava.backbones.tokenizer import word_tokenizer
-from kava.bench.lengths import draw as real_lengths
 from kava.errors import KavaError, on_one_line, unknown_name
 from kava.reasoning.batching import Row
 from kava.reasoning.reasoner import Reasoner
 from kava.recipe.load import parse
 from kava.recipe.schema import Recipe
+from kava.sweeps.cost import SENTENCES, STEPS
+from kava.sweeps.lengths import draw as real_lengths
 from kava.system import assets
 from kava.types import ANSWER_PROMPT
 
@@ -211,7 +213,8 @@ class Lengths:
     """Minimum and maximum number of tokens of an example's parts, with BOS, answer prompt and EOS.
 
     The defaults are the lengths with which the predecessors' code was measured. With a `source`,
-    questions and chains of thought have the lengths of real examples (`kava.bench.lengths`).
+    questions and chains of thought have the lengths of real examples (`kava.sweeps.lengths`);
+    sentences are assumed to be twice as long as equations.
 
     Raises:
         KavaError: a question without a token.
@@ -220,7 +223,7 @@ class Lengths:
     question: tuple[int, int] = (59, 70)
     reasoning: tuple[int, int] = (41, 41)
     answer: tuple[int, int] = (8, 8)
-    steps: int = 3
+    steps: int = STEPS
     source: Literal["gsm8k"] | None = None
 
     def __post_init__(self) -> None:
@@ -248,34 +251,63 @@ def parse_range(text: str) -> tuple[int, int]:
     return int(ends[0]), int(ends[-1])
 
 
-def random_rows(reasoner: Reasoner, lengths: Lengths, count: int, seed: int = 0) -> list[Row]:
-    """Return examples of random tokens, the same for the same seed and vocabulary.
+def random_sizes(
+    reasoner: Reasoner, lengths: Lengths, count: int, seed: int = 0
+) -> list[tuple[int, int, int]]:
+    """Return tokens of question, chain of thought and answer of `count` examples.
 
     Raises:
         KavaError: the answer is too short for its prompt, one token and EOS.
     """
-    prompt, eos = reasoner.encoder.prompt, reasoner.tokenizer.eos_token_id
+    prompt, recipe = reasoner.encoder.prompt, reasoner.recipe
     if lengths.answer[0] < len(prompt) + 2:
         raise KavaError(
             f"an answer needs at least {len(prompt) + 2} tokens: its prompt, one token and EOS",
             code="bench.answer-too-short",
             key="answer",
         )
+    draw, real = random.Random(seed), real_lengths(seed)
+    sizes = []
+    for _ in range(count):
+        question, reasoning, answer = (
+            draw.randint(*part) for part in (lengths.question, lengths.reasoning, lengths.answer)
+        )
+        if lengths.source:
+            question, reasoning = next(real)
+            reasoning *= SENTENCES if recipe.data.options.get("form") == "natural" else 1
+            reasoning -= reasoning // lengths.steps * recipe.drop_last_step
+        sizes.append((question, reasoning, answer))
+    return sizes
+
+
+def rows_of_sizes(
+    reasoner: Reasoner, sizes: Sequence[tuple[int, int, int]], steps: int = STEPS, seed: int = 0
+) -> list[Row]:
+    """Return examples of random tokens with these sizes, the same for the same seed.
+
+    Args:
+        sizes: tokens of question, chain of thought and answer (`random_sizes`).
+        steps: number of steps of the chain of thought.
+    """
+    prompt, eos = reasoner.encoder.prompt, reasoner.tokenizer.eos_token_id
     draw, vocabulary = random.Random(seed), structure.table(reasoner.lm).weight.shape[0]
 
     def tokens(number: int) -> list[int]:
         return [draw.randrange(len(reasoner.tokenizer), vocabulary) for _ in range(number)]
 
-    real = real_lengths(seed) if lengths.source else None
     rows = []
-    for i in range(count):
-        question, reasoning, answer = (
-            draw.randint(*part) for part in (lengths.question, lengths.reasoning, lengths.answer)
-        )
-        if real:
-            question, reasoning = next(real)
-            reasoning -= reasoning // lengths.steps * reasoner.recipe.drop_last_step
-        steps = [at * lengths.steps // max(reasoning, 1) for at in range(reasoning)]
+    for i, (question, reasoning, answer) in enumerate(sizes):
+        step_of = [at * steps // max(reasoning, 1) for at in range(reasoning)]
         end = [*prompt, *tokens(answer - len(prompt) - 1), eos]
-        rows.append(Row(f"random-{i}", tokens(question), tokens(reasoning), steps, end))
+        rows.append(Row(f"random-{i}", tokens(question), tokens(reasoning), step_of, end))
     return rows
+
+
+def random_rows(reasoner: Reasoner, lengths: Lengths, count: int, seed: int = 0) -> list[Row]:
+    """Return examples of random tokens, the same for the same seed and vocabulary.
+
+    Raises:
+        KavaError: as `random_sizes`.
+    """
+    sizes = random_sizes(reasoner, lengths, count, seed)
+    return rows_of_sizes(reasoner, sizes, lengths.steps, seed)

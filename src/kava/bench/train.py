@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,23 +16,17 @@ from kava.backbones import layerwise
 from kava.bench import flops
 from kava.bench.shapes import Lengths, random_reasoner, random_rows
 from kava.bench.timing import Piece, spread
-from kava.reasoning import batching
 from kava.reasoning.batching import Row
 from kava.reasoning.reasoner import Reasoner
 from kava.recipe.schema import Recipe
 from kava.sweeps.cost import token_forwards
 from kava.system.memory import peak_memory
 from kava.training.sampler import POOL
+from kava.training.step import OptimizerStep, micro_batches, optimiser
 
 
-@dataclass
-class Training:
-    """One training step of a recipe that can be repeated: forward, backward, clipping, AdamW."""
-
-    reasoner: Reasoner
-    micro_batches: list[dict[str, Any]]
-    optimiser: torch.optim.Optimizer
-    autocast: bool
+class Training(OptimizerStep):
+    """One training step of a recipe on random weights and examples."""
 
     @classmethod
     def build(cls, recipe: Recipe, shape: str, lengths: Lengths, device: torch.device) -> Training:
@@ -59,27 +52,6 @@ class Training:
     def renew(self, lengths: Lengths, seed: int) -> None:
         """Replace the examples by others, drawn with this seed."""
         self.micro_batches = _micro_batches(self.reasoner, lengths, seed)
-
-    @property
-    def device(self) -> torch.device:
-        """The device on which the step runs."""
-        return self.reasoner.device
-
-    def step(self) -> None:
-        """Run one optimiser step."""
-        self.gradients()
-        trained = (weight for group in self.optimiser.param_groups for weight in group["params"])
-        torch.nn.utils.clip_grad_norm_(trained, self.reasoner.recipe.train.clip)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
-
-    def gradients(self) -> None:
-        """Run the forward and backward pass of every micro-batch."""
-        context = torch.autocast(self.device.type, torch.bfloat16) if self.autocast else None
-        for batch in self.micro_batches:
-            with context or nullcontext():
-                loss = self.reasoner(**batch)["loss"]
-            loss.backward()
 
     def record(self) -> dict[str, Any]:
         """Return examples, tokens, token-forwards and FLOPs, as counted and at the least.
@@ -123,29 +95,11 @@ class Training:
         return asdict(peak)
 
 
-def optimiser(reasoner: Reasoner) -> torch.optim.AdamW:
-    """Return the recipe's optimiser for all trained weights."""
-    trained = [weight for weight in reasoner.parameters() if weight.requires_grad]
-    settings = reasoner.recipe.train
-    return torch.optim.AdamW(
-        trained,
-        settings.learning_rate,
-        (0.9, settings.adam_beta2),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-
-
 def _micro_batches(reasoner: Reasoner, lengths: Lengths, seed: int = 0) -> list[dict[str, Any]]:
-    """Return the micro-batches of a step on the reasoner's device, with their denominators."""
-    settings, pad = reasoner.recipe.train, reasoner.tokenizer.pad_token_id
-    rows = _batch(reasoner, lengths, seed)
+    """Return the micro-batches of a step on random examples."""
+    settings = reasoner.recipe.train
     micro = settings.micro_batch_size or settings.batch_size
-    parts = (batching.collate(rows[at : at + micro], pad) for at in range(0, len(rows), micro))
-    batches = [reasoner.apply_stage(batching.to_device(part, reasoner.device)) for part in parts]
-    found = [reasoner.method.counts(batch) for batch in batches]
-    counts = {name: sum(part[name] for part in found) for name in found[0]}
-    return [{**batch, "counts": counts} for batch in batches]
+    return micro_batches(reasoner, _batch(reasoner, lengths, seed), micro)
 
 
 def _batch(reasoner: Reasoner, lengths: Lengths, seed: int) -> list[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -28,14 +28,23 @@ Shape = Annotated[
         "llama:hidden_size=256,...; each recipe's own if not given"
     ),
 ]
-Question = Annotated[str, typer.Option(help="tokens of a question, as a number or minimum:maximum")]
-Reasoning = Annotated[str, typer.Option(help="tokens of the chain of thought")]
+Question = Annotated[
+    str | None,
+    typer.Option(help="tokens of a question, as a number or minimum:maximum; 59:70 if not given"),
+]
+Reasoning = Annotated[
+    str | None, typer.Option(help="tokens of the chain of thought; 41 if not given")
+]
+OwnQuestion = Annotated[
+    str | None, typer.Option(help="tokens of a question, as a number or minimum:maximum")
+]
+OwnReasoning = Annotated[str | None, typer.Option(help="tokens of the chain of thought")]
 Answer = Annotated[str, typer.Option(help="tokens of the answer, including its prompt and EOS")]
 RealLengths = Annotated[
     str | None,
     typer.Option(
-        help="gsm8k: questions and chains of thought of real lengths, new in each round; tokens "
-        "and FLOPs are those of the last round"
+        help="gsm8k: questions and chains of thought of real lengths, new in each round, instead "
+        "of --question and --reasoning; tokens and FLOPs are those of the last round"
     ),
 ]
 Repeats = Annotated[int, typer.Option(min=1, help="number of timed rounds")]
@@ -66,8 +75,8 @@ Result = Annotated[
 def train(
     recipe: Annotated[list[str], typer.Argument(metavar="RECIPE", help="YAML file")],
     shape: Shape = None,
-    question: Question = "59:70",
-    reasoning: Reasoning = "41",
+    question: Question = None,
+    reasoning: Reasoning = None,
     answer: Answer = "8",
     lengths: RealLengths = None,
     repeats: Repeats = 15,
@@ -95,9 +104,10 @@ def train(
 def generate(
     run: Annotated[list[str], typer.Argument(metavar="RUN|RECIPE", help="folder or YAML file")],
     shape: Shape = None,
-    question: Question = "59:70",
-    reasoning: Reasoning = "41",
+    question: Question = None,
+    reasoning: Reasoning = None,
     answer: Answer = "8",
+    lengths: RealLengths = None,
     batch: Annotated[
         list[int] | None, typer.Option(metavar="N...", help="batch sizes; 1 and 32 if not given")
     ] = None,
@@ -113,7 +123,7 @@ def generate(
     """
     from kava.bench.command import bench_generate
 
-    plan = _plan((question, reasoning, answer), shape, repeats, warm_up, output)
+    plan = _plan((question, reasoning, answer), shape, repeats, warm_up, output, lengths)
     bench_generate(run, settings or [], plan, batch or [1, 32], make_console(), revision)
 
 
@@ -131,9 +141,12 @@ def memory(
         typer.Option(metavar="N...", help="micro-batch sizes; the recipe's if not given"),
     ] = None,
     shape: Shape = None,
-    question: Question = "59:70",
-    reasoning: Reasoning = "41",
+    question: OwnQuestion = None,
+    reasoning: OwnReasoning = None,
     answer: Answer = "8",
+    lengths: Annotated[
+        str | None, typer.Option(help="gsm8k, unless --question or --reasoning is given")
+    ] = None,
     device: Annotated[
         str, typer.Option(help="cuda (bf16 unless the recipe says otherwise) or cpu")
     ] = "cuda",
@@ -143,29 +156,49 @@ def memory(
     """Count the memory of a training step, without needing the GPU.
 
     The step runs on tensors with sizes but without values; the storage that exists at the same time
-    is added up.
+    is added up. A padded micro-batch is as wide as its longest examples, so the widest of 1,000
+    micro-batches of random examples is counted.
     """
     from kava.bench.memory_command import bench_memory
-    from kava.bench.shapes import Lengths, parse_range
 
-    lengths = Lengths(parse_range(question), parse_range(reasoning), parse_range(answer))
-    bench_memory(recipe, settings or [], shape, lengths, rows or [], device, output, make_console())
+    given = _lengths(question, reasoning, answer, lengths, by_default="gsm8k")
+    bench_memory(recipe, settings or [], shape, given, rows or [], device, output, make_console())
 
 
 def _plan(
-    lengths: tuple[str, ...],
+    lengths: tuple[str | None, str | None, str],
     shape: str | None,
     repeats: int,
     warm_up: int,
     output: Path | None,
-    source: str | None = None,
+    source: str | None,
 ) -> Any:
     from kava.bench.command import BenchSettings
+
+    return BenchSettings(shape, _lengths(*lengths, source), repeats, warm_up, output)
+
+
+def _lengths(
+    question: str | None,
+    reasoning: str | None,
+    answer: str,
+    source: str | None,
+    by_default: Literal["gsm8k"] | None = None,
+) -> Any:
+    """Parse lengths; questions and chains of thought have real ones or given ones, not both."""
     from kava.bench.shapes import Lengths, parse_range
-    from kava.errors import unknown_name
+    from kava.errors import KavaError, unknown_name
 
     if source not in (None, "gsm8k"):
         raise unknown_name("--lengths", source, ("gsm8k",), code="cli.unknown-lengths")
-    question, reasoning, answer = map(parse_range, lengths)
-    drawn = Lengths(question, reasoning, answer, source=source)
-    return BenchSettings(shape, drawn, repeats, warm_up, output)
+    given = {"question": question, "reasoning": reasoning}
+    parsed = {name: parse_range(text) for name, text in given.items() if text is not None}
+    if source and parsed:
+        name = next(iter(parsed))
+        raise KavaError(
+            f"--{name} cannot be used with --lengths {source}, which gives real lengths",
+            code="cli.two-lengths",
+            key=f"--{name}",
+        )
+    ranges: dict[str, Any] = {**parsed, "answer": parse_range(answer)}
+    return Lengths(**ranges, source="gsm8k" if source else None if parsed else by_default)

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +30,20 @@ from kava.reasoning import batching, checkpoint
 from kava.reasoning.reasoner import Reasoner
 from kava.recipe import registry
 from kava.recipe.schema import Data, Recipe, Train
+from kava.sweeps import lengths
 from kava.system import hub
 from kava.training.arguments import check_schedule, rows_at_once, stage_begins
 from kava.training.smoke import family
 from kava.types import Example
 
-SAMPLE = 256  # examples that are counted, drawn at random
+SAMPLE = 1024  # examples that are counted, drawn at random
 SAMPLED_BATCHES = 32  # approximate number of micro-batches counted, if a method has stages
 
-# Assumed if the examples or the tokenizer are not on this machine, for an example of GSM8k-Aug:
-# tokens of the question with BOS, of all steps, and of the answer with its prompt and EOS (ours;
-# counted as words, numbers and signs, 9,915 examples have 49 in their questions and 29 in 3.0
-# steps). Sentences are assumed to be twice as long as equations (in GSM8K's training set, 64 words
-# and signs compared with 31).
-QUESTION, REASONING, ANSWER, STEPS = 65, 41, 8, 3
+# Assumed if the examples or the tokenizer are not on this machine: questions and chains of thought
+# as long as those of GSM8k-Aug (`kava.sweeps.lengths`), an answer of 8 tokens with its prompt and
+# EOS, and 3 steps (ours; the counted examples have 3.0). Sentences are assumed to be twice as long
+# as equations (in GSM8K's training set, 64 words and signs compared with 31).
+ANSWER, STEPS = 8, 3
 SENTENCES = 2
 
 Batch = dict[str, Any]
@@ -241,21 +241,24 @@ def text(recipe: Recipe, rows: TrainingRows, notes: list[str]) -> tuple[Any, Seq
         except KavaError:
             lacking = f"the tokenizer of {recipe.backbone} is"
     sentences = recipe.data.options.get("form") == "natural"
-    tokens = REASONING * (SENTENCES if sentences else 1)
+    factor = SENTENCES if sentences else 1
+    drawn = [(q, factor * r) for q, r in islice(lengths.draw(0), SAMPLE)]
     dropped = ", the last of which is dropped" if recipe.drop_last_step else ""
     number = f"{rows.count:,} rows" if rows.count else "rows"
+    question, reasoning = (round(sum(part) / len(drawn)) for part in zip(*drawn, strict=True))
     notes.append(
-        f"{lacking} not on this machine; assumed: {number} of question {QUESTION}, reasoning "
-        f"{tokens} in {STEPS} steps{dropped}, answer {ANSWER} tokens (GSM8k-Aug)"
+        f"{lacking} not on this machine; assumed: {number} as long as those of GSM8k-Aug, of about "
+        f"question {question}, reasoning {reasoning} in {STEPS} steps{dropped}, answer {ANSWER} "
+        "tokens"
     )
-    return word_tokenizer(()), [_assumed_example(tokens)] * SAMPLE
+    return word_tokenizer(()), [_assumed_example(*one) for one in drawn]
 
 
-def _assumed_example(reasoning: int) -> Example:
-    """Make an example of the assumed lengths, in words."""
+def _assumed_example(question: int, reasoning: int) -> Example:
+    """Make an example of these lengths, in words; the question's has BOS."""
     bounds = [reasoning * i // STEPS for i in range(STEPS + 1)]
-    steps = tuple(" ".join("w" * (end - begin)) for begin, end in pairwise(bounds))
+    steps = tuple(" ".join("w" * (end - begin)) for begin, end in pairwise(bounds) if end > begin)
     beside = 5  # "The", "answer", "is", ":" and EOS
     return Example(
-        "assumed", " ".join("w" * (QUESTION - 1)), steps, " ".join("w" * (ANSWER - beside))
+        "assumed", " ".join("w" * (question - 1)), steps, " ".join("w" * (ANSWER - beside))
     )

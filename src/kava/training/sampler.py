@@ -90,6 +90,36 @@ class EpochOrder(Sampler[int]):
             yield from short
 
 
+MANY = 10_000  # micro-batches, of which the widest is looked for
+
+
+def widest(
+    sizes: Sequence[tuple[int, ...]], order: EpochOrder, together: int, epochs: int = 1
+) -> list[int]:
+    """Return the indices of the examples of the widest of many micro-batches.
+
+    Each part of a micro-batch is padded to the longest of its examples, so that a micro-batch is
+    wider than any of them.
+
+    Args:
+        sizes: for each example, the tokens of its parts, which are padded apart.
+        order: draws the examples.
+        together: number of examples in a micro-batch.
+        epochs: number of epochs to draw; fewer if these have more than `MANY` micro-batches.
+    """
+    found: list[int] = []
+    most = -1
+    for epoch in range(min(epochs, -(-MANY * together // order.rows))):
+        order.set_epoch(epoch)
+        drawn = [index for index in order if index < order.rows]
+        for at in range(0, len(drawn), together):
+            part = drawn[at : at + together]
+            cells = len(part) * sum(map(max, zip(*(sizes[i] for i in part), strict=True)))
+            if cells > most:
+                found, most = part, cells
+    return found
+
+
 def collate(rows: Sequence[Row | None], pad_id: int, stand_in: Row) -> dict[str, Any]:
     """Collate a micro-batch without its blanks; `weight` is 0 for a batch that has only blanks.
 

@@ -1,4 +1,4 @@
-"""Lengths of real examples, of which `kava bench --lengths` draws.
+"""Lengths of real examples, for estimates where the examples are not on this machine.
 
 A padded micro-batch is as wide as its longest example. Examples of equal length would therefore
 hide pads, and one set of examples that is used again and again would hide the costs of new shapes:
