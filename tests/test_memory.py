@@ -126,16 +126,21 @@ def test_lengths_of_real_examples_are_counted_unless_others_are_given(kava, tmp_
         assert told["lengths"]["source"] == source
 
 
+@pytest.mark.parametrize("frozen", [(), ("adapter=lora", "lora.r=4", "train.precision=bf16")])
 @pytest.mark.parametrize("method", registry.names("methods"))
-def test_every_method_can_be_counted(method):
+def test_every_method_can_be_counted(method, frozen):
     settings = {
         "lotus": ("latent_readout.width=2", "num_latents=6"),
         "coconut": ("method_options.latents_per_stage=2", "method_options.max_stage=3"),
     }.get(method, ())
-    settings = ("num_latents=6", "kv.weight=0", "codi.weight=0", *settings)
+    settings = ("num_latents=6", "kv.weight=0", "codi.weight=0", *settings, *frozen)
     wanted = recipe("kava", f"method={method}", *settings)
     found = counting.count(wanted, TINY, SHORT, 2, "cuda")
     assert min(found.weights, found.gradients, found.optimiser, found.activations) > 0
+    assert found.optimiser == pytest.approx(2 * found.gradients, rel=0.05)
+    model = random_reasoner(wanted, TINY, torch.device("cpu"))
+    model.prepare_training()  # what only the loss needs is trained too
+    assert found.gradients == 4 * sum(w.numel() for w in model.parameters() if w.requires_grad)
 
 
 @pytest.mark.parametrize("again", [False, True])

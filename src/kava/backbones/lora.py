@@ -141,18 +141,25 @@ def copy_of_layers(model: PeftModel | PreTrainedModel) -> PreTrainedModel:
     lm = base_model(model)
     tables = (lm.get_input_embeddings(), cast(nn.Module, lm.get_output_embeddings()))
     # Tensors without values (`kava bench memory`) can be cloned but not copied by `deepcopy`.
-    copies: dict[int, Any] = {id(weight): weight.detach().clone() for weight in model.buffers()}
+    # Nor can they be converted in place, so that they are in fp32 from the start.
+    copies: dict[int, Any] = {id(weight): _in_fp32(weight) for weight in model.buffers()}
     large = {id(weight): weight for table in tables for weight in table.parameters()}
     for weight in model.parameters():
         if id(weight) not in large:
-            copies[id(weight)] = nn.Parameter(weight.detach().clone(), weight.requires_grad)
+            copies[id(weight)] = nn.Parameter(_in_fp32(weight), weight.requires_grad)
     copies |= large
     copied = copy.deepcopy(model, copies)  # the large tables are shared, and dropped below
     if isinstance(copied, PeftModel):
         copied = cast(PreTrainedModel, copied.unload())
     copied.set_input_embeddings(nn.Identity())
     copied.set_output_embeddings(nn.Identity())
-    return copied.float().requires_grad_(True)
+    return copied.requires_grad_(True)
+
+
+def _in_fp32(weight: Tensor) -> Tensor:
+    """Return a copy; of a floating-point tensor in fp32."""
+    dtype = torch.float32 if weight.is_floating_point() else weight.dtype
+    return weight.detach().to(dtype, copy=True)
 
 
 def backbone_parameters(model: PeftModel | PreTrainedModel) -> list[nn.Parameter]:

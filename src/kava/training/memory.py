@@ -156,6 +156,7 @@ def _without_values(
             twin(tensor)
         batches = tree_map_only(Tensor, twin, list(micro_batches))
         copied = copy.deepcopy(reasoner, dict(twins)).train()  # takes tensors from the twins
+        copied.prepare_training()
         train = copied.recipe.train
         for model in (copied.lm, *copied.training_modules.values()):
             if isinstance(model, PreTrainedModel):
