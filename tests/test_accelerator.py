@@ -210,9 +210,9 @@ def test_of_several_gpus_a_process_takes_one(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     settings = {"batch_size": 8, "precision": "fp32", "steps": 1, "learning_rate": 1e-3}
     given = recipe(train=settings)
-    made = arguments(given, tmp_path, torch.device("cuda"), validate=False)
+    made = arguments(given, tmp_path, torch.device("cuda"), False, 8)
     assert (made.n_gpu, made.train_batch_size) == (1, 8)
     with refused("training.other-gpu", "cuda:1") as told:
-        arguments(given, tmp_path, torch.device("cuda:1"), validate=False)
+        arguments(given, tmp_path, torch.device("cuda:1"), False, 8)
     assert "CUDA_VISIBLE_DEVICES=1" in str(told.value)
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)

@@ -149,7 +149,7 @@ def test_attention_that_no_memory_holds_is_refused_before_the_first_step(tmp_pat
     for there, fits in ((needed, True), (needed - 1, False), (None, True)):
         monkeypatch.setattr(attention, "free_memory", lambda device, there=there: there)
         if fits:
-            attention.check_attention(wide, wide.encoder.rows([short, long]))
+            attention.check_attention(wide, wide.encoder.rows([short, long]), together)
             continue
         with refused("training.no-memory-for-row", long.id) as told:
             train(wide, [short, long], [], tmp_path, False, Progress("", Console(quiet=True)))

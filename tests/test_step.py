@@ -298,5 +298,5 @@ def test_each_trained_weight_gets_a_gradient(method, changes):
     named = dict(thinker.named_parameters())
     missing = [name for name, p in named.items() if p.requires_grad and p.grad is None]
     assert not missing
-    finds = arguments(thinker.recipe, Path("run"), thinker.device, validate=False)
+    finds = arguments(thinker.recipe, Path("run"), thinker.device, False, 2)
     assert finds.ddp_find_unused_parameters is (thinker.method.stage(0.0) is not None)

@@ -95,7 +95,7 @@ def test_the_first_step_and_the_last_are_logged_however_few_there_are(backbone, 
 def test_the_learning_rate_rises_during_the_warmup_of_every_schedule(schedule, tmp_path):
     settings = [f"train.schedule={schedule}", "train.warmup=0.5", "train.steps=10"]
     recipe = load_resolved("recipes/bench/cot.yaml", [*settings, "train.learning_rate=1.0"])
-    given = arguments(recipe, tmp_path, torch.device("cpu"), validate=False)
+    given = arguments(recipe, tmp_path, torch.device("cpu"), False, 4)
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=given.learning_rate)
     warmup = given.get_warmup_steps(10)
     rates = get_scheduler(given.lr_scheduler_type, optimiser, warmup, 10)

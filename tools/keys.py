@@ -92,7 +92,8 @@ ROWS_AND_STEPS = {
     "train.steps": "number of optimizer steps",
     "train.epochs": "number of epochs",
     "train.batch_size": "global batch size: examples per step over all devices and micro-batches",
-    "train.micro_batch_size": "examples per forward pass on one device; `batch_size` if null",
+    "train.micro_batch_size": "examples per forward pass on one device; if null, `batch_size`, or "
+    "what fits into the memory of a GPU",
     "train.learning_rate": "peak learning rate",
     "train.weight_decay": "weight decay of AdamW",
     "train.adam_beta2": "beta2 of AdamW",

@@ -182,8 +182,10 @@ class Train(Section):
     """Optimization. Exactly one of `steps` and `epochs` must be given.
 
     `batch_size` is the global batch size. It is kept with any number of processes, or the training
-    is rejected. L_CODI and L_KV are divided by the standard deviation of one micro-batch (the whole
-    batch if `micro_batch_size` is not given), also if several processes have parts of it.
+    is rejected. If `micro_batch_size` is null, a step has the whole batch in memory at once; on a
+    GPU, as much of it as fits by a count of the memory at the start of the training, which is
+    printed. L_CODI and L_KV are divided by the standard deviation of one micro-batch, also if
+    several processes have parts of a whole batch.
     """
 
     steps: int | None = Field(default=None, ge=1)

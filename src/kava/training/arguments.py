@@ -19,16 +19,19 @@ from kava.system import distributed
 from kava.types import Example
 
 
-def arguments(recipe: Recipe, run: Path, device: torch.device, validate: bool) -> TrainingArguments:
+def arguments(
+    recipe: Recipe, run: Path, device: torch.device, validate: bool, rows: int
+) -> TrainingArguments:
     """Convert a recipe to `TrainingArguments`.
 
+    Args:
+        rows: number of examples in a process's micro-batch.
+
     Raises:
-        KavaError: as `rows_at_once`; or if a single process would train on another GPU than its
-            first.
+        KavaError: if a single process would train on another GPU than its first.
     """
     settings = recipe.train
     on_gpu, processes = device.type == "cuda", distributed.world_size()
-    rows = rows_at_once(settings, processes)
     if on_gpu and processes == 1 and device.index:
         raise KavaError(
             f"a process trains on its first GPU, not on {device}; move the model to cuda:0, or "

@@ -15,25 +15,25 @@ import torch
 from kava.errors import KavaError
 from kava.reasoning import batching
 from kava.reasoning.reasoner import Reasoner
-from kava.system import distributed
 from kava.system.text import format_bytes
-from kava.training.arguments import rows_at_once
 
 _MEMORY = Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup/memory.max")
 
 
-def check_attention(reasoner: Reasoner, rows: Sequence[batching.Row]) -> None:
+def check_attention(reasoner: Reasoner, rows: Sequence[batching.Row], together: int) -> None:
     """Raise an error if the mask of the longest micro-batch is larger than the memory.
 
     The longest examples are counted as one micro-batch, which a training draws sooner or later
     (with `train.group_by_length`, in each epoch).
 
+    Args:
+        together: number of examples in a process's micro-batch.
+
     Raises:
         KavaError: names the example, its length and the memory.
     """
-    settings, there = reasoner.recipe.train, free_memory(reasoner.device)
-    together = rows_at_once(settings, distributed.world_size())
+    there = free_memory(reasoner.device)
     longest = max(rows, key=lambda row: row.columns)
     needed = mask_bytes(longest, together, reasoner)
     if there is None or needed <= there:

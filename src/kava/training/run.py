@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 
 from kava.backbones import lora
-from kava.backbones.device import describe
 from kava.reasoning import checkpoint
 from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import resolve
@@ -80,9 +79,6 @@ def train_reasoner(
     with exclusive_lock(run), create_or_resume(run, resolved, resume, inputs):
         if announce:
             console.print(announce, highlight=False, markup=False)
-        rows_each = rows_at_once(resolved.train, distributed.world_size())
-        half = resolved.train.autocasts(reasoner.device.type)
-        console.print(describe(reasoner.lm, half, rows_each), highlight=False, markup=False)
         title = f"{resolved.method} (seed {resolved.seed})"
         measured = train(reasoner, *rows, run, resume, Progress(title, console))
         result = _describe_result(reasoner, data, measured)

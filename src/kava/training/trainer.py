@@ -19,6 +19,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
 from kava.backbones import layerwise
+from kava.backbones.device import describe
 from kava.errors import KavaError, on_one_line, out_of_memory
 from kava.evaluation.answers import HEADLINE, note_on_unreadable_golds
 from kava.evaluation.runner import evaluate
@@ -33,6 +34,7 @@ from kava.system.progress import Progress
 from kava.training.arguments import arguments, check_lengths, check_schedule, check_steps
 from kava.training.attention import check_attention
 from kava.training.callbacks import GO_ON, Record, StopOnSignal
+from kava.training.fit import fit_or_keep
 from kava.training.sampler import EncodedRows, EpochOrder, collate
 from kava.types import Example
 
@@ -163,9 +165,9 @@ class StepTrainer(Trainer):
     @property
     def _shares_micro_batch(self) -> bool:
         """Whether the processes share one micro-batch, because the recipe's is the whole batch."""
-        return (
-            self.accelerator.num_processes > 1 and not self.reasoner.recipe.train.micro_batch_size
-        )
+        settings, processes = self.reasoner.recipe.train, self.accelerator.num_processes
+        whole = self.args.per_device_train_batch_size * processes == settings.batch_size
+        return processes > 1 and not settings.micro_batch_size and whole
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
         norm = sharded.unshard(super()._clip_grad_norm(model))
@@ -240,7 +242,7 @@ class StepTrainer(Trainer):
 
         The Trainer itself trains one step too many if such a checkpoint lies within an epoch.
         """
-        state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
+        state = _state(folder)
         if state.global_step < state.max_steps:
             return False
         self.state = state
@@ -369,6 +371,10 @@ def _not_finite(step: int, micro_batches: Sequence[tuple[list[str], list[str]]])
 _MOST_IDS = 64
 
 
+def _state(checkpoint: str) -> TrainerState:
+    return TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+
+
 def train(
     reasoner: Reasoner,
     examples: Sequence[Example],
@@ -381,7 +387,8 @@ def train(
 
     Returns:
         what was measured: `steps`, `train_seconds` (without validation), `rows` (without those
-        that `data.too_long` left out, which are counted in `rows_too_long`),
+        that `data.too_long` left out, which are counted in `rows_too_long`), `rows_at_once` of
+        each process,
         `validation_accuracy` (percent) and its `validation_n`; for a resumed run also
         `resumed_from`, the step after which `train_seconds` begins.
 
@@ -398,20 +405,26 @@ def train(
     reasoner.method.check_rows(rows)
     check_steps(reasoner, examples, rows, progress.console)
     every, rows = len(rows), check_lengths(reasoner, rows, progress.console)
-    check_attention(reasoner, rows)
     if note := note_on_unreadable_golds(example.answer for example in validation):
         progress.console.print(f"data.validation: {note}", highlight=False, markup=False)
     reasoner.prepare_training()
+    start = distributed.from_main_rank(lambda: last_checkpoint(run)) if resume else None
+    rows_each, fit = fit_or_keep(reasoner, rows, _state(start).train_batch_size if start else None)
+    check_attention(reasoner, rows, rows_each)
+    half = recipe.train.autocasts(reasoner.device.type)
+    progress.console.print(describe(reasoner.lm, half, rows_each), highlight=False, markup=False)
+    if fit:
+        line = fit.describe(recipe.train.batch_size)
+        progress.console.print(line, highlight=False, markup=False)
     for model in (reasoner.lm, *reasoner.training_modules.values()):
         if isinstance(model, PreTrainedModel):
             layerwise.enable(model, recipe.train.gradient_checkpointing, recipe.train.compile)
-    start = distributed.from_main_rank(lambda: last_checkpoint(run)) if resume else None
     if start:
         checkpoint.load_weights(reasoner, start)
     stop = StopOnSignal()
     trainer = StepTrainer(
         model=reasoner,
-        args=arguments(recipe, run, reasoner.device, validate=bool(validation)),
+        args=arguments(recipe, run, reasoner.device, bool(validation), rows_each),
         train_dataset=EncodedRows(rows),
         eval_dataset=list(validation),
         data_collator=partial(collate, pad_id=reasoner.tokenizer.pad_token_id, stand_in=rows[0]),
@@ -439,6 +452,7 @@ def train(
         **resumed,
         "steps": trainer.state.global_step,
         "rows": len(rows),
+        "rows_at_once": rows_each,
         **({"rows_too_long": every - len(rows)} if every > len(rows) else {}),
         "train_seconds": round(seconds, 2),
         "validation_accuracy": trainer.validation_accuracy,
