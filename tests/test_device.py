@@ -2,12 +2,14 @@
 
 import json
 import os
+import socket
 from datetime import timedelta
 from types import SimpleNamespace
 
 import accelerate
 import pytest
 import torch
+import uvicorn
 import yaml
 from refusals import refused
 from tiny import bare, reasoner
@@ -16,8 +18,17 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from kava.backbones.device import describe
 from kava.reasoning import open as open_
 from kava.reasoning.reasoner import Reasoner
+from kava.reasoning.resolve import load_resolved
 from kava.system import distributed, environment, sharded
 from kava.system.memory import peak_memory
+from kava.system.text import PlainConsole
+from kava.training.run import train_run
+
+SHAPE = (
+    "llama:hidden_size=16,intermediate_size=24,num_hidden_layers=1,num_attention_heads=2,"
+    "num_key_value_heads=2,vocab_size=100"
+)
+BENCH = ("--shape", SHAPE, "--repeats", 1, "--warm-up", 0)
 
 
 @pytest.fixture
@@ -90,6 +101,72 @@ def test_a_line_says_where_and_how(family, choice, words, monkeypatch):
     line = describe(bare(family), autocast=True, rows=32)
     assert line.startswith("device: cpu; weights in float32, computed in bfloat16; 32 rows at once")
     assert words in line
+
+
+#: Every command that computes with a model, and how many such lines it prints.
+COMMANDS = {
+    "train": (["train", "{recipe}", "-o", "{tmp}/other"], 1),
+    "pretrain": (["pretrain", "{shape}", "-o", "{tmp}/other"], 1),
+    "eval": (["eval", "{run}", "--task", "synthetic", "--limit", 2, "-o", "{tmp}/other"], 1),
+    "ask": (["ask", "{run}", "4+3"], 1),
+    "inspect": (["inspect", "{run}", "4+3", "--max-new-tokens", 4, "-o", "{tmp}/page.html"], 1),
+    "ablate": (["ablate", "{run}", "--task", "synthetic", "--limit", 2, "-o", "{tmp}/other"], 1),
+    "serve": (["serve", "{run}", "--port", "{port}"], 1),
+    "demo": (["demo", "{run}", "--written", "{backbone}", "--port", "{port}"], 2),
+    "sweep": (["sweep", "{recipe}", "--task", "synthetic", "--limit", 2, "-o", "{tmp}/runs"], 2),
+    "bench train": (["bench", "train", "{recipe}", *BENCH], 1),
+    "bench generate": (["bench", "generate", "{recipe}", *BENCH, "--batch", 2], 1),
+}
+
+
+@pytest.fixture(scope="module")
+def files(backbone, tmp_path_factory):
+    """A run, its recipe, and that of a backbone."""
+    tmp = tmp_path_factory.mktemp("device")
+    tree = {
+        "method": "pccot", "backbone": str(backbone), "lora": {"r": 4}, "num_latents": 2,
+        "num_iterations": 1, "codi": {"weight": 0},
+        "data": {"train": "synthetic", "train_rows": 8},
+        "train": {"steps": 1, "batch_size": 4, "learning_rate": 1e-3},
+        "eval": {"max_new_tokens": 4},
+    }  # fmt: skip
+    found = {"run": tmp / "run", "recipe": tmp / "recipe.yaml", "shape": tmp / "shape.yaml"}
+    found["backbone"] = backbone
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        found["port"] = free.getsockname()[1]
+    found["recipe"].write_text(yaml.safe_dump(tree), encoding="utf-8")
+    shape = {
+        "name": "tiny", "vocabulary": {"size": 300, "digits": "whole"},
+        "architecture": {"family": "llama", "hidden_size": 16, "intermediate_size": 24,
+                         "num_layers": 1, "num_heads": 2, "num_kv_heads": 2,
+                         "max_positions": 256},
+        "data": tree["data"], "train": tree["train"], "eval": tree["eval"],
+    }  # fmt: skip
+    found["shape"].write_text(yaml.safe_dump(shape), encoding="utf-8")
+    train_run(load_resolved(str(found["recipe"])), found["run"], PlainConsole(quiet=True))
+    return found
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_says_where_it_computes(name, files, kava, tmp_path, monkeypatch):
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)  # no request comes
+    words, lines = COMMANDS[name]
+    status, said = kava(*[str(word).format(tmp=tmp_path, **files) for word in words])
+    assert status == 0, said
+    found = [line for line in said.splitlines() if "device: cpu; weights in float32" in line]
+    assert len(found) == lines, said
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_command_computes_on_the_cpu_unasked(name, files, kava, tmp_path, too_old):
+    words, _ = COMMANDS[name]
+    status, said = kava(*[str(word).format(tmp=tmp_path, **files) for word in words])
+    assert status == 2 and said.code == "system.cuda-unusable", said
+
+
+def test_the_line_is_no_part_of_an_answer(files, kava):
+    status, said = kava("ask", files["run"], "4+3")
+    assert status == 0 and "device:" not in said.out and "device: cpu" in said
 
 
 def test_fsdp_reduces_gradients_in_fp32():

@@ -163,12 +163,12 @@ def train_and_score(
     """Train and score one method with one seed."""
     folder = plan.run(method, seed)
     train_run(plan.recipe(method, seed), folder, console)
-    score(plan, Reasoner.from_pretrained(folder), task, folder, console)
+    score(plan, open_reasoner(str(folder)), task, folder, console)
 
 
 def score_backbone(plan: QuickstartPlan, task: Task, console: Console) -> None:
     """Score the backbone itself, which writes a chain of thought (CoT)."""
-    score(plan, Reasoner.from_backbone(BACKBONE), task, plan.folder / "cot", console)
+    score(plan, open_reasoner(BACKBONE), task, plan.folder / "cot", console)
 
 
 def score(

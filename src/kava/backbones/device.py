@@ -7,6 +7,7 @@ from torch.nn.attention import SDPBackend
 from transformers import PreTrainedModel
 
 from kava.backbones import attention, masks
+from kava.system.text import format_count
 
 #: Kernels of torch's scaled-dot-product attention, in words.
 _KERNELS = {
@@ -28,9 +29,10 @@ def describe(model: PreTrainedModel, autocast: bool, rows: int) -> str:
     device = model.device
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     computed = torch.bfloat16 if autocast else model.dtype
+    at_once = f"{format_count(rows, 'row')} at once"
     return (
         f"device: {device.type}{name}; weights in {_short_name(model.dtype)}, computed in "
-        f"{_short_name(computed)}; {rows} rows at once; attention: {kernel(model, computed)}"
+        f"{_short_name(computed)}; {at_once}; attention: {kernel(model, computed)}"
     )
 
 

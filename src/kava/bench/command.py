@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from kava.backbones import loading
+from kava.backbones.device import describe
 from kava.bench import generate, train
 from kava.bench.generate import Generation
 from kava.bench.shapes import Lengths, random_reasoner
 from kava.bench.timing import matrix_rate, time_interleaved
 from kava.bench.train import Training
 from kava.errors import KavaError
+from kava.reasoning.open import print_device
 from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import load_resolved
 from kava.recipe.schema import Recipe
@@ -26,6 +28,7 @@ from kava.system import assets
 from kava.system.environment import default_device, provenance
 from kava.system.files import write_json
 from kava.system.tables import terminal_table
+from kava.system.text import print_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +59,10 @@ def bench_train(
         name: Training.build(recipe, plan.shape or recipe.backbone, plan.lengths, device)
         for name, recipe in recipes.items()
     }
+    for name, training in trainings.items():
+        micro = training.micro_batches[0]["question"].shape[0]
+        line = describe(training.reasoner.lm, training.autocast, micro)
+        print_text(console, f"{name}: {line}")
     rates = {name: _matrix_rate(recipe, device) for name, recipe in recipes.items()}
 
     seconds = _time_pieces(train.pieces(trainings), plan, device, console, _draw_each_round(trainings, plan))
@@ -97,6 +104,8 @@ def bench_generate(
     reasoners = {
         name: _reasoner(path, settings, plan, device, revision) for name, path in named.items()
     }
+    for name, reasoner in reasoners.items():
+        print_device(reasoner, max(batch_sizes), console, name)
     rates = {name: _matrix_rate(r.recipe, device, r.lm.dtype) for name, r in reasoners.items()}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in reasoners}
     for size in batch_sizes:

@@ -170,9 +170,13 @@ Iterations = Annotated[
 ]
 
 
-def make_console(quiet: bool = False) -> Any:
-    """Return the console of a command; with several processes, only the main one prints."""
+def make_console(quiet: bool = False, stderr: bool = False) -> Any:
+    """Return the console of a command; with several processes, only the main one prints.
+
+    Args:
+        stderr: whether it is standard error, for what is no part of an answer or a table.
+    """
     from kava.system import distributed
     from kava.system.text import PlainConsole
 
-    return PlainConsole(quiet=quiet or not distributed.is_main(), soft_wrap=True)
+    return PlainConsole(quiet=quiet or not distributed.is_main(), stderr=stderr, soft_wrap=True)

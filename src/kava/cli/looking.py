@@ -61,7 +61,7 @@ def ask(
     """Ask a question, or one per line from the terminal or a pipe."""
     from kava.errors import KavaError
     from kava.inspect.ask import Settings, answer_one, answer_stream, read_words
-    from kava.reasoning.open import open_reasoner
+    from kava.reasoning.open import open_reasoner, print_device
 
     given = [word for word in (run, question, *(settings or ())) if word is not None]
     words, plan = read_words(given, compress)
@@ -77,6 +77,7 @@ def ask(
     if run and backbone and question is None and not os.path.exists(run):
         run, question = None, run
     reasoner = open_reasoner(run or backbone, backbone if run else None, revision=revision)
+    print_device(reasoner, 1, make_console(stderr=True))
     how = Settings(show_thoughts, iterations, max_new_tokens, plan)
     if question is not None:
         answer_one(reasoner, question, how, make_console())
@@ -200,12 +201,14 @@ def ablate(
     from kava.data.tasks import load_task, read_options
     from kava.evaluation.ablation import PLOT, ablate_task, check
     from kava.evaluation.command import result_folder, task_options
-    from kava.reasoning.open import open_reasoner
+    from kava.reasoning.open import open_reasoner, print_device
     from kava.report.ablation import ablation_table, draw, slices_table
 
     given, console = read_options("ablate", option or []), make_console(as_json)
     reasoner = open_reasoner(run, backbone, revision=revision)
     check(reasoner)
+    rows = batch_size or reasoner.recipe.eval.batch_size
+    print_device(reasoner, rows, make_console(stderr=True))
     folder = result_folder("ablate", run, output)
     options = task_options(reasoner.recipe, task, given)
     loaded = load_task(task, file=file, limit=limit, options=options)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from kava.errors import KavaError, install
 from kava.quickstart import BACKBONE, CHECKPOINT
-from kava.reasoning.open import open_reasoner
+from kava.reasoning.open import open_reasoner, print_device
 from kava.serve.command import bind, is_loopback, listen
 from kava.serve.hosts import Hosts, check_names
 
@@ -109,6 +109,8 @@ def serve(
                 key="--written",
             )
         pick = example_questions(thinker.reasoner.recipe, task, file)
+        for model in (thinker, writer):
+            print_device(model.reasoner, 1, console, model.name)
         demo = Demo(thinker, writer, pick, limits)
         demo.warm_up()
         listen("demo", listening)

@@ -8,13 +8,12 @@ from typing import Any
 
 from rich.console import Console
 
-from kava.backbones.device import describe
 from kava.data import note_on_related
 from kava.data.tasks import Task, load_task, local_copies, read_options
 from kava.errors import KavaError
 from kava.evaluation.runner import check_room
 from kava.evaluation.score import score_run
-from kava.reasoning.open import open_reasoner
+from kava.reasoning.open import open_reasoner, print_device
 from kava.recipe.schema import Recipe
 from kava.runs.folder import check_scores
 from kava.runs.layout import RESULT
@@ -90,8 +89,7 @@ def evaluate_tasks(
         check_room(reasoner, task.examples)
         distributed.on_main_rank(partial(check_scores, folder, task.name))
     rows = batch_size or reasoner.recipe.eval.batch_size
-    half = reasoner.follows_training and reasoner.recipe.train.autocasts(reasoner.device.type)
-    console.print(describe(reasoner.lm, half, rows), highlight=False, markup=False)
+    print_device(reasoner, rows, console)
     summaries = {}
     for task in loaded:
         result = score_run(reasoner, task, folder, batch_size, num_iterations=iterations)

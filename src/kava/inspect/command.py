@@ -18,7 +18,7 @@ from kava.evaluation.command import task_options
 from kava.inspect.look import Inspection, inspect_question
 from kava.inspect.page import is_page, page
 from kava.inspect.terminal import show
-from kava.reasoning.open import open_reasoner
+from kava.reasoning.open import open_reasoner, print_device
 from kava.reasoning.reasoner import Reasoner
 from kava.system import assets, links
 from kava.system.files import write_whole
@@ -66,6 +66,7 @@ def inspect(
     """
     check(question, steps, answer, rows)
     reasoner = open_reasoner(run, backbone, revision=revision)
+    print_device(reasoner, 1, console)
     example = (
         ExampleToInspect(question, steps, answer) if question is not None else find(reasoner, rows)
     )

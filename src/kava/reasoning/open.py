@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import torch
+from rich.console import Console
 
 from kava.backbones import faults, gguf
+from kava.backbones.device import describe
 from kava.errors import KavaError
 from kava.reasoning import checkpoint
 from kava.reasoning.reasoner import Reasoner
 from kava.system import assets, hub
 from kava.system.environment import default_device
+from kava.system.text import print_text
+
+
+def device_line(reasoner: Reasoner, rows: int) -> str:
+    """Describe where and how a reasoner computes answers, in one line.
+
+    Args:
+        rows: number of questions in one forward pass.
+    """
+    half = reasoner.follows_training and reasoner.recipe.train.autocasts(reasoner.device.type)
+    return describe(reasoner.lm, half, rows)
+
+
+def print_device(reasoner: Reasoner, rows: int, console: Console, name: str = "") -> None:
+    """Print `device_line`, after the name of the model where a command has several."""
+    line = device_line(reasoner, rows)
+    print_text(console, f"{name}: {line}" if name else line)
 
 
 def open_reasoner(

@@ -130,12 +130,13 @@ def serve(
             code="serve.not-installed",
             key=error.name,
         ) from None
-    from kava.reasoning.open import open_reasoner
+    from kava.reasoning.open import open_reasoner, print_device
 
     with bind("serve", address.host, address.port) as listening:
         reasoner = open_reasoner(run, backbone, revision=revision)
         if merge:
             reasoner.merge()
+        print_device(reasoner, limits.batch_size, console)
         name = name or Path(run).resolve().name
         hosts = Hosts(address.host, address.allow_hosts, listening.getsockname()[0])
         app = create_app(reasoner, name, limits, address.api_key, hosts)

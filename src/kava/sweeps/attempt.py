@@ -21,6 +21,7 @@ from kava.data.tasks import Task, load_task, local_copies
 from kava.errors import KavaError
 from kava.evaluation.command import line, task_options
 from kava.evaluation.score import score_run
+from kava.reasoning.open import device_line
 from kava.reasoning.reasoner import Reasoner
 from kava.recipe.schema import Recipe
 from kava.runs.folder import back_up, check_free, differences, holds_run, read_result
@@ -258,6 +259,7 @@ def score(run: Run, tasks: Sequence[Task], log: Callable[[str], None]) -> None:
     reasoner = distributed.main_rank_first(
         lambda: Reasoner.from_pretrained(run.folder, device=device)
     )
+    log(device_line(reasoner, reasoner.recipe.eval.batch_size))
     for task in tasks:
         signals.stop_if_requested()
         log(line(task.name, score_run(reasoner, task, run.folder).summary))

@@ -10,11 +10,17 @@ import torch
 from rich.console import Console
 
 from kava.sweeps.attempt import Outcome, Run, Scoring, attempt
+from kava.system.environment import default_device
 from kava.system.text import print_text
 
 
 def run_all(runs: Sequence[Run], scoring: Scoring, console: Console) -> list[Outcome]:
-    """Do each run that is neither done nor locked; a failure does not stop the others."""
+    """Do each run that is neither done nor locked; a failure does not stop the others.
+
+    Raises:
+        KavaError: there is an NVIDIA GPU that torch cannot use, and the CPU was not requested.
+    """
+    default_device()
     outcomes = []
     for number, run in enumerate(runs, 1):
         say = partial(print_text, console, f"[{number}/{len(runs)}] {run.folder}")
