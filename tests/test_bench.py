@@ -475,6 +475,16 @@ def test_each_round_has_new_questions_of_real_lengths(monkeypatch):
     assert len({tokens for *_, tokens in shapes}) > 1, "chains of thought are long and short"
 
 
+@pytest.mark.parametrize("merge", [False, True])
+def test_answers_are_timed_with_the_adapter_merged_where_asked(merge, kava, tmp_path):
+    words = ("bench", "generate", "recipes/bench/kava.yaml", "--set", "adapter=lora", "lora.r=4",
+             "--shape", TINY, "--batch", 1, "--repeats", 1, "--warm-up", 0)  # fmt: skip
+    status, said = kava(*words, *["--merge"] * merge, "-o", tmp_path / "made.json")
+    assert status == 0, said
+    told = json.loads((tmp_path / "made.json").read_text())
+    assert told["merged"] == {"kava": merge}
+
+
 def test_real_lengths_and_given_ones_are_not_mixed(kava):
     words = ("bench", "train", "recipes/bench/cot.yaml", "--lengths", "gsm8k", "--reasoning", 9)
     status, said = kava(*words)

@@ -12,17 +12,21 @@ import torch
 import uvicorn
 import yaml
 from refusals import refused
-from tiny import bare, reasoner
+from rich.console import Console
+from tiny import bare, example, reasoner, recipe
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from kava.backbones import loading
 from kava.backbones.device import describe
 from kava.reasoning import open as open_
 from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import load_resolved
 from kava.system import distributed, environment, sharded
 from kava.system.memory import peak_memory
+from kava.system.progress import Progress
 from kava.system.text import PlainConsole
 from kava.training.run import train_run
+from kava.training.trainer import train
 
 SHAPE = (
     "llama:hidden_size=16,intermediate_size=24,num_hidden_layers=1,num_attention_heads=2,"
@@ -213,6 +217,35 @@ def test_answers_are_computed_as_in_training(precision, dtype, half, tmp_path, m
     monkeypatch.setattr(type(loaded.lm), "forward", watched)
     loaded.generate("w1 w2", 2)
     assert seen and set(seen) == {half}
+
+
+@pytest.mark.parametrize(
+    ("adapter", "precision", "device", "expected"),
+    [
+        ("full", "bf16", "cuda", "high"), ("full", "auto", "cuda:0", "high"),
+        ("full", "fp32", "cuda", "highest"), ("full", "bf16", "cpu", "highest"),
+        ("lora", "bf16", "cuda", "highest"),
+    ],
+)  # fmt: skip
+def test_full_weights_are_multiplied_in_tf32(adapter, precision, device, expected):
+    train = {"steps": 1, "learning_rate": 1e-3, "precision": precision}
+    try:
+        loading.allow_tf32(recipe("no_cot", adapter=adapter, train=train), device)
+        assert torch.get_float32_matmul_precision() == expected
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_training_and_answers_allow_it_unless_fp32_was_asked_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loading, "allow_tf32", lambda recipe, device: asked.append(str(device)))
+    model = reasoner("llama", "no_cot", train={"steps": 1, "learning_rate": 1e-3, "batch_size": 1})
+    train(model, [example(3, 2)], [], tmp_path / "run", False, Progress("", Console(quiet=True)))
+    model.save_pretrained(tmp_path / "saved")
+    Reasoner.from_pretrained(tmp_path / "saved", dtype="float32")
+    assert asked == ["cpu"]
+    Reasoner.from_pretrained(tmp_path / "saved")
+    assert asked == ["cpu", "cpu"]
 
 
 def test_a_plain_backbone_is_in_bf16_on_a_gpu(backbone, monkeypatch):

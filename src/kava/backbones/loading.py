@@ -57,6 +57,16 @@ def choose_dtype(recipe: Recipe, device: str | torch.device) -> torch.dtype:
     return torch.bfloat16 if half else torch.float32
 
 
+def allow_tf32(recipe: Recipe, device: str | torch.device) -> None:
+    """Let a GPU multiply fp32 weights in TF32 where a recipe trains all weights in mixed precision.
+
+    TF32 rounds less than the bf16 of autocast. With `train.precision: fp32`, nothing changes.
+    """
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu and recipe.adapter == "full" and recipe.train.autocasts("cuda"):
+        torch.set_float32_matmul_precision("high")
+
+
 def read_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
     """Parse a dtype or its name, as transformers accepts them.
 

@@ -89,10 +89,12 @@ def bench_generate(
     batch_sizes: Sequence[int],
     console: Console,
     revision: str | None = None,
+    merge: bool = False,
 ) -> dict[str, Any]:
     """Time the answers of each run or recipe, interleaved, for each batch size; print and write.
 
     Args:
+        merge: whether to merge LoRA adapters into their backbones first.
         revision: branch, tag or commit of the runs that are on the Hub.
 
     Raises:
@@ -105,6 +107,8 @@ def bench_generate(
         name: _reasoner(path, settings, plan, device, revision) for name, path in named.items()
     }
     for name, reasoner in reasoners.items():
+        if merge:
+            reasoner.merge()
         print_device(reasoner, max(batch_sizes), console, name)
     rates = {name: _matrix_rate(r.recipe, device, r.lm.dtype) for name, r in reasoners.items()}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in reasoners}
@@ -121,6 +125,7 @@ def bench_generate(
     console.print(*_generate_tables(rows))
     report = {
         "what": "questions of one batch answered greedily; answers of a fixed length",
+        "merged": {name: r.merged for name, r in reasoners.items()},
         "shapes": {name: r.identity["name"] for name, r in reasoners.items()},
         "lengths": dataclasses.asdict(plan.lengths),
         "recipes": {name: settings_of(r.recipe) for name, r in reasoners.items()},

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from kava.cli._app import ManyWords, Revision, Settings, app, examples, make_console
+from kava.cli._app import ManyWords, Merge, Revision, Settings, app, examples, make_console
 
 bench_app = typer.Typer(
     add_completion=False,
@@ -113,6 +113,7 @@ def generate(
     ] = None,
     repeats: Repeats = 15,
     warm_up: WarmUp = 3,
+    merge: Merge = False,
     settings: Settings = None,
     revision: Revision = None,
     output: Result = None,
@@ -124,7 +125,7 @@ def generate(
     from kava.bench.command import bench_generate
 
     plan = _plan((question, reasoning, answer), shape, repeats, warm_up, output, lengths)
-    bench_generate(run, settings or [], plan, batch or [1, 32], make_console(), revision)
+    bench_generate(run, settings or [], plan, batch or [1, 32], make_console(), revision, merge)
 
 
 @bench_app.command(

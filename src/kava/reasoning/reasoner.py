@@ -145,6 +145,8 @@ class Reasoner(ReasonerBase):
         checkpoint.load_added(reasoner, saved.folder, saved.exported)
         reasoner.record, reasoner.merged = saved.record, saved.merged
         reasoner.follows_training = wanted is not torch.float32
+        if reasoner.follows_training:
+            loading.allow_tf32(saved.recipe, device)
         if saved.commit:
             reasoner.source = {"name": str(folder), "revision": saved.commit}
         return reasoner.eval()
@@ -237,7 +239,9 @@ class Reasoner(ReasonerBase):
         """Build the modules that only the loss of the method needs, unless they exist already."""
         if not self.training_modules:
             for name, module in self.method.training_modules(self).items():
-                self.training_modules[name] = module.to(self.device)
+                # Tensors without values (`kava bench memory`) cannot be moved, not even in place.
+                elsewhere = any(p.device != self.device for p in module.parameters())
+                self.training_modules[name] = module.to(self.device) if elsewhere else module
 
     def forward(self, counts: dict[str, Tensor] | None = None, **batch: Any) -> dict[str, Tensor]:
         """Run a training step of the recipe's method; return `loss` and its terms as scalars.

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback, TrainerState
 
-from kava.backbones import layerwise
+from kava.backbones import layerwise, loading
 from kava.backbones.device import describe
 from kava.errors import KavaError, on_one_line, out_of_memory
 from kava.evaluation.answers import HEADLINE, note_on_unreadable_golds
@@ -408,6 +408,7 @@ def train(
     if note := note_on_unreadable_golds(example.answer for example in validation):
         progress.console.print(f"data.validation: {note}", highlight=False, markup=False)
     reasoner.prepare_training()
+    loading.allow_tf32(recipe, reasoner.device)
     start = distributed.from_main_rank(lambda: last_checkpoint(run)) if resume else None
     rows_each, fit = fit_or_keep(reasoner, rows, _state(start).train_batch_size if start else None)
     check_attention(reasoner, rows, rows_each)
