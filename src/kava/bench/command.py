@@ -65,7 +65,9 @@ def bench_train(
         print_text(console, f"{name}: {line}")
     rates = {name: _matrix_rate(recipe, device) for name, recipe in recipes.items()}
 
-    seconds = _time_pieces(train.pieces(trainings), plan, device, console, _draw_each_round(trainings, plan))
+    seconds = _time_pieces(
+        train.pieces(trainings), plan, device, console, _draw_each_round(trainings, plan)
+    )
     rows = {
         name: train.measure(training, seconds[name], rates[name])
         for name, training in trainings.items()

@@ -94,9 +94,9 @@ def count(
     """
     with ExitStack() as stack:
         if on_gpu:
-            stack.enter_context(attention.as_on_gpus())
+            stack.enter_context(attention.allocate_as_on_gpu())
             stack.enter_context(_dropout_as_on_gpus())
-        return _counted(*_without_values(reasoner, micro_batches, autocast))
+        return _count_step(*_on_fake_tensors(reasoner, micro_batches, autocast))
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def _dropout_as_on_gpus() -> Iterator[None]:
         torch.nn.functional.dropout = theirs
 
 
-def _counted(step: OptimizerStep, fake: FakeTensorMode) -> Memory:
+def _count_step(step: OptimizerStep, fake: FakeTensorMode) -> Memory:
     reasoner, living = step.reasoner, LiveBytes()
     with fake, living:
         for tensor in (*reasoner.parameters(), *reasoner.buffers()):
@@ -138,13 +138,13 @@ def _counted(step: OptimizerStep, fake: FakeTensorMode) -> Memory:
         return Memory(weights, gradients, states, living.peak - weights - gradients - states)
 
 
-def _without_values(
+def _on_fake_tensors(
     reasoner: Reasoner, micro_batches: Sequence[dict[str, Any]], autocast: bool
 ) -> tuple[OptimizerStep, FakeTensorMode]:
     """Return a step of a copy of the reasoner, whose tensors are fake ones on the CPU."""
     fake, twins = FakeTensorMode(), {}
 
-    def twin(tensor: Tensor) -> Tensor:
+    def fake_copy(tensor: Tensor) -> Tensor:
         if id(tensor) not in twins:
             made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
             is_weight = isinstance(tensor, nn.Parameter)
@@ -153,8 +153,8 @@ def _without_values(
 
     with fake:
         for tensor in (*reasoner.parameters(), *reasoner.buffers()):
-            twin(tensor)
-        batches = tree_map_only(Tensor, twin, list(micro_batches))
+            fake_copy(tensor)
+        batches = tree_map_only(Tensor, fake_copy, list(micro_batches))
         copied = copy.deepcopy(reasoner, dict(twins)).train()  # takes tensors from the twins
         copied.prepare_training()
         train = copied.recipe.train
