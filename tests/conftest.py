@@ -47,7 +47,8 @@ LONG = (
 #: Files of the mathematics and the command line: `pytest -m fast` runs them, but for what starts
 #: processes or browsers, and imports no other. Together they take less than a minute of two cores.
 FAST = (
-    "test_attention", "test_batching", "test_cli", "test_codes", "test_console", "test_evictions",
+    "test_attention", "test_batching", "test_cli", "test_codes", "test_console", "test_docstrings",
+    "test_evictions",
     "test_generation", "test_latents", "test_losses", "test_order", "test_paired", "test_recipe",
     "test_registry", "test_rkv_decoding", "test_score", "test_step", "test_synthetic",
     "test_tasks",

@@ -43,7 +43,7 @@ class PageMiddleware:
     """ASGI middleware that refuses foreign Hosts and Origins, and whatever the page does not need.
 
     The page needs only certain routes, and only plain values as data. Passwords can be guessed only
-    as fast as `Brake` allows.
+    as fast as `LoginLimiter` allows.
     """
 
     def __init__(self, app: Any, hosts: Hosts):
@@ -80,7 +80,7 @@ class PageMiddleware:
         """Count a login attempt; return a `send` that refunds it if the login succeeds.
 
         Raises:
-            Closed: there were too many wrong passwords.
+            RequestRejected: there were too many wrong passwords.
         """
         address = (scope.get("client") or ("",))[0]
         if wait := ceil(self.login_limiter.attempt(address)):
@@ -102,7 +102,7 @@ def check_route(scope: Scope) -> None:
     """Check that the page needs this route.
 
     Raises:
-        Closed: the page does not need it.
+        RequestRejected: the page does not need it.
     """
     path, method = scope["path"], scope.get("method", "a WebSocket to")
     if method in ("GET", "HEAD"):
@@ -118,7 +118,7 @@ def check_data(body: bytes) -> None:
     """Check that a function call has only plain values, since gradio reads a dictionary as a file.
 
     Raises:
-        Closed: a value is a list or an object, or the body is not in gradio's format.
+        RequestRejected: a value is a list or an object, or the body is not in gradio's format.
     """
     try:
         request = json.loads(body)  # parsed as FastAPI parses it

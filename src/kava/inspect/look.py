@@ -55,7 +55,7 @@ class ModelSummary:
 class Inspection:
     """Everything that was measured about one question.
 
-    A panel that the method does not have is an `Absent`, which gives the reason.
+    A panel that the method does not have is `Unavailable`, which gives the reason.
 
     answer: the student's answer, after its latents.
     gold: the correct answer, if known.

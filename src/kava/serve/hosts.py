@@ -27,7 +27,7 @@ class Hosts:
 
     Args:
         host: the address that the service was told to listen on.
-        allowed: additional names, from `--allow-host`.
+        allowed_hosts: additional names, from `--allow-host`.
         bound: the address that the service actually listens on, if known.
 
     A service that listens on all addresses of the machine accepts any IP address, even one that
