@@ -104,6 +104,7 @@ def check_shapes(
             raise _shape_error(folder, raw, name, tuple(weight.shape), there)
     head = model.get_output_embeddings()
     if head is not None and not config.tie_word_embeddings:
+        # Embeddings and head have the same shape, so the files must have two such tensors.
         shape = tuple(head.weight.shape)
         if sum(tensor.shape == shape for tensor in stored.values()) < 2:
             finding = f"the weights have no head of shape {shape} beside the embeddings"

@@ -338,6 +338,8 @@ class _Compressor:
     def compress(self, rows: _Rows) -> None:
         """Compress full sequences to the budget, and drop columns that no sequence needs."""
         budget = self.plan.budget
+        # Each sequence by its own length. The authors' code compresses whenever the total length
+        # is a multiple of 128.
         full = [b for b, count in enumerate(rows.counts) if count >= self.plan.trigger_length]
         if not full or rows.window_mask.shape[1] < self.plan.window:
             return
@@ -371,6 +373,8 @@ class _Compressor:
         """Return the eviction's inputs for a layer and chosen rows; the last `window` observe."""
         window, attention = self.plan.window, None
         if self.plan.eviction.needs_attention:
+            # The observation tokens are kept anyway, so only tokens before them compete in the
+            # softmax.
             before = real.clone()
             before[:, -window:] = False
             attention = answer_attention(

@@ -494,6 +494,8 @@ class Reasoner(ReasonerBase):
         return [
             Answer(
                 text=reasoning.text(self.tokenizer, i // copies, row[:length]),
+                # The paper does not define this number. Here it is T, and one for each generated
+                # token, EOS included.
                 forward_passes=reasoning.passes(i // copies) + length,
                 prefill_passes=reasoning.prefill_passes,
                 generated_tokens=length,

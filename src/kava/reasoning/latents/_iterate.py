@@ -53,6 +53,8 @@ def iterate(
     history, trajectory, states, of_bot = [], [inputs], [], []
     for t in range(num_iterations + 1):
         last = t == num_iterations
+        # With masks and positions as in a batch of one. The authors' code of PCCoT passes no mask
+        # here, so that latents attend to padding.
         output, after = reasoner.extend(context, embeds, suffix=suffix if last else None)
         reached = output.last_hidden_state[:, offset : offset + num_latents]
         if t == 0:

@@ -287,6 +287,7 @@ class LatentMethod(Method):
         num_iterations: int | AutoIterations,
     ) -> LatentState:
         """Prefill the question and generate the latents and <eot>; see `think`."""
+        # Only the student, unlike the authors' code of PCCoT, which also runs the teacher here.
         context, _ = prefill_question(reasoner, {"question": question, "question_mask": mask})
         return self.latents(reasoner, context, eot_suffix(reasoner, context), num_iterations)
 

@@ -35,6 +35,7 @@ class MultiplexLoss:
         if not self.enabled:
             return batch
         mask = source["step_of"] >= 0
+        # In stage 0 of LOTUS there are no latents. A mask without tokens gives no spans.
         mask = mask if latents else torch.zeros_like(mask)
         cuts = random_cuts(mask.sum(1).cpu(), latents, uniform)
         spans = cut_into_spans(source["steps"], mask, cuts, self.settings.decay)

@@ -99,6 +99,8 @@ def states_read(state: LatentState, t: int, target: str) -> Tensor:
         [batch, latents, hidden].
     """
     states = state.states[t]
+    # The equation of LOTUS reads the state of the latent itself (`own`). The authors' code, and so
+    # their weights, reads the state before it, as a language model predicts its next token.
     if target != "slot":
         return states
     return torch.cat((state.bot, states), dim=1)[:, : states.shape[1]]

@@ -52,6 +52,7 @@ def prefill_all_but_last(reasoner, question: Tensor, mask: Tensor) -> ReasoningR
         question: [batch, question], token ids.
         mask: [batch, question], true at real tokens.
     """
+    # `generate` needs at least one token to process; the first new token is predicted from it.
     context = MaskedCache.empty(question.shape[0], question.device)
     if question.shape[1] > 1:
         _, context = reasoner.extend(context, reasoner.embed(question[:, :-1]), mask[:, :-1])

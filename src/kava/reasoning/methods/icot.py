@@ -80,6 +80,7 @@ class ICoT(NoCoT):
         if smoothing is not None:
             # P(o) is geometric: the floor of an exponential variable with rate lambda.
             count += (-(1 - uniform()).log() / smoothing).long()
+        # The remaining tokens move to the left: their positions follow those of the question.
         return batching.drop_first_tokens(batch, count.to(batch["steps"].device))
 
     def loss(self, reasoner, batch: Batch, counts: LossTerms) -> LossTerms:

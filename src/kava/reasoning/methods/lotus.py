@@ -152,6 +152,7 @@ class Lotus(KvMethod):
         """
         stage = self.stage(epoch)
         steps = batch["steps"].new_full((batch["steps"].shape[0],), stage)
+        # Steps beyond K stay in the text to the end of the training, and are generated as text.
         left = batching.drop_first_tokens(batch, batching.tokens_of_steps(batch, steps))
         batch = {**batch, "stage": stage, "left": left}
         replaced, latents = self.select_replaced_steps(batch), stage * self.width
