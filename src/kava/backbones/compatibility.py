@@ -122,10 +122,10 @@ def _in_fp32(model: PreTrainedModel) -> Iterator[None]:
     """Compute in fp32 with half-precision weights, which are cast one layer at a time.
 
     Published models have a few activations that are a thousand times as large as the others and
-    that cancel out later. In bf16, rounding then spoils the logits of token ids as unusual as
-    these: on SmolLM2-135M, two attention implementations of transformers itself differ by the
-    whole standard deviation of the logits. No tolerance in bf16 would tell such a model from one
-    that ignores positions.
+    that cancel out later. In bf16, rounding then changes the logits of unusual token ids, such as
+    those of this test: on SmolLM2-135M, two attention implementations of transformers itself differ
+    by the whole standard deviation of the logits. No tolerance in bf16 would tell such a model from
+    one that ignores positions.
 
     Only one layer is widened at a time, because a second copy of a large model may not fit.
     """

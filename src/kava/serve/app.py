@@ -57,7 +57,9 @@ def create_app(
     limits = fit_limits(reasoner, limits or Limits())
     reasoner = limit_iterations(reasoner, limits.num_iterations)
     metrics = Metrics()
-    batcher = Batcher(reasoner, limits.batch_size, limits.delay, limits.queue_length, metrics.batch)
+    batcher = Batcher(
+        reasoner, limits.batch_size, limits.delay, limits.queue_length, metrics.count_batch
+    )
     metrics.watch(batcher)
     service = Service(reasoner, name, limits, batcher, metrics)
 

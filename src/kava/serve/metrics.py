@@ -50,7 +50,7 @@ class Metrics:
         """Report the length of a batcher's queue whenever the metrics are read."""
         self.waiting.set_function(lambda: batcher.waiting)
 
-    def batch(self, size: int, seconds: float) -> None:
+    def count_batch(self, size: int, seconds: float) -> None:
         """Count a batch; called from the model's thread."""
         self.sizes.observe(size)
         self.seconds.observe(seconds)

@@ -17,7 +17,7 @@ from kava.reasoning.resolve import load_resolved, resolve
 from kava.recipe import registry, schema
 from kava.recipe.schema import Recipe
 from kava.system.text import PlainConsole
-from kava.training.rows import without_shared
+from kava.training.rows import drop_validation_questions
 from kava.training.run import train_reasoner
 from kava.types import Example
 
@@ -55,7 +55,7 @@ def train_on(
         # Outside of the project's folders, because it is deleted.
         run = Path(output or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "run")
         console = PlainConsole(quiet=quiet, soft_wrap=True)
-        both = without_shared(examples, held_out, resolved.data, console), held_out
+        both = drop_validation_questions(examples, held_out, resolved.data, console), held_out
         data = {part: _record(part_rows) for part, part_rows in _parts(*both)}
         recipe = reasoner.recipe
         result = train_reasoner(reasoner.train(), both, data, recipe, run, console, resume)

@@ -74,7 +74,7 @@ class Leak:
 
 
 def normalize(question: str) -> str:
-    """Return the normal form of a question."""
+    """Return a question case folded, in NFKC and without punctuation (see above)."""
     if question.isascii() and not _SIGN_IN_NUMBER.search(question):  # three times as fast
         return " ".join(question.lower().translate(_ASCII).split()) or " ".join(question.split())
     text = question if question.isascii() else unicodedata.normalize("NFKC", question)

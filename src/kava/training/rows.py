@@ -20,8 +20,8 @@ def read_rows(data: Data, console: Console | None = None) -> tuple[list[Example]
     With `data.overlap: skip`, training examples with a validation question are left out.
 
     Raises:
-        KavaError: if they cannot be loaded; as `without_shared`; or if a training question is a
-            test question (`kava.training.leaks`).
+        KavaError: if they cannot be loaded; as `drop_validation_questions`; or if a training
+            question is a test question (`kava.training.leaks`).
     """
     train_rows = load_examples(data.train, "train", limit=data.train_rows, options=data.options)
     check_training_rows(data, train_rows, console)
@@ -30,10 +30,10 @@ def read_rows(data: Data, console: Console | None = None) -> tuple[list[Example]
     validation = load_examples(
         data.validation, "validation", limit=data.validation_rows, options=data.options
     )
-    return without_shared(train_rows, validation, data, console), validation
+    return drop_validation_questions(train_rows, validation, data, console), validation
 
 
-def without_shared(
+def drop_validation_questions(
     train_rows: Sequence[Example],
     validation: Sequence[Example],
     data: Data,
