@@ -31,7 +31,7 @@ def json_schema(options: Mapping[str, type[Section]]) -> dict[str, Any]:
     )
     defs = whole["$defs"]
     for kind in _sections(kinds):
-        _accept_text_values(defs[kind.__name__], kind)
+        _relax_section(defs[kind.__name__], kind)
     _list_known_names(defs)
     for kind in (Recipe, BackboneRecipe):
         made = defs[kind.__name__]
@@ -77,7 +77,7 @@ def _section_of(annotation: Any) -> type[Section] | None:
     return annotation if is_section else None
 
 
-def _accept_text_values(made: dict[str, Any], kind: type[Section]) -> None:
+def _relax_section(made: dict[str, Any], kind: type[Section]) -> None:
     """Change the schema of a section, in place, so that it accepts all that the loader accepts.
 
     A key can be given by the field's name as well as by its alias, and numbers and booleans as
@@ -86,19 +86,19 @@ def _accept_text_values(made: dict[str, Any], kind: type[Section]) -> None:
     made.pop("required", None)
     properties = made.setdefault("properties", {})
     for value in properties.values():
-        _accept_text(value)
+        _relax_value(value)
     for name, field in kind.model_fields.items():
         if field.alias:
             properties[name] = properties[field.alias]
 
 
-def _accept_text(value: Any) -> None:
+def _relax_value(value: Any) -> None:
     if isinstance(value, list):
         for one in value:
-            _accept_text(one)
+            _relax_value(one)
     elif isinstance(value, dict):
         for key in ("anyOf", "items", "prefixItems", "additionalProperties"):
-            _accept_text(value.get(key))
+            _relax_value(value.get(key))
         if value.get("type") in ("integer", "number"):
             value |= {"type": [value["type"], "string"], "pattern": _NUMBER}
         elif value.get("type") == "boolean":
