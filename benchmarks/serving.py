@@ -40,7 +40,7 @@ class Memory:
 
 
 def resident_mb(pid: int) -> float:
-    """Of `/proc`: Linux only."""
+    """Return the resident memory of a process in MB, from `/proc` (Linux only)."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     return round(int(next(x for x in lines if x.startswith("VmRSS")).split()[1]) / 1024, 1)
 

@@ -199,7 +199,7 @@ def _factory(operation: Any) -> Any:
 
 
 def _copy_from(source: torch.Tensor, target: torch.Tensor, non_blocking: bool = False) -> Any:
-    """Of what torch copies below its dispatch to Python, as in `torch.tensor(..., device=)`."""
+    """Count a copy that torch makes below its dispatch to Python (`torch.tensor(..., device=)`)."""
     if source.numel():
         _note(copies, "tensor")
     target.here.copy_(source)

@@ -222,7 +222,7 @@ def redundancy(keys: list[list[float]]) -> list[float]:
 
 
 def cosine(one: list[float], other: list[float]) -> float:
-    """Of two vectors."""
+    """Return the cosine similarity of two vectors."""
     product = sum(x * y for x, y in zip(one, other, strict=True))
     lengths = math.sqrt(sum(x * x for x in one) * sum(y * y for y in other))
     return product / lengths if lengths else 0.0  # a pad's embedding may be zero

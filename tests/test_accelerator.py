@@ -67,7 +67,7 @@ def test_a_step_is_that_of_the_cpu_and_does_not_wait(device, method):
 
 
 def gradients(model, inputs):
-    """Of a step whose rows are staged already; nothing before it counts."""
+    """Return the gradients of a step after `apply_stage`; nothing before it counts."""
     model.zero_grad()
     inputs = model.apply_stage(inputs)
     forget()

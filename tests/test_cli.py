@@ -60,7 +60,7 @@ def test_the_console_script_is_the_module():
 
 @pytest.mark.processes
 def test_nothing_heavy_is_imported_before_it_is_needed():
-    """Of three modules, each of which imports more than the one before."""
+    """Three modules are imported, each of which imports more than the one before."""
     heavy = "{'torch', 'transformers', 'datasets', 'matplotlib', 'math_verify', 'sympy'}"
     check = f"print(sorted({heavy} & set(sys.modules)))"
     code = ["import sys"]

@@ -224,7 +224,7 @@ def test_answers_are_those_of_one_question_alone_cut_where_the_task_says(model):
 
 @torch.no_grad()
 def slow_likelihood(thinker, context, continuation):
-    """Of each token in turn, from the whole sequence without a cache."""
+    """Return the likelihood of each token in turn, from the whole sequence without a cache."""
     slow = to_textbook(copy.deepcopy(thinker))
     before = prefix(slow, slow.encoder.question(context), slow.encoder.prompt)
     words = slow.tokenizer(continuation, add_special_tokens=False, split_special_tokens=True)

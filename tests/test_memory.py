@@ -53,7 +53,7 @@ def test_what_lives_is_counted_once_and_until_it_is_freed():
 
 
 def real_peak(settings, method):
-    """Of the same step on tensors that have values."""
+    """Return the peak memory of the same step on tensors that have values."""
     training = Training.build(recipe(method, *settings), TINY, SHORT, torch.device("cpu"))
     training.step()  # the optimiser has its states
     for weight in training.reasoner.parameters():

@@ -46,7 +46,7 @@ def test_the_footer_is_compared_with_limits(tmp_path, monkeypatch, unread, limit
 
 
 def test_rows_that_refer_to_one_long_text_are_counted(tmp_path, monkeypatch):
-    """Of 20 GB in a file of kilobytes, no more is decoded than the limit and one batch."""
+    """A file of kilobytes decodes to 20 GB; only the limit and one batch are decoded."""
     file = write(tmp_path / "bomb.parquet", 20_000, "x" * 1_000_000)
     assert file.stat().st_size < 200_000
     monkeypatch.setattr(parquet, "FILE_BYTES", 20 << 20)

@@ -214,7 +214,7 @@ def test_a_sweep_here_saves_on_sigterm_and_the_same_line_goes_on(
 
 
 def test_an_epoch_is_logged_as_its_share_of_steps_and_the_length_told_from_it(backbone, tmp_path):
-    """Of 18 rows the fifth step has two, which is half of its micro-batches and a whole step."""
+    """The fifth step on 18 rows has two: half of its micro-batches, and a whole step."""
     tree = recipe(backbone).model_dump(by_alias=True)
     tree["data"]["train_rows"] = 18
     tree["train"] |= {"steps": None, "epochs": 1.5, "micro_batch_size": 1}

@@ -45,7 +45,7 @@ def project():
 
 
 def dependencies(*extras):
-    """Of the package and of these extras; of all if none is named."""
+    """Return the requirements of the package and of these extras, or of all if none is named."""
     known = project()["optional-dependencies"]
     lines = [line for extra in extras or known for line in known[extra]]
     return [Requirement(line) for line in [*project()["dependencies"], *lines]]

@@ -99,7 +99,7 @@ WEIGHTS = {"codi": {"weight": 0.7}, "kv": {"weight": 1.3}}
 
 
 def weights(method: str) -> dict[str, Any]:
-    """Of the distillation losses that a method has."""
+    """Return the weights of the distillation losses that a method has."""
     losses = registry.find("methods", method).losses
     return {name: section for name, section in WEIGHTS.items() if name in losses}
 
