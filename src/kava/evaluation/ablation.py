@@ -84,8 +84,8 @@ def ablate(
         parts: slices of the cache that are exchanged on their own, see `slices`.
 
     Returns:
-        For each intervention, the answers in the order of the examples. They depend neither on
-        `batch_size` nor on one another.
+        For each intervention, the answers in the order of the examples. Up to rounding, they depend
+        neither on `batch_size` nor on one another.
 
     Raises:
         KavaError: if there are no latents, latents cannot be moved, or there are fewer than two
