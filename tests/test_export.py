@@ -11,7 +11,7 @@ from test_checkpoint import QUESTIONS, build, outputs, without_training_modules
 from transformers import AutoModelForCausalLM
 
 from kava.backbones import loading, to_gguf
-from kava.reasoning.export import export
+from kava.reasoning.export import export, section
 from kava.reasoning.reasoner import Reasoner
 from kava.recipe import registry
 
@@ -68,14 +68,18 @@ def test_config_json_says_what_an_engine_needs(tmp_path):
     folder = export(reasoner, tmp_path / "exported")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert config["architectures"] == ["KavaLlamaForCausalLM"]
-    section = config["kava"]
-    assert section["method"] == "kava" and section["format"] == 1
-    assert section["num_latents"] == reasoner.recipe.num_latents
-    assert section["num_iterations"] == reasoner.recipe.num_iterations
-    assert section["prompt_ids"] == reasoner.encoder.prompt
+    found = config["kava"]
+    assert found["method"] == "kava" and found["format"] == 1
+    assert found["num_latents"] == reasoner.recipe.num_latents
+    assert found["num_iterations"] == reasoner.recipe.num_iterations
+    assert found["prompt_ids"] == reasoner.encoder.prompt
     with safe_open(folder / "model.safetensors", framework="pt") as opened:
         own = {name for name in opened.keys() if name.startswith("kava.")}  # noqa: SIM118
     assert {f"kava.special_tokens.{name}" for name in ("bot", "latent", "eot")} <= own
+
+
+def test_a_method_that_writes_the_start_of_its_answer_has_no_prompt():
+    assert section(tiny.reasoner(method="lotus"))["prompt_ids"] == []
 
 
 def test_the_command_exports_a_run_and_ask_reads_it(tmp_path, kava):
