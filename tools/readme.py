@@ -121,6 +121,57 @@ def beside_paper(file: Path) -> str:
     return "\n".join(rows) + f"\n\n{left_out} rows without any number are omitted.\n"
 
 
+def services(file: Path) -> str:
+    """What serves a model: speed, time and memory, one row for each way and number of clients."""
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    parts = []
+    for model in found["models"].values():
+        lines = [
+            (
+                row["way"],
+                str(row["clients"]),
+                _with_spread(row["questions_per_second"], 1),
+                _with_spread(row["seconds_to_last_token"], 3),
+                _with_spread(row["processor_seconds_per_question"], 3),
+                f"{row['memory_mb']:,}",
+                f"{row['tokens']:.1f}",
+            )
+            for row in model["rows"]
+        ]
+        compared = sum(row["compared"] for row in model["rows"])
+        same = sum(row["same"] for row in model["rows"])
+        kind = "trained" if model["trained"] else "special embeddings not trained"
+        head = (
+            f"{model['backbone']}, {model['weights'] / 1e6:.1f} million weights, {kind}, "
+            f"{model['num_latents']} latents, {model['num_iterations']} iterations:"
+        )
+        end = (
+            f"Median (least to most) of {model['rounds']} rounds. {same:,} of {compared:,} answers "
+            "that were compared are those of kava."
+        )
+        parts.append(f"{head}\n\n{markdown_table(_SERVICES, lines)}\n\n{end}\n")
+    loads = [row["load"] for model in found["models"].values() for row in model["rows"]]
+    least, most = min(load["least"] for load in loads), max(load["most"] for load in loads)
+    machine = found["machine"]
+    where = f"{machine['cores']} cores of an {machine['processor']}"
+    parts.append(
+        f"{where}; with other work on the machine, its load was {least:.1f} to {most:.1f}.\n"
+    )
+    return "\n".join(parts)
+
+
+_SERVICES = (
+    "service", "clients", "questions per second", "seconds to the last token",
+    "processor seconds per question", "memory (MB)", "tokens",
+)  # fmt: skip
+
+
+def _with_spread(value: dict[str, float], digits: int) -> str:
+    """A median, with the least and the most in brackets."""
+    numbers = (f"{value[name]:.{digits}f}" for name in ("median", "least", "most"))
+    return "{} ({} to {})".format(*numbers)
+
+
 #: How each table is made from the committed results below a root.
 TABLES: dict[str, Callable[[Path], str]] = {
     "quickstart": quickstart,
@@ -129,6 +180,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "small": lambda root: small(root / "results/gsm8k_small"),
     "paper_accuracy": lambda root: beside_paper(root / "results/paper/table1_accuracy.md"),
     "paper_passes": lambda root: beside_paper(root / "results/paper/table2_forward_passes.md"),
+    "services": lambda root: services(root / "results/bench/vllm.json"),
     **scale.TABLES,
 }
 
@@ -139,6 +191,7 @@ PAGES = {
         "quickstart", "components", "latents", "small", "paper_accuracy", "paper_passes",
     ),
     "docs/scale.md": tuple(scale.TABLES),
+    "docs/serving.md": ("services",),
 }  # fmt: skip
 
 
