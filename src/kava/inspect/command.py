@@ -22,7 +22,7 @@ from kava.reasoning.open import open_reasoner, print_device
 from kava.reasoning.reasoner import Reasoner
 from kava.system import assets, links
 from kava.system.files import write_whole
-from kava.system.text import check_text
+from kava.system.text import PlainConsole, check_text
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def inspect(
     """
     check(question, steps, answer, rows)
     reasoner = open_reasoner(run, backbone, revision=revision)
-    print_device(reasoner, 1, console)
+    print_device(reasoner, 1, PlainConsole(stderr=True, soft_wrap=True))
     example = (
         ExampleToInspect(question, steps, answer) if question is not None else find(reasoner, rows)
     )
