@@ -15,7 +15,7 @@ from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import load_resolved
 from kava.recipe.schema import Recipe
 from kava.sweeps import lengths as histogram
-from kava.sweeps.cost import ANSWER, Estimator, rows_seen
+from kava.sweeps.cost import ANSWER, SAMPLE, Estimator, rows_seen
 from kava.sweeps.dry_run import _cost_cells
 
 M, T = 4, 2
@@ -121,13 +121,17 @@ def test_without_rows_or_tokenizer_the_assumed_lengths_are_told(backbone, rows):
     known = load_resolved("recipes/llama1b_aug/kava.yaml")
     found = Estimator().cost(known)
     assert found.steps == 30_130
-    # By hand, on another draw of the same lengths; the last of three steps is dropped.
+    # By hand, on another draw of the same lengths, in pools of as many examples as were counted,
+    # which are sorted by length; the last of three steps is dropped.
     counted = json.loads(histogram.COUNTS.read_text())[histogram.NAME]
-    drawn = random.Random(7).choices(counted, [one[2] for one in counted], k=32_000)
+    drawn = random.Random(7).choices(counted, [one[2] for one in counted], k=32 * SAMPLE)
     widths = []
-    for at in range(0, len(drawn), 32):
-        part = drawn[at : at + 32]
-        widths.append((max(q for q, *_ in part), max(2 * r // 3 for _, r, _ in part)))
+    for pool in (drawn[at : at + SAMPLE] for at in range(0, len(drawn), SAMPLE)):
+        pool.sort(key=lambda one: one[0] + 2 * one[1] // 3)
+        for at in range(0, SAMPLE, known.train.micro_batch_size):
+            part = pool[at : at + known.train.micro_batch_size]
+            widths.append((max(q for q, *_ in part), max(2 * r // 3 for _, r, _ in part)))
+    assert known.train.group_by_length
     row = sum(q + (r + ANSWER) + (1 + 24) + 3 * 24 + (1 + ANSWER) for q, r in widths)
     assert found.token_forwards == pytest.approx(10 * 385_620 * row / len(widths), rel=0.03)
     assert "assumed: 385,620 rows as long as those of GSM8k-Aug" in found.notes[0]

@@ -60,7 +60,13 @@ def ask(
 ) -> None:
     """Ask a question, or one per line from the terminal or a pipe."""
     from kava.errors import KavaError
-    from kava.inspect.ask import Settings, answer_one, answer_stream, read_words
+    from kava.inspect.ask import (
+        Settings,
+        answer_one,
+        answer_stream,
+        check_question,
+        read_words,
+    )
     from kava.reasoning.open import open_reasoner, print_device
 
     given = [word for word in (run, question, *(settings or ())) if word is not None]
@@ -77,8 +83,10 @@ def ask(
     if run and backbone and question is None and not os.path.exists(run):
         run, question = None, run
     reasoner = open_reasoner(run or backbone, backbone if run else None, revision=revision)
-    print_device(reasoner, 1, make_console(stderr=True))
     how = Settings(show_thoughts, iterations, max_new_tokens, plan)
+    if question is not None:
+        check_question(reasoner, question, how)
+    print_device(reasoner, 1, make_console(stderr=True))
     if question is not None:
         answer_one(reasoner, question, how, make_console())
     else:

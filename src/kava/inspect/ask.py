@@ -15,9 +15,11 @@ from rich.console import Console
 from kava.errors import KavaError
 from kava.inference import compressed
 from kava.inspect.decoded import decode_latents
+from kava.reasoning import context_window
 from kava.reasoning.context_window import max_positions
 from kava.reasoning.reasoner import Reasoner
 from kava.recipe.load import parse
+from kava.system.text import check_text
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,28 @@ def _value(text: str) -> Any:
         return text
 
 
+def check_question(reasoner: Reasoner, question: str, settings: Settings) -> None:
+    """Check everything about a question that can be wrong, before anything is printed.
+
+    Raises:
+        KavaError: the question is empty, is not valid Unicode, or is too long for the backbone; or
+            the method does not iterate, and a number of iterations is set.
+    """
+    if not question.strip():
+        raise KavaError("ask: the question is empty", code="inspect.empty-question", key="question")
+    if settings.num_iterations is not None:
+        reasoner.check_iterations(settings.num_iterations)
+    check_text(question, "the question")
+    context_window.check(reasoner, reasoner.encoder.questions([question]))
+
+
 def answer_one(reasoner: Reasoner, question: str, settings: Settings, console: Console) -> None:
     """Print the answer, the number of forward passes and the milliseconds.
 
     Raises:
-        KavaError: the question is empty, is not valid Unicode, or is too long for the backbone.
+        KavaError: see `check_question`.
     """
-    if not question.strip():
-        raise KavaError("ask: the question is empty", code="inspect.empty-question", key="question")
+    check_question(reasoner, question, settings)
     plan, tokens = settings.compress, settings.max_new_tokens
     begin = time.perf_counter()
     with compressed.compressed(reasoner.lm, plan) if plan else nullcontext() as log:

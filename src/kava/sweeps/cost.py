@@ -33,6 +33,7 @@ from kava.recipe.schema import Data, Recipe, Train
 from kava.sweeps import lengths
 from kava.system import hub
 from kava.training.arguments import check_schedule, rows_at_once, stage_begins
+from kava.training.sampler import EpochOrder
 from kava.training.smoke import family
 from kava.types import Example
 
@@ -193,7 +194,10 @@ def tiny_reasoner(recipe: Recipe, tokenizer: Any) -> Iterator[Reasoner]:
 
 
 def sample(reasoner: Reasoner, examples: Sequence[Example], size: int | None = None) -> list[Batch]:
-    """Draw micro-batches of examples at random, with token ids mapped to ids that the model has.
+    """Draw micro-batches of examples as a training does, with ids mapped to those of the model.
+
+    With `train.group_by_length`, the sample is one pool of the training, which has more examples;
+    so slightly more pads are counted than there are.
 
     Args:
         size: size of a micro-batch; by default that of the recipe.
@@ -203,6 +207,9 @@ def sample(reasoner: Reasoner, examples: Sequence[Example], size: int | None = N
     size = size or train.micro_batch_size or train.batch_size
     vocabulary_size = structure.table(reasoner.lm).weight.shape[0]
     tokens = ("question", "steps", "answer", "teacher_ids", "answer_ids")
+    if train.group_by_length:
+        order = EpochOrder(len(rows), 0, 1, [row.columns for row in rows], train.batch_size)
+        rows = [rows[index] for index in order]
     batches = [batching.collate(rows[at : at + size], pad_id=0) for at in range(0, len(rows), size)]
     return [
         {**batch, **{name: batch[name] % vocabulary_size for name in tokens}} for batch in batches
