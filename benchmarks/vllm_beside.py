@@ -258,7 +258,8 @@ def ways_of(folder: Path, reasoner: Reasoner, cot: Reasoner | None, count: int) 
         count: number of questions that are asked.
     """
     exported, backbone = export(reasoner, folder / "exported"), folder / "backbone"
-    AutoModelForCausalLM.from_pretrained(exported).save_pretrained(backbone)
+    backbone_model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=False)
+    backbone_model.save_pretrained(backbone)
     reasoner.tokenizer.save_pretrained(backbone)
     before = psutil.Process().memory_full_info().uss
     asked = Reasoner.from_pretrained(exported)  # a copy, for its memory

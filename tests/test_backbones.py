@@ -52,7 +52,7 @@ WINDOWED |= {"gemma3_text": {None, WINDOW}}
 
 def test_no_model_class_is_named_in_the_package():
     named = re.compile(r"\b(?!Auto|PreTrained|Generation|Lora)[A-Z]\w*(?:ForCausalLM|Config)\b")
-    allowed = {"ConfigDict", "GgufConfig"}  # the latter says how a file is read
+    allowed = {"ConfigDict", "GgufConfig", "GSMSymbolicDatasetConfig"}  # of files, of problems
     package = Path(kava.__file__).parent
     for file in package.rglob("*.py"):
         if file.parent == package / "vllm":  # its engine has a class for each family

@@ -340,9 +340,8 @@ def test_the_command_loads_both_models_says_where_the_page_is_and_ends(monkeypat
 
     monkeypatch.setattr(command, "server", ending)
     told = run_command(width=200)
-    assert re.fullmatch(
-        rf"{CHECKPOINT} and {BACKBONE} at http://127.0.0.1:\d+; Ctrl-C stops\n", told
-    )
+    place = rf"{CHECKPOINT} and {BACKBONE} at http://127.0.0.1:\d+; Ctrl-C stops\n"
+    assert re.fullmatch(rf"(.*: device: .*\n){{2}}{place}", told)
 
 
 def test_a_model_that_thinks_in_latents_cannot_be_the_one_that_writes():

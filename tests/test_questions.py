@@ -1,6 +1,7 @@
 """Questions on the command line: those that begin with a minus, and those that are piped."""
 
 import pytest
+import tiny
 import typer
 from refusals import refused
 from typer.testing import CliRunner
@@ -14,7 +15,8 @@ MINUS = ("-5 + 3 = ?", "-5", "-$5 + 3?", "- 5 + 3", "--5 + 3 = ?", "-a is b. Wha
 def asked(monkeypatch):
     """What the commands were given to ask, without a model."""
     found = []
-    monkeypatch.setattr("kava.reasoning.open.open_reasoner", lambda *given, **named: None)
+    thinker = tiny.reasoner("llama", "kava")
+    monkeypatch.setattr("kava.reasoning.open.open_reasoner", lambda *given, **named: thinker)
     monkeypatch.setattr(
         "kava.inspect.ask.answer_one", lambda model, question, how, console: found.append(question)
     )

@@ -66,7 +66,6 @@ def inspect(
     """
     check(question, steps, answer, rows)
     reasoner = open_reasoner(run, backbone, revision=revision)
-    print_device(reasoner, 1, PlainConsole(stderr=True, soft_wrap=True))
     example = (
         ExampleToInspect(question, steps, answer) if question is not None else find(reasoner, rows)
     )
@@ -86,6 +85,7 @@ def inspect(
         max_new_tokens=max_new_tokens,
         run=run,
     )
+    print_device(reasoner, 1, PlainConsole(stderr=True, soft_wrap=True))
     show(record, console)
     console.print()
     write(file, page(record), "page", console, below)

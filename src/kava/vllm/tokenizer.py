@@ -17,4 +17,6 @@ class SavedTokenizer(CachedHfTokenizer):
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> Any:
         """Load it with an empty configuration, so that the model's family does not matter."""
-        return super().from_pretrained(*args, **{**options, "config": PreTrainedConfig()})
+        options = {**options, "config": PreTrainedConfig()}
+        options.pop("trust_remote_code", None)
+        return super().from_pretrained(*args, **options, trust_remote_code=False)
