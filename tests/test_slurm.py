@@ -231,7 +231,7 @@ def released(job: str) -> None:
 
     That may be after the job is seen in the queue, so this is said again for as long as it waits.
     """
-    if slurm_queue.states([job])[job] == "PENDING":
+    if slurm_queue.states([job]).get(job) == "PENDING":
         update = f"JobId={numbers(job)}", "StartTime=now"
         subprocess.run(["scontrol", "update", *update], capture_output=True)
 
