@@ -262,6 +262,12 @@ def scores(name: str, lam: float, queries: list, keys: list, scale: float) -> li
     return [lam * i + (1 - lam) * r for i, r in pairs]
 
 
+def spans(length: int, budget: int) -> list[list[int]]:
+    """The tokens 0 .. length - 1 in at most `budget` spans of nearly equal length, in order."""
+    budget = min(length, budget)
+    return [[i for i in range(length) if i * budget // length == j] for j in range(budget)]
+
+
 def best(numbers: list[float], budget: int) -> list[int]:
     """The indices of the `budget` highest, in reading order."""
     order = sorted(range(len(numbers)), key=lambda c: -numbers[c])

@@ -7,7 +7,7 @@ what the equations say.
 
 import pytest
 import torch
-from reference import best, importance, pooled, redundancy, repetition
+from reference import best, importance, pooled, redundancy, repetition, spans
 from refusals import refused
 from tiny import VOCABULARY, WIDTH, lora, reasoner, words
 from tiny import bare as tied
@@ -102,7 +102,14 @@ PEERS = {
     "attention": lambda keys, q, w: importance(q, keys[:-w], len(keys[0]) ** -0.5),
     "cosine": lambda keys, q, w: redundancy(keys),
     "crop_right": lambda keys, q, w: [-c for c in range(len(keys))],
+    "evenly_spaced": lambda keys, q, w: spaced(len(keys) - w, 12 - w),
 }
+
+
+def spaced(older, budget):
+    """One for the first token of each span of the tokens before the window."""
+    first = {span[0] for span in spans(older, budget)}
+    return [float(c in first) for c in range(older)]
 
 
 @torch.no_grad()
@@ -395,6 +402,7 @@ def test_the_public_name_is_the_function():
 BAD_PLANS = (
     ({"name": "rkv_decodin"}, "recipe.unknown-name", "rkv_decodin", "'rkv_decoding'?"),
     ({"name": "full"}, "inference.keeps-everything", "full", "256 tokens to 128"),
+    ({"name": "mean_pooling"}, "inference.merges-tokens", "mean_pooling", "training only"),
     ({"bugdet": 3}, "reasoning.unknown-setting", "bugdet", "'budget'?"),
     ({"lamda": 0.3}, "reasoning.unknown-setting", "lamda", "'lambda'?"),
     ({"name": "cosine", "kernel": 3}, "reasoning.unknown-setting", "kernel", ": budget, buffer"),

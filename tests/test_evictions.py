@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import best, scores
+from reference import best, scores, spans
 from refusals import refused
 from tiny import batch, example, reasoner, stepped
 
@@ -56,6 +56,9 @@ class Block:
         for b, length in enumerate(self.lengths):
             kept.append([])
             for h in range(H):
+                if name in ("evenly_spaced", "mean_pooling"):
+                    kept[b].append([span[0] for span in spans(length, budget)])
+                    continue
                 keys = self.keys[b, h, :length].double().tolist()
                 heads = self.queries[b, h * G : (h + 1) * G, : self.answers[b]].double().tolist()
                 numbers = scores(name, lam, heads, keys, D**-0.5) if length else []
@@ -79,7 +82,7 @@ def test_keeps_what_the_equations_keep(name, lengths, budget, lam, seed):
     assert agree(block.kept(name, budget, lam), block.slow(name, budget, lam))
 
 
-DIFFERENT = ("rkv", "cosine", "attention", "crop_right", "rkv_decoding")
+DIFFERENT = ("rkv", "cosine", "attention", "crop_right", "rkv_decoding", "evenly_spaced")
 
 
 def test_the_oracle_is_not_blind():
@@ -102,6 +105,50 @@ def test_never_a_pad_always_in_reading_order_first_slots_filled(name, lengths, b
             assert slots.tolist() == [i < len(columns) for i in range(budget)]
             assert all(column < length for column in columns)
             assert columns == sorted(set(columns))
+
+
+@given(LENGTHS, st.integers(1, 6), st.integers(0, 10**6))
+def test_mean_pooling_is_the_mean_of_each_span(lengths, budget, seed):
+    block = Block(lengths, seed, columns=max(lengths) + 1)
+    columns, filled = block.keep("mean_pooling", budget)
+    means = registry.find("evictions", "mean_pooling")().gather(
+        block.keys, columns, filled, block.mask
+    )
+    for keys, slots, length in zip(block.keys, means.transpose(1, 2), lengths, strict=True):
+        cut = spans(length, budget)
+        for slot, span in zip(slots, cut, strict=False):
+            torch.testing.assert_close(slot, sum(keys[:, i] for i in span) / len(span))
+        assert not slots[len(cut) :].any()
+
+
+def test_mean_pooling_in_the_method_also_in_blocks():
+    for method, latents in (("kava", 5), ("lotus", 6)):
+        kv = {"weight": 1.0, "eviction": {"name": "mean_pooling"}}
+        thinker = reasoner(method=method, num_latents=latents, kv=kv)
+        data = batch(thinker, [stepped(4, (3, 5)), stepped(4, (2,))])
+        with torch.no_grad():
+            start = prefill_question(thinker, data)
+            teacher = teacher_forward(thinker, start, data)
+            target, _ = thinker.method.kv.compress(data, teacher)
+        blocks = [(data["step_of"] == i, 3) for i in range(2)] if method == "lotus" else None
+        for (keys, _), (made, _) in zip(teacher.steps, target, strict=True):
+            for b in range(2):
+                slot = 0
+                for mask, budget in blocks or [(data["steps_mask"], latents)]:
+                    own = keys[b, :, mask[b]]
+                    for span in spans(own.shape[1], budget):
+                        torch.testing.assert_close(made[b, :, slot], own[:, span].mean(1))
+                        slot += 1
+                    slot += budget - len(spans(own.shape[1], budget))
+
+
+def test_an_eviction_sees_the_tokens():
+    thinker = reasoner(kv={"weight": 1.0})
+    data = batch(thinker, [example(3, 9), example(5, 7, 1)])
+    with torch.no_grad():
+        teacher = teacher_forward(thinker, prefill_question(thinker, data), data, queries=True)
+    inputs = thinker.method.kv.eviction_inputs(data, teacher, 0, data["steps_mask"])
+    assert torch.equal(inputs.tokens, data["steps"])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -91,6 +91,13 @@ class Plan:
                 code="inference.budget-within-window",
                 key="budget",
             )
+        if self.eviction.merges:
+            raise KavaError(
+                f"compress {self.name}: this eviction averages tokens, which is possible in "
+                "training only; choose another eviction, such as rkv_decoding",
+                code="inference.merges-tokens",
+                key=self.name,
+            )
         try:
             self.eviction.check(self.trigger_length, self.budget)
         except KavaError:

@@ -9,7 +9,7 @@ from kava.inspect._numbers import Unavailable
 from kava.inspect.kept import KeptTokens, kept_tokens
 from kava.inspect.similarity import Similarity, similarity
 from kava.reasoning.methods import Batch, TeacherOutput
-from kava.reasoning.methods._kv import KvDistillation, gather_kept
+from kava.reasoning.methods._kv import KvDistillation
 from kava.reasoning.states import LatentState
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def compression(
         return Unavailable(str(error)), Unavailable(str(error))
     written = kv.keys_for_loss(reasoner, teacher.steps, batch["question_mask"], batch["steps_mask"])
     target = [
-        tuple(gather_kept(states, kept) for states in pair)
+        tuple(kv.gather_kept(states, kept) for states in pair)
         for pair, kept in zip(written, chosen, strict=True)
     ]
     before, start = state.cache.attention_mask, batch["question"].shape[1] + 1

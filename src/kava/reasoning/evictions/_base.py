@@ -31,6 +31,7 @@ class EvictionInputs:
             thought, zero at padding; None if the method does not need it.
         answer_mask: [batch, answer], true at answer tokens.
         recent: number of last real tokens of each example that are kept regardless of their score.
+        tokens: [batch, steps], token ids of the chain of thought; None during decoding.
     """
 
     keys: Float[Tensor, "batch kv_heads steps head_dim"]
@@ -38,6 +39,7 @@ class EvictionInputs:
     attention: Float[Tensor, "batch kv_heads answer steps"] | None
     answer_mask: Bool[Tensor, "batch answer"]
     recent: int = 0
+    tokens: Int[Tensor, "batch steps"] | None = None
 
 
 @dataclass
@@ -50,6 +52,8 @@ class Eviction(ABC):
 
     lam: float = 0.1
     needs_attention = False
+    #: Whether a slot combines several tokens (see `gather`), which is not possible during decoding.
+    merges = False
 
     @abstractmethod
     def score(self, inputs: EvictionInputs) -> Float[Tensor, "batch kv_heads steps"]:
@@ -87,7 +91,35 @@ class Eviction(ABC):
             slot_mask: [batch, kv_heads, budget], true in filled slots. An example with fewer real
                 tokens than `budget` fills its first slots.
         """
-        return select_top_k(self.score(inputs), inputs, budget)
+        return self.select(self.score(inputs), inputs, budget)
+
+    def select(
+        self, scores: Float[Tensor, "batch kv_heads steps"], inputs: EvictionInputs, budget: int
+    ) -> tuple[
+        Int[Tensor, "batch kv_heads {budget}"],
+        Bool[Tensor, "batch kv_heads {budget}"],
+    ]:
+        """Select `budget` tokens by their scores: the highest ones, unless a subclass differs."""
+        return select_top_k(scores, inputs, budget)
+
+    def gather(
+        self,
+        states: Float[Tensor, "batch kv_heads steps head_dim"],
+        columns: Int[Tensor, "batch kv_heads latents"],
+        slot_mask: Bool[Tensor, "batch kv_heads latents"],
+        mask: Bool[Tensor, "batch steps"],
+    ) -> Float[Tensor, "batch kv_heads latents head_dim"]:
+        """Return the keys or values of each slot, zero in unfilled slots.
+
+        By default, a slot has those of its own token. A subclass that combines several tokens in a
+        slot sets `merges`.
+
+        Args:
+            states: [batch, kv_heads, steps, head_dim], keys or values of the chain of thought.
+            columns, slot_mask: [batch, kv_heads, latents], as returned by `keep`.
+            mask: [batch, steps], the tokens that were compressed.
+        """
+        return gather(states, columns) * slot_mask[..., None]
 
 
 def select_top_k(
@@ -126,6 +158,25 @@ def _recent(inputs: EvictionInputs) -> Bool[Tensor, "batch steps"]:
     """Return a mask of the last `recent` real tokens of each example, [batch, steps]."""
     from_here_on = inputs.mask.flip(1).cumsum(1).flip(1)
     return inputs.mask & (from_here_on <= inputs.recent)
+
+
+def evenly_spaced(inputs: EvictionInputs, budget: int) -> Bool[Tensor, "batch steps"]:
+    """Mark the first token of each of `budget` spans of nearly equal length.
+
+    An example with n tokens before its recent ones has its j-th of b spans begin at token
+    ceil(j n / b), where b is the budget that the recent tokens leave. With n <= b, all are marked.
+
+    Returns:
+        [batch, steps], true at the marked tokens; recent tokens are not marked.
+    """
+    older = inputs.mask & ~_recent(inputs)
+    count, left = older.sum(1, keepdim=True), max(budget - inputs.recent, 0)
+    index = older.cumsum(1) - 1  # of each token among the older ones
+    # Token i begins a span if a multiple of n / b lies in (i - 1, i].
+    begins = (index * left).div(count.clamp(min=1), rounding_mode="floor") > (
+        (index - 1) * left
+    ).div(count.clamp(min=1), rounding_mode="floor")
+    return older & ((index == 0) | begins | (count <= left)) & (left > 0)
 
 
 def gather(

@@ -14,7 +14,7 @@ from kava.backbones import cache, masks, rope
 from kava.backbones.attention import answer_attention
 from kava.backbones.cache import KeyValues
 from kava.reasoning.batching import Row
-from kava.reasoning.evictions._base import Eviction, EvictionInputs, gather, select_top_k
+from kava.reasoning.evictions._base import Eviction, EvictionInputs
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.losses.kv_cache import denominator, kv_cache_loss
 from kava.reasoning.methods._base import Batch, LatentMethod, LossTerms, TeacherOutput
@@ -33,11 +33,13 @@ class Selection:
         columns, slot_mask: [batch, kv_heads, latents], as returned by `Eviction.keep`; if latents
             come in blocks, one block after the other.
         scores: for each block, [batch, kv_heads, steps]; meaningful only at the block's own tokens.
+        masks: for each block, its tokens, [batch, steps].
     """
 
     columns: Tensor
     slot_mask: Tensor
     scores: list[Tensor]
+    masks: list[Tensor]
 
 
 class KvDistillation:
@@ -221,7 +223,7 @@ class KvDistillation:
         steps = teacher.steps if steps is None else steps
         target, slot_masks = [], []
         for pair, kept in zip(steps, self.choose(batch, teacher), strict=True):
-            target.append(tuple(gather_kept(states, kept) for states in pair))
+            target.append(tuple(self.gather_kept(states, kept) for states in pair))
             # The paper does not say what a chain of thought shorter than M is compared with.
             real = kept.slot_mask
             slot_masks.append(real if self.recipe.short_traces == "mask" else torch.ones_like(real))
@@ -246,12 +248,32 @@ class KvDistillation:
             inputs = [self.eviction_inputs(batch, teacher, layer, mask) for mask, _ in blocks]
             scores = [self.eviction.score(scored) for scored in inputs]
             kept = [
-                select_top_k(score, scored, budget)
+                self.eviction.select(score, scored, budget)
                 for score, scored, (_, budget) in zip(scores, inputs, blocks, strict=True)
             ]
             columns, slot_mask = (torch.cat(part, dim=-1) for part in zip(*kept, strict=True))
-            chosen.append(Selection(columns, slot_mask, scores))
+            chosen.append(Selection(columns, slot_mask, scores, [mask for mask, _ in blocks]))
         return chosen
+
+    def gather_kept(self, states: Tensor, selection: Selection) -> Tensor:
+        """Return the keys or values of each slot; unfilled slots are zero.
+
+        Args:
+            states: [batch, kv_heads, steps, head_dim], keys or values of the chain of thought.
+            selection: the tokens that were kept.
+
+        Returns:
+            [batch, kv_heads, latents, head_dim].
+        """
+        budget = selection.columns.shape[2] // len(selection.masks)
+        blocks = zip(
+            selection.columns.split(budget, 2),
+            selection.slot_mask.split(budget, 2),
+            selection.masks,
+            strict=True,
+        )
+        parts = [self.eviction.gather(states, *block) for block in blocks]
+        return torch.cat(parts, dim=2)
 
     def eviction_inputs(
         self, batch: Batch, teacher: TeacherOutput, layer: int, mask: Tensor
@@ -267,20 +289,7 @@ class KvDistillation:
                 scaling=record.scaling[layer],
                 softcap=record.softcap[layer],
             )
-        return EvictionInputs(keys, mask, attention, batch["answer_mask"])
-
-
-def gather_kept(states: Tensor, selection: Selection) -> Tensor:
-    """Gather the kept tokens of keys or values; unfilled slots are zero.
-
-    Args:
-        states: [batch, kv_heads, steps, head_dim].
-        selection: the tokens to keep.
-
-    Returns:
-        [batch, kv_heads, latents, head_dim].
-    """
-    return gather(states, selection.columns) * selection.slot_mask[..., None]
+        return EvictionInputs(keys, mask, attention, batch["answer_mask"], tokens=batch["steps"])
 
 
 def visible_steps(batch: Batch, mask: Tensor, window: int | None) -> Tensor:
