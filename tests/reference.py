@@ -465,7 +465,7 @@ def _lotus(reasoner: Reasoner, rows: list, stage: int | None) -> dict[str, Tenso
 
 
 def _distilled(reasoner: Reasoner, rows: list, stage: None) -> dict[str, Tensor]:
-    recipe, colon = reasoner.recipe, len(reasoner.encoder.prompt) - 1  # of the answer segment
+    recipe = reasoner.recipe
     teacher_ce, answer_ce, readout, taught = [], [], [], []
     M, student_colon, teacher_colon, students = recipe.num_latents, [], [], []
     latents = []
@@ -479,6 +479,8 @@ def _distilled(reasoner: Reasoner, rows: list, stage: None) -> dict[str, Tensor]
         seen = [_after_latents(reasoner, row, inputs, []) for inputs in passes]
         students.append([one for one, _ in seen])
         answer_ce.append(seen[-1][1])
+        prompt = recipe.codi.position == "prompt"
+        colon = (len(reasoner.encoder.prompt) if prompt else row.answer_start) - 1
         last, first = seen[-1][0], 0 if recipe.codi.include_embeddings else 1
         states = [last.embeddings, *last.layers], [whole.embeddings, *whole.layers]
         student_colon.append([h[q + 1 + M + 1 + colon] for h in states[0][first:]])

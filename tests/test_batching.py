@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refused
 from tiny import WORDS, reasoner, recipe, tokenizer
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from kava.backbones import masks
 from kava.reasoning import batching
@@ -25,7 +27,7 @@ def drawn_masks(rows, past, new, seed):
 
 
 def rows_of(parts):
-    return [Row(str(i), q, c, [0] * len(c), a) for i, (q, c, a) in enumerate(parts)]
+    return [Row(str(i), q, c, [0] * len(c), a, 1) for i, (q, c, a) in enumerate(parts)]
 
 
 # -- masks and positions -------------------------------------------------------------------------
@@ -179,6 +181,20 @@ def test_a_row_is_question_steps_and_answer_with_eos():
     assert words(row.answer) == ["The", "answer", "is", ":", "6", "</s>"]
 
 
+def test_an_answer_starts_after_a_blank_that_is_a_token_of_its_own():
+    assert Encoder(tokenizer(), False).row(STORY).answer_start == 4
+    signs = ["<unk>", "</s>", " ", ":", "-", "7", "The", "answer", "is"]
+    model = models.WordLevel({sign: i for i, sign in enumerate(signs)}, "<unk>")
+    blanks = Tokenizer(model)
+    blanks.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s|\d|\w+|[^\w\s]"), "isolated")
+    encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=blanks, eos_token="</s>"), False)
+    for answer in ("7", "-7"):
+        row = encoder.row(Example("1", "7", (), answer))
+        before, after = row.answer[: row.answer_start], row.answer[row.answer_start : -1]
+        assert "".join(signs[token] for token in before) == "The answer is: "
+        assert "".join(signs[token] for token in after) == answer
+
+
 def test_the_last_step_can_be_dropped_down_to_nothing():
     encoder = Encoder(tokenizer(), drop_last_step=True)
     assert words(encoder.row(STORY).steps) == ["<<", "4", "-", "2", "=", "2", ">>"]
@@ -197,6 +213,9 @@ def test_sentences_are_parted_by_a_blank_and_equations_touch():
 
         def convert_ids_to_tokens(self, ids):
             return [chr(i) for i in ids]
+
+        def decode(self, ids):
+            return "".join(map(chr, ids))
 
     def steps(*texts):
         row = Encoder(Letters(), drop_last_step=False).row(Example("1", "q", texts, "5"))

@@ -49,7 +49,7 @@ def draws(seed=0, rows=4_000):
 
 def row(i, steps):
     numbers = [n for n, one in enumerate(steps) for _ in one]
-    return Row(str(i), [1], [t for one in steps for t in one], numbers, [7, 8])
+    return Row(str(i), [1], [t for one in steps for t in one], numbers, [7, 8], 1)
 
 
 @given(TRACES)
@@ -57,7 +57,7 @@ def test_without_its_first_tokens_a_batch_is_that_of_shorter_rows(traces):
     rows = [row(i, steps) for i, (steps, _) in enumerate(traces)]
     gone = torch.tensor([n for _, n in traces])
     cut = [
-        Row(r.id, r.question, r.steps[n:], r.step_of[n:], r.answer)
+        Row(r.id, r.question, r.steps[n:], r.step_of[n:], r.answer, r.answer_start)
         for r, (_, n) in zip(rows, traces, strict=True)
     ]
     found, expected = (
@@ -114,7 +114,7 @@ def test_beyond_a_number_everything_goes_at_once():
 def test_smoothing_removes_more_by_chance_as_exp_of_minus_lambda():
     rate, number = 1.0, 4_000
     thinker = reasoner("llama", "icot", method_options={"smoothing": rate, "tokens_per_epoch": 1})
-    data = batching.collate([Row("x", [1], [5] * 20, [0] * 20, [7])] * number, 0)
+    data = batching.collate([Row("x", [1], [5] * 20, [0] * 20, [7], 1)] * number, 0)
     left = thinker.method.apply_stage(data, 2, draws())["steps_mask"].sum(1)
     found = Counter((20 - 2 - left).tolist())
     for o in range(5):

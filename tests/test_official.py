@@ -50,7 +50,10 @@ def batch(rows):
 
     def collate(kind, some=ROWS):
         names = ("question", "steps", "step_of", "answer")
-        parts = [batching.Row(str(i), *(rows[kind][i][name] for name in names)) for i in some]
+        start = len(rows["prompt"]) + 1  # the blank is a token of its own
+        parts = [
+            batching.Row(str(i), *(rows[kind][i][name] for name in names), start) for i in some
+        ]
         return batching.collate(parts, pad_id=0)
 
     return collate
@@ -101,6 +104,7 @@ def test_the_rows_are_encoded_as_there(rows):
         example = Example("i", text["question"], tuple(text["steps"]), text["answer"])
         row = made.encoder.row(example)
         assert row.question == expected["question"] and row.answer == expected["answer"]
+        assert row.answer_start == len(rows["prompt"]) + 1
         assert (row.steps, row.step_of) == (expected["steps"], expected["step_of"])
 
 
@@ -109,7 +113,7 @@ def test_the_rows_are_encoded_as_there(rows):
 def test_pccot(projection, layerwise, official, batch):
     made = reasoner(
         "pccot", num_latents=24, num_iterations=3, projection=projection,
-        codi=codi(layerwise_std=layerwise),
+        codi=codi(layerwise_std=layerwise, position="prompt"),
     )  # fmt: skip
     there = official["pccot"][f"projection={projection} layerwise_std={layerwise}"]
     kinds = {f"row{i}": [i] for i in ROWS}
@@ -137,13 +141,20 @@ def _gradients(made, batch, names):
     return found
 
 
-def test_codi(official, batch):
+@pytest.mark.parametrize(
+    "position, there",
+    (
+        ("prompt", "L_CODI at the colon"),
+        ("answer", "L_CODI one token later (their rule where the path names llama or qwen)"),
+    ),
+)
+def test_codi(position, there, official, batch):
     made = reasoner(
         "codi", num_latents=6, projection="mlp_layernorm",
-        codi=codi(layerwise_std=True, include_embeddings=True),
+        codi=codi(layerwise_std=True, include_embeddings=True, position=position),
     )  # fmt: skip
     for i in ROWS:
-        expected = official["codi"]["L_CODI at the colon"][f"row{i}"]
+        expected = official["codi"][there][f"row{i}"]
         assert terms(made, batch("dropped", [i])) == pytest.approx(expected, **NEAR)
 
 

@@ -1,6 +1,7 @@
 """One training step equals the slow reference: every term, every gradient, however it is split."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from reference import needs_oracle, step, to_textbook
 from tiny import FAMILIES, batch, example, lora, reasoner, stepped
 
 from kava.backbones import lora as adapters
+from kava.reasoning import batching
 from kava.reasoning.losses import cross_entropy, hidden_state, kv_cache
 from kava.reasoning.losses.cross_entropy import labels_at_once
 from kava.recipe import registry
@@ -125,11 +127,11 @@ def spans_of(data):
     return found
 
 
-def assert_equals_reference(thinker):
+def assert_equals_reference(thinker, rows=None):
     thinker.prepare_training()
     slow = to_textbook(copy.deepcopy(thinker))
-    rows = [thinker.encoder.row(e) for e in EXAMPLES]
-    data = thinker.apply_stage(batch(thinker, EXAMPLES))
+    rows = rows or [thinker.encoder.row(e) for e in EXAMPLES]
+    data = thinker.apply_stage(batching.collate(rows, pad_id=0))
     ours = thinker(counts=thinker.method.counts(data), **data)
     theirs = step(slow, rows, spans=spans_of(data))
     assert_same_terms(ours, theirs)
@@ -148,6 +150,16 @@ PLACES = [(family, case) for family in ("llama", "gemma2") for case in CASES] + 
 @pytest.mark.parametrize("family,case", PLACES)
 def test_loss_terms_and_gradients_equal_the_slow_reference(family, case):
     assert_equals_reference(reasoner(family, **CASES[case]))
+
+
+@pytest.mark.parametrize("position", ("answer", "prompt"))
+def test_states_are_compared_before_the_answer_or_at_the_end_of_its_prompt(position):
+    """The third token is the answer's own in one row, and in others the second or the first."""
+    thinker = reasoner(codi={"weight": 0.7, "position": position})
+    rows = [thinker.encoder.row(e) for e in EXAMPLES]
+    rows = [replace(row, answer_start=row.answer_start + len(row.answer) % 3) for row in rows]
+    assert len({row.answer_start for row in rows}) > 1
+    assert_equals_reference(thinker, rows)
 
 
 @pytest.mark.parametrize("logits", (2**26, 60), ids=("all_labels", "labels_in_parts"))

@@ -31,6 +31,8 @@ TRAINING = {
     "codi.loss": "distance between two hidden states",
     "codi.layerwise_std": "divide by each layer's own standard deviation, or by that of all layers",
     "codi.include_embeddings": "compare the embeddings as an additional layer",
+    "codi.position": "compare states at the last token before the answer, or at the last token of "
+    "the answer prompt",
     "kv.weight": "α₂, the weight of L_KV; 0 disables it",
     "kv.loss": "distance between two keys or two values",
     "kv.layerwise_std": "divide by each layer's own standard deviation, or by that of all layers",

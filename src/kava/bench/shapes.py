@@ -299,7 +299,9 @@ def rows_of_sizes(
     for i, (question, reasoning, answer) in enumerate(sizes):
         step_of = [at * steps // max(reasoning, 1) for at in range(reasoning)]
         end = [*prompt, *tokens(answer - len(prompt) - 1), eos]
-        rows.append(Row(f"random-{i}", tokens(question), tokens(reasoning), step_of, end))
+        rows.append(
+            Row(f"random-{i}", tokens(question), tokens(reasoning), step_of, end, len(prompt))
+        )
     return rows
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -37,6 +38,8 @@ class Row:
         steps: token ids of the chain of thought; may be empty.
         step_of: for each token of `steps`, the index of its step, from 0.
         answer: token ids of the answer prompt, the answer and EOS.
+        answer_start: index in `answer` of the answer's own first token: after the answer prompt,
+            and after the blank if the tokenizer makes it a token of its own.
     """
 
     id: str
@@ -44,6 +47,7 @@ class Row:
     steps: list[int]
     step_of: list[int]
     answer: list[int]
+    answer_start: int
 
     @property
     def columns(self) -> int:
@@ -103,6 +107,7 @@ class Encoder:
                 steps=[token for step in trace for token in step],
                 step_of=[i for i, step in enumerate(trace) for _ in step],
                 answer=[*self.prompt, *answer, self.tokenizer.eos_token_id],
+                answer_start=len(self.prompt) + self._leading_blanks(answer),
             )
             for example, question, trace, answer in zip(
                 examples, questions, traces, answers, strict=True
@@ -121,6 +126,11 @@ class Encoder:
             after if prompt == self.prompt else answer
             for (prompt, after), answer in zip(pairs, separate, strict=True)
         ]
+
+    def _leading_blanks(self, answer: list[int]) -> int:
+        """Return the number of tokens before the first one that is not blank."""
+        blank = takewhile(lambda token: not self.tokenizer.decode([token]).strip(), answer)
+        return sum(1 for _ in blank)
 
     def _parts(self, texts: Sequence[Sequence[str]]) -> list[list[list[int]]]:
         """Return the token ids of each part of each text; each distinct part is encoded once."""
@@ -193,6 +203,7 @@ def collate(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
         - `teacher_rows`, `teacher_columns`, `teacher_ids`: labels over [question end, steps,
           answer];
         - `answer_rows`, `answer_columns`, `answer_ids`: labels over [column before, answer];
+        - `answer_start`: [batch], the column in `answer` of the answer's own first token;
         - `ids`: the ids of the examples.
     """
     question, question_mask = pad([r.question for r in rows], "left", pad_id)
@@ -203,6 +214,7 @@ def collate(rows: Sequence[Row], pad_id: int) -> dict[str, Any]:
         "steps": steps, "steps_mask": steps_mask,
         "step_of": pad([r.step_of for r in rows], "right", -1)[0],
         "answer": answer, "answer_mask": answer_mask,
+        "answer_start": torch.tensor([r.answer_start for r in rows]),
         "ids": [r.id for r in rows],
         **_labels(steps, steps_mask, answer, answer_mask),
     }  # fmt: skip

@@ -126,16 +126,24 @@ class ReasonerBase(nn.Module):
             mask, hidden_states = torch.cat((mask, suffix.mask), dim=1), suffix.hidden_states
         return structure.extend(self.lm, self.windows, context, embeds, mask, hidden_states)
 
-    def colon_states(self, output: Output, start: int) -> Tensor:
-        """Return the hidden states of all layers at the last token of the answer prompt.
+    def states_before_answer(self, output: Output, start: int, batch: dict[str, Any]) -> Tensor:
+        """Return the hidden states of all layers at the token where L_CODI compares them.
+
+        With `codi.position: answer`, this is the last token before the answer's own first token;
+        with `prompt`, the last token of the answer prompt. They differ if the blank before the
+        answer is a token of its own.
 
         Args:
             output: output of a forward pass with the hidden states of all layers.
             start: the column at which the answer segment begins.
+            batch: see `kava.reasoning.batching.collate`.
 
         Returns:
             [layers, batch, hidden]; with `codi.include_embeddings`, the embeddings come first.
         """
         states = output.hidden_states[0 if self.recipe.codi.include_embeddings else 1 :]
-        column = start + len(self.encoder.prompt) - 1
-        return torch.stack([state[:, column] for state in states])
+        column = batch["answer_start"] + (start - 1)
+        if self.recipe.codi.position == "prompt":
+            column = torch.full_like(column, start + len(self.encoder.prompt) - 1)
+        rows = torch.arange(len(column), device=column.device)
+        return torch.stack([state[rows, column] for state in states])

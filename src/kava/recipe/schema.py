@@ -59,15 +59,18 @@ class Lora(Section):
 
 
 class Codi(Section):
-    """L_CODI: distillation of the hidden states at the last token of the answer prompt.
+    """L_CODI: distillation of the hidden states at the last token before the answer.
 
-    See docs/papers.md, Loss.
+    See docs/papers.md, Loss. With tokenizers such as Llama-3's, the blank between `The answer is:`
+    and a number is a token of its own, and the state at `:` only predicts that blank. `position:
+    answer` compares the states at the blank then; `prompt` always compares them at `:`.
     """
 
     weight: float = Field(default=0.0, ge=0)
     loss: Distance = "l1"
     layerwise_std: bool = True
     include_embeddings: bool = False
+    position: Literal["answer", "prompt"] = "answer"
 
 
 class EvictionSettings(Section):

@@ -21,8 +21,8 @@ def hidden_state_loss(
     (CODI, arXiv:2502.21074, equation 5; KaVa, arXiv:2510.02312; see docs/papers.md, Loss).
 
     Args:
-        student, teacher: [layers, batch, hidden], hidden states at the ":" of "The answer is:".
-            No gradient flows into `teacher`.
+        student, teacher: [layers, batch, hidden], hidden states at the last token before the
+            answer. No gradient flows into `teacher`.
         kind: distance, `l1`, `smooth_l1` or `mse`.
         layerwise_std: divide each layer by the teacher's standard deviation in that layer; if
             false, divide by one standard deviation over all layers.

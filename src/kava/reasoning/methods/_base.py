@@ -332,14 +332,14 @@ class TeacherOutput:
     Args:
         hidden: [batch, 1 + steps + answer, hidden], hidden states of the last layer; the first
             column is the last state of the question.
-        colon: [layers, batch, hidden], hidden states of all layers at the last token of the answer
-            prompt; None unless requested.
+        before_answer: [layers, batch, hidden], hidden states of all layers at the last token before
+            the answer; None unless requested.
         steps, answer: keys and values of the chain of thought and of the answer, detached.
         queries: recorded queries of the answer tokens; None unless requested.
     """
 
     hidden: Tensor
-    colon: Tensor | None
+    before_answer: Tensor | None
     steps: KeyValues
     answer: KeyValues
     queries: QueryRecord | None
@@ -370,7 +370,7 @@ def teacher_forward(
     Args:
         question: result of `prefill_question`; the teacher continues from its KV cache.
         batch: see `kava.reasoning.batching.collate`.
-        layers: also return the hidden states of all layers at the end of the answer prompt.
+        layers: also return the hidden states of all layers at the last token before the answer.
         queries: also record the queries of the answer tokens.
     """
     ids = torch.cat((batch["steps"], batch["answer"]), dim=1)
@@ -384,7 +384,7 @@ def teacher_forward(
     pairs = cache.detach(cache.key_values(after.past_key_values, start))
     return TeacherOutput(
         hidden=torch.cat((question[1], output.last_hidden_state), dim=1),
-        colon=reasoner.colon_states(output, width) if layers else None,
+        before_answer=reasoner.states_before_answer(output, width, batch) if layers else None,
         steps=[(keys[:, :, :width], values[:, :, :width]) for keys, values in pairs],
         answer=[(keys[:, :, width:], values[:, :, width:]) for keys, values in pairs],
         queries=record,

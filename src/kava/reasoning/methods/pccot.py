@@ -139,10 +139,10 @@ class PCCoT(LatentMethod):
         loss = terms["student_ce"] + self.recipe.teacher_ce_weight * terms["teacher_ce"]
         codi = self.recipe.codi
         if codi.weight > 0:
-            states = reasoner.colon_states(student.output, student.suffix_start + 1)
+            states = reasoner.states_before_answer(student.output, student.suffix_start + 1, batch)
             terms["codi"] = hidden_state_loss(
                 states,
-                cast(Tensor, teacher.colon),  # not None: the states of all layers were requested
+                cast(Tensor, teacher.before_answer),  # not None, since it was requested
                 codi.loss,
                 codi.layerwise_std,
                 counts["rows"],
