@@ -328,7 +328,9 @@ def answers_of(reasoner: Reasoner, examples: list[Example], tokens: int) -> dict
 
 def untrained(gguf: Path) -> Reasoner:
     """A published backbone with new special embeddings and a new projection."""
-    recipe = load_resolved(ROOT / "recipes" / RECIPE, [f"backbone={gguf}", "adapter=full"])
+    recipe = load_resolved(
+        ROOT / "recipes" / RECIPE, [f"backbone={gguf}", "adapter=full", "train.precision=fp32"]
+    )
     return Reasoner.build(recipe).eval()
 
 

@@ -105,13 +105,16 @@ def test_every_method_has_a_recipe():
     assert RECIPES["kava_readout"].latent_readout.weight > 0
 
 
-def test_the_committed_backbone_answers_as_when_it_was_made():
-    folder = ROOT / BACKBONE
+@pytest.mark.parametrize(
+    "backbone, new_tokens", ((BACKBONE, 64), ("checkpoints/quickstart/sentences", 192))
+)
+def test_a_committed_backbone_answers_as_when_it_was_made(backbone, new_tokens):
+    folder = ROOT / backbone
     assert read(folder / "result.json")["validation_accuracy"] >= 95
     assert (folder / "model.safetensors").stat().st_size <= LIMIT
     sample = lines(folder / "sample.jsonl")
     reasoner = Reasoner.from_backbone(str(folder))
-    answers = reasoner.answer(reasoner.think([s["question"] for s in sample]), 64)
+    answers = reasoner.answer(reasoner.think([s["question"] for s in sample]), new_tokens)
     assert [a.text for a in answers] == [s["prediction"] for s in sample]
     assert len(sample) == 20
 
