@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -65,12 +66,17 @@ class Equations(Eviction):
         """Return 2 for the tokens of equations and at most 1 for others, [batch, heads, steps]."""
         tokens = inputs.tokens
         assert tokens is not None  # training always has them
-        operator = torch.isin(tokens, self.operators)
-        beside = operator.roll(1, 1) | operator.roll(-1, 1)
-        equation = operator | (torch.isin(tokens, self.numbers) & beside)
+        equation = self.in_equation(tokens)
         position = torch.linspace(0, 1, tokens.shape[1])
         scores = torch.where(equation, 2.0, position)
         return scores[:, None].expand(-1, inputs.keys.shape[1], -1)
+
+    @classmethod
+    def in_equation(cls, tokens: Tensor) -> Tensor:
+        """Return whether each token belongs to an equation, [batch, steps]."""
+        operator = torch.isin(tokens, cls.operators)
+        beside = operator.roll(1, 1) | operator.roll(-1, 1)
+        return operator | (torch.isin(tokens, cls.numbers) & beside)
 
 
 def register_oracle(backbone: Path) -> None:
@@ -87,7 +93,8 @@ def measure(name: str, changes: list[str], given: argparse.Namespace) -> dict[st
     recipe, run = load_resolved(RECIPE, changes), RUNS / name
     begin = time.process_time()
     if not (run / "checkpoint").exists():
-        trained = train_run(recipe, run, Console(quiet=True), resume=run.exists())
+        shutil.rmtree(run, ignore_errors=True)  # of a training that was interrupted
+        trained = train_run(recipe, run, Console(quiet=True))
     else:
         trained = json.loads((run / "result.json").read_text())
     seconds = time.process_time() - begin

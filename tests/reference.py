@@ -8,6 +8,7 @@ textbook implementation that stores its logits. Compression is loops over Python
 from __future__ import annotations
 
 import math
+import statistics
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ LOGITS: dict[int, Tensor] = {}
 #: Methods whose equations are written out below.
 METHODS = (
     "cot", "no_cot", "icot", "coconut", "codi", "pccot", "kava", "lotus", "mux", "simcot",
+    "aligned",
 )  # fmt: skip
 
 
@@ -205,6 +207,14 @@ def importance(queries: list[list[list[float]]], keys: list[list[float]], scale:
     return mean
 
 
+def largest(queries: list[list[list[float]]], keys: list[list[float]], scale: float) -> list:
+    """The largest attention of an answer token, as `importance` has the mean."""
+    each = [
+        importance([[head[a]] for head in queries], keys, scale) for a in range(len(queries[0]))
+    ]
+    return [max(column) for column in zip(*each, strict=True)]
+
+
 def redundancy(keys: list[list[float]]) -> list[float]:
     """R of one key/value head: softmax of minus the mean cosine to the others."""
 
@@ -257,6 +267,8 @@ def scores(name: str, lam: float, queries: list, keys: list, scale: float) -> li
     if name == "rkv_decoding":
         pairs = zip(pooled(importance(queries, keys, scale), 7), repetition(keys, 0.5), strict=True)
         return [lam * i - (1 - lam) * r for i, r in pairs]
+    if name == "later_steps":
+        return largest(queries, keys, scale)
     lam = {"cosine": 0.0, "attention": 1.0, "rkv": lam}[name]
     pairs = zip(importance(queries, keys, scale), redundancy(keys), strict=True)
     return [lam * i + (1 - lam) * r for i, r in pairs]
@@ -458,7 +470,10 @@ def _lotus(reasoner: Reasoner, rows: list, stage: int | None) -> dict[str, Tenso
             [[i for i, n in enumerate(row.step_of) if n == b] for b in range(now)] for row in rows
         ]
         nothing = {"kv": torch.zeros(())}
-        terms |= _kv_terms(reasoner, taught, students, blocks_of, width) if now else nothing
+        numbers = [row.step_of for row in rows]
+        terms |= (
+            _kv_terms(reasoner, taught, numbers, students, blocks_of, width) if now else nothing
+        )
         loss = loss + recipe.teacher_ce_weight * terms["teacher_ce"]
         loss = loss + recipe.kv.weight * terms["kv"]
     return {"loss": loss, **terms, "seen": [one[-1] for one in students]}
@@ -496,10 +511,17 @@ def _distilled(reasoner: Reasoner, rows: list, stage: None) -> dict[str, Tensor]
             student_colon, teacher_colon, recipe.codi.loss, recipe.codi.layerwise_std
         )
         loss = loss + recipe.codi.weight * terms["codi"]
-    if recipe.method == "kava":
-        whole = [[list(range(c))] for _, _, c, _ in taught]
-        terms |= _kv_terms(reasoner, taught, students, whole, M)
-        loss = loss + recipe.kv.weight * (terms["kv"] + terms.get("kv_answer", 0))
+    if recipe.method in ("kava", "aligned"):
+        parts, widths = zip(*(_aligned_parts(reasoner, row) for row in rows), strict=True)
+        numbers = [row.step_of for row in rows]
+        if recipe.kv.weight:
+            terms |= _kv_terms(reasoner, taught, numbers, students, parts, widths[0])
+            loss = loss + recipe.kv.weight * (terms["kv"] + terms.get("kv_answer", 0))
+        if recipe.method == "aligned":
+            readout = [
+                _kept_labels(reasoner, row, one, seen[-1])
+                for row, one, seen in zip(rows, taught, students, strict=True)
+            ]
         if recipe.latent_readout.weight:
             terms["readout"] = cross_entropy(readout)
             loss = loss + recipe.latent_readout.weight * terms["readout"]
@@ -509,13 +531,41 @@ def _distilled(reasoner: Reasoner, rows: list, stage: None) -> dict[str, Tensor]
     return {"loss": loss, **terms, "seen": [one[-1] for one in students]}
 
 
+def _kept_labels(reasoner: Reasoner, row, taught: tuple, student: Run) -> tuple[Tensor, list]:
+    """Scores of the latents and the tokens that they stand for, the same for all heads."""
+    whole, q, c, a = taught
+    target = reasoner.recipe.latent_readout.target
+    parts, width = _aligned_parts(reasoner, row)
+    columns = kept_columns(reasoner, whole, q, c, a, row.step_of, parts, width)
+    assert all(head == columns[0][0] for layer in columns for head in layer)
+    written = row.steps + row.answer
+    tokens = [written[column - q + (target == "next")] for column in columns[0][0]]
+    slots = [b * width + j for b, part in enumerate(parts) for j in range(min(len(part), width))]
+    at = q + 1 - (target == "slot")
+    return student.scores[[at + slot for slot in slots]], tokens
+
+
+def _aligned_parts(reasoner: Reasoner, row) -> tuple[list[list[int]], int]:
+    """The trace columns of each block of latents, and the latents of a block."""
+    recipe, c = reasoner.recipe, len(row.steps)
+    if recipe.method == "kava" or recipe.latent_readout.width is None:
+        return [list(range(c))], recipe.num_latents
+    width = recipe.latent_readout.width
+    blocks = range(recipe.num_latents // width)
+    return [[i for i in range(c) if row.step_of[i] == b] for b in blocks], width
+
+
 def _kv_terms(
-    reasoner: Reasoner, taught: list, students: list, blocks: list, budget: int
+    reasoner: Reasoner, taught: list, numbers: list, students: list, blocks: list, budget: int
 ) -> dict[str, Tensor]:
-    """blocks[row] are lists of trace columns, each compressed to `budget` on its own."""
+    """blocks[row] are lists of trace columns, each compressed to `budget` on its own.
+
+    numbers[row] has the number of each trace column's step.
+    """
     recipe = reasoner.recipe
     kept = [
-        compressed(reasoner, *row, parts, budget) for row, parts in zip(taught, blocks, strict=True)
+        compressed(reasoner, *row, steps, parts, budget)
+        for row, steps, parts in zip(taught, numbers, blocks, strict=True)
     ]
     slots = [
         [i * budget + j for i, part in enumerate(parts) for j in range(min(len(part), budget))]
@@ -576,22 +626,70 @@ def _kv_distance(
     return (parts[0] + parts[1]) / 2
 
 
+def kept_columns(
+    reasoner: Reasoner,
+    whole: Run,
+    q: int,
+    c: int,
+    a: int,
+    steps: list[int],
+    parts: list,
+    budget: int,
+) -> list[list[list[int]]]:
+    """The columns that each head of each layer keeps of one row, [layer][head]."""
+    eviction, parts = reasoner.recipe.kv.eviction, [[q + i for i in part] for part in parts if part]
+    numbers = []  # [layer][head][part]
+    for layer, logits in enumerate(whole.attention):
+        keys = whole.keys[layer].detach()
+        group = logits.shape[0] // keys.shape[0]
+        numbers.append([])
+        for head in range(keys.shape[0]):
+            heads = logits[head * group : (head + 1) * group]
+            if eviction.name == "later_steps":
+                most = later_steps(heads, q, c, a, steps)
+                of_parts = [[most[column - q] for column in at] for at in parts]
+            else:
+                pairs = [rkv_parts(heads, keys[head], q + c, a, at) for at in parts]
+                lam = eviction.lam
+                of_parts = [
+                    [lam * m + (1 - lam) * r for m, r in zip(*pair, strict=True)] for pair in pairs
+                ]
+            numbers[-1].append(of_parts)
+    if eviction.shared != "none":
+        every = [of_parts for layer in numbers for of_parts in layer]
+        of_all = max if eviction.shared == "max" else statistics.mean
+        shared = [
+            [of_all(column) for column in zip(*part, strict=True)]
+            for part in zip(*every, strict=True)
+        ]
+        numbers = [[shared for _ in layer] for layer in numbers]
+    return [
+        [
+            [at[i] for at, part in zip(parts, head, strict=True) for i in best(part, budget)]
+            for head in layer
+        ]
+        for layer in numbers
+    ]
+
+
 def compressed(
-    reasoner: Reasoner, whole: Run, q: int, c: int, a: int, parts: list[list[int]], budget: int
+    reasoner: Reasoner,
+    whole: Run,
+    q: int,
+    c: int,
+    a: int,
+    steps: list[int],
+    parts: list,
+    budget: int,
 ) -> tuple[list, list]:
     """K~ and V~ of one row: [H, filled, D] per layer, zeros in the rest with short_traces zeros."""
     recipe, all_keys, all_values = reasoner.recipe, [], []
-    for layer, logits in enumerate(whole.attention):
-        keys, values = whole.keys[layer].detach(), whole.values[layer].detach()
+    chosen = kept_columns(reasoner, whole, q, c, a, steps, parts, budget)
+    for layer, of_heads in enumerate(chosen):
+        values = whole.values[layer].detach()
         compared = getattr(whole, compared_keys(reasoner))[layer].detach()
-        group, kept = logits.shape[0] // keys.shape[0], ([], [])
-        for head in range(keys.shape[0]):
-            heads, columns = logits[head * group : (head + 1) * group], []
-            for part in filter(None, parts):
-                at = [q + i for i in part]
-                columns += [
-                    at[i] for i in _best_of(recipe, heads, keys[head], q + c, a, at, budget)
-                ]
+        kept: tuple[list, list] = ([], [])
+        for head, columns in enumerate(of_heads):
             empty = recipe.num_latents - len(columns) if recipe.short_traces == "zeros" else 0
             for states, store in ((compared, kept[0]), (values, kept[1])):
                 store.append(F.pad(states[head, columns], (0, 0, 0, empty)))
@@ -600,12 +698,17 @@ def compressed(
     return all_keys, all_values
 
 
-def _best_of(recipe, heads: Tensor, keys: Tensor, first: int, a: int, at: list, budget: int):
-    """The best of the columns `at` for one key/value head; answers are rows first : first + a."""
-    mean, other = rkv_parts(heads, keys, first, a, at)
-    lam = recipe.kv.eviction.lam
-    numbers = [lam * m + (1 - lam) * r for m, r in zip(mean, other, strict=True)]
-    return best(numbers, budget)
+def later_steps(heads: Tensor, q: int, c: int, a: int, steps: list[int]) -> list[float]:
+    """The largest attention to each of the trace's tokens from a later step or from the answer."""
+    most = [0.0] * c
+    for observer in range(c + a):
+        logit = heads[:, q + observer, q : q + c].amax(0)
+        if not logit.isfinite().any():
+            continue
+        for i, weight in enumerate(logit.softmax(-1).tolist()):
+            if observer >= c or steps[observer] > steps[i]:
+                most[i] = max(most[i], weight)
+    return most
 
 
 def rkv_parts(heads: Tensor, keys: Tensor, first: int, a: int, at: list) -> tuple[list, list]:

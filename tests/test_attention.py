@@ -26,7 +26,7 @@ EXAMPLES = [example(4, 6), example(9, 3, 1, "1 2 3"), example(1, 1, 2), example(
 
 @torch.no_grad()
 def recorded(thinker, data):
-    return teacher_forward(thinker, prefill_question(thinker, data), data, queries=True)
+    return teacher_forward(thinker, prefill_question(thinker, data), data, queries="answer")
 
 
 @torch.no_grad()

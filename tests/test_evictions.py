@@ -82,7 +82,9 @@ def test_keeps_what_the_equations_keep(name, lengths, budget, lam, seed):
     assert agree(block.kept(name, budget, lam), block.slow(name, budget, lam))
 
 
-DIFFERENT = ("rkv", "cosine", "attention", "crop_right", "rkv_decoding", "evenly_spaced")
+DIFFERENT = (
+    "rkv", "cosine", "attention", "crop_right", "rkv_decoding", "evenly_spaced", "later_steps",
+)  # fmt: skip
 
 
 def test_the_oracle_is_not_blind():
@@ -146,7 +148,7 @@ def test_an_eviction_sees_the_tokens():
     thinker = reasoner(kv={"weight": 1.0})
     data = batch(thinker, [example(3, 9), example(5, 7, 1)])
     with torch.no_grad():
-        teacher = teacher_forward(thinker, prefill_question(thinker, data), data, queries=True)
+        teacher = teacher_forward(thinker, prefill_question(thinker, data), data, queries="answer")
     inputs = thinker.method.kv.eviction_inputs(data, teacher, 0, data["steps_mask"])
     assert torch.equal(inputs.tokens, data["steps"])
 
@@ -195,7 +197,7 @@ def test_a_head_does_not_look_at_another(name):
     block.keys[:, 1], block.queries[:, G:] = torch.randn(2, 9, D), torch.randn(2, G, A, D)
     after = block.kept(name, budget)
     assert [row[0] for row in before] == [row[0] for row in after]
-    if name in ("rkv", "cosine", "attention", "rkv_decoding"):
+    if name in ("rkv", "cosine", "attention", "rkv_decoding", "later_steps"):
         assert [row[1] for row in before] != [row[1] for row in after]
 
 
@@ -248,7 +250,7 @@ def test_scores_are_those_of_fp32_in_mixed_precision(name):
     data = batch(thinker, [example(3, 9), example(5, 7, 1)])
     with torch.no_grad():
         start = prefill_question(thinker, data)
-        teacher = teacher_forward(thinker, start, data, queries=True)
+        teacher = teacher_forward(thinker, start, data, queries="answer")
         plain = thinker.method.kv.choose(data, teacher)
         with torch.autocast("cpu", torch.bfloat16):
             mixed = thinker.method.kv.choose(data, teacher)
@@ -262,7 +264,7 @@ def compress(thinker, data, change=None):
     with torch.no_grad():
         method = thinker.method
         start = prefill_question(thinker, data)
-        teacher = teacher_forward(thinker, start, data, queries=method.needs_queries)
+        teacher = teacher_forward(thinker, start, data, queries=method.queries)
         if change:
             change(teacher)
         return method.kv.compress(data, teacher)

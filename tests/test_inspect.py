@@ -358,6 +358,7 @@ def test_panels_that_there_are_not_say_why():
         ("random", set()),
         ("crop_right", set()),
         ("attention", {"importance"}),
+        ("later_steps", {"importance"}),
         ("cosine", {"redundancy"}),
         ("rkv_decoding", {"importance", "redundancy"}),
     ),

@@ -197,7 +197,7 @@ def test_a_loss_without_weight_is_left_out_and_its_pass_with_it():
     terms, same = thinker(**data), plain(**data)
     assert terms.keys() == same.keys() and "kv" not in terms
     assert terms["loss"] == same["loss"]
-    assert not thinker.method.needs_queries
+    assert thinker.method.queries is None
 
 
 class Reading(SimpleNamespace):

@@ -54,6 +54,8 @@ def supervised_rows(thinker, data):
     rows = (
         [data["answer_rows"]] if method == "no_cot" else [data["answer_rows"], data["teacher_rows"]]
     )
+    if method == "aligned":
+        rows.append(data["readout_rows"])
     if method == "mux":
         rows.append(data["multiplex_rows"])
     if method == "simcot":

@@ -87,6 +87,24 @@ CASES = {
     "kava, keys before their rotation": {
         "kv": {"weight": 1.0, "keys": "pre_rope", "supervise": "all"},
     },
+    "kava, what later steps attend to": {
+        "num_latents": 4, "kv": {"weight": 1.0, "eviction": {"name": "later_steps"}},
+    },
+    "kava, one choice for all heads": {"kv": {"weight": 1.0, "eviction": {"shared": "mean"}}},
+    "aligned": {"method": "aligned", "num_latents": 4, "kv": {"weight": 0.9}},
+    "aligned, a block for each step": {
+        "method": "aligned", "num_latents": 4, "kv": {"weight": 0.9},
+        "latent_readout": {"weight": 0.7, "width": 2},
+    },
+    "aligned, the next token": {
+        "method": "aligned", "kv": {"weight": 0.9, "keys": "pre_rope"},
+        "latent_readout": {"weight": 0.5, "target": "next"},
+    },
+    "aligned, R-KV, the state before": {
+        "method": "aligned", "num_latents": 3, "codi": {"weight": 0.0},
+        "kv": {"weight": 0.0, "eviction": {"name": "rkv", "shared": "mean"}},
+        "latent_readout": {"weight": 0.5, "target": "slot"},
+    },
     "kava, pause tokens": {
         "num_iterations": 0, "num_latents": 3,
         "kv": {"weight": 1.0, "eviction": {"lambda": 0.0}, "supervise": "all"},

@@ -27,6 +27,7 @@ SWITCHES = {
     "kv.layerwise_std": ({"kv": {"weight": 1.3, "layerwise_std": False}}, {"kv"}),
     "kv.eviction": ({"kv": {"weight": 1.3, "eviction": {"name": "crop_right"}}}, {"kv"}),
     "kv.eviction.lambda": ({"kv": {"weight": 1.3, "eviction": {"lambda": 0.9}}}, {"kv"}),
+    "kv.eviction.shared": ({"kv": {"weight": 1.3, "eviction": {"shared": "max"}}}, {"kv"}),
     "kv.keys": ({"kv": {"weight": 1.3, "keys": "pre_rope"}}, {"kv"}),
     "kv.reduction: row": ({"kv": {"weight": 1.3, "reduction": "row"}}, {"kv"}),
     "kv.reduction: sum": ({"kv": {"weight": 1.3, "reduction": "sum"}}, {"kv"}),

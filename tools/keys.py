@@ -42,6 +42,8 @@ TRAINING = {
     "kv.projection": "learned map of the student's keys and values before the comparison",
     "kv.reduction": "what the mean is taken over",
     "kv.eviction.name": "one of [the compressors](pieces.md#evictions)",
+    "kv.eviction.shared": "keep the same tokens in all layers and heads, by the mean or the "
+    "largest of their scores",
     "kv.eviction.lambda": "λ: 1 uses importance only, 0 redundancy only",
     "latent_readout.weight": "weight of each latent's cross-entropy with its token; 0 disables it",
     "latent_readout.width": "c, the latents of each step; if null, all steps form one sequence",

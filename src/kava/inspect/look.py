@@ -123,7 +123,7 @@ def inspect_question(
     trace, encoded = find_trace(reasoner, question, context[0], steps, answer, row, max_new_tokens)
     batch = batching.collate([encoded], reasoner.tokenizer.pad_token_id)
     batch = batching.to_device(batch, reasoner.device)
-    teacher = teacher_forward(reasoner, context, batch, queries=True)
+    teacher = teacher_forward(reasoner, context, batch, queries="later_steps")
     written = new[:, : int((new != reasoner.tokenizer.eos_token_id).sum())]
     prompt = reasoning.text(reasoner.tokenizer, 0, written[0].tolist())
     text = prompt.removeprefix(reasoning.prompt_text or "").strip()

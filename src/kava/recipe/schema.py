@@ -78,6 +78,7 @@ class EvictionSettings(Section):
 
     name: str = "rkv"
     lam: float = Field(default=0.1, ge=0, le=1, alias="lambda")
+    shared: Literal["none", "mean", "max"] = "none"
 
 
 class Kv(Section):

@@ -5,6 +5,12 @@ The file name is the value of `kv.eviction.name` in a recipe.
 
 from __future__ import annotations
 
-from kava.reasoning.evictions._base import Eviction, EvictionInputs, gather, select_top_k
+from kava.reasoning.evictions._base import (
+    Eviction,
+    EvictionInputs,
+    Observers,
+    gather,
+    select_top_k,
+)
 
-__all__ = ["Eviction", "EvictionInputs", "gather", "select_top_k"]
+__all__ = ["Eviction", "EvictionInputs", "Observers", "gather", "select_top_k"]

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from kava.shapes import Bool, Float, Int
+
+Observers = Literal["answer", "later_steps"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,9 @@ class EvictionInputs:
         keys: [batch, kv_heads, steps, head_dim], keys of the chain of thought.
         mask: [batch, steps], true at real tokens, false at padding.
         attention: [batch, kv_heads, answer, steps], attention of the answer tokens to the chain of
-            thought, zero at padding; None if the method does not need it.
-        answer_mask: [batch, answer], true at answer tokens.
+            thought, zero at padding; None if the method does not need it. With `observers:
+            later_steps`, that of all tokens, zero within a token's own step.
+        answer_mask: [batch, answer], true at the tokens whose attention is given.
         recent: number of last real tokens of each example that are kept regardless of their score.
         tokens: [batch, steps], token ids of the chain of thought; None during decoding.
     """
@@ -52,6 +56,8 @@ class Eviction(ABC):
 
     lam: float = 0.1
     needs_attention = False
+    #: Whose attention is needed: that of the answer, or also that of the later steps.
+    observers: ClassVar[Observers] = "answer"
     #: Whether a slot combines several tokens (see `gather`), which is not possible during decoding.
     merges = False
 

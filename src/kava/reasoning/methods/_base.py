@@ -17,6 +17,7 @@ from kava.backbones.cache import KeyValues
 from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.answers import ReasoningResult
 from kava.reasoning.batching import Row
+from kava.reasoning.evictions import Observers
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.losses.cross_entropy import cross_entropy
 from kava.reasoning.methods._work import ForwardPass, Work, consecutive_passes
@@ -335,7 +336,7 @@ class TeacherOutput:
         before_answer: [layers, batch, hidden], hidden states of all layers at the last token before
             the answer; None unless requested.
         steps, answer: keys and values of the chain of thought and of the answer, detached.
-        queries: recorded queries of the answer tokens; None unless requested.
+        queries: recorded queries of the answer tokens or of all tokens; None unless requested.
     """
 
     hidden: Tensor
@@ -363,7 +364,7 @@ def teacher_forward(
     question: tuple[MaskedCache, Tensor],
     batch: Batch,
     layers: bool = False,
-    queries: bool = False,
+    queries: Observers | None = None,
 ) -> TeacherOutput:
     """Run the teacher, Q | C | "The answer is:" a EOS, with teacher forcing.
 
@@ -371,13 +372,15 @@ def teacher_forward(
         question: result of `prefill_question`; the teacher continues from its KV cache.
         batch: see `kava.reasoning.batching.collate`.
         layers: also return the hidden states of all layers at the last token before the answer.
-        queries: also record the queries of the answer tokens.
+        queries: also record the queries of the answer tokens, or with `later_steps` of all tokens,
+            the answer's being the last.
     """
     ids = torch.cat((batch["steps"], batch["answer"]), dim=1)
     mask = torch.cat((batch["steps_mask"], batch["answer_mask"]), dim=1)
     start, width = question[0].columns, batch["steps"].shape[1]
     # Listing 1 needs the queries of the answer segment only, which follows the chain of thought.
-    with record_queries(slice(width, None)) if queries else nullcontext() as record:
+    columns = slice(width if queries == "answer" else 0, None)
+    with record_queries(columns) if queries else nullcontext() as record:
         output, after = reasoner.extend(question[0], reasoner.embed(ids), mask, layers)
     # The teacher is trained by its own cross-entropy only: both distillation losses see detached
     # states.

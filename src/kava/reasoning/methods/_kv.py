@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -58,7 +58,8 @@ class KvDistillation:
         self.recipe, self.kv, self.width = recipe, recipe.kv, width
         eviction = recipe.kv.eviction
         self.eviction = registry.find("evictions", eviction.name)(lam=eviction.lam)
-        self.needs_queries = self.eviction.needs_attention
+        #: The queries that `choose` needs from the teacher's forward pass.
+        self.queries = self.eviction.observers if self.eviction.needs_attention else None
 
     def check(self, reasoner: ReasonerBase) -> None:
         """Check that the backbone supports `kv.keys`.
@@ -124,6 +125,7 @@ class KvDistillation:
         counts: LossTerms,
         teacher: TeacherOutput,
         student: LatentState,
+        chosen: list[Selection] | None = None,
     ) -> LossTerms:
         """Return the loss term `kv` and the terms that are only logged or added to it.
 
@@ -141,7 +143,7 @@ class KvDistillation:
         teacher_steps = self.keys_for_loss(
             reasoner, teacher.steps, batch["question_mask"], batch["steps_mask"]
         )
-        target, slot_masks = self.compress(batch, teacher, teacher_steps)
+        target, slot_masks = self.compress(batch, teacher, teacher_steps, chosen)
         target = [(k[:, :, :latents], v[:, :, :latents]) for k, v in target]
         slot_masks = [slots[:, :, :latents] for slots in slot_masks]
 
@@ -205,7 +207,11 @@ class KvDistillation:
 
     @torch.no_grad()
     def compress(
-        self, batch: Batch, teacher: TeacherOutput, steps: KeyValues | None = None
+        self,
+        batch: Batch,
+        teacher: TeacherOutput,
+        steps: KeyValues | None = None,
+        chosen: list[Selection] | None = None,
     ) -> tuple[KeyValues, list[Tensor]]:
         """Compress the keys and values of the teacher's chain of thought.
 
@@ -215,6 +221,7 @@ class KvDistillation:
 
         Args:
             steps: keys and values to select from; by default the teacher's cache.
+            chosen: the result of `choose`, if it is known already.
 
         Returns:
             K~, V~: for each layer, [batch, kv_heads, latents, head_dim] each.
@@ -222,7 +229,8 @@ class KvDistillation:
         """
         steps = teacher.steps if steps is None else steps
         target, slot_masks = [], []
-        for pair, kept in zip(steps, self.choose(batch, teacher), strict=True):
+        chosen = self.choose(batch, teacher) if chosen is None else chosen
+        for pair, kept in zip(steps, chosen, strict=True):
             target.append(tuple(self.gather_kept(states, kept) for states in pair))
             # The paper does not say what a chain of thought shorter than M is compared with.
             real = kept.slot_mask
@@ -244,15 +252,22 @@ class KvDistillation:
         elif type(self.eviction).check is not Eviction.check:
             for mask, budget in blocks:
                 self.eviction.check(int(mask.sum(1).amax(0)), budget)
+        masks_of_blocks = [mask for mask, _ in blocks]
+        inputs_of, scores_of = [], []
         for layer in range(len(teacher.steps)):
-            inputs = [self.eviction_inputs(batch, teacher, layer, mask) for mask, _ in blocks]
-            scores = [self.eviction.score(scored) for scored in inputs]
+            inputs = [self.eviction_inputs(batch, teacher, layer, mask) for mask in masks_of_blocks]
+            scores_of.append([self.eviction.score(one) for one in inputs])
+            # Without the attention, so that only that of one layer is in memory at a time.
+            inputs_of.append([replace(one, attention=None) for one in inputs])
+        if self.kv.eviction.shared != "none":
+            scores_of = _share(scores_of, self.kv.eviction.shared)
+        for inputs, scores in zip(inputs_of, scores_of, strict=True):
             kept = [
                 self.eviction.select(score, scored, budget)
                 for score, scored, (_, budget) in zip(scores, inputs, blocks, strict=True)
             ]
             columns, slot_mask = (torch.cat(part, dim=-1) for part in zip(*kept, strict=True))
-            chosen.append(Selection(columns, slot_mask, scores, [mask for mask, _ in blocks]))
+            chosen.append(Selection(columns, slot_mask, scores, masks_of_blocks))
         return chosen
 
     def gather_kept(self, states: Tensor, selection: Selection) -> Tensor:
@@ -280,34 +295,78 @@ class KvDistillation:
     ) -> EvictionInputs:
         """Return the inputs of the eviction method for one layer."""
         keys, attention, record = teacher.steps[layer][0], None, teacher.queries
-        if record is not None:
-            visible = visible_steps(batch, mask, record.window[layer])
+        observing = batch["answer_mask"]
+        if record is not None and self.eviction.needs_attention:
+            later = self.eviction.observers == "later_steps"
+            if later:
+                observing = torch.cat((batch["steps_mask"], observing), dim=1)
             attention = answer_attention(
-                record.queries[layer],
+                record.queries[layer][:, :, -observing.shape[1] :],
                 keys,
-                visible,
+                # What later steps attend to is compared among all tokens, also if `mask` is a part.
+                visible_steps(
+                    batch, batch["steps_mask"] if later else mask, record.window[layer], later
+                ),
                 scaling=record.scaling[layer],
                 softcap=record.softcap[layer],
             )
-        return EvictionInputs(keys, mask, attention, batch["answer_mask"], tokens=batch["steps"])
+            if later:
+                attention = attention * _in_later_step(batch)[:, None]
+        return EvictionInputs(keys, mask, attention, observing, tokens=batch["steps"])
 
 
-def visible_steps(batch: Batch, mask: Tensor, window: int | None) -> Tensor:
+def _share(scores: list[list[Tensor]], by: str) -> list[list[Tensor]]:
+    """Give all layers and heads the mean or the largest (`by: max`) of their scores.
+
+    Args:
+        scores: for each layer and block, [batch, kv_heads, steps].
+    """
+    of_blocks = []
+    for layers in zip(*scores, strict=True):
+        every = torch.stack(layers, dim=1)  # [batch, layers, kv_heads, steps]
+        of_blocks.append(every.amax((1, 2)) if by == "max" else every.mean((1, 2)))
+    return [
+        [one[:, None].expand_as(own) for one, own in zip(of_blocks, layer, strict=True)]
+        for layer in scores
+    ]
+
+
+def visible_steps(
+    batch: Batch, mask: Tensor, window: int | None, from_steps: bool = False
+) -> Tensor:
     """Return a mask of the reasoning tokens that each answer token can attend to.
 
     Args:
         mask: [batch, steps], the reasoning tokens to consider.
         window: size of the layer's sliding window, None if it has none.
+        from_steps: also for each reasoning token; these come first.
 
     Returns:
-        [batch, answer, steps]; `mask` itself if the layer has no sliding window.
+        [batch, answer, steps], or [batch, steps + answer, steps]; `mask` itself if every answer
+        token can attend to all of them.
     """
-    if window is None:
+    if window is None and not from_steps:
         return mask
     before = torch.cat((batch["question_mask"], batch["steps_mask"]), dim=1)
-    answer = masks.positions(before, batch["answer_mask"])
+    observing = masks.positions(before, batch["answer_mask"])
     steps = masks.positions(batch["question_mask"], batch["steps_mask"])
-    return masks.within_window(answer, steps, window) & mask[:, None]
+    visible = mask[:, None]
+    if from_steps:
+        observing = torch.cat((steps, observing), dim=1)
+        visible = visible & (steps[:, None] <= observing[:, :, None])
+    return visible if window is None else visible & masks.within_window(observing, steps, window)
+
+
+def _in_later_step(batch: Batch) -> Tensor:
+    """Return whether each token belongs to a later step than each reasoning token, or the answer.
+
+    Returns:
+        [batch, steps + answer, steps]; false where the first of the two is padding.
+    """
+    steps, after = batch["step_of"], batch["answer_mask"].long()
+    # The answer counts as a step after the last one; padding of either has no step.
+    number = torch.cat((steps, after * (steps.shape[1] + 1) - 1), dim=1)
+    return number[:, :, None] > steps[:, None]
 
 
 class KvMethod(LatentMethod):

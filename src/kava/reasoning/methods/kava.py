@@ -30,7 +30,7 @@ class KaVa(KvMethod, PCCoT):
     def __init__(self, recipe: Recipe):
         super().__init__(recipe)
         self.reads = recipe.latent_readout.weight > 0
-        self.needs_queries = self.distils and self.kv.needs_queries
+        self.queries = self.kv.queries if self.distils else None
 
     def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
         """Return the batch, with labels of the latents added for each loss that needs them."""

@@ -223,7 +223,7 @@ class Lotus(KvMethod):
         added, weighted = self.multiplex.terms(reasoner, batch, counts, state)
         terms, loss = terms | added, loss + weighted
         if self.distils:
-            teacher = teacher_forward(reasoner, question, batch, queries=self.kv.needs_queries)
+            teacher = teacher_forward(reasoner, question, batch, queries=self.kv.queries)
             terms["teacher_ce"] = label_loss(
                 reasoner, teacher.hidden, batch, "teacher", counts["teacher"]
             )

@@ -14,6 +14,7 @@ from typing import cast
 
 from torch import Tensor
 
+from kava.reasoning.evictions import Observers
 from kava.reasoning.latents import jacobi
 from kava.reasoning.losses.hidden_state import hidden_state_loss
 from kava.reasoning.methods._base import (
@@ -51,7 +52,8 @@ class PCCoT(LatentMethod):
     iterates = True
     jacobi = True
     losses = ("codi", "multiplex")
-    needs_queries = False
+    #: The queries that are recorded in the teacher's forward pass.
+    queries: Observers | None = None
     defaults = {"codi": {"loss": "smooth_l1"}}  # as in the authors' code
 
     def __init__(self, recipe: Recipe):
@@ -106,7 +108,7 @@ class PCCoT(LatentMethod):
         recipe = self.recipe
         layers = recipe.codi.weight > 0
         question = prefill_question(reasoner, batch)
-        teacher = teacher_forward(reasoner, question, batch, layers, self.needs_queries)
+        teacher = teacher_forward(reasoner, question, batch, layers, self.queries)
         student = self.latents(
             reasoner,
             question[0],

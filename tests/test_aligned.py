@@ -1,0 +1,64 @@
+"""Aligned KaVa: one set of tokens for all heads, those that later steps read."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from refusals import refused
+from tiny import batch, example, reasoner, stepped
+
+from kava.data.synthetic import generate
+from kava.reasoning import batching
+from kava.reasoning.methods import prefill_question, teacher_forward
+from kava.reasoning.reasoner import Reasoner
+from kava.reasoning.resolve import load_resolved
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def choose(thinker, data):
+    with torch.no_grad():
+        question = prefill_question(thinker, data)
+        teacher = teacher_forward(thinker, question, data, queries=thinker.method.queries)
+        return thinker.method.kv.choose(data, teacher)
+
+
+def test_all_heads_of_all_layers_keep_the_same_tokens():
+    for changes in ({}, {"latent_readout": {"width": 2}, "num_latents": 6}):
+        thinker = reasoner(method="aligned", **changes)
+        first, *others = choose(thinker, batch(thinker, [example(3, 9), stepped(4, (3, 1, 5))]))
+        for one in (first, *others):
+            assert (one.columns == first.columns[:, :1]).all()
+            assert (one.slot_mask == first.slot_mask[:, :1]).all()
+
+
+@pytest.mark.parametrize("backbone, form", (("backbone", "equation"), ("sentences", "sentences")))
+def test_one_latent_for_each_step_stands_for_its_result(backbone, form):
+    """No label says so: the results are what later steps of a trained backbone attend to."""
+    changes = ["method=aligned", "num_latents=5", "latent_readout.width=1"]
+    changes += [
+        f"backbone={ROOT}/checkpoints/quickstart/{backbone}",
+        "kv.eviction.name=later_steps",
+    ]
+    recipe = ROOT / "recipes/quickstart/ablations/rkv.yaml"
+    thinker = Reasoner.build(load_resolved(recipe, changes))
+    examples = generate("validation", 50, seed=3, form=form)
+    data = batching.collate(thinker.encoder.rows(examples), 0)
+    kept = choose(thinker, data)[0]
+    right = []
+    for i, one in enumerate(examples):
+        results = [step.split("=")[1].split()[0].rstrip(">.") for step in one.steps]
+        tokens = data["steps"][i, kept.columns[i, 0][kept.slot_mask[i, 0]]]
+        words = [thinker.tokenizer.decode([token]).strip() for token in tokens]
+        right += [word == result for word, result in zip(words, results, strict=True)]
+    assert sum(right) / len(right) > (0.8 if form == "equation" else 0.98)
+
+
+def test_heads_that_keep_other_tokens_are_refused():
+    with refused("reasoning.not-shared", "kv.eviction.shared"):
+        reasoner(method="aligned", kv={"weight": 1.0, "eviction": {"shared": "none"}})
+
+
+def test_blocks_that_do_not_fill_the_latents_are_refused():
+    with refused("reasoning.uneven-blocks", "num_latents"):
+        reasoner(method="aligned", num_latents=5, latent_readout={"width": 2})
