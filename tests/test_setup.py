@@ -1,6 +1,7 @@
 """What a fresh clone needs: make targets, pinned versions, the paper's recipe, true documents."""
 
 import hashlib
+import json
 import re
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from kava.reasoning.evictions import EvictionInputs
 from kava.reasoning.resolve import load_resolved
 from kava.recipe import registry
 from kava.recipe.load import MAX_BYTES, _Loader
-from tools import requirements
+from tools import plugin_tests, requirements
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(
@@ -79,6 +80,13 @@ def test_ci_calls_make_test_and_the_shortened_quickstart():
         and "kava quickstart --smoke" in script
     )
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
+
+
+def test_the_plugin_for_vllm_was_tested_as_it_is():
+    """If not, run `make test-vllm`, and commit the record that it writes."""
+    record = json.loads(read("results/vllm_tests.json"))
+    assert record["plugin_sha256"] == plugin_tests.digest()
+    assert record["passed"] >= 50 and "make test-vllm" in read(".ci/run")
 
 
 def test_the_build_backend_is_pinned():
