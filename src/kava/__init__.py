@@ -1,7 +1,5 @@
 """Latent reasoning by compressed KV-cache distillation."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from kava.system.version import __version__

@@ -1,7 +1,5 @@
 """The command `kava quickstart`: train small models with KaVa and baselines, and compare them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

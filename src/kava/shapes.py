@@ -6,8 +6,6 @@ what a tensor contains and have no cost at runtime. They are only checked in the
 jaxtyping, which is not needed otherwise.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Annotated
 
 if TYPE_CHECKING:

@@ -19,8 +19,6 @@ Reasoning tokens are the tokens of the chain of thought. In shapes with names, B
 `answer`. `columns` is the number of columns of a segment or of a cache.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 ANSWER_PROMPT = "The answer is:"

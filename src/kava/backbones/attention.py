@@ -7,8 +7,6 @@ soft cap on logits (Gemma-2), so attention with a soft cap is computed here, for
 rows at a time.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import threading
@@ -321,11 +319,7 @@ def grouped_logits(
 
 
 def answer_attention(
-    queries: Tensor,
-    keys: Tensor,
-    keys_mask: Tensor,
-    scaling: float,
-    softcap: float | None = None,
+    queries: Tensor, keys: Tensor, keys_mask: Tensor, scaling: float, softcap: float | None = None
 ) -> Tensor:
     """Compute the attention A of the answer tokens to the reasoning tokens (KaVa, Listing 1).
 

@@ -6,8 +6,6 @@ Since `update` concatenates into new tensors, a fork never changes the original 
 flow through both.
 """
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch

@@ -6,8 +6,6 @@ train and answer without an error, and be wrong. There is therefore no list of s
 each model is tested.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -216,10 +214,7 @@ def _no_attention_error(model: PreTrainedModel, what: str, layer: int) -> KavaEr
 
 
 def _check_layers(
-    model: PreTrainedModel,
-    kinds: masks.Windows,
-    record: QueryRecord,
-    what: str,
+    model: PreTrainedModel, kinds: masks.Windows, record: QueryRecord, what: str
 ) -> None:
     """Check that every layer uses transformers' attention interface, with the expected window.
 

@@ -1,7 +1,5 @@
 """Say where and how a model computes: device, dtypes, rows at once and attention kernel."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn.attention import SDPBackend
 from transformers import PreTrainedModel

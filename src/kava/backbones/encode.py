@@ -6,8 +6,6 @@ the library then panics: an error that is no `Exception`. Below that limit, one 
 minutes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Thread

@@ -3,8 +3,6 @@
 transformers reports these cases as files that are missing or not readable, or not at all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 

@@ -4,8 +4,6 @@ The weights are dequantised: whatever follows, training and merging included, is
 model of transformers, which has rounded weights.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import math

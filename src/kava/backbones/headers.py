@@ -6,8 +6,6 @@ headers say what is really there. The safetensors library checks that they agree
 their files.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

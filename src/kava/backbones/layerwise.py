@@ -8,8 +8,6 @@ the updated keys and values are returned as outputs. They are part of the graph 
 tensor, can be recomputed safely, and the same code serves all layers (our addition).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial

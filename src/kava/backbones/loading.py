@@ -1,7 +1,5 @@
 """Load a causal language model of transformers, and identify it by a fingerprint."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import Any

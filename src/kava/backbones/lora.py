@@ -1,7 +1,5 @@
 """LoRA adapters: which modules of a backbone they adapt, with defaults for each model family."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from types import MethodType
@@ -21,10 +19,7 @@ from kava.recipe.schema import Recipe
 #: The four projections of attention, by the names that most model families use.
 USUAL_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 #: The same projections for model families (`model_type`) that use other names, one line each.
-TARGETS = {
-    "gpt2": ["attn.c_attn", "attn.c_proj"],
-    "phi3": ["qkv_proj", "o_proj"],
-}
+TARGETS = {"gpt2": ["attn.c_attn", "attn.c_proj"], "phi3": ["qkv_proj", "o_proj"]}
 
 
 def resolve(model: PreTrainedModel, recipe: Recipe) -> Recipe:

@@ -1,7 +1,5 @@
 """Attention masks and positions for a cache with holes; the only place that computes them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

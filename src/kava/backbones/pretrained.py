@@ -5,8 +5,6 @@ standard input whether to run them. Here they are never run, and there is no pro
 has a class for the model, that class is used; if it has none, loading is an error.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

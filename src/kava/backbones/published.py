@@ -1,7 +1,5 @@
 """Architectures of the backbones used in the KaVa paper, as published by their authors."""
 
-from __future__ import annotations
-
 from typing import Any
 
 # From the published `config.json` of each model: the keys that determine the shapes of the weights.

@@ -7,8 +7,6 @@ Rotating each key back by its own position removes this difference from the comp
 would have there (`kava ablate`).
 """
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch

@@ -3,8 +3,6 @@
 The names of the layers that LoRA adapts are in `kava.backbones.lora`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, cast, runtime_checkable

@@ -1,7 +1,5 @@
 """Tiny backbones with random weights of any model family, for smoke tests and for counting work."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -4,8 +4,6 @@ The file has the weights and no tokens: prompts are embeddings, and the folder's
 what is generated.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

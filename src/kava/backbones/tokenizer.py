@@ -5,8 +5,6 @@ The first is a byte-level BPE, so every text can be encoded. A space before a nu
 twice. Decoded text therefore lacks that space (`has4`); this does not affect answers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers

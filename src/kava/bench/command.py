@@ -1,7 +1,5 @@
 """The commands `kava bench train` and `kava bench generate`: run them, print and write results."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ A multiplication and an addition are two FLOPs. Matrix products and attention ar
 PyTorch's counter; elementwise operations (norms, activations, losses) are not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Count the memory of a recipe's training step on any shape (`kava bench memory`)."""
 
-from __future__ import annotations
-
 from kava.backbones import loading
 from kava.bench.shapes import Lengths, random_sizes, reasoner_of_sizes, rows_of_sizes
 from kava.recipe.schema import Recipe

@@ -3,8 +3,6 @@
 Neither the Hub nor data is needed.
 """
 
-from __future__ import annotations
-
 import copy
 import mmap
 import random
@@ -13,12 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
-from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from kava.backbones import compatibility, loading, pretrained, structure
 from kava.backbones.attention import IMPLEMENTATION_NAME

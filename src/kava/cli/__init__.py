@@ -4,8 +4,6 @@ Each command imports what it needs when it runs, so that `kava --help` is fast. 
 folder has the commands of one kind; importing it adds them to `app`.
 """
 
-from __future__ import annotations
-
 from kava.cli._app import app
 
 # isort: off

@@ -1,7 +1,5 @@
 """The typer application, and options shared by several commands."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar

@@ -1,7 +1,5 @@
 """Commands that look inside a model, an answer or a training."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -60,13 +58,7 @@ def ask(
 ) -> None:
     """Ask a question, or one per line from the terminal or a pipe."""
     from kava.errors import KavaError
-    from kava.inspect.ask import (
-        Settings,
-        answer_one,
-        answer_stream,
-        check_question,
-        read_words,
-    )
+    from kava.inspect.ask import Settings, answer_one, answer_stream, check_question, read_words
     from kava.reasoning.open import open_reasoner, print_device
 
     given = [word for word in (run, question, *(settings or ())) if word is not None]
@@ -229,12 +221,7 @@ def ablate(
     console.print(f"table, plot and predictions in {folder}", highlight=False)
 
 
-@app.command(
-    epilog=examples(
-        "kava watch runs/mine",
-        "kava watch runs/mine --once",
-    )
-)
+@app.command(epilog=examples("kava watch runs/mine", "kava watch runs/mine --once"))
 def watch(
     run: Path,
     once: Annotated[

@@ -1,7 +1,5 @@
 """Commands that measure speed and memory (`kava bench`)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -60,8 +58,7 @@ def _check_output(output: Path | None) -> Path | None:
 
 
 Result = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", callback=_check_output, help="JSON file to write"),
+    Path | None, typer.Option("--output", "-o", callback=_check_output, help="JSON file to write")
 ]
 
 

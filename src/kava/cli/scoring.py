@@ -1,7 +1,5 @@
 """Commands that score models, and compare and show the results."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated
@@ -96,10 +94,7 @@ Results = Annotated[
 
 
 @app.command(
-    epilog=examples(
-        "kava table runs/matrix -o tables",
-        "kava table runs/matrix --paper -o tables",
-    )
+    epilog=examples("kava table runs/matrix -o tables", "kava table runs/matrix --paper -o tables")
 )
 def table(
     results: Results,
@@ -132,10 +127,7 @@ def table(
 
 
 @app.command(
-    epilog=examples(
-        "kava plot runs/matrix -o plots",
-        "kava plot runs/matrix --task gsm8k -o plots",
-    )
+    epilog=examples("kava plot runs/matrix -o plots", "kava plot runs/matrix --task gsm8k -o plots")
 )
 def plot(
     results: Results,
@@ -153,10 +145,7 @@ def plot(
 
 
 @app.command(
-    epilog=examples(
-        "kava compare runs/a runs/b --task gsm8k",
-        "kava compare runs/a runs/b --json",
-    )
+    epilog=examples("kava compare runs/a runs/b --task gsm8k", "kava compare runs/a runs/b --json")
 )
 def compare(
     run_a: str,

@@ -1,7 +1,5 @@
 """Commands that serve models to others: `kava serve`, `kava demo` and `kava export`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +11,7 @@ from kava.errors import KavaError, unknown_name
 AllowHost = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="NAME",
-        help="additional host name to accept in the Host header; may be repeated",
+        metavar="NAME", help="additional host name to accept in the Host header; may be repeated"
     ),
 ]
 
@@ -91,12 +88,7 @@ def serve(
     start(run, address, limits, name, backbone, make_console(), merge, revision)
 
 
-@app.command(
-    epilog=examples(
-        "kava demo",
-        "kava demo runs/mine --written runs/cot --port 7860",
-    )
-)
+@app.command(epilog=examples("kava demo", "kava demo runs/mine --written runs/cot --port 7860"))
 def demo(
     run: Annotated[
         str | None, typer.Argument(help="run or checkpoint; the quickstart's KaVa if not given")

@@ -1,7 +1,5 @@
 """Commands that train models, and commands about recipes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,12 +30,7 @@ recipe_app = typer.Typer(
 app.add_typer(recipe_app, name="recipes")
 
 
-@app.command(
-    epilog=examples(
-        "kava quickstart",
-        "kava quickstart --full -o runs/full",
-    )
-)
+@app.command(epilog=examples("kava quickstart", "kava quickstart --full -o runs/full"))
 def quickstart(
     output: Output = None,
     full: Annotated[
@@ -304,8 +297,7 @@ def recipes(context: typer.Context) -> None:
 @recipe_app.command(
     "check",
     epilog=examples(
-        "kava recipes check recipes/quickstart/kava.yaml",
-        "kava recipes check recipes/llama1b_aug",
+        "kava recipes check recipes/quickstart/kava.yaml", "kava recipes check recipes/llama1b_aug"
     ),
 )
 def check_recipes(
@@ -320,11 +312,7 @@ def check_recipes(
 
 
 @recipe_app.command(
-    "schema",
-    epilog=examples(
-        "kava recipes schema",
-        "kava recipes schema > recipe.schema.json",
-    ),
+    "schema", epilog=examples("kava recipes schema", "kava recipes schema > recipe.schema.json")
 )
 def schema_of_recipes() -> None:
     """Print the JSON schema of recipes, for editors.

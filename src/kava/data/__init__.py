@@ -5,8 +5,6 @@ file defines `load(split, limit, **options) -> list[Example]` or, if examples ar
 `generate(split, count, **options) -> list[Example]`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import json

@@ -1,7 +1,5 @@
 """Use the generators of the package reasoning-gym (the extra `gym`)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from importlib.util import find_spec
 from random import Random

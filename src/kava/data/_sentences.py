@@ -10,8 +10,6 @@ The wording is drawn from a hash of the question, so it neither changes the ques
 on other rows.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 

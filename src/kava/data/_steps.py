@@ -1,7 +1,5 @@
 """The parts of a generated word problem: names, days, things, and the steps between days."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,8 +4,6 @@
 is never compared by a part of it. docs/answers.md lists what counts as a number.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Read the rows of local files: JSON, Parquet, Arrow, CSV, one-line text; one file or several."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json
@@ -126,9 +124,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
                 blank = blank or where
             elif blank:  # blank lines at the end are harmless; one in between may be a lost row
                 raise KavaError(
-                    f"{blank}: the line is empty; delete it",
-                    code="data.empty-line",
-                    key=blank,
+                    f"{blank}: the line is empty; delete it", code="data.empty-line", key=blank
                 )
             else:
                 yield where, line

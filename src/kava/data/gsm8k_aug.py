@@ -6,8 +6,6 @@ from the Hub as uploaded by the authors of PCCoT (arXiv:2506.18582). The 500 val
 part of GSM8K's own training set.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

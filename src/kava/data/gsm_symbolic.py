@@ -9,8 +9,6 @@ must not be scored on GSM8K or its variants: `RELATED_TASKS`, which `kava eval` 
 name.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import re

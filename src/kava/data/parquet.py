@@ -4,8 +4,6 @@ A Parquet file of some kilobytes can hold a terabyte: a text is stored once, and
 it. JSON lines, which are as large as what they hold, have no limits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

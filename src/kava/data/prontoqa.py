@@ -13,8 +13,6 @@ answer. Half of the statements are true. The words are ours; the form is that of
 the names of concepts drawn anew for each question.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from itertools import pairwise

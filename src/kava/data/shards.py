@@ -1,7 +1,5 @@
 """Find the files that a source consists of: one file, several, shards, `save_to_disk`, `hf://`."""
 
-from __future__ import annotations
-
 import glob
 import json
 import re

@@ -18,8 +18,6 @@ These properties make it a fair test of reasoning that is not written out:
   excluded from that hash, so a test problem is never a reworded training problem.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from typing import Literal, get_args

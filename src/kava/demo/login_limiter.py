@@ -1,7 +1,5 @@
 """A limit on how fast passwords can be guessed."""
 
-from __future__ import annotations
-
 import ipaddress
 import secrets
 import time

@@ -6,8 +6,6 @@ refused before they reach gradio. Routes are checked against a list of those tha
 that routes added by later versions of gradio are closed too; data is checked by type.
 """
 
-from __future__ import annotations
-
 import json
 from math import ceil
 from typing import Any
@@ -85,9 +83,7 @@ class PageMiddleware:
         address = (scope.get("client") or ("",))[0]
         if wait := ceil(self.login_limiter.attempt(address)):
             raise RequestRejected(
-                429,
-                f"too many wrong passwords; try again in {wait} s",
-                {"Retry-After": str(wait)},
+                429, f"too many wrong passwords; try again in {wait} s", {"Retry-After": str(wait)}
             )
 
         async def send_and_watch(message: Any) -> None:

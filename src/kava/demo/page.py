@@ -1,7 +1,5 @@
 """The web page: a question, M and T, two answers, and what the latents decode to."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

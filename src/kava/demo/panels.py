@@ -1,7 +1,5 @@
 """Render an `AnswerProgress` as HTML; texts written by models are always escaped."""
 
-from __future__ import annotations
-
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass

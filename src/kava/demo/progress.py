@@ -1,7 +1,5 @@
 """The progress of one model on one question, after each pass and each token."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The questions to choose from, and checks of a question before it is answered."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Turn a function that reports its progress into a generator of these reports."""
 
-from __future__ import annotations
-
 import queue
 import threading
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The possible numbers of latents and iterations, and how to change the number of latents."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from kava.errors import KavaError

@@ -6,8 +6,6 @@ process. A signal handler in Python would not work: sympy swallows what the hand
 cannot be interrupted inside one long multiplication.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

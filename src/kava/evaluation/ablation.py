@@ -4,8 +4,6 @@ If the latents carry the answer, other latents remove it, and the latents of ano
 to the answer to that question.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections import Counter

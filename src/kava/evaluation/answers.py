@@ -6,8 +6,6 @@ it. A rule takes the text and the gold answer, and says whether they agree. docs
 how each rule reads difficult cases.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """`kava eval`: score tasks one after the other, and print one line for each."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any

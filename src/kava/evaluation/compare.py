@@ -1,7 +1,5 @@
 """`kava compare`: compare two runs on the same questions, question by question."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any

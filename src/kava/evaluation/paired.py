@@ -4,8 +4,6 @@
 intervals describe the sampling of questions; they say nothing about other training seeds.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

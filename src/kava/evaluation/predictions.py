@@ -1,7 +1,5 @@
 """Read files of predictions from any program, and pair them with the examples that they answer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Evaluate a reasoner on examples: greedy, batched generation, scores and timings."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Score a reasoner on a task, and save the result in a run folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """`kava score`: score predictions from any source by every rule."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from rich.table import Table
@@ -73,11 +71,7 @@ def score_file(
     texts, golds = [text for _, text in pairs], [example.answer for example, _ in pairs]
     with symbolic.count_timeouts() as judged:
         correct = [score(*pair) for pair in zip(texts, golds, strict=True)]
-    notes = (
-        note_on_unreadable_golds(golds),
-        note_on_markers(texts, golds, correct),
-        judged.note(),
-    )
+    notes = (note_on_unreadable_golds(golds), note_on_markers(texts, golds, correct), judged.note())
     note = "\n".join(filter(None, notes))
     return {
         "n": len(pairs),

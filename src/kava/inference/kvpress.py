@@ -15,8 +15,6 @@ limitation.
 This file and its imports work with the versions of transformers that kvpress allows.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Convert tensors to values that JSON can hold."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

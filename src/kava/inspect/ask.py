@@ -1,7 +1,5 @@
 """The command `kava ask`: answer a question, and show what the latents decode to."""
 
-from __future__ import annotations
-
 import re
 import sys
 import time

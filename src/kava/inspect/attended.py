@@ -1,9 +1,7 @@
 """What the answer attends to: softmax attention of its tokens over everything before them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +9,8 @@ from torch import Tensor
 from kava.backbones import cache, masks
 from kava.backbones.attention import QueryRecord, grouped_logits, masked_softmax, record_queries
 from kava.inspect._numbers import numbers
+from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.states import LatentState
-
-if TYPE_CHECKING:
-    from kava.reasoning.reasoner import Reasoner
 
 #: Number of query tokens: the ":" of the prompt, and the first tokens of the answer itself.
 ROWS = 3

@@ -1,7 +1,5 @@
 """The command `kava inspect`: find the question, and write the results to files."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

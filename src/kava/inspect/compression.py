@@ -1,19 +1,13 @@
 """Compare the teacher's cache, compressed as the recipe says, with the student's cache."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from kava.errors import KavaError
 from kava.inspect._numbers import Unavailable
 from kava.inspect.kept import KeptTokens, kept_tokens
 from kava.inspect.similarity import Similarity, similarity
 from kava.reasoning.methods import Batch, TeacherOutput
 from kava.reasoning.methods._kv import KvDistillation
+from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.states import LatentState
-
-if TYPE_CHECKING:
-    from kava.reasoning.reasoner import Reasoner
 
 
 def compression(

@@ -1,17 +1,13 @@
 """What latents decode to: their last hidden states, read by the language-model head."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.states import LatentState
-
-if TYPE_CHECKING:
-    from kava.reasoning.reasoner import Reasoner
 
 TOP = 5
 

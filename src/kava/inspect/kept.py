@@ -1,18 +1,14 @@
 """Which chain-of-thought tokens of the teacher's cache each head keeps, and why."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from kava.inspect._numbers import Unavailable, numbers
 from kava.reasoning.methods import Batch, TeacherOutput
 from kava.reasoning.methods._kv import KvDistillation, Selection
-
-if TYPE_CHECKING:
-    from kava.reasoning.reasoner import Reasoner
+from kava.reasoning.reasoner import Reasoner
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,8 @@
 """Measure everything about one answer, as a tree of values that JSON can hold."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -19,16 +17,9 @@ from kava.inspect.movement import Movement, movement
 from kava.inspect.similarity import Similarity
 from kava.inspect.trace import Trace, find_trace
 from kava.reasoning import batching, context_window
-from kava.reasoning.methods import (
-    LatentMethod,
-    eot_suffix,
-    prefill_question,
-    teacher_forward,
-)
+from kava.reasoning.methods import LatentMethod, eot_suffix, prefill_question, teacher_forward
+from kava.reasoning.reasoner import Reasoner
 from kava.recipe import registry
-
-if TYPE_CHECKING:
-    from kava.reasoning.reasoner import Reasoner
 
 
 @dataclass(frozen=True)

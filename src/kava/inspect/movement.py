@@ -1,7 +1,5 @@
 """How far latents move from one iteration to the next."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

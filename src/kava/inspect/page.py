@@ -3,8 +3,6 @@
 The page loads nothing else.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import html

@@ -1,7 +1,5 @@
 """Cosine similarity of the student's and the teacher's keys and values (a figure in KaVa)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,11 +1,10 @@
 """Show the panels in the terminal, averaged over heads where there are too many for a screen."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rich.console import Console
 from rich.text import Text
 
 from kava.inspect._numbers import Unavailable
@@ -16,9 +15,6 @@ from kava.inspect.look import Inspection
 from kava.inspect.movement import Movement
 from kava.inspect.similarity import Similarity
 from kava.inspect.trace import Trace
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 _BARS = " ▁▂▃▄▅▆▇█"
 #: With more heads than this, a line for each head would fill the screen.

@@ -1,11 +1,9 @@
 """The chain of thought of a question: given, or written by the model itself."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -17,10 +15,8 @@ from kava.reasoning.batching import Encoder, Row
 from kava.reasoning.context_window import max_positions
 from kava.reasoning.methods import prompt_ids
 from kava.reasoning.methods.cot import prefill_all_but_last
+from kava.reasoning.reasoner import Reasoner
 from kava.types import ANSWER_PROMPT, Example
-
-if TYPE_CHECKING:
-    from kava.reasoning.reasoner import Reasoner
 
 
 @dataclass(frozen=True)

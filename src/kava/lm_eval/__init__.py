@@ -8,8 +8,6 @@ versions read the entry point `lm_eval.models` of installed packages, which kava
 them, `lm_eval --model kava --include_path FOLDER` does the same, with the folder `TASKS`.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The harness's command line with kava's model and tasks (`python -m kava.lm_eval`)."""
 
-from __future__ import annotations
-
 import sys
 
 from kava.errors import KavaError

@@ -1,7 +1,5 @@
 """A checkpoint of kava as a model of lm-evaluation-harness."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar

@@ -8,8 +8,6 @@ A file must contain the whole task, or the number of examples must be given: `"s
 Options of a task, such as the names of the fields: `"svamp_options": {"question": "problem"}`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from kava.data.tasks import load_task

@@ -11,8 +11,6 @@ Questions are padded on the left and all later segments on the right. A cache ma
 holes. The mask marks the real columns, and positions count real columns only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile

@@ -12,8 +12,6 @@ An exported folder (`kava.reasoning.export`) differs in that the backbone's file
 itself, and the weights of kava.safetensors are in those files, as `kava.*`.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ states positions (`max_position_embeddings`). Beyond them, learned position embe
 and rotary positions are untrained.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from kava.errors import KavaError
@@ -32,9 +30,7 @@ def reserved_tokens(reasoner: ReasonerBase) -> int:
 
 
 def check(
-    reasoner: ReasonerBase,
-    questions: Sequence[Sequence[int]],
-    names: Sequence[str] | None = None,
+    reasoner: ReasonerBase, questions: Sequence[Sequence[int]], names: Sequence[str] | None = None
 ) -> None:
     """Check that each question leaves room for at least one new token.
 

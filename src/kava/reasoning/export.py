@@ -10,8 +10,6 @@ transformers reads the folder as the plain backbone and ignores `kava.*`; kava r
 checkpoint that it was made from; an engine with a plugin for the architecture can run the latents.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Generation of answers after the reasoning, with transformers' `generate`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -107,10 +105,7 @@ def drop_neutral_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def generate_tokens(
-    reasoner: ReasonerBase,
-    reasoning: ReasoningResult,
-    max_new_tokens: int,
-    options: dict[str, Any],
+    reasoner: ReasonerBase, reasoning: ReasoningResult, max_new_tokens: int, options: dict[str, Any]
 ) -> Continuation:
     """Generate new tokens after the reasoning; see `Reasoner.continue_from`."""
     check_whole_number("max_new_tokens", max_new_tokens, 1)
@@ -128,11 +123,7 @@ def generate_tokens(
     for name in ("eos_token_id", "pad_token_id"):
         given = settings.pop(name, None)
         ids[name] = getattr(tokenizer, name) if given is None else given
-    config = GenerationConfig(
-        max_new_tokens=max(left),
-        **ids,
-        **({"do_sample": False} | settings),
-    )
+    config = GenerationConfig(max_new_tokens=max(left), **ids, **({"do_sample": False} | settings))
     if (config.min_new_tokens or 0) > min(left):
         raise KavaError(
             f"min_new_tokens is {config.min_new_tokens}, but there is room for {min(left)} new "

@@ -1,7 +1,5 @@
 """What methods, latents, losses and checkpoints use of a reasoner (`kava.Reasoner`)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@ The card is saved in every checkpoint as `README.md`, so that a folder that is p
 itself. Its values may come from a folder by others, so each value is kept on one line and escaped.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

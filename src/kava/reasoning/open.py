@@ -1,7 +1,5 @@
 """Open a reasoner from a path or Hub name: a run, a checkpoint or a plain backbone."""
 
-from __future__ import annotations
-
 import torch
 from rich.console import Console
 

@@ -1,7 +1,5 @@
 """Trained projections: from a hidden state to the next latent's input, and of keys and values."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import cast
 

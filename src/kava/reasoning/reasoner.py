@@ -371,9 +371,7 @@ class Reasoner(ReasonerBase):
         return GenerateOutput(text, reasoning) if return_reasoning else text
 
     def think(
-        self,
-        questions: str | Sequence[str],
-        num_iterations: int | Literal["auto"] | None = None,
+        self, questions: str | Sequence[str], num_iterations: int | Literal["auto"] | None = None
     ) -> ReasoningResult:
         """Prefill questions and reason about them, without answering yet.
 
@@ -393,9 +391,7 @@ class Reasoner(ReasonerBase):
 
     @torch.no_grad()
     def think_about(
-        self,
-        encoded: Sequence[Sequence[int]],
-        num_iterations: int | Literal["auto"] | None = None,
+        self, encoded: Sequence[Sequence[int]], num_iterations: int | Literal["auto"] | None = None
     ) -> ReasoningResult:
         """Reason about questions that are already token ids (see `Encoder.questions`).
 

@@ -4,8 +4,6 @@
 Everything that depends on the method is added here, once, before anything is built or written.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

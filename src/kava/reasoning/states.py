@@ -1,7 +1,5 @@
 """Input and output types of the rules that generate latents (`kava.reasoning.latents`)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

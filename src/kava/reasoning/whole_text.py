@@ -5,8 +5,6 @@ equation that follows another would get a blank that the text does not have, and
 begins with a space would get two.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 

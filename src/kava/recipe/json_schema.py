@@ -1,7 +1,5 @@
 """JSON schema of recipe files, with which an editor completes keys and marks mistakes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ A new method, eviction, data set or task is one new file. Since names are those 
 are known without importing the files.
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 import sys

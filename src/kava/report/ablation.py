@@ -1,7 +1,5 @@
 """Table and plot for the command `kava ablate`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The command `kava plot`: draw all plots that the results of some run folders allow."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Numbers published by others, each with its source; `published.yaml` is the only file with any."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path

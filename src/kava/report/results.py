@@ -1,7 +1,5 @@
 """Find run folders, and group the seeds of one recipe."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace

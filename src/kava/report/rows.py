@@ -1,7 +1,5 @@
 """Rows of a result table: the results of all seeds of one recipe, combined."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,8 +21,7 @@ AVERAGED = ("n", *COMPARED)
 
 
 FiniteNumber = Annotated[
-    float,
-    Field(strict=True, allow_inf_nan=False, ge=-sys.float_info.max, le=sys.float_info.max),
+    float, Field(strict=True, allow_inf_nan=False, ge=-sys.float_info.max, le=sys.float_info.max)
 ]
 
 

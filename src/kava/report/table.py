@@ -1,7 +1,5 @@
 """The command `kava table`: results as Markdown, CSV and LaTeX, next to published numbers."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterable, Sequence

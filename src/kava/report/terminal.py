@@ -1,7 +1,5 @@
 """The quickstart's table."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from rich.table import Table

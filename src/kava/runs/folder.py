@@ -6,8 +6,6 @@ checkpoints/     to resume from          predictions/    one JSONL file per task
 begun.json       its data and backbone, compared when it is resumed; deleted when it is done
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Read the log of a training run, `metrics.jsonl`."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Find the checkpoints that training can be resumed from, and check that they are intact."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

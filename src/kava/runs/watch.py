@@ -4,26 +4,21 @@ It only reads `metrics.jsonl` and `recipe.yaml`, so any number of processes may 
 from another machine if the folder is shared.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from kava.errors import KavaError
 from kava.runs.layout import METRICS, RECIPE, RESULT
 from kava.runs.metrics import is_finite, is_number, read_records
 from kava.system.tables import terminal_table
 from kava.system.text import format_duration
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 _BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 20

@@ -1,7 +1,5 @@
 """How pieces of answers get from the model's thread to the request that waits for them."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from contextlib import suppress

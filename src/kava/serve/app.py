@@ -1,7 +1,5 @@
 """The routes of the HTTP service: OpenAI's `/v1/...`, `/health` and `/metrics`."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

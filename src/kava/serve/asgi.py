@@ -1,7 +1,5 @@
 """ASGI types, and what both services do with a request before it is routed."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 from typing import Any
 

@@ -5,8 +5,6 @@ it, and answers them together. No answer depends on what else is in its batch: p
 change nothing. Tokens are passed on as soon as they are generated.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import threading

@@ -1,7 +1,5 @@
 """The command `kava serve`: load a model and start the service."""
 
-from __future__ import annotations
-
 import errno
 import ipaddress
 import socket

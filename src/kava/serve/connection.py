@@ -1,7 +1,5 @@
 """HTTP connections with timeouts that servers usually leave to a proxy, for use without one."""
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

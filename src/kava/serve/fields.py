@@ -4,8 +4,6 @@ Clients send many of them with values that ask for nothing, often their defaults
 answered. One that asks for something is refused.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 #: Accepted with any value: they say who asks or where data is stored, or only matter together with

@@ -1,7 +1,5 @@
 """Middleware that checks each request's Host header, API key and body limits, and counts it."""
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 from typing import Any

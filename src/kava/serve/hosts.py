@@ -7,8 +7,6 @@ TrustedHostMiddleware compares names only as strings. Here, an IP address is com
 address, whatever its notation, and the error message says what to do.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import re
 import socket

@@ -1,7 +1,5 @@
 """What `/openapi.json` says beyond what FastAPI writes from the models."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fastapi import FastAPI

@@ -1,7 +1,5 @@
 """The queue of waiting questions: every request gets its share of the places and of the batches."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Sequence
 

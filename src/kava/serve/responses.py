@@ -3,8 +3,6 @@
 The service builds its responses from these models, and FastAPI writes `/openapi.json` from them.
 """
 
-from __future__ import annotations
-
 import time
 import uuid
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Sampling of tokens, for rows that share a batch and nothing else."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The model behind the routes: check a request, queue its questions, and return the answers."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence

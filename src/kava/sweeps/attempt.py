@@ -5,8 +5,6 @@ works on it, on any machine. The processes of one job work on it together; the m
 decides and writes.
 """
 
-from __future__ import annotations
-
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field

@@ -7,8 +7,6 @@ on examples as long as those of the data, and a hook on the backbone counts its 
 is not included.
 """
 
-from __future__ import annotations
-
 import random
 import tempfile
 from collections.abc import Iterator, Sequence

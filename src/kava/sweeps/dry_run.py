@@ -1,7 +1,5 @@
 """`kava sweep --dry-run`: list what a sweep would do and what each run would cost."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

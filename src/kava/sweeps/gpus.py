@@ -4,8 +4,6 @@ Each run gets a process of its own, which sees a single GPU. A process that ends
 for example because the system killed it, makes only its own run fail.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -5,8 +5,6 @@ hide pads, and one set of examples that is used again and again would hide the c
 plans of kernels, compilation, and fragmentation in the allocator.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Iterator

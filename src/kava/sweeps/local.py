@@ -1,7 +1,5 @@
 """Run a sweep on this machine, one run after the other."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Sequence
 from functools import partial

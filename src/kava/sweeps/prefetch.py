@@ -3,8 +3,6 @@
 It uses the same loading code as a run, so a run finds everything that was fetched.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console

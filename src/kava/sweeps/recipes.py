@@ -1,7 +1,5 @@
 """`kava recipes`: list the recipes that ship with the project, and check that each of them runs."""
 
-from __future__ import annotations
-
 import gc
 import json
 import re
@@ -12,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -22,9 +19,7 @@ from kava.recipe.load import load_recipe, read
 from kava.recipe.schema import BackboneRecipe
 from kava.system import assets
 from kava.system.text import format_count, one_line, print_columns, print_text
-
-if TYPE_CHECKING:
-    from kava.types import Example
+from kava.types import Example
 
 STEPS, ROWS = 2, 32
 BACKBONE = "backbone"

@@ -4,8 +4,6 @@ OUTPUT/sweep.json        every run that was requested there: its recipe and its 
 OUTPUT/slurm/jobs.jsonl  one line for each submitted job; the last line of a run counts
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Sequence

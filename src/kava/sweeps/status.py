@@ -5,8 +5,6 @@ done       trained and scored    failed     it ended with an error, or its job w
 preempted  stopped early; it resumes when its job starts again, or with `kava sweep`
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

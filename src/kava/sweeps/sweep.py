@@ -10,8 +10,6 @@ Finished work is not repeated, interrupted work is resumed, and a failure does n
 runs. Several processes may work on one matrix, because each run is locked.
 """
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ In a checkout, they are at its root; in a wheel, they are inside the package. A 
 given always takes precedence, so a user's own `recipes/` folder is never shadowed.
 """
 
-from __future__ import annotations
-
 import glob
 import os
 from collections.abc import Sequence

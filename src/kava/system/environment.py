@@ -1,7 +1,5 @@
 """Record how a result came about: versions, machine, command, commit and time."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

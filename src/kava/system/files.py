@@ -1,7 +1,5 @@
 """Write files atomically, and report a full or failing disk in one line."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """SHA-256 of files, computed once per process for a file that does not change."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

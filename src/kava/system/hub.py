@@ -1,7 +1,5 @@
 """Talk to the Hugging Face Hub: check that it answers, look for files, download and upload."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar

@@ -4,8 +4,6 @@ A run folder may come from somebody else, and a link in it may point to any file
 folder itself, as it was given, may be a link or lie below one.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import tempfile

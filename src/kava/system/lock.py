@@ -5,8 +5,6 @@ process, however that ends, and whatever machine it ran on. The file says who ho
 system without `flock`, filelock takes the existence of the file for the lock.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Measure the peak memory of a piece of work."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager

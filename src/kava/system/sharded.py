@@ -4,8 +4,6 @@ All processes must call these functions together. If nothing is sharded they do 
 need not check.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

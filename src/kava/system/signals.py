@@ -8,8 +8,6 @@ With several processes, a signal may reach only one of them, or each at another 
 always kept, and all processes stop together: at a step boundary, or wherever they all call `check`.
 """
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Ask SLURM for the states of jobs. SLURM forgets a job minutes after its end (MinJobAge)."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from collections.abc import Iterable

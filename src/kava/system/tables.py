@@ -1,7 +1,5 @@
 """Tables of text: for the terminal, and in Markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 
 from rich import box

@@ -1,7 +1,5 @@
 """Text that cannot be written as UTF-8, or would do something in a terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Convert a recipe to the Trainer's arguments, and check what must hold before training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -131,10 +129,7 @@ def check_schedule(reasoner: Reasoner, longest: int, rows: int) -> None:
 
 
 def check_steps(
-    reasoner: Reasoner,
-    examples: Sequence[Example],
-    rows: Sequence[batching.Row],
-    console: Console,
+    reasoner: Reasoner, examples: Sequence[Example], rows: Sequence[batching.Row], console: Console
 ) -> None:
     """Print a warning if the method learns from chains of thought and no training example has one.
 

@@ -5,8 +5,6 @@ what a row needs grows with the square of its length: 120,000 tokens need more t
 mask alone. The operating system would end the process without a word.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Trainer callbacks: write the log, show progress, and stop when a signal asks for it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Choose how many examples are in memory at once, where the recipe leaves it open."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

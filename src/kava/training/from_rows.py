@@ -1,7 +1,5 @@
 """`Reasoner.train_on`: train on examples and a recipe given in Python instead of in files."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack

@@ -6,28 +6,24 @@ other signs and blanks. They are equal `up to numbers` if their normal forms are
 number is replaced, written in digits or as a word from zero to twenty.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import string
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from rich.console import Console
 
 from kava.data import call, is_path, load_examples
 from kava.data.files import read_rows
 from kava.data.rows import columns_of, question_of
 from kava.data.tasks import Task, load_task, local_copies
 from kava.errors import KavaError
+from kava.recipe.schema import Data
 from kava.system.text import printable
 from kava.types import Example
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from kava.recipe.schema import Data
 
 Kind = Literal["equal", "up to numbers"]
 EQUAL: Kind = "equal"

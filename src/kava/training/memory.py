@@ -7,8 +7,6 @@ fragmentation of the allocator, workspaces of kernels, the half gigabyte of the 
 the buckets of DDP.
 """
 
-from __future__ import annotations
-
 import copy
 import weakref
 from collections.abc import Iterator, Sequence

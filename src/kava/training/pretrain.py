@@ -1,7 +1,5 @@
 """Train a small backbone from scratch: tokenizer, random weights, training on chains of thought."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Load the training and validation examples of a recipe, and record them for the result file."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Train a recipe into a run folder (`kava.runs.folder`)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -6,8 +6,6 @@ has the same micro-batches for any N. The last round is filled up with blanks, w
 examples.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`kava data check --debug`: examples as a recipe trains on them, as text."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """`kava train --smoke`: run a recipe's own code path on a tiny random backbone, in seconds."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One optimizer step that can be repeated, without the Trainer around it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """The training loop: a transformers Trainer with one call of the reasoner per micro-batch."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ of different versions are never compared, and `load(file, limit, **options) -> T
 takes `columns`, the names of the fields can be given as options of the task.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Turn the rows of published test sets, in the formats of their authors, into examples."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation

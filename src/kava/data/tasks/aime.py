@@ -3,8 +3,6 @@
 Every answer is a whole number from 0 to 999, which the rule `numeric` reads (`033` is 33).
 """
 
-from __future__ import annotations
-
 from kava.data.rows import DEFAULT_COLUMNS, Columns
 from kava.data.tasks import Task
 from kava.data.tasks._rows import Source

@@ -4,8 +4,6 @@ The rule `numeric` reads the answers, of which the unit is left out (`9 (apples)
 the few that are words or a ratio, `kava eval` names the rule.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 from kava.data.rows import DEFAULT_COLUMNS, Columns, Row

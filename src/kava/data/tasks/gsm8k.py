@@ -1,7 +1,5 @@
 """GSM8K test: 1,319 grade-school word problems (Cobbe et al., arXiv:2110.14168)."""
 
-from __future__ import annotations
-
 from kava.data.rows import DEFAULT_COLUMNS, Columns
 from kava.data.tasks import Task
 from kava.data.tasks._rows import Source

@@ -4,8 +4,6 @@ The 500 validation rows are part of GSM8K's training set; recipes use them for s
 test questions are those of GSM8K test, with one or two steps as equations.
 """
 
-from __future__ import annotations
-
 from kava.data.gsm8k_aug import NAMES, ROWS
 from kava.data.rows import DEFAULT_COLUMNS, Columns
 from kava.data.tasks import Task

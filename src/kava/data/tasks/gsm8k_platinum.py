@@ -3,8 +3,6 @@
 The rule `numeric` reads every answer. Like GSM8K test, it must not be trained on.
 """
 
-from __future__ import annotations
-
 from kava.data.rows import DEFAULT_COLUMNS, Columns
 from kava.data.tasks import Task
 from kava.data.tasks._rows import Source

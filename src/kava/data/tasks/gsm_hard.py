@@ -5,8 +5,6 @@ They are compared as they are, to the last digit (rule `numeric`). About a hundr
 still identical, word for word, to those of GSM8K test.
 """
 
-from __future__ import annotations
-
 from kava.data.rows import DEFAULT_COLUMNS, Columns
 from kava.data.tasks import Task
 from kava.data.tasks._rows import Source

@@ -4,8 +4,6 @@ The questions of one kind of variation have no answer, which is written `None`. 
 reads all others; `kava eval` says how many there are.
 """
 
-from __future__ import annotations
-
 from kava.data.rows import DEFAULT_COLUMNS, Columns
 from kava.data.tasks import Task
 from kava.data.tasks._rows import Source

@@ -4,8 +4,6 @@ Scores on the templates that are never trained on are stored as `gsm_symbolic-un
 scores on GSM8K.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from kava.data import gsm_symbolic

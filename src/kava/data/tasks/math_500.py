@@ -4,8 +4,6 @@ Most answers are LaTeX. The rule `math_verify` reads them; the headline `numeric
 are plain numbers, and `kava eval` says how many are not.
 """
 
-from __future__ import annotations
-
 from kava.data.rows import DEFAULT_COLUMNS, Columns
 from kava.data.tasks import Task
 from kava.data.tasks._rows import Source

@@ -3,8 +3,6 @@
 The set has 600 rows. CODI and KaVa evaluate on the 180 rows of the Hub's test split.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from kava.data.rows import DEFAULT_COLUMNS, Columns, Row

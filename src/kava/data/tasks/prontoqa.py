@@ -4,8 +4,6 @@ The rows come from a file with `question`, `steps` and `answer` (`True` or `Fals
 `kava.data.prontoqa`. The rule `string` compares the answers; the headline `numeric` cannot.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from kava.data import prontoqa

@@ -6,8 +6,6 @@ test as JSON files, in the repository of Coconut. The rule `string` compares the
 headline `numeric` cannot.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict
 
 from kava.data import load_file

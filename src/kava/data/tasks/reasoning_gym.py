@@ -6,8 +6,6 @@ Answers are compared by the rules of every other task, not by the generator's ow
 generator that accepts several answers to a question does not fit.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from kava.data import _gym, call, rows

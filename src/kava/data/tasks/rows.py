@@ -1,7 +1,5 @@
 """Your own file of questions and answers, given with `--file`."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from kava.data import call, load_file

@@ -4,8 +4,6 @@ The task consists of the train split (700) and the test split (300), as in the e
 and CODI. Neither split is trained on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 from kava.data.rows import DEFAULT_COLUMNS, Columns, Row

@@ -3,8 +3,6 @@
 The file name is the value of `kv.eviction.name` in a recipe.
 """
 
-from __future__ import annotations
-
 from kava.reasoning.evictions._base import (
     Eviction,
     EvictionInputs,

@@ -5,8 +5,6 @@ each key/value head is compressed separately (KaVa, arXiv:2510.02312, Listing 1;
 Compressing the teacher's cache).
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -85,10 +83,7 @@ class Eviction(ABC):
 
     def keep(
         self, inputs: EvictionInputs, budget: int
-    ) -> tuple[
-        Int[Tensor, "batch kv_heads {budget}"],
-        Bool[Tensor, "batch kv_heads {budget}"],
-    ]:
+    ) -> tuple[Int[Tensor, "batch kv_heads {budget}"], Bool[Tensor, "batch kv_heads {budget}"]]:
         """Select the `budget` tokens with the highest scores for each example and head.
 
         Returns:
@@ -101,10 +96,7 @@ class Eviction(ABC):
 
     def select(
         self, scores: Float[Tensor, "batch kv_heads steps"], inputs: EvictionInputs, budget: int
-    ) -> tuple[
-        Int[Tensor, "batch kv_heads {budget}"],
-        Bool[Tensor, "batch kv_heads {budget}"],
-    ]:
+    ) -> tuple[Int[Tensor, "batch kv_heads {budget}"], Bool[Tensor, "batch kv_heads {budget}"]]:
         """Select `budget` tokens by their scores: the highest ones, unless a subclass differs."""
         return select_top_k(scores, inputs, budget)
 

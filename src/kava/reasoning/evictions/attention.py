@@ -1,7 +1,5 @@
 """Eviction by attention: importance to the answer only, which is R-KV with lambda 1."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from kava.reasoning.evictions._base import Eviction, EvictionInputs

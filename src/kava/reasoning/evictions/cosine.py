@@ -1,7 +1,5 @@
 """Eviction by cosine similarity: redundancy among keys only, which is R-KV with lambda 0."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from kava.reasoning.evictions._base import Eviction, EvictionInputs

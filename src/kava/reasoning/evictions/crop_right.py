@@ -1,7 +1,5 @@
 """Eviction by position: keep the first tokens of the chain of thought and drop the rest."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Eviction by position: keep evenly spaced tokens of the chain of thought (ours, a baseline)."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from kava.reasoning.evictions._base import Eviction, EvictionInputs, evenly_spaced, select_top_k

@@ -1,7 +1,5 @@
 """No eviction: keep every token, for chains of thought that are no longer than the latents."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from kava.errors import KavaError

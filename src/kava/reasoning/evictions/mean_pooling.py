@@ -1,7 +1,5 @@
 """Compression by mean pooling: each slot is the mean of a span of tokens (ours, a baseline)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

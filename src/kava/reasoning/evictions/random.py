@@ -1,7 +1,5 @@
 """Random eviction, a baseline; scores are drawn from torch's generator, so a seed fixes them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 Source: KaVa, arXiv:2510.02312, Listing 1. `rkv_decoding` is the form of the R-KV paper.
 """
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

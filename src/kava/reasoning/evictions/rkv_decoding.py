@@ -24,8 +24,6 @@ defaults). The answer tokens are then the observation tokens. None of them is am
 tokens, so no recent token is kept regardless of its score.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -126,9 +124,7 @@ class RKVDecoding(Eviction):
         return masked_softmax(total / count[:, None, None], mask[:, None, :])
 
     def exempt_copies(
-        self,
-        similar: Bool[Tensor, "batch kv_heads rows steps"],
-        count: Int[Tensor, "batch"],
+        self, similar: Bool[Tensor, "batch kv_heads rows steps"], count: Int[Tensor, "batch"]
     ) -> Bool[Tensor, "batch kv_heads rows steps"]:
         """Return which of its near-copies each token spares, [batch, kv_heads, rows, steps].
 

@@ -4,8 +4,6 @@ The last pass also contains <eot> and whatever follows it (in training, the answ
 attention is causal, this equals a separate pass and costs less.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -6,8 +6,6 @@ computed reaches them. They keep their inputs, and what all examples have settle
 again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

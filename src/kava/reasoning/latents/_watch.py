@@ -1,7 +1,5 @@
 """A hook that is called with the latents' hidden states after each pass, for every latent rule."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar

@@ -9,8 +9,6 @@ are the <latent> embeddings.
 See docs/papers.md, Latents.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

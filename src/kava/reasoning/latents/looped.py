@@ -7,8 +7,6 @@ E is the <latent> embedding at every position. The projection P is optional; LOT
 docs/papers.md, LOTUS.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from kava.backbones.masked_cache import MaskedCache

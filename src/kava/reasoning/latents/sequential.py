@@ -5,8 +5,6 @@ z_1 = P(h(<bot>)),  z_{i+1} = P(h(z_i))
 Sources: CODI, arXiv:2502.21074; Coconut, arXiv:2412.06769; see docs/papers.md.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -9,8 +9,6 @@ is trained, all labels are computed at once: keeping the gradient of the head fo
 take more memory than chunking saves.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Elementwise distances for the distillation losses, and the standard deviation they divide by."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,8 +22,8 @@ def distance(
 
 
 def masked_std(
-    values: Float[Tensor, ...], mask: Bool[Tensor, ...], dims: tuple[int, ...]
-) -> Float[Tensor, ...]:
+    values: Float[Tensor, "..."], mask: Bool[Tensor, "..."], dims: tuple[int, ...]
+) -> Float[Tensor, "..."]:
     """Return the standard deviation of the unmasked values over `dims`.
 
     The result is meant to be divided by. It is therefore at least 1e-6, and 1 where all values are

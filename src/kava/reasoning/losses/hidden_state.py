@@ -1,7 +1,5 @@
 """L_CODI: distillation of the teacher's hidden states at the end of the answer prompt."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from kava.reasoning.losses.distance import distance, masked_std

@@ -1,7 +1,5 @@
 """L_KV: distillation of the teacher's compressed KV cache into the keys and values of latents."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ arXiv:2606.31779; see docs/papers.md). In LOTUS, latents come in blocks, one blo
 reasoning step. Latents without blocks, and the next token as the target, are our additions.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

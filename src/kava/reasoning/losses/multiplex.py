@@ -10,8 +10,6 @@ latent i is a mixture of the tokens of span i, with weights that fall with the p
 See docs/papers.md, MUX.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,9 +38,7 @@ class Spans:
 
 
 def random_cuts(
-    lengths: Int[Tensor, "batch"],
-    num_spans: int,
-    uniform: Callable[[], Float[Tensor, "batch"]],
+    lengths: Int[Tensor, "batch"], num_spans: int, uniform: Callable[[], Float[Tensor, "batch"]]
 ) -> Bool[Tensor, "batch cuts"]:
     """Draw where each chain of thought is cut, uniformly among all ways to cut it.
 

@@ -4,8 +4,6 @@ A new method imports its parts from here: the two base classes, the building blo
 step, and the functions that count the forward passes its equations require.
 """
 
-from __future__ import annotations
-
 from kava.reasoning.answers import ReasoningResult
 from kava.reasoning.methods._base import (
     Batch,

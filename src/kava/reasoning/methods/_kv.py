@@ -1,7 +1,5 @@
 """KV-cache distillation (L_KV): compare the latents' keys and values with the teacher's."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Multiplexed tokens as part of a method: each latent predicts a span of the chain of thought."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 
 import torch

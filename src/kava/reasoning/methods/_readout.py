@@ -1,7 +1,5 @@
 """Latent readout as part of a method; logits are computed at supervised latents only."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Latents that are generated one at a time, as part of a method."""
 
-from __future__ import annotations
-
 from kava.reasoning.latents import sequential
 from kava.reasoning.methods._base import LatentMethod
 from kava.reasoning.methods._work import ForwardPass, sequential_passes

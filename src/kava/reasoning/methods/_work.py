@@ -7,8 +7,6 @@ column (for example those of the question), but this is not counted as a saving,
 of transformers can skip it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

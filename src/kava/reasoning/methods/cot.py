@@ -3,8 +3,6 @@
 Q | C | "The answer is:" a EOS        cross-entropy on C and the answer
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from kava.backbones.masked_cache import MaskedCache

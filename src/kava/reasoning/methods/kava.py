@@ -3,8 +3,6 @@
 L = CE_student + w_t CE_teacher + a1 L_CODI + a2 L_KV
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from kava.reasoning.methods._base import Batch, LossTerms, TeacherOutput, Uniform

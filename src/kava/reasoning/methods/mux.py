@@ -6,8 +6,6 @@ student   Q <bot> z_1 -> z_2 -> ... -> z_M <eot> "The answer is:" a EOS
 L = CE_student + w_t CE_teacher + beta mean_i KL(q_i || softmax(W x_i / tau)) + gamma L_CODI
 """
 
-from __future__ import annotations
-
 from kava.reasoning.methods.codi import CODI
 
 

@@ -3,8 +3,6 @@
 Q | "The answer is:" a EOS        cross-entropy on the answer
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

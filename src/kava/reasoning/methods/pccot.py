@@ -6,8 +6,6 @@ student   Q <bot> | z_1 ... z_M | <eot> "The answer is:" a EOS
 L = CE_student + w_t CE_teacher + a1 L_CODI
 """
 
-from __future__ import annotations
-
 import math
 import random
 from typing import cast

@@ -9,8 +9,6 @@ L = CE_student + w_t CE_teacher + a1 L_CODI + w_s mean_i CE(step i | z_i)
 The decoder is not needed to answer, and is dropped after the training.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import cast
 
