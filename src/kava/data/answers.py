@@ -120,7 +120,8 @@ def read_answer(text: str) -> ParsedAnswer:
         or (_TEXT.search(plain) and not bare.strip())
     ):
         return ParsedAnswer("words")
-    if _OPERATOR.search(plain) or _LIST.fullmatch(plain) or _is_variable(number):
+    is_variable = number is not None and number["unit"] in _VARIABLES
+    if _OPERATOR.search(plain) or _LIST.fullmatch(plain) or is_variable:
         return ParsedAnswer("expression")
     return UNREADABLE
 
@@ -228,10 +229,6 @@ def _is_unit(unit: str) -> bool:
     )
 
 
-def _is_variable(number: re.Match[str] | None) -> bool:
-    return number is not None and number["unit"] in _VARIABLES
-
-
 def _value_of(number: re.Match[str]) -> ParsedAnswer:
     if _exponent_too_large(number["power"]):
         return UNREADABLE
@@ -243,9 +240,7 @@ def _value_of(number: re.Match[str]) -> ParsedAnswer:
     else:
         value = _to_fraction(_without_separators(number["above"]))
         value *= Fraction(10) ** int(number["power"] or 0)
-        below = (
-            _to_fraction(_without_separators(number["below"])) if number["below"] else Fraction(1)
-        )
+        below = _to_fraction(_without_separators(number["below"] or "1"))
         if below == 0:
             return UNREADABLE
         value /= below

@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from io import BufferedIOBase, BufferedReader, RawIOBase, TextIOWrapper
 from itertools import chain
 from pathlib import Path
@@ -302,21 +303,13 @@ def _table_rows(path: Path, separator: str) -> Iterator[Row]:
         ) from None
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
-    return _table_rows(path, ",")
-
-
-def _tsv_rows(path: Path) -> Iterator[Row]:
-    return _table_rows(path, "\t")
-
-
 FORMATS = {
     ".jsonl": _json_rows,
     ".json": _json_list,
     ".ndjson": _json_rows,
     ".parquet": parquet.rows,
     ".arrow": _arrow_rows,
-    ".csv": _csv_rows,
-    ".tsv": _tsv_rows,
+    ".csv": partial(_table_rows, separator=","),
+    ".tsv": partial(_table_rows, separator="\t"),
     ".txt": _text_rows,
 }

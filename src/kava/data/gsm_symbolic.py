@@ -78,7 +78,8 @@ def generate(
             entry = makers[template](random.Random(draw.getrandbits(64)), 1.0)
             question, steps, answer = _read(entry)
             fits = max_number is None or _largest(question, *steps, answer) <= max_number
-            if fits and question not in found and _tenth(question) in _SHARES[split]:
+            tenth = int(hashlib.sha256(question.encode()).hexdigest(), 16) % 10
+            if fits and question not in found and tenth in _SHARES[split]:
                 break
         else:
             raise ValueError(
@@ -100,10 +101,6 @@ def _read(entry: dict[str, Any]) -> tuple[str, tuple[str, ...], str]:
             "version 0.1.25, which kava was tested with"
         )
     return entry["question"].strip(), tuple(line.strip() for line in lines if line.strip()), answer
-
-
-def _tenth(question: str) -> int:
-    return int(hashlib.sha256(question.encode()).hexdigest(), 16) % 10
 
 
 def _largest(*texts: str) -> float:

@@ -29,11 +29,8 @@ PROPERTIES = (
     "fruity",
 )  # fmt: skip
 _RULES = ("Every {a} is {b}.", "Each {a} is {b}.", "All {a}es are {c}.", "{A}es are {c}.")
-_SHARES = {
-    "test": (0,),
-    "validation": (1,),
-    "train": tuple(range(2, 10)),
-}  # tenths of the questions
+#: Tenths of the questions.
+_SHARES = {"test": (0,), "validation": (1,), "train": tuple(range(2, 10))}
 
 
 def generate(split: Split, count: int, seed: int = 0, hops: int = 3) -> list[Example]:

@@ -62,9 +62,7 @@ def to_int(value: Any, name: str, minimum: int) -> int:
         KavaError: the value is not a whole number, or is below `minimum`.
     """
     try:
-        number = (
-            value if isinstance(value, int) and not isinstance(value, bool) else int(str(value))
-        )
+        number = int(str(value))  # refuses a truth value
     except ValueError:
         number = minimum - 1
     if number < minimum:

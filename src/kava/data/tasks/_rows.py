@@ -10,8 +10,11 @@ from kava.data import call, hub_rows, load_file
 from kava.data.answers import plain_number
 from kava.data.files import read_rows
 from kava.data.rows import DEFAULT_COLUMNS, Columns, Row, to_examples
+from kava.data.tasks import Task
 from kava.errors import KavaError
 from kava.types import Example
+
+ReadRow = Callable[[dict[str, Any]], dict[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Source:
         file: str | None,
         limit: int | None,
         columns: Columns = DEFAULT_COLUMNS,
-        read: Callable[[Iterable[Row]], Iterable[Row]] | None = None,
+        read: ReadRow | None = None,
     ) -> tuple[list[Example], str]:
         """Load the examples; return them with a description of their source.
 
@@ -56,14 +59,14 @@ class Source:
         if file:
             rows: Iterable[Row] = read_rows(file, "test", columns.field)
         else:
-            parts = (
-                hub_rows(self.hub, split, self.config, instead="a local copy, --file FILE")
-                for split in self.splits
-            )
+            instead = "a local copy, --file FILE"
+            parts = (hub_rows(self.hub, split, self.config, instead) for split in self.splits)
             rows = chain.from_iterable(parts)
         description = ", ".join(filter(None, [self.config, " + ".join(self.splits)]))
         source = str(file or f"{self.hub} ({description})")
-        examples = to_examples(read(rows) if read else rows, source, self.stem, limit, columns)
+        if read:
+            rows = ((where, new) for where, row in rows if (new := read(row)) is not None)
+        examples = to_examples(rows, source, self.stem, limit, columns)
         if self.by_program:
             examples = [replace(one, answer=_write_in_digits(one.answer)) for one in examples]
         if limit is None and len(examples) != self.rows:
@@ -74,6 +77,17 @@ class Source:
                 key=source,
             )
         return examples, source
+
+    def loader(self, task: str, version: int, read: ReadRow | None = None) -> Callable[..., Task]:
+        """Return the function `load` of the task that consists of this test set."""
+
+        def load(
+            file: str | None = None, limit: int | None = None, columns: Columns = DEFAULT_COLUMNS
+        ) -> Task:
+            """Load the test set from the Hub or `file`; see `Source.load`."""
+            return Task(task, version, "test", *self.load(file, limit, columns, read))
+
+        return load
 
 
 def read_or_generate(
