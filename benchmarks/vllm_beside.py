@@ -43,7 +43,7 @@ from kava.reasoning.open import open_reasoner
 from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import load_resolved
 from kava.system.files import write_json
-from kava.types import Example
+from kava.types import ANSWER_PROMPT, Example
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "results" / "bench" / "vllm.json"
@@ -321,7 +321,7 @@ def answers_of(reasoner: Reasoner, examples: list[Example], tokens: int) -> dict
     questions = [example.question for example in examples]
     found = reasoner.generate(questions, tokens)
     return {
-        question: text.removeprefix(reasoner.prompt_text)
+        question: text.removeprefix(ANSWER_PROMPT)
         for question, text in zip(questions, found, strict=True)
     }
 

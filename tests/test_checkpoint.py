@@ -9,10 +9,9 @@ import pytest
 import torch
 from refusals import refused
 from safetensors.torch import load_file, save_file
-from tiny import bare, batch, example, lora, recipe, tokenizer
+from tiny import backbone_parameters, bare, batch, example, lora, recipe, tokenizer
 
 from kava.backbones import loading
-from kava.backbones.lora import backbone_parameters
 from kava.reasoning.interface import SPECIAL_TOKENS
 from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import load_resolved

@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 from jaxtyping import TypeCheckError
+from transformers import DynamicCache
 
-from kava.backbones import cache
 from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.evictions import EvictionInputs, select_top_k
 from kava.reasoning.latents._watch import report_pass
@@ -44,7 +44,7 @@ def test_an_eviction_refuses_what_is_not_of_the_same_trace():
 def test_a_thought_and_what_follows_it_hold_masks():
     ones = torch.ones(2, 3, dtype=torch.bool)
     with pytest.raises(TypeCheckError):
-        MaskedCache(cache.empty(), ones.long())
+        MaskedCache(DynamicCache(), ones.long())
     with pytest.raises(TypeCheckError):
         Suffix(torch.randn(2, 4, 8), ones)
     with pytest.raises(TypeCheckError):

@@ -8,9 +8,8 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 from reference import needs_oracle, step, to_textbook
-from tiny import FAMILIES, batch, example, lora, reasoner, stepped
+from tiny import FAMILIES, backbone_parameters, batch, example, lora, reasoner, stepped
 
-from kava.backbones import lora as adapters
 from kava.reasoning import batching
 from kava.reasoning.losses import cross_entropy, hidden_state, kv_cache
 from kava.reasoning.losses.cross_entropy import labels_at_once
@@ -282,7 +281,7 @@ def test_under_autocast_an_adapter_takes_its_input_as_it_is(family):
     for name, weight in model.named_parameters():
         if ".lora_B." in name:  # zero at first, and with it the gradients of A
             torch.nn.init.normal_(weight, std=0.1)
-    for weight in adapters.backbone_parameters(model.backbone):
+    for weight in backbone_parameters(model.backbone):
         weight.data = weight.data.bfloat16()
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     seen = set()
@@ -308,7 +307,7 @@ def test_under_autocast_an_adapter_takes_its_input_as_it_is(family):
 
 def test_without_autocast_an_adapter_in_fp32_fits_a_backbone_in_bf16():
     model = reasoner("llama", **lora())
-    for weight in adapters.backbone_parameters(model.backbone):
+    for weight in backbone_parameters(model.backbone):
         weight.data = weight.data.bfloat16()
     assert model.generate(["w1 w2 w3"], max_new_tokens=2)
 

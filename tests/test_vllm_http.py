@@ -16,6 +16,7 @@ from vllm_here import CHECKPOINT
 from kava import Reasoner
 from kava.data.synthetic import generate
 from kava.reasoning.export import export
+from kava.types import ANSWER_PROMPT
 
 openai = pytest.importorskip("openai")
 
@@ -36,7 +37,7 @@ def expected(folder):
 
     def texts(iterations):
         answers = reasoner.generate(QUESTIONS, 8, iterations)
-        return [text.removeprefix(reasoner.prompt_text) for text in answers]
+        return [text.removeprefix(ANSWER_PROMPT) for text in answers]
 
     return {number: texts(number) for number in (None, 0, 1)}
 

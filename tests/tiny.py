@@ -132,6 +132,11 @@ def wrap(model, method: str = "kava", seed: int = 0, words=None, **changes: Any)
     return Reasoner(model, words or tokenizer(), recipe(method, **changes), identity).eval()
 
 
+def backbone_parameters(model) -> list[torch.nn.Parameter]:
+    """All weights that do not belong to an adapter."""
+    return [weight for name, weight in model.named_parameters() if ".lora_" not in name]
+
+
 def words(count: int, seed: int) -> str:
     """`count` words of the vocabulary."""
     return " ".join(random.Random(seed).choices(WORDS, k=count))

@@ -97,8 +97,8 @@ def python() -> str:
     """What is called from Python, as its docstrings have it."""
     from kava.inference.compressed import Log, compressed
     from kava.inference.pipeline import TextGenerationPipeline, pipeline
-    from kava.reasoning.answers import GenerateOutput, ReasoningResult
-    from kava.reasoning.reasoner import Answer, Reasoner
+    from kava.reasoning.answers import Answer, GenerateOutput, ReasoningResult
+    from kava.reasoning.reasoner import Reasoner
 
     parts = [_PYTHON, f"## kava.Reasoner\n\n{_summary(Reasoner)}\n"]
     for name in _REASONER:

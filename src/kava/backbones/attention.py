@@ -177,6 +177,13 @@ def _supports_grouped_heads(like: Tensor) -> bool:
     return like.device.type == "cpu" and not _as_on_gpus
 
 
+def head_sizes(config: Any) -> tuple[int, int, int]:
+    """Return the numbers of query heads and of key/value heads, and the size of a head."""
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads, getattr(config, "num_key_value_heads", None) or heads, size
+
+
 def mask_copies(model: PreTrainedModel, embeds: Tensor) -> int:
     """Return how often `masked_attention` needs each row of the mask of a forward pass.
 
@@ -184,9 +191,7 @@ def mask_copies(model: PreTrainedModel, embeds: Tensor) -> int:
         embeds: [batch, columns, hidden], inputs of the pass.
     """
     config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    shared = getattr(config, "num_key_value_heads", None) or heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads, shared, size = head_sizes(config)
     capped = getattr(config, "attn_logit_softcapping", None) is not None
     fits = 1 < embeds.shape[1] <= _max_grouped_queries(embeds, shared * size)
     return heads // shared if fits and not (capped or _supports_grouped_heads(embeds)) else 1

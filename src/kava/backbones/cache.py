@@ -18,14 +18,6 @@ from kava.errors import KavaError
 KeyValues = list[tuple[Tensor, Tensor]]
 
 
-def empty() -> DynamicCache:
-    """Return a cache without columns.
-
-    Layers with a sliding window keep all columns as well; the window is applied by the masks.
-    """
-    return DynamicCache()
-
-
 def is_dynamic_cache(value: Any) -> bool:
     """Whether a value is a `DynamicCache`."""
     return isinstance(value, DynamicCache)
@@ -52,14 +44,6 @@ def length(cache: DynamicCache) -> int:
     return cache.get_seq_length()
 
 
-def from_key_values(pairs: KeyValues) -> DynamicCache:
-    """Return a new cache that contains the given keys and values."""
-    cache = DynamicCache()
-    for layer, (keys, values) in enumerate(pairs):
-        cache.update(keys, values, layer)
-    return cache
-
-
 def layer(cache: DynamicCache, index: int) -> tuple[Tensor, Tensor] | None:
     """Return the keys and values of one layer, or None if the layer is still empty."""
     layers = _layers(cache)
@@ -82,7 +66,7 @@ def crop(cache: DynamicCache, columns: int) -> DynamicCache:
     """Return a new cache that shares the first `columns` columns."""
     if columns == 0 or length(cache) == 0:
         return DynamicCache()
-    return _share(key_values(cache, 0, columns))
+    return from_key_values(key_values(cache, 0, columns))
 
 
 def fork(cache: DynamicCache) -> DynamicCache:
@@ -92,7 +76,7 @@ def fork(cache: DynamicCache) -> DynamicCache:
 
 def select(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     """Return a new cache with the given rows of the batch."""
-    return _share([(keys[rows], values[rows]) for keys, values in key_values(cache)])
+    return from_key_values([(keys[rows], values[rows]) for keys, values in key_values(cache)])
 
 
 def gather(cache: DynamicCache, columns: Tensor) -> DynamicCache:
@@ -102,19 +86,12 @@ def gather(cache: DynamicCache, columns: Tensor) -> DynamicCache:
         columns: [batch, columns], indices of the columns.
     """
     index = columns[:, None, :, None]
-    return _share(
-        [(_columns(keys, index), _columns(values, index)) for keys, values in key_values(cache)]
+    return from_key_values(
+        [
+            (keys.take_along_dim(index, dim=2), values.take_along_dim(index, dim=2))
+            for keys, values in key_values(cache)
+        ]
     )
-
-
-def _columns(states: Tensor, index: Tensor) -> Tensor:
-    batch, heads, _, size = states.shape
-    return states.gather(2, index.expand(batch, heads, -1, size))
-
-
-def detach(pairs: KeyValues) -> KeyValues:
-    """Return keys and values detached from the autograd graph."""
-    return [(keys.detach(), values.detach()) for keys, values in pairs]
 
 
 def size_in_bytes(cache: DynamicCache) -> int:
@@ -176,10 +153,6 @@ class ShrinkingLayer(DynamicLayer):
         """Return the total number of tokens so far, including removed ones."""
         return self.cumulative_length
 
-    def replace(self, keys: Tensor, values: Tensor) -> None:
-        """Replace keys and values, [batch, kv_heads, columns, head_dim] each."""
-        self.keys, self.values = keys, values
-
     def _raise_unsupported(self, *_: Any, **_named: Any) -> Any:
         raise KavaError(
             "a cache that is compressed while decoding cannot be reordered or cropped; beam "
@@ -232,7 +205,8 @@ def enable_shrinking(cache: DynamicCache, config: Any, layers: list[int]) -> lis
     return shrinking
 
 
-def _share(pairs: KeyValues) -> DynamicCache:
+def from_key_values(pairs: KeyValues) -> DynamicCache:
+    """Return a new cache of the given keys and values, which are not copied."""
     cache = DynamicCache()
     for index, (keys, values) in enumerate(pairs):
         set_layer(cache, index, keys, values)

@@ -40,9 +40,7 @@ def kernel(model: PreTrainedModel, dtype: torch.dtype) -> str:
     config, device = model.config.get_text_config(), model.device
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return "soft-capped, in blocks of queries"
-    heads = config.num_attention_heads
-    shared = getattr(config, "num_key_value_heads", None) or heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    heads, shared, size = attention.head_sizes(config)
     like = torch.empty(1, _COLUMNS, config.hidden_size, dtype=dtype, device=device)
     copies = attention.mask_copies(model, like)
     real = torch.ones(1, _COLUMNS, dtype=torch.bool, device=device)

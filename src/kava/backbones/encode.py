@@ -78,9 +78,7 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 def _tokenizer_error(tokenizer: Any, panic: BaseException | None, seconds: float) -> KavaError:
     folder = str(getattr(tokenizer, "name_or_path", "") or "tokenizer")
-    problem = (
-        f"took longer than {seconds:.0f} s for a text" if panic is None else f"panicked ({panic})"
-    )
+    problem = f"panicked ({panic})" if panic else f"took longer than {seconds:.0f} s for a text"
     return KavaError(
         f"tokenizer of {folder}: it {problem}; a regular expression in its tokenizer.json probably "
         "has nested quantifiers, such as (a+)+; use a tokenizer without them",

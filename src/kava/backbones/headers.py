@@ -11,9 +11,8 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -29,8 +28,7 @@ _LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decode
 _PACKED = 8  # weights in one number of the file, with a quantization of 4 bits
 
 
-@dataclass(frozen=True)
-class TensorHeader:
+class TensorHeader(NamedTuple):
     """A tensor of a safetensors file, without its values."""
 
     file: Path

@@ -76,8 +76,8 @@ def _layer_forward(
     rest = [value for key, value in given.items() if isinstance(key, int) and key != place]
     if isinstance(place, str):
         named.pop(place)
-    output, keys, values = run(forward, layer, place, *before, rest, named)
-    cache.set_layer(whole, index, keys, values)
+    output, *pair = run(forward, layer, place, *before, rest, named)
+    cache.set_layer(whole, index, *pair)
     return output
 
 

@@ -270,6 +270,10 @@ def identity(
     fingerprint, which can be forged (see `fingerprint`).
     """
     config = model.config.get_text_config()
+    if folder and gguf.is_file(folder):
+        files = {f"model{gguf.SUFFIX}": sha256(folder)}  # whatever its name is
+    else:
+        files = sha256_of(folder, _RECORDED) if folder else {}
     return {
         "name": name,
         "revision": revision,
@@ -278,15 +282,8 @@ def identity(
         "num_layers": config.num_hidden_layers,
         "vocab_size": config.vocab_size,
         "fingerprint": fingerprint(model),
-        "files": _files(folder) if folder else {},
+        "files": files,
     }
-
-
-def _files(place: Path) -> dict[str, str]:
-    """Return the SHA-256 of the files of a folder, or of a GGUF file independent of its name."""
-    if gguf.is_file(place):
-        return {f"model{gguf.SUFFIX}": sha256(place)}
-    return sha256_of(place, _RECORDED)
 
 
 def fingerprint(model: nn.Module) -> str:

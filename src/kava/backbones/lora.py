@@ -157,11 +157,6 @@ def _in_fp32(weight: Tensor) -> Tensor:
     return weight.detach().to(dtype, copy=True)
 
 
-def backbone_parameters(model: PeftModel | PreTrainedModel) -> list[nn.Parameter]:
-    """Return all weights that do not belong to the adapter."""
-    return [weight for name, weight in model.named_parameters() if ".lora_" not in name]
-
-
 def _check(model: PreTrainedModel, targets: list[str]) -> None:
     """Check that each target is the name of a linear layer of the model.
 

@@ -30,7 +30,7 @@ class MaskedCache:
     @classmethod
     def empty(cls, batch: int, device: torch.device) -> MaskedCache:
         """Return an empty cache, without columns."""
-        return cls(cache.empty(), torch.zeros(batch, 0, dtype=torch.bool, device=device))
+        return cls(DynamicCache(), torch.zeros(batch, 0, dtype=torch.bool, device=device))
 
     @property
     def next_position(self) -> Int[Tensor, "batch"]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from kava.backbones.attention import head_sizes
 from kava.backbones.gguf import check_installed
 from kava.errors import KavaError
 
@@ -83,15 +84,15 @@ def write(model: PreTrainedModel, file: Path) -> None:
 
 def _describe(writer: Any, config: Any) -> None:
     """Add the shape of the model."""
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads, shared, size = head_sizes(config)
     writer.add_tokenizer_model("no_vocab")
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(shared)
     writer.add_key_length(size)
     writer.add_value_length(size)
     writer.add_rope_dimension_count(size)

@@ -281,11 +281,8 @@ class _Compressor:
     def __init__(self, lm: PreTrainedModel, plan: Plan):
         self.plan, self.log = plan, Log()
         self.layers = _full_attention_layers(lm)
-        self.config, self.original_forward, self.dtype = (
-            lm.config.get_text_config(),
-            lm.forward,
-            lm.dtype,
-        )
+        self.config, self.dtype = lm.config.get_text_config(), lm.dtype
+        self.original_forward = lm.forward
         self.names = list(inspect.signature(self.original_forward).parameters)
         self.caches: WeakKeyDictionary[DynamicCache, _Rows] = WeakKeyDictionary()
 
@@ -330,9 +327,9 @@ class _Compressor:
         full = all(count == rows.mask.shape[1] for count in rows.counts)
         no_mask = full and new.shape[1] == 1 and bool(new.all())
         dtype = compute_dtype(self.dtype, inputs.device)
-        cache_mask = (
-            None if no_mask else masks.to_additive(masks.causal_mask(rows.mask, new), dtype)
-        )
+        cache_mask = None
+        if not no_mask:
+            cache_mask = masks.to_additive(masks.causal_mask(rows.mask, new), dtype)
         if len(self.layers) == self.config.num_hidden_layers:
             return cache_mask
         embeds = torch.empty(*inputs.shape[:2], 0, dtype=dtype, device=inputs.device)
@@ -368,7 +365,8 @@ class _Compressor:
             kept, _ = self.plan.eviction.keep(inputs, budget)
             index = order[:, None, -width:].repeat(1, heads, 1)
             index[chosen, :, -budget:] = columns.gather(2, kept)
-            layer_cache.replace(gather(layer_cache.keys, index), gather(layer_cache.values, index))
+            layer_cache.keys = gather(layer_cache.keys, index)
+            layer_cache.values = gather(layer_cache.values, index)
         counts = torch.tensor(rows.counts, device=device)
         rows.mask = torch.arange(width, device=device) >= width - counts[:, None]
         rows.compressed = True

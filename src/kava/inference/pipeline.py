@@ -129,7 +129,10 @@ class TextGenerationPipeline:
             reasoning = self.model.think(questions[at : at + size], iterations)
             texts += [one.text for one in self.model.answer(reasoning, max_new_tokens, **options)]
         return [
-            [{"generated_text": _join(one, text, full)} for text in texts[i * copies :][:copies]]
+            [
+                {"generated_text": _join(one, text) if full else text}
+                for text in texts[i * copies :][:copies]
+            ]
             for i, one in enumerate(given)
         ]
 
@@ -224,7 +227,12 @@ def _question(chat: Chat) -> str:
         )
     content = messages[0].get("content")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, list | tuple) or not all(map(_is_text, parts)):
+    if not isinstance(parts, list | tuple) or not all(
+        isinstance(part, Mapping)
+        and part.get("type") == "text"
+        and isinstance(part.get("text"), str)
+        for part in parts
+    ):
         raise KavaError(
             "the content of a message must be a string or a list of parts "
             f'{{"type": "text", "text": ...}}; got {content!r}',
@@ -234,19 +242,7 @@ def _question(chat: Chat) -> str:
     return "".join(part["text"] for part in parts)
 
 
-def _is_text(part: Any) -> bool:
-    return (
-        isinstance(part, Mapping)
-        and part.get("type") == "text"
-        and isinstance(part.get("text"), str)
-    )
-
-
-def _join(given: str | Chat, text: str, full: bool) -> Any:
-    if not full:
-        return text
-    return f"{given} {text}" if isinstance(given, str) else [*given, _assistant_message(text)]
-
-
-def _assistant_message(text: str) -> dict[str, str]:
-    return {"role": "assistant", "content": text}
+def _join(given: str | Chat, text: str) -> Any:
+    if isinstance(given, str):
+        return f"{given} {text}"
+    return [*given, {"role": "assistant", "content": text}]

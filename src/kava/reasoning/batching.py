@@ -94,7 +94,10 @@ class Encoder:
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
         """Tokenize examples: question, chain of thought and answer of each."""
-        texts = [[*map(_with_leading_space, self._steps_in_use(e))] for e in examples]
+        # The last step is dropped as in PCCoT's code and in KaVa's recipes, but not in LOTUS and
+        # Coconut (`defaults`).
+        end = -1 if self.drop_last_step else None
+        texts = [[*map(_with_leading_space, e.steps[:end])] for e in examples]
         traces = self._parts(texts)
         answers = self._answers([" " + e.answer for e in examples])
         questions = self.questions([e.question for e in examples])
@@ -138,10 +141,6 @@ class Encoder:
         if self._whole:
             return [whole_text.split(parts, ids) for parts in texts]
         return [[ids[part] for part in parts] for parts in texts]
-
-    def _steps_in_use(self, example: Example) -> tuple[str, ...]:
-        # As in PCCoT's code and in KaVa's recipes, but not in LOTUS and Coconut (`defaults`).
-        return example.steps[:-1] if self.drop_last_step else example.steps
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return encode(self.tokenizer, texts)

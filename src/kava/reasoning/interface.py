@@ -12,7 +12,6 @@ from kava.backbones.structure import Output
 from kava.reasoning.batching import Encoder
 from kava.reasoning.states import Suffix
 from kava.recipe.schema import Recipe
-from kava.types import ANSWER_PROMPT
 
 #: Special tokens that every reasoner adds to its tokenizer, by the names used in the code.
 SPECIAL_TOKENS = {"bot": "<bot>", "latent": "<latent>", "eot": "<eot>"}
@@ -64,11 +63,6 @@ class ReasonerBase(nn.Module):
         """Whether any layer has a sliding window."""
         by_kind = self.windows.values() if isinstance(self.windows, dict) else [self.windows]
         return any(window is not None for window in by_kind)
-
-    @property
-    def prompt_text(self) -> str:
-        """Text of the answer prompt, which latent methods process but do not generate."""
-        return ANSWER_PROMPT
 
     def special(self, name: str) -> Tensor:
         """Return the embedding [hidden] of `bot`, `latent` or `eot`, in the backbone's dtype."""

@@ -9,6 +9,8 @@ therefore hold.
 The renderer and `MODELS_CONFIG_MAP` are internals of vLLM. The plugin is for version 0.32 alone.
 """
 
+from __future__ import annotations
+
 #: Architectures of exported folders on whose layers the latent passes can run.
 ARCHITECTURES = tuple(f"Kava{family}ForCausalLM" for family in ("Llama", "Qwen2", "Qwen3"))
 #: Name of vLLM's tokenizer mode and renderer for exported folders.

@@ -1,5 +1,7 @@
 """What the plugin sets and refuses in vLLM's configuration, before any weight is read."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from vllm.model_executor.models.config import VerifyAndUpdateConfig

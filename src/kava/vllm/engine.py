@@ -1,5 +1,7 @@
 """kava's latent rules on the layers of a model that vLLM has loaded."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
 """The first token of methods that decode everything after <eot>, chosen as kava does."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch

@@ -1,5 +1,7 @@
 """vLLM's Llama, Qwen2 and Qwen3 that also return the embeddings of a thought."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

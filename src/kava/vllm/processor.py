@@ -1,5 +1,7 @@
 """The thought as a modality of vLLM: token ids and placeholders of a prompt."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +9,11 @@ import torch
 from transformers import BatchFeature
 from vllm.inputs.engine import mm_input
 from vllm.multimodal.hasher import MultiModalHasher
-from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems, PlaceholderRange
+from vllm.multimodal.inputs import (
+    MultiModalFieldConfig,
+    MultiModalKwargsItems,
+    PlaceholderRange,
+)
 from vllm.multimodal.parse import MultiModalDataItems, MultiModalDataParser, ProcessorBatchItems
 from vllm.multimodal.processing import (
     BaseDummyInputsBuilder,

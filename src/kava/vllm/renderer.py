@@ -1,5 +1,7 @@
 """How a text or a chat becomes a prompt: the question is encoded exactly as kava does."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from vllm.inputs import TextPrompt, TokensPrompt

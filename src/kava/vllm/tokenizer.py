@@ -1,5 +1,7 @@
 """The tokenizer of an exported folder, loaded as kava does."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from transformers import PreTrainedConfig

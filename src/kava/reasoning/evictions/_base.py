@@ -96,7 +96,10 @@ class Eviction(ABC):
 
     def select(
         self, scores: Float[Tensor, "batch kv_heads steps"], inputs: EvictionInputs, budget: int
-    ) -> tuple[Int[Tensor, "batch kv_heads {budget}"], Bool[Tensor, "batch kv_heads {budget}"]]:
+    ) -> tuple[
+        Int[Tensor, "batch kv_heads {budget}"],
+        Bool[Tensor, "batch kv_heads {budget}"],
+    ]:
         """Select `budget` tokens by their scores: the highest ones, unless a subclass differs."""
         return select_top_k(scores, inputs, budget)
 

@@ -133,9 +133,8 @@ class RKVDecoding(Eviction):
             count: [batch], number of real tokens of each example.
         """
         direction, _, percent = self.retain.partition("_")
-        most = (
-            (self.retain_ratio * count).long().clamp(min=1) if percent else torch.ones_like(count)
-        )
+        share = self.retain_ratio if percent else 0
+        most = (share * count).long().clamp(min=1)
         # Number of near-copies from the start of the row up to each column, itself included.
         ahead = similar.cumsum(-1)
         if direction == "last":

@@ -12,8 +12,9 @@ from torch import Tensor
 from kava.backbones import cache
 from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.interface import ReasonerBase
+from kava.reasoning.latents._settle import iterate_until_converged
 from kava.reasoning.latents._watch import report_pass
-from kava.reasoning.states import LatentState, Suffix
+from kava.reasoning.states import AutoIterations, LatentState, Suffix
 from kava.shapes import Float
 
 
@@ -21,7 +22,7 @@ def iterate(
     reasoner: ReasonerBase,
     question: MaskedCache,
     num_latents: int,
-    num_iterations: int,
+    num_iterations: int | AutoIterations,
     suffix: Suffix,
     keep_all: bool,
     next_inputs: Callable[
@@ -43,6 +44,10 @@ def iterate(
     Raises:
         ValueError: `num_iterations` is negative.
     """
+    if isinstance(num_iterations, AutoIterations):
+        return iterate_until_converged(
+            reasoner, question, num_latents, num_iterations, suffix, next_inputs
+        )
     batch, start = question.attention_mask.shape[0], question.columns
     inputs = reasoner.special("latent").expand(batch, num_latents, -1)
     bot = reasoner.special("bot").expand(batch, 1, -1)

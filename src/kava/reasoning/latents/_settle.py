@@ -43,6 +43,7 @@ def iterate_until_converged(
     trajectory, inputs = [inputs], next_inputs(output.last_hidden_state)
     iterations = torch.zeros(batch, dtype=torch.long, device=inputs.device)
     settled, done = torch.zeros_like(iterations), 0
+    columns = torch.arange(num_latents, device=inputs.device)
     for t in range(1, limits.max_iterations + 1):
         trajectory.append(inputs)
         # Latents that all examples have settled keep their keys and values in the cache.
@@ -57,7 +58,7 @@ def iterate_until_converged(
         least = int(settled.min())
         if least == num_latents or t == limits.max_iterations:
             break
-        inputs = torch.where(_settled_mask(settled, inputs), inputs, update)
+        inputs = torch.where((columns < settled[:, None])[..., None], inputs, update)
         done = least
     return LatentState(
         cache=after,
@@ -80,9 +81,3 @@ def _count_settled(
     change = torch.linalg.vector_norm((update - inputs).float(), dim=-1)
     size = torch.linalg.vector_norm(inputs.float(), dim=-1)
     return (change <= tolerance * size).long().cumprod(dim=1).sum(dim=1)
-
-
-def _settled_mask(settled: Int[Tensor, "batch"], inputs: Tensor) -> Tensor:
-    """Return a mask [batch, latents, 1] of the settled latents."""
-    columns = torch.arange(inputs.shape[1], device=inputs.device)
-    return (columns < settled[:, None])[..., None]

@@ -12,7 +12,6 @@ from torch import Tensor
 from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.latents._iterate import iterate
-from kava.reasoning.latents._settle import iterate_until_converged
 from kava.reasoning.states import AutoIterations, LatentState, Suffix
 from kava.shapes import Float
 
@@ -37,8 +36,4 @@ def think(
         # state of <bot>, the first column of pass 0, is not used.
         return reasoner.special("latent") + reasoner.project(states[:, -num_latents:])
 
-    if isinstance(num_iterations, AutoIterations):
-        return iterate_until_converged(
-            reasoner, question, num_latents, num_iterations, suffix, next_inputs
-        )
     return iterate(reasoner, question, num_latents, num_iterations, suffix, keep_all, next_inputs)

@@ -43,20 +43,24 @@ def kv_cache_loss(
             `sum` for the sum over heads, head size and layers, averaged over filled slots.
     """
     mask, count = torch.stack(slot_mask)[..., None], count.clamp(min=1)
-    terms = [
-        _term(
-            student,
-            teacher,
-            part,
-            mask,
-            kind=kind,
-            layerwise_std=layerwise_std,
-            reduction=reduction,
-            count=count,
-        )
-        for part in (0, 1)
-    ]
-    return (terms[0] + terms[1]) / 2
+
+    def term(part: int) -> Tensor:
+        """Return the term for the keys (`part` 0) or for the values (`part` 1)."""
+        student_states = torch.stack([pair[part] for pair in student])
+        teacher_states = torch.stack([pair[part] for pair in teacher]).detach().float()
+        layers, _, heads, _, size = teacher_states.shape
+        std = masked_std(teacher_states, mask, (1, 2, 3, 4) if layerwise_std else (0, 1, 2, 3, 4))
+        error = distance(kind, student_states, teacher_states) / std * mask
+        if reduction == "sum":
+            return error.sum() / count
+        if reduction == "row":
+            # Layer 0 and head 0 stand for all: each head has the same number of filled slots.
+            slots = mask[0, :, 0].sum(dim=(1, 2)).clamp(min=1)[:, None, None, None]
+            error = error / slots
+        # The paper leaves the normalization open. A mean does not grow with M, layers or heads.
+        return error.sum() / (count * layers * heads * size)
+
+    return (term(0) + term(1)) / 2
 
 
 def denominator(slots: Int[Tensor, "batch"], reduction: str) -> Int[Tensor, ""]:
@@ -67,31 +71,3 @@ def denominator(slots: Int[Tensor, "batch"], reduction: str) -> Int[Tensor, ""]:
         reduction: `row` counts examples; `mean` and `sum` count filled slots.
     """
     return (slots > 0).sum() if reduction == "row" else slots.sum()
-
-
-def _term(
-    student: list[Pair],
-    teacher: list[Pair],
-    part: int,
-    mask: Bool[Tensor, "layers batch kv_heads latents 1"],
-    *,
-    kind: str,
-    layerwise_std: bool,
-    reduction: str,
-    count: Num[Tensor, ""],
-) -> Float[Tensor, ""]:
-    """Return the term of L_KV for the keys (`part` 0) or for the values (`part` 1)."""
-    student_states = torch.stack([pair[part] for pair in student])
-    teacher_states = torch.stack([pair[part] for pair in teacher]).detach().float()
-    dims = (1, 2, 3, 4) if layerwise_std else (0, 1, 2, 3, 4)
-    layers, _, heads, _, size = teacher_states.shape
-    std = masked_std(teacher_states, mask, dims)
-    error = distance(kind, student_states, teacher_states) / std * mask
-    if reduction == "sum":
-        return error.sum() / count
-    if reduction == "row":
-        # Layer 0 and head 0 stand for all: each head has the same number of filled slots.
-        slots = mask[0, :, 0].sum(dim=(1, 2)).clamp(min=1)[:, None, None, None]
-        error = error / slots
-    # The paper leaves the normalization open. A mean does not grow with M, layers or heads.
-    return error.sum() / (count * layers * heads * size)

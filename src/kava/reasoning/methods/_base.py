@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from kava.reasoning.losses.cross_entropy import cross_entropy
 from kava.reasoning.methods._work import ForwardPass, Work, consecutive_passes
 from kava.reasoning.states import AutoIterations, LatentState, Suffix
 from kava.recipe.schema import Recipe, Section
+from kava.types import ANSWER_PROMPT
 
 #: Tensors by name (see `kava.reasoning.batching.collate`), and the entries that a curriculum adds.
 Batch = dict[str, Any]
@@ -298,9 +299,7 @@ class LatentMethod(Method):
         """Return the state from which the answer is generated."""
         prompt, text = self.begin_answer(reasoner, state.suffix[:, -1])
         found = None if state.iterations is None else state.iterations.tolist()
-        passes = (
-            self.passes(num_iterations) if isinstance(num_iterations, int) else max(found or ())
-        )
+        passes = max(found) if found else self.passes(cast(int, num_iterations))
         # Two passes belong to the prefill: that of the question and pass 0, which has <bot>.
         return ReasoningResult(state.cache, prompt, text, passes, 2, state.latents, found)
 
@@ -317,7 +316,7 @@ class LatentMethod(Method):
             Token ids, [batch, prompt], and the text.
         """
         if self.begins_with_prompt:
-            return prompt_ids(reasoner, len(eot), eot.device), reasoner.prompt_text
+            return prompt_ids(reasoner, len(eot), eot.device), ANSWER_PROMPT
         scores = reasoner.logits(eot).float()
         # This token becomes the prompt of `generate`, which does not stop at an EOS in its prompt.
         scores[:, reasoner.tokenizer.eos_token_id] = -torch.inf
@@ -384,7 +383,8 @@ def teacher_forward(
         output, after = reasoner.extend(question[0], reasoner.embed(ids), mask, layers)
     # The teacher is trained by its own cross-entropy only: both distillation losses see detached
     # states.
-    pairs = cache.detach(cache.key_values(after.past_key_values, start))
+    pairs = cache.key_values(after.past_key_values, start)
+    pairs = [(keys.detach(), values.detach()) for keys, values in pairs]
     return TeacherOutput(
         hidden=torch.cat((question[1], output.last_hidden_state), dim=1),
         before_answer=reasoner.states_before_answer(output, width, batch) if layers else None,

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -145,18 +146,9 @@ class KvDistillation:
         target = [(k[:, :, :latents], v[:, :, :latents]) for k, v in target]
         slot_masks = [slots[:, :, :latents] for slots in slot_masks]
 
-        def compare(one: KeyValues, other: KeyValues, mask: list[Tensor], count: Tensor) -> Tensor:
-            return kv_cache_loss(
-                one,
-                other,
-                mask,
-                kind=kv.loss,
-                layerwise_std=kv.layerwise_std,
-                count=count,
-                reduction=kv.reduction,
-            )
-
-        per_pass = [compare(one, target, slot_masks, counts["slots"]) for one in ours]
+        form = {"kind": kv.loss, "layerwise_std": kv.layerwise_std, "reduction": kv.reduction}
+        compare = partial(kv_cache_loss, **form)
+        per_pass = [compare(one, target, slot_masks, count=counts["slots"]) for one in ours]
         terms = {"kv": torch.stack(per_pass).mean()}
         if kv.supervise == "all":
             terms.update({f"kv_step_{i + 1}": value for i, value in enumerate(per_pass)})
@@ -168,7 +160,7 @@ class KvDistillation:
             heads = [mask[:, None].expand(-1, keys.shape[1], -1) for keys, _ in theirs]
             count = counts["rows" if kv.reduction == "row" else "answer"]
             ours = self.student_kv_for_loss(reasoner, pairs, before[:, :end], mask)
-            terms["kv_answer"] = compare(ours, theirs, heads, count)
+            terms["kv_answer"] = compare(ours, theirs, heads, count=count)
         return terms
 
     def weighted_loss(self, terms: LossTerms) -> Tensor:

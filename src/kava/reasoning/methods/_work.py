@@ -95,11 +95,9 @@ def parallel_passes(
     """
     if iterations == 0:
         return consecutive_passes(1 + latents + suffix, after=question)
+    first = consecutive_passes(1 + latents, after=question)
     iteration = ForwardPass(torch.full_like(question, latents), question + 1)
-    first, last = (
-        consecutive_passes(1 + latents, after=question),
-        ForwardPass(latents + suffix, question + 1),
-    )
+    last = ForwardPass(latents + suffix, question + 1)
     return [*first, *[iteration] * (iterations - 1), last]
 
 

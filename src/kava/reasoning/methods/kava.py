@@ -32,10 +32,8 @@ class KaVa(KvMethod, PCCoT):
 
     def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
         """Return the batch, with labels of the latents added for each loss that needs them."""
-        batch = super().apply_stage(batch, epoch, uniform)
-        return (
-            self.readout.add_targets(batch, batch, self.recipe.num_latents) if self.reads else batch
-        )
+        batch, latents = super().apply_stage(batch, epoch, uniform), self.recipe.num_latents
+        return self.readout.add_targets(batch, batch, latents) if self.reads else batch
 
     def counts(self, batch: Batch) -> LossTerms:
         """Return the denominators of PCCoT, of L_KV (filled slots) and of the latent readout."""

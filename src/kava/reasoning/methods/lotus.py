@@ -229,9 +229,8 @@ class Lotus(KvMethod):
             )
             supervised = self.select_replaced_steps(batch)
             terms |= self.kv.terms(reasoner, supervised, counts, teacher, state)
-            loss = (
-                loss + recipe.teacher_ce_weight * terms["teacher_ce"] + self.kv.weighted_loss(terms)
-            )
+            loss = loss + recipe.teacher_ce_weight * terms["teacher_ce"]
+            loss = loss + self.kv.weighted_loss(terms)
         return {"loss": loss, **terms}
 
 

@@ -16,6 +16,7 @@ from kava.reasoning.methods._base import (
     prompt_ids,
 )
 from kava.reasoning.methods._work import Work, consecutive_passes, lengths
+from kava.types import ANSWER_PROMPT
 
 
 class NoCoT(Method):
@@ -43,7 +44,7 @@ class NoCoT(Method):
         """Prefill the question; there is no reasoning before the answer."""
         context, _ = prefill_question(reasoner, {"question": question, "question_mask": mask})
         prompt = prompt_ids(reasoner, question.shape[0], question.device)
-        return ReasoningResult(context, prompt, reasoner.prompt_text, 0, prefill_passes=1)
+        return ReasoningResult(context, prompt, ANSWER_PROMPT, 0, prefill_passes=1)
 
 
 IMPLEMENTATION = NoCoT
