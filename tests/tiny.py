@@ -6,6 +6,8 @@ mask that is ignored shows.
 
 from __future__ import annotations
 
+import copy
+import functools
 import random
 from typing import Any
 
@@ -122,14 +124,27 @@ def lora(**changes: Any) -> dict[str, Any]:
 
 def reasoner(family="llama", method: str = "kava", seed: int = 0, **changes: Any) -> Reasoner:
     """In evaluation mode, fp32, on the CPU."""
-    return wrap(bare(family, seed), method, seed, **changes)
+    return _reasoner(*copy.deepcopy(_prepared(family, seed)), method, seed, **changes)
 
 
 def wrap(model, method: str = "kava", seed: int = 0, words=None, **changes: Any) -> Reasoner:
     """A reasoner of a given model; `words` is its tokenizer."""
-    identity = loading.identity(loading.prepare(model), "tiny", None)
+    return _reasoner(*_checked(model, words or tokenizer()), method, seed, **changes)
+
+
+@functools.cache
+def _prepared(family: str, seed: int):
+    """A model, its tokenizer and its identity; made and checked once, for copies of it."""
+    return _checked(bare(family, seed), tokenizer())
+
+
+def _checked(model, words):
+    return model, words, loading.identity(loading.prepare(model), "tiny", None)
+
+
+def _reasoner(model, words, identity, method: str, seed: int, **changes: Any) -> Reasoner:
     torch.manual_seed(seed + 1)
-    return Reasoner(model, words or tokenizer(), recipe(method, **changes), identity).eval()
+    return Reasoner(model, words, recipe(method, **changes), identity).eval()
 
 
 def backbone_parameters(model) -> list[torch.nn.Parameter]:
