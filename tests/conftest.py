@@ -1,5 +1,7 @@
 """One thread, fixed seeds, no deadline: a test says true or false, never how fast."""
 
+import functools
+import gc
 import os
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import combinations
 import jaxtyping
 import pytest
 import torch
+import typer.main
 from browser import browser, browser_page
 from hypothesis import HealthCheck, settings
 from refusals import Said
@@ -24,6 +27,8 @@ from kava.recipe import registry
 __all__ = ["browser", "browser_page"]  # fixtures for every test file
 
 torch.set_num_threads(1)
+# typer makes all commands anew for each call, in 40 ms.
+typer.main.get_command = functools.cache(typer.main.get_command)
 if "KAVA_COMBINATIONS" in os.environ:
     combinations.record(Path(os.environ["KAVA_COMBINATIONS"]))
 settings.register_profile(
@@ -78,6 +83,13 @@ def pytest_collection_modifyitems(items):
 def pytest_runtest_setup(item):
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("no GPU on this machine")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+    """Each training collects garbage; without this it searches all imported modules for it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
