@@ -34,6 +34,7 @@ if "KAVA_COMBINATIONS" in os.environ:
 settings.register_profile(
     "kava",
     deadline=None,
+    max_examples=50,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
