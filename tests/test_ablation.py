@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import PAIRS
+from conftest import pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import all_passes, needs_oracle, to_textbook, token_embeds
@@ -44,7 +44,7 @@ from kava.reasoning.answers import Answer
 from kava.reasoning.reasoner import Reasoner
 from kava.recipe import registry
 
-LATENT = [pair for pair in PAIRS if registry.find("methods", pair[1]).uses_latents]
+LATENT = [pair for pair in pairs("llama") if registry.find("methods", pair[1]).uses_latents]
 LONGEST = 3
 EXAMPLES = [example(4, 3), example(9, 5, 1), example(1, 0, 2), example(6, 2, 3), example(9, 1, 4)]
 

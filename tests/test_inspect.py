@@ -38,9 +38,8 @@ from kava.inspect.terminal import show
 from kava.inspect.trace import split_steps
 
 QUICK = Path(__file__).parents[1] / "checkpoints" / "quickstart" / "kava"
-FEW = ("llama", "gpt2", "gemma2")
 LATENT = [(f, "kava") for f in FAMILIES] + [
-    (f, m) for f in FEW for m in ("pccot", "codi", "coconut", "lotus")
+    ("llama", m) for m in ("pccot", "codi", "coconut", "lotus")
 ]
 #: More tokens than any of these recipes has latents, in more steps than lotus has blocks.
 EXAMPLE = stepped(4, (3, 4, 2))

@@ -131,7 +131,8 @@ def test_generation_does_not_depend_on_batch_or_padding(thinker, mates, data, le
     assert answers(thinker, alone)[0] == answers(thinker, together)[row]
 
 
-def test_questions_as_text_are_answered_as_if_alone(thinker):
+def test_questions_as_text_are_answered_as_if_alone(every_pair):
+    thinker = reasoner(*every_pair)
     questions = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9 w10 w11"]
     together = answers(thinker, thinker.think(questions))
     assert together == [answers(thinker, thinker.think([q]))[0] for q in questions]
