@@ -42,8 +42,9 @@ def reached(reasoner, example) -> int:
         with_kwargs=True,
     )
     batch = tiny.batch(reasoner, [example])
+    has_stages = reasoner.method.stage(0.0) is not None
     with torch.no_grad():
-        for epoch in range(9):
+        for epoch in range(9 if has_stages else 1):
             staged = reasoner.apply_stage(dict(batch), float(epoch))
             reasoner(counts=reasoner.method.counts(staged), **staged)
     hook.remove()
