@@ -20,10 +20,10 @@ TRAINED = Path(__file__).parents[1] / "checkpoints" / "quickstart" / "kava"
 QUESTION = "Monday brought Ann 4 pens. How many pens did Monday bring Ann?"
 
 
-def printed(*words: object, stdin: str = "") -> str:
+def printed(*words: object) -> str:
     """What a process prints, as it is started by a shell."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, input=stdin, capture_output=True, text=True, env=env, timeout=600)
+    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -275,17 +275,21 @@ def test_a_broken_row_is_named_by_file_and_line(kava, tmp_path, monkeypatch):
     assert len(said.splitlines()) == 1, "the recipe is told when all is well"
 
 
-@pytest.mark.processes
-def test_ask_answers_a_question_given_or_piped(backbone, kava):
+def test_ask_answers_a_question_given_or_piped(backbone, kava, monkeypatch):
     long = " ".join([QUESTION] * 12)  # longer than a file's name may be
     assert len(long) > 255
     status, given = kava("ask", "--backbone", backbone, long, "--max-new-tokens", 5)
     assert status == 0, given
-    words = ("-m", "kava", "ask", backbone, "--max-new-tokens", "5")
-    piped = printed(sys.executable, *words, stdin=f"{long}\n\n{QUESTION}\n")
+    reading, writing = os.pipe()
+    os.write(writing, f"{long}\n\n{QUESTION}\n".encode())
+    os.close(writing)
+    with os.fdopen(reading) as piped:
+        monkeypatch.setattr(sys, "stdin", piped)
+        status, said = kava("ask", backbone, "--max-new-tokens", 5)
+    assert status == 0, said
     assert given.out.count("forward passes") == 1
-    assert piped.count("forward passes") == 2
-    assert piped.splitlines()[0] == given.out.splitlines()[0]
+    assert said.out.count("forward passes") == 2
+    assert said.out.splitlines()[0] == given.out.splitlines()[0]
 
 
 def test_ask_can_compress_the_cache(backbone, kava):
