@@ -507,7 +507,9 @@ def test_a_broken_link_breaks_the_build(tmp_path):
     (tmp_path / "mkdocs.yml").write_text(json.dumps(wrong), encoding="utf-8")
     words = [sys.executable, "-m", "mkdocs", "build", "--strict"]
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    for text, fine in (("# A\n\n[a](#a)\n", True), ("[a](no.md)\n", False), ("[a](#b)\n", False)):
-        (tmp_path / "docs" / "index.md").write_text(text, encoding="utf-8")
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, env=env, timeout=120)
-        assert (done.returncode == 0) is fine, (text, done.stderr)
+    for link in ("no.md", "#b"):
+        (tmp_path / "docs" / "index.md").write_text(f"[a]({link})\n", encoding="utf-8")
+        done = subprocess.run(
+            words, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=120
+        )
+        assert done.returncode and f"'{link}'" in done.stderr, (link, done.stderr)
