@@ -445,16 +445,17 @@ def test_several_gpus_have_a_run_each_and_a_failure_or_a_kill_is_one_run_alone(
 
     monkeypatch.setattr(gpus, "_start", note)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    good, bad = write(tmp_path, "good", backbone), write(tmp_path, "bad", tmp_path / "none")
-    words = ["sweep", good, bad, "--seeds", 1, 2, "-o", tmp_path / "out"]
+    good, killed = (write(tmp_path, name, backbone) for name in ("good", "killed"))
+    words = ["sweep", good, write(tmp_path, "bad", tmp_path / "none"), killed, "--seeds", 1]
+    words += ["-o", tmp_path / "out"]
     status, said = kava(*words)
-    assert status == 1 and "4 runs: 1 trained, 3 failed" in said, (status, said)
+    assert status == 1 and "3 runs: 1 trained, 2 failed" in said, (status, said)
     found = {run["run"]: run for run in summary(tmp_path / "out")["runs"]}
-    assert [found[name]["outcome"] for name in ("good-seed1", "bad-seed1", "bad-seed2")] == [
+    assert [found[name]["outcome"] for name in ("good-seed1", "bad-seed1", "killed-seed1")] == [
         "trained", "failed", "failed"
     ]  # fmt: skip
-    assert "GPU " in found["good-seed2"]["reason"]
-    assert [number for number, _ in started] == [0, 1, 2, 3]
+    assert "GPU " in found["killed-seed1"]["reason"]
+    assert [number for number, _ in started] == [0, 1, 2]
     assert {gpu for _, gpu in started[:2]} == {gpu for _, gpu in started} == {"4", "GPU-7"}
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
