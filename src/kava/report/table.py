@@ -233,12 +233,14 @@ def _paper_rows(
     shown: list[TableRow],
 ) -> Iterable[tuple[Cell, ...]]:
     for method in _by_paper():
-        shipped = load_resolved(assets.find(f"recipes/{where}/{method}.yaml"))
+        # A method of this project, or one that a user has added, has no recipe of the paper.
+        folder = assets.folder_with(f"recipes/{where}", f"{method}.yaml")
+        shipped = load_resolved(folder / f"{method}.yaml") if folder else None
         own = [group for group in groups if group.method == method]
-        different = {id(group): changes(group, shipped) for group in own}
+        different = {id(group): changes(group, shipped) if shipped else {} for group in own}
         plain = [group for group in own if not different[id(group)]]
         other = published.number(quantity, task, where, method)
-        if plain or other or task == "gsm8k":
+        if plain or other or (shipped and task == "gsm8k"):
             yield _paper_row(quantity, where, task, method, plain, other, all_seeds, shown)
         for group in own:
             if different[id(group)]:
