@@ -46,7 +46,7 @@ settings.load_profile("kava")
 #: no worker is left alone with one at the end (`--no-loadscope-reorder` keeps this order).
 LONG = (
     "test_slurm", "test_parallel", "test_layerwise", "test_demo", "test_docs", "test_cli",
-    "test_resuming", "test_quickstart", "test_examples",
+    "test_resuming", "test_quickstart", "test_examples", "test_sweep", "test_types",
 )  # fmt: skip
 
 
