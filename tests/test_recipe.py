@@ -427,7 +427,9 @@ def test_what_is_dumped_is_complete_and_loads_as_the_same(written):
     recipe = load_resolved(written(), ["kv.eviction.lambda=0.25", "description='ä: #1'"])
     text = dump(recipe)
     assert load_resolved(written(text)) == recipe
-    assert yaml.safe_load(text)["kv"]["eviction"] == {"name": "rkv", "lambda": 0.25}
+    assert yaml.safe_load(text)["kv"]["eviction"] == {
+        "name": "rkv", "lambda": 0.25, "shared": "none",
+    }  # fmt: skip
     assert set(yaml.safe_load(text)) == set(Recipe.model_fields)
 
 
