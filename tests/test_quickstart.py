@@ -66,8 +66,6 @@ def test_smoke_leaves_every_file_and_says_what_is_new_and_what_is_committed(
     assert read(tmp_path / "run-1" / "result.json") == result
 
 
-#: By folder, runs that are older than a change of their recipe, as docs/results.md says.
-OLDER = {"": set(), "ablations": {"lotus", "lotus_kv"}}
 RECIPES = {
     file.stem: load_resolved(file)
     for file in sorted((ROOT / "recipes/quickstart").glob("*.yaml"))
@@ -164,7 +162,7 @@ def test_the_committed_runs_are_those_of_the_recipes(folder, recipes):
         for seed in read(RESULTS / folder / "summary.json")["seeds"]:
             wanted = recipe.model_copy(update={"seed": seed})
             found = differences(RESULTS / folder / f"{name}-seed{seed}", wanted)
-            assert (found != "") if name in OLDER[folder] else found == "", (name, found)
+            assert found == "", (name, found)
 
 
 def test_the_readme_has_the_committed_numbers():
