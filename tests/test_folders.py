@@ -20,6 +20,7 @@ from kava.backbones.tiny import tiny_backbone
 from kava.data.tasks import load_task
 from kava.errors import KavaError
 from kava.evaluation.score import score_run
+from kava.reasoning.answering import AnsweringReasoner
 from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import load_resolved
 from kava.recipe.schema import dump
@@ -295,7 +296,7 @@ def test_a_place_for_scores_is_tried_before_anything_is_answered(
 ):
     if not Path("/proc").is_dir():
         pytest.skip("no folder here that nobody writes to")
-    monkeypatch.delattr(Reasoner, "answer")
+    monkeypatch.delattr(AnsweringReasoner, "answer")
     words = ("--task", "synthetic", "--limit", 2, "-o", "/proc/scores")
     status, said = kava("eval", backbone, *words)
     found = status, said.code, said.key
