@@ -174,7 +174,7 @@ def services(file: Path) -> str:
     machine = found["machine"]
     where = f"{machine['cores']} cores of an {machine['processor']}"
     parts.append(
-        f"{where}; with other work on the machine, its load was {least:.1f} to {most:.1f}.\n"
+        f"{where}, without other work; the services' own load was {least:.1f} to {most:.1f}.\n"
     )
     return "\n".join(parts)
 
