@@ -28,8 +28,9 @@ class AnsweringReasoner(ReasonerBase):
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which answers are computed: autocast as in training, or none.
 
-        By default, this is bf16 autocast on a GPU (`train.precision`). There is none for a
-        checkpoint that was loaded with `dtype=torch.float32`.
+        This is bf16 autocast on a GPU by default, and on any device if the recipe's
+        `train.precision` is bf16; on a CPU, that can be slower. There is none for a checkpoint that
+        was loaded with `dtype=torch.float32`.
         """
         enabled = self.follows_training and self.recipe.train.autocasts(self.device.type)
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
@@ -101,7 +102,12 @@ class AnsweringReasoner(ReasonerBase):
             return self.method.think(self, ids, mask, num_iterations)
 
     def check_iterations(self, num_iterations: int | Literal["auto"] = 0) -> None:
-        """Raise a KavaError if the method does not iterate, or the number is not valid."""
+        """Check that the method iterates and that the number of iterations is valid.
+
+        Raises:
+            KavaError: the method does not iterate, or the number is neither "auto" nor a whole
+                number from 0 on.
+        """
         if num_iterations != "auto":
             check_whole_number("num_iterations", num_iterations, 0)
         if not self.method.iterates:
@@ -219,7 +225,11 @@ class AnsweringReasoner(ReasonerBase):
 
 
 def _check_questions(questions: str | Sequence[str]) -> list[str]:
-    """Return the questions as a list; raise a KavaError for none, or for one that is no text."""
+    """Return the questions as a list, after checking that each is a valid text.
+
+    Raises:
+        KavaError: no question is given, or one is empty, not a text, or not valid Unicode.
+    """
     if isinstance(questions, Mapping):
         raise KavaError(
             f"a question must be a string, not a {type(questions).__name__}; for chat messages, "
