@@ -168,6 +168,16 @@ def test_no_command_computes_on_the_cpu_unasked(name, files, kava, tmp_path, too
     assert status == 2 and said.code == "system.cuda-unusable", said
 
 
+@pytest.mark.parametrize("name", ["ask", "serve"])
+def test_the_dtype_of_answers_can_be_chosen(name, files, kava, tmp_path, monkeypatch):
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: None)  # no request comes
+    words = [str(word).format(tmp=tmp_path, **files) for word in COMMANDS[name][0]]
+    status, said = kava(*words, "--dtype", "bfloat16")
+    assert status == 0 and "device: cpu; weights in bfloat16" in said, said
+    status, said = kava(*words, "--dtype", "int8")
+    assert status == 2 and said.code == "backbones.bad-dtype"
+
+
 def test_the_line_is_no_part_of_an_answer(files, kava):
     status, said = kava("ask", files["run"], "4+3")
     assert status == 0 and "device:" not in said.out and "device: cpu" in said

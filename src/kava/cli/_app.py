@@ -62,6 +62,13 @@ TaskFiles = Annotated[
 Revision = Annotated[
     str | None, typer.Option(help="branch, tag or commit of a model on the Hugging Face Hub")
 ]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help="bfloat16, float32 or auto, which answers as the recipe trains; on CPUs, float32 is "
+        "often faster"
+    ),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="use only the first rows of the task")]
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from kava.cli._app import (
+    Dtype,
     Iterations,
     Limit,
     Output,
@@ -46,6 +47,7 @@ def ask(
         ),
     ] = None,
     revision: Revision = None,
+    dtype: Dtype = None,
     compress: Annotated[
         str | None,
         typer.Option(metavar="EVICTION", help="compress the KV cache, such as with rkv_decoding"),
@@ -74,7 +76,7 @@ def ask(
     # os.path.exists returns False.
     if run and backbone and question is None and not os.path.exists(run):
         run, question = None, run
-    reasoner = open_reasoner(run or backbone, backbone if run else None, revision=revision)
+    reasoner = open_reasoner(run or backbone, backbone if run else None, dtype, revision)
     how = Settings(show_thoughts, iterations, max_new_tokens, plan)
     if question is not None:
         check_question(reasoner, question, how)

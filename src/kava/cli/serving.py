@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from kava.cli._app import Merge, Revision, TaskFile, app, examples, make_console
+from kava.cli._app import Dtype, Merge, Revision, TaskFile, app, examples, make_console
 from kava.errors import KavaError, unknown_name
 
 AllowHost = Annotated[
@@ -44,6 +44,7 @@ def serve(
     ] = None,
     merge: Merge = False,
     revision: Revision = None,
+    dtype: Dtype = None,
     batch_size: Annotated[
         int, typer.Option(min=1, help="maximum number of questions per batch")
     ] = 32,
@@ -85,7 +86,7 @@ def serve(
         delay=delay_ms / 1000,
         queue_length=queue_length,
     )
-    start(run, address, limits, name, backbone, make_console(), merge, revision)
+    start(run, address, limits, name, backbone, make_console(), merge, revision, dtype)
 
 
 @app.command(epilog=examples("kava demo", "kava demo runs/mine --written runs/cot --port 7860"))

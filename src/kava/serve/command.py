@@ -109,6 +109,7 @@ def serve(
     console: Console,
     merge: bool = False,
     revision: str | None = None,
+    dtype: str | None = None,
 ) -> None:
     """Load a run and answer requests until interrupted.
 
@@ -131,7 +132,7 @@ def serve(
     from kava.reasoning.open import open_reasoner, print_device
 
     with bind("serve", address.host, address.port) as listening:
-        reasoner = open_reasoner(run, backbone, revision=revision)
+        reasoner = open_reasoner(run, backbone, dtype, revision)
         if merge:
             reasoner.merge()
         print_device(reasoner, limits.batch_size, console)
