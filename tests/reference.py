@@ -262,6 +262,8 @@ def scores(name: str, lam: float, queries: list, keys: list, scale: float) -> li
     """S of one head over its real tokens, for every eviction that is not random."""
     if name == "crop_right":
         return [-float(c) for c in range(len(keys))]
+    if name == "crop_left":
+        return [float(c) for c in range(len(keys))]
     if name == "full":
         return [0.0] * len(keys)
     if name == "rkv_decoding":
@@ -519,8 +521,9 @@ def _distilled(reasoner: Reasoner, rows: list, stage: None) -> dict[str, Tensor]
             loss = loss + recipe.kv.weight * (terms["kv"] + terms.get("kv_answer", 0))
         if recipe.method == "aligned":
             readout = [
-                _kept_labels(reasoner, row, one, seen[-1])
+                label
                 for row, one, seen in zip(rows, taught, students, strict=True)
+                for label in _kept_labels(reasoner, row, one, seen)
             ]
         if recipe.latent_readout.weight:
             terms["readout"] = cross_entropy(readout)
@@ -531,10 +534,11 @@ def _distilled(reasoner: Reasoner, rows: list, stage: None) -> dict[str, Tensor]
     return {"loss": loss, **terms, "seen": [one[-1] for one in students]}
 
 
-def _kept_labels(reasoner: Reasoner, row, taught: tuple, student: Run) -> tuple[Tensor, list]:
-    """Scores of the latents and the tokens that they stand for, the same for all heads."""
+def _kept_labels(reasoner: Reasoner, row, taught: tuple, seen: list[Run]) -> list[tuple]:
+    """In each pass, scores of the supervised latents and the tokens that they stand for."""
     whole, q, c, a = taught
-    target = reasoner.recipe.latent_readout.target
+    recipe = reasoner.recipe
+    target, found, last = recipe.latent_readout.target, [], len(seen) - 1
     parts, width = _aligned_parts(reasoner, row)
     columns = kept_columns(reasoner, whole, q, c, a, row.step_of, parts, width)
     assert all(head == columns[0][0] for layer in columns for head in layer)
@@ -542,7 +546,12 @@ def _kept_labels(reasoner: Reasoner, row, taught: tuple, student: Run) -> tuple[
     tokens = [written[column - q + (target == "next")] for column in columns[0][0]]
     slots = [b * width + j for b, part in enumerate(parts) for j in range(min(len(part), width))]
     at = q + 1 - (target == "slot")
-    return student.scores[[at + slot for slot in slots]], tokens
+    each = recipe.method_options.get("readout_after") != "last_pass"
+    for t, student in enumerate(seen):
+        # Step b (0, 1, ...) needs b + 1 passes after pass 0.
+        now = [i for i, slot in enumerate(slots) if t == last or (each and t > slot // width)]
+        found.append((student.scores[[at + slots[i] for i in now]], [tokens[i] for i in now]))
+    return found
 
 
 def _aligned_parts(reasoner: Reasoner, row) -> tuple[list[list[int]], int]:
@@ -648,6 +657,8 @@ def kept_columns(
             if eviction.name == "later_steps":
                 most = later_steps(heads, q, c, a, steps)
                 of_parts = [[most[column - q] for column in at] for at in parts]
+            elif eviction.name == "crop_left":
+                of_parts = parts
             else:
                 pairs = [rkv_parts(heads, keys[head], q + c, a, at) for at in parts]
                 lam = eviction.lam

@@ -24,7 +24,8 @@ def choose(thinker, data):
 
 
 def test_all_heads_of_all_layers_keep_the_same_tokens():
-    for changes in ({}, {"latent_readout": {"width": 2}, "num_latents": 6}):
+    later = {"kv": {"eviction": {"name": "later_steps"}}}
+    for changes in ({}, later, {"latent_readout": {"width": 2}, "num_latents": 6} | later):
         thinker = reasoner(method="aligned", **changes)
         first, *others = choose(thinker, batch(thinker, [example(3, 9), stepped(4, (3, 1, 5))]))
         for one in (first, *others):
@@ -52,6 +53,20 @@ def test_one_latent_for_each_step_stands_for_its_result(backbone, form):
         words = [thinker.tokenizer.decode([token]).strip() for token in tokens]
         right += [word == result for word, result in zip(words, results, strict=True)]
     assert sum(right) / len(right) > (0.8 if form == "equation" else 0.98)
+
+
+def test_a_step_is_supervised_from_its_own_pass_on():
+    """With T = 3 and blocks of 2: step 1 in passes 1 to 3, steps 3 and 4 in pass 3."""
+    sizes = {"num_latents": 8, "num_iterations": 3, "latent_readout": {"width": 2}}
+    thinker = reasoner(method="aligned", **sizes)
+    data = thinker.apply_stage(batch(thinker, [stepped(4, (3, 1, 5, 2))]))
+    found = {i: set() for i in range(8)}
+    pairs = zip(data["readout_passes"].tolist(), data["readout_latents"].tolist(), strict=True)
+    for t, latent in pairs:
+        found[latent].add(t)
+    # The second step has a single token, so latent 3 stands for none.
+    first, second, last = {1, 2, 3}, {2, 3}, {3}
+    assert list(found.values()) == [first, first, second, set(), last, last, last, last]
 
 
 def test_heads_that_keep_other_tokens_are_refused():

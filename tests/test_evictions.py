@@ -83,7 +83,8 @@ def test_keeps_what_the_equations_keep(name, lengths, budget, lam, seed):
 
 
 DIFFERENT = (
-    "rkv", "cosine", "attention", "crop_right", "rkv_decoding", "evenly_spaced", "later_steps",
+    "rkv", "cosine", "attention", "crop_right", "crop_left", "rkv_decoding", "evenly_spaced",
+    "later_steps",
 )  # fmt: skip
 
 

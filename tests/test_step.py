@@ -95,6 +95,20 @@ CASES = {
         "method": "aligned", "num_latents": 4, "kv": {"weight": 0.9},
         "latent_readout": {"weight": 0.7, "width": 2},
     },
+    "aligned, in the last pass": {
+        "method": "aligned", "num_latents": 4, "kv": {"weight": 0.9},
+        "latent_readout": {"weight": 0.7, "width": 2},
+        "method_options": {"readout_after": "last_pass"},
+    },
+    "aligned, T = 0": {
+        "method": "aligned", "num_latents": 4, "num_iterations": 0,
+        "latent_readout": {"weight": 0.7, "width": 2},
+    },
+    "aligned, what later steps attend to": {
+        "method": "aligned", "num_latents": 4,
+        "kv": {"weight": 0.9, "eviction": {"name": "later_steps"}},
+        "latent_readout": {"weight": 0.7, "width": 2},
+    },
     "aligned, the next token": {
         "method": "aligned", "kv": {"weight": 0.9, "keys": "pre_rope"},
         "latent_readout": {"weight": 0.5, "target": "next"},

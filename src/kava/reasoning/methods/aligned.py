@@ -1,10 +1,11 @@
-"""Aligned KaVa (ours): each latent stands for one token of the chain of thought.
+"""Aligned KaVa (ours): each latent stands for one token of the chain of thought, from its step on.
 
-KaVa keeps other tokens in each layer and head, and few of those that later steps read, so what a
-latent has to match is hard to foresee (docs/log.md). Here, all layers and heads keep the same
-tokens: those that later steps attend to most. Each latent matches the keys and values of one of
-them, and predicts it. With c latents for each step (`latent_readout.width`), the c tokens of a step
-that later steps attend to most; with one, that is in practice the step's result.
+Under KaVa, each layer and head keeps other tokens, so that what a latent has to match is hard to
+foresee, and only the last pass is supervised (docs/log.md). Here, latents come in blocks of c
+(`latent_readout.width`), one for each reasoning step; all layers and heads keep the same c tokens
+of the step, by default the last ones, and a latent matches the keys and values of its token and
+predicts it. Step i needs i passes, since it reads the result of the one before it: from pass i on,
+the latents of its block should predict their tokens in every pass.
 
 L = CE_student + w_t CE_teacher + a1 L_CODI + a2 L_KV + a3 CE(kept token | latent)
 """
@@ -12,6 +13,7 @@ L = CE_student + w_t CE_teacher + a1 L_CODI + a2 L_KV + a3 CE(kept token | laten
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,7 +28,18 @@ from kava.reasoning.methods._work import Work
 from kava.reasoning.methods.kava import KaVa
 from kava.reasoning.methods.pccot import PCCoT
 from kava.reasoning.states import LatentState
-from kava.recipe.schema import Recipe
+from kava.recipe.schema import Recipe, Section
+
+
+class AlignedOptions(Section):
+    """Options of Aligned KaVa.
+
+    readout_after: in which passes the latents of step i (1, 2, ...) should predict their tokens.
+        `own_pass`: in pass i and all after it (in pass T if i is larger). `last_pass`: in pass T
+        alone, as all other losses.
+    """
+
+    readout_after: Literal["own_pass", "last_pass"] = "own_pass"
 
 
 class Aligned(KaVa):
@@ -38,15 +51,19 @@ class Aligned(KaVa):
 
     label = "Aligned KaVa"
     paper = None
+    Options = AlignedOptions
     defaults = {
-        "kv": {"eviction": {"name": "later_steps", "shared": "max"}},
-        "latent_readout": {"weight": 1.0},
+        "kv": {"eviction": {"name": "crop_left", "shared": "max"}},
+        "latent_readout": {"weight": 1.0, "target": "slot"},
     }
 
     def __init__(self, recipe: Recipe):
         super().__init__(recipe)
+        self.width = recipe.latent_readout.width or recipe.num_latents
         self.kv = KvDistillation(recipe, recipe.latent_readout.width)
         self.queries = self.kv.queries  # the tokens are chosen even if L_KV has no weight
+        self.every_pass = self.reads and self.options.readout_after == "own_pass"
+        self.keeps_passes = self.keeps_passes or self.every_pass
 
     def check(self, reasoner: ReasonerBase) -> None:
         """Check what KaVa checks, and that all heads keep the same tokens.
@@ -64,10 +81,10 @@ class Aligned(KaVa):
             )
 
     def apply_stage(self, batch: Batch, epoch: float, uniform: Uniform) -> Batch:
-        """Return the batch with what PCCoT draws for it, and which latents stand for a token.
+        """Return the batch with what PCCoT draws for it, and which latents predict in which pass.
 
-        They are `readout_rows` and `readout_latents`, [labels] each; the tokens follow from the
-        teacher.
+        These are `readout_passes`, `readout_rows` and `readout_latents`, [labels] each; the tokens
+        that they stand for follow from the teacher.
         """
         batch = PCCoT.apply_stage(self, batch, epoch, uniform)
         filled = [
@@ -75,7 +92,17 @@ class Aligned(KaVa):
             for mask, size in self.kv.blocks(batch)
         ]
         rows, latents = torch.cat(filled, dim=1).nonzero(as_tuple=True)
-        return {**batch, "readout_rows": rows, "readout_latents": latents}
+        last = batch.get("iterations", self.recipe.num_iterations)  # T may be drawn
+        own = (latents // self.width + 1).clamp(max=last)
+        first = own if self.every_pass else torch.full_like(own, last)
+        supervised = torch.arange(last + 1, device=rows.device)[:, None] >= first
+        passes, labels = supervised.nonzero(as_tuple=True)
+        return {
+            **batch,
+            "readout_passes": passes,
+            "readout_rows": rows[labels],
+            "readout_latents": latents[labels],
+        }
 
     def counts(self, batch: Batch) -> LossTerms:
         """Return the denominators of PCCoT, of L_KV and of the readout."""
@@ -111,8 +138,10 @@ class Aligned(KaVa):
         if self.reads:
             target = self.recipe.latent_readout.target
             ids = kept_tokens(batch, chosen[0], target == "next")
-            read = states_read(student, -1, target)
-            read = read[batch["readout_rows"], batch["readout_latents"]]
+            every = range(len(student.states))
+            states = torch.stack([states_read(student, t, target) for t in every])
+            at = batch["readout_passes"] if self.keeps_passes else 0  # else the last one alone
+            read = states[at, batch["readout_rows"], batch["readout_latents"]]
             terms["readout"] = latent_readout_loss(reasoner, read, ids, counts["readout"])
             terms["loss"] = terms["loss"] + self.readout.weight * terms["readout"]
         return terms

@@ -57,6 +57,8 @@ class PCCoT(LatentMethod):
     def __init__(self, recipe: Recipe):
         super().__init__(recipe)
         self.multiplex = MultiplexLoss(recipe)
+        #: Whether a loss needs the latents of all passes, and not of the last alone.
+        self.keeps_passes = recipe.kv.supervise == "all"
 
     def latents(self, reasoner, question, suffix, num_iterations, keep_all=False) -> LatentState:
         """Generate all latents in parallel and refine them in T iterations."""
@@ -112,7 +114,7 @@ class PCCoT(LatentMethod):
             question[0],
             student_suffix(reasoner, batch, layers),
             batch.get("iterations", recipe.num_iterations),
-            keep_all=recipe.kv.supervise == "all",
+            keep_all=self.keeps_passes,
         )
         return self.combine(reasoner, batch, counts, teacher, student)
 
