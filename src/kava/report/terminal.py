@@ -10,8 +10,10 @@ from kava.report.table import MeasuredValue, accuracy, caption
 from kava.system.tables import terminal_table
 from kava.system.text import format_duration
 
-HEADINGS = ("method", "accuracy (%)", "forward passes", "ms per question", "training time")
-TEXT_COLUMNS = (0, 4)  # the columns that hold no numbers
+HEADINGS = (
+    "method", "accuracy (%)", "passes", "ms alone", "ms in a batch", "training time",
+)  # fmt: skip
+TEXT_COLUMNS = (0, 5)  # the columns that hold no numbers
 NOT_TRAINED = "the backbone itself"
 
 
@@ -20,10 +22,11 @@ def quickstart_table(rows: Sequence[TableRow], title: str | None = None) -> Tabl
 
     Args:
         rows: each with `method`, `accuracy` and `accuracy_se` in percent, `n`, `forward_passes`,
-            `ms_per_question`, and `train_seconds`, None if nothing was trained (the backbone); with
-            more than one of `seeds`, also `accuracy_std`, which is then shown after ±. With
-            `missing_seeds`, the number of seeds that count is shown; without any seed, the numbers
-            are None. A `name` other than the method's is shown instead of it. See `report.rows`.
+            `ms_per_question` (a question alone), `ms_per_question_in_batch`, and `train_seconds`,
+            None if nothing was trained (the backbone); with more than one of `seeds`, also
+            `accuracy_std`, which is then shown after ±. With `missing_seeds`, the number of seeds
+            that count is shown; without any seed, the numbers are None. A `name` other than the
+            method's is shown instead of it. See `report.rows`.
     """
     bold = [place for place, row in enumerate(rows) if label(row) == "KaVa"]
     lines = list(map(cells, rows))
@@ -37,13 +40,14 @@ def cells(row: TableRow) -> tuple[str, ...]:
         accuracy(row).text(),
         MeasuredValue(row["forward_passes"]).text(),
         MeasuredValue(row["ms_per_question"]).text(),
+        MeasuredValue(row["ms_per_question_in_batch"]).text(),
         _training_time(row),
     )
 
 
 def quickstart_caption(rows: Sequence[TableRow]) -> str:
-    """Return the table's caption: the number of problems, and what ± means."""
-    return caption(rows, " held-out problems")
+    """Return the table's caption: the number of problems, what ± means, and what passes are."""
+    return f"{caption(rows, ' held-out problems')}; passes are forward passes"
 
 
 def _training_time(row: TableRow) -> str:
