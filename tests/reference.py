@@ -171,8 +171,43 @@ def all_passes(reasoner: Reasoner, question: Tensor) -> list[Tensor]:
     recipe, method = reasoner.recipe, reasoner.recipe.method
     if method in ("codi", "coconut", "mux", "simcot"):
         return [sequential_inputs(reasoner, question, recipe.num_latents)]
+    if method == "aligned" and reasoner.recipe.method_options.get("window", 3):
+        return windowed_inputs(reasoner, question)
     think = looped_inputs if method == "lotus" else jacobi_inputs
     return think(reasoner, question, recipe.num_latents, recipe.num_iterations)
+
+
+def windowed(recipe) -> list[range]:
+    """The passes in which each block of latents is computed."""
+    width, T = recipe.latent_readout.width or recipe.num_latents, recipe.num_iterations
+    blocks, window = recipe.num_latents // width, recipe.method_options.get("window", 3)
+    if window is None or window > T:
+        return [range(T + 1)] * blocks
+    if T + 1 >= blocks - 1 + window:  # block b begins in pass b
+        return [range(b, b + T - blocks + 2) for b in range(blocks)]
+    begin = [b * (T + 1 - window) // (blocks - 1) for b in range(blocks)]
+    return [range(first, first + window) for first in begin]
+
+
+def windowed_inputs(reasoner: Reasoner, question: Tensor) -> list[Tensor]:
+    """Inputs of all latents in each pass; a block's change only while it is computed."""
+    recipe, M, q = reasoner.recipe, reasoner.recipe.num_latents, len(question)
+    active = windowed(recipe)
+    width, bot = M // len(active), reasoner.special_tokens["bot"][None]
+    trajectory = [reasoner.special_tokens["latent"][None].repeat(M, 1)]
+    for t in range(recipe.num_iterations):
+        inputs, now = trajectory[-1], []
+        before = run(reasoner, torch.cat((question, bot, inputs))).last[q : q + M]
+        update = reasoner.projection(before)
+        if recipe.latent_update == "residual":
+            update = inputs + update
+        for i in range(M):
+            block, at = divmod(i, width)
+            # The first latent of a block follows a state of the block before it.
+            begun = t >= active[max(block - 1, 0) if at == 0 else block][0]
+            now.append(update[i] if begun and t < active[block][-1] else inputs[i])
+        trajectory.append(torch.stack(now))
+    return trajectory
 
 
 def student_embeds(reasoner: Reasoner, question: Tensor, latents: Tensor, after: Tensor) -> Tensor:
@@ -538,7 +573,7 @@ def _kept_labels(reasoner: Reasoner, row, taught: tuple, seen: list[Run]) -> lis
     """In each pass, scores of the supervised latents and the tokens that they stand for."""
     whole, q, c, a = taught
     recipe = reasoner.recipe
-    target, found, last = recipe.latent_readout.target, [], len(seen) - 1
+    target, found = recipe.latent_readout.target, []
     parts, width = _aligned_parts(reasoner, row)
     columns = kept_columns(reasoner, whole, q, c, a, row.step_of, parts, width)
     assert all(head == columns[0][0] for layer in columns for head in layer)
@@ -546,10 +581,13 @@ def _kept_labels(reasoner: Reasoner, row, taught: tuple, seen: list[Run]) -> lis
     tokens = [written[column - q + (target == "next")] for column in columns[0][0]]
     slots = [b * width + j for b, part in enumerate(parts) for j in range(min(len(part), width))]
     at = q + 1 - (target == "slot")
-    each = recipe.method_options.get("readout_after") != "last_pass"
+    each, active = recipe.method_options.get("readout_after") != "last_pass", windowed(recipe)
     for t, student in enumerate(seen):
         # Step b (0, 1, ...) needs b + 1 passes after pass 0.
-        now = [i for i, slot in enumerate(slots) if t == last or (each and t > slot // width)]
+        blocks = [
+            b for b, when in enumerate(active) if t in when and (t == when[-1] or (each and t > b))
+        ]
+        now = [i for i, slot in enumerate(slots) if slot // width in blocks]
         found.append((student.scores[[at + slots[i] for i in now]], [tokens[i] for i in now]))
     return found
 

@@ -55,18 +55,25 @@ def test_one_latent_for_each_step_stands_for_its_result(backbone, form):
     assert sum(right) / len(right) > (0.8 if form == "equation" else 0.98)
 
 
-def test_a_step_is_supervised_from_its_own_pass_on():
-    """With T = 3 and blocks of 2: step 1 in passes 1 to 3, steps 3 and 4 in pass 3."""
-    sizes = {"num_latents": 8, "num_iterations": 3, "latent_readout": {"width": 2}}
-    thinker = reasoner(method="aligned", **sizes)
+@pytest.mark.parametrize("options, first, second, last", [
+    ({"window": None}, {1, 2, 3, 4}, {2, 3, 4}, {4}),
+    ({"window": None, "readout_after": "last_pass"}, {4}, {4}, {4}),
+    ({"window": 2}, {1}, {2}, {4}),
+    ({"window": 1}, {1}, {2}, {4}),  # T is one more than needed, so each has two passes
+    ({"window": 3}, {1, 2}, {2}, {4}),  # T is one less than needed: steps 1 and 2 begin together
+])  # fmt: skip
+def test_a_step_is_supervised_from_its_own_pass_on(options, first, second, last):
+    """Four steps with blocks of two latents, and T = 4."""
+    sizes = {"num_latents": 8, "num_iterations": 4, "latent_readout": {"width": 2}}
+    thinker = reasoner(method="aligned", **sizes, method_options=options)
     data = thinker.apply_stage(batch(thinker, [stepped(4, (3, 1, 5, 2))]))
     found = {i: set() for i in range(8)}
     pairs = zip(data["readout_passes"].tolist(), data["readout_latents"].tolist(), strict=True)
     for t, latent in pairs:
         found[latent].add(t)
     # The second step has a single token, so latent 3 stands for none.
-    first, second, last = {1, 2, 3}, {2, 3}, {3}
-    assert list(found.values()) == [first, first, second, set(), last, last, last, last]
+    assert (found[0], found[1]) == (first, first) and (found[2], found[3]) == (second, set())
+    assert found[6] == found[7] == last
 
 
 def test_heads_that_keep_other_tokens_are_refused():
@@ -77,3 +84,28 @@ def test_heads_that_keep_other_tokens_are_refused():
 def test_blocks_that_do_not_fill_the_latents_are_refused():
     with refused("reasoning.uneven-blocks", "num_latents"):
         reasoner(method="aligned", num_latents=5, latent_readout={"width": 2})
+
+
+@pytest.mark.parametrize("changes", ({}, {"latent_update": "residual"}))
+def test_a_window_of_all_passes_is_jacobi_iteration(changes):
+    sizes = {"num_latents": 6, "num_iterations": 3, "latent_readout": {"width": 2}} | changes
+    states = []
+    for window in (None, 4, 7):
+        thinker = reasoner(method="aligned", **sizes, method_options={"window": window})
+        states.append(thinker.think(["w1 w2 w3", "w4"]).latents)
+    for one in states[1:]:
+        torch.testing.assert_close(one, states[0])
+
+
+def test_a_window_does_not_find_its_number_of_iterations():
+    thinker = reasoner(method="aligned")
+    with refused("reasoning.no-auto", "num_iterations"):
+        thinker.generate("w1", num_iterations="auto")
+    assert reasoner(method="aligned", method_options={"window": None}).generate(
+        "w1", num_iterations="auto"
+    )
+
+
+def test_passes_that_are_not_computed_cannot_be_supervised():
+    with refused("reasoning.supervised-passes", "kv.supervise"):
+        reasoner(method="aligned", kv={"weight": 1.0, "supervise": "all"})

@@ -95,6 +95,28 @@ CASES = {
         "method": "aligned", "num_latents": 4, "kv": {"weight": 0.9},
         "latent_readout": {"weight": 0.7, "width": 2},
     },
+    "aligned, in a window": {
+        "method": "aligned", "num_latents": 6, "num_iterations": 3, "kv": {"weight": 0.9},
+        "latent_readout": {"weight": 0.7, "width": 2}, "method_options": {"window": 2},
+    },
+    "aligned, in a window of one pass": {
+        "method": "aligned", "num_latents": 6, "num_iterations": 2, "kv": {"weight": 0.9},
+        "latent_readout": {"weight": 0.7, "width": 2}, "method_options": {"window": 1},
+        "latent_update": "residual",
+    },
+    "aligned, longer than the window": {
+        "method": "aligned", "num_latents": 4, "num_iterations": 3, "kv": {"weight": 0.9},
+        "latent_readout": {"weight": 0.7, "width": 2}, "method_options": {"window": 2},
+        "latent_update": "residual",
+    },
+    "aligned, blocks that begin together": {
+        "method": "aligned", "num_latents": 6, "num_iterations": 2, "kv": {"weight": 0.9},
+        "latent_readout": {"weight": 0.7, "width": 2}, "method_options": {"window": 2},
+    },
+    "aligned, without a window": {
+        "method": "aligned", "num_latents": 4, "kv": {"weight": 0.9, "supervise": "all"},
+        "latent_readout": {"weight": 0.7, "width": 2}, "method_options": {"window": None},
+    },
     "aligned, in the last pass": {
         "method": "aligned", "num_latents": 4, "kv": {"weight": 0.9},
         "latent_readout": {"weight": 0.7, "width": 2},

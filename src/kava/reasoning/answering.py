@@ -105,8 +105,8 @@ class AnsweringReasoner(ReasonerBase):
         """Check that the method iterates and that the number of iterations is valid.
 
         Raises:
-            KavaError: the method does not iterate, or the number is neither "auto" nor a whole
-                number from 0 on.
+            KavaError: the method does not iterate, or the number is neither a whole number from 0
+                on nor "auto", or it is "auto" and the method needs a number.
         """
         if num_iterations != "auto":
             check_whole_number("num_iterations", num_iterations, 0)
@@ -116,6 +116,13 @@ class AnsweringReasoner(ReasonerBase):
                 "be chosen",
                 code="reasoning.no-iterations",
                 key=self.recipe.method,
+            )
+        if num_iterations == "auto" and not self.method.finds_iterations:
+            raise KavaError(
+                f"method '{self.recipe.method}' computes its latents in a window, in a given number "
+                "of iterations; give a number in place of auto",
+                code="reasoning.no-auto",
+                key="num_iterations",
             )
 
     @torch.no_grad()

@@ -49,8 +49,8 @@ class LatentState:
         key_values: keys and values of the latents for the last pass, or for all T + 1 passes; for
             each layer [batch, kv_heads, latents, head_dim] each.
         inputs: for each pass, the latents' input embeddings [batch, latents, hidden].
-        states: for each pass of `key_values`, the latents' hidden states of the last layer,
-            [batch, latents, hidden].
+        states: the latents' hidden states of the last layer, [batch, latents, hidden], for the last
+            pass or for all T + 1 passes.
         bot: hidden state of <bot> in the last layer, [batch, 1, hidden]; the same in every pass,
             since <bot> stands before the latents.
         iterations: [batch], T of each example, if each has found its own.

@@ -60,6 +60,8 @@ class Method(ABC):
     uses_steps = True
     #: Whether the number of iterations T can be chosen at inference.
     iterates = False
+    #: Whether T can be "auto", if the method iterates.
+    finds_iterations = True
     #: Whether latents are refined by Jacobi iteration, to which `latent_update` and
     #: `random_iterations` apply.
     jacobi = False

@@ -1,11 +1,13 @@
-"""Aligned KaVa (ours): each latent stands for one token of the chain of thought, from its step on.
+"""Aligned KaVa (ours): each latent stands for one token of the chain of thought, step by step.
 
 Under KaVa, each layer and head keeps other tokens, so that what a latent has to match is hard to
 foresee, and only the last pass is supervised (docs/log.md). Here, latents come in blocks of c
 (`latent_readout.width`), one for each reasoning step; all layers and heads keep the same c tokens
 of the step, by default the last ones, and a latent matches the keys and values of its token and
-predicts it. Step i needs i passes, since it reads the result of the one before it: from pass i on,
-the latents of its block should predict their tokens in every pass.
+predicts it. Step i (1, 2, ...) reads the result of the one before it, so that its block can be
+right after i passes: from pass i on it should predict its tokens. It is computed in a window of w
+passes, by default three: one to begin, one to predict its tokens, and one to compute its keys and
+values from what it predicted. Then it is final.
 
 L = CE_student + w_t CE_teacher + a1 L_CODI + a2 L_KV + a3 CE(kept token | latent)
 """
@@ -16,15 +18,18 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from kava.errors import KavaError
 from kava.reasoning.interface import ReasonerBase
+from kava.reasoning.latents import windowed
+from kava.reasoning.latents.windowed import Schedule
 from kava.reasoning.losses.latent_readout import latent_readout_loss
 from kava.reasoning.methods._base import Batch, LossTerms, TeacherOutput, Uniform
 from kava.reasoning.methods._kv import KvDistillation, Selection
 from kava.reasoning.methods._readout import states_read
-from kava.reasoning.methods._work import Work
+from kava.reasoning.methods._work import ForwardPass, Work, consecutive_passes
 from kava.reasoning.methods.kava import KaVa
 from kava.reasoning.methods.pccot import PCCoT
 from kava.reasoning.states import LatentState
@@ -34,11 +39,14 @@ from kava.recipe.schema import Recipe, Section
 class AlignedOptions(Section):
     """Options of Aligned KaVa.
 
-    readout_after: in which passes the latents of step i (1, 2, ...) should predict their tokens.
-        `own_pass`: in pass i and all after it (in pass T if i is larger). `last_pass`: in pass T
-        alone, as all other losses.
+    window: w, the number of passes in which each block is computed; null for all T + 1 passes, as
+        in Jacobi iteration. With K blocks, T (`num_iterations`) should be K + w - 2; with fewer
+        iterations, some blocks begin together, and with more, each is computed longer.
+    readout_after: in which passes the latents of step i should predict their tokens. `own_pass`: in
+        pass i and all after it in which they are computed. `last_pass`: in the last of them alone.
     """
 
+    window: int | None = Field(default=3, ge=1)
     readout_after: Literal["own_pass", "last_pass"] = "own_pass"
 
 
@@ -59,19 +67,69 @@ class Aligned(KaVa):
 
     def __init__(self, recipe: Recipe):
         super().__init__(recipe)
-        self.width = recipe.latent_readout.width or recipe.num_latents
         self.kv = KvDistillation(recipe, recipe.latent_readout.width)
         self.queries = self.kv.queries  # the tokens are chosen even if L_KV has no weight
-        self.every_pass = self.reads and self.options.readout_after == "own_pass"
-        self.keeps_passes = self.keeps_passes or self.every_pass
+        self.keeps_passes = self.keeps_passes or self.reads
+        self.finds_iterations = self.options.window is None
+
+    @property
+    def block(self) -> int:
+        """Number of latents for each reasoning step, c; 1 if the recipe sets none."""
+        return self.recipe.latent_readout.width or 1
+
+    @property
+    def width(self) -> int:
+        """Number of latents in a block, c; all M if the recipe sets none."""
+        return self.recipe.latent_readout.width or self.recipe.num_latents
+
+    def schedule(self, num_iterations: int) -> Schedule:
+        """Return which blocks of latents are computed in which pass."""
+        blocks = self.recipe.num_latents // self.width
+        return Schedule(blocks, num_iterations, self.options.window)
+
+    def latents(self, reasoner, question, suffix, num_iterations, keep_all=False) -> LatentState:
+        """Generate the latents block by block, or all in parallel without a window."""
+        if self.options.window is None:
+            return super().latents(reasoner, question, suffix, num_iterations, keep_all)
+        schedule, latents = self.schedule(num_iterations), self.recipe.num_latents
+        return windowed.think(reasoner, question, latents, schedule, suffix, keep_all)
+
+    def latent_calls(self, question, num_iterations, suffix) -> list[ForwardPass]:
+        """Return the forward passes, each over the blocks of the window."""
+        calls, schedule = [], self.schedule(num_iterations)
+        for t in range(num_iterations + 1):
+            begin, end = (block * self.width for block in schedule.active(t))
+            columns = torch.full_like(question, end - begin)
+            if t == num_iterations:
+                columns = columns + suffix
+            calls += (
+                [ForwardPass(columns, question + 1 + begin)]
+                if t
+                else consecutive_passes(1 + columns, after=question)
+            )
+        return calls
+
+    def projected_latents(self, num_iterations: int) -> int:
+        """Return how many latent states of one example pass through the projection P."""
+        if self.recipe.projection == "none":
+            return 0
+        actives = [self.schedule(num_iterations).active(t) for t in range(num_iterations)]
+        return sum(end - begin for begin, end in actives) * self.width
 
     def check(self, reasoner: ReasonerBase) -> None:
-        """Check what KaVa checks, and that all heads keep the same tokens.
+        """Check what KaVa checks, that all heads keep the same tokens, and the supervised passes.
 
         Raises:
-            KavaError: they do not.
+            KavaError: heads keep different tokens, or passes that are not computed are supervised.
         """
         super().check(reasoner)
+        if self.options.window and self.distils and self.recipe.kv.supervise == "all":
+            raise KavaError(
+                "aligned: kv.supervise is all, but with a window latents are not computed in all "
+                "passes; set it to last, or method_options.window to null",
+                code="reasoning.supervised-passes",
+                key="kv.supervise",
+            )
         if self.recipe.kv.eviction.shared == "none":
             raise KavaError(
                 "aligned: kv.eviction.shared is none, but a latent can only predict its token if "
@@ -92,11 +150,13 @@ class Aligned(KaVa):
             for mask, size in self.kv.blocks(batch)
         ]
         rows, latents = torch.cat(filled, dim=1).nonzero(as_tuple=True)
-        last = batch.get("iterations", self.recipe.num_iterations)  # T may be drawn
-        own = (latents // self.width + 1).clamp(max=last)
-        first = own if self.every_pass else torch.full_like(own, last)
-        supervised = torch.arange(last + 1, device=rows.device)[:, None] >= first
-        passes, labels = supervised.nonzero(as_tuple=True)
+        iterations = batch.get("iterations", self.recipe.num_iterations)  # T may be drawn
+        schedule, each = self.schedule(iterations), self.options.readout_after == "own_pass"
+        lasts = [schedule.last_pass(block) for block in range(schedule.blocks)]
+        firsts = [min(block + 1, last) for block, last in enumerate(lasts)] if each else lasts
+        first, last = torch.tensor((firsts, lasts), device=rows.device)[:, latents // self.width]
+        passes = torch.arange(iterations + 1, device=rows.device)[:, None]
+        passes, labels = ((first <= passes) & (passes <= last)).nonzero(as_tuple=True)
         return {
             **batch,
             "readout_passes": passes,
@@ -140,8 +200,8 @@ class Aligned(KaVa):
             ids = kept_tokens(batch, chosen[0], target == "next")
             every = range(len(student.states))
             states = torch.stack([states_read(student, t, target) for t in every])
-            at = batch["readout_passes"] if self.keeps_passes else 0  # else the last one alone
-            read = states[at, batch["readout_rows"], batch["readout_latents"]]
+            places = [batch[f"readout_{name}"] for name in ("passes", "rows", "latents")]
+            read = states[tuple(places)]
             terms["readout"] = latent_readout_loss(reasoner, read, ids, counts["readout"])
             terms["loss"] = terms["loss"] + self.readout.weight * terms["readout"]
         return terms
