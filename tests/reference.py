@@ -183,7 +183,7 @@ def windowed(recipe) -> list[range]:
     blocks, window = recipe.num_latents // width, recipe.method_options.get("window", 3)
     if window is None or window > T:
         return [range(T + 1)] * blocks
-    if T + 1 >= blocks - 1 + window:  # block b begins in pass b
+    if blocks + window <= T + 2:  # block b begins in pass b
         return [range(b, b + T - blocks + 2) for b in range(blocks)]
     begin = [b * (T + 1 - window) // (blocks - 1) for b in range(blocks)]
     return [range(first, first + window) for first in begin]

@@ -92,7 +92,7 @@ def test_a_window_of_all_passes_is_jacobi_iteration(changes):
     states = []
     for window in (None, 4, 7):
         thinker = reasoner(method="aligned", **sizes, method_options={"window": window})
-        states.append(thinker.think(["w1 w2 w3", "w4"]).latents)
+        states.append(thinker.think(["w1 w2 w3", "w4"]).latent_states)
     for one in states[1:]:
         torch.testing.assert_close(one, states[0])
 

@@ -119,8 +119,8 @@ class AnsweringReasoner(ReasonerBase):
             )
         if num_iterations == "auto" and not self.method.finds_iterations:
             raise KavaError(
-                f"method '{self.recipe.method}' computes its latents in a window, in a given number "
-                "of iterations; give a number in place of auto",
+                f"method '{self.recipe.method}' computes its latents in a window, for a number of "
+                "iterations that is known; give a number in place of auto",
                 code="reasoning.no-auto",
                 key="num_iterations",
             )

@@ -20,18 +20,25 @@ from kava.reasoning.states import LatentState, Suffix
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which blocks are computed in which pass.
+    """Which latents are computed in which pass.
 
     Args:
-        blocks: K.
+        num_latents: M.
+        width: c, the latents of a block.
         num_iterations: T. With more than K + w - 2, each block is computed in as many passes more;
             with fewer, some blocks begin together, and with fewer than w - 1, all in pass 0.
         window: w; None for all blocks in all passes, as in Jacobi iteration.
     """
 
-    blocks: int
+    num_latents: int
+    width: int
     num_iterations: int
     window: int | None
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks, K."""
+        return self.num_latents // self.width
 
     def first_pass(self, block: int) -> int:
         """Return the first pass in which a block is computed."""
@@ -44,17 +51,26 @@ class Schedule:
         """Return the last pass in which a block is computed."""
         return self.num_iterations - self.first_pass(self.blocks - 1) + self.first_pass(block)
 
-    def active(self, t: int) -> tuple[int, int]:
-        """Return the first block that is computed in pass `t`, and the one after the last."""
+    def computed(self, t: int) -> tuple[int, int]:
+        """Return the first latent that is computed in pass `t`, and the one after the last."""
         begun = [block for block in range(self.blocks) if self.first_pass(block) <= t]
         final = [block for block in begun if self.last_pass(block) < t]
-        return len(final), len(begun)
+        return len(final) * self.width, len(begun) * self.width
+
+    def projected(self, t: int) -> tuple[int, int]:
+        """Return the first latent whose next input is made in pass `t`, and the one after the last.
+
+        The input is made of the state of the column before. That of a block's first latent is made
+        in the last pass of the block before.
+        """
+        begin, end = self.computed(t)
+        first = max(self.computed(t + 1)[0], begin + (t > 0))
+        return first, min(end + 1, self.num_latents)
 
 
 def think(
     reasoner: ReasonerBase,
     question: MaskedCache,
-    num_latents: int,
     schedule: Schedule,
     suffix: Suffix,
     keep_all: bool = False,
@@ -65,35 +81,35 @@ def think(
     final ones the last, and zeros of those that have not begun. Keys and values are kept of the
     last pass alone.
     """
-    width, residual = num_latents // schedule.blocks, reasoner.recipe.latent_update == "residual"
+    latents, residual = schedule.num_latents, reasoner.recipe.latent_update == "residual"
     batch, start = question.attention_mask.shape[0], question.columns + 1
-    inputs = reasoner.special("latent").expand(batch, num_latents, -1)
+    inputs = reasoner.special("latent").expand(batch, latents, -1)
     bot = reasoner.special("bot").expand(batch, 1, -1)
-    context, reached = question, torch.zeros_like(inputs)
-    trajectory, states, of_bot = [inputs], [], torch.empty(0)
+    context, reached, update = question, torch.zeros_like(inputs), torch.zeros_like(inputs)
+    trajectory, states, of_bot = [inputs], [], bot
     for t in range(schedule.num_iterations + 1):
-        last = t == schedule.num_iterations
-        begin, end = (block * width for block in schedule.active(t))
+        last, (begin, end) = t == schedule.num_iterations, schedule.computed(t)
         embeds = inputs[:, begin:end] if t else torch.cat((bot, inputs[:, :end]), dim=1)
         output, after = reasoner.extend(context, embeds, suffix=suffix if last else None)
         computed = output.last_hidden_state[:, : embeds.shape[1]]
-        fresh = computed[:, -(end - begin) :]
         of_bot = of_bot if t else computed[:, :1]
+        fresh = computed[:, begin - end :]
         reached = torch.cat((reached[:, :begin], fresh, reached[:, end:]), dim=1)
         report_pass(reached)
         if keep_all or last:
             states.append(reached)
         if last:
             break
-        final = schedule.active(t + 1)[0] * width
-        context = after.crop(start + final)
-        # Shifted by one column, as in Jacobi iteration. Latents before `final` keep the inputs that
-        # their keys and values were computed from; a block that begins follows the last state.
-        update = reasoner.project(torch.cat((of_bot, reached[:, :end]), dim=1)[:, final:])
-        update = update[:, : num_latents - final]
-        to = final + update.shape[1]
-        update = inputs[:, final:to] + update if residual else update
-        inputs = torch.cat((inputs[:, :final], update, inputs[:, to:]), dim=1)
+        # Shifted by one column, as in Jacobi iteration.
+        first, to = schedule.projected(t)
+        before = begin + (t > 0)  # the latent after the first computed column
+        fresh = reasoner.project(computed[:, first - before : to - before])
+        update = torch.cat((update[:, :first], fresh, update[:, to:]), dim=1)
+        # Final latents keep the inputs that their keys and values were computed from.
+        final = schedule.computed(t + 1)[0]
+        changed = inputs[:, final:to] + update[:, final:to] if residual else update[:, final:to]
+        inputs = torch.cat((inputs[:, :final], changed, inputs[:, to:]), dim=1)
         trajectory.append(inputs)
-    pairs = cache.key_values(after.past_key_values, start, start + num_latents)
+        context = after.crop(start + final)
+    pairs = cache.key_values(after.past_key_values, start, start + latents)
     return LatentState(after, output, embeds.shape[1], [pairs], trajectory, states, of_bot)

@@ -83,38 +83,33 @@ class Aligned(KaVa):
         return self.recipe.latent_readout.width or self.recipe.num_latents
 
     def schedule(self, num_iterations: int) -> Schedule:
-        """Return which blocks of latents are computed in which pass."""
-        blocks = self.recipe.num_latents // self.width
-        return Schedule(blocks, num_iterations, self.options.window)
+        """Return which latents are computed in which pass."""
+        return Schedule(self.recipe.num_latents, self.width, num_iterations, self.options.window)
 
     def latents(self, reasoner, question, suffix, num_iterations, keep_all=False) -> LatentState:
         """Generate the latents block by block, or all in parallel without a window."""
         if self.options.window is None:
             return super().latents(reasoner, question, suffix, num_iterations, keep_all)
-        schedule, latents = self.schedule(num_iterations), self.recipe.num_latents
-        return windowed.think(reasoner, question, latents, schedule, suffix, keep_all)
+        return windowed.think(reasoner, question, self.schedule(num_iterations), suffix, keep_all)
 
     def latent_calls(self, question, num_iterations, suffix) -> list[ForwardPass]:
         """Return the forward passes, each over the blocks of the window."""
-        calls, schedule = [], self.schedule(num_iterations)
+        schedule, calls = self.schedule(num_iterations), []
         for t in range(num_iterations + 1):
-            begin, end = (block * self.width for block in schedule.active(t))
-            columns = torch.full_like(question, end - begin)
-            if t == num_iterations:
-                columns = columns + suffix
-            calls += (
-                [ForwardPass(columns, question + 1 + begin)]
-                if t
-                else consecutive_passes(1 + columns, after=question)
-            )
+            begin, end = schedule.computed(t)
+            columns = end - begin + (suffix if t == num_iterations else torch.zeros_like(suffix))
+            if t:
+                calls.append(ForwardPass(columns, question + 1 + begin))
+            else:
+                calls += consecutive_passes(1 + columns, after=question)
         return calls
 
     def projected_latents(self, num_iterations: int) -> int:
         """Return how many latent states of one example pass through the projection P."""
-        if self.recipe.projection == "none":
-            return 0
-        actives = [self.schedule(num_iterations).active(t) for t in range(num_iterations)]
-        return sum(end - begin for begin, end in actives) * self.width
+        if self.options.window is None or self.recipe.projection == "none":
+            return super().projected_latents(num_iterations)
+        made = [self.schedule(num_iterations).projected(t) for t in range(num_iterations)]
+        return sum(to - first for first, to in made)
 
     def check(self, reasoner: ReasonerBase) -> None:
         """Check what KaVa checks, that all heads keep the same tokens, and the supervised passes.
