@@ -109,3 +109,17 @@ def test_a_window_does_not_find_its_number_of_iterations():
 def test_passes_that_are_not_computed_cannot_be_supervised():
     with refused("reasoning.supervised-passes", "kv.supervise"):
         reasoner(method="aligned", kv={"weight": 1.0, "supervise": "all"})
+
+
+@torch.no_grad()
+def test_the_inputs_of_the_last_pass_give_what_is_cached_in_one_pass():
+    """So that other engines can continue from embeddings (`Reasoner.prompt_embeds`)."""
+    sizes = {"num_latents": 8, "num_iterations": 4, "latent_readout": {"width": 2}}
+    thinker = reasoner(method="aligned", **sizes, method_options={"window": 2})
+    past = thinker.think("w1 w2 w3").cache.past_key_values
+    embeds = thinker.prompt_embeds("w1 w2 w3")
+    once = thinker.lm(inputs_embeds=embeds, use_cache=True).past_key_values
+    for windowed, whole in zip(past.layers, once.layers, strict=True):
+        columns = windowed.keys.shape[2]
+        torch.testing.assert_close(windowed.keys, whole.keys[:, :, :columns])
+        torch.testing.assert_close(windowed.values, whole.values[:, :, :columns])
