@@ -31,9 +31,8 @@ SHOWN = (
 )  # fmt: skip
 
 
-def quickstart(root: Path) -> str:
-    """Every method of the quickstart, the best first."""
-    file = root / "results/quickstart/summary.json"
+def quickstart(file: Path) -> str:
+    """Every method of a sweep on the quickstart's problems, the best first."""
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
     return quickstart_markdown(sorted(rows, key=lambda row: -row["accuracy"]))
 
@@ -67,6 +66,8 @@ COMPONENTS = {
     "t8": "R-KV, T 8",
     "lotus": "LOTUS",
     "lotus_kv": "LOTUS + L_KV, a2 20",
+    "aligned": "Aligned KaVa",
+    "aligned_no_kv": "Aligned KaVa without L_KV",
 }
 
 
@@ -193,7 +194,8 @@ def _with_spread(value: dict[str, float], digits: int) -> str:
 
 #: How each table is made from the committed results below a root.
 TABLES: dict[str, Callable[[Path], str]] = {
-    "quickstart": quickstart,
+    "quickstart": lambda root: quickstart(root / "results/quickstart/summary.json"),
+    "sentences": lambda root: quickstart(root / "results/quickstart/sentences/summary.json"),
     "components": lambda root: components(root / "results/quickstart/ablations"),
     "latents": lambda root: latents(root / "results/quickstart/ablation/kava/ablation.json"),
     "kept_tokens": lambda root: kept_tokens(root / "results/quickstart/kept_tokens.json"),
@@ -208,8 +210,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
 PAGES = {
     "README.md": ("quickstart",),
     "docs/results.md": (
-        "quickstart", "components", "latents", "kept_tokens", "small", "paper_accuracy",
-        "paper_passes",
+        "quickstart", "components", "latents", "kept_tokens", "sentences", "small",
+        "paper_accuracy", "paper_passes",
     ),
     "docs/scale.md": tuple(scale.TABLES),
     "docs/serving.md": ("services",),
