@@ -8,6 +8,7 @@ from refusals import refused
 from tiny import batch, example, reasoner, stepped
 
 from kava.data.synthetic import generate
+from kava.inspect.look import inspect_question
 from kava.reasoning import batching
 from kava.reasoning.methods import prefill_question, teacher_forward
 from kava.reasoning.reasoner import Reasoner
@@ -123,3 +124,11 @@ def test_the_inputs_of_the_last_pass_give_what_is_cached_in_one_pass():
         columns = windowed.keys.shape[2]
         torch.testing.assert_close(windowed.keys, whole.keys[:, :, :columns])
         torch.testing.assert_close(windowed.values, whole.values[:, :, :columns])
+
+
+def test_latents_that_have_not_begun_decode_to_nothing():
+    thinker = reasoner(method="aligned", num_latents=8, num_iterations=4,
+                       latent_readout={"width": 2}, method_options={"window": 2})  # fmt: skip
+    found = inspect_question(thinker, "w1 w2", ["w3", "w4"], "7", max_new_tokens=3)
+    begun = [[any(text for text, _ in top) for top in tops] for tops in found.decoded.passes]
+    assert begun == [[i < 2 * (t + 1) for i in range(8)] for t in range(5)]

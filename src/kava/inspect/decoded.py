@@ -45,7 +45,8 @@ def decode_latents(
 def decode_states(reasoner: Reasoner, states: Tensor) -> list[Top]:
     """Return the likeliest tokens of each hidden state of the last layer.
 
-    Token ids without text are left out.
+    Token ids without text are left out. States of zeros, which are those of latents that have not
+    begun in this pass, decode to empty texts.
 
     Args:
         states: [latents, hidden_size].
@@ -56,8 +57,10 @@ def decode_states(reasoner: Reasoner, states: Tensor) -> list[Top]:
     best = scores.softmax(-1).topk(TOP, dim=-1)
     return [
         [
-            (reasoner.tokenizer.decode([i]), float(f"{p:.4g}"))
+            (reasoner.tokenizer.decode([i]), float(f"{p:.4g}")) if begun else ("", 0.0)
             for i, p in zip(ids, chances, strict=True)
         ]
-        for ids, chances in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        for ids, chances, begun in zip(
+            best.indices.tolist(), best.values.tolist(), states.any(dim=-1).tolist(), strict=True
+        )
     ]
