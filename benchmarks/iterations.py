@@ -70,9 +70,10 @@ def settings_of(name: str, reasoner: Reasoner, most: int) -> list[Setting]:
     if not reasoner.method.iterates:
         return [Setting(name, reasoner, None)]
     fixed = [Setting(name, reasoner, t) for t in range(most + 1)]
+    tolerances = TOLERANCES if reasoner.method.finds_iterations else ()
     return fixed + [
         Setting(name, reasoner.with_settings(tolerance=tolerance), "auto")
-        for tolerance in TOLERANCES
+        for tolerance in tolerances
     ]
 
 

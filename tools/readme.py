@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kava.errors import KavaError, unknown_name
+from kava.evaluation.compare import compare
 from kava.report.ablation import MEANINGS, label
 from kava.report.results import find
 from kava.report.rows import TableRow
@@ -78,6 +79,42 @@ def components(folder: Path) -> str:
     names = {"lotus": "LOTUS"}  # a plain method's row has the method's name
     rows = [(told, accuracies[names.get(name, name)]) for name, told in COMPONENTS.items()]
     return Table("components", made.caption, ("trained with", "accuracy (%)"), rows).markdown()
+
+
+#: What aligned KaVa is compared with, question by question: the folder of the runs, what it has in
+#: common, the other run.
+PAIRED = (
+    ("quickstart", "2,000 steps", "kava", "KaVa"),
+    ("quickstart", "2,000 steps", "lotus", "LOTUS"),
+    ("quickstart/ablations", "500 steps", "m35", "KaVa, M 35"),
+    ("quickstart/ablations", "500 steps", "lotus", "LOTUS"),
+    ("quickstart/ablations", "500 steps", "aligned_no_kv", "Aligned KaVa without L_KV"),
+    ("quickstart/sentences", "sentences, 500 steps", "kava_m35", "KaVa, M 35"),
+    ("quickstart/sentences", "sentences, 500 steps", "lotus", "LOTUS"),
+)
+SEEDS = (42, 123, 456)
+
+
+def paired(results: Path) -> str:
+    """How far aligned KaVa is ahead of other runs with the same seed, on the same problems."""
+    lines = []
+    for folder, common, other, told in PAIRED:
+        runs = [
+            [results / folder / f"{n}-seed{seed}" for n in (other, "aligned")] for seed in SEEDS
+        ]
+        found = [compare(*pair, task="synthetic") for pair in runs]
+        cells = [
+            f"{one.difference:+.1f} ({one.low:+.1f} to {one.high:+.1f}), p "
+            + (f"{one.p:.2g}" if one.p >= 1e-4 else "< 0.0001")
+            for one in found
+        ]
+        lines.append((common, told, *cells))
+    headings = ("training", "compared with", *(f"seed {seed}" for seed in SEEDS))
+    told = (
+        "Percentage points, with 95 % intervals of a bootstrap over n = 1,000 problems, and "
+        "McNemar's exact test"
+    )
+    return f"{markdown_table(headings, lines, range(5))}\n\n{told}\n"
 
 
 def small(folder: Path) -> str:
@@ -199,6 +236,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "components": lambda root: components(root / "results/quickstart/ablations"),
     "latents": lambda root: latents(root / "results/quickstart/ablation/kava/ablation.json"),
     "kept_tokens": lambda root: kept_tokens(root / "results/quickstart/kept_tokens.json"),
+    "paired": lambda root: paired(root / "results"),
     "small": lambda root: small(root / "results/gsm8k_small"),
     "paper_accuracy": lambda root: beside_paper(root / "results/paper/table1_accuracy.md"),
     "paper_passes": lambda root: beside_paper(root / "results/paper/table2_forward_passes.md"),
@@ -210,7 +248,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
 PAGES = {
     "README.md": ("quickstart",),
     "docs/results.md": (
-        "quickstart", "components", "latents", "kept_tokens", "sentences", "small",
+        "quickstart", "components", "latents", "kept_tokens", "sentences", "paired", "small",
         "paper_accuracy", "paper_passes",
     ),
     "docs/scale.md": tuple(scale.TABLES),
