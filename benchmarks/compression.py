@@ -16,6 +16,7 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from kava.reasoning.evictions import Eviction, EvictionInputs
 from kava.reasoning.open import open_reasoner
 from kava.reasoning.resolve import load_resolved
 from kava.recipe import registry
+from kava.recipe.schema import Recipe
 from kava.system.environment import provenance
 from kava.system.files import write_json
 from kava.training.run import train_run
@@ -88,9 +90,8 @@ def register_oracle(backbone: Path) -> None:
     registry.register("evictions", "equations", Equations)
 
 
-def measure(name: str, changes: list[str], given: argparse.Namespace) -> dict[str, Any]:
-    """Train one combination, or open what was trained, and score it."""
-    recipe, run = load_resolved(RECIPE, changes), RUNS / name
+def measure(recipe: Recipe, run: Path, split: str, problems: int) -> dict[str, Any]:
+    """Train a recipe, or open what was trained, and score it on problems of its own form."""
     begin = time.process_time()
     if not (run / "checkpoint").exists():
         shutil.rmtree(run, ignore_errors=True)  # of a training that was interrupted
@@ -99,15 +100,14 @@ def measure(name: str, changes: list[str], given: argparse.Namespace) -> dict[st
         trained = json.loads((run / "result.json").read_text())
     seconds = time.process_time() - begin
     reasoner = open_reasoner(str(run))
-    split, seed = ("test", 0) if given.test else ("validation", 1)
-    examples = generate(split, given.problems, seed=seed, form="sentences")
+    examples = generate(split, problems, seed=int(split == "validation"), **recipe.data.options)
     found = evaluate(reasoner, examples, 250, recipe.eval.max_new_tokens, rules=[HEADLINE]).summary
     losses = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in losses if "student_ce" in row][-5:]
     means = {
         key: round(sum(row[key] for row in last) / len(last), 4)
         for key in ("student_ce", "kv")
-        if all(key in row for row in last)
+        if last and all(key in row for row in last)
     }
     measured = ("n", "accuracy", "accuracy_se", "accuracy_by_steps", "forward_passes")
     return {
@@ -152,12 +152,17 @@ def main() -> None:
             continue
         changes = [f"kv.weight={weight}", *EVICTIONS[eviction], f"num_latents={latents}"]
         name = "-".join([eviction, f"m{latents}", f"w{weight:g}", *given.set, f"seed{seed}"])
-        row = setting | measure(name, [*changes, f"seed={seed}", *given.set], given)
+        recipe = load_resolved(RECIPE, [*changes, f"seed={seed}", *given.set])
+        row = setting | measure(recipe, RUNS / name, setting["split"], given.problems)
         print({key: row[key] for key in (*setting, "accuracy", "losses_at_the_end")}, flush=True)
-        with FileLock(f"{given.output}.lock"):
-            rows = sorted([*read(given.output), row], key=order)
-            told = {"what": __doc__.partition("\n")[0], "rows": rows, **provenance()}
-            write_json(given.output, told)
+        add(given.output, row, __doc__.partition("\n")[0], order)
+
+
+def add(file: Path, row: dict[str, Any], what: str, order: Callable) -> None:
+    """Add a row to the file, which several processes may fill."""
+    with FileLock(f"{file}.lock"):
+        rows = sorted([*read(file), row], key=order)
+        write_json(file, {"what": what, "rows": rows, **provenance()})
 
 
 def read(file: Path) -> list[dict[str, Any]]:
