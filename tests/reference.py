@@ -166,13 +166,16 @@ def looped_inputs(reasoner: Reasoner, question: Tensor, latents: int, loops: int
     return trajectory
 
 
-def all_passes(reasoner: Reasoner, question: Tensor) -> list[Tensor]:
-    """Inputs of the latents in every pass, by the recipe's method at the end of its stages."""
+def all_passes(reasoner: Reasoner, question: Tensor, latents: int | None = None) -> list[Tensor]:
+    """Inputs of the latents in every pass, by the recipe's method at the end of its stages.
+
+    `latents` is their number if it is not that of the recipe.
+    """
     recipe, method = reasoner.recipe, reasoner.recipe.method
     if method in ("codi", "coconut", "mux", "simcot"):
         return [sequential_inputs(reasoner, question, recipe.num_latents)]
     if method == "aligned" and reasoner.recipe.method_options.get("window", 3):
-        return windowed_inputs(reasoner, question)
+        return windowed_inputs(reasoner, question, latents or reasoner.recipe.num_latents)
     think = looped_inputs if method == "lotus" else jacobi_inputs
     return think(reasoner, question, recipe.num_latents, recipe.num_iterations)
 
@@ -189,11 +192,10 @@ def windowed(recipe) -> list[range]:
     return [range(first, first + window) for first in begin]
 
 
-def windowed_inputs(reasoner: Reasoner, question: Tensor) -> list[Tensor]:
+def windowed_inputs(reasoner: Reasoner, question: Tensor, M: int) -> list[Tensor]:
     """Inputs of all latents in each pass; a block's change only while it is computed."""
-    recipe, M, q = reasoner.recipe, reasoner.recipe.num_latents, len(question)
-    active = windowed(recipe)
-    width, bot = M // len(active), reasoner.special_tokens["bot"][None]
+    recipe, q, active = reasoner.recipe, len(question), windowed(reasoner.recipe)
+    width, bot = recipe.num_latents // len(active), reasoner.special_tokens["bot"][None]
     trajectory = [reasoner.special_tokens["latent"][None].repeat(M, 1)]
     for t in range(recipe.num_iterations):
         inputs, now = trajectory[-1], []
@@ -519,14 +521,15 @@ def _lotus(reasoner: Reasoner, rows: list, stage: int | None) -> dict[str, Tenso
 def _distilled(reasoner: Reasoner, rows: list, stage: None) -> dict[str, Tensor]:
     recipe = reasoner.recipe
     teacher_ce, answer_ce, readout, taught = [], [], [], []
-    M, student_colon, teacher_colon, students = recipe.num_latents, [], [], []
+    student_colon, teacher_colon, students = [], [], []
     latents = []
     for row in rows:
         whole, labels = _written(reasoner, row, row.steps)
         teacher_ce.append(labels)
         q, c, a = len(row.question), len(row.steps), len(row.answer)
         taught.append((whole, q, c, a))
-        passes = all_passes(reasoner, token_embeds(reasoner, row.question))
+        M = latents_of(recipe, row)
+        passes = all_passes(reasoner, token_embeds(reasoner, row.question), M)
         latents.append(passes[-1])
         seen = [_after_latents(reasoner, row, inputs, []) for inputs in passes]
         students.append([one for one, _ in seen])
@@ -569,6 +572,14 @@ def _distilled(reasoner: Reasoner, rows: list, stage: None) -> dict[str, Tensor]
     return {"loss": loss, **terms, "seen": [one[-1] for one in students]}
 
 
+def latents_of(recipe, row) -> int:
+    """The number of latents of an example."""
+    if not recipe.method_options.get("stop"):
+        return recipe.num_latents
+    width = recipe.latent_readout.width
+    return min(max([0, *row.step_of]) + 1, recipe.num_latents // width) * width
+
+
 def _kept_labels(reasoner: Reasoner, row, taught: tuple, seen: list[Run]) -> list[tuple]:
     """In each pass, scores of the supervised latents and the tokens that they stand for."""
     whole, q, c, a = taught
@@ -589,6 +600,12 @@ def _kept_labels(reasoner: Reasoner, row, taught: tuple, seen: list[Run]) -> lis
         ]
         now = [i for i, slot in enumerate(slots) if slot // width in blocks]
         found.append((student.scores[[at + slots[i] for i in now]], [tokens[i] for i in now]))
+        if recipe.method_options.get("stop"):  # what follows each block but the last of all
+            known = dict(zip(slots, tokens, strict=True))
+            ends = [(b + 1) * width for b in blocks if (b + 1) * width < recipe.num_latents]
+            ends = [end for end in ends if end <= latents_of(recipe, row)]
+            follows = [known.get(end, reasoner.encoder.prompt[0]) for end in ends]
+            found.append((student.scores[[at + end for end in ends]], follows))
     return found
 
 

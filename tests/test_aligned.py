@@ -7,10 +7,15 @@ import torch
 from refusals import refused
 from tiny import batch, example, reasoner, stepped
 
+from kava.backbones import masks
 from kava.data.synthetic import generate
+from kava.evaluation import ablation
 from kava.inspect.look import inspect_question
 from kava.reasoning import batching
+from kava.reasoning.latents import windowed
+from kava.reasoning.latents.windowed import Ending
 from kava.reasoning.methods import prefill_question, teacher_forward
+from kava.reasoning.methods._base import eot_suffix
 from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import load_resolved
 
@@ -120,10 +125,10 @@ def test_the_inputs_of_the_last_pass_give_what_is_cached_in_one_pass():
     past = thinker.think("w1 w2 w3").cache.past_key_values
     embeds = thinker.prompt_embeds("w1 w2 w3")
     once = thinker.lm(inputs_embeds=embeds, use_cache=True).past_key_values
-    for windowed, whole in zip(past.layers, once.layers, strict=True):
-        columns = windowed.keys.shape[2]
-        torch.testing.assert_close(windowed.keys, whole.keys[:, :, :columns])
-        torch.testing.assert_close(windowed.values, whole.values[:, :, :columns])
+    for cached, whole in zip(past.layers, once.layers, strict=True):
+        columns = cached.keys.shape[2]
+        torch.testing.assert_close(cached.keys, whole.keys[:, :, :columns])
+        torch.testing.assert_close(cached.values, whole.values[:, :, :columns])
 
 
 def test_latents_that_have_not_begun_decode_to_nothing():
@@ -132,3 +137,73 @@ def test_latents_that_have_not_begun_decode_to_nothing():
     found = inspect_question(thinker, "w1 w2", ["w3", "w4"], "7", max_new_tokens=3)
     begun = [[any(text for text, _ in top) for top in tops] for tops in found.decoded.passes]
     assert begun == [[i < 2 * (t + 1) for i in range(8)] for t in range(5)]
+
+
+def thinking(window, iterations):
+    """What thinks about some of three questions, and an ending that differs between them."""
+    sizes = {"num_latents": 8, "num_iterations": iterations, "latent_readout": {"width": 2}}
+    thinker = reasoner(method="aligned", **sizes, method_options={"window": window, "stop": True})
+    schedule = thinker.method.schedule(iterations)
+    questions = thinker.encoder.questions(["w1 w2 w3", "w4", "w5 w9 w6 w7 w8"])
+
+    def think(rows, ending):
+        ids, mask = masks.pad([questions[row] for row in rows], "left", 0)
+        context, _ = prefill_question(thinker, {"question": ids, "question_mask": mask})
+        suffix = eot_suffix(thinker, context)
+        return windowed.think(thinker, context, schedule, suffix, ending=ending)
+
+    states = think(range(3), None).states[-1][:, 1::2][:, :-1]  # after each block but the last
+    direction = states[0, 0] - states[1, 0]
+    edge = (states @ direction).median()
+    return think, Ending(None, lambda states: states @ direction > edge)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window, iterations", ((3, 5), (3, 8), (4, 6), (3, 3), (3, 2)))
+def test_where_latents_end_does_not_depend_on_the_batch(window, iterations):
+    think, ending = thinking(window, iterations)
+    together = think(range(3), ending)
+    sizes = []
+    for row in range(3):
+        alone = think([row], ending)
+        sizes.append(alone.latents.shape[1])
+        assert alone.iterations.item() == together.iterations[row]
+        torch.testing.assert_close(together.latents[row, : sizes[-1]], alone.latents[0])
+        torch.testing.assert_close(together.suffix[row], alone.suffix[0])
+    assert together.latents.shape[1] == max(sizes) and len(set(sizes)) > 1
+    known = think(range(3), Ending(torch.tensor(sizes), ending.ends))  # as in training
+    torch.testing.assert_close(known.suffix, together.suffix)
+
+
+def test_a_model_that_stops_answers_alone_as_in_a_batch():
+    sizes = {"num_latents": 8, "num_iterations": 5, "latent_readout": {"width": 2}}
+    thinker = reasoner(method="aligned", **sizes, method_options={"stop": True})
+    questions = ["w1 w2 w3", "w4", "w5 w9 w6 w7 w8"]
+    ends = thinker.think(questions).latent_states[:, 1::2][:, :-1]
+    with torch.no_grad():  # the answer prompt follows the first block of the first question
+        toward = ends[0, 0] - ends[1, 0]
+        thinker.lm.get_output_embeddings().weight[thinker.encoder.prompt[0]] = 9 * toward
+    found = thinker.think(questions)
+    assert found.forward_passes == max(found.iterations) and len(set(found.iterations)) > 1
+    together = thinker.answer(found, 4)
+    for question, one in zip(questions, together, strict=True):
+        (alone,) = thinker.answer(thinker.think([question]), 4)
+        assert (alone.text, alone.forward_passes) == (one.text, one.forward_passes)
+
+
+@pytest.mark.parametrize("changes", (
+    {"method_options": {"stop": True, "window": 2}, "latent_readout": {"width": 2}},
+    {"method_options": {"stop": True, "window": None}, "latent_readout": {"width": 2}},
+    {"method_options": {"stop": True}},
+    {"method_options": {"stop": True}, "latent_readout": {"width": 2, "target": "own"}},
+    {"method_options": {"stop": True}, "latent_readout": {"width": 2, "weight": 0.0}},
+))  # fmt: skip
+def test_what_cannot_stop_is_refused(changes):
+    with refused("reasoning.cannot-stop", "method_options.stop"):
+        reasoner(method="aligned", num_latents=4, **changes)
+
+
+def test_latents_of_another_number_cannot_be_exchanged():
+    sizes = {"num_latents": 4, "latent_readout": {"width": 2}}
+    with refused("evaluation.latents-vary", "method_options.stop"):
+        ablation.check(reasoner(method="aligned", **sizes, method_options={"stop": True}))

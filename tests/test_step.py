@@ -113,6 +113,10 @@ CASES = {
         "method": "aligned", "num_latents": 6, "num_iterations": 2, "kv": {"weight": 0.9},
         "latent_readout": {"weight": 0.7, "width": 2}, "method_options": {"window": 2},
     },
+    "aligned, as many latents as steps": {
+        "method": "aligned", "num_latents": 8, "num_iterations": 5, "kv": {"weight": 0.9},
+        "latent_readout": {"weight": 0.7, "width": 2}, "method_options": {"stop": True},
+    },
     "aligned, without a window": {
         "method": "aligned", "num_latents": 4, "kv": {"weight": 0.9, "supervise": "all"},
         "latent_readout": {"weight": 0.7, "width": 2}, "method_options": {"window": None},

@@ -49,7 +49,7 @@ Answers = dict[str, list[Answer]]
 
 
 def check(reasoner: Reasoner) -> None:
-    """Raise a KavaError if the method has no latents, or if they cannot be moved."""
+    """Raise a KavaError if the method has no latents, or if they cannot be moved or exchanged."""
     if not reasoner.method.uses_latents:
         names = registry.names("methods")
         able = [name for name in names if registry.find("methods", name).uses_latents]
@@ -58,6 +58,13 @@ def check(reasoner: Reasoner) -> None:
             f"{', '.join(able[:-1])} or {able[-1]}",
             code="evaluation.no-latents",
             key=reasoner.recipe.method,
+        )
+    if not reasoner.method.fixed_size:
+        raise KavaError(
+            "ablate: with method_options.stop, each question has its own number of latents, which "
+            "cannot be exchanged between questions",
+            code="evaluation.latents-vary",
+            key="method_options.stop",
         )
     rope.check(reasoner.lm, "moving a latent's key to another position", "ablate needs it")
 

@@ -31,11 +31,13 @@ def compression(
         for pair, kept in zip(written, chosen, strict=True)
     ]
     before, start = state.cache.attention_mask, batch["question"].shape[1] + 1
-    real = before[:, start : start + state.latents.shape[1]]
+    latents = state.latents.shape[1]  # may be fewer than the recipe's
+    target = [tuple(states[:, :, :latents] for states in pair) for pair in target]
+    real = before[:, start : start + latents]
     projected = "kv_projection" in reasoner.method_modules
     maps = kv.student_kv_for_loss if projected else kv.keys_for_loss
     student = [maps(reasoner, one, before[:, :start], real) for one in state.key_values]
-    slot_masks = [kept.slot_mask for kept in chosen]
+    slot_masks = [kept.slot_mask[:, :, :latents] for kept in chosen]
     how = [*notes, *_comparison_notes(reasoner, kv)]
     return (
         similarity(student, target, slot_masks, how),

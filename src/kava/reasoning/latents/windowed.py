@@ -7,15 +7,19 @@ after it have not begun. This is Jacobi iteration (PCCoT, arXiv:2506.18582) othe
 input of a latent is the projected state of the column before it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
+from torch.nn.functional import pad
 
 from kava.backbones import cache
 from kava.backbones.masked_cache import MaskedCache
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.latents._watch import report_pass
 from kava.reasoning.states import LatentState, Suffix
+from kava.shapes import Bool, Float, Int
 
 
 @dataclass(frozen=True)
@@ -68,38 +72,74 @@ class Schedule:
         return first, min(end + 1, self.num_latents)
 
 
+@dataclass(frozen=True)
+class Ending:
+    """Where the latents end, if each example has as many blocks as it needs.
+
+    Args:
+        sizes: [batch], the number of latents of each example; None if they are to be found.
+        ends: whether the latents end after a block, by the state of its last latent, [batch,
+            hidden] to [batch]. Asked after the second pass of each block but the last.
+    """
+
+    sizes: Int[Tensor, "batch"] | None
+    ends: Callable[[Float[Tensor, "batch hidden"]], Bool[Tensor, "batch"]]
+
+
 def think(
     reasoner: ReasonerBase,
     question: MaskedCache,
     schedule: Schedule,
     suffix: Suffix,
     keep_all: bool = False,
+    ending: Ending | None = None,
 ) -> LatentState:
     """Compute the latents block by block.
 
-    The arguments are described in `iterate`. The states of a pass are those of all latents: of
-    final ones the last, and zeros of those that have not begun. Keys and values are kept of the
+    The other arguments are described in `iterate`. The states of a pass are those of all latents:
+    of final ones the last, and zeros of those that have not begun. Keys and values are kept of the
     last pass alone.
+
+    With an `ending`, what follows an example's latents attends to its own ones alone. If their
+    number is to be found, the passes end with the example that needs most, and there are as many
+    latents as it needs.
     """
-    latents, residual = schedule.num_latents, reasoner.recipe.latent_update == "residual"
+    latents, width = schedule.num_latents, schedule.width
+    residual = reasoner.recipe.latent_update == "residual"
     batch, start = question.attention_mask.shape[0], question.columns + 1
     inputs = reasoner.special("latent").expand(batch, latents, -1)
     bot = reasoner.special("bot").expand(batch, 1, -1)
     context, reached, update = question, torch.zeros_like(inputs), torch.zeros_like(inputs)
     trajectory, states, of_bot = [inputs], [], bot
+    sizes = None if ending is None else ending.sizes
+    search = _Search(schedule, batch) if ending is not None and sizes is None else None
+    last = schedule.num_iterations
     for t in range(schedule.num_iterations + 1):
-        last, (begin, end) = t == schedule.num_iterations, schedule.computed(t)
+        begin, end = schedule.computed(t)
+        if t == last and search is not None:
+            blocks = search.found()
+            latents, sizes = max(blocks) * width, torch.tensor(blocks, device=bot.device) * width
+            end, inputs, reached = min(end, latents), inputs[:, :latents], reached[:, :latents]
         embeds = inputs[:, begin:end] if t else torch.cat((bot, inputs[:, :end]), dim=1)
-        output, after = reasoner.extend(context, embeds, suffix=suffix if last else None)
+        real = None
+        if sizes is not None:
+            real = torch.arange(end, device=bot.device) < sizes[:, None]
+            seen = context.attention_mask.clone()
+            seen[:, start:] &= real[:, :begin]
+            context = replace(context, attention_mask=seen)
+            real = real[:, begin:] if t else pad(real, (1, 0), value=True)
+        output, after = reasoner.extend(context, embeds, real, suffix=suffix if t == last else None)
         computed = output.last_hidden_state[:, : embeds.shape[1]]
         of_bot = of_bot if t else computed[:, :1]
         fresh = computed[:, begin - end :]
         reached = torch.cat((reached[:, :begin], fresh, reached[:, end:]), dim=1)
         report_pass(reached)
-        if keep_all or last:
+        if keep_all or t == last:
             states.append(reached)
-        if last:
+        if t == last:
             break
+        if search is not None:
+            last = search.last_pass(t, reached, ending.ends)
         # Shifted by one column, as in Jacobi iteration.
         first, to = schedule.projected(t)
         before = begin + (t > 0)  # the latent after the first computed column
@@ -111,5 +151,43 @@ def think(
         inputs = torch.cat((inputs[:, :final], changed, inputs[:, to:]), dim=1)
         trajectory.append(inputs)
         context = after.crop(start + final)
-    pairs = cache.key_values(after.past_key_values, start, start + latents)
-    return LatentState(after, output, embeds.shape[1], [pairs], trajectory, states, of_bot)
+    return LatentState(
+        cache=after,
+        output=output,
+        suffix_start=embeds.shape[1],
+        key_values=[cache.key_values(after.past_key_values, start, start + latents)],
+        inputs=[one[:, :latents] for one in trajectory],
+        states=[one[:, :latents] for one in states],
+        bot=of_bot,
+        iterations=None if search is None else torch.tensor(search.iterations()),
+    )
+
+
+class _Search:
+    """The number of blocks of each example, found while its latents are computed."""
+
+    def __init__(self, schedule: Schedule, batch: int):
+        self.schedule = schedule
+        #: For each example, the number of its blocks, 0 while it is not known.
+        self.blocks = [0] * batch
+
+    def last_pass(self, t: int, states: Tensor, ends: Callable[[Tensor], Tensor]) -> int:
+        """Look at the states of pass `t`; return the last pass, as far as it is known."""
+        schedule, asked = self.schedule, []
+        for number in range(1, schedule.blocks):
+            asked.append(schedule.first_pass(number - 1) + 1)
+            if asked[-1] == t:
+                ended = ends(states[:, number * schedule.width - 1]).tolist()
+                pairs = zip(self.blocks, ended, strict=True)
+                self.blocks = [known or (number if now else 0) for known, now in pairs]
+        if all(self.blocks) or t >= max(asked, default=0):
+            return max(self.iterations())
+        return schedule.num_iterations
+
+    def found(self) -> list[int]:
+        """Return the number of blocks of each example, K for those that did not end before."""
+        return [known or self.schedule.blocks for known in self.blocks]
+
+    def iterations(self) -> list[int]:
+        """Return T of each example."""
+        return [self.schedule.last_pass(number - 1) for number in self.found()]

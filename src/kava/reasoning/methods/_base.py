@@ -56,6 +56,8 @@ class Method(ABC):
     paper: ClassVar[str | None] = None
     #: Whether answers continue from latent tokens; only then does a projection exist.
     uses_latents = False
+    #: Whether all questions have the same number of latents, if the method has any.
+    fixed_size = True
     #: Whether training uses the chain of thought.
     uses_steps = True
     #: Whether the number of iterations T can be chosen at inference.

@@ -14,6 +14,7 @@ L = CE_student + w_t CE_teacher + a1 L_CODI + a2 L_KV + a3 CE(kept token | laten
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -24,7 +25,7 @@ from torch import Tensor
 from kava.errors import KavaError
 from kava.reasoning.interface import ReasonerBase
 from kava.reasoning.latents import windowed
-from kava.reasoning.latents.windowed import Schedule
+from kava.reasoning.latents.windowed import Ending, Schedule
 from kava.reasoning.losses.latent_readout import latent_readout_loss
 from kava.reasoning.methods._base import Batch, LossTerms, TeacherOutput, Uniform
 from kava.reasoning.methods._kv import KvDistillation, Selection
@@ -32,8 +33,11 @@ from kava.reasoning.methods._readout import states_read
 from kava.reasoning.methods._work import ForwardPass, Work, consecutive_passes
 from kava.reasoning.methods.kava import KaVa
 from kava.reasoning.methods.pccot import PCCoT
-from kava.reasoning.states import LatentState
+from kava.reasoning.states import LatentState, Suffix
 from kava.recipe.schema import Recipe, Section
+
+#: What a label of the readout consists of, each an entry of the batch.
+READOUT = ("passes", "rows", "latents")
 
 
 class AlignedOptions(Section):
@@ -42,11 +46,15 @@ class AlignedOptions(Section):
     window: w, the number of passes in which each block is computed; null for all T + 1 passes, as
         in Jacobi iteration. With K blocks, T (`num_iterations`) should be K + w - 2; with fewer
         iterations, some blocks begin together, and with more, each is computed longer.
+    stop: end the latents with the last step. The state of each block's last latent then also
+        predicts what follows: the first token of the next step, or that of "The answer is:". At
+        inference, this ends the latents: a question with s steps takes s + w - 2 iterations.
     readout_after: in which passes the latents of step i should predict their tokens. `own_pass`: in
         pass i and all after it in which they are computed. `last_pass`: in the last of them alone.
     """
 
     window: int | None = Field(default=3, ge=1)
+    stop: bool = False
     readout_after: Literal["own_pass", "last_pass"] = "own_pass"
 
 
@@ -71,6 +79,7 @@ class Aligned(KaVa):
         self.queries = self.kv.queries  # the tokens are chosen even if L_KV has no weight
         self.keeps_passes = self.keeps_passes or self.reads
         self.finds_iterations = self.options.window is None
+        self.fixed_size = not self.options.stop
 
     @property
     def block(self) -> int:
@@ -90,10 +99,32 @@ class Aligned(KaVa):
         """Generate the latents block by block, or all in parallel without a window."""
         if self.options.window is None:
             return super().latents(reasoner, question, suffix, num_iterations, keep_all)
-        return windowed.think(reasoner, question, self.schedule(num_iterations), suffix, keep_all)
+        schedule, ending = self.schedule(num_iterations), self.ending(reasoner, None)
+        return windowed.think(reasoner, question, schedule, suffix, keep_all, ending)
 
-    def latent_calls(self, question, num_iterations, suffix) -> list[ForwardPass]:
-        """Return the forward passes, each over the blocks of the window."""
+    def student(self, reasoner, question, batch: Batch, suffix: Suffix) -> LatentState:
+        """Generate the latents of a training batch, as many as its steps need with `stop`."""
+        if not self.options.stop:
+            return super().student(reasoner, question, batch, suffix)
+        schedule = self.schedule(batch.get("iterations", self.recipe.num_iterations))
+        ending = self.ending(reasoner, batch["sizes"])
+        return windowed.think(reasoner, question, schedule, suffix, self.keeps_passes, ending)
+
+    def ending(self, reasoner, sizes: Tensor | None) -> Ending | None:
+        """Return where the latents end; None if all examples have all M.
+
+        Args:
+            sizes: [batch], number of latents of each example, if it is known.
+        """
+        if not self.options.stop:
+            return None
+        first = reasoner.encoder.prompt[0]
+        return Ending(sizes, lambda states: reasoner.logits(states).argmax(-1) == first)
+
+    def latent_calls(self, question, num_iterations, suffix) -> list[ForwardPass] | None:
+        """Return the forward passes, each over the blocks of the window; None if they vary."""
+        if self.options.stop:
+            return None
         schedule, calls = self.schedule(num_iterations), []
         for t in range(num_iterations + 1):
             begin, end = schedule.computed(t)
@@ -125,6 +156,18 @@ class Aligned(KaVa):
                 code="reasoning.supervised-passes",
                 key="kv.supervise",
             )
+        if self.options.stop and not (
+            (self.options.window or 0) >= 3
+            and self.recipe.latent_readout.width
+            and self.recipe.latent_readout.target == "slot"
+            and self.reads
+        ):
+            raise KavaError(
+                "aligned: method_options.stop needs a window of 3 passes or more, and "
+                "latent_readout with a weight, a width and slot as the target",
+                code="reasoning.cannot-stop",
+                key="method_options.stop",
+            )
         if self.recipe.kv.eviction.shared == "none":
             raise KavaError(
                 "aligned: kv.eviction.shared is none, but a latent can only predict its token if "
@@ -152,12 +195,34 @@ class Aligned(KaVa):
         first, last = torch.tensor((firsts, lasts), device=rows.device)[:, latents // self.width]
         passes = torch.arange(iterations + 1, device=rows.device)[:, None]
         passes, labels = ((first <= passes) & (passes <= last)).nonzero(as_tuple=True)
-        return {
+        batch = {
             **batch,
             "readout_passes": passes,
             "readout_rows": rows[labels],
             "readout_latents": latents[labels],
         }
+        return self.add_ends(batch, firsts, lasts) if self.options.stop else batch
+
+    def add_ends(self, batch: Batch, firsts: Sequence[int], lasts: Sequence[int]) -> Batch:
+        """Return the batch with labels for what follows each block but the last.
+
+        The batch gains `sizes`, [batch], the number of latents of each example. The state before a
+        latent that the example does not have should predict the answer prompt.
+
+        Args:
+            firsts, lasts: for each block, the first and last pass in which it is supervised.
+        """
+        blocks = (batch["step_of"].amax(1) + 1).clamp(1, len(lasts))
+        parts: list[list[Tensor]] = [[batch[f"readout_{name}"]] for name in READOUT]
+        for block, passes in enumerate(zip(firsts[:-1], lasts[:-1], strict=True)):
+            rows = (blocks > block).nonzero()[:, 0]
+            for t in range(passes[0], passes[1] + 1):
+                at = torch.full_like(rows, (block + 1) * self.width)
+                for part, more in zip(parts, (torch.full_like(rows, t), rows, at), strict=True):
+                    part.append(more)
+        named = zip(READOUT, parts, strict=True)
+        labels = {f"readout_{name}": torch.cat(part) for name, part in named}
+        return {**batch, **labels, "sizes": blocks * self.width}
 
     def counts(self, batch: Batch) -> LossTerms:
         """Return the denominators of PCCoT, of L_KV and of the readout."""
@@ -169,8 +234,10 @@ class Aligned(KaVa):
             found["readout"] = torch.full((), rows.numel(), dtype=torch.long, device=rows.device)
         return found
 
-    def work(self, batch: Batch) -> Work:
-        """Return the minimum work of PCCoT plus the logits of the kept tokens."""
+    def work(self, batch: Batch) -> Work | None:
+        """Return the minimum work of PCCoT plus the logits of the kept tokens, if it is known."""
+        if self.options.stop:
+            return None  # each example has its own number of latents
         least = PCCoT.work(self, batch)
         if not self.reads:
             return least
@@ -193,9 +260,12 @@ class Aligned(KaVa):
         if self.reads:
             target = self.recipe.latent_readout.target
             ids = kept_tokens(batch, chosen[0], target == "next")
+            if self.options.stop:
+                beyond = batch["readout_latents"] >= batch["sizes"][batch["readout_rows"]]
+                ids = ids.masked_fill(beyond, reasoner.encoder.prompt[0])
             every = range(len(student.states))
             states = torch.stack([states_read(student, t, target) for t in every])
-            places = [batch[f"readout_{name}"] for name in ("passes", "rows", "latents")]
+            places = [batch[f"readout_{name}"] for name in READOUT]
             read = states[tuple(places)]
             terms["readout"] = latent_readout_loss(reasoner, read, ids, counts["readout"])
             terms["loss"] = terms["loss"] + self.readout.weight * terms["readout"]

@@ -34,7 +34,7 @@ from kava.reasoning.methods._work import (
     lengths,
     parallel_passes,
 )
-from kava.reasoning.states import LatentState
+from kava.reasoning.states import LatentState, Suffix
 from kava.recipe.schema import Recipe
 
 
@@ -105,18 +105,17 @@ class PCCoT(LatentMethod):
 
     def loss(self, reasoner, batch: Batch, counts: LossTerms) -> LossTerms:
         """Run the forward passes of a training step and return `loss` and all logged terms."""
-        recipe = self.recipe
-        layers = recipe.codi.weight > 0
+        layers = self.recipe.codi.weight > 0
         question = prefill_question(reasoner, batch)
         teacher = teacher_forward(reasoner, question, batch, layers, self.queries)
-        student = self.latents(
-            reasoner,
-            question[0],
-            student_suffix(reasoner, batch, layers),
-            batch.get("iterations", recipe.num_iterations),
-            keep_all=self.keeps_passes,
-        )
+        suffix = student_suffix(reasoner, batch, layers)
+        student = self.student(reasoner, question[0], batch, suffix)
         return self.combine(reasoner, batch, counts, teacher, student)
+
+    def student(self, reasoner, question, batch: Batch, suffix: Suffix) -> LatentState:
+        """Generate the latents of a training batch, followed by `suffix`; see `latents`."""
+        iterations = batch.get("iterations", self.recipe.num_iterations)
+        return self.latents(reasoner, question, suffix, iterations, self.keeps_passes)
 
     def combine(
         self,
