@@ -43,6 +43,7 @@ SETTINGS = {
         ]
         for width in (1, 2, 5)
     },
+    "aligned, the last 7 of each step": ["method=aligned", "latent_readout.width=7"],
 }  # fmt: skip
 
 
