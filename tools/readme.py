@@ -89,8 +89,8 @@ PAIRED = (
     ("quickstart/ablations", "500 steps", "m35", "KaVa, M 35"),
     ("quickstart/ablations", "500 steps", "lotus", "LOTUS"),
     ("quickstart/ablations", "500 steps", "aligned_no_kv", "Aligned KaVa without L_KV"),
-    ("quickstart/sentences", "sentences, 500 steps", "kava_m35", "KaVa, M 35"),
-    ("quickstart/sentences", "sentences, 500 steps", "lotus", "LOTUS"),
+    ("sentences", "sentences, 500 steps", "kava_m35", "KaVa, M 35"),
+    ("sentences", "sentences, 500 steps", "lotus", "LOTUS"),
 )
 SEEDS = (42, 123, 456)
 
@@ -168,6 +168,32 @@ def kept_tokens(file: Path) -> str:
     return f"{markdown_table(headings, lines)}\n\nn = {found['n']} problems\n"
 
 
+def iterations(file: Path) -> str:
+    """What iterations cost and bring: each model with its own T, others, and tolerances."""
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    lines = []
+    for row in found["results"]:
+        times = row["ms_per_question"]
+        lines.append(
+            (
+                row["model"].replace("_", " "),
+                str(row.get("num_latents", "-")),
+                str(row.get("num_iterations", "-"))
+                + (f" ({row['tolerance']:g})" if "tolerance" in row else ""),
+                f"{row['accuracy']:.1f} ± {row['accuracy_se']:.1f}",
+                f"{row['forward_passes']:.1f}",
+                *(f"{times[size]['median']:.1f}" for size in ("1", "32", "256")),
+            )
+        )
+    headings = (
+        "model", "M", "T (tolerance)", "accuracy (%)", "passes", "ms alone", "ms, batches of 32",
+        "ms, batches of 256",
+    )  # fmt: skip
+    count, rounds = found["results"][0]["n"], found["rounds"]
+    told = f"n = {count:,}; ± is one standard error; times are medians of {rounds} rounds"
+    return f"{markdown_table(headings, lines)}\n\n{told}\n"
+
+
 def beside_paper(file: Path) -> str:
     """A table of `kava table --paper` without the rows that have neither number."""
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -232,10 +258,11 @@ def _with_spread(value: dict[str, float], digits: int) -> str:
 #: How each table is made from the committed results below a root.
 TABLES: dict[str, Callable[[Path], str]] = {
     "quickstart": lambda root: quickstart(root / "results/quickstart/summary.json"),
-    "sentences": lambda root: quickstart(root / "results/quickstart/sentences/summary.json"),
+    "sentences": lambda root: quickstart(root / "results/sentences/summary.json"),
     "components": lambda root: components(root / "results/quickstart/ablations"),
     "latents": lambda root: latents(root / "results/quickstart/ablation/kava/ablation.json"),
     "kept_tokens": lambda root: kept_tokens(root / "results/quickstart/kept_tokens.json"),
+    "iterations": lambda root: iterations(root / "results/bench/iterations.json"),
     "paired": lambda root: paired(root / "results"),
     "small": lambda root: small(root / "results/gsm8k_small"),
     "paper_accuracy": lambda root: beside_paper(root / "results/paper/table1_accuracy.md"),
@@ -248,7 +275,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
 PAGES = {
     "README.md": ("quickstart",),
     "docs/results.md": (
-        "quickstart", "components", "latents", "kept_tokens", "sentences", "paired", "small",
+        "quickstart", "components", "latents", "kept_tokens", "sentences", "paired", "iterations",
+        "small",
         "paper_accuracy", "paper_passes",
     ),
     "docs/scale.md": tuple(scale.TABLES),
