@@ -88,6 +88,17 @@ def test_the_first_token_of_lotus_is_the_likeliest_that_does_not_end_the_answer(
         ("llama", {"method": "cot"}, {}, "'cot'"),
         ("qwen2", {}, {}, "sliding windows"),
         ("llama", {}, {"pipeline_parallel_size": 2}, "pipeline parallelism"),
+        (
+            "llama",
+            {
+                "method": "aligned",
+                "num_latents": 4,
+                "latent_readout": {"width": 2},
+                "method_options": {"stop": True},
+            },
+            {},
+            "method_options.stop",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(tmp_path, family, changes, settings, named):

@@ -96,6 +96,7 @@ def section(reasoner: Reasoner) -> dict[str, Any]:
         "method": recipe.method,
         "num_latents": recipe.num_latents if reasoner.method.uses_latents else 0,
         "num_iterations": recipe.num_iterations if reasoner.method.iterates else None,
+        "fixed_size": reasoner.method.fixed_size,
         "projection": recipe.projection if reasoner.method.uses_latents else "none",
         "prompt_ids": reasoner.encoder.prompt if with_prompt else [],
         "unreadable_ids": [] if unreadable is None else unreadable.nonzero().flatten().tolist(),

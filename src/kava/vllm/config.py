@@ -42,6 +42,11 @@ class KavaConfig(VerifyAndUpdateConfig):
                 f"{model_config.model}: method '{section['method']}' is not supported, since it "
                 "does not answer after latents; use `prompt_embeds`"
             )
+        if not section.get("fixed_size", True):
+            raise ValueError(
+                f"{model_config.model}: method_options.stop is not supported, since each question "
+                "has its own number of latents; use `prompt_embeds`"
+            )
         if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
             raise ValueError(
                 f"{model_config.model}: sliding windows are not supported; use `prompt_embeds`"

@@ -87,11 +87,6 @@ class EngineReasoner(ReasonerBase):
     def __init__(self, model: Any, recipe: Recipe, size: int, dtype: torch.dtype):
         super().__init__()
         self.recipe, self.method = recipe, registry.find("methods", recipe.method)(recipe)
-        if not self.method.fixed_size:
-            raise ValueError(
-                f"method '{recipe.method}' is not supported with method_options.stop, since each "
-                "question then has its own number of latents; use `prompt_embeds`"
-            )
         self._decoder, self._dtype = [model], dtype
         # As in peft, what kava adds stays in fp32 (`Reasoner.from_pretrained`).
         self.special_tokens = nn.ParameterDict(
