@@ -76,7 +76,10 @@ def components(folder: Path) -> str:
     """The ablations of the quickstart, in the order of `COMPONENTS`."""
     made = results_table(find([folder]), ["synthetic"])
     accuracies = {row[0]: row[1] for row in made.rows}
-    names = {"lotus": "LOTUS"}  # a plain method's row has the method's name
+    names = {
+        "lotus": "LOTUS",
+        "aligned": "Aligned KaVa",
+    }  # a plain method's row has the method's name
     rows = [(told, accuracies[names.get(name, name)]) for name, told in COMPONENTS.items()]
     return Table("components", made.caption, ("trained with", "accuracy (%)"), rows).markdown()
 
@@ -168,32 +171,6 @@ def kept_tokens(file: Path) -> str:
     return f"{markdown_table(headings, lines)}\n\nn = {found['n']} problems\n"
 
 
-def iterations(file: Path) -> str:
-    """What iterations cost and bring: each model with its own T, others, and tolerances."""
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    lines = []
-    for row in found["results"]:
-        times = row["ms_per_question"]
-        lines.append(
-            (
-                row["model"].replace("_", " "),
-                str(row.get("num_latents", "-")),
-                str(row.get("num_iterations", "-"))
-                + (f" ({row['tolerance']:g})" if "tolerance" in row else ""),
-                f"{row['accuracy']:.1f} ± {row['accuracy_se']:.1f}",
-                f"{row['forward_passes']:.1f}",
-                *(f"{times[size]['median']:.1f}" for size in ("1", "32", "256")),
-            )
-        )
-    headings = (
-        "model", "M", "T (tolerance)", "accuracy (%)", "passes", "ms alone", "ms, batches of 32",
-        "ms, batches of 256",
-    )  # fmt: skip
-    count, rounds = found["results"][0]["n"], found["rounds"]
-    told = f"n = {count:,}; ± is one standard error; times are medians of {rounds} rounds"
-    return f"{markdown_table(headings, lines)}\n\n{told}\n"
-
-
 def beside_paper(file: Path) -> str:
     """A table of `kava table --paper` without the rows that have neither number."""
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -262,7 +239,6 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "components": lambda root: components(root / "results/quickstart/ablations"),
     "latents": lambda root: latents(root / "results/quickstart/ablation/kava/ablation.json"),
     "kept_tokens": lambda root: kept_tokens(root / "results/quickstart/kept_tokens.json"),
-    "iterations": lambda root: iterations(root / "results/bench/iterations.json"),
     "paired": lambda root: paired(root / "results"),
     "small": lambda root: small(root / "results/gsm8k_small"),
     "paper_accuracy": lambda root: beside_paper(root / "results/paper/table1_accuracy.md"),
@@ -275,8 +251,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
 PAGES = {
     "README.md": ("quickstart",),
     "docs/results.md": (
-        "quickstart", "components", "latents", "kept_tokens", "sentences", "paired", "iterations",
-        "small",
+        "quickstart", "components", "latents", "kept_tokens", "sentences", "paired", "small",
         "paper_accuracy", "paper_passes",
     ),
     "docs/scale.md": tuple(scale.TABLES),
