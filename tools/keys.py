@@ -130,7 +130,9 @@ OPTIONS = {
     "uniform_prob": "fraction of the examples trained in a randomly drawn stage",
     "tokens_per_epoch": "chain-of-thought tokens removed per epoch",
     "smoothing": "λ of the number of additional tokens removed at random; none if null",
-    "readout_after": "supervise each block of latents after all loops, or after its own loop",
+    "readout_after": "supervise each block of latents after all passes, or from its own pass on",
+    "window": "passes in which each block of latents is computed; all if null",
+    "stop": "end the latents with the last step",
     "step_weight": "weight of the decoder's cross-entropy",
     "remove_all_beyond": "remove all tokens after this many have been removed",
 }

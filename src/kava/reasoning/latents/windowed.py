@@ -103,6 +103,9 @@ def think(
     With an `ending`, what follows an example's latents attends to its own ones alone. If their
     number is to be found, the passes end with the example that needs most, and there are as many
     latents as it needs.
+
+    Raises:
+        ValueError: `num_iterations` is negative.
     """
     latents, width = schedule.num_latents, schedule.width
     residual = reasoner.recipe.latent_update == "residual"
@@ -112,7 +115,9 @@ def think(
     context, reached, update = question, torch.zeros_like(inputs), torch.zeros_like(inputs)
     trajectory, states, of_bot = [inputs], [], bot
     sizes = None if ending is None else ending.sizes
-    search = _Search(schedule, batch) if ending is not None and sizes is None else None
+    search = None
+    if ending is not None and sizes is None:
+        search = _Search(schedule, batch, ending.ends)
     last = schedule.num_iterations
     for t in range(schedule.num_iterations + 1):
         begin, end = schedule.computed(t)
@@ -137,9 +142,18 @@ def think(
         if keep_all or t == last:
             states.append(reached)
         if t == last:
-            break
+            return LatentState(
+                cache=after,
+                output=output,
+                suffix_start=embeds.shape[1],
+                key_values=[cache.key_values(after.past_key_values, start, start + latents)],
+                inputs=[one[:, :latents] for one in trajectory],
+                states=[one[:, :latents] for one in states],
+                bot=of_bot,
+                iterations=None if search is None else torch.tensor(search.iterations()),
+            )
         if search is not None:
-            last = search.last_pass(t, reached, ending.ends)
+            last = search.last_pass(t, reached)
         # Shifted by one column, as in Jacobi iteration.
         first, to = schedule.projected(t)
         before = begin + (t > 0)  # the latent after the first computed column
@@ -151,33 +165,24 @@ def think(
         inputs = torch.cat((inputs[:, :final], changed, inputs[:, to:]), dim=1)
         trajectory.append(inputs)
         context = after.crop(start + final)
-    return LatentState(
-        cache=after,
-        output=output,
-        suffix_start=embeds.shape[1],
-        key_values=[cache.key_values(after.past_key_values, start, start + latents)],
-        inputs=[one[:, :latents] for one in trajectory],
-        states=[one[:, :latents] for one in states],
-        bot=of_bot,
-        iterations=None if search is None else torch.tensor(search.iterations()),
-    )
+    raise ValueError(f"num_iterations must be 0 or more, not {schedule.num_iterations}")
 
 
 class _Search:
     """The number of blocks of each example, found while its latents are computed."""
 
-    def __init__(self, schedule: Schedule, batch: int):
-        self.schedule = schedule
+    def __init__(self, schedule: Schedule, batch: int, ends: Callable[[Tensor], Tensor]):
+        self.schedule, self.ends = schedule, ends
         #: For each example, the number of its blocks, 0 while it is not known.
         self.blocks = [0] * batch
 
-    def last_pass(self, t: int, states: Tensor, ends: Callable[[Tensor], Tensor]) -> int:
+    def last_pass(self, t: int, states: Tensor) -> int:
         """Look at the states of pass `t`; return the last pass, as far as it is known."""
         schedule, asked = self.schedule, []
         for number in range(1, schedule.blocks):
             asked.append(schedule.first_pass(number - 1) + 1)
             if asked[-1] == t:
-                ended = ends(states[:, number * schedule.width - 1]).tolist()
+                ended = self.ends(states[:, number * schedule.width - 1]).tolist()
                 pairs = zip(self.blocks, ended, strict=True)
                 self.blocks = [known or (number if now else 0) for known, now in pairs]
         if all(self.blocks) or t >= max(asked, default=0):

@@ -121,10 +121,11 @@ class Aligned(KaVa):
         first = reasoner.encoder.prompt[0]
         return Ending(sizes, lambda states: reasoner.logits(states).argmax(-1) == first)
 
-    def latent_calls(self, question, num_iterations, suffix) -> list[ForwardPass] | None:
-        """Return the forward passes, each over the blocks of the window; None if they vary."""
-        if self.options.stop:
-            return None
+    def latent_calls(self, question, num_iterations, suffix) -> list[ForwardPass]:
+        """Return the forward passes, each over the blocks of the window.
+
+        With `stop`, these are those of a question with as many steps as there are blocks.
+        """
         schedule, calls = self.schedule(num_iterations), []
         for t in range(num_iterations + 1):
             begin, end = schedule.computed(t)
@@ -234,7 +235,9 @@ class Aligned(KaVa):
             found["readout"] = torch.full((), rows.numel(), dtype=torch.long, device=rows.device)
         return found
 
-    def work(self, batch: Batch) -> Work | None:
+    def work(  # pyright: ignore[reportIncompatibleMethodOverride] unlike KaVa's, it may be unknown
+        self, batch: Batch
+    ) -> Work | None:
         """Return the minimum work of PCCoT plus the logits of the kept tokens, if it is known."""
         if self.options.stop:
             return None  # each example has its own number of latents
