@@ -198,6 +198,10 @@ def test_a_model_that_stops_answers_alone_as_in_a_batch():
     for question, one in zip(questions, together, strict=True):
         (alone,) = thinker.answer(thinker.think([question]), 4)
         assert (alone.text, alone.forward_passes) == (one.text, one.forward_passes)
+        seen = inspect_question(thinker, question, max_new_tokens=4).about
+        size = thinker.think([question])
+        assert (seen.latents, seen.iterations) == (size.latent_states.shape[1], *size.iterations)
+        assert seen.forward_passes == one.forward_passes
 
 
 @pytest.mark.parametrize("changes", (

@@ -109,6 +109,8 @@ def inspect_question(
     state = method.latents(
         reasoner, context[0], eot_suffix(reasoner, context[0]), iterations, keep_all=True
     )
+    if state.iterations is not None:  # the question found its own
+        iterations = int(state.iterations[0])
     reasoning = method.finish_thinking(reasoner, state, iterations)
     new = reasoner.continue_from(reasoning, max_new_tokens)
     trace, encoded = find_trace(reasoner, question, context[0], steps, answer, row, max_new_tokens)
