@@ -107,6 +107,20 @@ def test_a_line_says_where_and_how(family, choice, words, monkeypatch):
     assert words in line
 
 
+@pytest.mark.parametrize(
+    ("known", "slow"),
+    [
+        ({"avx2": True, "amx_bf16": False, "avx512_bf16": False}, True),
+        ({"amx_bf16": False, "avx512_bf16": True}, False),
+        ({"avx2": True}, False),
+    ],
+)
+def test_a_processor_that_is_slow_in_bf16_is_told(known, slow, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    lines = [describe(bare("llama"), autocast, rows=1) for autocast in (True, False)]
+    assert ["; this processor" in line for line in lines] == [slow, False]
+
+
 #: Every command that computes with a model, and how many such lines it prints.
 COMMANDS = {
     "train": (["train", "{recipe}", "-o", "{tmp}/other"], 1),

@@ -28,10 +28,20 @@ def describe(model: PreTrainedModel, autocast: bool, rows: int) -> str:
     name = f" ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else ""
     computed = torch.bfloat16 if autocast else model.dtype
     at_once = f"{format_count(rows, 'row')} at once"
+    slow = ""
+    if device.type == "cpu" and computed is torch.bfloat16 and not computes_in_bf16():
+        slow = "; this processor has no bf16 instructions, so float32 is faster"
     return (
         f"device: {device.type}{name}; weights in {_short_name(model.dtype)}, computed in "
-        f"{_short_name(computed)}; {at_once}; attention: {kernel(model, computed)}"
+        f"{_short_name(computed)}; {at_once}; attention: {kernel(model, computed)}{slow}"
     )
+
+
+def computes_in_bf16() -> bool:
+    """Return whether the processor has instructions for bf16, or torch does not tell."""
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # newer than our oldest torch
+    found = [has for name, has in known.items() if "bf16" in name]
+    return any(found) or not found
 
 
 @torch.no_grad()
