@@ -4,16 +4,18 @@ r"""What iterations cost and bring: fixed T against `auto`, alone and in batches
         cot=checkpoints/quickstart/backbone
 
 Each model is NAME=CHECKPOINT. Accuracy is that of generated validation problems, which are never
-trained on; test problems are not used. A model that iterates is measured with each T and each
-tolerance, and a model without iterations once. Times are taken in rounds in which all settings take
-turns. Writes results/bench/iterations.json.
+trained on; test problems are not used. A model whose latents are computed until they no longer
+change is measured with each T and each tolerance, any other with its own T. Times are taken in
+rounds in which all settings take turns. Writes results/bench/iterations.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +32,7 @@ from kava.system.files import write_json
 from kava.types import Example
 
 FILE = Path(__file__).resolve().parents[1] / "results" / "bench" / "iterations.json"
+ITERATIONS = tuple(range(9))
 TOLERANCES = (0.01, 0.03, 0.1, 0.2, 0.3)
 #: Questions that are timed in one round, by the number that is answered at once.
 TIMED = {1: 40, 32: 320, 256: 1024}
@@ -65,13 +68,15 @@ class Setting:
         return 1000 * (time.perf_counter() - begin) / len(examples)
 
 
-def settings_of(name: str, reasoner: Reasoner, most: int) -> list[Setting]:
+def settings_of(
+    name: str, reasoner: Reasoner, iterations: Sequence[int], tolerances: Sequence[float]
+) -> list[Setting]:
     """Return the settings of one model."""
     if not reasoner.method.iterates:
         return [Setting(name, reasoner, None)]
-    fixed = [Setting(name, reasoner, t) for t in range(most + 1)]
-    tolerances = TOLERANCES if reasoner.method.finds_iterations else ()
-    return fixed + [
+    if not reasoner.method.finds_iterations:  # it was trained for one T, and fails with others
+        return [Setting(name, reasoner, reasoner.recipe.num_iterations)]
+    return [Setting(name, reasoner, t) for t in iterations] + [
         Setting(name, reasoner.with_settings(tolerance=tolerance), "auto")
         for tolerance in tolerances
     ]
@@ -96,7 +101,8 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="NAME=CHECKPOINT")
     parser.add_argument("--problems", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1, help="of the validation problems")
-    parser.add_argument("--most", type=int, default=8, help="the largest fixed T")
+    parser.add_argument("--iterations", type=int, nargs="*", default=ITERATIONS, help="each T")
+    parser.add_argument("--tolerances", type=float, nargs="*", default=TOLERANCES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("-o", "--output", type=Path, default=FILE)
@@ -106,7 +112,9 @@ def main() -> None:
     settings = [
         setting
         for name, checkpoint in named.items()
-        for setting in settings_of(name, open_reasoner(checkpoint), given.most)
+        for setting in settings_of(
+            name, open_reasoner(checkpoint), given.iterations, given.tolerances
+        )
     ]
     examples = generate("validation", max(given.problems, *TIMED.values()), seed=given.seed)
     results = []
@@ -131,7 +139,7 @@ def main() -> None:
         "timed_questions": {str(size): count for size, count in TIMED.items()},
         "results": results,
         **provenance(),
-        "command": f"python benchmarks/iterations.py {' '.join(given.models)}",
+        "command": " ".join(("python benchmarks/iterations.py", *sys.argv[1:])),
     }
     write_json(given.output, told)
     print(f"written to {given.output}")

@@ -10,6 +10,8 @@ from tiny import batch, example, reasoner, stepped
 from kava.backbones import masks
 from kava.data.synthetic import generate
 from kava.evaluation import ablation
+from kava.evaluation.interventions import INTERVENTIONS, Latents, left_out
+from kava.evaluation.runner import evaluate
 from kava.inspect.look import inspect_question
 from kava.reasoning import batching
 from kava.reasoning.latents import windowed
@@ -18,6 +20,7 @@ from kava.reasoning.methods import prefill_question, teacher_forward
 from kava.reasoning.methods._base import eot_suffix
 from kava.reasoning.reasoner import Reasoner
 from kava.reasoning.resolve import load_resolved
+from kava.types import Example
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -175,7 +178,8 @@ def test_where_latents_end_does_not_depend_on_the_batch(window, iterations):
     torch.testing.assert_close(known.suffix, together.suffix)
 
 
-def test_a_model_that_stops_answers_alone_as_in_a_batch():
+def stopping():
+    """A model that ends its latents, and questions for which it has different numbers of them."""
     sizes = {"num_latents": 8, "num_iterations": 5, "latent_readout": {"width": 2}}
     thinker = reasoner(method="aligned", **sizes, method_options={"stop": True})
     questions = ["w1 w2 w3", "w4", "w5 w9 w6 w7 w8"]
@@ -183,6 +187,11 @@ def test_a_model_that_stops_answers_alone_as_in_a_batch():
     with torch.no_grad():  # the answer prompt follows the first block of the first question
         toward = ends[0, 0] - ends[1, 0]
         thinker.lm.get_output_embeddings().weight[thinker.encoder.prompt[0]] = 9 * toward
+    return thinker, questions
+
+
+def test_a_model_that_stops_answers_alone_as_in_a_batch():
+    thinker, questions = stopping()
     found = thinker.think(questions)
     assert found.forward_passes == max(found.iterations) and len(set(found.iterations)) > 1
     together = thinker.answer(found, 4)
@@ -203,7 +212,21 @@ def test_what_cannot_stop_is_refused(changes):
         reasoner(method="aligned", num_latents=4, **changes)
 
 
-def test_latents_of_another_number_cannot_be_exchanged():
-    sizes = {"num_latents": 4, "latent_readout": {"width": 2}}
-    with refused("evaluation.latents-vary", "method_options.stop"):
-        ablation.check(reasoner(method="aligned", **sizes, method_options={"stop": True}))
+def test_latents_are_exchanged_between_questions_with_as_many():
+    thinker, questions = stopping()
+    asked = [Example(str(i), text, (), "7") for i, text in enumerate(questions)]
+    sizes = ablation.count_latents(thinker, asked, 3)
+    (single,) = (i for i, size in enumerate(sizes) if sizes.count(size) == 1)
+    with refused("evaluation.too-few-examples", str(sizes[single])):
+        ablation.ablate(thinker, asked, 3, 2)
+    with refused("evaluation.latents-vary", "latents"):
+        Latents.from_reasoning(thinker.think(questions))
+    found = ablation.ablate(thinker, asked * 2, 3, 2)
+    plain = evaluate(thinker, asked * 2, 5, 2).predictions
+    own = [(one.text, one.forward_passes) for one in found["as_they_are"]]
+    assert own == [(one["prediction"], one["forward_passes"]) for one in plain]
+    # The only other question with as many latents is its own copy.
+    for name in ("swapped", "mean"):
+        assert [one.text for one in found[name]][single::3] == [own[single][0]] * 2
+    assert found.keys() >= INTERVENTIONS.keys() and "iterations_0" not in found
+    assert left_out(thinker).keys() == {"iterations"}

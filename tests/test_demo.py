@@ -28,6 +28,7 @@ from kava.quickstart import BACKBONE, CHECKPOINT
 from kava.reasoning.context_window import max_question_tokens
 from kava.reasoning.methods import eot_suffix, prefill_question
 from kava.reasoning.open import open_reasoner
+from kava.recipe import registry
 from kava.serve.command import bind
 from kava.serve.hosts import Hosts
 
@@ -44,7 +45,7 @@ pytestmark = [
 ]
 
 QUESTION = tiny.words(6, seed=1)
-LATENT = ("kava", "pccot", "codi", "coconut", "lotus")
+LATENT = [name for name in registry.names("methods") if registry.find("methods", name).uses_latents]
 EVIL = "</section><img src=x onerror='window.broken=1'>{{value}}${1+1}&lt;`\\"
 
 
@@ -104,6 +105,19 @@ def test_after_t_iterations_it_tells_what_t_iterations_alone_think(method):
         assert [[word for word, _ in top] for top in told[t].passes[-1]] == [
             [word for word, _ in top] for top in decode_states(thinker, alone)
         ]
+
+
+def test_latents_that_have_not_begun_are_empty_cells():
+    known, other, none = (
+        [(word, chance)] * 5 for word, chance in (("7", 0.9), ("8", 0.6), ("", 0.0))
+    )
+    page = panels.decoded_card([[known, none, none], [known, other, known], [other, other]], True)
+    rows = [
+        [cell.partition(">")[2].partition("<")[0] for cell in row.split("<td")[1:]]
+        for row in page.split('<tr><th scope="row">')[1:4]
+    ]
+    assert rows == [["7", ""], ["7", "8"], ["8", "8"]]  # the last pass has no third latent
+    assert page.count('class="moved"') == 1  # beginning is no change
 
 
 def test_until_convergence_it_tells_the_passes_that_it_took():

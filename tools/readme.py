@@ -171,6 +171,34 @@ def kept_tokens(file: Path) -> str:
     return f"{markdown_table(headings, lines)}\n\nn = {found['n']} problems\n"
 
 
+def decoding(file: Path) -> str:
+    """Chain of thought whose cache is compressed while it is written: a column for each budget."""
+    models: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["results"]
+    rows = [row for model in models.values() for row in model["rows"]]
+    budgets = sorted({row["budget"] for row in rows if row["eviction"]})
+    lines = []
+    for name, model in models.items():
+        (full,) = (row for row in model["rows"] if row["eviction"] is None)
+        evictions = dict.fromkeys(row["eviction"] for row in model["rows"] if row["eviction"])
+        for eviction in evictions:
+            by_budget = {row["budget"]: row for row in model["rows"] if row["eviction"] == eviction}
+            each = [full, *map(by_budget.get, budgets)]
+            told = (
+                f"{row['accuracy']:.1f} ({row['forward_passes']:.1f})" if row else "-"
+                for row in each
+            )
+            lines.append((name.replace("_", " "), f"`{eviction}`", *told))
+    largest = [max(row["peak_columns"] for row in rows if row.get("budget") == b) for b in budgets]
+    headings = ("model", "eviction", "full cache", *(f"budget {budget}" for budget in budgets))
+    counts = " or ".join(f"{count:,}" for count in sorted({row["n"] for row in rows}))
+    error = max(row["accuracy_se"] for row in rows)
+    caption = (
+        f"Accuracy (%) and, in brackets, forward passes; n = {counts}, with a standard error of at "
+        f"most {error:.1f}. The largest cache held {', '.join(map(str, largest))} tokens."
+    )
+    return f"{markdown_table(headings, lines, range(2))}\n\n{caption}\n"
+
+
 def beside_paper(file: Path) -> str:
     """A table of `kava table --paper` without the rows that have neither number."""
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -239,6 +267,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "components": lambda root: components(root / "results/quickstart/ablations"),
     "latents": lambda root: latents(root / "results/quickstart/ablation/kava/ablation.json"),
     "kept_tokens": lambda root: kept_tokens(root / "results/quickstart/kept_tokens.json"),
+    "decoding": lambda root: decoding(root / "results/bench/decoding.json"),
     "paired": lambda root: paired(root / "results"),
     "small": lambda root: small(root / "results/gsm8k_small"),
     "paper_accuracy": lambda root: beside_paper(root / "results/paper/table1_accuracy.md"),
@@ -254,6 +283,7 @@ PAGES = {
         "quickstart", "components", "latents", "kept_tokens", "sentences", "paired", "small",
         "paper_accuracy", "paper_passes",
     ),
+    "docs/compressing.md": ("decoding",),
     "docs/scale.md": tuple(scale.TABLES),
     "docs/serving.md": ("services",),
 }  # fmt: skip

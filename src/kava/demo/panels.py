@@ -68,7 +68,8 @@ def decoded_card(passes: Sequence[Sequence[Top]], iterates: bool) -> str:
     """Return a table of the most likely token of each latent (columns) after each pass (rows).
 
     Each token is shown with its probability. The five most likely ones are in a tooltip, and those
-    of the last pass are also in a table.
+    of the last pass are also in a table. Latents that the last pass does not have are left out: a
+    model that ends its latents itself has begun some of them before.
     """
     if not passes:
         return _card(_LATENTS, _note(PLACEHOLDER))
@@ -78,7 +79,7 @@ def decoded_card(passes: Sequence[Sequence[Top]], iterates: bool) -> str:
     for t, tops in enumerate(passes):
         before = passes[t - 1] if t else None
         cells = "".join(
-            _token_cell(top, before[i] if before else None) for i, top in enumerate(tops)
+            _token_cell(top, before[i] if before else None) for i, top in enumerate(tops[:count])
         )
         name = (f"iteration {t}" if t else "pass 0") if iterates else "latents"
         rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
@@ -164,7 +165,9 @@ def _time(seconds: float) -> str:
 
 def _token_cell(top: Top, before: Top | None) -> str:
     word, chance = top[0]
-    changed = before is not None and before[0][0] != word
+    if not chance:  # the latent has not begun in this pass
+        return "<td></td>"
+    changed = before is not None and before[0][1] > 0 and before[0][0] != word
     title = ", ".join(f"{token(other)} {100 * p:.0f} %" for other, p in top)
     return (
         f'<td class="{"moved" if changed else "same"}" style="--p:{chance:.2f}" title="{title}">'

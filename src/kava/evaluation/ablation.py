@@ -7,7 +7,7 @@ to the answer to that question.
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from kava.evaluation.answers import (
     standard_error,
 )
 from kava.evaluation.interventions import (
+    FEWER,
     INTERVENTIONS,
     InterventionInputs,
     Latents,
@@ -49,7 +50,7 @@ Answers = dict[str, list[Answer]]
 
 
 def check(reasoner: Reasoner) -> None:
-    """Raise a KavaError if the method has no latents, or if they cannot be moved or exchanged."""
+    """Raise a KavaError if the method has no latents, or if they cannot be moved."""
     if not reasoner.method.uses_latents:
         names = registry.names("methods")
         able = [name for name in names if registry.find("methods", name).uses_latents]
@@ -58,13 +59,6 @@ def check(reasoner: Reasoner) -> None:
             f"{', '.join(able[:-1])} or {able[-1]}",
             code="evaluation.no-latents",
             key=reasoner.recipe.method,
-        )
-    if not reasoner.method.fixed_size:
-        raise KavaError(
-            "ablate: with method_options.stop, each question has its own number of latents, which "
-            "cannot be exchanged between questions",
-            code="evaluation.latents-vary",
-            key="method_options.stop",
         )
     rope.check(reasoner.lm, "moving a latent's key to another position", "ablate needs it")
 
@@ -77,42 +71,50 @@ def ablate(
     seed: int = 0,
     on_batch: Callable[[int], None] | None = None,
     parts: Sequence[Slice] = (),
+    sizes: Sequence[int] | None = None,
 ) -> Answers:
     """Answer every example under each intervention, for each slice, and with 0 to T iterations.
 
-    An intervention that has no meaning for the backbone is skipped (`interventions.left_out`).
-    Iterations apply to methods that have them, up to the recipe's T, which is `as_they_are`.
+    An intervention that has no meaning for the model is skipped (`left_out`). Iterations apply to
+    methods that have them, up to the recipe's T, which is `as_they_are`. Latents are exchanged and
+    averaged between questions with as many latents.
 
     Args:
         seed: seed of all random draws.
         on_batch: called with the number of examples done.
         parts: slices of the cache that are exchanged on their own, see `slices`.
+        sizes: from `count_latents`, which is called if they are not given.
 
     Returns:
         For each intervention, the answers in the order of the examples. Up to rounding, they depend
         neither on `batch_size` nor on one another.
 
     Raises:
-        KavaError: if there are no latents, latents cannot be moved, or there are fewer than two
-            examples.
+        KavaError: if there are no latents, latents cannot be moved, or a question has no other with
+            as many latents.
     """
     check(reasoner)
-    if len(examples) < 2:
-        raise KavaError(
-            "ablate: latents are swapped between questions, so at least two are needed, not "
-            f"{len(examples)}",
-            code="evaluation.too-few-examples",
-        )
-    partner_of = partners(len(examples), seed)
-    found: dict[str, dict[int, Answer]] = {}
     training, done = reasoner.training, 0
     reasoner.eval()
-    average = Mean()
-    for chosen in batches(examples, batch_size):
+    sizes = count_latents(reasoner, examples, batch_size) if sizes is None else sizes
+    for size, count in sorted(Counter(sizes).items()) or [(0, 0)]:
+        if count < 2:
+            alike = "" if len(examples) < 2 else f" with as many latents, {size},"
+            raise KavaError(
+                f"ablate: latents are swapped between questions, so at least two{alike} are "
+                f"needed, not {count}; give more questions",
+                code="evaluation.too-few-examples",
+                key=str(size),
+            )
+    partner_of = partners(sizes, seed)
+    found: dict[str, dict[int, Answer]] = {}
+    averages = {size: Mean() for size in sizes}
+    for chosen in _batches_of_one_size(examples, batch_size, sizes):
         reasoning = reasoner.think([examples[i].question for i in chosen])
-        average.add(reasoner.lm, Latents.from_reasoning(reasoning))
-    for chosen in batches(examples, batch_size):
+        averages[sizes[chosen[0]]].add(reasoner.lm, Latents.from_reasoning(reasoning))
+    for chosen in _batches_of_one_size(examples, batch_size, sizes):
         partners_of = [examples[partner_of[i]].question for i in chosen]
+        average = averages[sizes[chosen[0]]]
         for name, answers in _batch(
             reasoner, examples, chosen, partners_of, average, max_new_tokens, seed, parts
         ).items():
@@ -122,6 +124,31 @@ def ablate(
             on_batch(done)
     reasoner.train(training)
     return {name: [by[i] for i in range(len(examples))] for name, by in found.items()}
+
+
+def count_latents(
+    reasoner: Reasoner, examples: Sequence[Example], batch_size: int
+) -> Sequence[int]:
+    """Return the number of latents of each example, which the model may choose itself."""
+    if reasoner.method.fixed_size:
+        return [reasoner.recipe.num_latents] * len(examples)
+    training, found = reasoner.training, {}
+    reasoner.eval()
+    for chosen in batches(examples, batch_size):
+        reasoning = reasoner.think([examples[i].question for i in chosen])
+        found.update(zip(chosen, Latents.count(reasoning).tolist(), strict=True))
+    reasoner.train(training)
+    return [found[i] for i in range(len(examples))]
+
+
+def _batches_of_one_size(
+    examples: Sequence[Example], batch_size: int, sizes: Sequence[int]
+) -> Iterator[list[int]]:
+    """Yield batches of indices of examples with as many latents."""
+    for size in sorted(set(sizes)):
+        alike = [i for i, other in enumerate(sizes) if other == size]
+        for chosen in batches([examples[i] for i in alike], batch_size):
+            yield [alike[i] for i in chosen]
 
 
 def _batch(
@@ -147,7 +174,7 @@ def _batch(
     averaged = average.at_positions_of(reasoner.lm, own)
     answers: Answers = {}
     for name, intervene in INTERVENTIONS.items():
-        if name in left_out(reasoner.lm):
+        if name in left_out(reasoner):
             continue
         draws = [random.Random(f"{name}/{seed}/{i}") for i in chosen]
         pairs = intervene(InterventionInputs(reasoner.lm, own, other, averaged, draws))
@@ -157,7 +184,8 @@ def _batch(
     for name, put in slices.rows(parts, own.key_values, theirs, averaged).items():
         changed = replace_latents(reasoner, reasoning, own, put())
         answers[name] = reasoner.answer(changed, max_new_tokens)
-    last = reasoner.recipe.num_iterations if reasoner.method.iterates else -1
+    has_fewer = reasoner.method.iterates and FEWER not in left_out(reasoner)
+    last = reasoner.recipe.num_iterations if has_fewer else -1
     for t in range(last + 1):
         if t == last:
             answers[iterations(t)] = answers[BASELINE]
@@ -181,6 +209,7 @@ def measure(
     seed: int = 0,
     parts: Sequence[Slice] = (),
     layers: int = 0,
+    sizes: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Compute the table rows and chance levels from answers in the order of the examples.
 
@@ -191,8 +220,11 @@ def measure(
         is different; `forward_passes`, as `kava eval` counts them. The row `swapped` also has
         `partner_accuracy`, the percentage of answers that are correct for the other question.
         `chance`: see `chance`. With `parts`, also `slices`: see `slices.measure_slices`.
+
+    Args:
+        sizes: the number of latents of each example; all alike if not given.
     """
-    partner_of = partners(len(examples), seed)
+    partner_of = partners(sizes or [0] * len(examples), seed)
     hits = {name: _correct_flags(examples, given) for name, given in answers.items()}
     rows = []
     for name, given in answers.items():
@@ -292,7 +324,9 @@ def ablate_task(
     layers = len(reasoner.cache_shapes())
     chosen = [slices.read_slice(text, layers) for text in parts] or slices.usual_slices(layers)
     tokens = settings.max_new_tokens
-    answers = ablate(reasoner, task.examples, batch_size, tokens, seed, on_batch, chosen)
+    check(reasoner)
+    sizes = count_latents(reasoner, task.examples, batch_size)
+    answers = ablate(reasoner, task.examples, batch_size, tokens, seed, on_batch, chosen, sizes)
     table = {
         "method": recipe.method,
         "num_latents": recipe.num_latents,
@@ -304,12 +338,12 @@ def ablate_task(
         "rule": HEADLINE,
         "seed": seed,
         "batch_size": batch_size,
-        **measure(task.examples, answers, seed, chosen, layers),
-        "left_out": left_out(reasoner.lm),
+        **measure(task.examples, answers, seed, chosen, layers, sizes),
+        "left_out": left_out(reasoner),
         "note": note_on_unreadable_golds(example.answer for example in task.examples),
         **provenance(),
     }
-    _write_predictions(folder, task.examples, answers, seed)
+    _write_predictions(folder, task.examples, answers, partners(sizes, seed))
     write_json(folder / RESULT, table)
     return table
 
@@ -336,10 +370,9 @@ def _check_folder(folder: Path, task: str) -> None:
 
 
 def _write_predictions(
-    folder: Path, examples: Sequence[Example], answers: Answers, seed: int
+    folder: Path, examples: Sequence[Example], answers: Answers, partner_of: Sequence[int]
 ) -> None:
     """Write one file in `predictions/ablation` per row of the table, one JSON line per example."""
-    partner_of = partners(len(examples), seed)
     for name, given in answers.items():
         lines, hits = [], _correct_flags(examples, given)
         for i, (example, answer) in enumerate(zip(examples, given, strict=True)):

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from kava.backbones import cache, rope
 from kava.backbones.cache import KeyValues
 from kava.backbones.masked_cache import MaskedCache
+from kava.errors import KavaError
 from kava.reasoning.answers import ReasoningResult
 from kava.reasoning.methods import LatentMethod
 from kava.reasoning.reasoner import Reasoner
@@ -41,9 +42,25 @@ class Latents:
     key_values: KeyValues
     positions: Tensor
 
+    @staticmethod
+    def count(reasoning: ReasoningResult) -> Tensor:
+        """Return the number of latents of each question, [batch]."""
+        columns = reasoning.latent_states.shape[1]
+        return reasoning.cache.attention_mask[:, -columns - 1 : -1].sum(1)
+
     @classmethod
     def from_reasoning(cls, reasoning: ReasoningResult) -> Latents:
-        """Extract the latents of a method whose reasoning ends with latents and <eot>."""
+        """Extract the latents of a method whose reasoning ends with latents and <eot>.
+
+        Raises:
+            KavaError: some questions have fewer latents than others.
+        """
+        if (cls.count(reasoning) < reasoning.latent_states.shape[1]).any():
+            raise KavaError(
+                "ablate: the questions of a batch have different numbers of latents",
+                code="evaluation.latents-vary",
+                key="latents",
+            )
         count, end = reasoning.latent_states.shape[1], reasoning.cache.columns - 1
         before = reasoning.cache.crop(end - count)
         return cls(
@@ -146,14 +163,21 @@ INTERVENTIONS: dict[str, Intervention] = {
 }
 
 
-def left_out(model: PreTrainedModel) -> dict[str, str]:
-    """Return the interventions that have no meaning for a backbone, with the reason."""
-    if rope.uses_rope(model):
-        return {}
-    return {
-        "shuffled": f"keys of {model.config.model_type} are not rotated, so that an answer reads "
-        "the latents as a set, without an order"
-    }
+#: The table's rows with fewer iterations, in `left_out`.
+FEWER = "iterations"
+
+
+def left_out(reasoner: Reasoner) -> dict[str, str]:
+    """Return the interventions that have no meaning for a model, with the reason."""
+    found = {}
+    if not rope.uses_rope(reasoner.lm):
+        found["shuffled"] = (
+            f"keys of {reasoner.lm.config.model_type} are not rotated, so that an answer reads the "
+            "latents as a set, without an order"
+        )
+    if not reasoner.method.fixed_size:
+        found[FEWER] = "each question finds the number of its latents in its own iterations"
+    return found
 
 
 class Mean:
@@ -219,15 +243,22 @@ def replace_latents(
     return dataclasses.replace(reasoning, cache=after, prompt=prompt, prompt_text=text)
 
 
-def partners(count: int, seed: int) -> list[int]:
-    """Return a partner for each of `count` examples; each is the partner of exactly one other.
+def partners(sizes: Sequence[int], seed: int) -> list[int]:
+    """Return a partner with as many latents for each example; each is the partner of one other.
 
-    The examples form a ring in a random order, and the next one in the ring is the partner.
+    The examples form a ring in a random order, and the next one in the ring with as many latents is
+    the partner.
+
+    Args:
+        sizes: the number of latents of each example.
     """
-    ring = list(range(count))
+    ring = list(range(len(sizes)))
     random.Random(f"partners/{seed}").shuffle(ring)
-    following = dict(zip(ring, ring[1:] + ring[:1], strict=True))
-    return [following[i] for i in range(count)]
+    following = {}
+    for size in set(sizes):
+        alike = [i for i in ring if sizes[i] == size]
+        following |= dict(zip(alike, alike[1:] + alike[:1], strict=True))
+    return [following[i] for i in range(len(sizes))]
 
 
 def draw_other_order(count: int, draw: random.Random) -> list[int]:

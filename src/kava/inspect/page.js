@@ -165,7 +165,8 @@ function drawDecoded(decoded) {
   const passes = decoded.passes, last = passes.length - 1, count = passes[0].length;
   let view = passes.length > 1 ? "all" : "0";
   const words = (top) => top.map(([text, p]) => `${(100 * p).toFixed(2).padStart(6)} %  ${shown(text)}`).join("\n");
-  const cell = ([text, p], top, where, early) => el("td", { class: "word" + (early ? " early" : ""), v: p.toFixed(3), ...(early ? { colour: "var(--below)" } : {}), ...tipped(where + "\n" + words(top)) }, el("div", {}, shown(text), el("span", {}, p.toFixed(2))));
+  // A latent that has not begun in a pass decodes to nothing, with a probability of 0.
+  const cell = ([text, p], top, where, early) => p === 0 ? el("td", {}) : el("td", { class: "word" + (early ? " early" : ""), v: p.toFixed(3), ...(early ? { colour: "var(--below)" } : {}), ...tipped(where + "\n" + words(top)) }, el("div", {}, shown(text), el("span", {}, p.toFixed(2))));
   const early = (t, i) => passes[t][i][0][0] !== passes[last][i][0][0];
   const [place, again] = redrawn(() => {
     const all = view === "all", t = all ? last : Number(view);
