@@ -45,8 +45,9 @@ class Latents:
     @staticmethod
     def count(reasoning: ReasoningResult) -> Tensor:
         """Return the number of latents of each question, [batch]."""
-        columns = reasoning.latent_states.shape[1]
-        return reasoning.cache.attention_mask[:, -columns - 1 : -1].sum(1)
+        states = reasoning.latent_states
+        assert states is not None  # `ablation.check` refuses methods without latents
+        return reasoning.cache.attention_mask[:, -states.shape[1] - 1 : -1].sum(1)
 
     @classmethod
     def from_reasoning(cls, reasoning: ReasoningResult) -> Latents:
@@ -55,13 +56,14 @@ class Latents:
         Raises:
             KavaError: some questions have fewer latents than others.
         """
-        if (cls.count(reasoning) < reasoning.latent_states.shape[1]).any():
+        counts = cls.count(reasoning)
+        count, end = int(counts.max()), reasoning.cache.columns - 1
+        if (counts < count).any():
             raise KavaError(
                 "ablate: the questions of a batch have different numbers of latents",
                 code="evaluation.latents-vary",
                 key="latents",
             )
-        count, end = reasoning.latent_states.shape[1], reasoning.cache.columns - 1
         before = reasoning.cache.crop(end - count)
         return cls(
             before,
