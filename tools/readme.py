@@ -27,8 +27,8 @@ from tools import scale
 
 #: Rows of the ablation of latents that are shown.
 SHOWN = (
-    "as_they_are", "swapped", "shuffled", "noise", "zeroed", "iterations_0", "iterations_2",
-    "iterations_3",
+    "as_they_are", "swapped", "shuffled", "noise", "mean", "zeroed", "removed", "iterations_0",
+    "iterations_2", "iterations_3",
 )  # fmt: skip
 
 
@@ -65,10 +65,13 @@ COMPONENTS = {
     "t1": "R-KV, T 1",
     "t2": "R-KV, T 2",
     "t8": "R-KV, T 8",
+    "random_t": "R-KV, M 35, T drawn from 1 to 8 for each training step",
+    "residual": "R-KV, M 35, `latent_update: residual`",
     "lotus": "LOTUS",
     "lotus_kv": "LOTUS + L_KV, a2 20",
     "aligned": "Aligned KaVa",
     "aligned_no_kv": "Aligned KaVa without L_KV",
+    "aligned_stop": "Aligned KaVa with `stop`",
 }
 
 
@@ -84,40 +87,54 @@ def components(folder: Path) -> str:
     return Table("components", made.caption, ("trained with", "accuracy (%)"), rows).markdown()
 
 
-#: What aligned KaVa is compared with, question by question: the folder of the runs, what it has in
-#: common, the other run.
+#: Runs of aligned KaVa and what they are compared with, question by question: the folder, what
+#: the runs have in common, the two runs.
 PAIRED = (
-    ("quickstart", "2,000 steps", "kava", "KaVa"),
-    ("quickstart", "2,000 steps", "lotus", "LOTUS"),
-    ("quickstart/ablations", "500 steps", "m35", "KaVa, M 35"),
-    ("quickstart/ablations", "500 steps", "lotus", "LOTUS"),
-    ("quickstart/ablations", "500 steps", "aligned_no_kv", "Aligned KaVa without L_KV"),
-    ("sentences", "sentences, 500 steps", "kava_m35", "KaVa, M 35"),
-    ("sentences", "sentences, 500 steps", "lotus", "LOTUS"),
+    ("quickstart", "2,000 steps", "aligned", "kava"),
+    ("quickstart", "2,000 steps", "aligned", "lotus"),
+    ("quickstart", "2,000 steps", "aligned_stop", "kava"),
+    ("quickstart", "2,000 steps", "aligned_stop", "lotus"),
+    ("quickstart/ablations", "500 steps", "aligned", "m35"),
+    ("quickstart/ablations", "500 steps", "aligned", "lotus"),
+    ("quickstart/ablations", "500 steps", "aligned", "aligned_no_kv"),
+    ("quickstart/ablations", "500 steps", "aligned_stop", "m35"),
+    ("quickstart/ablations", "500 steps", "aligned_stop", "lotus"),
+    ("sentences", "sentences, 500 steps", "aligned", "kava_m35"),
+    ("sentences", "sentences, 500 steps", "aligned", "lotus"),
+    ("sentences", "sentences, 500 steps", "aligned_stop", "kava_m35"),
+    ("sentences", "sentences, 500 steps", "aligned_stop", "lotus"),
 )
+#: What the table of `PAIRED` calls them.
+CALLED = {
+    "aligned": "Aligned KaVa",
+    "aligned_stop": "Aligned KaVa with `stop`",
+    "aligned_no_kv": "Aligned KaVa without L_KV",
+    "kava": "KaVa",
+    "kava_m35": "KaVa, M 35",
+    "m35": "KaVa, M 35",
+    "lotus": "LOTUS",
+}
 SEEDS = (42, 123, 456)
 
 
 def paired(results: Path) -> str:
     """How far aligned KaVa is ahead of other runs with the same seed, on the same problems."""
     lines = []
-    for folder, common, other, told in PAIRED:
-        runs = [
-            [results / folder / f"{n}-seed{seed}" for n in (other, "aligned")] for seed in SEEDS
-        ]
+    for folder, common, ours, other in PAIRED:
+        runs = [[results / folder / f"{n}-seed{seed}" for n in (other, ours)] for seed in SEEDS]
         found = [compare(*pair, task="synthetic") for pair in runs]
         cells = [
             f"{one.difference:+.1f} ({one.low:+.1f} to {one.high:+.1f}), p "
             + (f"{one.p:.2g}" if one.p >= 1e-4 else "< 0.0001")
             for one in found
         ]
-        lines.append((common, told, *cells))
-    headings = ("training", "compared with", *(f"seed {seed}" for seed in SEEDS))
+        lines.append((common, CALLED[ours], CALLED[other], *cells))
+    headings = ("training", "method", "compared with", *(f"seed {seed}" for seed in SEEDS))
     told = (
         "Percentage points, with 95 % intervals of a bootstrap over n = 1,000 problems, and "
         "McNemar's exact test"
     )
-    return f"{markdown_table(headings, lines, range(5))}\n\n{told}\n"
+    return f"{markdown_table(headings, lines, range(6))}\n\n{told}\n"
 
 
 def small(folder: Path) -> str:
@@ -131,25 +148,52 @@ def small(folder: Path) -> str:
     return Table("small", made.caption, tuple(made.headings[i] for i in kept), rows).markdown()
 
 
-def latents(file: Path) -> str:
+#: Runs whose latents were changed, in folders of `results/quickstart/ablation`.
+CHANGED = {"kava": "KaVa", "aligned_stop": "Aligned KaVa with `stop`"}
+
+
+def latents(folder: Path) -> str:
     """What becomes of answers when latents are changed."""
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    by_name = {row["name"]: row for row in found["rows"]}
+    found: dict[str, dict[str, Any]] = {
+        told: json.loads((folder / name / "ablation.json").read_text(encoding="utf-8"))
+        for name, told in CHANGED.items()
+    }
+    by_name = {told: {row["name"]: row for row in one["rows"]} for told, one in found.items()}
     lines = []
     for name in SHOWN:
-        row = by_name[name]
-        low, high = row["difference_interval"] if name != "as_they_are" else (None, None)
-        gap = "" if low is None else f"{row['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
-        told = MEANINGS.get(name, label(name))
-        lines.append((told, f"{row['accuracy']:.1f} ± {row['accuracy_se']:.1f}", gap))
-    swapped, chance = by_name["swapped"], found["chance"]["other_question"]
+        cells = []
+        for rows in by_name.values():
+            if name not in rows:
+                cells += ["-", "-"]
+                continue
+            row = rows[name]
+            low, high = row["difference_interval"]
+            gap = f"{row['difference']:+.1f} ({low:+.1f} to {high:+.1f})"
+            cells.append(f"{row['accuracy']:.1f} ± {row['accuracy_se']:.1f}")
+            cells.append("" if name == "as_they_are" else gap)
+        lines.append((MEANINGS.get(name, label(name)), *cells))
+    headings = ["latents"]
+    for told in found:
+        headings += [f"{told} (%)", "difference, 95 % interval"]
+    n = {row["n"] for rows in by_name.values() for row in rows.values()}
+    counts, chance = (f"{count:,}" for count in sorted(n)), found["KaVa"]["chance"]
     end = (
-        f"n = {swapped['n']:,}; ± is one standard error; chance is {chance:.1f} %. With the "
-        f"latents of another question, {swapped['partner_accuracy']:.1f} % of the answers are "
-        "correct for that other question."
+        f"n = {' or '.join(counts)}; ± is one standard error; chance is "
+        f"{chance['other_question']:.1f} %."
     )
-    headings = ("latents", "accuracy (%)", "difference, 95 % interval")
     return f"{markdown_table(headings, lines)}\n\n{end}\n"
+
+
+def shares(folder: Path) -> str:
+    """Which slices of the latents' cache carry the answer."""
+    lines = []
+    for name, told in CHANGED.items():
+        found = json.loads((folder / name / "ablation.json").read_text(encoding="utf-8"))
+        for row in found["slices"]:
+            numbers = (f"{row[share]:.2f}" for share in ("sufficiency", "selectivity", "necessity"))
+            lines.append((told, label(row["name"]), *numbers))
+    headings = ("method", "slice", "sufficiency", "selectivity", "necessity")
+    return f"{markdown_table(headings, lines, range(2))}\n"
 
 
 def kept_tokens(file: Path) -> str:
@@ -169,6 +213,32 @@ def kept_tokens(file: Path) -> str:
         "in an equation (%)", "predictable (%)",
     )  # fmt: skip
     return f"{markdown_table(headings, lines)}\n\nn = {found['n']} problems\n"
+
+
+def iterations(file: Path) -> str:
+    """What iterations cost and bring: each model with its own T, others, and tolerances."""
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    lines = []
+    for row in found["results"]:
+        times = row["ms_per_question"]
+        lines.append(
+            (
+                row["model"].replace("_", " "),
+                str(row.get("num_latents", "-")),
+                str(row.get("num_iterations", "-"))
+                + (f" ({row['tolerance']:g})" if "tolerance" in row else ""),
+                f"{row['accuracy']:.1f} ± {row['accuracy_se']:.1f}",
+                f"{row['forward_passes']:.1f}",
+                *(f"{times[size]['median']:.1f}" for size in ("1", "32", "256")),
+            )
+        )
+    headings = (
+        "model", "M", "T (tolerance)", "accuracy (%)", "passes", "ms alone", "ms, batches of 32",
+        "ms, batches of 256",
+    )  # fmt: skip
+    count, rounds = found["results"][0]["n"], found["rounds"]
+    told = f"n = {count:,}; ± is one standard error; times are medians of {rounds} rounds"
+    return f"{markdown_table(headings, lines)}\n\n{told}\n"
 
 
 def decoding(file: Path) -> str:
@@ -265,8 +335,10 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "quickstart": lambda root: quickstart(root / "results/quickstart/summary.json"),
     "sentences": lambda root: quickstart(root / "results/sentences/summary.json"),
     "components": lambda root: components(root / "results/quickstart/ablations"),
-    "latents": lambda root: latents(root / "results/quickstart/ablation/kava/ablation.json"),
+    "latents": lambda root: latents(root / "results/quickstart/ablation"),
+    "shares": lambda root: shares(root / "results/quickstart/ablation"),
     "kept_tokens": lambda root: kept_tokens(root / "results/quickstart/kept_tokens.json"),
+    "iterations": lambda root: iterations(root / "results/bench/iterations.json"),
     "decoding": lambda root: decoding(root / "results/bench/decoding.json"),
     "paired": lambda root: paired(root / "results"),
     "small": lambda root: small(root / "results/gsm8k_small"),
@@ -280,8 +352,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
 PAGES = {
     "README.md": ("quickstart",),
     "docs/results.md": (
-        "quickstart", "components", "latents", "kept_tokens", "sentences", "paired", "small",
-        "paper_accuracy", "paper_passes",
+        "quickstart", "iterations", "components", "latents", "shares", "kept_tokens", "sentences",
+        "paired", "small", "paper_accuracy", "paper_passes",
     ),
     "docs/compressing.md": ("decoding",),
     "docs/scale.md": tuple(scale.TABLES),
