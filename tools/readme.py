@@ -339,6 +339,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "shares": lambda root: shares(root / "results/quickstart/ablation"),
     "kept_tokens": lambda root: kept_tokens(root / "results/quickstart/kept_tokens.json"),
     "iterations": lambda root: iterations(root / "results/bench/iterations.json"),
+    "by_latents": lambda root: iterations(root / "results/bench/iterations_by_latents.json"),
     "decoding": lambda root: decoding(root / "results/bench/decoding.json"),
     "paired": lambda root: paired(root / "results"),
     "small": lambda root: small(root / "results/gsm8k_small"),
@@ -352,8 +353,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
 PAGES = {
     "README.md": ("quickstart",),
     "docs/results.md": (
-        "quickstart", "iterations", "components", "latents", "shares", "kept_tokens", "sentences",
-        "paired", "small", "paper_accuracy", "paper_passes",
+        "quickstart", "iterations", "by_latents", "components", "latents", "shares",
+        "kept_tokens", "sentences", "paired", "small", "paper_accuracy", "paper_passes",
     ),
     "docs/compressing.md": ("decoding",),
     "docs/scale.md": tuple(scale.TABLES),
