@@ -94,8 +94,6 @@ def ablate(
             as many latents.
     """
     check(reasoner)
-    training, done = reasoner.training, 0
-    reasoner.eval()
     sizes = count_latents(reasoner, examples, batch_size) if sizes is None else sizes
     for size, count in sorted(Counter(sizes).items()) or [(0, 0)]:
         if count < 2:
@@ -108,6 +106,8 @@ def ablate(
             )
     partner_of = partners(sizes, seed)
     found: dict[str, dict[int, Answer]] = {}
+    training, done = reasoner.training, 0
+    reasoner.eval()
     averages = {size: Mean() for size in sizes}
     for chosen in _batches_of_one_size(examples, batch_size, sizes):
         reasoning = reasoner.think([examples[i].question for i in chosen])
