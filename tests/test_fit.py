@@ -33,7 +33,7 @@ def needed(model, size):
 
 
 def test_the_most_examples_that_fit_are_chosen():
-    model = thinker()
+    model = reasoner("llama", "kava", **lora(), train=TRAIN, num_latents=1, num_iterations=1)
     rows = model.encoder.rows(ROWS)
     whole = choose_rows(model, rows, 10**12)
     assert whole.rows == 8 and whole.needed == pytest.approx(needed(model, 8), rel=0.1)

@@ -130,11 +130,12 @@ def test_lengths_of_real_examples_are_counted_unless_others_are_given(kava, tmp_
 @pytest.mark.parametrize("method", registry.names("methods"))
 def test_every_method_can_be_counted(method, frozen):
     settings = {
-        "lotus": ("latent_readout.width=2", "num_latents=6"),
-        "coconut": ("method_options.latents_per_stage=2", "method_options.max_stage=3"),
+        "lotus": ("latent_readout.width=2",),
+        "coconut": ("method_options.latents_per_stage=1", "method_options.max_stage=2"),
     }.get(method, ())
-    settings = ("num_latents=6", "kv.weight=0", "codi.weight=0", *settings, *frozen)
-    wanted = recipe("kava", f"method={method}", *settings)
+    few = ("num_latents=2", "num_iterations=1", "train.batch_size=2")
+    weights = ("kv.weight=0", "codi.weight=0")
+    wanted = recipe("kava", f"method={method}", *few, *weights, *settings, *frozen)
     found = counting.count(wanted, TINY, SHORT, 2, "cuda")
     assert min(found.weights, found.gradients, found.optimiser, found.activations) > 0
     assert found.optimiser == pytest.approx(2 * found.gradients, rel=0.05)
@@ -205,7 +206,8 @@ def test_dropout_keeps_a_byte_for_each_number_as_on_gpus():
 @pytest.mark.parametrize("adapter", ("full", "lora"))
 def test_weights_gradients_and_optimiser_are_those_of_the_model(adapter):
     for precision, frozen_bytes in (("fp32", 4), ("bf16", 2)):
-        one = recipe("kava", f"adapter={adapter}", "lora.r=4", f"train.precision={precision}")
+        few = ("num_latents=2", "num_iterations=1")
+        one = recipe("kava", f"adapter={adapter}", "lora.r=4", f"train.precision={precision}", *few)
         real = random_reasoner(one, TINY, torch.device("cpu"))
         found = counting.count(one, TINY, SHORT, 2, "cpu")
         trained = sum(w.numel() for w in real.parameters() if w.requires_grad)

@@ -291,7 +291,10 @@ def workers(process: subprocess.Popen) -> dict[int, int]:
     """Pids of a launcher's processes by their number."""
     found = {}
     for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-        names = Path(f"/proc/{child}/environ").read_text().split("\0")
+        try:
+            names = Path(f"/proc/{child}/environ").read_text().split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # a short-lived helper of the launcher has just ended
         found.update({int(n[5:]): int(child) for n in names if n.startswith("RANK=")})
     return found
 
