@@ -16,6 +16,8 @@ from typing import Any
 
 from kava.errors import KavaError, unknown_name
 from kava.evaluation.compare import compare
+from kava.reasoning.methods import label_of
+from kava.recipe import registry
 from kava.report.ablation import MEANINGS, label
 from kava.report.results import find
 from kava.report.rows import TableRow
@@ -269,6 +271,30 @@ def decoding(file: Path) -> str:
     return f"{markdown_table(headings, lines, range(2))}\n\n{caption}\n"
 
 
+def search(file: Path) -> str:
+    """The same search for every method: its recipe's own values and the best trial."""
+    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        trials = [row for row in rows if row["method"] == method]
+        (own,) = (row for row in trials if not row["changes"])
+        best = max(trials, key=lambda row: row["accuracy"])
+        changes = ", ".join(f"`{change}`" for change in best["changes"]) or "the recipe's own"
+        name = label_of(method) if method in registry.names("methods") else method.replace("_", " ")
+        found = (f"{row['accuracy']:.1f} ({row['forward_passes']:.1f})" for row in (own, best))
+        lines.append((best["accuracy"], (name, str(len(trials)), *found, changes)))
+    lines.sort(key=lambda line: -line[0])
+    headings = ("method", "trials", "its recipe", "best trial", "values of the best trial")
+    counts = " or ".join(f"{count:,}" for count in sorted({row["n"] for row in rows}))
+    caption = (
+        f"Accuracy (%) on n = {counts} generated validation problems after 500 steps, one seed; "
+        f"standard errors are at most {max(row['accuracy_se'] for row in rows):.1f}. In brackets, "
+        f"forward passes. {len(rows)} trainings, "
+        f"{sum(row['processor_seconds'] for row in rows) / 3600:.1f} hours of one core."
+    )
+    return f"{markdown_table(headings, [line for _, line in lines], (0, 4))}\n\n{caption}\n"
+
+
 def beside_paper(file: Path) -> str:
     """A table of `kava table --paper` without the rows that have neither number."""
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -341,6 +367,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "iterations": lambda root: iterations(root / "results/bench/iterations.json"),
     "by_latents": lambda root: iterations(root / "results/bench/iterations_by_latents.json"),
     "decoding": lambda root: decoding(root / "results/bench/decoding.json"),
+    "search": lambda root: search(root / "results/quickstart/search.json"),
     "paired": lambda root: paired(root / "results"),
     "small": lambda root: small(root / "results/gsm8k_small"),
     "paper_accuracy": lambda root: beside_paper(root / "results/paper/table1_accuracy.md"),
@@ -353,7 +380,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
 PAGES = {
     "README.md": ("quickstart",),
     "docs/results.md": (
-        "quickstart", "iterations", "by_latents", "components", "latents", "shares",
+        "quickstart", "search", "iterations", "by_latents", "components", "latents", "shares",
         "kept_tokens", "sentences", "paired", "small", "paper_accuracy", "paper_passes",
     ),
     "docs/compressing.md": ("decoding",),
