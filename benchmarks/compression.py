@@ -12,11 +12,13 @@ fill one file. Writes results/quickstart/compression.json.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from kava.data.synthetic import generate
 from kava.evaluation.answers import HEADLINE
 from kava.evaluation.runner import evaluate
 from kava.reasoning.evictions import Eviction, EvictionInputs
+from kava.reasoning.methods._kv import KvDistillation
 from kava.reasoning.open import open_reasoner
 from kava.reasoning.resolve import load_resolved
 from kava.recipe import registry
@@ -90,6 +93,26 @@ def register_oracle(backbone: Path) -> None:
     registry.register("evictions", "equations", Equations)
 
 
+@contextmanager
+def weight_over_time(how: str, steps: int) -> Iterator[None]:
+    """Inside, the weight of L_KV `grows` from 0 to twice its value, or `falls` so, or is constant.
+
+    A step is one micro-batch here, so that the calls of the loss are its steps.
+    """
+    own, calls = KvDistillation.weighted_loss, itertools.count()
+
+    def weighted(self: KvDistillation, terms: dict[str, Tensor]) -> Tensor:
+        done = next(calls) / steps
+        return own(self, terms) * 2 * (done if how == "grows" else 1 - done)
+
+    if how != "constant":
+        KvDistillation.weighted_loss = weighted
+    try:
+        yield
+    finally:
+        KvDistillation.weighted_loss = own
+
+
 def measure(recipe: Recipe, run: Path, split: str, problems: int) -> dict[str, Any]:
     """Train a recipe, or open what was trained, and score it on problems of its own form."""
     begin = time.process_time()
@@ -126,6 +149,12 @@ def main() -> None:
     parser.add_argument("--weights", nargs="+", type=float, default=[1.0])
     parser.add_argument("--seeds", nargs="+", type=int, default=[42])
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="for all")
+    parser.add_argument(
+        "--over-time",
+        choices=("constant", "grows", "falls"),
+        default="constant",
+        help="weight of L_KV: linear from 0 to twice its value, or back",
+    )
     parser.add_argument("--test", action="store_true", help="score on test problems")
     parser.add_argument("--problems", type=int, default=1000)
     parser.add_argument("-o", "--output", type=Path, default=FILE)
@@ -146,14 +175,17 @@ def main() -> None:
             "weight": weight,
             "seed": seed,
             "set": given.set,
+            "over_time": given.over_time,
             "split": "test" if given.test else "validation",
         }
         if any(setting.items() <= row.items() for row in read(given.output)):
             continue
         changes = [f"kv.weight={weight}", *EVICTIONS[eviction], f"num_latents={latents}"]
-        name = "-".join([eviction, f"m{latents}", f"w{weight:g}", *given.set, f"seed{seed}"])
+        parts = [eviction, f"m{latents}", f"w{weight:g}", *given.set, given.over_time]
         recipe = load_resolved(RECIPE, [*changes, f"seed={seed}", *given.set])
-        row = setting | measure(recipe, RUNS / name, setting["split"], given.problems)
+        run = RUNS / "-".join([*parts, f"seed{seed}"])
+        with weight_over_time(given.over_time, recipe.train.steps):
+            row = setting | measure(recipe, run, setting["split"], given.problems)
         print({key: row[key] for key in (*setting, "accuracy", "losses_at_the_end")}, flush=True)
         add(given.output, row, __doc__.partition("\n")[0], order)
 
@@ -172,7 +204,7 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 def order(row: dict[str, Any]) -> tuple:
     """Return what rows are sorted by."""
-    names = ("split", "num_latents", "eviction", "weight", "set", "seed")
+    names = ("split", "num_latents", "eviction", "weight", "set", "over_time", "seed")
     return tuple(row[name] for name in names)
 
 
