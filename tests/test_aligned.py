@@ -23,6 +23,8 @@ from kava.reasoning.resolve import load_resolved
 from kava.types import Example
 
 ROOT = Path(__file__).resolve().parent.parent
+#: The same products, in matrices of other sizes, are rounded differently, by the processor.
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
 def choose(thinker, data):
@@ -103,7 +105,7 @@ def test_a_window_of_all_passes_is_jacobi_iteration(changes):
         thinker = reasoner(method="aligned", **sizes, method_options={"window": window})
         states.append(thinker.think(["w1 w2 w3", "w4"]).latent_states)
     for one in states[1:]:
-        torch.testing.assert_close(one, states[0])
+        torch.testing.assert_close(one, states[0], **CLOSE)
 
 
 def test_a_window_does_not_find_its_number_of_iterations():
@@ -130,8 +132,8 @@ def test_the_inputs_of_the_last_pass_give_what_is_cached_in_one_pass():
     once = thinker.lm(inputs_embeds=embeds, use_cache=True).past_key_values
     for cached, whole in zip(past.layers, once.layers, strict=True):
         columns = cached.keys.shape[2]
-        torch.testing.assert_close(cached.keys, whole.keys[:, :, :columns])
-        torch.testing.assert_close(cached.values, whole.values[:, :, :columns])
+        torch.testing.assert_close(cached.keys, whole.keys[:, :, :columns], **CLOSE)
+        torch.testing.assert_close(cached.values, whole.values[:, :, :columns], **CLOSE)
 
 
 def test_latents_that_have_not_begun_decode_to_nothing():
@@ -171,11 +173,11 @@ def test_where_latents_end_does_not_depend_on_the_batch(window, iterations):
         alone = think([row], ending)
         sizes.append(alone.latents.shape[1])
         assert alone.iterations.item() == together.iterations[row]
-        torch.testing.assert_close(together.latents[row, : sizes[-1]], alone.latents[0])
-        torch.testing.assert_close(together.suffix[row], alone.suffix[0])
+        torch.testing.assert_close(together.latents[row, : sizes[-1]], alone.latents[0], **CLOSE)
+        torch.testing.assert_close(together.suffix[row], alone.suffix[0], **CLOSE)
     assert together.latents.shape[1] == max(sizes) and len(set(sizes)) > 1
     known = think(range(3), Ending(torch.tensor(sizes), ending.ends))  # as in training
-    torch.testing.assert_close(known.suffix, together.suffix)
+    torch.testing.assert_close(known.suffix, together.suffix, **CLOSE)
 
 
 def stopping():
