@@ -230,10 +230,21 @@ def released(job: str) -> None:
     """SLURM lets two minutes pass before it starts a job again, from when the last start is over.
 
     That may be after the job is seen in the queue, so this is said again for as long as it waits.
+    While slurmd's processes of the last start are there, they may still report an end, which would
+    be taken for that of the next start.
     """
-    if slurm_queue.states([job]).get(job) == "PENDING":
-        update = f"JobId={numbers(job)}", "StartTime=now"
+    if slurm_queue.states([job]).get(job) == "PENDING" and not supervised(number := numbers(job)):
+        update = f"JobId={number}", "StartTime=now"
         subprocess.run(["scontrol", "update", *update], capture_output=True)
+
+
+def supervised(job: str) -> bool:
+    """Whether a process of slurmd looks after one of the job's steps."""
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if file.read_bytes().startswith(f"slurmstepd: [{job}.".encode()):
+                return True
+    return False
 
 
 def numbers(job: str) -> str:
