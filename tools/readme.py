@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -295,6 +296,57 @@ def search(file: Path) -> str:
     return f"{markdown_table(headings, [line for _, line in lines], (0, 4))}\n\n{caption}\n"
 
 
+#: The evictions of the study of compression in the order of its table.
+EVICTIONS = {
+    "none": "no L_KV",
+    "rkv_0": "R-KV, lambda 0",
+    "rkv": "R-KV, lambda 0.1",
+    "rkv_1": "R-KV, lambda 1",
+    "crop_right": "the first tokens",
+    "random": "random tokens",
+    "evenly_spaced": "every k-th token",
+    "mean_pooling": "means of spans",
+    "equations": "the equations' tokens (an oracle)",
+    "full": "all tokens",
+}
+
+
+def compression(file: Path) -> str:
+    """Accuracy by what L_KV compares with, and by the number of latents."""
+    every: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    rows = [row for row in every if row["split"] == "test"]
+    sizes = sorted({row["num_latents"] for row in rows})
+    lines = []
+    for eviction, told in EVICTIONS.items():
+        own = [row for row in rows if row["eviction"] == eviction]
+        if not own:
+            continue
+        each = [[row for row in own if row["num_latents"] == size] for size in sizes]
+        accuracies = [_over_seeds([row["accuracy"] for row in some], 1) for some in each]
+        losses = [row["losses_at_the_end"].get("kv") for some in each for row in some]
+        loss = "-" if None in losses else f"{sum(losses) / len(losses):.2f}"
+        weights = {row["weight"] for row in own} - {0}
+        lines.append(
+            (told, ", ".join(f"{weight:g}" for weight in weights) or "-", *accuracies, loss)
+        )
+    headings = ("compared with", "a2", *(f"M {size} (%)" for size in sizes), "L_KV at the end")
+    seeds = len({row["seed"] for row in rows})
+    trained = [row for row in every if row["split"] == "validation"]
+    caption = (
+        f"n = {rows[0]['n']:,} test problems; ± is standard deviation over {seeds} seeds; L_KV is "
+        f"the mean over all M and seeds. {len(trained)} trainings, "
+        f"{sum(row['processor_seconds'] for row in trained) / 3600:.1f} hours of one core."
+    )
+    return f"{markdown_table(headings, lines)}\n\n{caption}\n"
+
+
+def _over_seeds(values: Sequence[float], digits: int) -> str:
+    """A mean and a standard deviation, as far as there are values."""
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}" if values else "-"
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
 def beside_paper(file: Path) -> str:
     """A table of `kava table --paper` without the rows that have neither number."""
     lines = file.read_text(encoding="utf-8").splitlines()
@@ -367,6 +419,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "iterations": lambda root: iterations(root / "results/bench/iterations.json"),
     "by_latents": lambda root: iterations(root / "results/bench/iterations_by_latents.json"),
     "decoding": lambda root: decoding(root / "results/bench/decoding.json"),
+    "compression": lambda root: compression(root / "results/quickstart/compression.json"),
     "search": lambda root: search(root / "results/quickstart/search.json"),
     "paired": lambda root: paired(root / "results"),
     "small": lambda root: small(root / "results/gsm8k_small"),
@@ -381,7 +434,8 @@ PAGES = {
     "README.md": ("quickstart",),
     "docs/results.md": (
         "quickstart", "search", "iterations", "by_latents", "components", "latents", "shares",
-        "kept_tokens", "sentences", "paired", "small", "paper_accuracy", "paper_passes",
+        "kept_tokens", "compression", "sentences", "paired", "small", "paper_accuracy",
+        "paper_passes",
     ),
     "docs/compressing.md": ("decoding",),
     "docs/scale.md": tuple(scale.TABLES),
