@@ -314,7 +314,8 @@ EVICTIONS = {
 def compression(file: Path) -> str:
     """Accuracy by what L_KV compares with, and by the number of latents."""
     every: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["rows"]
-    rows = [row for row in every if row["split"] == "test"]
+    plain = {"split": "test", "set": [], "over_time": "constant"}
+    rows = [row for row in every if plain.items() <= row.items()]
     sizes = sorted({row["num_latents"] for row in rows})
     lines = []
     for eviction, told in EVICTIONS.items():
@@ -325,7 +326,7 @@ def compression(file: Path) -> str:
         accuracies = [_over_seeds([row["accuracy"] for row in some], 1) for some in each]
         losses = [row["losses_at_the_end"].get("kv") for some in each for row in some]
         loss = "-" if None in losses else f"{sum(losses) / len(losses):.2f}"
-        weights = {row["weight"] for row in own} - {0}
+        weights = sorted({row["weight"] for row in own} - {0})
         lines.append(
             (told, ", ".join(f"{weight:g}" for weight in weights) or "-", *accuracies, loss)
         )
